@@ -1,0 +1,107 @@
+"""Output directories that are whole or not there: written beside their place, and renamed once a manifest is in."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from thriftune.errors import UserError
+
+MANIFEST = "manifest.json"
+_PARTIAL = ".partial"
+# What decides the numbers of a run; anything else is in the lock file of the commit.
+_VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate", "flytekit")
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[Path]:
+    """Write an output directory: it appears under its name only when the block ends without an error.
+
+    Args:
+        directory: Final place. An older directory there is replaced at the end.
+
+    Yields:
+        An empty directory to write into.
+
+    Raises:
+        RuntimeError: The block ended without writing a manifest.
+    """
+    partial = directory.with_name(directory.name + _PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if not (partial / MANIFEST).is_file():
+        raise RuntimeError(f"{partial} has no {MANIFEST}: whoever writes a directory also writes its manifest, last.")
+    if directory.exists():
+        shutil.rmtree(directory)
+    partial.rename(directory)
+
+
+def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write `manifest.json`: what this directory is and how it came to be.
+
+    Args:
+        directory: Where the other files already are.
+        kind: What it holds: model, adapter, dataset ...
+        content: Configuration, fingerprints, metrics. Never a secret.
+    """
+    manifest = {"kind": kind, **content, "versions": versions(), "git_commit": git_commit()}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a finished directory.
+
+    Raises:
+        UserError: There is none, so the directory is not a finished output of this package.
+    """
+    file = directory / MANIFEST
+    if not file.is_file():
+        raise UserError.single(
+            "directory",
+            directory,
+            f"has no {MANIFEST}: it was deleted, or it is not a finished output of this package.",
+            "Run the step that makes it again.",
+        )
+    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return manifest
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether a directory was finished."""
+    return (directory / MANIFEST).is_file()
+
+
+def key_of(*parts: str) -> str:
+    """A short name for a combination of texts, equal only when all of them are."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide a run's numbers."""
+    installed = {}
+    for name in _VERSIONS_OF:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, or None outside one (in a pod, where the code came as an archive)."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or None

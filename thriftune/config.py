@@ -1,0 +1,217 @@
+"""The YAML file of a run: the whole truth of that run. Every key is documented here, once, with its unit.
+
+Nothing here imports a heavy library: the file is read on the laptop that types `pyflyte run` and again in each pod.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from thriftune import config_errors, config_rules
+from thriftune.errors import ConfigError
+from thriftune.hardware import DeviceName, PrecisionChoice
+
+Method = Literal["full", "qlora"]
+DataFormat = Literal["alpaca", "chat", "text"]
+
+
+class Section(BaseModel):
+    """Base of every section: a key that is not known is an error, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    source: str = Field(min_length=1, description="Hub id, local directory, s3:// or gs:// URL, or a .gguf file.")
+    revision: str | None = Field(
+        default=None,
+        description="Commit, tag or branch of a hub id. The commit it stands for is resolved once, before anything "
+        "is fetched, and recorded; pin a commit to get the same weights for ever.",
+    )
+    trust_remote_code: bool = Field(default=False, description="Run Python code that the model's repository ships.")
+
+
+class DataConfig(Section):
+    """The rows to train on, and how they become tokens."""
+
+    source: str = Field(
+        min_length=1, description="Hub dataset id, or a path, glob, s3:// or gs:// URL of JSONL, CSV or Parquet files."
+    )
+    format: DataFormat = Field(
+        description="alpaca: instruction, input (optional), output. chat: messages, a list of {role, content}. "
+        "text: text, for continued pre-training."
+    )
+    subset: str | None = Field(default=None, description="Config name of a hub dataset.")
+    split: str = Field(default="train", description="Split of a hub dataset to read rows from.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
+    max_length: PositiveInt = Field(default=1024, description="Longest row, in tokens; longer rows are cut.")
+    max_rows: PositiveInt | None = Field(default=None, description="Use only this many rows, chosen by the seed.")
+    validation_share: float = Field(
+        default=0.05, gt=0, lt=1, description="Share of rows held out from training to measure loss on."
+    )
+    train_on_inputs: bool = Field(default=False, description="Train on prompt tokens too, not only on answers.")
+
+
+class HardwareConfig(Section):
+    """What to run on."""
+
+    device: DeviceName = Field(description="Kind of GPU, or CPU for a laptop.")
+    nodes: PositiveInt = Field(default=1, description="Number of machines.")
+    devices_per_node: PositiveInt = Field(
+        default=1, description="GPUs per machine; on CPU, worker processes (full) or 1 (qlora)."
+    )
+
+
+class TrainingConfig(Section):
+    """The optimization, for both methods."""
+
+    global_batch: PositiveInt = Field(default=16, description="Rows per optimizer step, over all devices.")
+    micro_batch: PositiveInt = Field(default=1, description="Rows per device and forward pass.")
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the training rows; max_steps ends it earlier.")
+    max_steps: PositiveInt | None = Field(default=None, description="Optimizer steps at the most.")
+    learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate, after warmup.")
+    scheduler: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="How the learning rate falls after warmup."
+    )
+    warmup_share: float = Field(default=0.03, ge=0, lt=1, description="Share of the steps that the rate rises over.")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw",
+        description="The 8-bit ones (bitsandbytes) are for qlora; paged moves states to host memory under pressure.",
+    )
+    precision: PrecisionChoice = Field(
+        default="auto", description="auto: bf16 where the hardware has it, fp16 on older GPUs, fp32 on CPU."
+    )
+    gradient_checkpointing: bool = Field(
+        default=True, description="Recompute activations in the backward pass: a third more compute, far less memory."
+    )
+    save_dtype: Literal["auto", "fp16", "bf16", "fp32"] = Field(
+        default="auto",
+        description="Precision of the saved weights. auto: the training precision, and for fp32 training the base "
+        "model's own 16-bit type (bf16 if it has none).",
+    )
+    log_every: PositiveInt = Field(default=10, description="Optimizer steps between two progress lines.")
+
+
+class ZeroConfig(Section):
+    """DeepSpeed ZeRO, for method full."""
+
+    config: str | dict[str, Any] = Field(
+        default="zero3",
+        description="Name of a file in deepspeed_configs/ (zero1, zero2, zero2_offload, zero3, zero3_offload), or the "
+        "DeepSpeed configuration itself, as YAML. Batch sizes, precision and learning rate come from `training`.",
+    )
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on a 4-bit base model, for method qlora. Defaults: QLoRA (arXiv 2305.14314), appendix B."""
+
+    rank: PositiveInt = Field(default=64, description="Rank r of the two adapter matrices.")
+    alpha: PositiveInt = Field(default=16, description="Adapter output is scaled by alpha / rank.")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Names of the modules to adapt, as q_proj; every linear layer but the output head when left out.",
+    )
+    double_quantization: bool = Field(
+        default=True, description="Quantize the quantization constants too: 0.4 bit per weight less."
+    )
+    resume_from: str | None = Field(
+        default=None, description="Directory (local, s3://, gs://) of an adapter to go on training."
+    )
+    merge: bool = Field(default=True, description="Also write the base model with the adapter merged into it.")
+
+
+class EvaluationConfig(Section):
+    """What is measured before and after training."""
+
+    max_rows: PositiveInt = Field(default=500, description="Held-out rows to measure loss on, at the most.")
+    batch: PositiveInt = Field(default=4, description="Rows per forward pass.")
+    prompts: tuple[str, ...] = Field(
+        default=(), description="Questions to answer before and after; the first held-out rows when left out."
+    )
+    max_new_tokens: PositiveInt = Field(default=64, description="Longest answer, in tokens.")
+
+
+class PublishConfig(Section):
+    """Where to push the result."""
+
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="Hub repository, as owner/name.")
+    private: bool = Field(default=True, description="Create the repository as a private one.")
+    dry_run: bool = Field(default=False, description="Only write what would be pushed to a directory.")
+
+
+_UNRULED = {"name": "any", "seed": 0, "model": {"source": "any"}, "data": {"source": "any", "format": "text"}}
+
+
+class RunConfig(Section):
+    """One run, complete."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$",
+        description="Name of the run: lower-case letters, digits and dashes, at most 40.",
+    )
+    method: Method = Field(description="full: every weight trains, under DeepSpeed ZeRO. qlora: adapters on 4-bit.")
+    seed: int = Field(default=0, ge=0, description="Seed of the split, the data order, the adapter's start, sampling.")
+    model: ModelConfig
+    data: DataConfig
+    hardware: HardwareConfig
+    training: TrainingConfig = TrainingConfig()
+    zero: ZeroConfig | None = Field(default=None, description="Only for method full; ZeRO-3 when left out.")
+    lora: LoraConfig | None = Field(default=None, description="Only for method qlora; QLoRA's own when left out.")
+    evaluation: EvaluationConfig = EvaluationConfig()
+    publish: PublishConfig | None = Field(default=None, description="Nothing is pushed when left out.")
+
+    @property
+    def zero_or_default(self) -> ZeroConfig:
+        """The ZeRO section, with every default when the file has none."""
+        return self.zero or ZeroConfig()
+
+    @property
+    def lora_or_default(self) -> LoraConfig:
+        """The LoRA section, with every default when the file has none."""
+        return self.lora or LoraConfig()
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Ranks that train on different rows: every device in full fine-tuning, one in model-parallel QLoRA."""
+        return self.hardware.nodes * self.hardware.devices_per_node if self.method == "full" else 1
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _collect_problems(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Report everything that is wrong at once: what pydantic finds, and what the fields say together.
+
+        Raises:
+            ConfigError: With every problem. Not a ValueError, so pydantic passes it on unchanged.
+        """
+        if isinstance(data, cls):
+            return data
+        try:
+            config = handler(data)
+        except ValidationError as error:
+            problems = config_errors.explain(error, cls)
+            try:
+                # Without the keys that were wrong, do the others make sense together? No rule reads the sections
+                # of `_UNRULED`, so valid ones may stand in for them.
+                rest = handler(config_errors.without_errors(data, error) | _UNRULED)
+            except (ValidationError, TypeError):
+                raise ConfigError(problems) from None
+            problems += [p for p in config_rules.check(rest) if p not in problems]
+            raise ConfigError(problems) from None
+        problems = config_rules.check(config)
+        if problems:
+            raise ConfigError(problems)
+        return config

@@ -1,0 +1,104 @@
+"""Pydantic's errors in the words of the YAML file: field, value, remedy."""
+
+import copy
+import difflib
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from thriftune.errors import Problem
+
+_LONGEST_VALUE = 80
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """Every error of a failed validation as a problem.
+
+    Args:
+        error: What pydantic raised.
+        model: The class that was validated, to name the keys that exist.
+
+    Returns:
+        One problem per field, in the order of the file's keys. A field that allows several types is named once.
+    """
+    problems: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        names = _field_names(detail, model)
+        field = ".".join(names) or "the file"
+        problems.setdefault(field, _problem(field, names, detail, model))
+    return list(problems.values())
+
+
+def without_errors(data: Any, error: ValidationError) -> Any:
+    """A copy of the input without the keys that were wrong, so that the remaining ones can be checked too."""
+    pruned = copy.deepcopy(data)
+    for detail in error.errors(include_url=False):
+        if detail["type"] != "missing":
+            _remove(pruned, list(detail["loc"]))
+    return pruned
+
+
+def _problem(field: str, names: list[str], detail: ErrorDetails, model: type[BaseModel]) -> Problem:
+    parent = _model_at(model, names[:-1])
+    if detail["type"] == "extra_forbidden" and parent:
+        known = list(parent.model_fields)
+        close = difflib.get_close_matches(names[-1], known, n=1)
+        remedy = f"Did you mean {close[0]!r}?" if close else f"The keys here are {', '.join(known)}."
+        return Problem(field, _shown(detail["input"]), "is not a key.", remedy)
+    if detail["type"] == "missing":
+        return Problem(field, "", "is missing.", f"Add it: {_description(model, names)}")
+    remedy = _description(model, names)
+    message = detail["msg"][0].lower() + detail["msg"][1:] + "."
+    return Problem(field, _shown(detail["input"]), message, remedy)
+
+
+def _field_names(detail: ErrorDetails, model: type[BaseModel]) -> list[str]:
+    """The path of keys, without the names of union branches that pydantic adds after the field."""
+    names: list[str] = []
+    current: type[BaseModel] | None = model
+    for part in detail["loc"]:
+        if current is None and not isinstance(part, int):
+            break
+        names.append(str(part))
+        current = _model_at(model, names)
+    return names
+
+
+def _model_at(model: type[BaseModel], names: list[str]) -> type[BaseModel] | None:
+    """The section class that a path of keys leads to, or None when it leads to a plain value."""
+    current: type[BaseModel] | None = model
+    for name in names:
+        if current is None or name not in current.model_fields:
+            return None
+        annotation = current.model_fields[name].annotation
+        options = [annotation, *get_args(annotation)]
+        current = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return current
+
+
+def _description(model: type[BaseModel], names: list[str]) -> str:
+    parent = _model_at(model, names[:-1])
+    if not names or parent is None or names[-1] not in parent.model_fields:
+        return "See thriftune/config.py for the keys."
+    section = _model_at(model, names)
+    text = parent.model_fields[names[-1]].description or (section.__doc__ if section else None) or ""
+    return " ".join(text.split())
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def _remove(data: Any, path: list[Any]) -> None:
+    for key in path[:-1]:
+        try:
+            parent, data = data, data[key]
+        except (KeyError, IndexError, TypeError):
+            return
+        if not isinstance(data, dict | list):
+            parent.pop(key, None)
+            return
+    if isinstance(data, dict):
+        data.pop(path[-1], None)

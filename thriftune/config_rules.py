@@ -1,0 +1,111 @@
+"""What the fields of a run must say together. Every rule looks at the whole file and adds what it finds to one list."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from thriftune import zero
+from thriftune.batching import split_batch
+from thriftune.errors import ConfigError, Problem
+from thriftune.hardware import DEVICES, choose_precision
+
+if TYPE_CHECKING:
+    from thriftune.config import RunConfig
+
+# One training task is declared for each of these node counts (tasks/train_full.py); Flyte fixes it at declaration.
+NODE_COUNTS = (1, 2, 3, 4, 6, 8)
+
+
+def check(config: "RunConfig") -> list[Problem]:
+    """Every problem of a run that can be seen from its file alone.
+
+    Args:
+        config: A run whose fields are valid one by one.
+
+    Returns:
+        The problems, empty when the run can be planned.
+    """
+    rules = (_method, _nodes, _qlora_devices, _batch, _precision, _save_dtype, _optimizer, _inline_zero)
+    return [problem for rule in rules for problem in rule(config)]
+
+
+def _method(config: "RunConfig") -> Iterator[Problem]:
+    for section, method in (("zero", "full"), ("lora", "qlora")):
+        if getattr(config, section) is not None and config.method != method:
+            yield Problem(
+                section,
+                "given",
+                f"belongs to method {method}, and this run has method {config.method}.",
+                f"Remove the section, or set method: {method}.",
+            )
+
+
+def _nodes(config: "RunConfig") -> Iterator[Problem]:
+    if config.hardware.nodes not in NODE_COUNTS:
+        yield Problem(
+            "hardware.nodes",
+            str(config.hardware.nodes),
+            "no training task is declared for this number of nodes.",
+            f"Use one of {', '.join(map(str, NODE_COUNTS))}.",
+        )
+
+
+def _qlora_devices(config: "RunConfig") -> Iterator[Problem]:
+    if config.method != "qlora":
+        return
+    if config.hardware.nodes != 1:
+        yield Problem(
+            "hardware.nodes",
+            str(config.hardware.nodes),
+            "QLoRA is model-parallel over the GPUs of one node.",
+            "Use nodes: 1, with more devices_per_node if the model needs them.",
+        )
+    if config.hardware.device == "CPU" and config.hardware.devices_per_node != 1:
+        yield Problem(
+            "hardware.devices_per_node",
+            str(config.hardware.devices_per_node),
+            "QLoRA on the CPU is one process.",
+            "Use devices_per_node: 1.",
+        )
+
+
+def _batch(config: "RunConfig") -> Iterator[Problem]:
+    training = config.training
+    yield from _raised(lambda: split_batch(training.global_batch, training.micro_batch, config.data_parallel_size))
+
+
+def _precision(config: "RunConfig") -> Iterator[Problem]:
+    yield from _raised(lambda: choose_precision(config.training.precision, DEVICES[config.hardware.device]))
+
+
+def _save_dtype(config: "RunConfig") -> Iterator[Problem]:
+    training = config.training
+    if training.save_dtype == "fp32" and training.precision != "fp32" and config.hardware.device != "CPU":
+        yield Problem(
+            "training.save_dtype",
+            "fp32",
+            "the weights gathered after 16-bit training are 16-bit; fp32 would only double the file.",
+            "Use 'auto', or train in fp32.",
+        )
+
+
+def _optimizer(config: "RunConfig") -> Iterator[Problem]:
+    if config.method == "full" and config.training.optimizer != "adamw":
+        yield Problem(
+            "training.optimizer",
+            config.training.optimizer,
+            "ZeRO partitions AdamW's states itself; the 8-bit optimizers are for qlora.",
+            "Use 'adamw'; to save memory use zero.config: zero3_offload.",
+        )
+
+
+def _inline_zero(config: "RunConfig") -> Iterator[Problem]:
+    if config.zero and isinstance(config.zero.config, dict):
+        yield from zero.check(config.zero.config, "zero.config")
+
+
+def _raised(action: Callable[[], object]) -> list[Problem]:
+    try:
+        action()
+    except ConfigError as error:
+        return list(error.problems)
+    return []

@@ -1,0 +1,1 @@
+"""From rows in a file to tokenized train and validation Parquet: sources, formats, tokenization, preparation."""

@@ -1,0 +1,89 @@
+"""Rank and world size: the only place in the library that reads the environment torchrun sets."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+# Long enough for one rank to download a 70B model to its node while the others wait at the barrier.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Where this process stands among the workers of a job.
+
+    Attributes:
+        index: Global rank, 0 to `world_size - 1`.
+        local_index: Rank on this node.
+        world_size: Number of worker processes on all nodes.
+    """
+
+    index: int
+    local_index: int
+    world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that logs, saves and uploads."""
+        return self.index == 0
+
+
+def current_rank() -> Rank:
+    """The rank that torchrun or Flyte's Elastic plugin gave this process; a lone process is rank 0 of 1."""
+    return Rank(
+        index=int(os.environ.get("RANK", "0")),
+        local_index=int(os.environ.get("LOCAL_RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+
+
+def use_cpu_accelerator() -> None:
+    """Tell DeepSpeed to train on the CPU. Must run before deepspeed is imported."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def join(backend: str) -> Rank:
+    """Join the process group of this job, once.
+
+    Args:
+        backend: `nccl` on GPUs, `gloo` on CPU.
+
+    Returns:
+        This process's rank.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    return current_rank()
+
+
+def barrier() -> None:
+    """Wait for every rank of the job; nothing to wait for in a lone process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def once_per_node(action: Callable[[], None]) -> None:
+    """Run `action` on local rank 0 of every node while the other ranks wait.
+
+    Flyte hands an undownloaded directory with the same local path to every rank: without this they all download
+    into one folder at once.
+    """
+    if current_rank().local_index == 0:
+        action()
+    barrier()
+
+
+def gather_to_all(value: float) -> list[float]:
+    """The `value` of every rank, in rank order."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return [value]
+    values: list[float | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return [float(v) for v in values if v is not None]

@@ -1,0 +1,81 @@
+"""Errors that say whose fault it is: the user's (fix the input), nobody's (try again), or ours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with what a person gave us.
+
+    Attributes:
+        field: Where it stands, in the words of the YAML file: `training.micro_batch`.
+        value: What stands there, as text.
+        message: Why that cannot work.
+        remedy: What to write instead.
+    """
+
+    field: str
+    value: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        value = f" = {self.value}" if self.value else ""
+        return f"{self.field}{value}: {self.message} {self.remedy}"
+
+
+class ThriftuneError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UserError(ThriftuneError):
+    """The input cannot work; trying again changes nothing. Carries every problem that was found.
+
+    The only constructor argument is the list of problems, so that the error survives pickling between processes.
+    """
+
+    headline = "The input cannot be used"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    @classmethod
+    def single(cls, field: str, value: object, message: str, remedy: str) -> "UserError":
+        """An error with one problem."""
+        return cls([Problem(field, str(value), message, remedy)])
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        noun = "problem" if count == 1 else "problems"
+        lines = [f"{self.headline} ({count} {noun}):", *(f"  - {problem}" for problem in self.problems)]
+        return "\n".join(lines)
+
+
+class ConfigError(UserError):
+    """The YAML file asks for something that cannot be done."""
+
+    headline = "The configuration cannot be used"
+
+
+class DataError(UserError):
+    """The rows cannot be trained on."""
+
+    headline = "The data cannot be used"
+
+
+class ModelSourceError(UserError):
+    """The base model cannot be had, or is not what it should be."""
+
+    headline = "The base model cannot be used"
+
+
+class PublishError(UserError):
+    """The result cannot be pushed where the configuration says."""
+
+    headline = "The result cannot be published"
+
+
+class TransientError(ThriftuneError):
+    """Something outside failed that may work in a minute (network, hub, blob store). Tasks make it retryable."""

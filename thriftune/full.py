@@ -1,0 +1,130 @@
+"""Full fine-tuning under DeepSpeed ZeRO: one worker process per device, every weight trained."""
+
+import logging
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune import artifacts, distributed, zero
+from thriftune.config import RunConfig
+from thriftune.data import prepare
+from thriftune.planner import TrainingPlan
+from thriftune.tokenizer import load_tokenizer
+from thriftune.training import TrainingResult, make_trainer, measured_training, torch_dtype, training_arguments
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config: RunConfig, plan: TrainingPlan, model_dir: Path, dataset_dir: Path, destination: Path
+) -> TrainingResult:
+    """Fine-tune every weight. Runs in each worker process of the job.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        model_dir: Base model, on this node.
+        dataset_dir: Prepared dataset, on this node.
+        destination: Model directory to make; only global rank 0 writes it.
+
+    Returns:
+        What was measured.
+    """
+    rank = distributed.join(plan.hardware.backend)
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = prepare.load_split(dataset_dir, prepare.TRAIN, Path(scratch) / "rows")
+
+        def load() -> "Trainer":
+            model, arguments = _load_sharded(config, plan, model_dir, Path(scratch), rank)
+            return make_trainer(model, arguments, tokenizer, rows)
+
+        trainer, result = measured_training(load)
+        _save(trainer, config, plan, model_dir, dataset_dir, destination, result)
+    return result
+
+
+def _load_sharded(
+    config: RunConfig, plan: TrainingPlan, model_dir: Path, scratch: Path, rank: distributed.Rank
+) -> tuple[Any, Any]:
+    if not plan.hardware.is_gpu:
+        distributed.use_cpu_accelerator()
+    import torch
+
+    from thriftune import zero_loading
+
+    device = torch.device("cuda", rank.local_index) if plan.hardware.is_gpu else torch.device("cpu")
+    model = zero_loading.map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
+    training = config.training
+    optimization = zero.Optimization(training.learning_rate, training.weight_decay, training.max_grad_norm)
+    deepspeed = zero.complete(
+        plan.deepspeed_config, plan.batch, plan.precision, optimization, model.config.get_text_config().hidden_size
+    )
+    arguments = training_arguments(config, plan, scratch, deepspeed)
+    dtype = torch_dtype(plan.precision)
+    if plan.zero_stage == 3:  # noqa: PLR2004
+        zero_loading.partition(model, deepspeed, dtype, device)
+    else:
+        zero_loading.place(model, dtype, device)
+    return model, arguments
+
+
+def save_dtype(config: RunConfig, plan: TrainingPlan, base_dtype: "torch.dtype | None") -> "torch.dtype":
+    """The precision of the saved weights, decided here and nowhere else.
+
+    Args:
+        config: The run, with `training.save_dtype`.
+        plan: Its plan.
+        base_dtype: Precision the base model is stored in.
+
+    Returns:
+        What the run asks for; for `auto` the 16-bit type it trained in, and after fp32 training the base model's own
+        16-bit type, or bf16.
+    """
+    import torch
+
+    if config.training.save_dtype != "auto":
+        return torch_dtype(config.training.save_dtype)
+    if plan.precision != "fp32":
+        return torch_dtype(plan.precision)
+    return base_dtype if base_dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
+
+
+def _save(
+    trainer: "Trainer",
+    config: RunConfig,
+    plan: TrainingPlan,
+    model_dir: Path,
+    dataset_dir: Path,
+    destination: Path,
+    result: TrainingResult,
+) -> None:
+    """Gather the shards on rank 0 and write an ordinary model directory. Collective: every rank calls it."""
+    from transformers import AutoConfig
+
+    state = trainer.accelerator.get_state_dict(trainer.deepspeed)
+    if not distributed.current_rank().is_main:
+        return
+    base = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code)
+    dtype = save_dtype(config, plan, base.dtype)
+    logger.info("Saving the model in %s to %s", dtype, destination)
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    model: Any = trainer.model
+    model.config.dtype = dtype
+    model.config.use_cache = True
+    with artifacts.writing(destination) as directory:
+        model.save_pretrained(directory, state_dict=state)
+        load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code).save_pretrained(directory)
+        content = {
+            "config": config.model_dump(mode="json"),
+            "plan": asdict(plan),
+            "deepspeed": trainer.args.deepspeed,
+            "dataset_fingerprint": artifacts.read_manifest(dataset_dir)["fingerprint"],
+            "training": asdict(result),
+        }
+        artifacts.write_manifest(directory, "model", content)

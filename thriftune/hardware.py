@@ -1,0 +1,123 @@
+"""The GPUs people can get, and what follows from each: memory, precision, attention, backend.
+
+Sources: NVIDIA's data sheets for memory and compute capability, AWS's instance pages for the instance families.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from thriftune.errors import ConfigError
+
+DeviceName = Literal["T4", "V100", "A10G", "L4", "A100-40GB", "A100-80GB", "H100", "CPU"]
+Precision = Literal["fp32", "fp16", "bf16"]
+PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One kind of device to train on.
+
+    Attributes:
+        name: Key in `DEVICES`.
+        memory_gib: Memory per device; 0 for the CPU, whose memory is the host's.
+        compute_capability: NVIDIA's (major, minor); (0, 0) for the CPU.
+        instances: AWS instance types that carry it.
+    """
+
+    name: DeviceName
+    memory_gib: int
+    compute_capability: tuple[int, int]
+    instances: tuple[str, ...]
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether this is a CUDA device."""
+        return self.compute_capability > (0, 0)
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether bfloat16 runs in hardware (compute capability 8 and later), or on the CPU natively.
+
+        Never torch's own `is_bf16_supported`: it says yes on a T4, because it counts emulation.
+        """
+        return not self.is_gpu or self.compute_capability >= (8, 0)
+
+    @property
+    def backend(self) -> str:
+        """The collective backend of torch.distributed."""
+        return "nccl" if self.is_gpu else "gloo"
+
+
+def _device(name: DeviceName, memory_gib: int, capability: tuple[int, int], *instances: str) -> tuple[str, Device]:
+    return name, Device(name, memory_gib, capability, instances)
+
+
+DEVICES: dict[str, Device] = dict(
+    (
+        _device(
+            "T4", 16, (7, 5), "g4dn.xlarge", "g4dn.2xlarge", "g4dn.4xlarge", "g4dn.8xlarge", "g4dn.12xlarge",
+            "g4dn.metal",
+        ),
+        _device("V100", 16, (7, 0), "p3.2xlarge", "p3.8xlarge", "p3.16xlarge"),
+        _device("A10G", 24, (8, 6), "g5.xlarge", "g5.2xlarge", "g5.12xlarge", "g5.48xlarge"),
+        _device("L4", 24, (8, 9), "g6.xlarge", "g6.2xlarge", "g6.12xlarge", "g6.48xlarge"),
+        _device("A100-40GB", 40, (8, 0), "p4d.24xlarge"),
+        _device("A100-80GB", 80, (8, 0), "p4de.24xlarge"),
+        _device("H100", 80, (9, 0), "p5.48xlarge"),
+        _device("CPU", 0, (0, 0)),
+    )
+)  # fmt: skip
+
+
+def choose_precision(requested: PrecisionChoice, device: Device) -> Precision:
+    """The precision to compute in.
+
+    Args:
+        requested: What the configuration says; `auto` picks bf16 where the hardware has it, fp16 (with loss
+            scaling) on older GPUs, fp32 on the CPU.
+        device: What it will run on.
+
+    Returns:
+        The precision.
+
+    Raises:
+        ConfigError: bf16 asked of a GPU without it, or fp16 of the CPU.
+    """
+    if requested == "auto":
+        if not device.is_gpu:
+            return "fp32"
+        return "bf16" if device.has_bf16 else "fp16"
+    if requested == "bf16" and not device.has_bf16:
+        major, minor = device.compute_capability
+        raise ConfigError.single(
+            "training.precision",
+            requested,
+            f"{device.name} (compute capability {major}.{minor}) has no bfloat16; torch would emulate it slowly.",
+            "Use 'auto' or 'fp16', or a device of compute capability 8.0 or later.",
+        )
+    if requested == "fp16" and not device.is_gpu:
+        raise ConfigError.single(
+            "training.precision", requested, "fp16 does not train on the CPU.", "Use 'auto', 'fp32' or 'bf16'."
+        )
+    return requested
+
+
+def detect_device() -> Device:
+    """The device of this machine: the table's entry for its first GPU, a generic entry for an unknown one, or CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return DEVICES["CPU"]
+    properties = torch.cuda.get_device_properties(0)
+    capability = (properties.major, properties.minor)
+    memory_gib = round(properties.total_memory / 2**30)
+    for device in DEVICES.values():
+        # A driver reports a little less than the data sheet: a 16 GB T4 shows 14.6 GiB.
+        if device.compute_capability == capability and 0.85 <= memory_gib / device.memory_gib <= 1.05:
+            return device
+    raise ConfigError.single(
+        "hardware.device",
+        properties.name,
+        f"is not in the table of devices (compute capability {capability}, {memory_gib} GiB).",
+        "Add it to DEVICES in thriftune/hardware.py.",
+    )

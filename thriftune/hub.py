@@ -1,0 +1,97 @@
+"""The Hugging Face hub: what can go wrong there, each with its own clear error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from thriftune.errors import TransientError, UserError
+
+# HTTP statuses by which the hub says "not now".
+_BUSY = (408, 429)
+_SERVER_ERROR = 500
+_UNAUTHORIZED = (401, 403)
+
+
+@contextmanager
+def explained_errors(field: str, repository: str, error_class: type[UserError]) -> Iterator[None]:
+    """Turn what the hub's libraries raise into errors that say what to do.
+
+    Args:
+        field: The configuration key that named the repository.
+        repository: The hub id.
+        error_class: What to raise for the user's own mistakes.
+
+    Raises:
+        UserError: As `error_class`: gated, missing, unknown revision, bad token.
+        TransientError: The hub is unreachable or busy.
+    """
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+    from huggingface_hub import errors as hub_errors
+
+    try:
+        yield
+    except hub_errors.GatedRepoError as error:
+        raise error_class.single(
+            field,
+            repository,
+            "is gated, and access was not granted.",
+            "Accept its licence on the hub, and give a token of that account (secret or HF_TOKEN).",
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise error_class.single(
+            field.replace("source", "revision"), repository, "has no such revision.", "Name a commit, tag or branch."
+        ) from error
+    except (hub_errors.RepositoryNotFoundError, DatasetNotFoundError, DataFilesNotFoundError) as error:
+        raise error_class.single(
+            field,
+            repository,
+            "is not on the hub, or is private and the token cannot see it.",
+            "Check the spelling, or give a token with access (secret or HF_TOKEN).",
+        ) from error
+    except hub_errors.HfHubHTTPError as error:
+        raise _explain_status(error, field, repository, error_class) from error
+    except (
+        hub_errors.LocalEntryNotFoundError,
+        hub_errors.OfflineModeIsEnabled,
+        hub_errors.HTTPError,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise TransientError(
+            f"{field} = {repository}: the hub cannot be reached ({type(error).__name__}). Check the network, or give "
+            "a local directory."
+        ) from error
+
+
+def commit_of(
+    repository: str, revision: str | None, token: str | None, *, repo_type: Literal["model", "dataset"]
+) -> str:
+    """The commit that a revision stands for now.
+
+    Args:
+        repository: Hub id.
+        revision: Commit, tag or branch; the default branch when None.
+        token: Hub token.
+        repo_type: Kind of repository.
+
+    Returns:
+        The commit's full hash.
+    """
+    from huggingface_hub import HfApi
+
+    sha = HfApi(token=token).repo_info(repository, revision=revision, repo_type=repo_type).sha
+    return str(sha)
+
+
+def _explain_status(error: Exception, field: str, repository: str, error_class: type[UserError]) -> Exception:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in _UNAUTHORIZED:
+        return error_class.single(
+            field,
+            repository,
+            f"the hub refused the token (HTTP {status}).",
+            "Give a valid token with read access, or none at all for a public repository.",
+        )
+    if status is None or status in _BUSY or status >= _SERVER_ERROR:
+        return TransientError(f"{field} = {repository}: the hub did not answer (HTTP {status}).")
+    return error_class.single(field, repository, f"the hub answered HTTP {status}.", "Check the name and revision.")

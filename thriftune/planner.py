@@ -1,0 +1,151 @@
+"""The plan of a run: what the configuration says, with everything that follows from it worked out."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from thriftune import zero
+from thriftune.batching import Batch, split_batch
+from thriftune.config import Method, RunConfig
+from thriftune.errors import ConfigError, Problem
+from thriftune.hardware import DEVICES, Device, Precision, choose_precision
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a run trains on and how.
+
+    Attributes:
+        method: full or qlora.
+        device: Key of the device in `thriftune.hardware.DEVICES`.
+        nodes: Machines.
+        devices_per_node: GPUs per machine (worker processes on CPU).
+        processes_per_node: Training processes per machine: one per device under ZeRO, one for QLoRA.
+        precision: fp32, fp16 or bf16.
+        global_batch: Rows per optimizer step.
+        micro_batch: Rows per rank and forward pass.
+        accumulation: Forward passes per optimizer step.
+        zero_stage: ZeRO stage; 0 for QLoRA.
+        deepspeed: The DeepSpeed configuration as JSON text, as the file or the YAML says it; empty for QLoRA.
+        model_version: What `thriftune.models.version` said of the base model.
+        data_version: What `thriftune.data.sources.version` said of the data.
+    """
+
+    method: Method
+    device: str
+    nodes: int
+    devices_per_node: int
+    processes_per_node: int
+    precision: Precision
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    zero_stage: int
+    deepspeed: str
+    model_version: str
+    data_version: str
+
+    @property
+    def batch(self) -> Batch:
+        """The global batch and how it is cut."""
+        ranks = self.nodes * self.processes_per_node
+        return Batch(self.global_batch, self.micro_batch, self.accumulation, ranks)
+
+    @property
+    def hardware(self) -> Device:
+        """The device to train on."""
+        return DEVICES[self.device]
+
+    @property
+    def deepspeed_config(self) -> dict[str, Any]:
+        """The DeepSpeed configuration, parsed."""
+        config: dict[str, Any] = json.loads(self.deepspeed)
+        return config
+
+
+def require_method(config: RunConfig, method: Method) -> None:
+    """Refuse a configuration that was written for the other workflow.
+
+    Raises:
+        ConfigError: The method is another one.
+    """
+    if config.method != method:
+        workflow = "full_finetune" if config.method == "full" else "qlora_finetune"
+        raise ConfigError.single(
+            "method",
+            config.method,
+            f"this workflow runs method {method}.",
+            f"Run `pyflyte run workflows/{workflow}.py {workflow} --config ...` instead.",
+        )
+
+
+def require_local_hardware(config: RunConfig, present: Device) -> None:
+    """Refuse a run on this machine that it cannot carry out.
+
+    Args:
+        config: The run.
+        present: The device of this machine.
+
+    Raises:
+        ConfigError: Several nodes (they would wait for each other for ever), or another device than is present.
+    """
+    problems = []
+    if config.hardware.nodes > 1:
+        problems.append(
+            Problem(
+                "hardware.nodes",
+                str(config.hardware.nodes),
+                "a local run has one node.",
+                "Use nodes: 1, or add --remote to run on a cluster.",
+            )
+        )
+    if config.hardware.device != present.name:
+        problems.append(
+            Problem(
+                "hardware.device",
+                config.hardware.device,
+                f"this machine has {present.name}.",
+                f"Use device: {present.name}, or add --remote to run on a cluster.",
+            )
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def make_plan(
+    config: RunConfig, deepspeed: dict[str, Any] | None, *, model_version: str, data_version: str
+) -> TrainingPlan:
+    """Work out what a run trains on and how.
+
+    Args:
+        config: The run; its own rules hold already.
+        deepspeed: The DeepSpeed configuration that `zero.config` names; None for QLoRA.
+        model_version: Version of the base model.
+        data_version: Version of the data.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: The DeepSpeed configuration is not valid, or decides what the run decides.
+    """
+    problems = zero.check(deepspeed, "zero.config") if deepspeed is not None else []
+    if problems:
+        raise ConfigError(problems)
+    training, hardware = config.training, config.hardware
+    batch = split_batch(training.global_batch, training.micro_batch, config.data_parallel_size)
+    return TrainingPlan(
+        method=config.method,
+        device=hardware.device,
+        nodes=hardware.nodes,
+        devices_per_node=hardware.devices_per_node,
+        processes_per_node=hardware.devices_per_node if config.method == "full" else 1,
+        precision=choose_precision(training.precision, DEVICES[hardware.device]),
+        global_batch=batch.global_batch,
+        micro_batch=batch.micro_batch,
+        accumulation=batch.accumulation,
+        zero_stage=zero.stage(deepspeed) if deepspeed is not None else 0,
+        deepspeed=json.dumps(deepspeed, sort_keys=True) if deepspeed is not None else "",
+        model_version=model_version,
+        data_version=data_version,
+    )

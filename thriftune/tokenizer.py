@@ -1,0 +1,55 @@
+"""The tokenizer of a model directory: pad token, padding side and end of text, decided in this one place."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Names under which tokenizers ship a token that never occurs in text, best first.
+_PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "[UNK]")
+
+
+def load_tokenizer(
+    model_dir: Path, *, padding_side: Literal["left", "right"] = "right", trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model directory.
+
+    Args:
+        model_dir: Directory with tokenizer files.
+        padding_side: `right` for training, `left` for generation.
+        trust_remote_code: Run tokenizer code that the model ships.
+
+    Returns:
+        The tokenizer, with a pad token that is in the vocabulary and, where there is any other, not EOS.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        model_dir, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    tokenizer.padding_side = padding_side
+    tokenizer.pad_token = choose_pad_token(tokenizer)
+    return tokenizer
+
+
+def choose_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A pad token that needs no new row in the embedding table.
+
+    A pad that equals EOS is dangerous where padding is masked by id: EOS is then never learned. This package labels
+    by position, so it is safe here, but the saved tokenizer goes on to other tools.
+
+    Args:
+        tokenizer: Any tokenizer.
+
+    Returns:
+        The tokenizer's own pad token if it is not EOS, else a token of the vocabulary that serves, else EOS.
+    """
+    current, eos = tokenizer.pad_token, tokenizer.eos_token
+    if current is not None and current != eos:
+        return str(current)
+    vocabulary = tokenizer.get_vocab()
+    for name in (*_PAD_NAMES, tokenizer.unk_token):
+        if name in vocabulary and name not in (eos, tokenizer.bos_token):
+            return str(name)
+    return str(eos)

@@ -1,0 +1,144 @@
+"""What both methods share: arguments for transformers' Trainer, the training itself, and what is measured of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune import distributed
+from thriftune.config import RunConfig
+from thriftune.hardware import Precision
+from thriftune.memory_watch import PeakMemory
+from thriftune.planner import TrainingPlan
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+_OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+_SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+# Tensor cores want multiples of 8; padding to them costs at most 7 tokens a row.
+_PAD_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training did, over all its ranks.
+
+    Attributes:
+        steps: Optimizer steps done.
+        seconds: Wall-clock time of the training loop.
+        tokens_per_second: Tokens trained through, without padding, over all ranks.
+        loss_steps: Steps at which the loss was logged.
+        losses: Training loss at those steps, averaged over the steps since the one before.
+        peak_host_gib: Highest resident memory of any one process, from loading to the last step, in GiB.
+        peak_device_gib: Highest GPU memory of any one process (all its GPUs together), in GiB; 0 on CPU.
+    """
+
+    steps: int
+    seconds: float
+    tokens_per_second: float
+    loss_steps: list[int]
+    losses: list[float]
+    peak_host_gib: float
+    peak_device_gib: float
+
+
+def torch_dtype(precision: Precision) -> "torch.dtype":
+    """The torch type of a precision."""
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def training_arguments(
+    config: RunConfig, plan: TrainingPlan, scratch: Path, deepspeed: dict[str, Any] | None = None
+) -> "TrainingArguments":
+    """Arguments for the Trainer, from the run and its plan.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        scratch: Folder the Trainer may write to.
+        deepspeed: The complete DeepSpeed configuration, or None.
+
+    Returns:
+        The arguments. With a DeepSpeed configuration, every later `from_pretrained` in this process is wrapped in
+        `zero.Init` by transformers.
+    """
+    from transformers import TrainingArguments
+
+    training = config.training
+    return TrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=plan.accumulation,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=_SCHEDULERS[training.scheduler],
+        warmup_steps=training.warmup_share,  # a number below 1 is a share of all steps
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=_OPTIMIZERS[training.optimizer],
+        fp16=plan.precision == "fp16",
+        bf16=plan.precision == "bf16",
+        use_cpu=not plan.hardware.is_gpu,
+        activation_checkpointing=training.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        deepspeed=deepspeed,
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=training.log_every,
+        logging_first_step=True,
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def make_trainer(
+    model: Any, arguments: "TrainingArguments", tokenizer: "PreTrainedTokenizerBase", rows: "Dataset"
+) -> "Trainer":
+    """A Trainer over prepared rows, with padding at the end of each batch that carries no loss."""
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer
+
+    from thriftune.callbacks import ProgressLines
+    from thriftune.data.tokenization import IGNORED
+
+    collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=_PAD_MULTIPLE)
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[ProgressLines()]
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def measured_training(load: Callable[[], "Trainer"]) -> tuple["Trainer", TrainingResult]:
+    """Load and train, measuring from the first byte loaded to the last step. Collective: every rank calls it.
+
+    Args:
+        load: Makes the trainer, model and all.
+
+    Returns:
+        The trainer after training, and what was measured, the same on every rank.
+    """
+    with PeakMemory() as peak:
+        trainer = load()
+        started = time.monotonic()
+        trainer.train()
+        seconds = time.monotonic() - started
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return trainer, TrainingResult(
+        steps=trainer.state.global_step,
+        seconds=seconds,
+        tokens_per_second=trainer.state.num_input_tokens_seen / seconds,
+        loss_steps=[int(entry["step"]) for entry in logged],
+        losses=[float(entry["loss"]) for entry in logged],
+        peak_host_gib=max(distributed.gather_to_all(peak.host_gib)),
+        peak_device_gib=max(distributed.gather_to_all(peak.device_gib)),
+    )

@@ -1,0 +1,181 @@
+"""DeepSpeed configuration: what a ZeRO file may say, and the complete one a run trains with.
+
+Every number is written out before DeepSpeed sees it ("auto" is resolved here, not by the Trainer), because the
+configuration is also needed before the Trainer exists, to partition the model while it loads.
+"""
+
+import copy
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from thriftune.batching import Batch
+from thriftune.errors import Problem
+from thriftune.hardware import Precision
+
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+_OWNED_KEYS = {
+    **dict.fromkeys(BATCH_KEYS, "training.global_batch and training.micro_batch decide the batch"),
+    "fp16": "training.precision decides the precision",
+    "bf16": "training.precision decides the precision",
+    "optimizer": "training.learning_rate and training.weight_decay configure AdamW",
+    "scheduler": "training.scheduler decides the schedule",
+    "gradient_clipping": "training.max_grad_norm decides the clipping",
+}
+_STAGES = (0, 1, 2, 3)
+
+# Adam's temporaries are as large as one sub-group in fp32. DeepSpeed's default of 1e9 elements makes that a whole
+# shard: 2.6 GB per rank more at the first step of a 0.5B model on 2 ranks than with this (benchmarks/zero3_loading.py).
+SUB_GROUP_ELEMENTS = 25_000_000
+
+# Starting loss scale 2**16 and a window of 1000 steps are DeepSpeed's and NVIDIA apex's defaults.
+_FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2}
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The numbers of the optimizer that DeepSpeed's configuration repeats.
+
+    Attributes:
+        learning_rate: Peak learning rate.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: Norm that gradients are clipped to.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+
+
+def check(config: dict[str, Any], field: str) -> list[Problem]:
+    """What is wrong with a DeepSpeed configuration.
+
+    Args:
+        config: The parsed file, or the mapping from the YAML.
+        field: Where it stands, for the messages.
+
+    Returns:
+        The problems: keys that this package decides, a missing or unknown stage, contradictory offload.
+    """
+    problems = [
+        Problem(f"{field}.{key}", json.dumps(config[key]), f"{reason}.", 'Remove the key, or write "auto".')
+        for key, reason in _OWNED_KEYS.items()
+        if key in config and not _is_auto(config[key])
+    ]
+    section = config.get("zero_optimization")
+    if not isinstance(section, dict):
+        problems.append(
+            Problem(
+                f"{field}.zero_optimization",
+                json.dumps(section),
+                "is missing or not a mapping.",
+                "Add it, with `stage: 3`.",
+            )
+        )
+        return problems
+    return problems + _check_section(section, f"{field}.zero_optimization")
+
+
+def stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage of a checked configuration."""
+    return int(config["zero_optimization"]["stage"])
+
+
+def offloads_optimizer(config: dict[str, Any]) -> bool:
+    """Whether optimizer states live in host memory."""
+    return _offload_device(config["zero_optimization"], "offload_optimizer") != "none"
+
+
+def complete(
+    config: dict[str, Any], batch: Batch, precision: Precision, optimization: Optimization, hidden_size: int
+) -> dict[str, Any]:
+    """The configuration DeepSpeed trains with, every number written out.
+
+    Args:
+        config: A configuration that `check` found nothing wrong with.
+        batch: The batch of the run.
+        precision: Precision of weights and gradients.
+        optimization: AdamW's numbers.
+        hidden_size: Width of the model, which the communication buffers are sized by.
+
+    Returns:
+        A new dictionary. Buffer sizes for "auto" are the ones that transformers documents for ZeRO-3:
+        hidden**2, 0.9 * hidden**2 and 10 * hidden elements.
+
+    Source:
+        https://huggingface.co/docs/transformers/deepspeed
+    """
+    result = {key: value for key, value in copy.deepcopy(config).items() if key not in _OWNED_KEYS}
+    result["train_batch_size"] = batch.global_batch
+    result["train_micro_batch_size_per_gpu"] = batch.micro_batch
+    result["gradient_accumulation_steps"] = batch.accumulation
+    result["gradient_clipping"] = optimization.max_grad_norm
+    result["fp16"] = dict(_FP16) if precision == "fp16" else {"enabled": False}
+    result["bf16"] = {"enabled": precision == "bf16"}
+    section = result["zero_optimization"]
+    result["optimizer"] = {
+        "type": "AdamW",
+        "params": {
+            "lr": optimization.learning_rate,
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "weight_decay": optimization.weight_decay,
+            # DeepSpeed's own CPU Adam is needed for offloaded states only; torch's needs no compiler on the node.
+            "torch_adam": not offloads_optimizer(config),
+        },
+    }
+    _resolve_auto(section, {"reduce_bucket_size": hidden_size**2, "allgather_bucket_size": 2 * hidden_size**2})
+    if section["stage"] == 3:  # noqa: PLR2004
+        section.setdefault("sub_group_size", SUB_GROUP_ELEMENTS)
+        _resolve_auto(
+            section,
+            {
+                "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
+                "stage3_param_persistence_threshold": 10 * hidden_size,
+            },
+        )
+    return result
+
+
+def _resolve_auto(section: dict[str, Any], values: dict[str, int]) -> None:
+    for key, value in values.items():
+        if _is_auto(section.get(key, "auto")):
+            section[key] = value
+
+
+def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
+    problems = []
+    if section.get("stage") not in _STAGES:
+        problems.append(
+            Problem(f"{field}.stage", json.dumps(section.get("stage")), "is not a ZeRO stage.", "Use 0, 1, 2 or 3.")
+        )
+    for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
+        device = _offload_device(section, key)
+        if device not in ("none", "cpu", "nvme"):
+            problems.append(
+                Problem(f"{field}.{key}.device", str(device), "is not a place to offload to.", "Use cpu or none.")
+            )
+        elif device != "none" and section.get("stage") in range(lowest):
+            problems.append(
+                Problem(
+                    f"{field}.{key}",
+                    device,
+                    f"needs ZeRO stage {lowest} or higher, and the stage is {section['stage']}.",
+                    "Raise the stage, or remove the offload.",
+                )
+            )
+    return problems
+
+
+def _offload_device(section: dict[str, Any], key: str) -> str:
+    offload = section.get(key)
+    if offload is None:
+        return "none"
+    return str(offload.get("device", "none")) if isinstance(offload, dict) else str(offload)
+
+
+def _is_auto(value: object) -> bool:
+    """Whether a value is "auto" all the way down: `{"enabled": "auto"}` decides nothing either."""
+    if isinstance(value, dict):
+        return all(_is_auto(v) for k, v in value.items() if k != "type")
+    return value == "auto"
