@@ -1,0 +1,122 @@
+"""How good a model is on held-out rows: loss per trained token, perplexity, and answers to read."""
+
+import logging
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune.config import DataFormat, EvaluationConfig
+from thriftune.data import prepare
+from thriftune.data.tokenization import IGNORED
+from thriftune.generation import Sampling, complete, encode_prompt
+from thriftune.loading import Placement, attach_adapters, load_model
+from thriftune.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What was measured of one model.
+
+    Attributes:
+        loss: Mean negative log-likelihood per trained token of the held-out rows, in nats.
+        perplexity: exp(loss).
+        tokens: Tokens that the mean is over.
+        prompts: Questions asked.
+        answers: What the model answered to each.
+    """
+
+    loss: float
+    perplexity: float
+    tokens: int
+    prompts: list[str]
+    answers: list[str]
+
+
+def evaluate(
+    model_dir: Path,
+    dataset_dir: Path,
+    config: EvaluationConfig,
+    *,
+    style: DataFormat,
+    placement: Placement,
+    adapter_dir: Path | None = None,
+    trust_remote_code: bool = False,
+) -> EvalReport:
+    """Measure a model on the held-out rows of a prepared dataset.
+
+    Args:
+        model_dir: The model.
+        dataset_dir: A prepared dataset, made with this model's tokenizer.
+        config: How much to measure.
+        style: How prompts are put to the model: the format it trains on.
+        placement: How to hold the model.
+        adapter_dir: An adapter to put on it.
+        trust_remote_code: Run model code that the model ships.
+
+    Returns:
+        The report.
+    """
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
+    base = load_model(model_dir, placement, trust_remote_code=trust_remote_code)
+    model = attach_adapters(base, {"default": adapter_dir} if adapter_dir else {})
+    model.eval()
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = prepare.load_split(dataset_dir, prepare.VALIDATION, Path(scratch))
+        rows = rows.select(range(min(config.max_rows, len(rows))))
+        loss, tokens = held_out_loss(model, tokenizer, rows, config.batch)
+    prompts, encoded = _questions(dataset_dir, config, tokenizer, style)
+    answers = list(complete(model, tokenizer, encoded, Sampling(config.max_new_tokens), config.batch))
+    logger.info("Held-out loss %.4f (perplexity %.2f) over %d tokens", loss, math.exp(loss), tokens)
+    return EvalReport(loss, math.exp(loss), tokens, prompts, answers)
+
+
+def held_out_loss(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int
+) -> tuple[float, int]:
+    """Loss per trained token: summed over all rows and divided once, so that no batch weighs more than its tokens.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        tokenizer: Its tokenizer, for padding.
+        rows: Rows with input_ids and labels, each a list of `length` ints.
+        batch: Rows per forward pass.
+
+    Returns:
+        Mean loss in nats and the number of tokens it is over.
+    """
+    import torch
+    from transformers import DataCollatorForSeq2Seq
+
+    collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    for start in range(0, len(rows), batch):
+        inputs = collate([rows[i] for i in by_length[start : start + batch]]).to(device)
+        labels = inputs.pop("labels")[:, 1:]
+        with torch.inference_mode():
+            logits = model(**inputs).logits[:, :-1].float()
+        total += float(
+            torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+        )
+        tokens += int((labels != IGNORED).sum())
+    return total / tokens, tokens
+
+
+def _questions(
+    dataset_dir: Path, config: EvaluationConfig, tokenizer: "PreTrainedTokenizerBase", style: DataFormat
+) -> tuple[list[str], list[list[int]]]:
+    if config.prompts:
+        return list(config.prompts), [encode_prompt(p, tokenizer, style) for p in config.prompts]
+    samples = prepare.load_samples(dataset_dir)
+    return [s["question"] for s in samples], [s["input_ids"] for s in samples]

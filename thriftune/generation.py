@@ -1,0 +1,187 @@
+"""Answering prompts in batches, with a model and any number of adapters."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from thriftune.data.formats import alpaca_prompt
+from thriftune.errors import DataError
+from thriftune.loading import Placement, attach_adapters, load_model
+from thriftune.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+PromptStyle = Literal["chat", "alpaca", "text"]
+BASE = "base"  # the name under which answers without any adapter are listed
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        temperature: 0 always takes the likeliest token; higher draws from the distribution.
+        seed: Of the draws.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt, answered.
+
+    Attributes:
+        prompt: As it was given.
+        adapter: Name of the adapter that answered, or `base`.
+        answer: What the model said, without special tokens.
+    """
+
+    prompt: str
+    adapter: str
+    answer: str
+
+
+def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: PromptStyle) -> list[int]:
+    """A prompt as the tokens that training put before an answer.
+
+    Args:
+        prompt: What a person asks.
+        tokenizer: The model's tokenizer.
+        style: How the model was trained to be asked.
+
+    Returns:
+        Token ids, with BOS exactly once where the tokenizer uses one.
+    """
+    if style == "chat":
+        message = [{"role": "user", "content": prompt}]
+        encoded = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
+        return list(encoded["input_ids"])
+    text = alpaca_prompt(prompt) if style == "alpaca" else prompt
+    ids = list(tokenizer(text)["input_ids"])
+    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()  # a tokenizer that closes every text with EOS would end the answer before it starts
+    return ids
+
+
+def default_style(tokenizer: "PreTrainedTokenizerBase") -> PromptStyle:
+    """chat for a tokenizer with a chat template, else plain text."""
+    return "chat" if tokenizer.chat_template else "text"
+
+
+def complete(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[list[int]], sampling: Sampling, batch: int
+) -> Iterator[str]:
+    """Continue token sequences.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        tokenizer: Its tokenizer; padding goes to the left, whatever it is set to.
+        prompts: Token ids of each prompt.
+        sampling: How answers are drawn.
+        batch: Prompts per forward pass.
+
+    Yields:
+        The continuation of each prompt, in order, without special tokens.
+    """
+    import torch
+    from transformers import set_seed
+
+    set_seed(sampling.seed)
+    device = next(model.parameters()).device
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        padded = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(device)
+        drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if sampling.temperature > 0:
+            drawing = {"do_sample": True, "temperature": sampling.temperature}
+        with torch.inference_mode():
+            generated = model.generate(
+                **padded, max_new_tokens=sampling.max_new_tokens, pad_token_id=tokenizer.pad_token_id, **drawing
+            )
+        for row in generated[:, padded["input_ids"].shape[1] :]:
+            yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+
+
+def generate(
+    model_dir: Path,
+    prompts: Sequence[str],
+    *,
+    adapters: dict[str, Path],
+    placement: Placement,
+    sampling: Sampling,
+    batch: int,
+) -> list[Answer]:
+    """Answer prompts with a model directory.
+
+    Args:
+        model_dir: A model: a base model, a fine-tuned or a merged one.
+        prompts: What to ask.
+        adapters: Adapter directories by name; each of them answers every prompt. Empty: the model itself answers.
+        placement: How to hold the model.
+        sampling: How answers are drawn.
+        batch: Prompts per forward pass.
+
+    Returns:
+        One answer per prompt and adapter, adapter by adapter.
+
+    Raises:
+        DataError: No prompts.
+    """
+    if not prompts:
+        raise DataError.single("prompts", "[]", "there is nothing to answer.", "Give at least one prompt.")
+    tokenizer = load_tokenizer(model_dir, padding_side="left")
+    model = attach_adapters(load_model(model_dir, placement), adapters)
+    model.eval()
+    style = default_style(tokenizer)
+    encoded = [encode_prompt(prompt, tokenizer, style) for prompt in prompts]
+    answers = []
+    for name in adapters or {BASE: None}:
+        if name in adapters:
+            model.set_adapter(name)
+        logger.info("Answering %d prompts with %s", len(prompts), name)
+        texts = complete(model, tokenizer, encoded, sampling, batch)
+        answers += [Answer(prompt, name, text) for prompt, text in zip(prompts, texts, strict=True)]
+    return answers
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Prompts from a file: JSONL with a `prompt` in each line, or plain text with one prompt per line.
+
+    Raises:
+        DataError: A JSONL line without a prompt.
+    """
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if file.suffix != ".jsonl":
+        return lines
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompts.append(str(json.loads(line)["prompt"]))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError.single(
+                f"{file.name}, line {number}", line[:80], "is not an object with a prompt.", 'Write {"prompt": "..."}.'
+            ) from error
+    return prompts
+
+
+def write_answers(answers: Sequence[Answer], file: Path) -> None:
+    """Write answers as Parquet or JSONL, by the file's ending."""
+    rows = [asdict(answer) for answer in answers]
+    if file.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    else:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.write_text(text, encoding="utf-8")

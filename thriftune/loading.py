@@ -1,0 +1,123 @@
+"""Loading a model to run on the devices of one node: plain or in 4 bits, with or without adapters."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune.hardware import Device, Precision
+from thriftune.training import torch_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+# Weights may take this share of what is free; the rest is for activations, caches and fragmentation.
+_WEIGHTS_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How to hold a model in memory.
+
+    Attributes:
+        device: What it runs on.
+        precision: Precision to compute in.
+        four_bit: Whether linear layers are stored in NF4.
+        double_quantization: Whether the quantization constants are quantized too.
+    """
+
+    device: Device
+    precision: Precision
+    four_bit: bool = False
+    double_quantization: bool = True
+
+
+def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> dict[int | str, int]:
+    """What accelerate may fill on each device, from what is free there now.
+
+    Args:
+        device: Kind of device of this machine.
+        free_bytes: Free memory of each GPU, by index; empty on CPU.
+        host_bytes: Available host memory.
+
+    Returns:
+        Bytes per GPU index, or for the key "cpu". On a GPU machine the host gets none: bitsandbytes cannot train
+        layers that are not on a GPU, and a layer left on the host would be slow without saying so.
+    """
+    if not device.is_gpu:
+        return {"cpu": int(host_bytes * _WEIGHTS_SHARE)}
+    return {index: int(free * _WEIGHTS_SHARE) for index, free in free_bytes.items()}
+
+
+def load_model(model_dir: Path, placement: Placement, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """Load a model over every visible device of this node (`device_map="auto"`).
+
+    Args:
+        model_dir: Directory with safetensors.
+        placement: How to hold it.
+        trust_remote_code: Run model code that the model ships.
+
+    Returns:
+        The model; large ones are split by layers over the GPUs.
+    """
+    import psutil
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
+    limits = max_memory(placement.device, free, psutil.virtual_memory().available)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model_dir,
+        dtype=torch_dtype(placement.precision),
+        quantization_config=_quantization(placement),
+        device_map="auto",
+        max_memory=limits,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+    )
+    if placement.four_bit:
+        _report_quantized_share(model)
+    return model
+
+
+def attach_adapters(model: "PreTrainedModel", adapters: dict[str, Path]) -> Any:
+    """Put trained adapters on a model.
+
+    Args:
+        model: The base model.
+        adapters: Directories by name; the first one is active.
+
+    Returns:
+        A peft model, or the model itself when there are no adapters.
+    """
+    from peft import PeftModel
+
+    attached: Any = model
+    for number, (name, directory) in enumerate(adapters.items()):
+        if number == 0:
+            attached = PeftModel.from_pretrained(model, str(directory), adapter_name=name)
+        else:
+            attached.load_adapter(str(directory), adapter_name=name)
+    return attached
+
+
+def _quantization(placement: Placement) -> Any:
+    if not placement.four_bit:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=placement.double_quantization,
+        bnb_4bit_compute_dtype=torch_dtype(placement.precision),
+    )
+
+
+def _report_quantized_share(model: "PreTrainedModel") -> None:
+    """Say how much of the model is really in 4 bits: fused expert tensors of mixture models are not."""
+    quantized = sum(2 * p.numel() for p in model.parameters() if type(p).__name__ == "Params4bit")
+    other = sum(p.numel() for p in model.parameters() if type(p).__name__ != "Params4bit")
+    logger.info("%.0f %% of the weights are in 4 bits", 100 * quantized / (quantized + other))

@@ -1,0 +1,89 @@
+"""Low-rank adapters: which modules they attach to, and their configuration."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thriftune.config import LoraConfig
+from thriftune.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig as PeftLoraConfig
+    from transformers import PretrainedConfig
+
+ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
+
+
+def linear_module_names(config: "PretrainedConfig", *, trust_remote_code: bool = False) -> list[str]:
+    """The last parts of the names of all linear layers but the output head, from the architecture alone.
+
+    Args:
+        config: A model's configuration; the model is built on the meta device and takes no memory.
+        trust_remote_code: Run model code that the model ships.
+
+    Returns:
+        Sorted names: down_proj, gate_proj, k_proj ...
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head
+        }
+    )
+
+
+def require_targets(lora: LoraConfig, model_dir: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse target modules that the model does not have, before any weight is loaded.
+
+    Args:
+        lora: The LoRA section.
+        model_dir: Directory with the model's config.json.
+        trust_remote_code: Run model code that the model ships.
+
+    Raises:
+        ConfigError: Names that match no linear layer; lists the ones there are.
+    """
+    if lora.target_modules is None:
+        return
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+    present = linear_module_names(config, trust_remote_code=trust_remote_code)
+    absent = [name for name in lora.target_modules if name.rpartition(".")[2] not in present]
+    if absent:
+        raise ConfigError.single(
+            "lora.target_modules",
+            ", ".join(absent),
+            f"no linear layer of this model has that name; it has {', '.join(present)}.",
+            "Use those names, or leave target_modules out to adapt every linear layer.",
+        )
+
+
+def peft_config(lora: LoraConfig) -> "PeftLoraConfig":
+    """The configuration for peft."""
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) if lora.target_modules else ALL_LINEAR,
+        task_type="CAUSAL_LM",
+    )
+
+
+def trainable_share(model: "torch.nn.Module") -> float:
+    """Share of the parameters that training changes; a 4-bit weight counts as the two parameters it holds per byte."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable / total

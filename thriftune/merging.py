@@ -1,0 +1,45 @@
+"""Merging an adapter into the unquantized base model: an ordinary model, loadable with nothing of ours."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from thriftune import artifacts
+from thriftune.tokenizer import load_tokenizer
+from thriftune.training import torch_dtype
+
+logger = logging.getLogger(__name__)
+
+
+def merge(
+    model_dir: Path,
+    adapter_dir: Path,
+    destination: Path,
+    *,
+    save_dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """Add an adapter's weights to the base model's, and save the sum.
+
+    The base is loaded unquantized: adding to dequantized NF4 weights would keep their rounding errors for ever.
+
+    Args:
+        model_dir: Base model.
+        adapter_dir: Adapter.
+        destination: Model directory to make.
+        save_dtype: Precision of the saved weights; `auto` keeps the base model's.
+        trust_remote_code: Run model code that the model ships.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    dtype: Any = "auto" if save_dtype == "auto" else torch_dtype(save_dtype)
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, trust_remote_code=trust_remote_code)
+    logger.info("Merging %s into %s (%s)", adapter_dir, model_dir, base.dtype)
+    merged: Any = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload(safe_merge=True)
+    with artifacts.writing(destination) as directory:
+        merged.save_pretrained(directory)
+        load_tokenizer(model_dir, trust_remote_code=trust_remote_code).save_pretrained(directory)
+        made = artifacts.read_manifest(adapter_dir)
+        content = {key: made[key] for key in ("config", "plan", "dataset_fingerprint", "training") if key in made}
+        artifacts.write_manifest(directory, "model", {**content, "merged_from": str(made["kind"])})

@@ -1,0 +1,113 @@
+"""QLoRA: a frozen 4-bit base model, split by layers over the devices of one node, and adapters that train."""
+
+import logging
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune import artifacts
+from thriftune.config import RunConfig
+from thriftune.data import prepare
+from thriftune.loading import Placement, load_model
+from thriftune.lora import peft_config, require_targets, trainable_share
+from thriftune.planner import TrainingPlan
+from thriftune.tokenizer import load_tokenizer
+from thriftune.training import TrainingResult, make_trainer, measured_training, training_arguments
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def train(
+    config: RunConfig,
+    plan: TrainingPlan,
+    model_dir: Path,
+    dataset_dir: Path,
+    destination: Path,
+    resume_from: Path | None = None,
+) -> TrainingResult:
+    """Train adapters. One process, whatever the number of devices.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        model_dir: Base model, on this node.
+        dataset_dir: Prepared dataset, on this node.
+        destination: Adapter directory to make.
+        resume_from: An adapter to go on training, in place of a new one.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ConfigError: LoRA targets that the model does not have.
+    """
+    lora, trust = config.lora_or_default, config.model.trust_remote_code
+    require_targets(lora, model_dir, trust_remote_code=trust)
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = prepare.load_split(dataset_dir, prepare.TRAIN, Path(scratch) / "rows")
+
+        def load() -> "Trainer":
+            model = _load_trainable(config, plan, model_dir, resume_from)
+            return make_trainer(model, training_arguments(config, plan, Path(scratch)), tokenizer, rows)
+
+        trainer, result = measured_training(load)
+    _save(trainer, config, plan, dataset_dir, destination, result)
+    return result
+
+
+def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resume_from: Path | None) -> Any:
+    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+    from transformers import set_seed
+
+    lora = config.lora_or_default
+    placement = Placement(
+        plan.hardware, plan.precision, four_bit=True, double_quantization=lora.double_quantization
+    )
+    base = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code)
+    prepared = prepare_model_for_kbit_training(
+        base,
+        use_gradient_checkpointing=config.training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+    set_seed(config.seed)
+    if resume_from is not None:
+        logger.info("Going on from the adapter in %s", resume_from)
+        model: Any = PeftModel.from_pretrained(prepared, str(resume_from), is_trainable=True)
+    else:
+        model = get_peft_model(prepared, peft_config(lora))
+    logger.info("%.2f %% of the weights train", 100 * trainable_share(model))
+    return model
+
+
+def _save(
+    trainer: "Trainer",
+    config: RunConfig,
+    plan: TrainingPlan,
+    dataset_dir: Path,
+    destination: Path,
+    result: TrainingResult,
+) -> None:
+    """Write the adapter, and only the adapter."""
+    logger.info("Saving the adapter to %s", destination)
+    model: Any = trainer.model
+    # Where the base model came from, not where it lay on this node.
+    model.peft_config["default"].base_model_name_or_path = config.model.source
+    model.peft_config["default"].revision = config.model.revision
+    with tempfile.TemporaryDirectory() as scratch, artifacts.writing(destination) as directory:
+        model.save_pretrained(scratch)
+        for name in _ADAPTER_FILES:
+            (directory / name).write_bytes((Path(scratch) / name).read_bytes())
+        content = {
+            "config": config.model_dump(mode="json"),
+            "plan": asdict(plan),
+            "dataset_fingerprint": artifacts.read_manifest(dataset_dir)["fingerprint"],
+            "training": asdict(result),
+        }
+        artifacts.write_manifest(directory, "adapter", content)

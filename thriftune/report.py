@@ -1,0 +1,68 @@
+"""What a run came to: the numbers before and after, and a table of them for the log."""
+
+import io
+from dataclasses import dataclass
+
+from thriftune.evaluation import EvalReport
+from thriftune.training import TrainingResult
+
+_TABLE_COLUMNS = 110
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """The numbers of one run.
+
+    Attributes:
+        name: Name of the run.
+        method: full or qlora.
+        before: The base model on the held-out rows.
+        after: The trained one on the same rows.
+        training: What was measured while training.
+        outputs: Where each result is, by what it is (model, adapter).
+    """
+
+    name: str
+    method: str
+    before: EvalReport
+    after: EvalReport
+    training: TrainingResult
+    outputs: dict[str, str]
+
+
+def summary_table(metrics: RunMetrics) -> str:
+    """The run on one screen, as plain text."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    before, after, training = metrics.before, metrics.after, metrics.training
+    table = Table(title=f"{metrics.name} ({metrics.method})", title_justify="left")
+    table.add_column("")
+    table.add_column("before")
+    table.add_column("after")
+    table.add_row("held-out loss", f"{before.loss:.4f}", f"{after.loss:.4f}")
+    table.add_row("held-out perplexity", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}")
+    if before.prompts:
+        table.add_row(
+            Text(_shortened(before.prompts[0])), Text(_shortened(before.answers[0])), Text(_shortened(after.answers[0]))
+        )
+    table.add_section()
+    table.add_row("steps, time", "", f"{training.steps}, {training.seconds:.0f} s")
+    table.add_row("tokens per second", "", f"{training.tokens_per_second:.0f}")
+    table.add_row("peak memory per process", "", _memory(training))
+    for name, place in metrics.outputs.items():
+        table.add_row(name, "", Text(place, overflow="fold"))
+    console = Console(file=io.StringIO(), width=_TABLE_COLUMNS)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def _memory(training: TrainingResult) -> str:
+    host = f"host {training.peak_host_gib:.1f} GiB"
+    return f"{host}, GPUs {training.peak_device_gib:.1f} GiB" if training.peak_device_gib else host
+
+
+def _shortened(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
