@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PromptStyle = Literal["chat", "alpaca", "text"]
+OutputFormat = Literal["jsonl", "parquet"]
 BASE = "base"  # the name under which answers without any adapter are listed
 
 

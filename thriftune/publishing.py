@@ -8,6 +8,7 @@ from typing import Any
 from thriftune import artifacts, hub
 from thriftune.config import PublishConfig
 from thriftune.errors import PublishError
+from thriftune.models import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def model_card(manifest: dict[str, Any], repository: str) -> Any:
         pipeline_tag="text-generation",
         tags=["thriftune", run["method"]],
         # The hub resolves only its own ids; a path on somebody's disk would be a broken link.
-        base_model=source if "/" in source and not source.startswith((".", "/")) and "://" not in source else None,
+        base_model=source if kind_of(source) == "hub" else None,
     )
     return ModelCard.from_template(
         data,

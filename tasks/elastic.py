@@ -1,0 +1,52 @@
+"""Elastic training whose number of processes per node comes from the plan.
+
+Flyte fixes task type and node count when a task is declared; the plugin starts `task_config.nproc_per_node` workers,
+and reads that from the declaration too. One declaration per node count *and* GPU count would be dozens of tasks, and
+overriding `task_config` on a node leaks to every other node of the workflow. So: tasks are declared per node count, and
+the number of workers is read from the `plan` argument when the task starts. See docs/adr/0002-elastic-by-plan.md.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from flytekit.extend import TaskPlugins
+from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
+
+# Nodes of one job may wait for each other while the autoscaler adds machines and the image is pulled.
+RENDEZVOUS_SECONDS = 1800
+
+
+@dataclass
+class PlannedElastic(Elastic):
+    """Elastic for a task with an argument `plan` (TrainingPlan)."""
+
+
+class PlannedElasticTask(PytorchElasticFunctionTask):
+    """Runs the task function in as many worker processes as its plan says."""
+
+    def execute(self, **kwargs: Any) -> Any:
+        """Start the workers of this node and wait for them."""
+        declared = self._task_config
+        self._task_config = dataclasses.replace(declared, nproc_per_node=kwargs["plan"].processes_per_node)
+        try:
+            return super().execute(**kwargs)
+        finally:
+            self._task_config = declared
+
+
+TaskPlugins.register_pythontask_plugin(PlannedElastic, PlannedElasticTask)
+
+
+def elastic(nodes: int) -> PlannedElastic:
+    """The configuration of a task on a number of nodes."""
+    return PlannedElastic(
+        nnodes=nodes,
+        increase_shared_mem=False,  # the pod template owns /dev/shm
+        rdzv_configs={
+            "timeout": RENDEZVOUS_SECONDS,
+            "join_timeout": RENDEZVOUS_SECONDS,
+            # The store's own default of 60 s is shorter than the start of a pod.
+            "read_timeout": RENDEZVOUS_SECONDS,
+        },
+    )

@@ -1,0 +1,61 @@
+"""Answering prompts with a model directory."""
+
+from flytekit import task
+from flytekit.types.directory import FlyteDirectory
+from flytekit.types.file import FlyteFile
+
+from pod_templates import with_shared_memory
+from tasks import settings
+from tasks.transfer import download, place_of
+from thriftune import generation, hardware
+from thriftune.generation import Sampling
+from thriftune.loading import Placement
+
+
+@task(
+    container_image=settings.IMAGE,
+    requests=settings.GENERATE_TASK,
+    pod_template=with_shared_memory(settings.SHARED_MEMORY),
+    retries=settings.RETRIES,
+    environment=settings.POD_ENVIRONMENT,
+)
+def generate_answers(
+    model_dir: FlyteDirectory,
+    prompts: list[str],
+    prompts_file: FlyteFile | None,
+    adapters: list[FlyteDirectory],
+    four_bit: bool,
+    sampling: Sampling,
+    batch: int,
+    output_format: generation.OutputFormat,
+) -> FlyteFile:
+    """Answer prompts in batches.
+
+    Args:
+        model_dir: A base, fine-tuned or merged model.
+        prompts: What to ask.
+        prompts_file: More of it: JSONL with a `prompt` per line, or text with one prompt per line.
+        adapters: Adapters; each of them answers every prompt. None: the model itself does.
+        four_bit: Hold the model in 4 bits.
+        sampling: How answers are drawn.
+        batch: Prompts per forward pass.
+        output_format: jsonl or parquet.
+
+    Returns:
+        A file with the columns prompt, adapter and answer.
+    """
+    device = hardware.detect_device()
+    placement = Placement(device, hardware.choose_precision("auto", device), four_bit=four_bit)
+    asked = [*prompts, *(generation.read_prompts(prompts_file.download()) if prompts_file else [])]
+    answers = generation.generate(
+        download(model_dir),
+        asked,
+        adapters={place_of(adapter): download(adapter) for adapter in adapters},
+        placement=placement,
+        sampling=sampling,
+        batch=batch,
+    )
+    place = settings.result_place("generate", f"answers.{output_format}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    generation.write_answers(answers, place)
+    return FlyteFile(str(place), remote_path=False) if settings.is_local() else FlyteFile(str(place))

@@ -1,0 +1,54 @@
+"""The first task of every workflow: everything that can be refused without a GPU is refused here."""
+
+from flytekit import task
+
+import deepspeed_configs
+from tasks import settings
+from tasks.transfer import transient_errors_retried
+from thriftune import models, planner
+from thriftune.config import Method, RunConfig
+from thriftune.data import sources
+from thriftune.errors import ConfigError
+from thriftune.hardware import detect_device
+from thriftune.planner import TrainingPlan
+
+
+@task(
+    container_image=settings.IMAGE,
+    requests=settings.CPU_TASK,
+    retries=settings.RETRIES,
+    environment=settings.POD_ENVIRONMENT,
+    secret_requests=settings.hub_secrets(),
+)
+def plan(config: RunConfig, method: Method) -> TrainingPlan:
+    """Check a run and work out what it trains on and how.
+
+    Args:
+        config: The run.
+        method: What the workflow runs: full or qlora.
+
+    Returns:
+        The plan, with the versions that model and data have now.
+    """
+    planner.require_method(config, method)
+    if settings.is_local():
+        planner.require_local_hardware(config, detect_device())
+    deepspeed = _deepspeed_config(config) if method == "full" else None
+    token = settings.hub_token()
+    with transient_errors_retried():
+        return planner.make_plan(
+            config,
+            deepspeed,
+            model_version=models.version(config.model.source, config.model.revision, token),
+            data_version=sources.version(config.data.source, config.data.revision, token),
+        )
+
+
+def _deepspeed_config(config: RunConfig) -> dict[str, object]:
+    named = config.zero_or_default.config
+    if isinstance(named, dict):
+        return named
+    try:
+        return deepspeed_configs.load(named)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError.single("zero.config", named, str(error), "Name another file, or repair this one.") from error

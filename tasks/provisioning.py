@@ -1,0 +1,28 @@
+"""What a node of the plan gets: requests, accelerator and pod template, per node inside `@dynamic`."""
+
+from typing import Any
+
+from pod_templates import with_shared_memory
+from tasks import settings
+from thriftune.planner import TrainingPlan
+
+
+def on_planned_node(node: Any, plan: TrainingPlan) -> Any:
+    """Give one node of a `@dynamic` workflow the hardware of the plan.
+
+    Args:
+        node: What calling a task inside `@dynamic` returned.
+        plan: The plan.
+
+    Returns:
+        The node. A plan for the CPU changes nothing: that is a run on a laptop.
+    """
+    if not plan.hardware.is_gpu:
+        return node
+    resources = settings.node_resources(plan)
+    return node.with_overrides(
+        requests=resources,
+        limits=resources,
+        accelerator=settings.ACCELERATORS[plan.device],
+        pod_template=with_shared_memory(settings.SHARED_MEMORY),
+    )

@@ -1,0 +1,127 @@
+"""What a platform decides and a run does not: image, resources, secrets, cache versions, where local results go.
+
+The only place besides thriftune/distributed.py that reads the environment. Values are read when tasks are declared,
+that is when `pyflyte` runs or registers; what a pod needs again travels in `POD_ENVIRONMENT`.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flytekit import Cache, FlyteContextManager, Resources, Secret, current_context
+from flytekit.extras.accelerators import A10G, A100, A100_80GB, H100, L4, T4, V100, GPUAccelerator
+
+from thriftune.planner import TrainingPlan
+
+# `pyflyte run --image` and `pyflyte register --image` override it; without either, flytekit's default image is used.
+IMAGE = os.environ.get("FLYTE_IMAGE")
+
+# "group/key" of the Flyte secret that holds a hub token. Without it no task asks for a secret, because a pod that asks
+# for one that does not exist never starts.
+HUB_SECRET = os.environ.get("THRIFTUNE_HUB_SECRET", "")
+
+CPU_TASK = Resources(cpu=os.environ.get("THRIFTUNE_CPU", "2"), mem=os.environ.get("THRIFTUNE_MEMORY", "8Gi"))
+# Merging holds one copy of the 16-bit model: 16 GiB for 7B, 150 GiB for 70B.
+MERGE_TASK = Resources(cpu="4", mem=os.environ.get("THRIFTUNE_MERGE_MEMORY", "32Gi"))
+GENERATE_TASK = Resources(
+    cpu="4", mem=os.environ.get("THRIFTUNE_MEMORY", "8Gi"), gpu=os.environ.get("THRIFTUNE_GENERATE_GPUS", "1")
+)
+# Per GPU of a training node. Defaults are a g4dn.metal (96 vCPU, 384 GiB) over its 8 GPUs, less what the node's own
+# pods take.
+_CPU_PER_GPU = int(os.environ.get("THRIFTUNE_CPU_PER_GPU", "11"))
+_MEMORY_GIB_PER_GPU = int(os.environ.get("THRIFTUNE_MEMORY_GIB_PER_GPU", "44"))
+SHARED_MEMORY = os.environ.get("THRIFTUNE_SHARED_MEMORY", "16Gi")
+
+RETRIES = int(os.environ.get("THRIFTUNE_RETRIES", "2"))
+
+# Raised when what a task makes of the same inputs changes.
+FETCH_CACHE = "1"
+PREPARE_CACHE = "1"
+
+# For every pod. Tokenizers warn when a process that used their threads forks, and DataLoader workers fork.
+POD_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "THRIFTUNE_HUB_SECRET": HUB_SECRET}
+
+ACCELERATORS: dict[str, GPUAccelerator] = {
+    "T4": T4,
+    "V100": V100,
+    "A10G": A10G,
+    "L4": L4,
+    "A100-40GB": A100,
+    "A100-80GB": A100_80GB,
+    "H100": H100,
+}
+
+# Flyte's local cache remembers the path of a directory, not whether it is still there, and outlives the checkout. Local
+# runs reuse finished directories under outputs/cache instead, after looking.
+os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
+# One stamp for all tasks of a local run, handed down to worker processes.
+_STAMP = os.environ.setdefault("THRIFTUNE_RUN_STAMP", datetime.now(UTC).strftime("%Y%m%dT%H%M%S"))
+
+
+def cache(version: str, *ignored_inputs: str) -> Cache:
+    """Cache a task by its inputs; two runs that need the same thing at once make it once."""
+    return Cache(version=version, serialize=True, ignored_inputs=ignored_inputs)
+
+
+def hub_secrets() -> list[Secret]:
+    """The secrets of a task that talks to the hub; empty where none is configured."""
+    group, _, key = HUB_SECRET.partition("/")
+    return [Secret(group=group, key=key)] if HUB_SECRET else []
+
+
+def hub_token() -> str | None:
+    """The hub token: from the configured Flyte secret, else from HF_TOKEN, else none. Never log it."""
+    if HUB_SECRET:
+        group, _, key = HUB_SECRET.partition("/")
+        try:
+            return current_context().secrets.get(group, key)
+        except ValueError:  # flytekit's way to say that it is not mounted
+            logging.getLogger(__name__).warning("The secret %s is not there; trying HF_TOKEN", HUB_SECRET)
+    return os.environ.get("HF_TOKEN") or None
+
+
+def node_resources(plan: TrainingPlan) -> Resources:
+    """What each training pod asks for: the GPUs of the plan, and their share of the machine."""
+    gpus = plan.devices_per_node
+    return Resources(cpu=str(_CPU_PER_GPU * gpus), mem=f"{_MEMORY_GIB_PER_GPU * gpus}Gi", gpu=str(gpus))
+
+
+def is_local() -> bool:
+    """Whether outputs stay on this disk (`pyflyte run` without --remote), also inside worker processes."""
+    access = FlyteContextManager.current_context().file_access
+    return not access.is_remote(access.raw_output_prefix)
+
+
+def result_place(run_name: str, what: str) -> Path:
+    """Where a task writes a result: outputs/<run>/<start time>/<what> locally, a scratch folder in a pod."""
+    if not is_local():
+        return Path(tempfile.mkdtemp()) / what
+    return _local_root() / run_name / _STAMP / what
+
+
+def cached_place(what: str, key: str) -> Path:
+    """Where a task writes what later runs can reuse: outputs/cache/<what>-<key> locally, a scratch folder in a pod."""
+    if not is_local():
+        return Path(tempfile.mkdtemp()) / what
+    return _local_root() / "cache" / f"{what}-{key}"
+
+
+def _local_root() -> Path:
+    return Path(os.environ.get("THRIFTUNE_OUTPUTS", "outputs")).absolute()
+
+
+def _configure_logging() -> None:
+    """Show this package's progress lines on the terminal and in the pod's log, and silence its libraries' chatter."""
+    package_logger = logging.getLogger("thriftune")
+    if not package_logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        package_logger.addHandler(handler)
+        package_logger.setLevel(logging.INFO)
+        package_logger.propagate = False
+
+
+_configure_logging()

@@ -1,0 +1,55 @@
+"""The end of a run: its numbers in one place."""
+
+import json
+import logging
+from dataclasses import asdict
+
+from flytekit import task
+from flytekit.types.directory import FlyteDirectory
+
+from tasks import settings
+from tasks.transfer import place_of
+from thriftune.config import RunConfig
+from thriftune.evaluation import EvalReport
+from thriftune.report import RunMetrics, summary_table
+from thriftune.training import TrainingResult
+
+logger = logging.getLogger("thriftune.tasks.summarize")
+
+
+@task(container_image=settings.IMAGE, requests=settings.CPU_TASK, environment=settings.POD_ENVIRONMENT)
+def summarize(
+    config: RunConfig,
+    before: EvalReport,
+    after: EvalReport,
+    training: TrainingResult,
+    model: FlyteDirectory,
+    adapter: FlyteDirectory | None = None,
+    published: str = "",
+) -> RunMetrics:
+    """Put the numbers of a run together and print them as a table.
+
+    Args:
+        config: The run.
+        before: The base model on the held-out rows.
+        after: The trained one.
+        training: What was measured while training.
+        model: The model that came out.
+        adapter: The adapter that came out, if any.
+        published: Where the result was pushed to; empty if nowhere.
+
+    Returns:
+        All of it; a local run also finds it in outputs/<run>/<start time>/metrics.json.
+    """
+    outputs = {
+        "model": place_of(model),
+        "adapter": place_of(adapter) if adapter else "",
+        "published": published,
+    }
+    outputs = {what: place for what, place in outputs.items() if place}
+    metrics = RunMetrics(config.name, config.method, before, after, training, outputs)
+    logger.info("\n%s", summary_table(metrics))
+    if settings.is_local():
+        file = settings.result_place(config.name, "metrics.json")
+        file.write_text(json.dumps(asdict(metrics), indent=2) + "\n", encoding="utf-8")
+    return metrics

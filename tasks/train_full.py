@@ -1,0 +1,72 @@
+"""Full fine-tuning: one task per number of nodes, all with the same body."""
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flytekit import task
+from flytekit.types.directory import FlyteDirectory
+
+from pod_templates import with_shared_memory
+from tasks import settings
+from tasks.elastic import elastic
+from tasks.transfer import download_once_per_node, transient_errors_retried, upload
+from thriftune import distributed, full
+from thriftune.config import RunConfig
+from thriftune.config_rules import NODE_COUNTS
+from thriftune.planner import TrainingPlan
+from thriftune.training import TrainingResult
+
+
+class Trained(NamedTuple):
+    """A trained model or adapter, and what was measured while training it."""
+
+    model: FlyteDirectory
+    training: TrainingResult
+
+
+def _train_full(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset: FlyteDirectory) -> Trained:
+    """Fine-tune every weight under DeepSpeed ZeRO. Runs in each worker process.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        model: The base model.
+        dataset: The prepared dataset.
+
+    Returns:
+        An ordinary model directory, and what was measured.
+    """
+    rank = distributed.join(plan.hardware.backend)
+    with transient_errors_retried():
+        model_dir, dataset_dir = download_once_per_node(model, dataset)
+    place = settings.result_place(config.name, "model")
+    result = full.train(config, plan, model_dir, dataset_dir, place)
+    output = upload(place) if rank.is_main else FlyteDirectory(str(place))
+    distributed.barrier()
+    return Trained(model=output, training=result)
+
+
+def _declare(nodes: int) -> Any:
+    """A task on a fixed number of nodes. Flyte knows a task by its function's name, so the function is renamed."""
+    decorate: Callable[..., Any] = task(
+        task_config=elastic(nodes),
+        container_image=settings.IMAGE,
+        pod_template=with_shared_memory(settings.SHARED_MEMORY),
+        retries=settings.RETRIES,
+        environment=settings.POD_ENVIRONMENT,
+    )
+    name = f"train_full_{nodes}"
+    body = types.FunctionType(_train_full.__code__, _train_full.__globals__, name)
+    body.__annotations__, body.__doc__, body.__qualname__ = _train_full.__annotations__, _train_full.__doc__, name
+    return decorate(body)
+
+
+train_full_1 = _declare(1)
+train_full_2 = _declare(2)
+train_full_3 = _declare(3)
+train_full_4 = _declare(4)
+train_full_6 = _declare(6)
+train_full_8 = _declare(8)
+
+TRAIN_FULL = {nodes: globals()[f"train_full_{nodes}"] for nodes in NODE_COUNTS}

@@ -1,0 +1,61 @@
+"""Moving directories between Flyte and the local disk, and errors between thriftune and Flyte."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flytekit import FlyteContextManager
+from flytekit.exceptions.user import FlyteRecoverableException
+from flytekit.types.directory import FlyteDirectory
+
+from tasks import settings
+from thriftune import distributed
+from thriftune.errors import TransientError
+
+
+def download(directory: FlyteDirectory) -> Path:
+    """Bring a directory to this disk, in a task that is one process."""
+    return Path(directory.download())
+
+
+def download_once_per_node(*directories: FlyteDirectory) -> list[Path]:
+    """Bring directories to this disk, in a task of several processes per node. Every rank calls it.
+
+    All local ranks were given the same local path: one of them downloads to it, and the others wait.
+    """
+
+    def bring() -> None:
+        for directory in directories:
+            directory.download()
+
+    distributed.once_per_node(bring)
+    return [Path(directory.path) for directory in directories]
+
+
+def upload(directory: Path) -> FlyteDirectory:
+    """Hand a finished directory to Flyte now, not when the task returns.
+
+    The training operator calls a job of several nodes done as soon as any of its pods is, while the pod with the
+    result may still be uploading what it returned.
+
+    Returns:
+        Where it is: the blob store, or in a local run the same place on disk, without a copy.
+    """
+    if settings.is_local():
+        return FlyteDirectory(str(directory), remote_directory=False)
+    remote = FlyteContextManager.current_context().file_access.put_raw_data(str(directory))
+    return FlyteDirectory(str(remote))
+
+
+def place_of(directory: FlyteDirectory) -> str:
+    """Where a directory is, for a person: its URL, or in a local run its path."""
+    return str(directory.remote_source or directory.path)
+
+
+@contextmanager
+def transient_errors_retried() -> Iterator[None]:
+    """Let Flyte retry what may work in a minute; everything else fails the task at once."""
+    try:
+        yield
+    except TransientError as error:
+        raise FlyteRecoverableException(str(error)) from error

@@ -1,0 +1,49 @@
+"""Answer prompts with a model directory, or a base model and adapters.
+
+    pyflyte run workflows/generate.py generate --model_dir outputs/.../model --prompts '["What is a GPU?"]'
+"""
+
+from flytekit import workflow
+from flytekit.types.directory import FlyteDirectory
+from flytekit.types.file import FlyteFile
+
+from tasks.generate import generate_answers
+from thriftune.generation import OutputFormat, Sampling
+
+
+@workflow
+def generate(
+    model_dir: FlyteDirectory,
+    prompts: list[str] = [],  # noqa: B006 - flytekit reads defaults from the signature, and copies them
+    prompts_file: FlyteFile | None = None,
+    adapters: list[FlyteDirectory] = [],  # noqa: B006
+    four_bit: bool = False,
+    sampling: Sampling = Sampling(),  # noqa: B008
+    batch: int = 8,
+    output_format: OutputFormat = "jsonl",
+) -> FlyteFile:
+    """Answer prompts, with the model's own chat template where it has one.
+
+    Args:
+        model_dir: A base, fine-tuned or merged model directory.
+        prompts: What to ask: a JSON list, or a .json or .yaml file with one.
+        prompts_file: More of it: JSONL with a `prompt` per line, or text with one prompt per line.
+        adapters: Adapter directories; each of them answers every prompt. None: the model itself does.
+        four_bit: Hold the model in 4 bits.
+        sampling: max_new_tokens, temperature (0: always the likeliest token) and seed.
+        batch: Prompts per forward pass.
+        output_format: jsonl or parquet.
+
+    Returns:
+        A file with the columns prompt, adapter and answer.
+    """
+    return generate_answers(
+        model_dir=model_dir,
+        prompts=prompts,
+        prompts_file=prompts_file,
+        adapters=adapters,
+        four_bit=four_bit,
+        sampling=sampling,
+        batch=batch,
+        output_format=output_format,
+    )

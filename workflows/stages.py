@@ -1,0 +1,58 @@
+"""What both fine-tuning workflows share: the nodes before training, and the types they return."""
+
+from typing import Any, NamedTuple
+
+from flytekit.types.directory import FlyteDirectory
+
+from tasks.fetch_model import fetch_model
+from tasks.plan import plan
+from tasks.prepare_dataset import prepare_dataset
+from thriftune.config import Method
+from thriftune.planner import TrainingPlan
+from thriftune.report import RunMetrics
+
+
+class FinetuneResult(NamedTuple):
+    """What fine-tuning returns: an ordinary model directory, the numbers, and the plan it ran on."""
+
+    model: FlyteDirectory
+    metrics: RunMetrics
+    plan: TrainingPlan
+
+
+class TrainedOnPlan(NamedTuple):
+    """What the part of a run that follows the plan returns."""
+
+    model: FlyteDirectory
+    metrics: RunMetrics
+
+
+class Ready(NamedTuple):
+    """The promises of a workflow up to training."""
+
+    plan: Any
+    model: Any
+    dataset: Any
+
+
+def plan_and_prepare(config: Any, method: Method) -> Ready:
+    """Add the nodes that plan a run, fetch its model and prepare its data. Called while a workflow is compiled.
+
+    Args:
+        config: The workflow's `config` (a promise of a RunConfig).
+        method: What the workflow runs.
+
+    Returns:
+        Promises of the plan, the base model and the dataset. Nothing is fetched before the plan is made.
+    """
+    planned = plan(config=config, method=method)
+    model = fetch_model(model=config.model, version=planned.model_version)
+    dataset = prepare_dataset(
+        data=config.data,
+        seed=config.seed,
+        data_version=planned.data_version,
+        model=model,
+        model_version=planned.model_version,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return Ready(planned, model, dataset)
