@@ -10,8 +10,18 @@ from pathlib import Path
 import yaml
 
 # Files with factual answers; the others are small talk, which teaches a model little that a held-out row can show.
-TOPICS = ("ai", "coding", "computers", "history", "literature", "money", "movies", "psychology", "science",
-          "sports", "tech_support", "trivia")  # fmt: skip
+TOPICS = (
+    "coding",
+    "computers",
+    "history",
+    "literature",
+    "money",
+    "movies",
+    "science",
+    "sports",
+    "tech_support",
+    "trivia",
+)
 
 
 def question_answer_pairs(corpus: Path) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ class PlannedElasticTask(PytorchElasticFunctionTask):
 
     def execute(self, **kwargs: Any) -> Any:
         """Start the workers of this node and wait for them."""
-        declared = self._task_config
+        declared: Any = self.task_config
         self._task_config = dataclasses.replace(declared, nproc_per_node=kwargs["plan"].processes_per_node)
         try:
             return super().execute(**kwargs)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def hub_token() -> str | None:
     if HUB_SECRET:
         group, _, key = HUB_SECRET.partition("/")
         try:
-            return current_context().secrets.get(group, key)
+            return str(current_context().secrets.get(group, key))
         except ValueError:  # flytekit's way to say that it is not mounted
             logging.getLogger(__name__).warning("The secret %s is not there; trying HF_TOKEN", HUB_SECRET)
     return os.environ.get("HF_TOKEN") or None
@@ -122,6 +123,13 @@ def _configure_logging() -> None:
         package_logger.addHandler(handler)
         package_logger.setLevel(logging.INFO)
         package_logger.propagate = False
+    # The libraries warn of each other's renamed functions, some of them at every step. Nothing a user could act on.
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(torch|transformers|peft|accelerate|bitsandbytes)\."
+    )
+    # accelerate does not see that the Trainer hands the accumulation to DeepSpeed, and says so in every run.
+    logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 
 _configure_logging()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class UserError(ThriftuneError):
         super().__init__(self.problems)
 
     @classmethod
-    def single(cls, field: str, value: object, message: str, remedy: str) -> "UserError":
+    def single(cls, field: str, value: object, message: str, remedy: str) -> Self:
         """An error with one problem."""
         return cls([Problem(field, str(value), message, remedy)])
 

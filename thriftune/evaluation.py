@@ -78,9 +78,7 @@ def evaluate(
     return EvalReport(loss, math.exp(loss), tokens, prompts, answers)
 
 
-def held_out_loss(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int
-) -> tuple[float, int]:
+def held_out_loss(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int) -> tuple[float, int]:
     """Loss per trained token: summed over all rows and divided once, so that no batch weighs more than its tokens.
 
     Args:

@@ -2,7 +2,6 @@
 
 import logging
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,14 @@ from thriftune.config import RunConfig
 from thriftune.data import prepare
 from thriftune.planner import TrainingPlan
 from thriftune.tokenizer import load_tokenizer
-from thriftune.training import TrainingResult, make_trainer, measured_training, torch_dtype, training_arguments
+from thriftune.training import (
+    TrainingResult,
+    make_trainer,
+    measured_training,
+    run_record,
+    torch_dtype,
+    training_arguments,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +51,8 @@ def train(
             return make_trainer(model, arguments, tokenizer, rows)
 
         trainer, result = measured_training(load)
-        _save(trainer, config, plan, model_dir, dataset_dir, destination, result)
+        record = run_record(config, plan, dataset_dir, result)
+        _save(trainer, config, plan, model_dir, destination, record)
     return result
 
 
@@ -67,7 +74,7 @@ def _load_sharded(
     )
     arguments = training_arguments(config, plan, scratch, deepspeed)
     dtype = torch_dtype(plan.precision)
-    if plan.zero_stage == 3:  # noqa: PLR2004
+    if plan.zero_stage == 3:
         zero_loading.partition(model, deepspeed, dtype, device)
     else:
         zero_loading.place(model, dtype, device)
@@ -100,9 +107,8 @@ def _save(
     config: RunConfig,
     plan: TrainingPlan,
     model_dir: Path,
-    dataset_dir: Path,
     destination: Path,
-    result: TrainingResult,
+    record: dict[str, Any],
 ) -> None:
     """Gather the shards on rank 0 and write an ordinary model directory. Collective: every rank calls it."""
     from transformers import AutoConfig
@@ -110,21 +116,20 @@ def _save(
     state = trainer.accelerator.get_state_dict(trainer.deepspeed)
     if not distributed.current_rank().is_main:
         return
-    base = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code)
-    dtype = save_dtype(config, plan, base.dtype)
+    trust = config.model.trust_remote_code
+    dtype = save_dtype(config, plan, AutoConfig.from_pretrained(model_dir, trust_remote_code=trust).dtype)
     logger.info("Saving the model in %s to %s", dtype, destination)
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     model: Any = trainer.model
+    # Tied weights (an output head that is the embedding) are stored once; below ZeRO-3 DeepSpeed hands out copies.
+    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if name not in tied
+    }
     model.config.dtype = dtype
     model.config.use_cache = True
     with artifacts.writing(destination) as directory:
         model.save_pretrained(directory, state_dict=state)
-        load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code).save_pretrained(directory)
-        content = {
-            "config": config.model_dump(mode="json"),
-            "plan": asdict(plan),
-            "deepspeed": trainer.args.deepspeed,
-            "dataset_fingerprint": artifacts.read_manifest(dataset_dir)["fingerprint"],
-            "training": asdict(result),
-        }
-        artifacts.write_manifest(directory, "model", content)
+        load_tokenizer(model_dir, trust_remote_code=trust).save_pretrained(directory)
+        artifacts.write_manifest(directory, "model", {**record, "deepspeed": trainer.args.deepspeed})

@@ -65,7 +65,7 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: Prom
     """
     if style == "chat":
         message = [{"role": "user", "content": prompt}]
-        encoded = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
+        encoded: Any = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])
     text = alpaca_prompt(prompt) if style == "alpaca" else prompt
     ids = list(tokenizer(text)["input_ids"])
@@ -75,7 +75,7 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: Prom
 
 
 def default_style(tokenizer: "PreTrainedTokenizerBase") -> PromptStyle:
-    """chat for a tokenizer with a chat template, else plain text."""
+    """Chat for a tokenizer with a chat template, else plain text."""
     return "chat" if tokenizer.chat_template else "text"
 
 
@@ -100,7 +100,7 @@ def complete(
     set_seed(sampling.seed)
     device = next(model.parameters()).device
     for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
+        part = list(prompts[start : start + batch])
         padded = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(device)
         drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if sampling.temperature > 0:
@@ -146,7 +146,7 @@ def generate(
     style = default_style(tokenizer)
     encoded = [encode_prompt(prompt, tokenizer, style) for prompt in prompts]
     answers = []
-    for name in adapters or {BASE: None}:
+    for name in list(adapters) or [BASE]:
         if name in adapters:
             model.set_adapter(name)
         logger.info("Answering %d prompts with %s", len(prompts), name)

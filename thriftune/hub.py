@@ -25,6 +25,7 @@ def explained_errors(field: str, repository: str, error_class: type[UserError]) 
         UserError: As `error_class`: gated, missing, unknown revision, bad token.
         TransientError: The hub is unreachable or busy.
     """
+    import httpx2 as httpx
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
     from huggingface_hub import errors as hub_errors
 
@@ -53,7 +54,7 @@ def explained_errors(field: str, repository: str, error_class: type[UserError]) 
     except (
         hub_errors.LocalEntryNotFoundError,
         hub_errors.OfflineModeIsEnabled,
-        hub_errors.HTTPError,
+        httpx.TransportError,
         ConnectionError,
         TimeoutError,
     ) as error:

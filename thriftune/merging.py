@@ -10,6 +10,8 @@ from thriftune.training import torch_dtype
 
 logger = logging.getLogger(__name__)
 
+_RUN_RECORD = ("config", "plan", "dataset_fingerprint", "training")  # of an adapter trained by this package
+
 
 def merge(
     model_dir: Path,
@@ -40,6 +42,6 @@ def merge(
     with artifacts.writing(destination) as directory:
         merged.save_pretrained(directory)
         load_tokenizer(model_dir, trust_remote_code=trust_remote_code).save_pretrained(directory)
-        made = artifacts.read_manifest(adapter_dir)
-        content = {key: made[key] for key in ("config", "plan", "dataset_fingerprint", "training") if key in made}
-        artifacts.write_manifest(directory, "model", {**content, "merged_from": str(made["kind"])})
+        made = artifacts.read_manifest(adapter_dir) if artifacts.is_whole(adapter_dir) else {}
+        content: dict[str, Any] = {key: made[key] for key in _RUN_RECORD if key in made}
+        artifacts.write_manifest(directory, "model", {**content, "merged_from": "adapter"})

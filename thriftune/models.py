@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from thriftune import artifacts, hub
 from thriftune.errors import ModelSourceError, TransientError
@@ -14,7 +14,16 @@ logger = logging.getLogger(__name__)
 SourceKind = Literal["hub", "directory", "url", "gguf"]
 
 # Weights as safetensors only, and what a tokenizer and a configuration consist of; no pickles, no other frameworks.
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "*.tiktoken")
+_WANTED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.model",
+    "*.jinja",
+    "*.txt",
+    "LICENSE*",
+    "*.tiktoken",
+)
 _UNWANTED = ("original/*", "*.bin", "*.pth", "*.pt", "onnx/*", "consolidated*")
 
 
@@ -139,7 +148,9 @@ def _remote_listing(url: str) -> list[str]:
         filesystem, path = fsspec.core.url_to_fs(url)
         entries = filesystem.find(path, detail=True)
     except ImportError as error:
-        raise ModelSourceError.single("model.source", url, f"cannot be read: {error}.", "Use s3:// or gs://.") from error
+        raise ModelSourceError.single(
+            "model.source", url, f"cannot be read: {error}.", "Use s3:// or gs://."
+        ) from error
     except (OSError, ValueError) as error:
         raise TransientError(f"model.source = {url}: the store did not answer ({error}).") from error
     if not entries:
@@ -172,7 +183,7 @@ def _convert_gguf(file: Path, directory: Path) -> None:
         raise ModelSourceError.single("model.source", file, "no such file.", "Check the path.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
         )
     except (ValueError, OSError, KeyError) as error:

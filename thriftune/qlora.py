@@ -1,8 +1,8 @@
 """QLoRA: a frozen 4-bit base model, split by layers over the devices of one node, and adapters that train."""
 
 import logging
+import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from thriftune.loading import Placement, load_model
 from thriftune.lora import peft_config, require_targets, trainable_share
 from thriftune.planner import TrainingPlan
 from thriftune.tokenizer import load_tokenizer
-from thriftune.training import TrainingResult, make_trainer, measured_training, training_arguments
+from thriftune.training import TrainingResult, make_trainer, measured_training, run_record, training_arguments
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -58,7 +58,7 @@ def train(
             return make_trainer(model, training_arguments(config, plan, Path(scratch)), tokenizer, rows)
 
         trainer, result = measured_training(load)
-    _save(trainer, config, plan, dataset_dir, destination, result)
+    _save(trainer, config, destination, run_record(config, plan, dataset_dir, result))
     return result
 
 
@@ -67,9 +67,7 @@ def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resu
     from transformers import set_seed
 
     lora = config.lora_or_default
-    placement = Placement(
-        plan.hardware, plan.precision, four_bit=True, double_quantization=lora.double_quantization
-    )
+    placement = Placement(plan.hardware, plan.precision, four_bit=True, double_quantization=lora.double_quantization)
     base = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code)
     prepared = prepare_model_for_kbit_training(
         base,
@@ -86,14 +84,7 @@ def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resu
     return model
 
 
-def _save(
-    trainer: "Trainer",
-    config: RunConfig,
-    plan: TrainingPlan,
-    dataset_dir: Path,
-    destination: Path,
-    result: TrainingResult,
-) -> None:
+def _save(trainer: "Trainer", config: RunConfig, destination: Path, record: dict[str, Any]) -> None:
     """Write the adapter, and only the adapter."""
     logger.info("Saving the adapter to %s", destination)
     model: Any = trainer.model
@@ -101,13 +92,7 @@ def _save(
     model.peft_config["default"].base_model_name_or_path = config.model.source
     model.peft_config["default"].revision = config.model.revision
     with tempfile.TemporaryDirectory() as scratch, artifacts.writing(destination) as directory:
-        model.save_pretrained(scratch)
+        model.save_pretrained(scratch, save_embedding_layers=False)
         for name in _ADAPTER_FILES:
-            (directory / name).write_bytes((Path(scratch) / name).read_bytes())
-        content = {
-            "config": config.model_dump(mode="json"),
-            "plan": asdict(plan),
-            "dataset_fingerprint": artifacts.read_manifest(dataset_dir)["fingerprint"],
-            "training": asdict(result),
-        }
-        artifacts.write_manifest(directory, "adapter", content)
+            shutil.copy(Path(scratch) / name, directory / name)
+        artifacts.write_manifest(directory, "adapter", record)

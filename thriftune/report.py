@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 from thriftune.evaluation import EvalReport
 from thriftune.training import TrainingResult
@@ -30,6 +31,18 @@ class RunMetrics:
     outputs: dict[str, str]
 
 
+def metrics_from_json(content: dict[str, Any]) -> RunMetrics:
+    """The metrics that a run wrote to metrics.json."""
+    return RunMetrics(
+        **{
+            **content,
+            "before": EvalReport(**content["before"]),
+            "after": EvalReport(**content["after"]),
+            "training": TrainingResult(**content["training"]),
+        }
+    )
+
+
 def summary_table(metrics: RunMetrics) -> str:
     """The run on one screen, as plain text."""
     from rich.console import Console
@@ -51,10 +64,10 @@ def summary_table(metrics: RunMetrics) -> str:
     table.add_row("steps, time", "", f"{training.steps}, {training.seconds:.0f} s")
     table.add_row("tokens per second", "", f"{training.tokens_per_second:.0f}")
     table.add_row("peak memory per process", "", _memory(training))
-    for name, place in metrics.outputs.items():
-        table.add_row(name, "", Text(place, overflow="fold"))
     console = Console(file=io.StringIO(), width=_TABLE_COLUMNS)
     console.print(table)
+    for name, place in metrics.outputs.items():
+        console.print(Text(f"{name}: {place}"), soft_wrap=True)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import distributed
+from thriftune import artifacts, distributed
 from thriftune.config import RunConfig
 from thriftune.hardware import Precision
 from thriftune.memory_watch import PeakMemory
@@ -142,3 +142,13 @@ def measured_training(load: Callable[[], "Trainer"]) -> tuple["Trainer", Trainin
         peak_host_gib=max(distributed.gather_to_all(peak.host_gib)),
         peak_device_gib=max(distributed.gather_to_all(peak.device_gib)),
     )
+
+
+def run_record(config: RunConfig, plan: TrainingPlan, dataset_dir: Path, result: TrainingResult) -> dict[str, Any]:
+    """What the manifest of a trained directory says of the run that made it."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "plan": asdict(plan),
+        "dataset_fingerprint": artifacts.read_manifest(dataset_dir)["fingerprint"],
+        "training": asdict(result),
+    }

@@ -125,7 +125,7 @@ def complete(
         },
     }
     _resolve_auto(section, {"reduce_bucket_size": hidden_size**2, "allgather_bucket_size": 2 * hidden_size**2})
-    if section["stage"] == 3:  # noqa: PLR2004
+    if section["stage"] == 3:
         section.setdefault("sub_group_size", SUB_GROUP_ELEMENTS)
         _resolve_auto(
             section,

@@ -1,6 +1,6 @@
 """Full fine-tuning with DeepSpeed ZeRO: every weight trains.
 
-    pyflyte run workflows/full_finetune.py full_finetune --config configs/demo-full.yaml
+pyflyte run workflows/full_finetune.py full_finetune --config configs/demo-full.yaml
 """
 
 from flytekit import dynamic, workflow

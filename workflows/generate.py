@@ -1,6 +1,6 @@
 """Answer prompts with a model directory, or a base model and adapters.
 
-    pyflyte run workflows/generate.py generate --model_dir outputs/.../model --prompts '["What is a GPU?"]'
+pyflyte run workflows/generate.py generate --model_dir outputs/.../model --prompts '["What is a GPU?"]'
 """
 
 from flytekit import workflow

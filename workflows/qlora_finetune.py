@@ -1,6 +1,6 @@
 """QLoRA fine-tuning: adapters on a 4-bit base model, merged into it at the end.
 
-    pyflyte run workflows/qlora_finetune.py qlora_finetune --config configs/demo-qlora.yaml
+pyflyte run workflows/qlora_finetune.py qlora_finetune --config configs/demo-qlora.yaml
 """
 
 from flytekit import dynamic, workflow
@@ -26,9 +26,7 @@ def train_qlora_on_plan(
     before = on_planned_node(evaluate(config=config, plan=plan, model=model, dataset=dataset), plan)
     trained = on_planned_node(train_qlora(config=config, plan=plan, model=model, dataset=dataset), plan)
     adapter = trained.model
-    after = on_planned_node(
-        evaluate(config=config, plan=plan, model=model, dataset=dataset, adapter=adapter), plan
-    )
+    after = on_planned_node(evaluate(config=config, plan=plan, model=model, dataset=dataset, adapter=adapter), plan)
     merge = config.lora_or_default.merge
     result = merge_adapter(config=config, model=model, adapter=adapter) if merge else adapter
     published = publish(result=result, to=config.publish, run_name=config.name) if config.publish else ""

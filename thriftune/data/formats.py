@@ -16,6 +16,7 @@ _ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
+_OPENING_CHARACTERS = 200
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -57,14 +58,13 @@ class Format:
 
     Attributes:
         columns: Columns a source must have.
-        read: Turns a row into what the model sees.
-
-            Raises:
-                RowError: The row cannot be used.
+        read: Turns a row into what the model sees; raises RowError for a row that cannot be used.
+        question: The part of a usable row that a person would ask, to show beside the answer.
     """
 
     columns: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], MarkedText | Conversation]
+    question: Callable[[Mapping[str, Any]], str]
 
 
 def alpaca_prompt(instruction: str, context: str = "") -> str:
@@ -111,8 +111,20 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     return value
 
 
+def _alpaca_question(row: Mapping[str, Any]) -> str:
+    return "\n".join(part for part in (row["instruction"], row.get("input")) if part)
+
+
+def _last_user_message(row: Mapping[str, Any]) -> str:
+    return next((str(m["content"]) for m in reversed(row["messages"]) if m["role"] == "user"), "")
+
+
+def _opening(row: Mapping[str, Any]) -> str:
+    return str(row["text"])[:_OPENING_CHARACTERS]
+
+
 FORMATS: dict[str, Format] = {
-    "alpaca": Format(("instruction", "output"), _read_alpaca),
-    "chat": Format(("messages",), _read_chat),
-    "text": Format(("text",), _read_text),
+    "alpaca": Format(("instruction", "output"), _read_alpaca, _alpaca_question),
+    "chat": Format(("messages",), _read_chat, _last_user_message),
+    "text": Format(("text",), _read_text, _opening),
 }

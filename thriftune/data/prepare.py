@@ -5,7 +5,7 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from thriftune import artifacts
 from thriftune.config import DataConfig
 from thriftune.data.formats import FORMATS, MarkedText, RowError
 from thriftune.data.sources import load_rows
-from thriftune.data.tokenization import IGNORED, TokenRow, render, require_usable, tokenize
+from thriftune.data.tokenization import IGNORED, TokenRow, as_text, require_usable, tokenize
 from thriftune.errors import DataError, Problem
 from thriftune.tokenizer import load_tokenizer
 
@@ -94,7 +94,8 @@ def prepare(
             tokens, stats[name] = _tokenize_split(rows, indices, tokenizer, config)
             tokens.to_parquet(directory / name)
             if name == VALIDATION:
-                (directory / SAMPLES).write_text(json.dumps(_samples(tokens, tokenizer), indent=2), encoding="utf-8")
+                samples = _samples(rows.select(indices), tokenizer, config)
+                (directory / SAMPLES).write_text(json.dumps(samples, indent=2), encoding="utf-8")
         content = {
             "data": config.model_dump(mode="json"),
             "seed": seed,
@@ -129,7 +130,7 @@ def split_indices(count: int, validation_share: float, seed: int, max_rows: int 
     import numpy as np
 
     used = min(count, max_rows or count)
-    if used < 2:  # noqa: PLR2004
+    if used < 2:
         raise DataError.single("data.source", f"{used} rows", "cannot be split.", "Give at least two rows.")
     chosen = np.random.default_rng(seed).permutation(count)[:used]
     held_out = min(max(1, round(used * validation_share)), used - 1)
@@ -196,14 +197,11 @@ def _tokenize_split(
         texts: list[MarkedText] = []
         for position, row in zip(positions, _transposed(batch, len(positions)), strict=True):
             try:
-                item = read(row)
-                texts.append(item if isinstance(item, MarkedText) else render(item, tokenizer))
+                texts.append(as_text(read(row), tokenizer))
             except RowError as error:
                 bad.append(_bad_row(config.source, indices[position], str(error)))
         kept: list[TokenRow] = []
-        for pieces in tokenize(
-            texts, tokenizer, max_length=config.max_length, train_on_inputs=config.train_on_inputs
-        ):
+        for pieces in tokenize(texts, tokenizer, max_length=config.max_length, train_on_inputs=config.train_on_inputs):
             usable = [piece for piece in pieces if piece.trained_tokens]
             counts["dropped"] += not usable
             counts["truncated"] += any(piece.truncated for piece in usable)
@@ -254,19 +252,22 @@ def _require_good_rows(bad: list[Problem], total: int) -> None:
     raise DataError(shown)
 
 
-def _samples(tokens: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
-    """The first held-out rows, cut where the first answer starts."""
+def _samples(rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", config: DataConfig) -> list[Any]:
+    """The first held-out rows that leave something to answer, cut where the last answer starts."""
     samples = []
-    for row in tokens.select(range(min(_SAMPLES, len(tokens)))):
-        labels = row["labels"]
+    row_format = FORMATS[config.format]
+    for row in rows:
+        text = as_text(row_format.read(row), tokenizer)
+        tokens = tokenize([text], tokenizer, max_length=config.max_length)[0][0]
+        if not tokens.trained_tokens:
+            continue
+        answers = [i for i, label in enumerate(tokens.labels) if label != IGNORED]
+        last = max((i for i in answers if i - 1 not in answers), default=0)
         # Where all of a row is trained on, there is no question in it: let the model continue from the middle.
-        start = next(i for i, label in enumerate(labels) if label != IGNORED) or len(labels) // 2
-        answer = [label for label in labels[start:] if label != IGNORED]
-        samples.append(
-            {
-                "input_ids": row["input_ids"][:start],
-                "question": tokenizer.decode(row["input_ids"][:start], skip_special_tokens=False),
-                "reference": tokenizer.decode(answer, skip_special_tokens=True),
-            }
-        )
+        start = last or len(tokens.input_ids) // 2
+        reference = tokenizer.decode(tokens.input_ids[start:], skip_special_tokens=True)
+        question = row_format.question(row)
+        samples.append({"input_ids": tokens.input_ids[:start], "question": question, "reference": reference})
+        if len(samples) == _SAMPLES:
+            break
     return samples

@@ -66,9 +66,7 @@ def load_rows(
             raise _missing(source) from error
     else:
         with hub.explained_errors("data.source", source, DataError):
-            rows = load_dataset(
-                source, subset, split=split, revision=revision, token=token, cache_dir=str(cache_dir)
-            )
+            rows = load_dataset(source, subset, split=split, revision=revision, token=token, cache_dir=str(cache_dir))
     if len(rows) == 0:
         raise DataError.single("data.source", source, "holds no rows.", "Give a file or split with rows in it.")
     return rows

@@ -68,14 +68,20 @@ def tokenize(
     ]
 
 
-def render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> MarkedText:
+def as_text(item: MarkedText | Conversation, tokenizer: "PreTrainedTokenizerBase") -> MarkedText:
+    """What a row says as marked text; a conversation goes through the tokenizer's chat template.
+
+    Raises:
+        RowError: The template refuses the conversation, or changes earlier turns when later ones come.
+    """
+    return item if isinstance(item, MarkedText) else _render(item, tokenizer)
+
+
+def _render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> MarkedText:
     """Apply the chat template, and find each assistant turn in the text it makes.
 
     The turn is what the template adds between the prompt for it and the conversation up to and including it: found
     in characters, so no token can be miscounted.
-
-    Raises:
-        RowError: The template refuses the conversation, or changes earlier turns when later ones come.
     """
     messages = [dict(m) for m in conversation.messages]
     text = _apply_template(messages, tokenizer, prompt=False)

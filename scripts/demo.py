@@ -1,0 +1,45 @@
+"""Run both recipes on this machine, with the commands a person would type, and show both summaries at the end.
+
+Usage: make demo
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from thriftune.report import metrics_from_json, summary_table
+
+COMMANDS = {
+    "demo-full": "pyflyte run workflows/full_finetune.py full_finetune --config configs/demo-full.yaml",
+    "demo-qlora": "pyflyte run workflows/qlora_finetune.py qlora_finetune --config configs/demo-qlora.yaml",
+}
+
+
+def say(text: str) -> None:
+    """Write to the terminal at once, in order with what the commands write."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Run the commands one after the other; stop at the first that fails."""
+    started = time.monotonic()
+    for name, command in COMMANDS.items():
+        say(f"\n=== {name}\n$ {command}")
+        # The last line pyflyte prints is the whole result again; the summaries below say it better.
+        returncode = subprocess.run(shlex.split(command), check=False, stdout=subprocess.DEVNULL).returncode
+        if returncode:
+            say(f"{name} failed with exit status {returncode}; the reason stands above.")
+            return returncode
+    say(f"\n=== Both recipes ran in {time.monotonic() - started:.0f} s\n")
+    for name in COMMANDS:
+        newest = max(Path("outputs").glob(f"{name}/*/metrics.json"))  # folders are named by start time
+        say(summary_table(metrics_from_json(json.loads(newest.read_text(encoding="utf-8")))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
