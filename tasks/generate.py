@@ -1,5 +1,7 @@
 """Answering prompts with a model directory."""
 
+from pathlib import Path
+
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
@@ -15,6 +17,7 @@ from thriftune.loading import Placement
 @task(
     container_image=settings.IMAGE,
     requests=settings.GENERATE_TASK,
+    limits=settings.GENERATE_TASK,
     pod_template=with_shared_memory(settings.SHARED_MEMORY),
     retries=settings.RETRIES,
     environment=settings.POD_ENVIRONMENT,
@@ -24,8 +27,10 @@ def generate_answers(
     prompts: list[str],
     prompts_file: FlyteFile | None,
     adapters: list[FlyteDirectory],
-    four_bit: bool,
-    sampling: Sampling,
+    quantize: bool,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
     batch: int,
     output_format: generation.OutputFormat,
 ) -> FlyteFile:
@@ -36,8 +41,10 @@ def generate_answers(
         prompts: What to ask.
         prompts_file: More of it: JSONL with a `prompt` per line, or text with one prompt per line.
         adapters: Adapters; each of them answers every prompt. None: the model itself does.
-        four_bit: Hold the model in 4 bits.
-        sampling: How answers are drawn.
+        quantize: Hold the model in 4 bits.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 always takes the likeliest token.
+        seed: Of the draws.
         batch: Prompts per forward pass.
         output_format: jsonl or parquet.
 
@@ -45,14 +52,14 @@ def generate_answers(
         A file with the columns prompt, adapter and answer.
     """
     device = hardware.detect_device()
-    placement = Placement(device, hardware.choose_precision("auto", device), four_bit=four_bit)
-    asked = [*prompts, *(generation.read_prompts(prompts_file.download()) if prompts_file else [])]
+    placement = Placement(device, hardware.choose_precision("auto", device), four_bit=quantize)
+    asked = [*prompts, *(generation.read_prompts(Path(prompts_file.download())) if prompts_file else [])]
     answers = generation.generate(
         download(model_dir),
         asked,
         adapters={place_of(adapter): download(adapter) for adapter in adapters},
         placement=placement,
-        sampling=sampling,
+        sampling=Sampling(max_new_tokens, temperature, seed),
         batch=batch,
     )
     place = settings.result_place("generate", f"answers.{output_format}")

@@ -1,7 +1,7 @@
 """What a platform decides and a run does not: image, resources, secrets, cache versions, where local results go.
 
-The only place besides thriftune/distributed.py that reads the environment. Values are read when tasks are declared,
-that is when `pyflyte` runs or registers; what a pod needs again travels in `POD_ENVIRONMENT`.
+The only place besides thriftune/distributed.py that reads the environment. Values are read when tasks are declared:
+when `pyflyte` runs or registers, and again in each pod, which gets the same values through `POD_ENVIRONMENT`.
 """
 
 import logging
@@ -17,7 +17,7 @@ from flytekit.extras.accelerators import A10G, A100, A100_80GB, H100, L4, T4, V1
 
 from thriftune.planner import TrainingPlan
 
-# `pyflyte run --image` and `pyflyte register --image` override it; without either, flytekit's default image is used.
+# Without it, `--image` of `pyflyte run` and `pyflyte register` decides.
 IMAGE = os.environ.get("FLYTE_IMAGE")
 
 # "group/key" of the Flyte secret that holds a hub token. Without it no task asks for a secret, because a pod that asks
@@ -28,7 +28,7 @@ CPU_TASK = Resources(cpu=os.environ.get("THRIFTUNE_CPU", "2"), mem=os.environ.ge
 # Merging holds one copy of the 16-bit model: 16 GiB for 7B, 150 GiB for 70B.
 MERGE_TASK = Resources(cpu="4", mem=os.environ.get("THRIFTUNE_MERGE_MEMORY", "32Gi"))
 GENERATE_TASK = Resources(
-    cpu="4", mem=os.environ.get("THRIFTUNE_MEMORY", "8Gi"), gpu=os.environ.get("THRIFTUNE_GENERATE_GPUS", "1")
+    cpu="4", mem=os.environ.get("THRIFTUNE_GENERATE_MEMORY", "14Gi"), gpu=os.environ.get("THRIFTUNE_GENERATE_GPUS", "1")
 )
 # Per GPU of a training node. Defaults are a g4dn.metal (96 vCPU, 384 GiB) over its 8 GPUs, less what the node's own
 # pods take.
@@ -42,8 +42,16 @@ RETRIES = int(os.environ.get("THRIFTUNE_RETRIES", "2"))
 FETCH_CACHE = "1"
 PREPARE_CACHE = "1"
 
-# For every pod. Tokenizers warn when a process that used their threads forks, and DataLoader workers fork.
-POD_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "THRIFTUNE_HUB_SECRET": HUB_SECRET}
+_LOCAL_ONLY = ("THRIFTUNE_OUTPUTS", "THRIFTUNE_RUN_STAMP")
+# For every pod: this module is read again there, and `@dynamic` declares its nodes from what it reads. Tokenizers warn
+# when a process that used their threads forks, and DataLoader workers fork.
+POD_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    **({"FLYTE_IMAGE": IMAGE} if IMAGE else {}),
+    **{k: v for k, v in sorted(os.environ.items()) if k.startswith("THRIFTUNE_") and k not in _LOCAL_ONLY},
+}
+# torchrun's default of one thread a process would let DeepSpeed's CPU Adam, which steps offloaded states, use one core.
+TRAINING_ENVIRONMENT = {**POD_ENVIRONMENT, "OMP_NUM_THREADS": str(_CPU_PER_GPU)}
 
 ACCELERATORS: dict[str, GPUAccelerator] = {
     "T4": T4,

@@ -54,7 +54,7 @@ def _declare(nodes: int) -> Any:
         container_image=settings.IMAGE,
         pod_template=with_shared_memory(settings.SHARED_MEMORY),
         retries=settings.RETRIES,
-        environment=settings.POD_ENVIRONMENT,
+        environment=settings.TRAINING_ENVIRONMENT,
     )
     name = f"train_full_{nodes}"
     body = types.FunctionType(_train_full.__code__, _train_full.__globals__, name)

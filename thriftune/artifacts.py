@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -31,15 +32,19 @@ def writing(directory: Path) -> Iterator[Path]:
     Raises:
         RuntimeError: The block ended without writing a manifest.
     """
-    partial = directory.with_name(directory.name + _PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    if not (partial / MANIFEST).is_file():
-        raise RuntimeError(f"{partial} has no {MANIFEST}: whoever writes a directory also writes its manifest, last.")
-    if directory.exists():
-        shutil.rmtree(directory)
-    partial.rename(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: two runs that make the same thing at once must not write into each other's.
+    partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=_PARTIAL, dir=directory.parent))
+    try:
+        yield partial
+        if not (partial / MANIFEST).is_file():
+            raise RuntimeError(f"{partial} has no {MANIFEST}: who writes a directory also writes its manifest, last.")
+        partial.chmod(0o755)  # mkdtemp's directories are for their owner only
+        if directory.exists():
+            shutil.rmtree(directory)
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> None:

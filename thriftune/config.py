@@ -59,6 +59,9 @@ class DataConfig(Section):
     validation_share: float = Field(
         default=0.05, gt=0, lt=1, description="Share of rows held out from training to measure loss on."
     )
+    max_rejected: float = Field(
+        default=0.01, ge=0, le=1, description="Share of rows that may be unusable; they are set aside and listed."
+    )
     train_on_inputs: bool = Field(default=False, description="Train on prompt tokens too, not only on answers.")
 
 
@@ -98,8 +101,8 @@ class TrainingConfig(Section):
     )
     save_dtype: Literal["auto", "fp16", "bf16", "fp32"] = Field(
         default="auto",
-        description="Precision of the saved weights. auto: the training precision, and for fp32 training the base "
-        "model's own 16-bit type (bf16 if it has none).",
+        description="Precision of the saved weights. auto, for full: the training precision, and after fp32 training "
+        "the base model's own 16-bit type (bf16 if it has none); for qlora: the base model's.",
     )
     log_every: PositiveInt = Field(default=10, description="Optimizer steps between two progress lines.")
 

@@ -54,6 +54,11 @@ def join(backend: str) -> Rank:
     """
     import torch.distributed as dist
 
+    if backend == "nccl":
+        import torch
+
+        # Without it NCCL guesses the GPU of the first collective, and guesses the same one for every rank.
+        torch.cuda.set_device(current_rank().local_index)
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     return current_rank()

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import artifacts, distributed, zero
+from thriftune import artifacts, distributed, zero, zero_loading
 from thriftune.config import RunConfig
 from thriftune.data import prepare
 from thriftune.planner import TrainingPlan
@@ -46,9 +46,12 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         rows = prepare.load_split(dataset_dir, prepare.TRAIN, Path(scratch) / "rows")
 
+        # transformers, which a callback is made of, is imported when training starts and not before.
+        from thriftune.callbacks import KeepFreedBlocks
+
         def load() -> "Trainer":
             model, arguments = _load_sharded(config, plan, model_dir, Path(scratch), rank)
-            return make_trainer(model, arguments, tokenizer, rows)
+            return make_trainer(model, arguments, tokenizer, rows, [KeepFreedBlocks()])
 
         trainer, result = measured_training(load)
         record = run_record(config, plan, dataset_dir, result)
@@ -62,8 +65,6 @@ def _load_sharded(
     if not plan.hardware.is_gpu:
         distributed.use_cpu_accelerator()
     import torch
-
-    from thriftune import zero_loading
 
     device = torch.device("cuda", rank.local_index) if plan.hardware.is_gpu else torch.device("cpu")
     model = zero_loading.map_model(model_dir, trust_remote_code=config.model.trust_remote_code)

@@ -18,7 +18,7 @@ _CARD = """---
 
 # {{ title }}
 
-{{ base_model }} fine-tuned with [thriftune](https://pypi.org/project/thriftune/), method **{{ method }}**.
+{{ base_model }} fine-tuned with thriftune, method **{{ method }}**.
 
 | | |
 |---|---|

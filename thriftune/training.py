@@ -1,13 +1,14 @@
 """What both methods share: arguments for transformers' Trainer, the training itself, and what is measured of it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts, distributed
 from thriftune.config import RunConfig
+from thriftune.data.tokenization import IGNORED
 from thriftune.hardware import Precision
 from thriftune.memory_watch import PeakMemory
 from thriftune.planner import TrainingPlan
@@ -15,7 +16,7 @@ from thriftune.planner import TrainingPlan
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 _OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 _SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -102,17 +103,20 @@ def training_arguments(
 
 
 def make_trainer(
-    model: Any, arguments: "TrainingArguments", tokenizer: "PreTrainedTokenizerBase", rows: "Dataset"
+    model: Any,
+    arguments: "TrainingArguments",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: "Dataset",
+    callbacks: Sequence["TrainerCallback"] = (),
 ) -> "Trainer":
     """A Trainer over prepared rows, with padding at the end of each batch that carries no loss."""
     from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer
 
     from thriftune.callbacks import ProgressLines
-    from thriftune.data.tokenization import IGNORED
 
     collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=_PAD_MULTIPLE)
     trainer = Trainer(
-        model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[ProgressLines()]
+        model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[ProgressLines(), *callbacks]
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

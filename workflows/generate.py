@@ -8,7 +8,7 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 from tasks.generate import generate_answers
-from thriftune.generation import OutputFormat, Sampling
+from thriftune.generation import OutputFormat
 
 
 @workflow
@@ -17,8 +17,10 @@ def generate(
     prompts: list[str] = [],  # noqa: B006 - flytekit reads defaults from the signature, and copies them
     prompts_file: FlyteFile | None = None,
     adapters: list[FlyteDirectory] = [],  # noqa: B006
-    four_bit: bool = False,
-    sampling: Sampling = Sampling(),  # noqa: B008
+    quantize: bool = False,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
     batch: int = 8,
     output_format: OutputFormat = "jsonl",
 ) -> FlyteFile:
@@ -29,8 +31,10 @@ def generate(
         prompts: What to ask: a JSON list, or a .json or .yaml file with one.
         prompts_file: More of it: JSONL with a `prompt` per line, or text with one prompt per line.
         adapters: Adapter directories; each of them answers every prompt. None: the model itself does.
-        four_bit: Hold the model in 4 bits.
-        sampling: max_new_tokens, temperature (0: always the likeliest token) and seed.
+        quantize: Hold the model in 4 bits.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 always takes the likeliest token; higher draws from the distribution.
+        seed: Of the draws.
         batch: Prompts per forward pass.
         output_format: jsonl or parquet.
 
@@ -42,8 +46,10 @@ def generate(
         prompts=prompts,
         prompts_file=prompts_file,
         adapters=adapters,
-        four_bit=four_bit,
-        sampling=sampling,
+        quantize=quantize,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
         batch=batch,
         output_format=output_format,
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRAIN, VALIDATION, SAMPLES = "train.parquet", "validation.parquet", "samples.json"
+TRAIN, VALIDATION, SAMPLES, REJECTED = "train.parquet", "validation.parquet", "samples.json", "rejected.parquet"
 _BATCH_ROWS = 1000
 _SHOWN_ROWS = 5  # bad rows named in an error
 _SAMPLES = 4  # held-out questions kept for the answers before and after
@@ -41,6 +41,7 @@ class SplitStats:
         trained_tokens: Tokens that carry loss.
         truncated: Rows cut at the maximum length.
         dropped: Rows left out because no token in them would carry loss after the cut.
+        rejected: Rows that cannot be used; rejected.parquet says why.
     """
 
     rows: int
@@ -49,6 +50,22 @@ class SplitStats:
     trained_tokens: int
     truncated: int
     dropped: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A row that cannot be used.
+
+    Attributes:
+        source: File, glob or dataset it is in.
+        row: Its number there, from 1.
+        reason: Why.
+    """
+
+    source: str
+    row: int
+    reason: str
 
 
 def prepare(
@@ -67,12 +84,13 @@ def prepare(
         seed: Decides which rows are held out.
         model_dir: Directory with the tokenizer.
         destination: Directory to make: train.parquet and validation.parquet (columns input_ids and labels, lists of
-            int), samples.json (held-out questions) and manifest.json (counts, fingerprint).
+            int), rejected.parquet (source, row, reason), samples.json (held-out questions) and manifest.json (counts,
+            fingerprint).
         trust_remote_code: Run tokenizer code that the model ships.
         token: Hub token, for hub datasets.
 
     Raises:
-        DataError: A column is missing, a row cannot be used, or nothing is left to train on.
+        DataError: A column is missing, more rows than `max_rejected` cannot be used, or nothing is left to train on.
         TransientError: The hub or a store did not answer.
     """
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
@@ -88,14 +106,18 @@ def prepare(
         )
         _require_columns(rows.column_names, config)
         splits = split_indices(len(rows), config.validation_share, seed, config.max_rows)
-        stats = {}
+        stats: dict[str, SplitStats] = {}
+        rejected: list[RejectedRow] = []
         for name, indices in splits.items():
             logger.info("Tokenizing %d rows for %s", len(indices), name)
-            tokens, stats[name] = _tokenize_split(rows, indices, tokenizer, config)
+            tokens, stats[name] = _tokenize_split(rows, indices, tokenizer, config, rejected)
             tokens.to_parquet(directory / name)
             if name == VALIDATION:
                 samples = _samples(rows.select(indices), tokenizer, config)
                 (directory / SAMPLES).write_text(json.dumps(samples, indent=2), encoding="utf-8")
+        _require_good_rows(rejected, sum(s.rows for s in stats.values()), config.max_rejected)
+        _require_tokens(stats, config)
+        _write_rejected(rejected, directory / REJECTED)
         content = {
             "data": config.model_dump(mode="json"),
             "seed": seed,
@@ -106,9 +128,9 @@ def prepare(
         artifacts.write_manifest(directory, "dataset", content)
     for name, counts in stats.items():
         logger.info(
-            "%s: %d rows -> %d token rows, %d tokens (%d trained on), %d truncated, %d dropped",
+            "%s: %d rows -> %d token rows, %d tokens (%d trained on), %d truncated, %d dropped, %d rejected",
             name, counts.rows, counts.token_rows, counts.tokens, counts.trained_tokens, counts.truncated,
-            counts.dropped,
+            counts.dropped, counts.rejected,
         )  # fmt: skip
 
 
@@ -185,13 +207,17 @@ def _require_columns(found: Sequence[str], config: DataConfig) -> None:
 
 
 def _tokenize_split(
-    rows: "Dataset", indices: list[int], tokenizer: "PreTrainedTokenizerBase", config: DataConfig
+    rows: "Dataset",
+    indices: list[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: DataConfig,
+    rejected: list[RejectedRow],
 ) -> tuple["Dataset", SplitStats]:
     from datasets import Features, List, Value
 
     counts: Counter[str] = Counter()
     read = FORMATS[config.format].read
-    bad: list[Problem] = []
+    rejected_before = len(rejected)
 
     def convert(batch: Mapping[str, list[Any]], positions: list[int]) -> dict[str, list[list[int]]]:
         texts: list[MarkedText] = []
@@ -199,7 +225,7 @@ def _tokenize_split(
             try:
                 texts.append(as_text(read(row), tokenizer))
             except RowError as error:
-                bad.append(_bad_row(config.source, indices[position], str(error)))
+                rejected.append(RejectedRow(config.source, indices[position] + 1, str(error)))
         kept: list[TokenRow] = []
         for pieces in tokenize(texts, tokenizer, max_length=config.max_length, train_on_inputs=config.train_on_inputs):
             usable = [piece for piece in pieces if piece.trained_tokens]
@@ -221,16 +247,14 @@ def _tokenize_split(
         desc="Tokenizing",
         load_from_cache_file=False,
     )
-    _require_good_rows(bad, len(indices))
-    if len(tokens) == 0:
-        raise DataError.single(
-            "data.max_length",
-            config.max_length,
-            f"none of {len(indices)} rows keeps a token to train on.",
-            "Raise max_length above the length of the prompts.",
-        )
     stats = SplitStats(
-        len(indices), len(tokens), counts["tokens"], counts["trained"], counts["truncated"], counts["dropped"]
+        rows=len(indices),
+        token_rows=len(tokens),
+        tokens=counts["tokens"],
+        trained_tokens=counts["trained"],
+        truncated=counts["truncated"],
+        dropped=counts["dropped"],
+        rejected=len(rejected) - rejected_before,
     )
     return tokens, stats
 
@@ -239,17 +263,44 @@ def _transposed(batch: Mapping[str, list[Any]], length: int) -> list[dict[str, A
     return [{name: column[i] for name, column in batch.items()} for i in range(length)]
 
 
-def _bad_row(source: str, number: int, reason: str) -> Problem:
-    return Problem(f"{source}, row {number + 1}", "", f"{reason}.", "Repair or remove the row.")
-
-
-def _require_good_rows(bad: list[Problem], total: int) -> None:
-    if not bad:
+def _require_good_rows(rejected: list[RejectedRow], total: int, max_rejected: float) -> None:
+    """Refuse data with too many bad rows; say how many there are in any case."""
+    if not rejected:
         return
-    shown = bad[:_SHOWN_ROWS]
-    if len(bad) > len(shown):
-        shown.append(Problem("...", "", f"{len(bad)} of {total} rows cannot be used.", "Repair or remove them."))
-    raise DataError(shown)
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(r.reason for r in rejected).most_common(5))
+    if len(rejected) <= max_rejected * total:
+        logger.warning("%d of %d rows are set aside in %s: %s", len(rejected), total, REJECTED, reasons)
+        return
+    problems = [
+        Problem(f"{r.source}, row {r.row}", "", f"{r.reason}.", "Repair or remove the row.")
+        for r in rejected[:_SHOWN_ROWS]
+    ]
+    share = Problem(
+        "data.max_rejected",
+        str(max_rejected),
+        f"{len(rejected)} of {total} rows cannot be used: {reasons}.",
+        "Repair the rows, or raise max_rejected to train without them.",
+    )
+    raise DataError([share, *problems])
+
+
+def _require_tokens(stats: Mapping[str, SplitStats], config: DataConfig) -> None:
+    empty = [name for name, counts in stats.items() if counts.token_rows == 0]
+    if empty:
+        raise DataError.single(
+            "data.max_length",
+            config.max_length,
+            f"no row for {' and '.join(empty)} keeps a token to train on.",
+            "Raise max_length above the length of the prompts, or give more rows.",
+        )
+
+
+def _write_rejected(rejected: list[RejectedRow], file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rejected], schema=schema), file)
 
 
 def _samples(rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", config: DataConfig) -> list[Any]:
@@ -257,7 +308,10 @@ def _samples(rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerB
     samples = []
     row_format = FORMATS[config.format]
     for row in rows:
-        text = as_text(row_format.read(row), tokenizer)
+        try:
+            text = as_text(row_format.read(row), tokenizer)
+        except RowError:
+            continue  # counted where the row was tokenized
         tokens = tokenize([text], tokenizer, max_length=config.max_length)[0][0]
         if not tokens.trained_tokens:
             continue

@@ -64,11 +64,13 @@ def load_rows(
             ) from error
         except FileNotFoundError as error:
             raise _missing(source) from error
+        except StopIteration as error:  # how `datasets` says that no file has a row in it
+            raise _no_rows(source) from error
     else:
         with hub.explained_errors("data.source", source, DataError):
             rows = load_dataset(source, subset, split=split, revision=revision, token=token, cache_dir=str(cache_dir))
     if len(rows) == 0:
-        raise DataError.single("data.source", source, "holds no rows.", "Give a file or split with rows in it.")
+        raise _no_rows(source)
     return rows
 
 
@@ -125,6 +127,10 @@ def _files(source: str) -> list[str]:
     if not files:
         raise _missing(source)
     return files
+
+
+def _no_rows(source: str) -> DataError:
+    return DataError.single("data.source", source, "holds no rows.", "Give a file or split with rows in it.")
 
 
 def _missing(source: str) -> DataError:

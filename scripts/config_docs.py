@@ -1,0 +1,118 @@
+"""Print docs/configuration.md: every key of a run file, from the classes that read it.
+
+Usage: python scripts/config_docs.py > docs/configuration.md
+"""
+
+import sys
+import types
+import typing
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from thriftune.config import RunConfig
+
+_INTRODUCTION = """\
+# The run file
+
+A run is one YAML file; `configs/` holds complete ones to copy. Every key is below. A key that is not here is an error,
+and so is a value of another type; all problems of a file are reported at once, before any GPU is asked for.
+
+This page is made from `thriftune/config.py` by `python scripts/config_docs.py > docs/configuration.md`.
+"""
+_TABLE_HEAD = "| Key | Type | Default | Meaning |\n|---|---|---|---|"
+_PLAIN_NAMES = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "none",
+    Any: "any",
+}
+# What pydantic's constraints are called in annotated_types, and how a person writes them.
+_LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def document(root: type[BaseModel]) -> str:
+    """The whole page.
+
+    Args:
+        root: The class of a run file.
+
+    Returns:
+        Markdown: one table for the top level, and one for each section.
+    """
+    sections = {name: section for name, info in root.model_fields.items() if (section := _section(info))}
+    tables = [_table("Top level", root), *(_table(f"`{name}`", section) for name, section in sections.items())]
+    return "\n".join([_INTRODUCTION, *tables])
+
+
+def _table(title: str, section: type[BaseModel]) -> str:
+    lines = [f"## {title}", "", " ".join((section.__doc__ or "").split()), "", _TABLE_HEAD]
+    lines += [_row(name, info) for name, info in section.model_fields.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, info: FieldInfo) -> str:
+    section = _section(info)
+    meaning = info.description or (section.__doc__ if section else None)
+    if not meaning:
+        raise ValueError(f"The key {name} has no description in thriftune/config.py: say there what it means.")
+    type_name = f"section, see [{name}](#{name})" if section else _type_name(info.annotation) + _limits(info)
+    cells = [f"`{name}`", type_name, _default(info, section), " ".join(meaning.split())]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _section(info: FieldInfo) -> type[BaseModel] | None:
+    """The class of a key that is a section, optional or not; None for a plain value."""
+    options = (info.annotation, *typing.get_args(info.annotation))
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation in _PLAIN_NAMES:
+        return _PLAIN_NAMES[annotation]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_type_name(option) for option in arguments if option is not type(None))
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
+    if origin is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    raise ValueError(f"No plain name for the type {annotation}: add it to scripts/config_docs.py.")
+
+
+def _limits(info: FieldInfo) -> str:
+    """Bounds and patterns of a value, wherever pydantic keeps them: on the field, or inside a union."""
+    found = list(info.metadata)
+    for option in typing.get_args(info.annotation):
+        found += typing.get_args(option)[1:] if typing.get_origin(option) is typing.Annotated else []
+    limits = [
+        f"{sign} {value}"
+        for m in found
+        for word, sign in _LIMITS.items()
+        if (value := getattr(m, word, None)) is not None
+    ]
+    limits += [f"matches `{m.pattern}`" for m in found if getattr(m, "pattern", None)]
+    return f", {', '.join(limits)}" if limits else ""
+
+
+def _default(info: FieldInfo, section: type[BaseModel] | None) -> str:
+    if info.is_required():
+        return "required"
+    if section and info.default is not None:
+        return "its defaults"
+    if info.default is None:
+        return "none"
+    if info.default == ():
+        return "empty"
+    return f"`{str(info.default).lower()}`" if isinstance(info.default, bool) else f"`{info.default}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document(RunConfig))

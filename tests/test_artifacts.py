@@ -1,0 +1,115 @@
+"""An output directory is whole or not there."""
+
+import json
+import subprocess
+
+import pytest
+
+from thriftune import artifacts
+from thriftune.artifacts import is_whole, key_of, read_manifest, write_manifest, writing
+from thriftune.errors import UserError
+
+
+def test_a_directory_appears_only_when_the_block_ends(tmp_path):
+    final = tmp_path / "deep" / "model"
+    with writing(final) as directory:
+        (directory / "weights").write_text("w")
+        write_manifest(directory, "model", {"a": 1})
+        assert not final.exists()
+        assert not is_whole(final)
+    assert is_whole(final)
+    assert (final / "weights").read_text() == "w"
+    assert [p.name for p in final.parent.iterdir()] == ["model"]
+
+
+def test_an_error_inside_leaves_no_final_directory(tmp_path):
+    final = tmp_path / "model"
+    with pytest.raises(KeyError), writing(final) as directory:
+        write_manifest(directory, "model", {})
+        raise KeyError
+    assert not final.exists()
+    assert not is_whole(final)
+
+
+def test_an_error_inside_keeps_the_older_directory(tmp_path):
+    final = tmp_path / "model"
+    with writing(final) as directory:
+        write_manifest(directory, "model", {"run": 1})
+    with pytest.raises(KeyError), writing(final) as directory:
+        write_manifest(directory, "model", {"run": 2})
+        raise KeyError
+    assert read_manifest(final)["run"] == 1
+
+
+def test_a_block_without_a_manifest_is_our_mistake_and_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="has no manifest.json"), writing(tmp_path / "model") as directory:
+        (directory / "weights").write_text("w")
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_older_directory_is_replaced_whole(tmp_path):
+    final = tmp_path / "model"
+    for name in ("old", "new"):
+        with writing(final) as directory:
+            (directory / name).write_text(name)
+            write_manifest(directory, "model", {"which": name})
+    assert sorted(p.name for p in final.iterdir()) == ["manifest.json", "new"]
+    assert read_manifest(final)["which"] == "new"
+
+
+def test_leftovers_of_a_killed_writer_are_not_taken_over(tmp_path):
+    """A process that is killed runs no clean-up: its half-written files must not reach the next result."""
+    final = tmp_path / "model"
+    killed = writing(final)
+    (killed.__enter__() / "half-written").write_text("x")
+    assert not is_whole(final)
+    with writing(final) as directory:
+        assert list(directory.iterdir()) == []
+        write_manifest(directory, "model", {})
+    assert not (final / "half-written").exists()
+
+
+def test_two_writers_at_once_do_not_write_into_each_others_directory(tmp_path):
+    final = tmp_path / "model"
+    with writing(final) as first, writing(final) as second:
+        assert first != second
+        for number, directory in enumerate((first, second)):
+            (directory / f"of-{number}").touch()
+            write_manifest(directory, "model", {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    assert len(list(final.glob("of-*"))) == 1
+
+
+def test_a_finished_directory_can_be_read_by_other_users(tmp_path):
+    with writing(tmp_path / "model") as directory:
+        write_manifest(directory, "model", {})
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_directory_without_manifest_is_no_finished_output(tmp_path):
+    with pytest.raises(UserError, match=r"directory = .*has no manifest\.json.*Run the step"):
+        read_manifest(tmp_path)
+    assert not is_whole(tmp_path)
+
+
+def test_a_manifest_says_kind_content_versions_and_commit(tmp_path):
+    write_manifest(tmp_path, "adapter", {"metrics": {"loss": 1.5}})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["kind"] == "adapter"
+    assert manifest["metrics"] == {"loss": 1.5}
+    assert {"torch", "transformers", "deepspeed", "peft"} <= set(manifest["versions"])
+    assert manifest["git_commit"] == artifacts.git_commit()
+
+
+def test_the_commit_is_that_of_this_checkout():
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        pytest.skip("not a git checkout")
+    assert artifacts.git_commit() == head.stdout.strip()
+
+
+def test_a_key_differs_when_any_part_does():
+    keys = {key_of("a", "b"), key_of("a", "c"), key_of("ab"), key_of("b", "a"), key_of("a", "b", "")}
+    assert len(keys) == 5
+    assert key_of("a", "b") == key_of("a", "b")
+    assert all(len(key) == 16 for key in keys)

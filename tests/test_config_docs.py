@@ -1,0 +1,41 @@
+"""docs/configuration.md says what the classes say: it once is forgotten, and then documents keys that are gone."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from thriftune.config import RunConfig, Section
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "configuration.md"
+
+
+@pytest.fixture(scope="module")
+def config_docs():
+    spec = importlib.util.spec_from_file_location("config_docs", ROOT / "scripts" / "config_docs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_up_to_date(config_docs):
+    expected = config_docs.document(RunConfig)
+    assert PAGE.read_text(encoding="utf-8") == expected, "run: python scripts/config_docs.py > docs/configuration.md"
+
+
+def test_every_key_of_every_section_has_a_row():
+    sections = [s for s in Section.__subclasses__() if s.__module__ == RunConfig.__module__]
+    keys = {key for section in sections for key in section.model_fields}
+    text = PAGE.read_text(encoding="utf-8")
+    assert len(keys) > 40
+    assert [key for key in keys if f"| `{key}` |" not in text] == []
+
+
+def test_a_key_without_a_description_is_refused(config_docs):
+    class Undocumented(BaseModel):
+        mystery: int = 3
+
+    with pytest.raises(ValueError, match="mystery"):
+        config_docs.document(Undocumented)

@@ -1,0 +1,142 @@
+"""Every file in configs/ is one a person can run as it stands: loaded, planned, and with a header that is true."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+import deepspeed_configs
+from thriftune import planner
+from thriftune.config import RunConfig
+from thriftune.hardware import DEVICES
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted(CONFIGS.glob("*.yaml"))
+EXPECTED = {
+    "demo-full",
+    "demo-qlora",
+    "llama2-7b-full",
+    "llama2-13b-full",
+    "llama2-7b-qlora",
+    "llama2-13b-qlora",
+    "llama2-70b-qlora",
+    "mistral-7b-qlora",
+    "mixtral-8x7b-qlora",
+}
+WORKFLOWS = {"full": "full_finetune", "qlora": "qlora_finetune"}
+
+for_every_file = pytest.mark.parametrize("file", FILES, ids=[f.stem for f in FILES])
+
+
+def content_of(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def header_of(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def plan_of(run: RunConfig) -> planner.TrainingPlan:
+    deepspeed = None
+    if run.method == "full":
+        named = run.zero_or_default.config
+        deepspeed = deepspeed_configs.load(named) if isinstance(named, str) else named
+    return planner.make_plan(run, deepspeed, model_version="model", data_version="data")
+
+
+def unknown_keys(section: type[BaseModel], content: dict[str, Any], path: str = "") -> list[str]:
+    unknown = []
+    for key, value in content.items():
+        if key not in section.model_fields:
+            unknown.append(f"{path}{key}")
+            continue
+        annotation = section.model_fields[key].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        inner = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if inner and isinstance(value, dict):
+            unknown += unknown_keys(inner, value, f"{path}{key}.")
+    return unknown
+
+
+def test_the_folder_holds_exactly_the_documented_files():
+    assert {f.stem for f in FILES} == EXPECTED
+    assert {f.name for f in CONFIGS.iterdir()} == {f"{name}.yaml" for name in EXPECTED}
+
+
+@for_every_file
+def test_a_file_loads_and_is_named_after_itself(file):
+    content = content_of(file)
+    assert RunConfig.model_validate(content).name == file.stem
+    assert unknown_keys(RunConfig, content) == []
+
+
+@for_every_file
+def test_the_header_names_the_command_for_this_very_file(file):
+    run = RunConfig.model_validate(content_of(file))
+    workflow = WORKFLOWS[run.method]
+    local = run.hardware.device == "CPU"
+    options = "" if local else "--remote --copy all "
+    commands = [line for line in header_of(file).splitlines() if line.startswith("pyflyte run")]
+    assert commands == [
+        f"pyflyte run {options}workflows/{workflow}.py {workflow} --config configs/{file.name}",
+    ]
+    assert (CONFIGS.parent / "workflows" / f"{workflow}.py").is_file()
+
+
+@for_every_file
+def test_the_header_says_hardware_and_cost(file):
+    header = header_of(file)
+    run = RunConfig.model_validate(content_of(file))
+    assert "Hardware:" in header
+    assert "Cost:" in header
+    if run.hardware.device == "CPU":
+        return
+    assert any(instance in header for instance in DEVICES[run.hardware.device].instances)
+    assert "on paper and not measured" in header
+    assert "list price, check yours" in header
+    assert "If it does not fit:" in header
+
+
+@for_every_file
+def test_the_step_count_in_the_cost_follows_from_the_batch(file):
+    run = RunConfig.model_validate(content_of(file))
+    stated = re.search(r"(\d+) steps x S", header_of(file))
+    if run.data.source != "tatsu-lab/alpaca":
+        assert stated is None
+        return
+    rows = 52_002
+    trained = rows - round(rows * run.data.validation_share)
+    assert stated is not None
+    assert int(stated[1]) == -(-trained // run.training.global_batch)
+
+
+@for_every_file
+def test_a_file_can_be_planned(file):
+    run = RunConfig.model_validate(content_of(file))
+    plan = plan_of(run)
+    ranks = run.hardware.nodes * plan.processes_per_node
+    assert plan.micro_batch * plan.accumulation * ranks == plan.global_batch == run.training.global_batch
+    assert plan.processes_per_node == (run.hardware.devices_per_node if run.method == "full" else 1)
+    assert (plan.zero_stage == 3) == (run.method == "full")
+    if run.hardware.device == "T4":
+        assert plan.precision == "fp16"
+        assert "bf16" not in yaml.safe_dump(content_of(file))
+
+
+@for_every_file
+def test_what_comes_from_the_hub_is_pinned_to_a_commit(file):
+    run = RunConfig.model_validate(content_of(file))
+    for section in (run.model, run.data):
+        if "/" in section.source and not section.source.startswith("build/"):
+            assert re.fullmatch(r"[0-9a-f]{40}", section.revision or "")
+
+
+@for_every_file
+def test_every_section_of_a_file_says_something(file):
+    """`lora:` with nothing under it reads as null: the section would silently be the default one."""
+    assert [key for key, value in content_of(file).items() if value is None] == []

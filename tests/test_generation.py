@@ -1,0 +1,172 @@
+"""Prompts as tokens, answers in batches, and the files both come from and go to."""
+
+import json
+
+import pytest
+
+from thriftune.data.formats import FORMATS, alpaca_prompt
+from thriftune.data.tokenization import IGNORED, as_text, tokenize
+from thriftune.errors import DataError
+from thriftune.generation import (
+    BASE,
+    Answer,
+    Sampling,
+    complete,
+    default_style,
+    encode_prompt,
+    generate,
+    read_prompts,
+    write_answers,
+)
+from thriftune.hardware import DEVICES
+from thriftune.loading import Placement
+
+PROMPTS = ["What is the capital of France?", "hi", "The quick brown fox jumps over the lazy dog", "Two and two"]
+CPU = Placement(DEVICES["CPU"], "fp32")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
+
+
+@pytest.mark.parametrize(
+    ("style", "row"),
+    [
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]},
+        ),
+        ("alpaca", {"instruction": "Why?", "output": "Because."}),
+    ],
+)
+def test_a_prompt_is_encoded_as_training_put_it_before_the_answer(llama_tokenizer, style, row):
+    text = as_text(FORMATS[style].read(row), llama_tokenizer)
+    ((trained,),) = tokenize([text], llama_tokenizer, max_length=500)
+    answer_starts = next(i for i, label in enumerate(trained.labels) if label != IGNORED)
+    prompt = encode_prompt("Why?", llama_tokenizer, style)
+    assert prompt == trained.input_ids[:answer_starts]
+    assert prompt.count(llama_tokenizer.bos_token_id) == 1
+    assert prompt[0] == llama_tokenizer.bos_token_id
+    assert llama_tokenizer.eos_token_id not in prompt
+
+
+def test_a_plain_text_is_continued_as_it_is(llama_tokenizer):
+    ids = encode_prompt("Once upon", llama_tokenizer, "text")
+    assert llama_tokenizer.decode(ids) == "<s>Once upon"
+
+
+def test_a_tokenizer_that_closes_every_text_does_not_close_a_prompt(llama_tokenizer):
+    import copy
+
+    from tokenizers import processors
+
+    closing = copy.deepcopy(llama_tokenizer)
+    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert closing("Why?")["input_ids"][-1] == closing.eos_token_id
+    assert closing.decode(encode_prompt("Why?", closing, "alpaca")) == f"<s>{alpaca_prompt('Why?')}"
+
+
+def test_the_style_follows_the_chat_template(llama_tokenizer):
+    import copy
+
+    assert default_style(llama_tokenizer) == "chat"
+    plain = copy.deepcopy(llama_tokenizer)
+    plain.chat_template = None
+    assert default_style(plain) == "text"
+
+
+def test_batched_answers_equal_single_ones(model, llama_tokenizer):
+    """Padding on the right, or without a mask, would make short prompts continue from padding."""
+    encoded = [encode_prompt(prompt, llama_tokenizer, "text") for prompt in PROMPTS]
+    assert len({len(ids) for ids in encoded}) > 1
+    single = [next(complete(model, llama_tokenizer, [ids], Sampling(12), batch=1)) for ids in encoded]
+    assert list(complete(model, llama_tokenizer, encoded, Sampling(12), batch=3)) == single
+    assert all(single)
+
+
+def test_an_answer_is_what_greedy_decoding_by_hand_gives(model, llama_tokenizer):
+    import torch
+
+    ids = encode_prompt(PROMPTS[0], llama_tokenizer, "chat")
+    expected = list(ids)
+    with torch.inference_mode():
+        for _ in range(6):
+            expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
+    assert llama_tokenizer.eos_token_id not in expected[len(ids) :]
+    (answer,) = complete(model, llama_tokenizer, [ids], Sampling(6), batch=1)
+    assert answer == llama_tokenizer.decode(expected[len(ids) :], skip_special_tokens=True).strip()
+
+
+def test_drawn_answers_follow_the_seed(model, llama_tokenizer):
+    ids = [encode_prompt(PROMPTS[0], llama_tokenizer, "text")]
+    draws = [next(complete(model, llama_tokenizer, ids, Sampling(12, 1.5, seed), batch=1)) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_generating_answers_every_prompt_in_order(tiny_model_dir):
+    answers = generate(tiny_model_dir, PROMPTS, adapters={}, placement=CPU, sampling=Sampling(3), batch=2)
+    assert [a.prompt for a in answers] == PROMPTS
+    assert {a.adapter for a in answers} == {BASE}
+
+
+def test_each_adapter_answers_every_prompt_with_its_own_weights(tiny_model_dir, random_adapter):
+    adapters = {"one": random_adapter(seed=1), "two": random_adapter(seed=2)}
+    both = generate(tiny_model_dir, PROMPTS, adapters=adapters, placement=CPU, sampling=Sampling(8), batch=4)
+    assert [(a.adapter, a.prompt) for a in both] == [(name, p) for name in adapters for p in PROMPTS]
+    answers = {name: [a.answer for a in both if a.adapter == name] for name in adapters}
+    assert answers["one"] != answers["two"]
+    for name, directory in adapters.items():
+        alone = generate(
+            tiny_model_dir, PROMPTS, adapters={name: directory}, placement=CPU, sampling=Sampling(8), batch=4
+        )
+        assert [a.answer for a in alone] == answers[name]
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="adapters are listed by path, and torch allows no dot in names")
+def test_an_adapter_may_have_a_dot_in_its_path(tiny_model_dir, random_adapter):
+    adapters = {"/data/v1.0/adapter": random_adapter(seed=1)}
+    (answer,) = generate(tiny_model_dir, ["hi"], adapters=adapters, placement=CPU, sampling=Sampling(2), batch=1)
+    assert answer.adapter == "/data/v1.0/adapter"
+
+
+def test_no_prompts_are_refused_before_a_model_is_loaded(tmp_path):
+    with pytest.raises(DataError, match="prompts = .*nothing to answer"):
+        generate(tmp_path / "absent", [], adapters={}, placement=CPU, sampling=Sampling(), batch=1)
+
+
+def test_prompts_come_from_jsonl_or_lines(tmp_path):
+    lines, rows = tmp_path / "p.txt", tmp_path / "p.jsonl"
+    lines.write_text("One?\n\nTwo?\n")
+    rows.write_text('{"prompt": "One?"}\n\n{"prompt": "Two\\nlines?", "id": 2}\n')
+    assert read_prompts(lines) == ["One?", "Two?"]
+    assert read_prompts(rows) == ["One?", "Two\nlines?"]
+
+
+@pytest.mark.parametrize("line", ["not json", '{"question": "x"}', '["x"]', "3"])
+def test_a_line_without_a_prompt_is_named(tmp_path, line):
+    file = tmp_path / "p.jsonl"
+    file.write_text(f'{{"prompt": "One?"}}\n{line}\n')
+    with pytest.raises(DataError, match=r"p\.jsonl, line 2 = .*is not an object with a prompt"):
+        read_prompts(file)
+
+
+ANSWERS = [Answer("Où?", "base", "là-bas\n“ici”"), Answer("b", "one", "")]
+
+
+def test_answers_are_written_as_jsonl(tmp_path):
+    write_answers(ANSWERS, tmp_path / "a.jsonl")
+    text = (tmp_path / "a.jsonl").read_text(encoding="utf-8")
+    assert "Où?" in text
+    assert [Answer(**json.loads(line)) for line in text.splitlines()] == ANSWERS
+
+
+def test_answers_are_written_as_parquet(tmp_path):
+    import pyarrow.parquet as pq
+
+    write_answers(ANSWERS, tmp_path / "a.parquet")
+    assert [Answer(**row) for row in pq.read_table(tmp_path / "a.parquet").to_pylist()] == ANSWERS

@@ -1,0 +1,72 @@
+"""Precision follows the hardware, never what torch is willing to emulate."""
+
+import pytest
+
+from thriftune.errors import ConfigError
+from thriftune.hardware import DEVICES, choose_precision, detect_device
+
+WITHOUT_BF16 = ("T4", "V100")
+WITH_BF16 = ("A10G", "L4", "A100-40GB", "A100-80GB", "H100")
+
+
+def test_the_tables_of_this_test_cover_every_device():
+    assert {*WITHOUT_BF16, *WITH_BF16, "CPU"} == set(DEVICES)
+
+
+@pytest.mark.parametrize(
+    ("requested", "names", "expected"),
+    [
+        ("auto", WITHOUT_BF16, "fp16"),
+        ("auto", WITH_BF16, "bf16"),
+        ("auto", ("CPU",), "fp32"),
+        ("fp16", WITHOUT_BF16 + WITH_BF16, "fp16"),
+        ("bf16", (*WITH_BF16, "CPU"), "bf16"),
+        ("fp32", tuple(DEVICES), "fp32"),
+    ],
+)
+def test_the_precision_that_is_chosen(requested, names, expected):
+    assert {name: choose_precision(requested, DEVICES[name]) for name in names} == dict.fromkeys(names, expected)
+
+
+@pytest.mark.parametrize("name", WITHOUT_BF16)
+def test_bf16_is_never_emulated(name):
+    assert not DEVICES[name].has_bf16
+    with pytest.raises(ConfigError, match=f"training.precision = bf16: {name} .*no bfloat16.*'fp16'"):
+        choose_precision("bf16", DEVICES[name])
+
+
+def test_fp16_is_refused_on_the_cpu():
+    with pytest.raises(ConfigError, match="training.precision = fp16: .*CPU.*'fp32'"):
+        choose_precision("fp16", DEVICES["CPU"])
+
+
+def test_every_gpu_has_memory_and_instances_that_carry_it():
+    gpus = [device for device in DEVICES.values() if device.is_gpu]
+    assert len(gpus) == 7
+    for device in gpus:
+        assert device.memory_gib >= 16
+        assert device.instances
+        assert device.backend == "nccl"
+    assert "g4dn.12xlarge" in DEVICES["T4"].instances
+
+
+def test_no_instance_is_listed_for_two_gpus():
+    instances = [instance for device in DEVICES.values() for instance in device.instances]
+    assert len(instances) == len(set(instances))
+
+
+def test_each_device_is_found_under_its_own_name():
+    assert all(device.name == name for name, device in DEVICES.items())
+
+
+def test_the_cpu_talks_gloo_and_is_no_gpu():
+    assert DEVICES["CPU"].backend == "gloo"
+    assert not DEVICES["CPU"].is_gpu
+
+
+def test_a_machine_without_cuda_is_the_cpu():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert detect_device() is DEVICES["CPU"]

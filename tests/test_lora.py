@@ -1,0 +1,62 @@
+"""Where adapters attach, and how much of a model they train."""
+
+import pytest
+
+from thriftune.config import LoraConfig
+from thriftune.errors import ConfigError
+from thriftune.lora import linear_module_names, peft_config, require_targets, trainable_share
+
+LLAMA_LAYERS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+def test_the_linear_layers_are_all_but_the_output_head(tiny_model_dir):
+    from transformers import AutoConfig
+
+    assert linear_module_names(AutoConfig.from_pretrained(tiny_model_dir)) == LLAMA_LAYERS
+
+
+def test_targets_that_are_not_there_are_refused_with_those_that_are(tiny_model_dir):
+    lora = LoraConfig(target_modules=("q_proj", "query_key_value", "c_attn"))
+    with pytest.raises(ConfigError) as caught:
+        require_targets(lora, tiny_model_dir)
+    text = str(caught.value)
+    assert "lora.target_modules = query_key_value, c_attn:" in text
+    assert ", ".join(LLAMA_LAYERS) in text
+
+
+@pytest.mark.parametrize("names", [None, ("q_proj",), ("q_proj", "down_proj"), ("self_attn.q_proj",)])
+def test_targets_that_are_there_are_accepted(tiny_model_dir, names):
+    require_targets(LoraConfig(target_modules=names), tiny_model_dir)
+
+
+def test_the_output_head_is_no_target(tiny_model_dir):
+    with pytest.raises(ConfigError, match="lm_head"):
+        require_targets(LoraConfig(target_modules=("lm_head",)), tiny_model_dir)
+
+
+def test_no_target_modules_mean_all_linear_layers(tiny_model_dir):
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), peft_config(LoraConfig(rank=2)))
+    adapted = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_modules() if ".lora_A" in name}
+    assert sorted(adapted) == LLAMA_LAYERS
+
+
+def test_every_lora_field_reaches_peft():
+    made = peft_config(LoraConfig(rank=8, alpha=24, dropout=0.25, target_modules=("q_proj",)))
+    assert (made.r, made.lora_alpha, made.lora_dropout) == (8, 24, 0.25)
+    assert set(made.target_modules) == {"q_proj"}
+    assert made.task_type == "CAUSAL_LM"
+
+
+def test_the_trainable_share_counts_two_weights_per_4_bit_byte():
+    import torch
+
+    class Params4bit(torch.nn.Parameter):
+        """As bitsandbytes', whose type is known by its name."""
+
+    model = torch.nn.Module()
+    model.frozen = Params4bit(torch.zeros(45, dtype=torch.uint8), requires_grad=False)
+    model.adapter = torch.nn.Parameter(torch.zeros(10))
+    assert trainable_share(model) == pytest.approx(0.1)

@@ -1,0 +1,73 @@
+"""The README's commands are run, its YAML is the YAML that is run, and the files it names are there."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
+LOCAL = [c for c in COMMANDS if c.startswith("pyflyte run workflows") and "configs/demo" not in c]
+BIN = Path(sys.executable).parent
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200"}
+    environment.pop("THRIFTUNE_RUN_STAMP", None)
+    return subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_every_command_is_of_a_kind_that_is_tested_here():
+    assert len(COMMANDS) == 7
+    assert len(LOCAL) == 2
+    for command in COMMANDS:
+        assert command.startswith(("make ", "pyflyte run ")), command
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_targets_exist(command):
+    done = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("pyflyte") and c not in LOCAL])
+def test_commands_of_the_demo_and_the_cluster_name_a_workflow_and_a_file_that_fits(command, tmp_path):
+    # The demo's are run whole by `make demo`; a cluster is not at hand. What they name is checked by the real CLI.
+    config = ROOT / shlex.split(command)[-1]
+    assert yaml.safe_load(config.read_text())["method"] in command
+    options, _, _ = command.partition(" --config ")
+    done = run(f"{options} --help", ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "--config" in done.stdout
+
+
+@pytest.mark.slow
+def test_own_model_and_data_as_the_readme_says(tmp_path, tiny_model_dir, chat_rows_file):
+    for name in ("workflows", "tasks", "thriftune", "pod_templates", "deepspeed_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    block = re.search(r"```yaml\n(.*?)```", README, re.S)
+    assert block
+    (tmp_path / "my-run.yaml").write_text(block.group(1))
+    shutil.copytree(tiny_model_dir, tmp_path / "my-model")
+    shutil.copy(chat_rows_file, tmp_path / "my-data.jsonl")
+    for command in LOCAL:
+        done = run(command, tmp_path)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (model,) = tmp_path.glob("outputs/my-run/*/model")
+    assert (model / "manifest.json").is_file()
+    assert (model.parent / "metrics.json").is_file()
+    assert list(tmp_path.glob("outputs/generate/*/answers.jsonl"))
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert len(links) >= 4
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert not missing

@@ -1,0 +1,243 @@
+"""The workflows as people run them: the real `pyflyte run`, in a process of its own, on the tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PYFLYTE = Path(sys.executable).parent / "pyflyte"
+FULL = ("workflows/full_finetune.py", "full_finetune")
+QLORA = ("workflows/qlora_finetune.py", "qlora_finetune")
+
+
+def pyflyte_run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    """Run from the checkout, with results going to a folder of the test."""
+    environment = {**os.environ, "THRIFTUNE_OUTPUTS": str(folder / "outputs"), "COLUMNS": "200", "HF_TOKEN": ""}
+    environment.pop("THRIFTUNE_RUN_STAMP", None)
+    command = [str(PYFLYTE), "run", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    if check:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def write_config(folder: Path, method: str, model: Path, data: Path, /, **overrides: dict) -> Path:
+    content = {
+        "name": "tiny",
+        "method": method,
+        "model": {"source": str(model)},
+        "data": {"source": str(data), "format": "chat", "max_length": 96, "validation_share": 0.1},
+        "hardware": {"device": "CPU", "devices_per_node": 2 if method == "full" else 1},
+        "training": {
+            "global_batch": 8, "micro_batch": 4, "max_steps": 8, "learning_rate": 1e-2, "log_every": 2,
+            "precision": "fp32", "save_dtype": "fp32",
+        },
+        "evaluation": {"max_new_tokens": 4},
+    }  # fmt: skip
+    for section, values in overrides.items():
+        content[section] = {**content.get(section, {}), **values} if isinstance(values, dict) else values
+    file = folder / f"{method}.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def only(folder: Path, pattern: str) -> Path:
+    found = list(folder.glob(pattern))
+    assert len(found) == 1, f"{pattern}: {found}"
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
+    folder = tmp_path_factory.mktemp("full")
+    config = write_config(
+        folder, "full", tiny_model_dir, chat_rows_file, publish={"repository": "team/tiny", "dry_run": True}
+    )
+    done = pyflyte_run(folder, *FULL, "--config", str(config))
+    return folder, config, done
+
+
+@pytest.fixture(scope="module")
+def qlora_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
+    folder = tmp_path_factory.mktemp("qlora")
+    overrides = {"lora": {"rank": 8, "alpha": 16}, "training": {"optimizer": "paged_adamw_8bit", "max_steps": 12}}
+    config = write_config(folder, "qlora", tiny_model_dir, chat_rows_file, **overrides)
+    done = pyflyte_run(folder, *QLORA, "--config", str(config))
+    return folder, config, done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["full_run", "qlora_run"])
+def test_held_out_loss_falls_and_everything_is_reported(which, request):
+    folder, _, done = request.getfixturevalue(which)
+    metrics = json.loads(only(folder, "outputs/tiny/*/metrics.json").read_text())
+    assert metrics["after"]["loss"] < metrics["before"]["loss"] - 0.05
+    assert metrics["before"]["tokens"] == metrics["after"]["tokens"] > 0
+    assert metrics["training"]["tokens_per_second"] > 0
+    assert metrics["training"]["peak_host_gib"] > 0
+    assert metrics["before"]["prompts"] == metrics["after"]["prompts"]
+    assert "colour" in metrics["before"]["prompts"][0]
+    assert Path(metrics["outputs"]["model"]).is_dir()
+    assert "held-out loss" in done.stderr
+    assert "step 2/" in done.stderr
+    assert not list(folder.glob("outputs/**/*.partial"))
+
+
+@pytest.mark.slow
+def test_result_of_full_finetuning_loads_with_plain_transformers(full_run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _, _ = full_run
+    saved = only(folder, "outputs/tiny/*/model")
+    assert AutoModelForCausalLM.from_pretrained(saved).num_parameters() > 0
+    assert AutoTokenizer.from_pretrained(saved).chat_template
+    manifest = json.loads((saved / "manifest.json").read_text())
+    assert manifest["plan"]["zero_stage"] == 3
+    assert manifest["plan"]["processes_per_node"] == 2
+    assert manifest["config"]["name"] == "tiny"
+    assert len(manifest["dataset_fingerprint"]) == 64
+
+
+@pytest.mark.slow
+def test_dry_run_of_publishing_leaves_what_would_be_pushed(full_run):
+    folder, _, _ = full_run
+    card = only(folder, "outputs/tiny/*/publish/README.md").read_text()
+    assert "# tiny" in card
+    assert "method **full**" in card
+
+
+@pytest.mark.slow
+def test_qlora_saves_only_the_adapter_and_a_merged_model(qlora_run):
+    folder, _, _ = qlora_run
+    adapter = only(folder, "outputs/tiny/*/adapter")
+    names = {p.name for p in adapter.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
+    # Every linear layer but the output head is adapted when nothing is named.
+    targets = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
+    assert sorted(targets) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert only(folder, "outputs/tiny/*/model").joinpath("model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_second_run_fetches_and_prepares_nothing_and_resumes_from_the_adapter(qlora_run):
+    folder, config, _ = qlora_run
+    adapter = only(folder, "outputs/tiny/*/adapter")
+    first = json.loads((adapter / "manifest.json").read_text())["training"]["losses"]
+    content = yaml.safe_load(config.read_text())
+    content["lora"]["resume_from"] = str(adapter)
+    content["name"] = "resumed"
+    content["training"]["max_steps"] = 2
+    resumed = folder / "resumed.yaml"
+    resumed.write_text(yaml.safe_dump(content))
+    done = pyflyte_run(folder, *QLORA, "--config", str(resumed))
+    assert "The base model is already in" in done.stderr
+    assert "The prepared dataset is already in" in done.stderr
+    again = json.loads(only(folder, "outputs/resumed/*/adapter/manifest.json").read_text())["training"]["losses"]
+    assert again[0] < first[0] - 0.3, "the first loss after resuming is that of a trained adapter"
+
+
+@pytest.mark.slow
+def test_generate_answers_with_base_and_adapters_alike(full_run, qlora_run, tiny_model_dir, tmp_path):
+    adapter = only(qlora_run[0], "outputs/tiny/*/adapter")
+    questions = tmp_path / "questions.txt"
+    questions.write_text("What colour is a cat on day 2?\n")
+    pyflyte_run(
+        tmp_path, "workflows/generate.py", "generate", "--model_dir", str(tiny_model_dir), "--prompts_file",
+        str(questions), "--prompts", '["What is red?"]', "--adapters", json.dumps([str(adapter)]),
+        "--max_new_tokens", "8", "--output_format", "parquet",
+    )  # fmt: skip
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(only(tmp_path, "outputs/generate/*/answers.parquet")).to_pylist()
+    assert [r["prompt"] for r in rows] == ["What is red?", "What colour is a cat on day 2?"]
+    assert {r["adapter"] for r in rows} == {str(adapter)}
+
+
+BAD_RUNS = {
+    "misspelt key": ({"training": {"lerning_rate": 1}}, ["training.lerning_rate", "learning_rate"]),
+    "unknown format": ({"data": {"format": "sharegpt"}}, ["data.format", "sharegpt", "alpaca"]),
+    "batch that does not divide": ({"training": {"global_batch": 7}}, ["training.global_batch = 7", "8"]),
+    "bf16 on a T4": (
+        {"hardware": {"device": "T4"}, "training": {"precision": "bf16"}},
+        ["training.precision = bf16", "T4", "fp16"],
+    ),
+    "several at once": (
+        {"training": {"lerning_rate": 1, "global_batch": 7}, "seed": "x"},
+        ["training.lerning_rate", "training.global_batch", "seed"],
+    ),
+    "unknown ZeRO file": ({"zero": {"config": "zero9"}}, ["zero.config = zero9", "zero3_offload"]),
+    "ZeRO that decides the batch": (
+        {"zero": {"config": {"train_batch_size": 3, "zero_optimization": {"stage": 3}}}},
+        ["zero.config.train_batch_size = 3", "training.global_batch"],
+    ),
+    "several nodes on a laptop": (
+        {"hardware": {"nodes": 2}, "training": {"global_batch": 16}},
+        ["hardware.nodes = 2", "--remote"],
+    ),
+    "a GPU that is not there": ({"hardware": {"device": "H100"}}, ["hardware.device = H100", "CPU"]),
+    "missing data file": ({"data": {"source": "nowhere.jsonl"}}, ["data.source = nowhere.jsonl", "no such file"]),
+    "missing model": ({"model": {"source": "./nowhere"}}, ["model.source = ./nowhere", "does not exist"]),
+    "missing column": ({"data": {"format": "alpaca"}}, ["data.format = alpaca", "instruction", "messages"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_RUNS)
+def test_bad_input_ends_before_training_with_field_value_and_remedy(name, tmp_path, tiny_model_dir, chat_rows_file):
+    overrides, expected = BAD_RUNS[name]
+    config = write_config(tmp_path, "full", tiny_model_dir, chat_rows_file, **overrides)
+    done = pyflyte_run(tmp_path, *FULL, "--config", str(config), check=False)
+    printed = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    for text in expected:
+        assert text in printed, f"{text!r} is not in: {printed[-2000:]}"
+    assert "step 1/" not in printed
+    assert not list(tmp_path.glob("outputs/tiny/**/manifest.json"))
+
+
+def test_empty_data_ends_before_training(tmp_path, tiny_model_dir):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    config = write_config(tmp_path, "full", tiny_model_dir, empty)
+    done = pyflyte_run(tmp_path, *FULL, "--config", str(config), check=False)
+    assert done.returncode != 0
+    assert "data.source" in done.stdout + done.stderr
+    assert not list(tmp_path.glob("outputs/**/manifest.json")) or not list(tmp_path.glob("outputs/tiny/*"))
+
+
+def test_lora_target_that_matches_nothing_ends_before_training(tmp_path, tiny_model_dir, chat_rows_file):
+    config = write_config(tmp_path, "qlora", tiny_model_dir, chat_rows_file, lora={"target_modules": ["query"]})
+    done = pyflyte_run(tmp_path, *QLORA, "--config", str(config), check=False)
+    printed = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert "lora.target_modules = query" in printed
+    assert "q_proj" in printed
+    assert not list(tmp_path.glob("outputs/tiny/*/adapter"))
+
+
+def test_configuration_of_the_other_method_is_refused(tmp_path, tiny_model_dir, chat_rows_file):
+    config = write_config(tmp_path, "qlora", tiny_model_dir, chat_rows_file)
+    done = pyflyte_run(tmp_path, *FULL, "--config", str(config), check=False)
+    assert done.returncode != 0
+    assert "workflows/qlora_finetune.py" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("workflow", [FULL, QLORA])
+def test_help_imports_no_heavy_library(workflow):
+    program = (
+        "import sys\n"
+        "from flytekit.clis.sdk_in_container.pyflyte import main\n"
+        "try:\n"
+        f"    main(['run', {workflow[0]!r}, {workflow[1]!r}, '--help'])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "heavy = ('transformers', 'deepspeed', 'peft', 'bitsandbytes', 'datasets', 'accelerate')\n"
+        "print('HEAVY', [name for name in heavy if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "--config" in done.stdout
+    assert "HEAVY []" in done.stdout, done.stdout[-500:] + done.stderr[-500:]

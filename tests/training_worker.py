@@ -1,0 +1,54 @@
+"""One training run in the processes torchrun starts, for the tests: the library's own code, without Flyte.
+
+Usage: torchrun --nproc_per_node N tests/training_worker.py JOB.json, where the job names a run configuration
+(`config`), the directories `model`, `dataset` and `output`, and whether DeepSpeed is used (`zero`) or transformers'
+Trainer alone. Writes `<output>.json` with what was measured.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import deepspeed_configs
+from thriftune import distributed, full, planner, training
+from thriftune.config import RunConfig
+from thriftune.data import prepare
+from thriftune.evaluation import held_out_loss
+from thriftune.tokenizer import load_tokenizer
+
+
+def plain_trainer(config: RunConfig, plan: planner.TrainingPlan, job: dict) -> dict:
+    """The same run with transformers' Trainer and nothing else, and the held-out loss of the model in memory."""
+    from transformers import AutoModelForCausalLM
+
+    scratch = Path(job["output"])
+    rows = prepare.load_split(Path(job["dataset"]), prepare.TRAIN, scratch / "rows")
+    held_out = prepare.load_split(Path(job["dataset"]), prepare.VALIDATION, scratch / "held_out")
+    tokenizer = load_tokenizer(Path(job["model"]))
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=training.torch_dtype(plan.precision))
+
+    def load():
+        arguments = training.training_arguments(config, plan, scratch)
+        return training.make_trainer(model, arguments, tokenizer, rows)
+
+    trainer, result = training.measured_training(load)
+    loss, _ = held_out_loss(trainer.model.eval(), tokenizer, held_out, batch=4)
+    return {**asdict(result), "held_out_loss": loss}
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    config = RunConfig.model_validate(job["config"])
+    deepspeed = deepspeed_configs.load(config.zero_or_default.config)
+    plan = planner.make_plan(config, deepspeed, model_version="test", data_version="test")
+    if job["zero"]:
+        result = asdict(full.train(config, plan, Path(job["model"]), Path(job["dataset"]), Path(job["output"])))
+    else:
+        result = plain_trainer(config, plan, job)
+    if distributed.current_rank().is_main:
+        Path(job["output"] + ".json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
