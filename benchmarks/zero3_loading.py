@@ -66,7 +66,6 @@ def worker(mode: str, model_dir: Path, output: Path) -> None:
     import deepspeed_configs
     from thriftune import distributed, zero, zero_loading
     from thriftune.batching import split_batch
-    from thriftune.callbacks import KeepFreedBlocks
 
     distributed.use_cpu_accelerator()
     import deepspeed  # here, so that it counts as part of the idle process
@@ -96,8 +95,6 @@ def worker(mode: str, model_dir: Path, output: Path) -> None:
     loaded = peaks.above_idle()
     rows = Dataset.from_list([{"input_ids": list(range(64)), "labels": list(range(64))}] * rank.world_size)
     trainer = Trainer(model=model, args=args, train_dataset=rows)
-    if mode == "streamed":
-        trainer.add_callback(KeepFreedBlocks())
     trainer.train()
     output.with_name(f"rank{rank.index}.json").write_text(json.dumps({"loaded": loaded, "stepped": peaks.above_idle()}))
 

@@ -8,7 +8,7 @@ from flytekit.types.file import FlyteFile
 
 from pod_templates import with_shared_memory
 from tasks import settings
-from tasks.transfer import download, place_of
+from tasks.transfer import download
 from thriftune import generation, hardware
 from thriftune.generation import Sampling
 from thriftune.loading import Placement
@@ -49,7 +49,7 @@ def generate_answers(
         output_format: jsonl or parquet.
 
     Returns:
-        A file with the columns prompt, adapter and answer.
+        A file with the columns prompt, adapter (adapter-1, adapter-2 ... in the order given, or base) and answer.
     """
     device = hardware.detect_device()
     placement = Placement(device, hardware.choose_precision("auto", device), four_bit=quantize)
@@ -57,7 +57,8 @@ def generate_answers(
     answers = generation.generate(
         download(model_dir),
         asked,
-        adapters={place_of(adapter): download(adapter) for adapter in adapters},
+        # By position: what pyflyte hands over as a directory no longer knows the name it was given.
+        adapters={f"adapter-{number}": download(adapter) for number, adapter in enumerate(adapters, 1)},
         placement=placement,
         sampling=Sampling(max_new_tokens, temperature, seed),
         batch=batch,

@@ -22,11 +22,17 @@ def test_a_directory_appears_only_when_the_block_ends(tmp_path):
     assert [p.name for p in final.parent.iterdir()] == ["model"]
 
 
+def write_and_fail(final, run):
+    """Fail at the last moment, with the manifest already written."""
+    with writing(final) as directory:
+        write_manifest(directory, "model", {"run": run})
+        raise KeyError
+
+
 def test_an_error_inside_leaves_no_final_directory(tmp_path):
     final = tmp_path / "model"
-    with pytest.raises(KeyError), writing(final) as directory:
-        write_manifest(directory, "model", {})
-        raise KeyError
+    with pytest.raises(KeyError):
+        write_and_fail(final, 1)
     assert not final.exists()
     assert not is_whole(final)
 
@@ -35,14 +41,13 @@ def test_an_error_inside_keeps_the_older_directory(tmp_path):
     final = tmp_path / "model"
     with writing(final) as directory:
         write_manifest(directory, "model", {"run": 1})
-    with pytest.raises(KeyError), writing(final) as directory:
-        write_manifest(directory, "model", {"run": 2})
-        raise KeyError
+    with pytest.raises(KeyError):
+        write_and_fail(final, 2)
     assert read_manifest(final)["run"] == 1
 
 
 def test_a_block_without_a_manifest_is_our_mistake_and_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="has no manifest.json"), writing(tmp_path / "model") as directory:
+    with pytest.raises(RuntimeError, match=r"has no manifest\.json"), writing(tmp_path / "model") as directory:
         (directory / "weights").write_text("w")
     assert not (tmp_path / "model").exists()
 

@@ -36,7 +36,7 @@ def test_bf16_is_never_emulated(name):
 
 
 def test_fp16_is_refused_on_the_cpu():
-    with pytest.raises(ConfigError, match="training.precision = fp16: .*CPU.*'fp32'"):
+    with pytest.raises(ConfigError, match=r"training\.precision = fp16: .*CPU.*'fp32'"):
         choose_precision("fp16", DEVICES["CPU"])
 
 

@@ -84,6 +84,6 @@ def test_an_adapter_that_was_made_elsewhere_can_be_merged(tiny_model_dir, random
 
 def test_a_directory_without_an_adapter_leaves_no_model(tiny_model_dir, tmp_path):
     (tmp_path / "no-adapter").mkdir()
-    with pytest.raises(ValueError, match="adapter_config.json"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
         merge(tiny_model_dir, tmp_path / "no-adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

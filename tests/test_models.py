@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from thriftune import artifacts, models
-from thriftune.errors import ModelSourceError, TransientError
+from thriftune.errors import ModelSourceError
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -313,19 +313,16 @@ def test_a_broken_gguf_file_is_refused(tmp_path):
         models.fetch(str(tmp_path / "absent.gguf"), "v", tmp_path / "m")
 
 
-@pytest.mark.xfail(strict=True, reason="HFValidationError comes through as it is")
 def test_a_mistyped_relative_path_is_refused():
     with pytest.raises(ModelSourceError, match=r"model\.source = models/llama/7b"):
         models.version("models/llama/7b")
 
 
-@pytest.mark.xfail(strict=True, raises=TransientError, reason="spelling mistakes in a URL are no passing trouble")
 def test_an_unknown_kind_of_url_is_refused():
     with pytest.raises(ModelSourceError, match="foo"):
         models.version("foo://bucket/model")
 
 
-@pytest.mark.xfail(strict=True, reason="`version` expands the tilde and `fetch` does not")
 def test_a_gguf_file_in_the_home_directory_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "broken.gguf").write_bytes(b"not a GGUF file")

@@ -119,7 +119,8 @@ def test_qlora_saves_only_the_adapter_and_a_merged_model(qlora_run):
     assert names == {"adapter_config.json", "adapter_model.safetensors", "manifest.json"}
     # Every linear layer but the output head is adapted when nothing is named.
     targets = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
-    assert sorted(targets) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    projections = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert {name.rpartition(".")[2] for name in targets} == projections
     assert only(folder, "outputs/tiny/*/model").joinpath("model.safetensors").is_file()
 
 
@@ -155,7 +156,7 @@ def test_generate_answers_with_base_and_adapters_alike(full_run, qlora_run, tiny
 
     rows = pq.read_table(only(tmp_path, "outputs/generate/*/answers.parquet")).to_pylist()
     assert [r["prompt"] for r in rows] == ["What is red?", "What colour is a cat on day 2?"]
-    assert {r["adapter"] for r in rows} == {str(adapter)}
+    assert {r["adapter"] for r in rows} == {"adapter-1"}
 
 
 BAD_RUNS = {

@@ -7,8 +7,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from thriftune import zero_loading
-
 logger = logging.getLogger(__name__)
 
 
@@ -52,13 +50,3 @@ class ProgressLines(TrainerCallback):
             elapsed / max(done, 1),
             f"{remaining // 60:.0f} min {remaining % 60:.0f} s",
         )
-
-
-class KeepFreedBlocks(TrainerCallback):
-    """Give malloc its usual behaviour back when loading is over and steps begin (thriftune/zero_loading.py)."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """DeepSpeed has made its buffers by now."""
-        zero_loading.return_freed_blocks(zero_loading.STEPPING_BLOCK)

@@ -26,7 +26,7 @@ DataFormat = Literal["alpaca", "chat", "text"]
 class Section(BaseModel):
     """Base of every section: a key that is not known is an error, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -54,7 +54,7 @@ class DataConfig(Section):
     subset: str | None = Field(default=None, description="Config name of a hub dataset.")
     split: str = Field(default="train", description="Split of a hub dataset to read rows from.")
     revision: str | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
-    max_length: PositiveInt = Field(default=1024, description="Longest row, in tokens; longer rows are cut.")
+    max_length: int = Field(default=1024, ge=2, description="Longest row, in tokens; longer rows are cut.")
     max_rows: PositiveInt | None = Field(default=None, description="Use only this many rows, chosen by the seed.")
     validation_share: float = Field(
         default=0.05, gt=0, lt=1, description="Share of rows held out from training to measure loss on."
@@ -212,7 +212,8 @@ class RunConfig(Section):
                 rest = handler(config_errors.without_errors(data, error) | _UNRULED)
             except (ValidationError, TypeError):
                 raise ConfigError(problems) from None
-            problems += [p for p in config_rules.check(rest) if p not in problems]
+            meant = config_errors.intended_fields(problems)
+            problems += [p for p in config_rules.check(rest) if p not in problems and p.field not in meant]
             raise ConfigError(problems) from None
         problems = config_rules.check(config)
         if problems:

@@ -2,6 +2,8 @@
 
 import copy
 import difflib
+import itertools
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +12,7 @@ from pydantic_core import ErrorDetails
 from thriftune.errors import Problem
 
 _LONGEST_VALUE = 80
+_MEANT = re.compile(r"Did you mean '(\w+)'\?")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
@@ -28,6 +31,15 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
         field = ".".join(names) or "the file"
         problems.setdefault(field, _problem(field, names, detail, model))
     return list(problems.values())
+
+
+def intended_fields(problems: list[Problem]) -> set[str]:
+    """Fields that misspelt keys were meant for: they only seem to have their default."""
+    return {
+        ".".join([*problem.field.split(".")[:-1], match.group(1)])
+        for problem in problems
+        if (match := _MEANT.fullmatch(problem.remedy))
+    }
 
 
 def without_errors(data: Any, error: ValidationError) -> Any:
@@ -92,13 +104,11 @@ def _shown(value: object) -> str:
 
 
 def _remove(data: Any, path: list[Any]) -> None:
-    for key in path[:-1]:
-        try:
-            parent, data = data, data[key]
-        except (KeyError, IndexError, TypeError):
+    """Take a key out of nested dictionaries; what is wrong inside a list or a plain value takes its key out."""
+    for key, following in itertools.zip_longest(path, path[1:]):
+        if not isinstance(data, dict) or key not in data:
             return
-        if not isinstance(data, dict | list):
-            parent.pop(key, None)
+        if following is None or not isinstance(data[key], dict) or following not in data[key]:
+            del data[key]
             return
-    if isinstance(data, dict):
-        data.pop(path[-1], None)
+        data = data[key]

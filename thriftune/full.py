@@ -46,12 +46,9 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         rows = prepare.load_split(dataset_dir, prepare.TRAIN, Path(scratch) / "rows")
 
-        # transformers, which a callback is made of, is imported when training starts and not before.
-        from thriftune.callbacks import KeepFreedBlocks
-
         def load() -> "Trainer":
             model, arguments = _load_sharded(config, plan, model_dir, Path(scratch), rank)
-            return make_trainer(model, arguments, tokenizer, rows, [KeepFreedBlocks()])
+            return make_trainer(model, arguments, tokenizer, rows)
 
         trainer, result = measured_training(load)
         record = run_record(config, plan, dataset_dir, result)

@@ -5,8 +5,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from thriftune import artifacts
 from thriftune.data.formats import alpaca_prompt
 from thriftune.errors import DataError
 from thriftune.loading import Placement, attach_adapters, load_model
@@ -74,8 +75,21 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: Prom
     return ids
 
 
-def default_style(tokenizer: "PreTrainedTokenizerBase") -> PromptStyle:
-    """Chat for a tokenizer with a chat template, else plain text."""
+def prompt_style(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> PromptStyle:
+    """How a model wants to be asked.
+
+    Args:
+        directory: The model, or the adapter on it.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        The format that its manifest says it was trained on; without one, chat if there is a chat template, else text.
+    """
+    if artifacts.is_whole(directory):
+        trained_on = artifacts.read_manifest(directory).get("config", {}).get("data", {}).get("format")
+        if trained_on in get_args(PromptStyle):
+            style: PromptStyle = trained_on
+            return style
     return "chat" if tokenizer.chat_template else "text"
 
 
@@ -141,14 +155,16 @@ def generate(
     if not prompts:
         raise DataError.single("prompts", "[]", "there is nothing to answer.", "Give at least one prompt.")
     tokenizer = load_tokenizer(model_dir, padding_side="left")
-    model = attach_adapters(load_model(model_dir, placement), adapters)
+    # torch allows no dot in a module's name, and adapters are named by their paths.
+    internal = {name: f"adapter_{number}" for number, name in enumerate(adapters)}
+    model = attach_adapters(load_model(model_dir, placement), {internal[n]: path for n, path in adapters.items()})
     model.eval()
-    style = default_style(tokenizer)
+    style = prompt_style(next(iter(adapters.values()), model_dir), tokenizer)
     encoded = [encode_prompt(prompt, tokenizer, style) for prompt in prompts]
     answers = []
     for name in list(adapters) or [BASE]:
         if name in adapters:
-            model.set_adapter(name)
+            model.set_adapter(internal[name])
         logger.info("Answering %d prompts with %s", len(prompts), name)
         texts = complete(model, tokenizer, encoded, sampling, batch)
         answers += [Answer(prompt, name, text) for prompt, text in zip(prompts, texts, strict=True)]

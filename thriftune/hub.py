@@ -31,6 +31,10 @@ def explained_errors(field: str, repository: str, error_class: type[UserError]) 
 
     try:
         yield
+    except hub_errors.HFValidationError as error:
+        raise error_class.single(
+            field, repository, "is neither a path that exists nor a hub id.", "Check the path, or write owner/name."
+        ) from error
     except hub_errors.GatedRepoError as error:
         raise error_class.single(
             field,

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,7 @@ def fetch(source: str, version: str, destination: Path, token: str | None = None
         elif kind == "url":
             _fetch_url(source, directory)
         elif kind == "gguf":
-            _convert_gguf(Path(source), directory)
+            _convert_gguf(Path(source).expanduser(), directory)
         else:
             _link_directory(Path(source).expanduser(), directory)
         require_model_directory(directory, source)
@@ -147,11 +148,11 @@ def _remote_listing(url: str) -> list[str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
         entries = filesystem.find(path, detail=True)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise ModelSourceError.single(
             "model.source", url, f"cannot be read: {error}.", "Use s3:// or gs://."
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise TransientError(f"model.source = {url}: the store did not answer ({error}).") from error
     if not entries:
         raise ModelSourceError.single("model.source", url, "holds no files.", "Check the URL and the permissions.")
@@ -164,6 +165,11 @@ def _fetch_url(url: str, directory: Path) -> None:
     _remote_listing(url)
     filesystem, path = fsspec.core.url_to_fs(url)
     try:
+        if url.endswith(".gguf"):
+            with tempfile.TemporaryDirectory() as scratch:
+                filesystem.get(path, f"{scratch}/model.gguf")
+                _convert_gguf(Path(scratch) / "model.gguf", directory)
+            return
         filesystem.get(path.rstrip("/") + "/", str(directory), recursive=True)
     except OSError as error:
         raise TransientError(f"model.source = {url}: the download failed ({error}).") from error

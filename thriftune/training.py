@@ -1,7 +1,7 @@
 """What both methods share: arguments for transformers' Trainer, the training itself, and what is measured of it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from thriftune.planner import TrainingPlan
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 _OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 _SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -107,7 +107,6 @@ def make_trainer(
     arguments: "TrainingArguments",
     tokenizer: "PreTrainedTokenizerBase",
     rows: "Dataset",
-    callbacks: Sequence["TrainerCallback"] = (),
 ) -> "Trainer":
     """A Trainer over prepared rows, with padding at the end of each batch that carries no loss."""
     from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer
@@ -116,7 +115,7 @@ def make_trainer(
 
     collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=_PAD_MULTIPLE)
     trainer = Trainer(
-        model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[ProgressLines(), *callbacks]
+        model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[ProgressLines()]
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

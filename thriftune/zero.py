@@ -58,7 +58,7 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
         The problems: keys that this package decides, a missing or unknown stage, contradictory offload.
     """
     problems = [
-        Problem(f"{field}.{key}", json.dumps(config[key]), f"{reason}.", 'Remove the key, or write "auto".')
+        Problem(f"{field}.{key}", _shown(config[key]), f"{reason}.", 'Remove the key, or write "auto".')
         for key, reason in _OWNED_KEYS.items()
         if key in config and not _is_auto(config[key])
     ]
@@ -67,7 +67,7 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
         problems.append(
             Problem(
                 f"{field}.zero_optimization",
-                json.dumps(section),
+                _shown(section),
                 "is missing or not a mapping.",
                 "Add it, with `stage: 3`.",
             )
@@ -147,7 +147,7 @@ def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
     problems = []
     if section.get("stage") not in _STAGES:
         problems.append(
-            Problem(f"{field}.stage", json.dumps(section.get("stage")), "is not a ZeRO stage.", "Use 0, 1, 2 or 3.")
+            Problem(f"{field}.stage", _shown(section.get("stage")), "is not a ZeRO stage.", "Use 0, 1, 2 or 3.")
         )
     for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
         device = _offload_device(section, key)
@@ -175,7 +175,11 @@ def _offload_device(section: dict[str, Any], key: str) -> str:
 
 
 def _is_auto(value: object) -> bool:
-    """Whether a value is "auto" all the way down: `{"enabled": "auto"}` decides nothing either."""
+    """Whether a value is "auto" all the way down: `{"enabled": "auto"}` decides nothing either, nor does AdamW."""
     if isinstance(value, dict):
-        return all(_is_auto(v) for k, v in value.items() if k != "type")
-    return value == "auto"
+        return all(_is_auto(v) for v in value.values())
+    return value in ("auto", "AdamW")
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, default=str)

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
-LOADING_BLOCK = 1 << 20
-# What glibc's own limit rises to. In training steps the same sizes come and go: keeping them is faster.
-STEPPING_BLOCK = 32 << 20
+# Freed blocks of this size go back to the system. At 1 MiB a step of a 135M model on the CPU takes a fifth longer.
+RETURNED_BLOCK = 2 << 20
 
 
 def map_model(model_dir: Path, *, trust_remote_code: bool = False) -> "PreTrainedModel":
@@ -57,7 +56,7 @@ def partition(model: "PreTrainedModel", config: dict[str, Any], dtype: "torch.dt
     import deepspeed
     import torch
 
-    return_freed_blocks(LOADING_BLOCK)
+    _return_freed_blocks(RETURNED_BLOCK)
     # DeepSpeed counts ranks through its own layer; this makes it adopt the process group there is.
     deepspeed.init_distributed()
     parameters = list(model.parameters())
@@ -94,7 +93,7 @@ def place(model: "PreTrainedModel", dtype: "torch.dtype", device: "torch.device"
         _give_back_pages(mapped)
 
 
-def return_freed_blocks(at_least: int) -> None:
+def _return_freed_blocks(at_least: int) -> None:
     """Make malloc return freed blocks of a size to the system at once, in place of keeping them for later (glibc).
 
     By default glibc raises this limit to 32 MiB while a program runs; then the thousands of shards that DeepSpeed

@@ -39,7 +39,7 @@ def generate(
         output_format: jsonl or parquet.
 
     Returns:
-        A file with the columns prompt, adapter and answer.
+        A file with the columns prompt, adapter (adapter-1, adapter-2 ... in the order given, or base) and answer.
     """
     return generate_answers(
         model_dir=model_dir,

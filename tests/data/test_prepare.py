@@ -172,7 +172,7 @@ def test_what_the_chat_template_refuses_is_a_bad_row(prepared, write_rows, tmp_p
     turn = {"role": "user", "content": "hi"}
     answer = {"role": "assistant", "content": "yes"}
     file = write_rows([{"messages": [turn, turn, answer]}] * 4)
-    with pytest.raises(DataError, match="row 1: the model's chat template refuses it: .*must alternate"):
+    with pytest.raises(DataError, match=r"row 1: the model's chat template refuses it: .*must alternate"):
         prepared(file, validation_share=0.01)
     assert not (tmp_path / "prepared-0").exists()
 
@@ -214,7 +214,6 @@ def test_long_texts_are_split_into_more_rows(prepared, rows_of, write_rows):
     assert counts["truncated"] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a last piece of one token carries no loss, so it is left out, and it is EOS")
 def test_a_text_that_fills_its_row_still_ends_in_eos(prepared, rows_of, write_rows, llama_tokenizer):
     text = "the quick brown fox"
     length = len(llama_tokenizer(text)["input_ids"])
@@ -235,7 +234,6 @@ def test_samples_are_held_out_questions_without_their_answers(prepared, rows_of,
         assert prompt + sample["reference"] + "</s>" in held_out
 
 
-@pytest.mark.xfail(strict=True, reason="after BOS, which is never trained, the sample is cut at the first word")
 def test_samples_of_plain_text_are_continued_from_the_middle(prepared, write_rows, llama_tokenizer):
     file = write_rows([{"text": f"{i} the quick brown fox jumps"} for i in range(6)])
     samples = load_samples(prepared(file, format="text", validation_share=0.5))

@@ -315,10 +315,10 @@ def _samples(rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerB
         tokens = tokenize([text], tokenizer, max_length=config.max_length)[0][0]
         if not tokens.trained_tokens:
             continue
-        answers = [i for i, label in enumerate(tokens.labels) if label != IGNORED]
-        last = max((i for i in answers if i - 1 not in answers), default=0)
-        # Where all of a row is trained on, there is no question in it: let the model continue from the middle.
-        start = last or len(tokens.input_ids) // 2
+        labels = tokens.labels
+        last = max(i for i, label in enumerate(labels) if label != IGNORED and (i == 0 or labels[i - 1] == IGNORED))
+        # Where all of a row but BOS is trained on, there is no question: let the model continue from the middle.
+        start = last if last > 1 else len(tokens.input_ids) // 2
         reference = tokenizer.decode(tokens.input_ids[start:], skip_special_tokens=True)
         question = row_format.question(row)
         samples.append({"input_ids": tokens.input_ids[:start], "question": question, "reference": reference})

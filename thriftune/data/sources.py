@@ -1,11 +1,12 @@
 """Where rows come from: local or remote files, and datasets on the hub."""
 
+import csv
 import glob
 import hashlib
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thriftune import hub
 from thriftune.errors import DataError, TransientError
@@ -21,7 +22,9 @@ _CHUNK_BYTES = 1 << 20
 
 def is_file_source(source: str) -> bool:
     """Whether a data source is a path, glob or URL of files, as opposed to a hub id."""
-    return "://" in source or Path(source).suffix in READERS or os.path.exists(source) or not _HUB_ID.match(source)
+    if "://" in source or source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
+        return True
+    return Path(source).suffix in READERS or os.path.exists(source)
 
 
 def load_rows(
@@ -50,25 +53,10 @@ def load_rows(
         DataError: No such file or dataset, a file that cannot be read, or no rows at all.
         TransientError: The hub or the blob store did not answer.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
     if is_file_source(source):
-        reader, files = _reader(source), _files(source)
-        try:
-            rows = load_dataset(reader, data_files=files, split="train", cache_dir=str(cache_dir))
-        except DatasetGenerationError as error:
-            cause = error.__cause__ or error
-            raise DataError.single(
-                "data.source", source, f"could not be read as {reader}: {cause}.", "Repair the file."
-            ) from error
-        except FileNotFoundError as error:
-            raise _missing(source) from error
-        except StopIteration as error:  # how `datasets` says that no file has a row in it
-            raise _no_rows(source) from error
+        rows = _load_files(source, cache_dir)
     else:
-        with hub.explained_errors("data.source", source, DataError):
-            rows = load_dataset(source, subset, split=split, revision=revision, token=token, cache_dir=str(cache_dir))
+        rows = _load_from_hub(source, subset, split, revision, token, cache_dir)
     if len(rows) == 0:
         raise _no_rows(source)
     return rows
@@ -100,6 +88,51 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
     return digest.hexdigest()[:16]
 
 
+def _load_files(source: str, cache_dir: Path) -> "Dataset":
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    reader, files = _reader(source), _files(source)
+    try:
+        options = _all_text(files[0]) if reader == "csv" else {}
+        return load_dataset(reader, data_files=files, split="train", cache_dir=str(cache_dir), **options)
+    except FileNotFoundError as error:
+        raise _missing(source) from error
+    except StopIteration as error:  # how `datasets` says that no file has a row in it
+        raise _no_rows(source) from error
+    except (DatasetGenerationError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        if "corresponds to no data" in str(error):
+            raise _no_rows(source) from error
+        cause = error.__cause__ or error
+        raise DataError.single(
+            "data.source", source, f"could not be read as {reader}: {cause}.", "Repair the file."
+        ) from error
+
+
+def _all_text(csv_file: str) -> dict[str, Any]:
+    """Options to read a CSV file as it is: otherwise an answer "NA" is missing, and "007" is the number 7."""
+    import fsspec
+    from datasets import Features, Value
+
+    with fsspec.open(csv_file, "rt", encoding="utf-8", newline="") as stream:
+        header = next(csv.reader(stream))
+    return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
+
+
+def _load_from_hub(
+    source: str, subset: str | None, split: str, revision: str | None, token: str | None, cache_dir: Path
+) -> "Dataset":
+    from datasets import load_dataset
+
+    with hub.explained_errors("data.source", source, DataError):
+        try:
+            return load_dataset(source, subset, split=split, revision=revision, token=token, cache_dir=str(cache_dir))
+        except ValueError as error:
+            raise DataError.single(
+                "data.split", split, f"{source} (subset {subset}): {error}", "Name a subset and a split that it has."
+            ) from error
+
+
 def _reader(source: str) -> str:
     suffix = Path(source.rstrip("*")).suffix
     if suffix not in READERS:
@@ -115,13 +148,16 @@ def _reader(source: str) -> str:
 def _files(source: str) -> list[str]:
     """The files a path, glob or URL stands for, in a fixed order."""
     if "://" not in source:
-        files = sorted(f for f in glob.glob(source, recursive=True) if os.path.isfile(f))
+        found = glob.glob(str(Path(source).expanduser()), recursive=True)
+        files = sorted(f for f in found if os.path.isfile(f))
     else:
         import fsspec
 
         try:
             filesystem, path = fsspec.core.url_to_fs(source)
             files = sorted(filesystem.unstrip_protocol(f) for f in filesystem.glob(path))
+        except (ImportError, ValueError) as error:
+            raise DataError.single("data.source", source, f"cannot be read: {error}.", "Use s3:// or gs://.") from error
         except OSError as error:
             raise TransientError(f"The store of {source} did not answer: {error}") from error
     if not files:

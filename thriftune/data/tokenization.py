@@ -84,6 +84,8 @@ def _render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") ->
     in characters, so no token can be miscounted.
     """
     messages = [dict(m) for m in conversation.messages]
+    if messages[0]["role"] == "assistant":
+        raise RowError("the conversation opens with the assistant, so there is nothing that it answers")
     text = _apply_template(messages, tokenizer, prompt=False)
     answers = []
     for number, message in enumerate(messages):
@@ -155,7 +157,12 @@ def _fit(row: TokenRow, max_length: int, split: bool) -> list[TokenRow]:
         return [row]
     if not split:
         return [TokenRow(row.input_ids[:max_length], row.labels[:max_length], truncated=True)]
+    # Each piece starts with the last token of the one before: the first token of a row has nothing to be predicted
+    # from, so without the overlap one prediction per piece would be lost, at worst the EOS.
     return [
-        TokenRow(row.input_ids[start : start + max_length], row.labels[start : start + max_length])
-        for start in range(0, len(row.input_ids), max_length)
+        TokenRow(
+            row.input_ids[start : start + max_length],
+            row.labels[:max_length] if start == 0 else [IGNORED, *row.labels[start + 1 : start + max_length]],
+        )
+        for start in range(0, len(row.input_ids) - 1, max_length - 1)
     ]
