@@ -1,0 +1,47 @@
+"""What QLoRA does to a model before training: what is in 4 bits, what trains, and what keeps its precision."""
+
+from dataclasses import replace
+
+import torch
+
+from thriftune.hardware import DEVICES
+from thriftune.loading import Placement, load_model
+from thriftune.planner import make_plan
+from thriftune.qlora import _load_trainable, fused_experts
+
+
+def trainable(run_config, model_dir, **lora):
+    config = run_config(method="qlora", training={"precision": "bf16"}, lora={"rank": 4, "alpha": 8, **lora})
+    plan = make_plan(config, None, model_version="v", data_version="v")
+    return _load_trainable(config, replace(plan, precision="bf16"), model_dir, None)
+
+
+def test_only_adapters_train_and_linear_layers_are_in_four_bits(run_config, tiny_model_dir):
+    model = trainable(run_config, tiny_model_dir)
+    training = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert training
+    assert all("lora_" in name for name in training)
+    four_bit = [n for n, p in model.named_parameters() if type(p).__name__ == "Params4bit"]
+    assert len(four_bit) == 2 * 7  # layers x projections; the output head stays out
+    state = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight.quant_state
+    assert state.quant_type == "nf4"
+    assert state.nested, "the quantization constants are quantized too"
+
+
+def test_fused_experts_keep_sixteen_bits(run_config, tmp_path):
+    """peft 0.21 turned the experts of Mixtral into fp32, twice the memory of most of the model."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    before = load_model(tmp_path, Placement(DEVICES["CPU"], "bf16", four_bit=True))
+    weights = [p.detach().clone() for p in fused_experts(before)]
+    assert len(weights) == 2 * 2  # layers x (gate and up, down)
+    model = trainable(run_config, tmp_path, target_modules=["q_proj", "v_proj"])
+    after = fused_experts(model)
+    assert [p.dtype for p in after] == [torch.bfloat16] * 4
+    assert all(torch.equal(a, b) for a, b in zip(after, weights, strict=True))
+    assert not any(p.requires_grad for p in after)
