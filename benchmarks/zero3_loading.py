@@ -97,6 +97,7 @@ def worker(mode: str, model_dir: Path, output: Path) -> None:
     trainer = Trainer(model=model, args=args, train_dataset=rows)
     trainer.train()
     output.with_name(f"rank{rank.index}.json").write_text(json.dumps({"loaded": loaded, "stepped": peaks.above_idle()}))
+    distributed.leave()
 
 
 def make_model(directory: Path, layers: int) -> tuple[int, int]:

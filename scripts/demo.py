@@ -37,7 +37,11 @@ def main() -> int:
     say(f"\n=== Both recipes ran in {time.monotonic() - started:.0f} s\n")
     for name in COMMANDS:
         newest = max(Path("outputs").glob(f"{name}/*/metrics.json"))  # folders are named by start time
-        say(summary_table(metrics_from_json(json.loads(newest.read_text(encoding="utf-8")))))
+        metrics = metrics_from_json(json.loads(newest.read_text(encoding="utf-8")))
+        say(summary_table(metrics))
+        if not metrics.after.loss < metrics.before.loss:
+            say(f"{name}: the held-out loss did not fall. Please report this.")
+            return 1
     return 0
 
 

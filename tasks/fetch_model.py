@@ -31,10 +31,10 @@ def fetch_model(model: ModelConfig, version: str) -> FlyteDirectory:
     Returns:
         The directory.
     """
-    place = settings.cached_place("model", artifacts.key_of(model.source, version))
+    place = settings.cached_place("model", artifacts.key_of(model.model_dump_json(), version, settings.FETCH_CACHE))
     if artifacts.is_whole(place):
         logger.info("The base model is already in %s", place)
     else:
         with transient_errors_retried():
-            models.fetch(model.source, version, place, settings.hub_token())
+            models.fetch(model.source, version, place, settings.hub_token(), trust_remote_code=model.trust_remote_code)
     return upload(place)

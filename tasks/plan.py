@@ -5,11 +5,11 @@ from flytekit import task
 import deepspeed_configs
 from tasks import settings
 from tasks.transfer import transient_errors_retried
-from thriftune import models, planner
+from thriftune import models, planner, publishing
 from thriftune.config import Method, RunConfig
 from thriftune.data import sources
 from thriftune.errors import ConfigError
-from thriftune.hardware import detect_device
+from thriftune.hardware import detect_device, gpu_count
 from thriftune.planner import TrainingPlan
 
 
@@ -32,9 +32,11 @@ def plan(config: RunConfig, method: Method) -> TrainingPlan:
     """
     planner.require_method(config, method)
     if settings.is_local():
-        planner.require_local_hardware(config, detect_device())
+        planner.require_local_hardware(config, detect_device(), gpu_count())
     deepspeed = _deepspeed_config(config) if method == "full" else None
     token = settings.hub_token()
+    if config.publish:
+        publishing.require_token(config.publish, token)
     with transient_errors_retried():
         return planner.make_plan(
             config,

@@ -10,6 +10,7 @@ from tasks.transfer import download, transient_errors_retried, upload
 from thriftune import artifacts
 from thriftune.config import DataConfig
 from thriftune.data import prepare
+from thriftune.data.sources import is_file_source
 
 logger = logging.getLogger("thriftune.tasks.prepare_dataset")
 
@@ -46,7 +47,8 @@ def prepare_dataset(
     else:
         with transient_errors_retried():
             prepare.prepare(
-                data,
+                # A hub dataset at the commit that was planned, whatever its branch holds by now.
+                data if is_file_source(data.source) else data.model_copy(update={"revision": data_version}),
                 seed=seed,
                 model_dir=download(model),
                 destination=place,

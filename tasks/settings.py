@@ -86,10 +86,11 @@ def hub_token() -> str | None:
     if HUB_SECRET:
         group, _, key = HUB_SECRET.partition("/")
         try:
-            return str(current_context().secrets.get(group, key))
+            return str(current_context().secrets.get(group, key)).strip()
         except ValueError:  # flytekit's way to say that it is not mounted
             logging.getLogger(__name__).warning("The secret %s is not there; trying HF_TOKEN", HUB_SECRET)
-    return os.environ.get("HF_TOKEN") or None
+    # Stripped: a newline at the end, as files have, would be an illegal header that the error text then quotes.
+    return os.environ.get("HF_TOKEN", "").strip() or None
 
 
 def node_resources(plan: TrainingPlan) -> Resources:

@@ -10,7 +10,7 @@ from flytekit.types.directory import FlyteDirectory
 from pod_templates import with_shared_memory
 from tasks import settings
 from tasks.elastic import elastic
-from tasks.transfer import download_once_per_node, transient_errors_retried, upload
+from tasks.transfer import download_once_per_node, upload
 from thriftune import distributed, full
 from thriftune.config import RunConfig
 from thriftune.config_rules import NODE_COUNTS
@@ -38,12 +38,11 @@ def _train_full(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, da
         An ordinary model directory, and what was measured.
     """
     rank = distributed.join(plan.hardware.backend)
-    with transient_errors_retried():
-        model_dir, dataset_dir = download_once_per_node(model, dataset)
+    model_dir, dataset_dir = download_once_per_node(model, dataset)
     place = settings.result_place(config.name, "model")
     result = full.train(config, plan, model_dir, dataset_dir, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
-    distributed.barrier()
+    distributed.leave()
     return Trained(model=output, training=result)
 
 

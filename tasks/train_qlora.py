@@ -6,7 +6,7 @@ from flytekit.types.directory import FlyteDirectory
 from pod_templates import with_shared_memory
 from tasks import settings
 from tasks.train_full import Trained
-from tasks.transfer import download, transient_errors_retried, upload
+from tasks.transfer import download, upload
 from thriftune import qlora
 from thriftune.config import RunConfig
 from thriftune.planner import TrainingPlan
@@ -32,7 +32,6 @@ def train_qlora(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, da
     """
     resume_from = config.lora_or_default.resume_from
     place = settings.result_place(config.name, "adapter")
-    with transient_errors_retried():
-        adapter_dir = download(FlyteDirectory(resume_from)) if resume_from else None
-        result = qlora.train(config, plan, download(model), download(dataset), place, adapter_dir)
+    adapter_dir = download(FlyteDirectory(resume_from)) if resume_from else None
+    result = qlora.train(config, plan, download(model), download(dataset), place, adapter_dir)
     return Trained(model=upload(place), training=result)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flytekit import FlyteContextManager
+from flytekit.exceptions.system import FlyteDownloadDataException, FlyteUploadDataException
 from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.directory import FlyteDirectory
 
@@ -15,7 +16,8 @@ from thriftune.errors import TransientError
 
 def download(directory: FlyteDirectory) -> Path:
     """Bring a directory to this disk, in a task that is one process."""
-    return Path(directory.download())
+    with _store_errors_retried():
+        return Path(directory.download())
 
 
 def download_once_per_node(*directories: FlyteDirectory) -> list[Path]:
@@ -26,7 +28,7 @@ def download_once_per_node(*directories: FlyteDirectory) -> list[Path]:
 
     def bring() -> None:
         for directory in directories:
-            directory.download()
+            download(directory)
 
     distributed.once_per_node(bring)
     return [Path(directory.path) for directory in directories]
@@ -43,13 +45,23 @@ def upload(directory: Path) -> FlyteDirectory:
     """
     if settings.is_local():
         return FlyteDirectory(str(directory), remote_directory=False)
-    remote = FlyteContextManager.current_context().file_access.put_raw_data(str(directory))
+    with _store_errors_retried():
+        remote = FlyteContextManager.current_context().file_access.put_raw_data(str(directory))
     return FlyteDirectory(str(remote))
 
 
 def place_of(directory: FlyteDirectory) -> str:
     """Where a directory is, for a person: its URL, or in a local run its path."""
     return str(directory.remote_source or directory.path)
+
+
+@contextmanager
+def _store_errors_retried() -> Iterator[None]:
+    """Let Flyte retry a blob store that did not answer: after hours of training that must not end the run."""
+    try:
+        yield
+    except (FlyteDownloadDataException, FlyteUploadDataException, ConnectionError, TimeoutError) as error:
+        raise FlyteRecoverableException(f"The blob store did not answer: {error}") from error
 
 
 @contextmanager

@@ -17,7 +17,14 @@ PROBLEMS = [
 
 
 def test_there_are_errors_to_test():
-    assert {e.__name__ for e in USER} == {"UserError", "ConfigError", "DataError", "ModelSourceError", "PublishError"}
+    assert {e.__name__ for e in USER} == {
+        "UserError",
+        "ConfigError",
+        "DataError",
+        "ModelSourceError",
+        "PublishError",
+        "DivergedError",
+    }
     assert TransientError in ALL
 
 

@@ -1,10 +1,12 @@
 """Where adapters attach, and how much of a model they train."""
 
+import json
+
 import pytest
 
 from thriftune.config import LoraConfig
 from thriftune.errors import ConfigError
-from thriftune.lora import linear_module_names, peft_config, require_targets, trainable_share
+from thriftune.lora import linear_module_names, peft_config, require_same_shape, require_targets, trainable_share
 
 LLAMA_LAYERS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
@@ -12,7 +14,30 @@ LLAMA_LAYERS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj
 def test_the_linear_layers_are_all_but_the_output_head(tiny_model_dir):
     from transformers import AutoConfig
 
-    assert linear_module_names(AutoConfig.from_pretrained(tiny_model_dir)) == LLAMA_LAYERS
+    names = linear_module_names(AutoConfig.from_pretrained(tiny_model_dir))
+    assert len(names) == 2 * len(LLAMA_LAYERS)
+    assert sorted({name.rpartition(".")[2] for name in names}) == LLAMA_LAYERS
+
+
+@pytest.mark.parametrize("target", ["layers.1.self_attn.q_proj", "self_attn.q_proj", "q_proj"])
+def test_a_target_may_name_part_of_the_path_to_a_layer(tiny_model_dir, target):
+    require_targets(LoraConfig(target_modules=(target,)), tiny_model_dir)
+
+
+@pytest.mark.parametrize("target", ["layers.99.self_attn.q_proj", "self_attention.q_proj", "proj"])
+def test_a_target_whose_path_is_wrong_is_refused(tiny_model_dir, target):
+    """Only the last part of the name was looked at, and peft raised after the model was loaded."""
+    with pytest.raises(ConfigError, match="lora.target_modules"):
+        require_targets(LoraConfig(target_modules=(target,)), tiny_model_dir)
+
+
+def test_an_adapter_of_another_shape_is_not_gone_on_with(random_adapter):
+    directory = random_adapter(seed=1)
+    saved = json.loads((directory / "adapter_config.json").read_text())
+    require_same_shape(LoraConfig(rank=saved["r"], alpha=saved["lora_alpha"]), directory)
+    with pytest.raises(ConfigError) as caught:
+        require_same_shape(LoraConfig(rank=saved["r"] + 1, alpha=saved["lora_alpha"] + 1), directory)
+    assert [p.field for p in caught.value.problems] == ["lora.rank", "lora.alpha"]
 
 
 def test_targets_that_are_not_there_are_refused_with_those_that_are(tiny_model_dir):

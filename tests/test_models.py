@@ -99,11 +99,11 @@ class FakeHub(BaseHTTPRequestHandler):
         """Keep the test's output clean."""
 
 
-def ask(endpoint, repositories, folder, what="version"):
+def ask(endpoint, repositories, folder, what="version", token=TOKEN):
     """Ask a hub from a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "NO_PROXY": "*", "no_proxy": "*"}
-    arguments = json.dumps([repositories, TOKEN, str(folder / "model"), what])
+    arguments = json.dumps([repositories, token, str(folder / "model"), what])
     result = subprocess.run(
         [sys.executable, "-c", _CLIENT, arguments],
         capture_output=True,
@@ -329,3 +329,20 @@ def test_a_gguf_file_in_the_home_directory_is_found(tmp_path, monkeypatch):
     assert models.version("~/broken.gguf")
     with pytest.raises(ModelSourceError, match="cannot be read as GGUF"):
         models.fetch("~/broken.gguf", "v", Path(tmp_path / "m"))
+
+
+def test_a_token_with_a_line_break_is_refused_and_not_quoted(tmp_path):
+    """The HTTP library quoted the whole header in its error, and the run was retried."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    server.seen = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        results, printed = ask(endpoint, ["owner/good"], tmp_path, token=f"{TOKEN}\n")
+    finally:
+        server.shutdown()
+        server.server_close()
+    name, message = results["owner/good"]
+    assert name == "ModelSourceError"
+    assert "the token holds characters" in message
+    assert TOKEN not in printed + message

@@ -72,11 +72,26 @@ def test_the_other_workflow_is_refused_with_the_command_to_run(run_config, metho
 
 
 def test_hardware_that_this_machine_lacks_is_refused_at_once(run_config):
-    require_local_hardware(run_config(), DEVICES["CPU"])
+    require_local_hardware(run_config(), DEVICES["CPU"], 0)
     run = run_config(hardware={"device": "T4", "nodes": 2})
     with pytest.raises(ConfigError) as caught:
-        require_local_hardware(run, DEVICES["CPU"])
+        require_local_hardware(run, DEVICES["CPU"], 0)
     text = str(caught.value)
     assert [p.field for p in caught.value.problems] == ["hardware.nodes", "hardware.device"]
     assert "this machine has CPU" in text
     assert "--remote" in text
+
+
+def test_more_gpus_than_this_machine_has_are_refused(run_config):
+    run = run_config(hardware={"device": "T4", "devices_per_node": 8}, training={"global_batch": 16})
+    require_local_hardware(run, DEVICES["T4"], 8)
+    with pytest.raises(ConfigError, match="hardware.devices_per_node = 8: this machine has 1 GPUs"):
+        require_local_hardware(run, DEVICES["T4"], 1)
+
+
+def test_a_misspelt_zero_setting_is_refused_before_any_worker_starts(run_config):
+    """DeepSpeed found it in the workers, after the evaluation of the base model had been paid for."""
+    run = run_config()
+    zero_file = {"zero_optimization": {"stage": 3, "overlap_com": True}}
+    with pytest.raises(ConfigError, match="zero.config.zero_optimization.overlap_com = true: DeepSpeed: Extra inputs"):
+        make_plan(run, zero_file, model_version="v", data_version="v")

@@ -5,7 +5,7 @@ import pytest
 from thriftune import artifacts
 from thriftune.config import PublishConfig
 from thriftune.errors import PublishError, UserError
-from thriftune.publishing import model_card, publish, stage
+from thriftune.publishing import model_card, publish, require_token, stage
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
 CONFIG = PublishConfig(repository="me/tuned", dry_run=True)
@@ -102,3 +102,11 @@ def test_an_unfinished_result_is_not_published(tmp_path):
     with pytest.raises(UserError, match=r"has no manifest\.json"):
         publish(tmp_path / "half", CONFIG, tmp_path / "staging", None)
     assert not (tmp_path / "staging").exists()
+
+
+def test_a_missing_token_is_noticed_without_a_result_to_publish():
+    """It used to be noticed after training."""
+    require_token(PublishConfig(repository="team/model"), "hf_token")
+    require_token(PublishConfig(repository="team/model", dry_run=True), None)
+    with pytest.raises(PublishError, match="publish.repository = team/model: needs a hub token"):
+        require_token(PublishConfig(repository="team/model"), None)

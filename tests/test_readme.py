@@ -66,6 +66,10 @@ def test_own_model_and_data_as_the_readme_says(tmp_path, tiny_model_dir, chat_ro
     assert list(tmp_path.glob("outputs/generate/*/answers.jsonl"))
 
 
+def test_no_placeholder_is_left():
+    assert not re.findall(r"^[A-Z_]{6,}$", README, re.M)
+
+
 def test_linked_files_exist():
     links = re.findall(r"\]\((?!http)([^)]+)\)", README)
     assert len(links) >= 4

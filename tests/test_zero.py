@@ -227,3 +227,28 @@ def test_json_that_is_no_object_is_refused(own_configs):
     (own_configs / "mine.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"mine\.json holds a list, not an object"):
         importlib.import_module("own_configs").load("mine")
+
+
+def test_an_inline_zero3_configuration_always_gathers_the_model_to_save_it():
+    """Without this key DeepSpeed refused to save, after the last step."""
+    config = {"zero_optimization": {"stage": 3}}
+    assert zero.check(config, "zero.config") == []
+    completed = complete(config, "fp16")
+    assert completed["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+    config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = False
+    assert [p.field for p in zero.check(config, "z")] == [
+        "z.zero_optimization.stage3_gather_16bit_weights_on_model_save"
+    ]
+
+
+def test_a_misspelt_key_of_deepspeed_is_refused():
+    (problem,) = zero.check({"zero_optimisation": 1, "zero_optimization": {"stage": 2}}, "z")
+    assert problem.field == "z.zero_optimisation"
+    assert "zero_optimization" in problem.remedy
+
+
+def test_offloading_to_nvme_needs_a_folder():
+    section = {"stage": 3, "offload_optimizer": {"device": "nvme"}}
+    assert ["no nvme_path" in p.message for p in zero.check({"zero_optimization": section}, "z")] == [True]
+    section["offload_optimizer"]["nvme_path"] = "/scratch"
+    assert zero.check({"zero_optimization": section}, "z") == []

@@ -48,6 +48,7 @@ def main() -> None:
         result = plain_trainer(config, plan, job)
     if distributed.current_rank().is_main:
         Path(job["output"] + ".json").write_text(json.dumps(result))
+    distributed.leave()
 
 
 if __name__ == "__main__":

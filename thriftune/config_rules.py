@@ -74,16 +74,24 @@ def _batch(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _precision(config: "RunConfig") -> Iterator[Problem]:
-    yield from _raised(lambda: choose_precision(config.training.precision, DEVICES[config.hardware.device]))
+    yield from _raised_by_precision(config)
+
+
+def _raised_by_precision(config: "RunConfig") -> list[Problem]:
+    return _raised(lambda: choose_precision(config.training.precision, DEVICES[config.hardware.device]))
 
 
 def _save_dtype(config: "RunConfig") -> Iterator[Problem]:
-    training = config.training
-    if training.save_dtype == "fp32" and training.precision != "fp32" and config.hardware.device != "CPU":
+    training, device = config.training, DEVICES[config.hardware.device]
+    # A merged adapter is added to the unquantized base, which may well be kept in fp32.
+    if config.method == "qlora" or training.save_dtype != "fp32" or _raised_by_precision(config):
+        return
+    precision = choose_precision(training.precision, device)
+    if precision != "fp32":
         yield Problem(
             "training.save_dtype",
             "fp32",
-            "the weights gathered after 16-bit training are 16-bit; fp32 would only double the file.",
+            f"the weights train in {precision}; fp32 would only double the file.",
             "Use 'auto', or train in fp32.",
         )
 

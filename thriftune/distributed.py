@@ -64,6 +64,19 @@ def join(backend: str) -> Rank:
     return current_rank()
 
 
+def leave() -> None:
+    """Leave the process group, when every rank is done.
+
+    A process that ends with its collective threads alive is now and then aborted ("terminate called without an active
+    exception"), and a finished job would count as failed.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def barrier() -> None:
     """Wait for every rank of the job; nothing to wait for in a lone process."""
     import torch.distributed as dist

@@ -78,5 +78,11 @@ class PublishError(UserError):
     headline = "The result cannot be published"
 
 
+class DivergedError(UserError):
+    """The loss is not a number any more: there is nothing worth saving."""
+
+    headline = "The training diverged"
+
+
 class TransientError(ThriftuneError):
     """Something outside failed that may work in a minute (network, hub, blob store). Tasks make it retryable."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LARGEST_EXPONENT = 700  # exp() of more overflows a float
+
 
 @dataclass(frozen=True)
 class EvalReport:
@@ -70,12 +72,14 @@ def evaluate(
     model.eval()
     with tempfile.TemporaryDirectory() as scratch:
         rows = prepare.load_split(dataset_dir, prepare.VALIDATION, Path(scratch))
-        rows = rows.select(range(min(config.max_rows, len(rows))))
+        if len(rows) > config.max_rows:
+            rows = rows.shuffle(seed=0).select(range(config.max_rows))  # sources are often sorted
         loss, tokens = held_out_loss(model, tokenizer, rows, config.batch)
     prompts, encoded = _questions(dataset_dir, config, tokenizer, style)
     answers = list(complete(model, tokenizer, encoded, Sampling(config.max_new_tokens), config.batch))
-    logger.info("Held-out loss %.4f (perplexity %.2f) over %d tokens", loss, math.exp(loss), tokens)
-    return EvalReport(loss, math.exp(loss), tokens, prompts, answers)
+    perplexity = math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
+    logger.info("Held-out loss %.4f (perplexity %.2f) over %d tokens", loss, perplexity, tokens)
+    return EvalReport(loss, perplexity, tokens, prompts, answers)
 
 
 def held_out_loss(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int) -> tuple[float, int]:

@@ -20,13 +20,13 @@ class Device:
     """One kind of device to train on.
 
     Attributes:
-        name: Key in `DEVICES`.
+        name: Key in `DEVICES`, or what the driver calls a GPU that is not there.
         memory_gib: Memory per device; 0 for the CPU, whose memory is the host's.
         compute_capability: NVIDIA's (major, minor); (0, 0) for the CPU.
         instances: AWS instance types that carry it.
     """
 
-    name: DeviceName
+    name: str
     memory_gib: int
     compute_capability: tuple[int, int]
     instances: tuple[str, ...]
@@ -116,9 +116,11 @@ def detect_device() -> Device:
     for device in DEVICES.values():
         if device.compute_capability == capability and _LEAST_SHOWN <= memory_gib / device.memory_gib <= 1:
             return device
-    raise ConfigError.single(
-        "hardware.device",
-        properties.name,
-        f"is not in the table of devices (compute capability {capability}, {memory_gib} GiB).",
-        "Add it to DEVICES in thriftune/hardware.py.",
-    )
+    return Device(properties.name, memory_gib, capability, ())
+
+
+def gpu_count() -> int:
+    """GPUs of this machine that torch can use."""
+    import torch
+
+    return torch.cuda.device_count()

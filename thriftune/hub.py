@@ -55,6 +55,11 @@ def explained_errors(field: str, repository: str, error_class: type[UserError]) 
         ) from error
     except hub_errors.HfHubHTTPError as error:
         raise _explain_status(error, field, repository, error_class) from error
+    except (httpx.LocalProtocolError, UnicodeEncodeError):
+        # Its text quotes the header, token and all: neither it nor the chain of causes may be shown.
+        raise error_class.single(
+            field, repository, "the token holds characters that no token has.", "Copy the token again."
+        ) from None
     except (
         hub_errors.LocalEntryNotFoundError,
         hub_errors.OfflineModeIsEnabled,

@@ -1,10 +1,11 @@
 """Low-rank adapters: which modules they attach to, and their configuration."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune.config import LoraConfig
-from thriftune.errors import ConfigError
+from thriftune.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     import torch
@@ -15,14 +16,14 @@ ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output h
 
 
 def linear_module_names(config: "PretrainedConfig", *, trust_remote_code: bool = False) -> list[str]:
-    """The last parts of the names of all linear layers but the output head, from the architecture alone.
+    """The full names of all linear layers but the output head, from the architecture alone.
 
     Args:
         config: A model's configuration; the model is built on the meta device and takes no memory.
         trust_remote_code: Run model code that the model ships.
 
     Returns:
-        Sorted names: down_proj, gate_proj, k_proj ...
+        Sorted names, as model.layers.0.self_attn.q_proj.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -31,11 +32,7 @@ def linear_module_names(config: "PretrainedConfig", *, trust_remote_code: bool =
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()
     return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head
-        }
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
     )
 
 
@@ -56,14 +53,35 @@ def require_targets(lora: LoraConfig, model_dir: Path, *, trust_remote_code: boo
 
     config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
     present = linear_module_names(config, trust_remote_code=trust_remote_code)
-    absent = [name for name in lora.target_modules if name.rpartition(".")[2] not in present]
+    # As peft matches names: the whole one, or what it ends in after a dot.
+    absent = [t for t in lora.target_modules if not any(f".{name}".endswith(f".{t}") for name in present)]
     if absent:
+        short = sorted({name.rpartition(".")[2] for name in present})
         raise ConfigError.single(
             "lora.target_modules",
             ", ".join(absent),
-            f"no linear layer of this model has that name; it has {', '.join(present)}.",
+            f"no linear layer of this model has that name; it has {', '.join(short)}.",
             "Use those names, or leave target_modules out to adapt every linear layer.",
         )
+
+
+def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
+    """Refuse to go on training an adapter of another shape: peft would take the adapter's and ignore the run's.
+
+    Raises:
+        ConfigError: Rank or alpha differ, or there is no adapter.
+    """
+    file = adapter_dir / "adapter_config.json"
+    if not file.is_file():
+        raise ConfigError.single("lora.resume_from", adapter_dir, "has no adapter_config.json.", "Name an adapter.")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    problems = [
+        Problem(f"lora.{field}", str(value), f"the adapter to go on from has {saved[key]}.", f"Use {saved[key]}.")
+        for field, key, value in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha))
+        if saved[key] != value
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def peft_config(lora: LoraConfig) -> "PeftLoraConfig":

@@ -28,8 +28,10 @@ class PeakMemory:
     def __enter__(self) -> Self:
         import torch
 
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(index)
+        if torch.cuda.is_available():
+            torch.cuda.init()  # the statistics of a process that has not touched a GPU yet cannot be reset
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(index)
         self._thread.start()
         return self
 
@@ -40,7 +42,8 @@ class PeakMemory:
 
         self._stop.set()
         self._thread.join()
-        self.device_gib = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / _GIB
+        if torch.cuda.is_available():
+            self.device_gib = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / _GIB
 
     def _sample(self) -> None:
         import psutil

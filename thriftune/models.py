@@ -1,5 +1,6 @@
 """The base model: from a hub id, a directory, a URL or a GGUF file to one directory of safetensors + tokenizer."""
 
+import fnmatch
 import logging
 import os
 import shutil
@@ -67,7 +68,9 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
     return artifacts.key_of(*(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files))
 
 
-def fetch(source: str, version: str, destination: Path, token: str | None = None) -> None:
+def fetch(
+    source: str, version: str, destination: Path, token: str | None = None, *, trust_remote_code: bool = False
+) -> None:
     """Bring a base model into one directory of safetensors + tokenizer, with a manifest.
 
     Args:
@@ -75,22 +78,24 @@ def fetch(source: str, version: str, destination: Path, token: str | None = None
         version: What `version` said, so that a hub id is fetched at exactly that commit.
         destination: Directory to make.
         token: Hub token; it is not written anywhere.
+        trust_remote_code: Bring the model's Python files too.
 
     Raises:
         ModelSourceError: Gated, missing, bad token, or not a model with safetensors and a tokenizer.
         TransientError: The hub or the store did not answer.
     """
     kind = kind_of(source)
+    wanted = (*_WANTED, "*.py") if trust_remote_code else _WANTED
     with artifacts.writing(destination) as directory:
         logger.info("Fetching %s (%s, version %s)", source, kind, version[:12])
         if kind == "hub":
-            _fetch_hub(source, version, directory, token)
+            _fetch_hub(source, version, directory, token, wanted)
         elif kind == "url":
-            _fetch_url(source, directory)
+            _fetch_url(source, directory, wanted)
         elif kind == "gguf":
             _convert_gguf(Path(source).expanduser(), directory)
         else:
-            _link_directory(Path(source).expanduser(), directory)
+            _link_directory(Path(source).expanduser(), directory, wanted)
         require_model_directory(directory, source)
         artifacts.write_manifest(directory, "base model", {"source": source, "source_version": version})
 
@@ -117,7 +122,7 @@ def require_model_directory(directory: Path, source: str) -> None:
         )
 
 
-def _fetch_hub(repository: str, commit: str, directory: Path, token: str | None) -> None:
+def _fetch_hub(repository: str, commit: str, directory: Path, token: str | None, patterns: tuple[str, ...]) -> None:
     from huggingface_hub import snapshot_download
 
     with hub.explained_errors("model.source", repository, ModelSourceError):
@@ -126,15 +131,15 @@ def _fetch_hub(repository: str, commit: str, directory: Path, token: str | None)
             revision=commit,
             local_dir=directory,
             token=token,
-            allow_patterns=list(_WANTED),
+            allow_patterns=list(patterns),
             ignore_patterns=list(_UNWANTED),
         )
     shutil.rmtree(directory / ".cache", ignore_errors=True)  # the hub's download records, not part of the model
 
 
-def _link_directory(source: Path, directory: Path) -> None:
+def _link_directory(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:
     """Take the model's files over without copying their bytes, where the file system can."""
-    wanted = {f for pattern in _WANTED for f in source.glob(pattern) if f.name != artifacts.MANIFEST}
+    wanted = {f for pattern in patterns for f in source.glob(pattern) if f.name != artifacts.MANIFEST}
     for file in sorted(wanted):
         try:
             os.link(file.resolve(), directory / file.name)
@@ -152,6 +157,8 @@ def _remote_listing(url: str) -> list[str]:
         raise ModelSourceError.single(
             "model.source", url, f"cannot be read: {error}.", "Use s3:// or gs://."
         ) from error
+    except PermissionError as error:
+        raise _not_permitted(url, error) from error
     except OSError as error:
         raise TransientError(f"model.source = {url}: the store did not answer ({error}).") from error
     if not entries:
@@ -159,7 +166,11 @@ def _remote_listing(url: str) -> list[str]:
     return [f"{name} {info.get('size')} {info.get('ETag') or info.get('mtime')}" for name, info in entries.items()]
 
 
-def _fetch_url(url: str, directory: Path) -> None:
+def _not_permitted(url: str, error: PermissionError) -> ModelSourceError:
+    return ModelSourceError.single("model.source", url, f"may not be read: {error}.", "Grant read access to it.")
+
+
+def _fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
     import fsspec
 
     _remote_listing(url)
@@ -170,10 +181,14 @@ def _fetch_url(url: str, directory: Path) -> None:
                 filesystem.get(path, f"{scratch}/model.gguf")
                 _convert_gguf(Path(scratch) / "model.gguf", directory)
             return
-        filesystem.get(path.rstrip("/") + "/", str(directory), recursive=True)
+        for file in filesystem.ls(path, detail=False):
+            name = file.rpartition("/")[2]
+            if name != artifacts.MANIFEST and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+                filesystem.get(file, str(directory / name))
+    except PermissionError as error:
+        raise _not_permitted(url, error) from error
     except OSError as error:
         raise TransientError(f"model.source = {url}: the download failed ({error}).") from error
-    (directory / artifacts.MANIFEST).unlink(missing_ok=True)
 
 
 def _convert_gguf(file: Path, directory: Path) -> None:

@@ -79,12 +79,13 @@ def require_method(config: RunConfig, method: Method) -> None:
         )
 
 
-def require_local_hardware(config: RunConfig, present: Device) -> None:
+def require_local_hardware(config: RunConfig, present: Device, gpus: int) -> None:
     """Refuse a run on this machine that it cannot carry out.
 
     Args:
         config: The run.
         present: The device of this machine.
+        gpus: How many of them it has; any number of processes may share a CPU.
 
     Raises:
         ConfigError: Several nodes (they would wait for each other for ever), or another device than is present.
@@ -108,6 +109,15 @@ def require_local_hardware(config: RunConfig, present: Device) -> None:
                 f"Use device: {present.name}, or add --remote to run on a cluster.",
             )
         )
+    elif present.is_gpu and config.hardware.devices_per_node > gpus:
+        problems.append(
+            Problem(
+                "hardware.devices_per_node",
+                str(config.hardware.devices_per_node),
+                f"this machine has {gpus} GPUs.",
+                f"Use at most {gpus}, or add --remote to run on a cluster.",
+            )
+        )
     if problems:
         raise ConfigError(problems)
 
@@ -129,7 +139,9 @@ def make_plan(
     Raises:
         ConfigError: The DeepSpeed configuration is not valid, or decides what the run decides.
     """
-    problems = zero.check(deepspeed, "zero.config") if deepspeed is not None else []
+    problems = []
+    if deepspeed is not None:
+        problems = zero.check(deepspeed, "zero.config") or zero.check_with_deepspeed(deepspeed, "zero.config")
     if problems:
         raise ConfigError(problems)
     training, hardware = config.training, config.hardware

@@ -55,10 +55,7 @@ def publish(result_dir: Path, config: PublishConfig, staging: Path, token: str |
     if config.dry_run:
         logger.info("Dry run: what would be pushed to %s is in %s", config.repository, staging)
         return str(staging)
-    if token is None:
-        raise PublishError.single(
-            "publish.repository", config.repository, "needs a hub token.", "Give one as a secret or in HF_TOKEN."
-        )
+    require_token(config, token)
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -66,6 +63,21 @@ def publish(result_dir: Path, config: PublishConfig, staging: Path, token: str |
         url = api.create_repo(config.repository, private=config.private, exist_ok=True)
         api.upload_folder(repo_id=config.repository, folder_path=staging, commit_message="Push from thriftune")
     return str(url)
+
+
+def require_token(config: PublishConfig, token: str | None) -> None:
+    """Refuse to publish without a token; asked before training, not after it.
+
+    Raises:
+        PublishError: There is none, and this is no dry run.
+    """
+    if token is None and not config.dry_run:
+        raise PublishError.single(
+            "publish.repository",
+            config.repository,
+            "needs a hub token.",
+            "Give one as a secret or in HF_TOKEN, or set dry_run: true.",
+        )
 
 
 def stage(result_dir: Path, config: PublishConfig, staging: Path) -> None:

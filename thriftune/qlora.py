@@ -12,7 +12,7 @@ from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.data import prepare
 from thriftune.loading import Placement, load_model
-from thriftune.lora import peft_config, require_targets, trainable_share
+from thriftune.lora import peft_config, require_same_shape, require_targets, trainable_share
 from thriftune.models import kind_of
 from thriftune.planner import TrainingPlan
 from thriftune.tokenizer import load_tokenizer
@@ -53,6 +53,8 @@ def train(
     """
     lora, trust = config.lora_or_default, config.model.trust_remote_code
     require_targets(lora, model_dir, trust_remote_code=trust)
+    if resume_from is not None:
+        require_same_shape(lora, resume_from)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust)
     with tempfile.TemporaryDirectory() as scratch:
         rows = prepare.load_split(dataset_dir, prepare.TRAIN, Path(scratch) / "rows")

@@ -1,5 +1,6 @@
 """What both methods share: arguments for transformers' Trainer, the training itself, and what is measured of it."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune import artifacts, distributed
 from thriftune.config import RunConfig
 from thriftune.data.tokenization import IGNORED
+from thriftune.errors import DivergedError
 from thriftune.hardware import Precision
 from thriftune.memory_watch import PeakMemory
 from thriftune.planner import TrainingPlan
@@ -136,6 +138,7 @@ def measured_training(load: Callable[[], "Trainer"]) -> tuple["Trainer", Trainin
         trainer.train()
         seconds = time.monotonic() - started
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    _require_finite(logged, trainer.args.learning_rate)
     return trainer, TrainingResult(
         steps=trainer.state.global_step,
         seconds=seconds,
@@ -145,6 +148,22 @@ def measured_training(load: Callable[[], "Trainer"]) -> tuple["Trainer", Trainin
         peak_host_gib=max(distributed.gather_to_all(peak.host_gib)),
         peak_device_gib=max(distributed.gather_to_all(peak.device_gib)),
     )
+
+
+def _require_finite(logged: list[dict[str, Any]], learning_rate: float) -> None:
+    """Refuse to go on to saving a model whose loss became infinite or not a number.
+
+    Raises:
+        DivergedError: Names the first step at which that was logged.
+    """
+    bad = next((entry for entry in logged if not math.isfinite(entry["loss"])), None)
+    if bad is not None:
+        raise DivergedError.single(
+            "training.learning_rate",
+            learning_rate,
+            f"the loss is {bad['loss']} at step {bad['step']}.",
+            "Lower the learning rate or raise warmup_share; on a GPU without bfloat16, look for overflow in fp16.",
+        )
 
 
 def run_record(config: RunConfig, plan: TrainingPlan, dataset_dir: Path, result: TrainingResult) -> dict[str, Any]:

@@ -5,6 +5,7 @@ configuration is also needed before the Trainer exists, to partition the model w
 """
 
 import copy
+import difflib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,14 @@ _OWNED_KEYS = {
     "gradient_clipping": "training.max_grad_norm decides the clipping",
 }
 _STAGES = (0, 1, 2, 3)
+# Source: https://www.deepspeed.ai/docs/config-json/
+_KNOWN_KEYS = frozenset(_OWNED_KEYS) | {
+    "activation_checkpointing", "aio", "checkpoint", "comms_logger", "communication_data_type", "compile",
+    "csv_monitor", "data_efficiency", "data_types", "dump_state", "flops_profiler", "gradient_predivide_factor",
+    "memory_breakdown", "prescale_gradients", "seq_parallel_communication_data_type", "sparse_gradients",
+    "steps_per_print", "tensorboard", "torch_autocast", "wall_clock_breakdown", "wandb",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
+}  # fmt: skip
 
 # Adam's temporaries are as large as one sub-group in fp32. DeepSpeed's default of 1e9 elements makes that a whole
 # shard: 2.6 GB per rank more at the first step of a 0.5B model on 2 ranks than with this (benchmarks/zero3_loading.py).
@@ -62,6 +71,10 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
         for key, reason in _OWNED_KEYS.items()
         if key in config and not _is_auto(config[key])
     ]
+    for key in config.keys() - _KNOWN_KEYS:
+        close = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
+        remedy = f"Did you mean {close[0]!r}?" if close else "Remove it; DeepSpeed ignores keys that it does not know."
+        problems.append(Problem(f"{field}.{key}", _shown(config[key]), "is not a key of DeepSpeed's.", remedy))
     section = config.get("zero_optimization")
     if not isinstance(section, dict):
         problems.append(
@@ -74,6 +87,30 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
         )
         return problems
     return problems + _check_section(section, f"{field}.zero_optimization")
+
+
+def check_with_deepspeed(config: dict[str, Any], field: str) -> list[Problem]:
+    """What DeepSpeed itself finds wrong with the ZeRO section: misspelt keys and wrong types.
+
+    Apart from `check`, because it imports DeepSpeed, which takes seconds.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    section = {key: value for key, value in config["zero_optimization"].items() if not _is_auto(value)}
+    try:
+        DeepSpeedZeroConfig(**section)
+    except ValidationError as error:
+        return [
+            Problem(
+                ".".join([field, "zero_optimization", *map(str, detail["loc"])]),
+                _shown(detail["input"]),
+                f"DeepSpeed: {detail['msg']}.",
+                "See its documentation of ZeRO optimizations.",
+            )
+            for detail in error.errors(include_url=False)
+        ]
+    return []
 
 
 def stage(config: dict[str, Any]) -> int:
@@ -100,7 +137,7 @@ def complete(
 
     Returns:
         A new dictionary. Buffer sizes for "auto" are the ones that transformers documents for ZeRO-3:
-        hidden**2, 0.9 * hidden**2 and 10 * hidden elements.
+        hidden**2, 0.9 * hidden**2 and 10 * hidden elements. What may be gathered at once is two decoder layers.
 
     Source:
         https://huggingface.co/docs/transformers/deepspeed
@@ -127,11 +164,15 @@ def complete(
     _resolve_auto(section, {"reduce_bucket_size": hidden_size**2, "allgather_bucket_size": 2 * hidden_size**2})
     if section["stage"] == 3:
         section.setdefault("sub_group_size", SUB_GROUP_ELEMENTS)
+        section["stage3_gather_16bit_weights_on_model_save"] = True  # or there is no model at the end
         _resolve_auto(
             section,
             {
                 "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
                 "stage3_param_persistence_threshold": 10 * hidden_size,
+                # Two decoder layers of about 12 * hidden**2 parameters: one in use while the next is fetched.
+                "stage3_max_live_parameters": 24 * hidden_size**2,
+                "stage3_max_reuse_distance": 24 * hidden_size**2,
             },
         )
     return result
@@ -149,9 +190,22 @@ def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
         problems.append(
             Problem(f"{field}.stage", _shown(section.get("stage")), "is not a ZeRO stage.", "Use 0, 1, 2 or 3.")
         )
+    if section.get("stage3_gather_16bit_weights_on_model_save") is False:
+        problems.append(
+            Problem(
+                f"{field}.stage3_gather_16bit_weights_on_model_save",
+                "false",
+                "leaves the trained model in shards that cannot be saved as one.",
+                "Remove the key.",
+            )
+        )
     for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
         device = _offload_device(section, key)
-        if device not in ("none", "cpu", "nvme"):
+        if device == "nvme" and "nvme_path" not in section[key]:
+            problems.append(
+                Problem(f"{field}.{key}", _shown(section[key]), "has no nvme_path.", "Add the folder to offload to.")
+            )
+        elif device not in ("none", "cpu", "nvme"):
             problems.append(
                 Problem(f"{field}.{key}.device", str(device), "is not a place to offload to.", "Use cpu or none.")
             )

@@ -77,6 +77,8 @@ def partition(model: "PreTrainedModel", config: dict[str, Any], dtype: "torch.dt
         else:
             # How DeepSpeed itself converts parameters that were added later (parameter_offload.py).
             first.convert_to_zero_parameters(param_list=[parameter])
+    for buffer in model.buffers():  # DeepSpeed moves them only for a model that it partitions itself
+        buffer.data = buffer.data.to(device)
 
 
 def place(model: "PreTrainedModel", dtype: "torch.dtype", device: "torch.device") -> None:

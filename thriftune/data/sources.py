@@ -158,6 +158,8 @@ def _files(source: str) -> list[str]:
             files = sorted(filesystem.unstrip_protocol(f) for f in filesystem.glob(path))
         except (ImportError, ValueError) as error:
             raise DataError.single("data.source", source, f"cannot be read: {error}.", "Use s3:// or gs://.") from error
+        except PermissionError as error:
+            raise DataError.single("data.source", source, f"may not be read: {error}.", "Grant read access.") from error
         except OSError as error:
             raise TransientError(f"The store of {source} did not answer: {error}") from error
     if not files:
