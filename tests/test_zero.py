@@ -125,7 +125,7 @@ def test_offload_that_cannot_be_is_refused(section, field):
     assert problem.field == f"f.zero_optimization.{field}"
 
 
-@pytest.mark.parametrize("device", ["cpu", "nvme", "none"])
+@pytest.mark.parametrize("device", ["cpu", "none"])
 def test_offload_that_can_be_is_allowed(device):
     section = {"stage": 3, "offload_optimizer": {"device": device}, "offload_param": {"device": device}}
     assert zero.check({"zero_optimization": section}, "f") == []
@@ -236,9 +236,8 @@ def test_an_inline_zero3_configuration_always_gathers_the_model_to_save_it():
     completed = complete(config, "fp16")
     assert completed["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
     config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = False
-    assert [p.field for p in zero.check(config, "z")] == [
-        "z.zero_optimization.stage3_gather_16bit_weights_on_model_save"
-    ]
+    (problem,) = zero.check(config, "z")
+    assert problem.field == "z.zero_optimization.stage3_gather_16bit_weights_on_model_save"
 
 
 def test_a_misspelt_key_of_deepspeed_is_refused():
