@@ -14,11 +14,7 @@ logger = logging.getLogger("thriftune.tasks.fetch_model")
 
 
 @task(
-    container_image=settings.IMAGE,
-    requests=settings.CPU_TASK,
-    retries=settings.RETRIES,
-    environment=settings.POD_ENVIRONMENT,
-    secret_requests=settings.hub_secrets(),
+    **settings.hub_task(),
     cache=settings.cache(settings.FETCH_CACHE),
 )
 def fetch_model(model: ModelConfig, version: str) -> FlyteDirectory:

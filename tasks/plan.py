@@ -13,13 +13,7 @@ from thriftune.hardware import detect_device, gpu_count
 from thriftune.planner import TrainingPlan
 
 
-@task(
-    container_image=settings.IMAGE,
-    requests=settings.CPU_TASK,
-    retries=settings.RETRIES,
-    environment=settings.POD_ENVIRONMENT,
-    secret_requests=settings.hub_secrets(),
-)
+@task(**settings.hub_task())
 def plan(config: RunConfig, method: Method) -> TrainingPlan:
     """Check a run and work out what it trains on and how.
 

@@ -16,11 +16,7 @@ logger = logging.getLogger("thriftune.tasks.prepare_dataset")
 
 
 @task(
-    container_image=settings.IMAGE,
-    requests=settings.CPU_TASK,
-    retries=settings.RETRIES,
-    environment=settings.POD_ENVIRONMENT,
-    secret_requests=settings.hub_secrets(),
+    **settings.hub_task(),
     # The model is named by its version; where its directory lies makes no difference.
     cache=settings.cache(settings.PREPARE_CACHE, "model"),
 )

@@ -9,13 +9,7 @@ from thriftune import publishing
 from thriftune.config import PublishConfig
 
 
-@task(
-    container_image=settings.IMAGE,
-    requests=settings.CPU_TASK,
-    retries=settings.RETRIES,
-    environment=settings.POD_ENVIRONMENT,
-    secret_requests=settings.hub_secrets(),
-)
+@task(**settings.hub_task())
 def publish(result: FlyteDirectory, to: PublishConfig, run_name: str) -> str:
     """Push a model or adapter with a model card made from its manifest.
 

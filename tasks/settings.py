@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from flytekit import Cache, FlyteContextManager, Resources, Secret, current_context
 from flytekit.extras.accelerators import A10G, A100, A100_80GB, H100, L4, T4, V100, GPUAccelerator
@@ -91,6 +92,17 @@ def hub_token() -> str | None:
             logging.getLogger(__name__).warning("The secret %s is not there; trying HF_TOKEN", HUB_SECRET)
     # Stripped: a newline at the end, as files have, would be an illegal header that the error text then quotes.
     return os.environ.get("HF_TOKEN", "").strip() or None
+
+
+def hub_task() -> dict[str, Any]:
+    """Options of the tasks that run on a CPU node and may talk to the hub."""
+    return {
+        "container_image": IMAGE,
+        "requests": CPU_TASK,
+        "retries": RETRIES,
+        "environment": POD_ENVIRONMENT,
+        "secret_requests": hub_secrets(),
+    }
 
 
 def node_resources(plan: TrainingPlan) -> Resources:

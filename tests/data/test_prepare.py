@@ -11,6 +11,7 @@ from thriftune import artifacts
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.data.prepare import TRAIN, VALIDATION, load_samples, load_split, split_indices
+from thriftune.data.rejection import REJECTED
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import DataError
 
@@ -145,7 +146,7 @@ def test_as_many_bad_rows_as_are_allowed_are_set_aside_and_listed(prepared, rows
 
     file, numbers = file_with_bad_rows
     directory = prepared(file, format="text", validation_share=0.1, max_rejected=0.15)
-    listed = pq.read_table(directory / prepare.REJECTED).to_pylist()
+    listed = pq.read_table(directory / REJECTED).to_pylist()
     assert listed == [{"source": str(file), "row": n, "reason": "column 'text' is empty"} for n in numbers]
     manifest = artifacts.read_manifest(directory)
     assert (manifest["train"]["rejected"], manifest["validation"]["rejected"]) == (2, 1)
@@ -156,7 +157,7 @@ def test_as_many_bad_rows_as_are_allowed_are_set_aside_and_listed(prepared, rows
 def test_a_dataset_without_bad_rows_lists_none(prepared, chat_rows_file):
     import pyarrow.parquet as pq
 
-    table = pq.read_table(prepared(chat_rows_file) / prepare.REJECTED)
+    table = pq.read_table(prepared(chat_rows_file) / REJECTED)
     assert table.column_names == ["source", "row", "reason"]
     assert table.num_rows == 0
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from thriftune import artifacts
 from thriftune.config import DataConfig
 from thriftune.data.formats import FORMATS, MarkedText, RowError
+from thriftune.data.rejection import REJECTED, RejectedRow, require_good_rows, write_rejected
 from thriftune.data.sources import load_rows
 from thriftune.data.tokenization import IGNORED, TokenRow, as_text, require_usable, tokenize
-from thriftune.errors import DataError, Problem
+from thriftune.errors import DataError
 from thriftune.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRAIN, VALIDATION, SAMPLES, REJECTED = "train.parquet", "validation.parquet", "samples.json", "rejected.parquet"
+TRAIN, VALIDATION, SAMPLES = "train.parquet", "validation.parquet", "samples.json"
 _BATCH_ROWS = 1000
-_SHOWN_ROWS = 5  # bad rows named in an error
 _SAMPLES = 4  # held-out questions kept for the answers before and after
 
 
@@ -51,21 +51,6 @@ class SplitStats:
     truncated: int
     dropped: int
     rejected: int
-
-
-@dataclass(frozen=True)
-class RejectedRow:
-    """A row that cannot be used.
-
-    Attributes:
-        source: File, glob or dataset it is in.
-        row: Its number there, from 1.
-        reason: Why.
-    """
-
-    source: str
-    row: int
-    reason: str
 
 
 def prepare(
@@ -105,19 +90,7 @@ def prepare(
             cache_dir=Path(scratch),
         )
         _require_columns(rows.column_names, config)
-        splits = split_indices(len(rows), config.validation_share, seed, config.max_rows)
-        stats: dict[str, SplitStats] = {}
-        rejected: list[RejectedRow] = []
-        for name, indices in splits.items():
-            logger.info("Tokenizing %d rows for %s", len(indices), name)
-            tokens, stats[name] = _tokenize_split(rows, indices, tokenizer, config, rejected)
-            tokens.to_parquet(directory / name)
-            if name == VALIDATION:
-                samples = _samples(rows.select(indices), tokenizer, config)
-                (directory / SAMPLES).write_text(json.dumps(samples, indent=2), encoding="utf-8")
-        _require_good_rows(rejected, sum(s.rows for s in stats.values()), config.max_rejected)
-        _require_tokens(stats, config)
-        _write_rejected(rejected, directory / REJECTED)
+        stats = _write_splits(rows, tokenizer, config, seed, directory)
         content = {
             "data": config.model_dump(mode="json"),
             "seed": seed,
@@ -126,12 +99,6 @@ def prepare(
             "validation": asdict(stats[VALIDATION]),
         }
         artifacts.write_manifest(directory, "dataset", content)
-    for name, counts in stats.items():
-        logger.info(
-            "%s: %d rows -> %d token rows, %d tokens (%d trained on), %d truncated, %d dropped, %d rejected",
-            name, counts.rows, counts.token_rows, counts.tokens, counts.trained_tokens, counts.truncated,
-            counts.dropped, counts.rejected,
-        )  # fmt: skip
 
 
 def split_indices(count: int, validation_share: float, seed: int, max_rows: int | None) -> dict[str, list[int]]:
@@ -193,6 +160,31 @@ def load_samples(directory: Path) -> list[dict[str, Any]]:
     """Held-out questions of a prepared dataset: `input_ids` up to the answer, `question` and `reference` as text."""
     samples: list[dict[str, Any]] = json.loads((directory / SAMPLES).read_text(encoding="utf-8"))
     return samples
+
+
+def _write_splits(
+    rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", config: DataConfig, seed: int, directory: Path
+) -> dict[str, SplitStats]:
+    """Write everything but the manifest, and say what became of the rows of each split."""
+    splits = split_indices(len(rows), config.validation_share, seed, config.max_rows)
+    stats: dict[str, SplitStats] = {}
+    rejected: list[RejectedRow] = []
+    for name, indices in splits.items():
+        logger.info("Tokenizing %d rows for %s", len(indices), name)
+        tokens, stats[name] = _tokenize_split(rows, indices, tokenizer, config, rejected)
+        tokens.to_parquet(directory / name)
+    samples = _samples(rows.select(splits[VALIDATION]), tokenizer, config)
+    (directory / SAMPLES).write_text(json.dumps(samples, indent=2), encoding="utf-8")
+    require_good_rows(rejected, sum(s.rows for s in stats.values()), config.max_rejected)
+    _require_tokens(stats, config)
+    write_rejected(rejected, directory / REJECTED)
+    for name, counts in stats.items():
+        logger.info(
+            "%s: %d rows -> %d token rows, %d tokens (%d trained on), %d truncated, %d dropped, %d rejected",
+            name, counts.rows, counts.token_rows, counts.tokens, counts.trained_tokens, counts.truncated,
+            counts.dropped, counts.rejected,
+        )  # fmt: skip
+    return stats
 
 
 def _require_columns(found: Sequence[str], config: DataConfig) -> None:
@@ -263,27 +255,6 @@ def _transposed(batch: Mapping[str, list[Any]], length: int) -> list[dict[str, A
     return [{name: column[i] for name, column in batch.items()} for i in range(length)]
 
 
-def _require_good_rows(rejected: list[RejectedRow], total: int, max_rejected: float) -> None:
-    """Refuse data with too many bad rows; say how many there are in any case."""
-    if not rejected:
-        return
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(r.reason for r in rejected).most_common(5))
-    if len(rejected) <= max_rejected * total:
-        logger.warning("%d of %d rows are set aside in %s: %s", len(rejected), total, REJECTED, reasons)
-        return
-    problems = [
-        Problem(f"{r.source}, row {r.row}", "", f"{r.reason}.", "Repair or remove the row.")
-        for r in rejected[:_SHOWN_ROWS]
-    ]
-    share = Problem(
-        "data.max_rejected",
-        str(max_rejected),
-        f"{len(rejected)} of {total} rows cannot be used: {reasons}.",
-        "Repair the rows, or raise max_rejected to train without them.",
-    )
-    raise DataError([share, *problems])
-
-
 def _require_tokens(stats: Mapping[str, SplitStats], config: DataConfig) -> None:
     empty = [name for name, counts in stats.items() if counts.token_rows == 0]
     if empty:
@@ -293,14 +264,6 @@ def _require_tokens(stats: Mapping[str, SplitStats], config: DataConfig) -> None
             f"no row for {' and '.join(empty)} keeps a token to train on.",
             "Raise max_length above the length of the prompts, or give more rows.",
         )
-
-
-def _write_rejected(rejected: list[RejectedRow], file: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rejected], schema=schema), file)
 
 
 def _samples(rows: Iterable[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", config: DataConfig) -> list[Any]:
