@@ -114,7 +114,8 @@ def _give_back_pages(tensor: "torch.Tensor") -> None:
 
     Only Linux has the call with this meaning; elsewhere the pages stay counted as shared until the file is closed.
     """
-    if sys.platform != "linux" or tensor.device.type != "cpu":
+    # Of a tensor that is not contiguous, the pages in between may be another one's.
+    if sys.platform != "linux" or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
