@@ -48,7 +48,7 @@ def evaluate(
         download(model),
         download(dataset),
         config.evaluation,
-        style=config.data.format,
+        style=config.data.prompt_format,
         placement=placement,
         adapter_dir=download(adapter) if adapter else None,
         trust_remote_code=config.model.trust_remote_code,

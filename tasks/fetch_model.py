@@ -1,6 +1,7 @@
-"""The base model, once, in the blob store."""
+"""The base model, once, in the blob store; and its tokenizer apart, for the tasks that need no weights."""
 
 import logging
+from typing import NamedTuple
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
@@ -13,11 +14,19 @@ from thriftune.config import ModelConfig
 logger = logging.getLogger("thriftune.tasks.fetch_model")
 
 
+class FetchedModel(NamedTuple):
+    """A base model, its tokenizer without the weights, and what that tokenizer does, as a digest."""
+
+    model: FlyteDirectory
+    tokenizer: FlyteDirectory
+    tokenizer_version: str
+
+
 @task(
     **settings.hub_task(),
     cache=settings.cache(settings.FETCH_CACHE),
 )
-def fetch_model(model: ModelConfig, version: str) -> FlyteDirectory:
+def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
     """Bring a base model into one directory of safetensors + tokenizer.
 
     Args:
@@ -25,12 +34,17 @@ def fetch_model(model: ModelConfig, version: str) -> FlyteDirectory:
         version: What the source held when the run was planned.
 
     Returns:
-        The directory.
+        The directory, its tokenizer in another, and the tokenizer's fingerprint.
     """
-    place = settings.cached_place("model", artifacts.key_of(model.model_dump_json(), version, settings.FETCH_CACHE))
+    key = artifacts.key_of(model.model_dump_json(), version, settings.FETCH_CACHE)
+    place, tokenizer_place = settings.cached_place("model", key), settings.cached_place("tokenizer", key)
     if artifacts.is_whole(place):
         logger.info("The base model is already in %s", place)
     else:
         with transient_errors_retried():
             models.fetch(model.source, version, place, settings.hub_token(), trust_remote_code=model.trust_remote_code)
-    return upload(place)
+    if artifacts.is_whole(tokenizer_place):
+        tokenizer_version = str(artifacts.read_manifest(tokenizer_place)["fingerprint"])
+    else:
+        tokenizer_version = models.copy_tokenizer(place, tokenizer_place, trust_remote_code=model.trust_remote_code)
+    return FetchedModel(upload(place), upload(tokenizer_place), tokenizer_version)

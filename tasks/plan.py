@@ -14,17 +14,19 @@ from thriftune.planner import TrainingPlan
 
 
 @task(**settings.hub_task())
-def plan(config: RunConfig, method: Method) -> TrainingPlan:
+def plan(config: RunConfig, method: Method, has_table: bool = False) -> TrainingPlan:
     """Check a run and work out what it trains on and how.
 
     Args:
         config: The run.
         method: What the workflow runs: full or qlora.
+        has_table: Whether the workflow was given a table.
 
     Returns:
         The plan, with the versions that model and data have now.
     """
     planner.require_method(config, method)
+    planner.require_table(config, has_table=has_table)
     if settings.is_local():
         planner.require_local_hardware(config, detect_device(), gpu_count())
     deepspeed = _deepspeed_config(config) if method == "full" else None
@@ -36,7 +38,7 @@ def plan(config: RunConfig, method: Method) -> TrainingPlan:
             config,
             deepspeed,
             model_version=models.version(config.model.source, config.model.revision, token),
-            data_version=sources.version(config.data.source, config.data.revision, token),
+            data_version=sources.versions(config.data, token),
         )
 
 

@@ -1,54 +1,74 @@
-"""The tokenized dataset, once, in the blob store."""
+"""The tokenized dataset, once, in the blob store, with a report of what became of its rows."""
 
 import logging
+from pathlib import Path
 
-from flytekit import task
+from flytekit import Deck, task
 from flytekit.types.directory import FlyteDirectory
+from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
-from tasks.transfer import download, transient_errors_retried, upload
+from tasks.transfer import download, download_table, transient_errors_retried, upload
 from thriftune import artifacts
 from thriftune.config import DataConfig
-from thriftune.data import prepare
-from thriftune.data.sources import is_file_source
+from thriftune.data import prepare, report, sources
 
 logger = logging.getLogger("thriftune.tasks.prepare_dataset")
 
 
 @task(
-    **settings.hub_task(),
-    # The model is named by its version; where its directory lies makes no difference.
-    cache=settings.cache(settings.PREPARE_CACHE, "model"),
+    **settings.hub_task(settings.PREPARE_TASK),
+    # The tokenizer is named by its version; where its directory lies makes no difference.
+    cache=settings.cache(settings.PREPARE_CACHE, "tokenizer"),
+    enable_deck=True,
+    deck_fields=(),
 )
 def prepare_dataset(
-    data: DataConfig, seed: int, data_version: str, model: FlyteDirectory, model_version: str, trust_remote_code: bool
+    data: DataConfig,
+    seed: int,
+    data_version: str,
+    tokenizer: FlyteDirectory,
+    tokenizer_version: str,
+    trust_remote_code: bool,
+    table: StructuredDataset | None = None,
 ) -> FlyteDirectory:
-    """Read, split, tokenize and write a dataset.
+    """Read, select, tokenize, arrange and write a dataset, and show what became of its rows.
 
     Args:
         data: The data section of a run.
-        seed: Decides which rows are held out.
-        data_version: What the source held when the run was planned.
-        model: The base model, for its tokenizer.
-        model_version: What the model's source held then.
+        seed: Decides which rows are used, and which are held out.
+        data_version: What the sources held when the run was planned.
+        tokenizer: The base model's tokenizer.
+        tokenizer_version: Its fingerprint, chat template included.
         trust_remote_code: Run tokenizer code that the model ships.
+        table: The rows of source input:table.
 
     Returns:
-        A directory with train.parquet, validation.parquet, samples.json and manifest.json.
+        A directory with train.parquet, validation.parquet, rejected.parquet, samples.json, report.html, report.json and
+        manifest.json.
     """
-    key = artifacts.key_of(data.model_dump_json(), str(seed), data_version, model_version, settings.PREPARE_CACHE)
-    place = settings.cached_place("dataset", key)
+    files = download_table(table) if table is not None else []
+    version = "+".join([data_version, *(sources.version(str(file)) for file in files)])
+    key = prepare.fingerprint(data, seed, version, tokenizer_version)
+    place = settings.cached_place("dataset", artifacts.key_of(key, settings.PREPARE_CACHE))
     if artifacts.is_whole(place):
-        logger.info("The prepared dataset is already in %s", place)
+        logger.info("The prepared dataset is already in %s; its report: %s", place, place / report.HTML)
     else:
         with transient_errors_retried():
             prepare.prepare(
-                # A hub dataset at the commit that was planned, whatever its branch holds by now.
-                data if is_file_source(data.source) else data.model_copy(update={"revision": data_version}),
+                sources.pinned(data, data_version),
                 seed=seed,
-                model_dir=download(model),
+                tokenizer_dir=download(tokenizer),
                 destination=place,
+                data_version=version,
                 trust_remote_code=trust_remote_code,
                 token=settings.hub_token(),
+                table=files,
+                processes=None if settings.is_local() else settings.PREPARE_CORES,
             )
+    _show(place)
     return upload(place)
+
+
+def _show(dataset: Path) -> None:
+    Deck("Data", (dataset / report.HTML).read_text(encoding="utf-8"))

@@ -26,6 +26,9 @@ IMAGE = os.environ.get("FLYTE_IMAGE")
 HUB_SECRET = os.environ.get("THRIFTUNE_HUB_SECRET", "")
 
 CPU_TASK = Resources(cpu=os.environ.get("THRIFTUNE_CPU", "2"), mem=os.environ.get("THRIFTUNE_MEMORY", "8Gi"))
+# Data is prepared by one process per core. A pod sees all cores of its machine, so the number is said, not counted.
+PREPARE_CORES = int(os.environ.get("THRIFTUNE_PREPARE_CPU", "4"))
+PREPARE_TASK = Resources(cpu=str(PREPARE_CORES), mem=os.environ.get("THRIFTUNE_PREPARE_MEMORY", "12Gi"))
 # Merging holds one copy of the 16-bit model: 16 GiB for 7B, 150 GiB for 70B.
 MERGE_TASK = Resources(cpu="4", mem=os.environ.get("THRIFTUNE_MERGE_MEMORY", "32Gi"))
 GENERATE_TASK = Resources(
@@ -40,8 +43,8 @@ SHARED_MEMORY = os.environ.get("THRIFTUNE_SHARED_MEMORY", "16Gi")
 RETRIES = int(os.environ.get("THRIFTUNE_RETRIES", "2"))
 
 # Raised when what a task makes of the same inputs changes.
-FETCH_CACHE = "1"
-PREPARE_CACHE = "1"
+FETCH_CACHE = "2"
+PREPARE_CACHE = "2"
 
 _LOCAL_ONLY = ("THRIFTUNE_OUTPUTS", "THRIFTUNE_RUN_STAMP")
 # For every pod: this module is read again there, and `@dynamic` declares its nodes from what it reads. Tokenizers warn
@@ -67,6 +70,8 @@ ACCELERATORS: dict[str, GPUAccelerator] = {
 # Flyte's local cache remembers the path of a directory, not whether it is still there, and outlives the checkout. Local
 # runs reuse finished directories under outputs/cache instead, after looking.
 os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
+# Data is tokenized in processes of one thread each, and DataLoader workers fork, which tokenizers with threads warn of.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One stamp for all tasks of a local run, handed down to worker processes.
 _STAMP = os.environ.setdefault("THRIFTUNE_RUN_STAMP", datetime.now(UTC).strftime("%Y%m%dT%H%M%S"))
 
@@ -94,11 +99,11 @@ def hub_token() -> str | None:
     return os.environ.get("HF_TOKEN", "").strip() or None
 
 
-def hub_task() -> dict[str, Any]:
+def hub_task(resources: Resources = CPU_TASK) -> dict[str, Any]:
     """Options of the tasks that run on a CPU node and may talk to the hub."""
     return {
         "container_image": IMAGE,
-        "requests": CPU_TASK,
+        "requests": resources,
         "retries": RETRIES,
         "environment": POD_ENVIRONMENT,
         "secret_requests": hub_secrets(),

@@ -1,5 +1,6 @@
 """Moving directories between Flyte and the local disk, and errors between thriftune and Flyte."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from flytekit import FlyteContextManager
 from flytekit.exceptions.system import FlyteDownloadDataException, FlyteUploadDataException
 from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.directory import FlyteDirectory
+from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
 from thriftune import distributed
@@ -32,6 +34,33 @@ def download_once_per_node(*directories: FlyteDirectory) -> list[Path]:
 
     distributed.once_per_node(bring)
     return [Path(directory.path) for directory in directories]
+
+
+def download_table(table: StructuredDataset) -> list[Path]:
+    """Bring a table to this disk as Parquet files, in order; without holding it in memory if it is Parquet already."""
+    literal = table.literal
+    uri = str(literal.uri if literal is not None else table.uri)
+    folder = Path(tempfile.mkdtemp())
+    kind = literal.metadata.structured_dataset_type.format if literal is not None else table.file_format
+    if kind not in ("", "parquet"):  # a query or another file format: only Flyte's handler for it can read it
+        import pandas as pd
+
+        table.open(pd.DataFrame).all().to_parquet(folder / "table.parquet")
+        return [folder / "table.parquet"]
+    access = FlyteContextManager.current_context().file_access
+    here = Path(uri)
+    if access.is_remote(uri):
+        here = folder / "table"
+        with _store_errors_retried():
+            access.get_data(uri, str(here), is_multipart=True)
+    parts = [here] if here.is_file() else sorted(p for p in here.rglob("*") if p.is_file() and p.name[0] not in "._")
+    return [_with_parquet_ending(part, folder / f"{number:05}.parquet") for number, part in enumerate(parts)]
+
+
+def _with_parquet_ending(file: Path, link: Path) -> Path:
+    """Flyte names the parts of a table 00000, 00001 ...; rows are read by the ending of a file."""
+    link.symlink_to(file.absolute())
+    return link
 
 
 def upload(directory: Path) -> FlyteDirectory:

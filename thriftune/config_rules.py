@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from thriftune import zero
+from thriftune import data_rules, zero
 from thriftune.batching import split_batch
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, choose_precision
@@ -25,7 +25,7 @@ def check(config: "RunConfig") -> list[Problem]:
         The problems, empty when the run can be planned.
     """
     rules = (_method, _nodes, _qlora_devices, _batch, _precision, _save_dtype, _optimizer, _inline_zero)
-    return [problem for rule in rules for problem in rule(config)]
+    return [problem for rule in (data_rules.check, *rules) for problem in rule(config)]
 
 
 def _method(config: "RunConfig") -> Iterator[Problem]:

@@ -2,13 +2,13 @@
 
 import logging
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune.collation import PaddingCollator
 from thriftune.config import DataFormat, EvaluationConfig
-from thriftune.data import prepare
+from thriftune.data.prepared import VALIDATION, load_samples, load_split
 from thriftune.data.tokenization import IGNORED
 from thriftune.generation import Sampling, complete, encode_prompt
 from thriftune.loading import Placement, attach_adapters, load_model
@@ -70,11 +70,10 @@ def evaluate(
     base = load_model(model_dir, placement, trust_remote_code=trust_remote_code)
     model = attach_adapters(base, {"default": adapter_dir} if adapter_dir else {})
     model.eval()
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = prepare.load_split(dataset_dir, prepare.VALIDATION, Path(scratch))
-        if len(rows) > config.max_rows:
-            rows = rows.shuffle(seed=0).select(range(config.max_rows))  # sources are often sorted
-        loss, tokens = held_out_loss(model, tokenizer, rows, config.batch)
+    rows = load_split(dataset_dir, VALIDATION)
+    if len(rows) > config.max_rows:
+        rows = rows.shuffle(seed=0, keep_in_memory=True).select(range(config.max_rows))  # sources are often sorted
+    loss, tokens = held_out_loss(model, tokenizer, rows, config.batch)
     prompts, encoded = _questions(dataset_dir, config, tokenizer, style)
     answers = list(complete(model, tokenizer, encoded, Sampling(config.max_new_tokens), config.batch))
     perplexity = math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
@@ -95,14 +94,14 @@ def held_out_loss(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Datas
         Mean loss in nats and the number of tokens it is over.
     """
     import torch
-    from transformers import DataCollatorForSeq2Seq
 
-    collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    collate = PaddingCollator(tokenizer)
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    by_length = sorted(range(len(rows)), key=rows["length"].__getitem__)
     for start in range(0, len(rows), batch):
-        inputs = collate([rows[i] for i in by_length[start : start + batch]]).to(device)
+        part = by_length[start : start + batch]
+        inputs = {name: tensor.to(device) for name, tensor in collate([rows[i] for i in part]).items()}
         labels = inputs.pop("labels")[:, 1:]
         with torch.inference_mode():
             logits = model(**inputs).logits[:, :-1].float()
@@ -120,5 +119,5 @@ def _questions(
 ) -> tuple[list[str], list[list[int]]]:
     if config.prompts:
         return list(config.prompts), [encode_prompt(p, tokenizer, style) for p in config.prompts]
-    samples = prepare.load_samples(dataset_dir)
+    samples = load_samples(dataset_dir)
     return [s["question"] for s in samples], [s["input_ids"] for s in samples]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts, distributed, zero, zero_loading
 from thriftune.config import RunConfig
-from thriftune.data import prepare
+from thriftune.data.prepared import TRAIN, load_split
 from thriftune.planner import TrainingPlan
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training import (
@@ -44,7 +44,7 @@ def train(
     rank = distributed.join(plan.hardware.backend)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = prepare.load_split(dataset_dir, prepare.TRAIN, Path(scratch) / "rows")
+        rows = load_split(dataset_dir, TRAIN)
 
         def load() -> "Trainer":
             model, arguments = _load_sharded(config, plan, model_dir, Path(scratch), rank)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from thriftune import artifacts
-from thriftune.data.formats import alpaca_prompt
+from thriftune.config import DataFormat
+from thriftune.data.formats import FORMATS, question_prompt
 from thriftune.errors import DataError
 from thriftune.loading import Placement, attach_adapters, load_model
 from thriftune.tokenizer import load_tokenizer
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PromptStyle = Literal["chat", "alpaca", "text"]
 OutputFormat = Literal["jsonl", "parquet"]
 BASE = "base"  # the name under which answers without any adapter are listed
 
@@ -53,7 +53,7 @@ class Answer:
     answer: str
 
 
-def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: PromptStyle) -> list[int]:
+def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: DataFormat) -> list[int]:
     """A prompt as the tokens that training put before an answer.
 
     Args:
@@ -64,18 +64,17 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: Prom
     Returns:
         Token ids, with BOS exactly once where the tokenizer uses one.
     """
-    if style == "chat":
+    if style in FORMATS and FORMATS[style].is_chat:
         message = [{"role": "user", "content": prompt}]
         encoded: Any = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])
-    text = alpaca_prompt(prompt) if style == "alpaca" else prompt
-    ids = list(tokenizer(text)["input_ids"])
+    ids = list(tokenizer(question_prompt(style, prompt))["input_ids"])
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # a tokenizer that closes every text with EOS would end the answer before it starts
     return ids
 
 
-def prompt_style(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> PromptStyle:
+def prompt_style(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> DataFormat:
     """How a model wants to be asked.
 
     Args:
@@ -86,9 +85,10 @@ def prompt_style(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> Promp
         The format that its manifest says it was trained on; without one, chat if there is a chat template, else text.
     """
     if artifacts.is_whole(directory):
-        trained_on = artifacts.read_manifest(directory).get("config", {}).get("data", {}).get("format")
-        if trained_on in get_args(PromptStyle):
-            style: PromptStyle = trained_on
+        data = artifacts.read_manifest(directory).get("config", {}).get("data", {})
+        trained_on = next((source["format"] for source in data.get("sources", ())), data.get("format"))
+        if trained_on in get_args(DataFormat):
+            style: DataFormat = trained_on
             return style
     return "chat" if tokenizer.chat_template else "text"
 

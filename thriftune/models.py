@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from thriftune import artifacts, hub
 from thriftune.errors import ModelSourceError, TransientError
+from thriftune.tokenizer import fingerprint, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,37 @@ def fetch(
             _link_directory(Path(source).expanduser(), directory, wanted)
         require_model_directory(directory, source)
         artifacts.write_manifest(directory, "base model", {"source": source, "source_version": version})
+
+
+def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: bool = False) -> str:
+    """Put everything but the weights into a directory of its own: data is prepared on machines too small for a model.
+
+    Args:
+        model_dir: A model directory.
+        destination: Directory to make.
+        trust_remote_code: Run tokenizer code that the model ships.
+
+    Returns:
+        The tokenizer's fingerprint, which is also in the manifest.
+
+    Raises:
+        ModelSourceError: The tokenizer cannot be loaded.
+    """
+    with artifacts.writing(destination) as directory:
+        for file in sorted(p for p in model_dir.iterdir() if p.is_file() and ".safetensors" not in p.name):
+            shutil.copyfile(file, directory / file.name)
+        try:
+            tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelSourceError.single(
+                "model.source",
+                model_dir,
+                f"its tokenizer cannot be loaded: {error}.",
+                "Repair tokenizer.json and tokenizer_config.json; code of its own needs model.trust_remote_code.",
+            ) from error
+        found = fingerprint(tokenizer)
+        artifacts.write_manifest(directory, "tokenizer", {"fingerprint": found})
+    return found
 
 
 def require_model_directory(directory: Path, source: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from thriftune import zero
 from thriftune.batching import Batch, split_batch
 from thriftune.config import Method, RunConfig
+from thriftune.data.sources import TABLE
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, Device, Precision, choose_precision
 
@@ -28,7 +29,7 @@ class TrainingPlan:
         zero_stage: ZeRO stage; 0 for QLoRA.
         deepspeed: The DeepSpeed configuration as JSON text, as the file or the YAML says it; empty for QLoRA.
         model_version: What `thriftune.models.version` said of the base model.
-        data_version: What `thriftune.data.sources.version` said of the data.
+        data_version: What `thriftune.data.sources.versions` said of the data.
     """
 
     method: Method
@@ -77,6 +78,32 @@ def require_method(config: RunConfig, method: Method) -> None:
             f"this workflow runs method {method}.",
             f"Run `pyflyte run workflows/{workflow}.py {workflow} --config ...` instead.",
         )
+
+
+def require_table(config: RunConfig, *, has_table: bool) -> None:
+    """Refuse a workflow that was given a table its run does not read, or none that it reads.
+
+    Args:
+        config: The run.
+        has_table: Whether the workflow was given one.
+
+    Raises:
+        ConfigError: One is there without the other.
+    """
+    named = [source.source for source in config.data.all_sources]
+    if (TABLE in named) == has_table:
+        return
+    workflow = "full_finetune" if config.method == "full" else "qlora_finetune"
+    if has_table:
+        raise ConfigError.single(
+            "data.source", ", ".join(named), "leaves out the table that was given.", f"Write source: {TABLE}."
+        )
+    raise ConfigError.single(
+        "data.source",
+        TABLE,
+        f"is the table given to a workflow, and {workflow} takes none.",
+        f"Run `pyflyte run workflows/{workflow}.py {workflow}_on_table --config ... --table ...`.",
+    )
 
 
 def require_local_hardware(config: RunConfig, present: Device, gpus: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts
 from thriftune.config import RunConfig
-from thriftune.data import prepare
+from thriftune.data.prepared import TRAIN, load_split
 from thriftune.loading import Placement, load_model
 from thriftune.lora import peft_config, require_same_shape, require_targets, trainable_share
 from thriftune.models import kind_of
@@ -57,7 +57,7 @@ def train(
         require_same_shape(lora, resume_from)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = prepare.load_split(dataset_dir, prepare.TRAIN, Path(scratch) / "rows")
+        rows = load_split(dataset_dir, TRAIN)
 
         def load() -> "Trainer":
             model = _load_trainable(config, plan, model_dir, resume_from)

@@ -1,7 +1,9 @@
 """The tokenizer of a model directory: pad token, padding side and end of text, decided in this one place."""
 
+import hashlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,3 +55,21 @@ def choose_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:
         if name in vocabulary and name not in (eos, tokenizer.bos_token):
             return str(name)
     return str(eos)
+
+
+def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A SHA-256 of what decides how text becomes tokens, whatever model the tokenizer came with.
+
+    Args:
+        tokenizer: Any tokenizer.
+
+    Returns:
+        A digest of its rules and vocabulary, its special tokens and its chat template.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    if backend is not None:  # how it was last called, not what it is
+        rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    parts = json.dumps([rules, special, tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts, distributed
+from thriftune.collation import PackedCollator, PaddingCollator
 from thriftune.config import RunConfig
-from thriftune.data.tokenization import IGNORED
+from thriftune.data.prepared import is_packed
 from thriftune.errors import DivergedError
 from thriftune.hardware import Precision
 from thriftune.memory_watch import PeakMemory
@@ -97,6 +98,7 @@ def training_arguments(
         logging_steps=training.log_every,
         logging_first_step=True,
         include_num_input_tokens_seen="non_padding",
+        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
         remove_unused_columns=False,
         save_strategy="no",
         report_to="none",
@@ -110,14 +112,20 @@ def make_trainer(
     tokenizer: "PreTrainedTokenizerBase",
     rows: "Dataset",
 ) -> "Trainer":
-    """A Trainer over prepared rows, with padding at the end of each batch that carries no loss."""
-    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer
+    """A Trainer over prepared rows, packed or not, with padding at the end of each row that carries no loss."""
+    from transformers import PrinterCallback, Trainer
 
     from thriftune.callbacks import ProgressLines
 
-    collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=_PAD_MULTIPLE)
+    collator = PackedCollator if is_packed(rows) else PaddingCollator
+    model.config.use_cache = False  # besides being of no use, it lets packed examples see each other
     trainer = Trainer(
-        model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[ProgressLines()]
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=collator(tokenizer, _PAD_MULTIPLE),
+        processing_class=tokenizer,  # it counts the tokens that are not padding by their id where there is no mask
+        callbacks=[ProgressLines()],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

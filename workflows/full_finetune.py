@@ -5,6 +5,7 @@ pyflyte run workflows/full_finetune.py full_finetune --config configs/demo-full.
 
 from flytekit import dynamic, workflow
 from flytekit.types.directory import FlyteDirectory
+from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
 from tasks.evaluate import evaluate
@@ -44,5 +45,21 @@ def full_finetune(config: RunConfig) -> FinetuneResult:
         The model directory, the metrics and the plan.
     """
     ready = plan_and_prepare(config, "full")
+    trained = train_full_on_plan(config=config, plan=ready.plan, model=ready.model, dataset=ready.dataset)
+    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=ready.plan)
+
+
+@workflow
+def full_finetune_on_table(config: RunConfig, table: StructuredDataset) -> FinetuneResult:
+    """Fine-tune every weight of a model under DeepSpeed ZeRO, with rows that another task or a file gives.
+
+    Args:
+        config: The run, with `source: input:table` among its data.
+        table: The rows: a Flyte StructuredDataset, such as a data frame that a task returned.
+
+    Returns:
+        What `full_finetune` returns.
+    """
+    ready = plan_and_prepare(config, "full", table)
     trained = train_full_on_plan(config=config, plan=ready.plan, model=ready.model, dataset=ready.dataset)
     return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=ready.plan)

@@ -5,6 +5,7 @@ pyflyte run workflows/qlora_finetune.py qlora_finetune --config configs/demo-qlo
 
 from flytekit import dynamic, workflow
 from flytekit.types.directory import FlyteDirectory
+from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
 from tasks.evaluate import evaluate
@@ -53,5 +54,21 @@ def qlora_finetune(config: RunConfig) -> FinetuneResult:
         The merged model directory (the adapter's where the run says `merge: false`), the metrics and the plan.
     """
     ready = plan_and_prepare(config, "qlora")
+    trained = train_qlora_on_plan(config=config, plan=ready.plan, model=ready.model, dataset=ready.dataset)
+    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=ready.plan)
+
+
+@workflow
+def qlora_finetune_on_table(config: RunConfig, table: StructuredDataset) -> FinetuneResult:
+    """Train adapters on a 4-bit base model and merge them into it, with rows that another task or a file gives.
+
+    Args:
+        config: The run, with `source: input:table` among its data.
+        table: The rows: a Flyte StructuredDataset, such as a data frame that a task returned.
+
+    Returns:
+        What `qlora_finetune` returns.
+    """
+    ready = plan_and_prepare(config, "qlora", table)
     trained = train_qlora_on_plan(config=config, plan=ready.plan, model=ready.model, dataset=ready.dataset)
     return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=ready.plan)

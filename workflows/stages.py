@@ -35,24 +35,26 @@ class Ready(NamedTuple):
     dataset: Any
 
 
-def plan_and_prepare(config: Any, method: Method) -> Ready:
+def plan_and_prepare(config: Any, method: Method, table: Any = None) -> Ready:
     """Add the nodes that plan a run, fetch its model and prepare its data. Called while a workflow is compiled.
 
     Args:
         config: The workflow's `config` (a promise of a RunConfig).
         method: What the workflow runs.
+        table: The workflow's table (a promise), if it takes one.
 
     Returns:
         Promises of the plan, the base model and the dataset. Nothing is fetched before the plan is made.
     """
-    planned = plan(config=config, method=method)
-    model = fetch_model(model=config.model, version=planned.model_version)
+    planned = plan(config=config, method=method, has_table=table is not None)
+    fetched = fetch_model(model=config.model, version=planned.model_version)
     dataset = prepare_dataset(
         data=config.data,
         seed=config.seed,
         data_version=planned.data_version,
-        model=model,
-        model_version=planned.model_version,
+        tokenizer=fetched.tokenizer,
+        tokenizer_version=fetched.tokenizer_version,
         trust_remote_code=config.model.trust_remote_code,
+        table=table,
     )
-    return Ready(planned, model, dataset)
+    return Ready(planned, fetched.model, dataset)

@@ -1,8 +1,12 @@
-"""What a row means: each format is one function from a row to text with marked answers, registered in one table."""
+"""What a row means: each format is one function from a row to examples, registered in one table."""
 
-from collections.abc import Callable, Mapping, Sequence
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from thriftune.data import chat
+from thriftune.data.examples import Example, MarkedText, Row, RowError, text_in
 
 # The prompt of Stanford Alpaca, word for word, so that models trained elsewhere on it stay comparable.
 # Source: https://github.com/tatsu-lab/stanford_alpaca#data-release
@@ -17,39 +21,6 @@ _ALPACA = (
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 _OPENING_CHARACTERS = 200
-ROLES = ("system", "user", "assistant", "tool")
-
-
-class RowError(ValueError):
-    """One row cannot be used; the message says why."""
-
-
-@dataclass(frozen=True)
-class MarkedText:
-    """A text and the parts of it that are answers.
-
-    Attributes:
-        text: What the model reads, without BOS and EOS.
-        answers: Half-open (start, end) character ranges of `text` to train on.
-        split_when_long: Whether a text longer than a row continues in the next row instead of being cut.
-        has_special_tokens: Whether BOS is already in `text`, as a chat template writes it.
-    """
-
-    text: str
-    answers: tuple[tuple[int, int], ...]
-    split_when_long: bool = False
-    has_special_tokens: bool = False
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages that the tokenizer's own chat template turns into text.
-
-    Attributes:
-        messages: Each with `role` and `content`; the last one is the assistant's.
-    """
-
-    messages: tuple[Mapping[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -58,13 +29,23 @@ class Format:
 
     Attributes:
         columns: Columns a source must have.
-        read: Turns a row into what the model sees; raises RowError for a row that cannot be used.
-        question: The part of a usable row that a person would ask, to show beside the answer.
+        read: Turns a row into examples; raises RowError for a row of which nothing can be used, and gives one in the
+            place of each part that cannot.
+        prompt: How a bare question is put to a model that was trained on this format.
+        optional: Columns a source may have.
+        is_chat: Whether rows go through the chat template of the tokenizer.
     """
 
     columns: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], MarkedText | Conversation]
-    question: Callable[[Mapping[str, Any]], str]
+    read: Callable[[Row], Iterable[Example | RowError]]
+    prompt: Callable[[str], str] = str
+    optional: tuple[str, ...] = ()
+    is_chat: bool = False
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """Every column that is read."""
+        return (*self.columns, *self.optional)
 
 
 def alpaca_prompt(instruction: str, context: str = "") -> str:
@@ -73,58 +54,183 @@ def alpaca_prompt(instruction: str, context: str = "") -> str:
     return template.format(instruction=instruction, input=context)
 
 
-def _read_alpaca(row: Mapping[str, Any]) -> MarkedText:
+def correction_prompt(sentence: str) -> str:
+    """The request to correct a sentence, up to where the correction starts."""
+    return f"Correct this to standard English:\n{sentence}\n\nCorrected:\n"
+
+
+def quote_prompt(author: str) -> str:
+    """The request for a quote, up to where it starts."""
+    return f"Quote by {author}:\n"
+
+
+def _answered(prompt: str, answer: str, question: str) -> MarkedText:
+    return MarkedText(prompt + answer, ((len(prompt), len(prompt) + len(answer)),), question)
+
+
+def _read_alpaca(row: Row) -> list[MarkedText]:
     context = row.get("input")
     if context is not None and not isinstance(context, str):
         raise RowError(f"column 'input' holds a {type(context).__name__}, not text")
-    prompt = alpaca_prompt(_text(row, "instruction"), context or "")
-    answer = _text(row, "output")
-    return MarkedText(prompt + answer, ((len(prompt), len(prompt) + len(answer)),))
+    instruction, context = text_in(row, "instruction"), context or ""
+    question = f"{instruction}\n{context}" if context else instruction
+    return [_answered(alpaca_prompt(instruction, context), text_in(row, "output"), question)]
 
 
-def _read_text(row: Mapping[str, Any]) -> MarkedText:
-    text = _text(row, "text")
-    return MarkedText(text, ((0, len(text)),), split_when_long=True)
+def _read_prompt_completion(row: Row) -> list[MarkedText]:
+    prompt = text_in(row, "prompt")
+    return [_answered(prompt, text_in(row, "completion"), prompt)]
 
 
-def _read_chat(row: Mapping[str, Any]) -> Conversation:
-    messages = row["messages"]
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise RowError("column 'messages' is not a list of messages")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-            raise RowError(f"message {number} has no role among {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise RowError(f"message {number} ({message['role']}) has no content")
-    if messages[-1]["role"] != "assistant":
-        raise RowError("the last message is not the assistant's, so there is no answer to train on")
-    return Conversation(tuple({"role": m["role"], "content": m["content"]} for m in messages))
+def _read_text(row: Row) -> list[MarkedText]:
+    text = text_in(row, "text")
+    return [MarkedText(text, ((0, len(text)),), text[:_OPENING_CHARACTERS], is_document=True)]
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        found = "nothing" if value is None else f"a {type(value).__name__}"
-        raise RowError(f"column {column!r} holds {found}, not text")
-    if not value.strip():
-        raise RowError(f"column {column!r} is empty")
-    return value
+def _read_quote(row: Row) -> list[MarkedText]:
+    author = text_in(row, "author").strip().rstrip(",")  # english_quotes writes "Oscar Wilde," where a book follows
+    return [_answered(quote_prompt(author), text_in(row, "quote"), f"A quote by {author}")]
 
 
-def _alpaca_question(row: Mapping[str, Any]) -> str:
-    return "\n".join(part for part in (row["instruction"], row.get("input")) if part)
+def _read_grammar(row: Row) -> list[MarkedText | RowError]:
+    sentence, corrections = text_in(row, "sentence").strip(), row.get("corrections")
+    if isinstance(corrections, str):
+        corrections = [corrections]
+    if not isinstance(corrections, Sequence) or not corrections:
+        raise RowError("column 'corrections' holds no correction")
+    examples: list[MarkedText | RowError] = []
+    for number, correction in enumerate(corrections, 1):
+        if isinstance(correction, str) and correction.strip():
+            examples.append(_answered(correction_prompt(sentence), correction.strip(), sentence))
+        else:
+            examples.append(RowError(f"correction {number} is empty or not text"))
+    return examples
 
 
-def _last_user_message(row: Mapping[str, Any]) -> str:
-    return next((str(m["content"]) for m in reversed(row["messages"]) if m["role"] == "user"), "")
+def _read_chat(row: Row) -> list[Example]:
+    return [chat.read_messages(row["messages"], "messages", row.get("tools"))]
 
 
-def _opening(row: Mapping[str, Any]) -> str:
-    return str(row["text"])[:_OPENING_CHARACTERS]
+def _read_sharegpt(row: Row) -> list[Example]:
+    return [chat.read_messages(chat.from_sharegpt(row["conversations"]), "conversations", row.get("tools"))]
 
 
 FORMATS: dict[str, Format] = {
-    "alpaca": Format(("instruction", "output"), _read_alpaca, _alpaca_question),
-    "chat": Format(("messages",), _read_chat, _last_user_message),
-    "text": Format(("text",), _read_text, _opening),
+    "alpaca": Format(("instruction", "output"), _read_alpaca, alpaca_prompt, optional=("input",)),
+    "prompt_completion": Format(("prompt", "completion"), _read_prompt_completion),
+    "chat": Format(("messages",), _read_chat, optional=("tools",), is_chat=True),
+    "sharegpt": Format(("conversations",), _read_sharegpt, optional=("tools",), is_chat=True),
+    "text": Format(("text",), _read_text),
+    "quotes": Format(("quote", "author"), _read_quote, quote_prompt),
+    "grammar": Format(("sentence", "corrections"), _read_grammar, correction_prompt),
 }
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """The columns that a template names, in order, each once.
+
+    Raises:
+        ValueError: It names none, or a field that is not a plain name; or a brace is left open.
+    """
+    fields: dict[str, None] = {}
+    for _literal, name, specification, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if not name or specification or conversion or not name.replace("-", "_").replace(" ", "_").isidentifier():
+            raise ValueError(f"the field {{{name}}} is not the name of a column")
+        fields[name] = None
+    if not fields:
+        raise ValueError("it names no column")
+    return tuple(fields)
+
+
+def template_format(template: str, trained_fields: Sequence[str] = ()) -> Format:
+    """A format from a template with columns in braces.
+
+    Args:
+        template: Such as "Question: {question} Answer: {answer}".
+        trained_fields: Fields to train on; the last one when empty.
+
+    Returns:
+        The format. A question for it has to be written as the template would.
+
+    Raises:
+        ValueError: The template is not one.
+    """
+    fields = template_fields(template)
+    trained = set(trained_fields) or {fields[-1]}
+    pieces = [(literal, name) for literal, name, _, _ in string.Formatter().parse(template)]
+    asked = [name for name in fields if name not in trained]
+
+    def read(row: Row) -> list[MarkedText]:
+        values = {name: text_in(row, name) for name in fields}
+        text, answers = "", []
+        for literal, name in pieces:
+            text += literal
+            if name is not None:
+                start, text = len(text), text + values[name]
+                if name in trained:
+                    answers.append((start, len(text)))
+        return [MarkedText(text, tuple(answers), "\n".join(values[name] for name in asked))]
+
+    return Format(fields, read)
+
+
+def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
+    """The same format over columns with other names.
+
+    Args:
+        row_format: A format.
+        columns: The data's name of a column, by the format's name.
+
+    Returns:
+        A format whose `columns` are those of the data.
+    """
+    if not columns:
+        return row_format
+
+    def read(row: Row) -> Iterable[Example | RowError]:
+        return row_format.read({name: row.get(columns.get(name, name)) for name in row_format.all_columns})
+
+    def renamed(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(columns.get(name, name) for name in names)
+
+    return Format(
+        renamed(row_format.columns), read, row_format.prompt, renamed(row_format.optional), row_format.is_chat
+    )
+
+
+def format_of(
+    name: str, *, columns: Mapping[str, str] = {}, template: str | None = None, trained_fields: Sequence[str] = ()
+) -> Format:
+    """The format that a source's configuration describes.
+
+    Args:
+        name: Name in `FORMATS`, or template.
+        columns: Other names of columns.
+        template: For template: the text.
+        trained_fields: For template: the fields to train on.
+
+    Returns:
+        The format, over the data's own column names.
+    """
+    row_format = template_format(template or "", trained_fields) if name == "template" else FORMATS[name]
+    return with_columns(row_format, columns)
+
+
+def question_prompt(name: str, question: str) -> str:
+    """A bare question as a model that was trained on a format expects it; as it is for template."""
+    return FORMATS[name].prompt(question) if name in FORMATS else question
+
+
+def all_values(row: Row, columns: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Every text in the columns of a row, however deep, with the name of its column."""
+    pending: list[tuple[str, Any]] = [(name, row.get(name)) for name in columns]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, Mapping):
+            pending += [(name, part) for part in (*value.keys(), *value.values())]
+        elif isinstance(value, list | tuple):
+            pending += [(name, part) for part in value]

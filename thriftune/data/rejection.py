@@ -1,24 +1,30 @@
 """Rows that cannot be used: counted, listed, and refused when there are too many. None is lost silently."""
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from thriftune.errors import DataError, Problem
 
 logger = logging.getLogger(__name__)
 
 REJECTED = "rejected.parquet"
-_SHOWN_ROWS = 5  # bad rows named in an error
+_SHOWN_REASONS = 8
+_SHOWN_ROWS = 3  # rows named for each reason
+_KNOWN_REASONS = 1000  # counted apart; a template's own messages can be endlessly many
+_SPECIAL_REMEDY = "If a chat template was applied to the text already, set data.special_tokens: keep."
+_OTHER = "other reasons (see " + REJECTED + ")"
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that cannot be used.
+    """A row, or a part of one, that cannot be used.
 
     Attributes:
-        source: File, glob or dataset it is in.
+        source: File or dataset it is in.
         row: Its number there, from 1.
         reason: Why.
     """
@@ -28,40 +34,70 @@ class RejectedRow:
     reason: str
 
 
-def require_good_rows(rejected: list[RejectedRow], total: int, max_rejected: float) -> None:
-    """Refuse data with too many bad rows; say how many there are in any case.
+class Rejections:
+    """Writes rejected rows to a file as they come, and remembers how many there are of each kind."""
 
-    Args:
-        rejected: The bad rows.
-        total: Rows of the data.
-        max_rejected: Share of them that may be bad.
+    def __init__(self, file: Path) -> None:
+        """Open the file: Parquet with the columns source, row and reason."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-    Raises:
-        DataError: More are; it counts them by reason and names the first ones.
-    """
-    if not rejected:
-        return
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(r.reason for r in rejected).most_common(5))
-    if len(rejected) <= max_rejected * total:
-        logger.warning("%d of %d rows are set aside in %s: %s", len(rejected), total, REJECTED, reasons)
-        return
-    problems = [
-        Problem(f"{r.source}, row {r.row}", "", f"{r.reason}.", "Repair or remove the row.")
-        for r in rejected[:_SHOWN_ROWS]
-    ]
-    share = Problem(
-        "data.max_rejected",
-        str(max_rejected),
-        f"{len(rejected)} of {total} rows cannot be used: {reasons}.",
-        "Repair the rows, or raise max_rejected to train without them.",
-    )
-    raise DataError([share, *problems])
+        self._schema = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
+        self._writer = pq.ParquetWriter(file, self._schema)
+        self._first: defaultdict[str, list[RejectedRow]] = defaultdict(list)
+        self.reasons: Counter[str] = Counter()
 
+    def add(self, rows: Sequence[RejectedRow]) -> None:
+        """Take rejected rows."""
+        import pyarrow as pa
 
-def write_rejected(rejected: list[RejectedRow], file: Path) -> None:
-    """List the rows that were set aside, as Parquet with the columns source, row and reason."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+        if not rows:
+            return
+        self._writer.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=self._schema))
+        for row in rows:
+            known = row.reason in self.reasons or len(self.reasons) < _KNOWN_REASONS
+            reason = row.reason if known else _OTHER
+            self.reasons[reason] += 1
+            if len(self._first[reason]) < _SHOWN_ROWS:
+                self._first[reason].append(row)
 
-    schema = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rejected], schema=schema), file)
+    def require_few(self, total: int, max_rejected: float) -> None:
+        """Refuse data with too many bad rows; say how many there are in any case.
+
+        Args:
+            total: Rows of the data.
+            max_rejected: Share of them that may be bad.
+
+        Raises:
+            DataError: More are; it counts them by reason and names the first rows of each.
+        """
+        rejected = self.reasons.total()
+        if not rejected:
+            return
+        common = self.reasons.most_common(_SHOWN_REASONS)
+        if rejected <= max_rejected * total:
+            text = ", ".join(f"{count} x {reason}" for reason, count in common)
+            logger.warning("%d of %d rows are set aside in %s: %s", rejected, total, REJECTED, text)
+            return
+        share = Problem(
+            "data.max_rejected",
+            str(max_rejected),
+            f"{rejected} of {total} rows ({rejected / total:.1%}) cannot be used.",
+            "Repair the rows below, or raise max_rejected to train without them.",
+        )
+        raise DataError([share, *(self._problem(reason, count) for reason, count in common)])
+
+    def _problem(self, reason: str, count: int) -> Problem:
+        first = self._first[reason]
+        places = "; ".join(
+            f"{source}, row {', '.join(str(row.row) for row in first if row.source == source)}"
+            for source in dict.fromkeys(row.source for row in first)
+        )
+        more = f" and {count - len(first)} more" if count > len(first) else ""
+        return Problem(f"{places}{more}", "", f"{reason}.", _SPECIAL_REMEDY if "special token" in reason else "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()

@@ -1,65 +1,100 @@
-"""Where rows come from: local or remote files, and datasets on the hub."""
+"""Where rows come from: local or remote files, datasets on the hub, and the table that a workflow was given."""
 
-import csv
 import glob
 import hashlib
+import itertools
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from thriftune import hub
+from thriftune.data import readers
+from thriftune.data.readers import RawRow
 from thriftune.errors import DataError, TransientError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# File ending -> name of the reader in `datasets`.
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    from thriftune.config import DataConfig, DataSource
+
+Source = TypeVar("Source", bound="DataSource")
+TABLE = "input:table"  # the table that a workflow was given
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _CHUNK_BYTES = 1 << 20
+_BATCH_ROWS = 1000
+
+
+class NumberedRow(NamedTuple):
+    """A row as it was read, and where. Millions of them go to other processes: a tuple is the fastest to send.
+
+    Attributes:
+        place: File or dataset.
+        number: Its number there, from 1.
+        raw: The row, or why it cannot be read.
+    """
+
+    place: str
+    number: int
+    raw: RawRow
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source that was found and counted.
+
+    Attributes:
+        name: As the configuration names it.
+        columns: What it has; where each row has columns of its own, those of the first rows.
+        count: Rows, usable or not.
+        read: Reads all of them, in the same order every time.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    count: int
+    read: Callable[[], Iterator[NumberedRow]]
 
 
 def is_file_source(source: str) -> bool:
     """Whether a data source is a path, glob or URL of files, as opposed to a hub id."""
+    if source == TABLE:
+        return False
     if "://" in source or source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
         return True
-    return Path(source).suffix in READERS or os.path.exists(source)
+    return readers.ending_of(source) is not None or os.path.exists(source)
 
 
-def load_rows(
-    source: str,
-    *,
-    subset: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: Path,
-) -> "Dataset":
-    """Read every row of a source, memory-mapped.
+def is_hub_source(source: str) -> bool:
+    """Whether a data source is the id of a hub dataset."""
+    return source != TABLE and not is_file_source(source)
+
+
+def open_source(
+    config: "DataSource", *, scratch: Path, token: str | None = None, table: Sequence[Path] = ()
+) -> OpenSource:
+    """Find a source and count its rows.
 
     Args:
-        source: Hub dataset id, or a path, glob, s3:// or gs:// URL of JSONL, CSV or Parquet files.
-        subset: Config name of a hub dataset.
-        split: Split of a hub dataset.
-        revision: Commit, tag or branch of a hub dataset.
+        config: The source.
+        scratch: Folder to bring remote files and hub datasets to.
         token: Hub token.
-        cache_dir: Where the memory-mapped copy is kept.
+        table: Parquet files of the table that the workflow was given.
 
     Returns:
-        The rows, as a `datasets.Dataset`.
+        The source, to be read as often as needed.
 
     Raises:
         DataError: No such file or dataset, a file that cannot be read, or no rows at all.
         TransientError: The hub or the blob store did not answer.
     """
-    if is_file_source(source):
-        rows = _load_files(source, cache_dir)
-    else:
-        rows = _load_from_hub(source, subset, split, revision, token, cache_dir)
-    if len(rows) == 0:
-        raise _no_rows(source)
-    return rows
+    is_hub = is_hub_source(config.source)
+    opened = _open_hub(config, token, scratch) if is_hub else _open_files(config, scratch, table)
+    if opened.count == 0:
+        raise _no_rows(opened.name)
+    return opened
 
 
 def version(source: str, revision: str | None = None, token: str | None = None) -> str:
@@ -72,13 +107,15 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
 
     Returns:
         A SHA-256 over the content of local files, over the store's own checksums for remote files, or the hub
-        dataset's commit.
+        dataset's commit; empty for a workflow's table, which Flyte tells apart itself.
 
     Raises:
         DataError: No such file or dataset.
         TransientError: The hub did not answer.
     """
-    if not is_file_source(source):
+    if source == TABLE:
+        return ""
+    if is_hub_source(source):
         with hub.explained_errors("data.source", source, DataError):
             return hub.commit_of(source, revision, token, repo_type="dataset")
     digest = hashlib.sha256()
@@ -88,61 +125,105 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
     return digest.hexdigest()[:16]
 
 
-def _load_files(source: str, cache_dir: Path) -> "Dataset":
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+def versions(data: "DataConfig", token: str | None = None) -> str:
+    """What all sources of a run hold now: their versions, in order, with + between them."""
+    return "+".join(version(source.source, source.revision, token) for source in data.all_sources)
 
-    reader, files = _reader(source), _files(source)
-    try:
-        options = _all_text(files[0]) if reader == "csv" else {}
-        return load_dataset(reader, data_files=files, split="train", cache_dir=str(cache_dir), **options)
-    except FileNotFoundError as error:
-        raise _missing(source) from error
-    except StopIteration as error:  # how `datasets` says that no file has a row in it
-        raise _no_rows(source) from error
-    except (DatasetGenerationError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        if "corresponds to no data" in str(error):
-            raise _no_rows(source) from error
-        cause = error.__cause__ or error
+
+def pinned(data: "DataConfig", version_text: str) -> "DataConfig":
+    """The same sources, with hub datasets at the commits that `versions` found, whatever their branches hold by now."""
+
+    def pin(source: "Source", commit: str) -> "Source":
+        return source.model_copy(update={"revision": commit}) if is_hub_source(source.source) else source
+
+    commits = version_text.split("+")
+    if not data.sources:
+        return pin(data, commits[0])
+    pairs = zip(data.sources, commits, strict=True)
+    return data.model_copy(update={"sources": tuple(pin(source, commit) for source, commit in pairs)})
+
+
+def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path]) -> OpenSource:
+    places = {str(file): TABLE for file in table} if config.source == TABLE else _local_files(config.source, scratch)
+    if not places:
         raise DataError.single(
-            "data.source", source, f"could not be read as {reader}: {cause}.", "Repair the file."
-        ) from error
+            "data.source", TABLE, "this workflow was given no table.", "Run the workflow that takes one."
+        )
+
+    def read() -> Iterator[NumberedRow]:
+        for file, place in places.items():
+            for number, raw in readers.read_file(Path(file), config.sample_by):
+                yield NumberedRow(place, number, raw)
+
+    columns: dict[str, None] = {}
+    count = 0
+    for file in map(Path, places):
+        columns |= dict.fromkeys(readers.columns_of(file, config.sample_by))
+        count += readers.count_rows(file, config.sample_by)
+    return OpenSource(config.source, tuple(columns), count, read)
 
 
-def _all_text(csv_file: str) -> dict[str, Any]:
-    """Options to read a CSV file as it is: otherwise an answer "NA" is missing, and "007" is the number 7."""
-    import fsspec
-    from datasets import Features, Value
-
-    with fsspec.open(csv_file, "rt", encoding="utf-8", newline="") as stream:
-        header = next(csv.reader(stream))
-    return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
-
-
-def _load_from_hub(
-    source: str, subset: str | None, split: str, revision: str | None, token: str | None, cache_dir: Path
-) -> "Dataset":
-    from datasets import load_dataset
-
-    with hub.explained_errors("data.source", source, DataError):
-        try:
-            return load_dataset(source, subset, split=split, revision=revision, token=token, cache_dir=str(cache_dir))
-        except ValueError as error:
-            raise DataError.single(
-                "data.split", split, f"{source} (subset {subset}): {error}", "Name a subset and a split that it has."
-            ) from error
-
-
-def _reader(source: str) -> str:
-    suffix = Path(source.rstrip("*")).suffix
-    if suffix not in READERS:
+def _local_files(source: str, scratch: Path) -> dict[str, str]:
+    """The files of a source on this disk, each with the name a person knows it by."""
+    if readers.ending_of(source) is None:
         raise DataError.single(
             "data.source",
             source,
             "is not a file this package reads.",
-            f"Give files that end in {', '.join(READERS)}, or a hub dataset id as owner/name.",
+            f"Give files that end in {', '.join(readers.ENDINGS)}, a glob of them, or a hub dataset id (owner/name).",
         )
-    return READERS[suffix]
+    files = _files(source)
+    if "://" not in source:
+        return {file: file for file in files}
+    import fsspec
+
+    filesystem, _path = fsspec.core.url_to_fs(source)
+    places = {}
+    for number, url in enumerate(files):
+        local = scratch / f"{number:05}" / url.rpartition("/")[2]
+        local.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            filesystem.get(filesystem._strip_protocol(url), str(local))
+        except PermissionError as error:
+            raise _not_permitted(url, error) from error
+        except OSError as error:
+            raise TransientError(f"The store of {url} did not answer: {error}") from error
+        places[str(local)] = url
+    return places
+
+
+def _open_hub(config: "DataSource", token: str | None, scratch: Path) -> OpenSource:
+    rows = _load_from_hub(config, token, scratch)
+
+    def read() -> Iterator[NumberedRow]:
+        numbers = itertools.count(1)
+        for table in rows.with_format("arrow").iter(_BATCH_ROWS):
+            for raw in readers.rows_of_batch(table):
+                yield NumberedRow(config.source, next(numbers), raw)
+
+    return OpenSource(config.source, tuple(rows.column_names), len(rows), read)
+
+
+def _load_from_hub(config: "DataSource", token: str | None, scratch: Path) -> "Dataset":
+    from datasets import load_dataset
+
+    with hub.explained_errors("data.source", config.source, DataError):
+        try:
+            return load_dataset(
+                config.source,
+                config.subset,
+                split=config.split,
+                revision=config.revision,
+                token=token,
+                cache_dir=str(scratch),
+            )
+        except ValueError as error:
+            raise DataError.single(
+                "data.split",
+                config.split,
+                f"{config.source} (subset {config.subset}): {error}",
+                "Name a subset and a split that it has.",
+            ) from error
 
 
 def _files(source: str) -> list[str]:
@@ -159,12 +240,16 @@ def _files(source: str) -> list[str]:
         except (ImportError, ValueError) as error:
             raise DataError.single("data.source", source, f"cannot be read: {error}.", "Use s3:// or gs://.") from error
         except PermissionError as error:
-            raise DataError.single("data.source", source, f"may not be read: {error}.", "Grant read access.") from error
+            raise _not_permitted(source, error) from error
         except OSError as error:
             raise TransientError(f"The store of {source} did not answer: {error}") from error
     if not files:
         raise _missing(source)
     return files
+
+
+def _not_permitted(source: str, error: PermissionError) -> DataError:
+    return DataError.single("data.source", source, f"may not be read: {error}.", "Grant read access.")
 
 
 def _no_rows(source: str) -> DataError:

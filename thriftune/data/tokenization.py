@@ -1,10 +1,13 @@
 """From marked text to token ids and labels. Labels come from token offsets, never from counting a prompt's tokens."""
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from thriftune.data.formats import Conversation, MarkedText, RowError
+from thriftune.config import LongRows
+from thriftune.data.examples import MarkedText
 from thriftune.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,91 +22,169 @@ class TokenRow:
 
     Attributes:
         input_ids: Shape [length].
-        labels: Shape [length]; the token id where the model is trained, `IGNORED` elsewhere.
-        truncated: Whether tokens were cut off at the end.
+        labels: Shape [length]; the token id where the model is trained, `IGNORED` elsewhere. The first is always
+            `IGNORED`: nothing comes before it to predict it from.
     """
 
     input_ids: list[int]
     labels: list[int]
-    truncated: bool = False
 
     @property
     def trained_tokens(self) -> int:
-        """Number of tokens that carry loss. The first one never does: nothing comes before it to predict it from."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        """Number of tokens that carry loss."""
+        return len(self.labels) - self.labels.count(IGNORED)
 
 
-def tokenize(
-    texts: Sequence[MarkedText],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_length: int,
-    train_on_inputs: bool = False,
-) -> list[list[TokenRow]]:
-    """Tokenize a batch of texts of one kind, in one call.
+class Tokenization:
+    """Tokenizes marked texts with one tokenizer; made once in each worker."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, train_on_inputs: bool = False) -> None:
+        """Take what is needed of a tokenizer.
+
+        Args:
+            tokenizer: A fast tokenizer (one that knows character offsets) with an EOS token.
+            train_on_inputs: Label every token, not only answers.
+        """
+        self.tokenizer = tokenizer
+        self.eos = int(tokenizer.eos_token_id)
+        self._train_on_inputs = train_on_inputs
+        # Underneath transformers' wrapper: that turns every offset of every token into Python objects first.
+        self._backend: Any = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._opening = self._tokens_before_text()
+
+    def tokenize(self, texts: Sequence[MarkedText]) -> list[TokenRow]:
+        """Tokenize a batch of texts, in one call.
+
+        Args:
+            texts: What the rows say.
+
+        Returns:
+            A row for each. EOS closes its last answer exactly once; BOS opens it exactly once if the tokenizer uses it.
+        """
+        # Where everything is trained on, nothing has to be located, and the tokenizer need not keep track of places.
+        encode = self._backend.encode_batch_fast if all(map(_is_all_answer, texts)) else self._backend.encode_batch
+        encodings = encode([text.text for text in texts], add_special_tokens=False)
+        return [self._labelled(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
+
+    def _tokens_before_text(self) -> list[int]:
+        """What the tokenizer puts before every text: BOS, or nothing. What it puts after it is EOS, added here."""
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        dressed = self._backend.encode("a", add_special_tokens=True).ids
+        start = next(i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare)
+        return list(dressed[:start])
+
+    def _labelled(self, encoding: Any, text: MarkedText) -> TokenRow:
+        ids: list[int] = encoding.ids
+        is_open = text.is_rendered or ids[: len(self._opening)] == self._opening
+        opening = [] if is_open else self._opening
+        is_all = self._train_on_inputs or _is_all_answer(text)
+        labels, last = (list(ids), len(ids) - 1) if is_all else ([IGNORED] * len(ids), -1)
+        for answer in () if _is_all_answer(text) else text.answers:
+            first, last = _token_span(encoding, answer, len(ids))
+            labels[first : last + 1] = ids[first : last + 1]
+        ids, labels = opening + ids, [IGNORED] * len(opening) + labels
+        closing = last + len(opening) if last >= 0 else len(ids) - 1
+        if ids and ids[closing] == self.eos:
+            labels[closing] = self.eos
+        elif ids and ids[-1] == self.eos:
+            labels[-1] = self.eos
+        else:
+            ids, labels = [*ids, self.eos], [*labels, self.eos]
+        labels[0] = IGNORED
+        return TokenRow(ids, labels)
+
+
+def _is_all_answer(text: MarkedText) -> bool:
+    return text.answers == ((0, len(text.text)),)
+
+
+def _token_span(encoding: Any, answer: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """The first and last token that hold characters of an answer; (0, -1) when none does.
+
+    A token that straddles the border holds part of the answer, so it belongs to it. White space between tokens may
+    belong to none, and one character may be several tokens (bytes of an emoji).
+    """
+    start, end = answer
+    first = next((t for c in range(start, end) if (t := encoding.char_to_token(c)) is not None), None)
+    if first is None:
+        return 0, -1
+    last: int = next(t for c in range(end - 1, start - 1, -1) if (t := encoding.char_to_token(c)) is not None)
+    while last + 1 < tokens and (span := encoding.token_to_chars(last + 1)) and span[0] < end and span[1] > start:
+        last += 1
+    return first, last
+
+
+def fit(row: TokenRow, max_length: int, policy: LongRows) -> list[TokenRow]:
+    """Bring a row to the maximum length.
 
     Args:
-        texts: What the rows say; with or without BOS in them, but all alike.
-        tokenizer: A fast tokenizer (one that knows character offsets).
+        row: Any row.
         max_length: Longest row, in tokens.
-        train_on_inputs: Label every token, not only answers.
+        policy: What becomes of a longer one.
 
     Returns:
-        For each text its token rows: one, or several for a text that was split. EOS closes each text exactly once,
-        BOS opens it exactly once if the tokenizer uses one.
+        The row; or its beginning, its pieces, or nothing. Pieces overlap by one token: the first token of a row has
+        nothing to be predicted from, so without the overlap one prediction per piece would be lost, at worst the EOS.
     """
-    if not texts:
+    length = len(row.input_ids)
+    if length <= max_length:
+        return [row]
+    if policy == "drop":
         return []
-    encoded = tokenizer(
-        [text.text for text in texts],
-        add_special_tokens=not texts[0].has_special_tokens,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    eos = int(tokenizer.eos_token_id)
+    if policy == "truncate":
+        return [TokenRow(row.input_ids[:max_length], row.labels[:max_length])]
     return [
-        _fit(_label(ids, offsets, text.answers, eos, train_on_inputs), max_length, text.split_when_long)
-        for ids, offsets, text in zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
+        TokenRow(row.input_ids[start : start + max_length], [IGNORED, *row.labels[start + 1 : start + max_length]])
+        for start in range(0, length - 1, max_length - 1)
     ]
 
 
-def as_text(item: MarkedText | Conversation, tokenizer: "PreTrainedTokenizerBase") -> MarkedText:
-    """What a row says as marked text; a conversation goes through the tokenizer's chat template.
+def digest(text: MarkedText, piece: int) -> bytes:
+    """16 bytes that are equal for two pieces of examples only when they say and train the same."""
+    hashed = hashlib.blake2b(text.text.encode(), digest_size=16)
+    hashed.update(repr((text.answers, piece)).encode())
+    return hashed.digest()
 
-    Raises:
-        RowError: The template refuses the conversation, or changes earlier turns when later ones come.
+
+class ForbiddenText:
+    """Finds what no row may spell out: NUL, what is not Unicode, and, unless allowed, the tokenizer's special tokens.
+
+    A special token that a row spells out would be read as the token itself: a quoted "</s>" would end the text, and
+    "<|im_start|>system" would be a system message that a user wrote.
     """
-    return item if isinstance(item, MarkedText) else _render(item, tokenizer)
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, allow_special_tokens: bool = False) -> None:
+        """Collect the special tokens of a tokenizer."""
+        added = tokenizer.added_tokens_decoder.values()
+        names = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+        spelled = [] if allow_special_tokens else sorted(names, key=len, reverse=True)
+        self._openings = {name[0] for name in spelled}  # looked for first: a hundred names are slow to search for
+        self._special = re.compile("|".join(map(re.escape, spelled)))
+
+    def reasons(self, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """Why a row cannot be used: one reason for each (column, text) with something forbidden in it."""
+        for column, text in texts:
+            if "\0" in text:
+                yield f"column {column!r} holds a NUL character"
+            if not text.isascii() and not _is_unicode(text):
+                yield f"column {column!r} is not UTF-8"
+            if any(opening in text for opening in self._openings) and (found := self._special.search(text)):
+                yield f"column {column!r} spells out the special token {found.group()!r}"
 
 
-def _render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> MarkedText:
-    """Apply the chat template, and find each assistant turn in the text it makes.
-
-    The turn is what the template adds between the prompt for it and the conversation up to and including it: found
-    in characters, so no token can be miscounted.
-    """
-    messages = [dict(m) for m in conversation.messages]
-    if messages[0]["role"] == "assistant":
-        raise RowError("the conversation opens with the assistant, so there is nothing that it answers")
-    text = _apply_template(messages, tokenizer, prompt=False)
-    answers = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _apply_template(messages[:number], tokenizer, prompt=True)
-        through = _apply_template(messages[: number + 1], tokenizer, prompt=False)
-        if not through.startswith(before) or not text.startswith(through):
-            raise RowError(
-                "the chat template rewrites earlier turns when later ones come, so answers cannot be located in it"
-            )
-        # White space after the closing token is the template's, not the model's to say.
-        answers.append((len(before), len(through.rstrip())))
-    return MarkedText(text, tuple(answers), has_special_tokens=True)
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: half a surrogate pair, or a byte that was not UTF-8, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def require_usable(tokenizer: "PreTrainedTokenizerBase", format_name: str) -> None:
-    """Refuse a tokenizer that cannot do what the format needs.
+def require_usable(tokenizer: "PreTrainedTokenizerBase", *, needs_chat_template: bool) -> None:
+    """Refuse a tokenizer that cannot do what the formats need.
 
     Raises:
         DataError: No character offsets, no EOS token, or no chat template for chat rows.
@@ -115,54 +196,10 @@ def require_usable(tokenizer: "PreTrainedTokenizerBase", format_name: str) -> No
         )
     if tokenizer.eos_token_id is None:
         raise DataError.single("model.source", name, "its tokenizer has no EOS token.", "Set eos_token in it.")
-    if format_name == "chat" and not tokenizer.chat_template:
+    if needs_chat_template and not tokenizer.chat_template:
         raise DataError.single(
             "data.format",
             "chat",
             "this model's tokenizer has no chat template (a base model has none).",
             "Use an instruct model, add chat_template.jinja to the model, or use format alpaca.",
         )
-
-
-def _apply_template(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", *, prompt: bool) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-    except TemplateError as error:
-        raise RowError(f"the model's chat template refuses it: {error}") from error
-
-
-def _label(
-    ids: list[int],
-    offsets: list[tuple[int, int]],
-    answers: Sequence[tuple[int, int]],
-    eos: int,
-    train_on_inputs: bool,
-) -> TokenRow:
-    """Label the tokens that lie in an answer, and close the row with EOS if its last answer does not end in one."""
-    # A token that straddles the border holds part of the answer and is trained; an empty one (BOS) is not.
-    in_answer = [any(s < end and e > start for start, end in answers) for s, e in offsets]
-    last = max((i for i, is_answer in enumerate(in_answer) if is_answer), default=-1)
-    if ids and ids[-1] == eos:
-        in_answer[-1] = True  # A tokenizer that appends EOS itself gives it the empty offset (0, 0).
-    elif not ids or ids[last] != eos:
-        ids, in_answer = [*ids, eos], [*in_answer, True]
-    labels = [t if is_answer or train_on_inputs else IGNORED for t, is_answer in zip(ids, in_answer, strict=True)]
-    return TokenRow(list(ids), labels)
-
-
-def _fit(row: TokenRow, max_length: int, split: bool) -> list[TokenRow]:
-    if len(row.input_ids) <= max_length:
-        return [row]
-    if not split:
-        return [TokenRow(row.input_ids[:max_length], row.labels[:max_length], truncated=True)]
-    # Each piece starts with the last token of the one before: the first token of a row has nothing to be predicted
-    # from, so without the overlap one prediction per piece would be lost, at worst the EOS.
-    return [
-        TokenRow(
-            row.input_ids[start : start + max_length],
-            row.labels[:max_length] if start == 0 else [IGNORED, *row.labels[start + 1 : start + max_length]],
-        )
-        for start in range(0, len(row.input_ids) - 1, max_length - 1)
-    ]

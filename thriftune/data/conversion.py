@@ -1,0 +1,192 @@
+"""A batch of rows into tokens: what each worker process does."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from thriftune.config import DataConfig
+from thriftune.data import chat
+from thriftune.data.examples import Conversation, MarkedText, RowError
+from thriftune.data.formats import Format, all_values, format_of
+from thriftune.data.readers import decode
+from thriftune.data.rejection import RejectedRow
+from thriftune.data.sources import NumberedRow
+from thriftune.data.tokenization import IGNORED, ForbiddenText, Tokenization, TokenRow, digest, fit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLES = 4  # held-out questions kept for the answers before and after
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to convert, all of one source.
+
+    Attributes:
+        source: Index of the source in the configuration.
+        rows: The rows.
+        held_out: For each, whether it is held out from training.
+    """
+
+    source: int
+    rows: list[NumberedRow]
+    held_out: list[bool]
+
+
+@dataclass
+class Converted:
+    """What became of a batch.
+
+    Attributes:
+        table: One line for each piece of an example: see `schema`.
+        rejected: Rows, or parts of rows, that cannot be used.
+        counts: How many rows were truncated, dropped ...: by (is held out, what).
+        samples: The first held-out questions of the batch, by the digest of their row.
+    """
+
+    table: "pa.RecordBatch"
+    rejected: list[RejectedRow] = field(default_factory=list)
+    counts: Counter[tuple[bool, str]] = field(default_factory=Counter)
+    samples: dict[bytes, dict[str, Any]] = field(default_factory=dict)
+
+
+def schema() -> "pa.Schema":
+    """Pieces of examples between conversion and arrangement.
+
+    Columns: input_ids and labels (lists of int32), digest (16 bytes), held_out, is_document, opens (whether it is the
+    first piece of its example).
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("input_ids", pa.list_(pa.int32())),
+            ("labels", pa.list_(pa.int32())),
+            ("digest", pa.binary(16)),
+            ("held_out", pa.bool_()),
+            ("is_document", pa.bool_()),
+            ("opens", pa.bool_()),
+        ]
+    )
+
+
+class Converter:
+    """Converts batches; made once in each worker."""
+
+    def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Prepare the formats of every source.
+
+        Args:
+            config: The data section of a run.
+            tokenizer: The tokenizer to use.
+        """
+        self._config = config
+        self._formats = formats(config)
+        self._tokenization = Tokenization(tokenizer, train_on_inputs=config.train_on_inputs)
+        self._forbidden = ForbiddenText(tokenizer, allow_special_tokens=config.special_tokens == "keep")
+
+    def convert(self, batch: Batch) -> Converted:
+        """Read, check, tokenize and cut the rows of a batch. Every row ends up in the table or among the rejected."""
+        result = Converted(table=None)
+        texts: list[MarkedText] = []
+        held_out: list[bool] = []
+        for row, is_held_out in zip(batch.rows, batch.held_out, strict=True):
+            result.counts[is_held_out, "rows"] += 1
+            for example in self._examples(row, self._formats[batch.source]):
+                if isinstance(example, RowError):
+                    result.rejected.append(RejectedRow(row.place, row.number, str(example)))
+                    result.counts[is_held_out, "rejected"] += 1
+                else:
+                    texts.append(example)
+                    held_out.append(is_held_out)
+        pieces = _Pieces()
+        for text, tokens, is_held_out in zip(texts, self._tokenization.tokenize(texts), held_out, strict=True):
+            kept = self._cut(text, tokens, is_held_out, result.counts)
+            for number, piece in kept:
+                pieces.add(piece, digest(text, number), is_held_out, text.is_document, number == kept[0][0])
+            if is_held_out and kept and len(result.samples) < SAMPLES:
+                result.samples[digest(text, kept[0][0])] = self._sample(text, kept[0][1])
+        result.table = pieces.table()
+        return result
+
+    def _examples(self, row: NumberedRow, row_format: Format) -> Iterator[MarkedText | RowError]:
+        try:
+            values = decode(row.raw)
+            for reason in self._forbidden.reasons(all_values(values, row_format.all_columns)):
+                raise RowError(reason)
+            for example in row_format.read(values):
+                yield (
+                    chat.render(example, self._tokenization.tokenizer) if isinstance(example, Conversation) else example
+                )
+        except RowError as error:
+            yield error
+
+    def _cut(
+        self, text: MarkedText, row: TokenRow, held_out: bool, counts: Counter[tuple[bool, str]]
+    ) -> list[tuple[int, TokenRow]]:
+        """The pieces of a row that carry loss, with their numbers."""
+        policy = self._config.long_rows
+        if text.is_document:
+            if not self._config.packing:
+                return [(0, row)]  # joined with its neighbours before it is cut
+            policy = "split"
+        pieces = fit(row, self._config.max_length, policy)
+        useful = [(number, piece) for number, piece in enumerate(pieces) if piece.trained_tokens]
+        if len(row.input_ids) > self._config.max_length:
+            counts[held_out, "too_long"] += 1
+            done = {"truncate": "truncated", "drop": "dropped", "split": "split"}[policy]
+            counts[held_out, done if useful else "dropped"] += 1
+            counts[held_out, "pieces_without_answer"] += len(pieces) - len(useful) if useful else 0
+        elif not useful:
+            counts[held_out, "dropped"] += 1
+        return useful
+
+    def _sample(self, text: MarkedText, row: TokenRow) -> dict[str, Any]:
+        """A question for the model to answer before and after training: a row cut where its last answer starts."""
+        labels = row.labels
+        last = max(i for i, label in enumerate(labels) if label != IGNORED and (i == 0 or labels[i - 1] == IGNORED))
+        # Where all of a row but BOS is trained on, there is no question: let the model continue from the middle.
+        start = last if last > 1 else min(len(labels), self._config.max_length) // 2
+        tokens = row.input_ids[: self._config.max_length]
+        reference = self._tokenization.tokenizer.decode(tokens[start:], skip_special_tokens=True)
+        return {"input_ids": tokens[:start], "question": text.question, "reference": reference}
+
+
+def formats(config: DataConfig) -> list[Format]:
+    """The format of each source, over its own column names."""
+    return [
+        format_of(s.format or "", columns=s.columns, template=s.template, trained_fields=s.trained_fields)
+        for s in config.all_sources
+    ]
+
+
+class _Pieces:
+    """Columns of the table, filled piece by piece."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._labels: list[int] = []
+        self._ends: list[int] = [0]
+        self._rest: list[tuple[bytes, bool, bool, bool]] = []
+
+    def add(self, row: TokenRow, key: bytes, held_out: bool, is_document: bool, opens: bool) -> None:
+        self._ids += row.input_ids
+        self._labels += row.labels
+        self._ends.append(len(self._ids))
+        self._rest.append((key, held_out, is_document, opens))
+
+    def table(self) -> "pa.RecordBatch":
+        import numpy as np
+        import pyarrow as pa
+
+        ends = pa.array(self._ends, pa.int32())
+        lists = [
+            pa.ListArray.from_arrays(ends, pa.array(np.array(values, dtype=np.int32)))
+            for values in (self._ids, self._labels)
+        ]
+        columns: Sequence[tuple[Any, ...]] = list(zip(*self._rest, strict=True)) or [(), (), (), ()]
+        rest = [pa.array(column, kind.type) for column, kind in zip(columns, list(schema())[2:], strict=True)]
+        return pa.RecordBatch.from_arrays([*lists, *rest], schema=schema())

@@ -1,0 +1,66 @@
+"""Examples that say the same: found by sorting their digests on disk, a part of them at a time."""
+
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# Digests sorted at once: 24 bytes each, so 12 MiB, however many there are.
+_SORTED_AT_ONCE = 1 << 19
+_SCANNED_AT_ONCE = 1 << 18
+
+
+class Copy(IntEnum):
+    """What to do with a piece of an example."""
+
+    KEEP = 0
+    DUPLICATE = 1
+    LEAKED = 2
+
+
+def find_copies(digests: Path, held_out: Path, destination: Path, *, deduplicate: bool, leakage_check: bool) -> None:
+    """Decide for each piece of an example whether it is a copy of another.
+
+    Args:
+        digests: File with 16 bytes for each.
+        held_out: File with a byte for each: 1 where it is held out from training, else 0.
+        destination: File to write, with a `Copy` as a byte for each.
+        deduplicate: Mark all but the first of equal ones as duplicates.
+        leakage_check: Mark as leaked what trains and is also held out.
+    """
+    import numpy as np
+
+    count = digests.stat().st_size // 16
+    destination.write_bytes(b"\0" * count)
+    if count == 0 or not (deduplicate or leakage_check):
+        return
+    keys = np.memmap(digests, dtype=np.uint64, mode="r", shape=(count, 2))
+    sides = np.memmap(held_out, dtype=np.uint8, mode="r", shape=(count,))
+    marks = np.memmap(destination, dtype=np.uint8, mode="r+", shape=(count,))
+    parts = -(-count // _SORTED_AT_ONCE)
+    for part in range(parts):
+        rows = _rows_of_part(keys, part, parts)
+        rows = rows[np.lexsort((rows, keys[rows, 1], keys[rows, 0]))]
+        opens_group = np.ones(len(rows), dtype=bool)
+        opens_group[1:] = (keys[rows[1:]] != keys[rows[:-1]]).any(axis=1)
+        if leakage_check:
+            group = np.cumsum(opens_group) - 1
+            is_held_out = np.bincount(group, weights=sides[rows]) > 0
+            marks[rows[is_held_out[group] & (sides[rows] == 0)]] = Copy.LEAKED
+        if deduplicate:
+            marks[rows[~opens_group]] = Copy.DUPLICATE
+    marks.flush()
+
+
+def _rows_of_part(keys: "npt.NDArray[np.uint64]", part: int, parts: int) -> "npt.NDArray[np.int64]":
+    """The rows whose digests fall into a part; equal digests fall into the same."""
+    import numpy as np
+
+    found = []
+    for start in range(0, len(keys), _SCANNED_AT_ONCE):
+        chunk = keys[start : start + _SCANNED_AT_ONCE, 0] % np.uint64(parts)
+        found.append(np.flatnonzero(chunk == np.uint64(part)) + start)
+    return np.concatenate(found)

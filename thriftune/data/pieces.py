@@ -1,0 +1,110 @@
+"""The pieces of examples on disk, between conversion and arrangement, and what was counted on the way."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune.data.arrangement import Rows, rows_of
+from thriftune.data.conversion import SAMPLES, Converted, schema
+from thriftune.data.duplicates import find_copies
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_CANDIDATES = 64  # samples kept until it is known which of them are copies
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the pieces, in order.
+
+    Attributes:
+        rows: Their tokens.
+        train: For each, whether it trains; else it is held out.
+        is_document: For each, whether it is joined with others.
+        opens: For each, whether it is the first piece of its example.
+        copies: For each, a `Copy`.
+    """
+
+    rows: Rows
+    train: "npt.NDArray[np.bool_]"
+    is_document: "npt.NDArray[np.bool_]"
+    opens: "npt.NDArray[np.bool_]"
+    copies: "npt.NDArray[np.uint8]"
+
+
+class Pieces:
+    """Written once, then read once in the same order."""
+
+    def __init__(self, folder: Path) -> None:
+        """Choose where they lie.
+
+        Args:
+            folder: A scratch folder.
+        """
+        self.counts: Counter[tuple[bool, str]] = Counter()
+        self.reasons: dict[str, int] = {}
+        self._table, self._copies = folder / "pieces.arrow", folder / "copies.bin"
+        self._digests, self._sides = folder / "digests.bin", folder / "sides.bin"
+        self._candidates: dict[bytes, dict[str, Any]] = {}
+        self._kept: set[bytes] = set()
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[[Converted], None]]:
+        """Gives a function that appends what became of a batch."""
+        import numpy as np
+        import pyarrow as pa
+
+        with (
+            pa.OSFile(str(self._table), "wb") as file,
+            pa.ipc.new_stream(file, schema(), options=pa.ipc.IpcWriteOptions(compression="lz4")) as table,
+            self._digests.open("wb") as digests,
+            self._sides.open("wb") as sides,
+        ):
+
+            def write(converted: Converted) -> None:
+                table.write_batch(converted.table)
+                digests.write(b"".join(converted.table.column("digest").to_pylist()))
+                held_out = converted.table.column("held_out").to_numpy(zero_copy_only=False)
+                sides.write(held_out.astype(np.uint8).tobytes())
+                self.counts.update(converted.counts)
+                if len(self._candidates) < _CANDIDATES:
+                    for key, sample in converted.samples.items():
+                        self._candidates.setdefault(key, sample)
+
+            yield write
+
+    def find_copies(self, *, deduplicate: bool, leakage_check: bool) -> None:
+        """Decide which pieces are copies of others."""
+        find_copies(self._digests, self._sides, self._copies, deduplicate=deduplicate, leakage_check=leakage_check)
+
+    def parts(self) -> Iterator[Part]:
+        """All pieces, a bounded lot at a time."""
+        import numpy as np
+        import pyarrow as pa
+
+        with (
+            pa.OSFile(str(self._table), "rb") as file,
+            pa.ipc.open_stream(file) as table,
+            self._copies.open("rb") as copies,
+        ):
+            for batch in table:
+                flags = {
+                    name: batch.column(name).to_numpy(zero_copy_only=False)
+                    for name in ("held_out", "is_document", "opens")
+                }
+                marks = np.frombuffer(copies.read(batch.num_rows), dtype=np.uint8)
+                if len(self._kept) < SAMPLES:
+                    self._keep_samples(batch.column("digest").to_pylist(), (marks == 0) & flags["held_out"])
+                yield Part(rows_of(batch), ~flags["held_out"], flags["is_document"], flags["opens"], marks)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The first held-out questions that are no copies; after `parts` was read to its end."""
+        return [sample for key, sample in self._candidates.items() if key in self._kept][:SAMPLES]
+
+    def _keep_samples(self, digests: list[bytes], is_held_out: "npt.NDArray[np.bool_]") -> None:
+        self._kept |= {key for key, held in zip(digests, is_held_out, strict=True) if held and key in self._candidates}

@@ -1,0 +1,256 @@
+"""Rows out of files, one at a time and in bounded memory: JSON Lines, JSON, CSV, TSV, text and Parquet.
+
+A row that cannot be read is an error in its place, never the end of the file; one error says why a file cannot be.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from thriftune.data.examples import Row, RowError
+from thriftune.errors import DataError
+
+SampleBy = Literal["line", "paragraph", "document"]
+# A line of JSON stays bytes until a worker parses it.
+RawRow = bytes | dict[str, Any] | RowError
+_NumberedRows = Iterator[tuple[int, RawRow]]
+
+_READ_ROWS = 1000
+_ROWS_FOR_COLUMNS = 100
+_UTF8_BOM = b"\xef\xbb\xbf"
+_COMPRESSIONS = (".gz", ".zst")
+
+
+def decode(raw: RawRow) -> Row:
+    """A row as a mapping from columns to values.
+
+    Raises:
+        RowError: It is not one.
+    """
+    if isinstance(raw, RowError):
+        raise raw
+    if isinstance(raw, bytes):
+        raw = _parse_json_line(raw)
+    return raw
+
+
+def _parse_json_line(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RowError("is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise RowError(f"is not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+        raise RowError("is not JSON that can be read") from error
+    if not isinstance(value, dict):
+        raise RowError(f"is a JSON {type(value).__name__}, not an object")
+    return value
+
+
+def _read_json_lines(file: Path, _sample_by: SampleBy) -> _NumberedRows:
+    with _open_binary(file) as stream:
+        for number, line in enumerate(stream, 1):
+            content = line.removeprefix(_UTF8_BOM) if number == 1 else line
+            if not content.isspace() and content:
+                yield number, content.rstrip(b"\r\n")
+
+
+def _read_json(file: Path, sample_by: SampleBy) -> _NumberedRows:
+    """A list of objects; or JSON Lines, which many write under this ending too."""
+    import ijson
+
+    with _open_binary(file) as stream:
+        opening = stream.read(1 << 16).removeprefix(_UTF8_BOM).lstrip()[:1]
+    if opening != b"[":
+        yield from _read_json_lines(file, sample_by)
+        return
+    with _open_binary(file) as stream:
+        try:
+            for number, value in enumerate(ijson.items(stream, "item", use_float=True), 1):
+                is_row = isinstance(value, dict)
+                yield number, value if is_row else RowError(f"is a JSON {type(value).__name__}, not an object")
+        except ijson.JSONError as error:
+            raise _unreadable(file, "JSON", error) from error
+
+
+def _read_csv(file: Path, _sample_by: SampleBy) -> _NumberedRows:
+    """Every value is text: an answer "NA" is not missing, and "007" is not the number 7."""
+    csv.field_size_limit(sys.maxsize)
+    with _open_text(file) as stream:
+        reader = csv.reader(stream, delimiter="\t" if ".tsv" in file.suffixes else ",")
+        header = next(reader, [])
+        if repeated := {name for name in header if header.count(name) > 1}:
+            raise _unreadable(file, "CSV", f"its header names {', '.join(sorted(repeated))} more than once")
+        number = 0
+        while True:
+            number += 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, RowError(f"is not CSV ({error})")
+                continue
+            if not fields:
+                number -= 1  # an empty line is no row
+            elif len(fields) != len(header):
+                yield number, RowError(f"has {len(fields)} fields, and the header has {len(header)}")
+            else:
+                yield number, dict(zip(header, fields, strict=True))
+
+
+def _read_text(file: Path, sample_by: SampleBy) -> _NumberedRows:
+    with _open_text(file) as stream:
+        if sample_by == "document":
+            text = stream.read()
+            if text and not text.isspace():
+                yield 1, {"text": text}
+            return
+        number, paragraph = 0, ""
+        for line in itertools.chain(stream, [""]):
+            is_empty = not line or line.isspace()
+            if not is_empty:
+                paragraph += line
+            if paragraph and (is_empty or sample_by == "line"):
+                number += 1
+                yield number, {"text": paragraph.rstrip("\r\n")}
+                paragraph = ""
+
+
+def _read_parquet(file: Path, _sample_by: SampleBy) -> _NumberedRows:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as table:
+        number = 0
+        for batch in table.iter_batches(batch_size=_READ_ROWS):
+            for row in rows_of_batch(batch):
+                number += 1
+                yield number, row
+
+
+def rows_of_batch(batch: Any) -> Iterator[RawRow]:
+    """The rows of an Arrow record batch; text that is not UTF-8 spoils its row only."""
+    try:
+        yield from batch.to_pylist()
+    except (UnicodeDecodeError, ValueError):
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except (UnicodeDecodeError, ValueError):
+                yield RowError("holds a value that is not UTF-8, or that cannot be read")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    name: str
+    read: Callable[[Path, SampleBy], _NumberedRows]
+    may_be_compressed: bool = True
+
+
+READERS = {
+    ".jsonl": _Reader("JSON Lines", _read_json_lines),
+    ".json": _Reader("JSON", _read_json),
+    ".csv": _Reader("CSV", _read_csv),
+    ".tsv": _Reader("TSV", _read_csv),
+    ".txt": _Reader("text", _read_text),
+    ".parquet": _Reader("Parquet", _read_parquet, may_be_compressed=False),
+}
+ENDINGS = tuple(
+    f"{ending}{compression}"
+    for ending, reader in READERS.items()
+    for compression in ("", *_COMPRESSIONS)
+    if not compression or reader.may_be_compressed
+)
+
+
+def ending_of(path: str) -> str | None:
+    """The ending in `ENDINGS` that a path or glob has, or None."""
+    name = path.lower().rstrip("*")
+    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
+
+
+def read_file(file: Path, sample_by: SampleBy = "paragraph") -> _NumberedRows:
+    """Read the rows of a file.
+
+    Args:
+        file: A local file whose ending is in `ENDINGS`.
+        sample_by: What a row of a text file is.
+
+    Yields:
+        The number of each row and the row. Rows count from 1; in JSON Lines they are numbered by line, in CSV from
+        the one after the header.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    import pyarrow as pa
+
+    reader = _reader_of(file)
+    try:
+        yield from reader.read(file, sample_by)
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise _unreadable(file, reader.name, error) from error
+
+
+def count_rows(file: Path, sample_by: SampleBy = "paragraph") -> int:
+    """How many rows `read_file` gives."""
+    if ending_of(file.name) == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(file).num_rows)
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(file, "Parquet", error) from error
+    return sum(1 for _ in read_file(file, sample_by))
+
+
+def columns_of(file: Path, sample_by: SampleBy = "paragraph") -> list[str]:
+    """The columns of a file: of its header or schema, or of its first hundred rows where each row has its own."""
+    if ending_of(file.name) == ".parquet":
+        import pyarrow.parquet as pq
+
+        return [str(name) for name in pq.read_schema(file).names]
+    names: dict[str, None] = {}
+    for _number, raw in itertools.islice(read_file(file, sample_by), _ROWS_FOR_COLUMNS):
+        try:
+            names |= dict.fromkeys(decode(raw))
+        except RowError:
+            continue
+    return list(names)
+
+
+def _reader_of(file: Path) -> _Reader:
+    ending = ending_of(file.name)
+    if ending is None:
+        raise _unreadable(file, "rows", f"its ending is none of {', '.join(ENDINGS)}")
+    return READERS["." + ending.split(".")[1]]
+
+
+def _open_binary(file: Path) -> io.BufferedReader:
+    if file.suffix.lower() == ".gz":
+        return cast("io.BufferedReader", gzip.open(file, "rb"))
+    if file.suffix.lower() == ".zst":
+        import pyarrow as pa
+
+        # Not fsspec's "zstd": zstandard's reader stops after the first frame, and parallel writers make several.
+        return io.BufferedReader(pa.CompressedInputStream(str(file), "zstd"))
+    return file.open("rb")
+
+
+def _open_text(file: Path) -> io.TextIOWrapper:
+    """Text as it is, line breaks included; bytes that are not UTF-8 become surrogates, which no row may hold."""
+    return io.TextIOWrapper(_open_binary(file), encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _unreadable(file: Path, kind: str, why: object) -> DataError:
+    return DataError.single("data.source", file, f"could not be read as {kind}: {why}.", "Repair the file.")

@@ -1,0 +1,303 @@
+"""The report of a preparation: report.json for programs, report.html for people, and a table for the log."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thriftune.data.prepared import POSITIONS, TRAIN
+from thriftune.data.statistics import DataStats, SplitStats
+from thriftune.data.tokenization import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HTML = "report.html"
+JSON = "report.json"
+
+_TEMPLATE = "report.html.jinja"
+_SAMPLES = 6
+_SAMPLE_CHARACTERS = 1500
+_SEGMENT_CHARACTERS = 500  # longer ones lose their middle, so that one sees where loss starts and ends
+_CONTEXT_TOKENS = 4  # decoded before a segment: some tokenizers drop the space that a text starts with
+_PAGE_REASONS = 50
+_LOG_COLUMNS = 110
+_LOG_SOURCES, _LOG_REASONS = 2, 3
+
+Decode = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Text of consecutive tokens that are alike.
+
+    Attributes:
+        text: What they say.
+        trained: Whether they carry loss.
+        special: Whether they are special tokens.
+        left_out: Characters left out here; `text` is empty then.
+    """
+
+    text: str
+    trained: bool
+    special: bool = False
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training row to look at.
+
+    Attributes:
+        number: Its number in train.parquet, from 1.
+        tokens: Tokens in it.
+        trained_tokens: Those of them that carry loss.
+        examples: Examples in it.
+        shown: The first of them that fit, as segments.
+        left_out: Characters after what is shown.
+    """
+
+    number: int
+    tokens: int
+    trained_tokens: int
+    examples: int
+    shown: list[list[Segment]]
+    left_out: int
+
+
+def write(stats: DataStats, directory: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Write report.json and report.html beside the prepared rows. The same rows give the same bytes.
+
+    Args:
+        stats: What became of the rows.
+        directory: The prepared dataset, with train.parquet in it.
+        tokenizer: The tokenizer of its rows.
+    """
+    (directory / JSON).write_text(json.dumps(asdict(stats), indent=2) + "\n", encoding="utf-8")
+    page = render(stats, read_samples(directory / TRAIN, tokenizer))
+    # A file name that is not UTF-8 comes as half of a surrogate pair, which UTF-8 has no bytes for.
+    (directory / HTML).write_text(page, encoding="utf-8", errors="backslashreplace")
+
+
+def render(stats: DataStats, samples: Sequence[Sample]) -> str:
+    """The report as one HTML page that loads nothing.
+
+    Args:
+        stats: What became of the rows.
+        samples: Rows to show; their text is escaped.
+    """
+    from importlib.resources import files
+
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "percent": percent, "read": examples_read}
+    environment.globals |= {"share": share, "zip": zip}
+    source = files("thriftune.data").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    reasons = Counter(stats.reasons).most_common()
+    return environment.from_string(source).render(
+        stats=stats, samples=samples, reasons=reasons[:_PAGE_REASONS], more_reasons=len(reasons[_PAGE_REASONS:])
+    )
+
+
+def number(count: int) -> str:
+    """A count with thousands separators."""
+    return f"{count:,}"
+
+
+def percent(value: float) -> str:
+    """A share to read: never 0 % of something, nor 100 % of less than all."""
+    if 0 < value < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= value < 1:
+        return ">99.9%"
+    return f"{value:.1%}"
+
+
+def share(part: int, whole: int) -> float:
+    """`part` of `whole`, from 0 to 1; none of nothing is 0."""
+    return part / whole if whole else 0.0
+
+
+def examples_read(split: SplitStats) -> int:
+    """Examples of a split before any was left out."""
+    return split.examples + split.dropped + split.duplicates + split.leaked
+
+
+def read_samples(file: Path, tokenizer: "PreTrainedTokenizerBase") -> list[Sample]:
+    """Some rows of a Parquet file, as text. Reads no more row groups than it takes: most often one.
+
+    Args:
+        file: Rows of a split.
+        tokenizer: Their tokenizer.
+
+    Returns:
+        Rows from all over the first row group: where packed, it starts with the longest examples.
+    """
+    import pyarrow.parquet as pq
+
+    added = tokenizer.added_tokens_decoder.items()
+    special = {token_id for token_id, token in added if token.special} | set(tokenizer.all_special_ids)
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    samples: list[Sample] = []
+    with pq.ParquetFile(file) as parquet:
+        columns = [name for name in ("input_ids", "labels", POSITIONS) if name in parquet.schema_arrow.names]
+        first = 1
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if indices := spread(rows, _SAMPLES - len(samples)):
+                taken = parquet.read_row_group(group, columns=columns).take(indices).to_pylist()
+                samples += [sample(first + i, row, special, decode) for i, row in zip(indices, taken, strict=True)]
+            first += rows
+            if len(samples) == _SAMPLES:
+                break
+    return samples
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the indices from 0 to `count` - 1, evenly spaced."""
+    wanted = min(count, wanted)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+def sample(row_number: int, row: dict[str, list[int]], special: set[int], decode: Decode) -> Sample:
+    """A row as text.
+
+    Args:
+        row_number: Its number in the file, from 1.
+        row: Its input_ids, labels and, if packed, position_ids.
+        special: Ids of the special tokens.
+        decode: Gives the text of token ids.
+    """
+    ids, labels = row["input_ids"], row["labels"]
+    starts = [i for i, position in enumerate(row.get(POSITIONS, [])) if position == 0] or [0]
+    examples = [
+        list(segments(ids[start:end], labels[start:end], special, decode))
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
+    ]
+    shown, left_out = shortened(examples)
+    return Sample(row_number, len(ids), len(labels) - labels.count(IGNORED), len(examples), shown, left_out)
+
+
+def segments(ids: list[int], labels: list[int], special: set[int], decode: Decode) -> Iterator[Segment]:
+    """An example as text, cut where training starts or ends and around special tokens.
+
+    Args:
+        ids: Tokens of the example.
+        labels: Their labels.
+        special: Ids of the special tokens.
+        decode: Gives the text of token ids.
+
+    Yields:
+        Segments that together say what the example says.
+    """
+    kinds = ((label != IGNORED, token in special) for token, label in zip(ids, labels, strict=True))
+    end = 0
+    for (is_trained, is_special), tokens in groupby(kinds):
+        start, end = end, end + len(list(tokens))
+        context = ids[max(0, start - _CONTEXT_TOKENS) : start]
+        before, text = decode(context), decode(context + ids[start:end])
+        # Where the bytes of a character go on over the border, the text before it is no beginning of the whole.
+        text = text[len(before) :] if text.startswith(before) else decode(ids[start:end])
+        yield Segment(text, is_trained, is_special)
+
+
+def shortened(
+    examples: list[list[Segment]], limit: int = _SAMPLE_CHARACTERS, longest: int = _SEGMENT_CHARACTERS
+) -> tuple[list[list[Segment]], int]:
+    """Shorten the text of a row.
+
+    Args:
+        examples: The segments of each of its examples.
+        limit: Characters to show of all of them.
+        longest: Characters to show of a segment; the middle of a longer one is left out.
+
+    Returns:
+        The segments to show, and how many characters follow them.
+    """
+    shown: list[list[Segment]] = []
+    for example in examples:
+        if limit > 0:
+            shown.append([])
+        for segment in (part for whole in example for part in _without_middle(whole, longest)):
+            if limit > 0:
+                shown[-1].append(replace(segment, text=segment.text[:limit]))
+                limit -= len(segment.text)
+    total = sum(len(segment.text) for example in examples for segment in example)
+    return shown, total - sum(len(segment.text) + segment.left_out for example in shown for segment in example)
+
+
+def _without_middle(segment: Segment, longest: int) -> list[Segment]:
+    left_out = len(segment.text) - longest
+    if left_out <= 0:
+        return [segment]
+    head, tail = segment.text[: longest // 2], segment.text[longest // 2 + left_out :]
+    return [replace(segment, text=head), replace(segment, text="", left_out=left_out), replace(segment, text=tail)]
+
+
+def summary(stats: DataStats) -> str:
+    """What became of the rows on one screen, as plain text."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("train", "validation"):
+        table.add_column(name, justify="right")
+        table.add_column("share", justify="right")
+    for train, validation in zip(_lines(stats.train), _lines(stats.validation), strict=True):
+        table.add_row(*train, *validation[1:])
+    # A log gets no colours, whatever the environment asks for.
+    console = Console(file=io.StringIO(), width=_LOG_COLUMNS, force_terminal=False)
+    console.print(table)
+    for line in _lists(stats):
+        console.print(Text(line), no_wrap=True, overflow="ellipsis")
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _lines(split: SplitStats) -> Iterator[tuple[str, str, str]]:
+    """The lines of the table: what, how many, and which share of the rows, examples or tokens."""
+    read = examples_read(split)
+    yield "source rows", number(split.rows), ""
+    yield "  rejected", number(split.rejected), percent(share(split.rejected, split.rows))
+    yield "examples", number(read), ""
+    for label, count in (
+        ("  duplicates, left out", split.duplicates),
+        ("  leaked (held out too), left out", split.leaked),
+        ("  dropped", split.dropped),
+        ("  too long", split.too_long),
+        ("    truncated", split.truncated),
+        ("    split over several rows", split.split),
+        ("  kept", split.examples),
+    ):
+        yield label, number(count), percent(share(count, read))
+    yield "token rows", number(split.token_rows), ""
+    yield "tokens", number(split.tokens), ""
+    yield "  trained on", number(split.trained_tokens), percent(share(split.trained_tokens, split.tokens))
+    yield "  masked", number(split.masked_tokens), percent(share(split.masked_tokens, split.tokens))
+    yield "padding to the longest of 8 examples", "", percent(split.padding_to_longest)
+    yield "padding as written", "", percent(split.padding)
+    yield "padding saved", "", percent(split.padding_saved)
+
+
+def _lists(stats: DataStats) -> Iterator[str]:
+    """Sources and reasons, the first few of each."""
+    for source in stats.sources[:_LOG_SOURCES]:
+        yield f"source {source.name} ({source.format}): {number(source.used)} of {number(source.rows)} rows used"
+    if more := stats.sources[_LOG_SOURCES:]:
+        used, rows = sum(source.used for source in more), sum(source.rows for source in more)
+        yield f"{len(more)} more sources: {number(used)} of {number(rows)} rows used"
+    reasons = Counter(stats.reasons).most_common()
+    for reason, count in reasons[:_LOG_REASONS]:
+        yield f"rejected {number(count)}: {reason}"
+    if left := reasons[_LOG_REASONS:]:
+        yield f"rejected {number(sum(count for _, count in left))} for {len(left)} more reasons"

@@ -1,0 +1,225 @@
+"""What became of a dataset, in numbers: counted while it is written, shown in the report and kept as JSON."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from thriftune.data.tokenization import IGNORED
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from thriftune.data.arrangement import Rows
+
+_BINS = 24
+_BATCH = 8  # rows of the batches that padding is estimated for
+
+
+@dataclass(frozen=True)
+class SourceStats:
+    """One source.
+
+    Attributes:
+        name: As the configuration names it.
+        format: What its columns mean.
+        rows: Rows in it.
+        used: Rows that `max_rows` and the weights leave.
+    """
+
+    name: str
+    format: str
+    rows: int
+    used: int
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A bar of a histogram: `count` rows of `low` to `high` tokens, both included."""
+
+    low: int
+    high: int
+    count: int
+
+
+@dataclass(frozen=True)
+class SplitStats:
+    """What became of the rows of one split.
+
+    Attributes:
+        rows: Source rows.
+        rejected: Rows, or parts of rows, that cannot be used; rejected.parquet says why.
+        too_long: Examples longer than the maximum length.
+        truncated: Those of them that were cut.
+        split: Those of them that go on in another row.
+        dropped: Examples left out: too long by policy, or with no token to train on after the cut.
+        duplicates: Examples left out because another says exactly the same.
+        leaked: Training examples left out because they are held out too.
+        examples: Examples that remain.
+        token_rows: Rows of tokens written.
+        tokens: Tokens written.
+        trained_tokens: Tokens that carry loss; the others are masked.
+        lengths: Tokens of each example, or block of documents, before packing.
+        row_lengths: Tokens of each row written.
+        padding_to_longest: Share of padding if examples were padded to the longest of 8 random ones.
+        padding: The same for the rows as they were written.
+    """
+
+    rows: int
+    rejected: int
+    too_long: int
+    truncated: int
+    split: int
+    dropped: int
+    duplicates: int
+    leaked: int
+    examples: int
+    token_rows: int
+    tokens: int
+    trained_tokens: int
+    lengths: tuple[Bin, ...]
+    row_lengths: tuple[Bin, ...]
+    padding_to_longest: float
+    padding: float
+
+    @property
+    def masked_tokens(self) -> int:
+        """Tokens that the model reads and is not trained on."""
+        return self.tokens - self.trained_tokens
+
+    @property
+    def padding_saved(self) -> float:
+        """Share of the padding that packing saves, from 0 to 1."""
+        return 1 - self.padding_share_ratio
+
+    @property
+    def padding_share_ratio(self) -> float:
+        """Pad tokens for each token as written, over those without packing."""
+        before, after = (share / (1 - share) for share in (self.padding_to_longest, self.padding))
+        return after / before if before else 1.0
+
+
+@dataclass(frozen=True)
+class DataStats:
+    """What became of a dataset.
+
+    Attributes:
+        sources: Where the rows came from.
+        train: The rows to train on.
+        validation: The rows held out.
+        reasons: Why rows were rejected, and how many for each reason.
+        packing: Whether training rows hold several examples.
+        max_length: Longest row, in tokens.
+    """
+
+    sources: tuple[SourceStats, ...]
+    train: SplitStats
+    validation: SplitStats
+    reasons: dict[str, int]
+    packing: bool
+    max_length: int
+
+
+class SplitCounter:
+    """Counts one split while it is written; memory grows with the maximum length only."""
+
+    def __init__(self, max_length: int) -> None:
+        """Start at zero."""
+        import numpy as np
+
+        self.examples = self.token_rows = self.tokens = self.trained_tokens = 0
+        self.duplicates = self.leaked = 0
+        self._lengths = np.zeros(max_length + 1, dtype=np.int64)
+        self._row_lengths = np.zeros(max_length + 1, dtype=np.int64)
+
+    def before_packing(self, rows: "Rows") -> None:
+        """Count examples, or blocks, as they would be without packing."""
+        import numpy as np
+
+        self._lengths += np.bincount(rows.lengths, minlength=len(self._lengths))
+
+    def written(self, rows: "Rows") -> None:
+        """Count rows as they are written."""
+        import numpy as np
+
+        self.token_rows += len(rows.ends) - 1
+        self.tokens += len(rows.input_ids)
+        self.trained_tokens += int((rows.labels != IGNORED).sum())
+        self._row_lengths += np.bincount(rows.lengths, minlength=len(self._row_lengths))
+
+    def stats(self, counts: Counter[tuple[bool, str]], *, held_out: bool) -> SplitStats:
+        """Everything that was counted.
+
+        Args:
+            counts: What conversion counted, by (is held out, what).
+            held_out: Which side this split is.
+        """
+        names = ("rows", "rejected", "too_long", "truncated", "split", "dropped")
+        return SplitStats(
+            **{name: counts[held_out, name] for name in names},
+            duplicates=self.duplicates,
+            leaked=self.leaked,
+            examples=self.examples,
+            token_rows=self.token_rows,
+            tokens=self.tokens,
+            trained_tokens=self.trained_tokens,
+            lengths=bins(self._lengths),
+            row_lengths=bins(self._row_lengths),
+            padding_to_longest=padding_share(self._lengths, _BATCH),
+            padding=padding_share(self._row_lengths, _BATCH),
+        )
+
+
+def bins(counts: "npt.NDArray[np.int64]") -> tuple[Bin, ...]:
+    """A histogram with few bars from one with a bar for each length.
+
+    Args:
+        counts: Rows of each length, from 0 on.
+
+    Returns:
+        Bars of equal width from 1 to the greatest length there could be.
+    """
+    width = max(1, -(-(len(counts) - 1) // _BINS))
+    return tuple(
+        Bin(low, min(low + width, len(counts)) - 1, int(counts[low : low + width].sum()))
+        for low in range(1, len(counts), width)
+    )
+
+
+def padding_share(counts: "npt.NDArray[np.int64]", batch: int) -> float:
+    """The share of padding to expect when random rows are padded to the longest of their batch.
+
+    Args:
+        counts: Rows of each length, from 0 on.
+        batch: Rows in a batch.
+
+    Returns:
+        From 0 to 1: the expected maximum of `batch` independent draws is the sum over all lengths of
+        1 - P(length < l) ** batch.
+    """
+    import numpy as np
+
+    total = int(counts.sum())
+    if total == 0:
+        return 0.0
+    mean = float((counts * np.arange(len(counts))).sum()) / total
+    shorter = np.concatenate([[0], np.cumsum(counts)[:-1]]) / total
+    longest = float((1 - shorter[1:] ** batch).sum())
+    return max(0.0, 1 - mean / longest)
+
+
+def stats_from_json(content: dict[str, Any]) -> DataStats:
+    """The numbers that a preparation wrote to report.json."""
+
+    def split(values: dict[str, Any]) -> SplitStats:
+        histograms = {name: tuple(Bin(**b) for b in values[name]) for name in ("lengths", "row_lengths")}
+        return SplitStats(**{**values, **histograms})
+
+    return DataStats(
+        **{
+            **content,
+            "sources": tuple(SourceStats(**source) for source in content["sources"]),
+            "train": split(content["train"]),
+            "validation": split(content["validation"]),
+        }
+    )

@@ -1,0 +1,94 @@
+"""Converting batches in several processes, in order, with a bounded number of batches on their way."""
+
+import itertools
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from thriftune.config import DataConfig
+from thriftune.data.conversion import Batch, Converted, Converter
+from thriftune.errors import DataError
+from thriftune.tokenizer import load_tokenizer
+
+# A process takes seconds to start: fewer batches are done before it would be.
+_BATCHES_WORTH_A_PROCESS = 6
+_WAITING_PER_PROCESS = 2
+
+_converter: Converter | None = None
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What each process needs, and how many there are.
+
+    Attributes:
+        tokenizer_dir: Directory with the tokenizer.
+        trust_remote_code: Run tokenizer code that the model ships.
+        processes: How many; one for each core that this process may use when None.
+    """
+
+    tokenizer_dir: Path
+    trust_remote_code: bool = False
+    processes: int | None = None
+
+    def converter(self, config: DataConfig) -> Converter:
+        """A converter of this process's own."""
+        return Converter(config, load_tokenizer(self.tokenizer_dir, trust_remote_code=self.trust_remote_code))
+
+
+def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) -> Iterator[Converted]:
+    """Convert batches.
+
+    Args:
+        batches: What to convert; read as far ahead as is needed to keep the processes busy.
+        config: The data section of a run.
+        workers: Which processes to use; for little data, this one does it alone.
+
+    Yields:
+        What became of each batch, in order.
+
+    Raises:
+        DataError: A process was killed.
+    """
+    processes = workers.processes or len(os.sched_getaffinity(0))
+    coming = iter(batches)
+    first = list(itertools.islice(coming, _BATCHES_WORTH_A_PROCESS))
+    is_small = len(first) < _BATCHES_WORTH_A_PROCESS
+    if processes == 1 or is_small:
+        yield from map(workers.converter(config).convert, itertools.chain(first, coming))
+        return
+    # Not forked: threads of Arrow, gRPC and the tokenizer may hold locks that a copy of this process would wait for.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(workers, config)) as pool:
+        waiting: deque[Future[Converted]] = deque()
+        try:
+            for batch in itertools.chain(first, coming):
+                waiting.append(pool.submit(_convert, batch))
+                if len(waiting) >= processes * (1 + _WAITING_PER_PROCESS):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError.single(
+                "data.source",
+                config.all_sources[0].source,
+                "a process that tokenizes it was killed, most likely for lack of memory.",
+                "Give the task more memory (THRIFTUNE_MEMORY), or split very long rows.",
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start(workers: Workers, config: DataConfig) -> None:
+    global _converter  # noqa: PLW0603 - how a pool hands a process what all its tasks share
+    _converter = workers.converter(config)
+
+
+def _convert(batch: Batch) -> Converted:
+    assert _converter is not None
+    return _converter.convert(batch)

@@ -1,0 +1,101 @@
+"""What the data section of a run must say together; the other sections' rules are in config_rules."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from thriftune.data.formats import FORMATS, template_fields
+from thriftune.errors import Problem
+
+if TYPE_CHECKING:
+    from thriftune.config import DataSource, RunConfig
+
+
+def check(config: "RunConfig") -> Iterator[Problem]:
+    """Every problem of the data section that can be seen from the file alone."""
+    data = config.data
+    if data.sources:
+        yield from _single_or_several(config)
+        weighted = [source.weight is not None for source in data.sources]
+        if any(weighted) and not all(weighted):
+            without = weighted.index(False)
+            yield Problem(
+                f"data.sources.{without}.weight",
+                "",
+                "is missing, and other sources have a weight.",
+                "Give every source a weight, or none.",
+            )
+    for number, source in enumerate(data.all_sources):
+        yield from _source(source, f"data.sources.{number}" if data.sources else "data")
+    if data.packing and config.training.group_by_length:
+        yield Problem(
+            "training.group_by_length",
+            "true",
+            "has no effect on packed rows, which are all of one length.",
+            "Use data.packing or training.group_by_length, not both.",
+        )
+
+
+def _single_or_several(config: "RunConfig") -> Iterator[Problem]:
+    from thriftune.config import DataSource
+
+    both = [name for name in DataSource.model_fields if name in config.data.model_fields_set]
+    for name in both:
+        yield Problem(
+            f"data.{name}",
+            str(getattr(config.data, name)),
+            "stands beside data.sources, and describes none of them.",
+            "Put it into the entries of data.sources, or remove data.sources.",
+        )
+
+
+def _source(source: "DataSource", field: str) -> Iterator[Problem]:
+    for name in ("source", "format"):
+        if not getattr(source, name):
+            description = " ".join((type(source).model_fields[name].description or "").split())
+            yield Problem(f"{field}.{name}", "", "is missing.", f"Add it: {description}")
+    yield from _template(source, field)
+    if source.format and source.format != "template":
+        known = FORMATS[source.format].all_columns
+        for column in source.columns:
+            if column not in known:
+                yield Problem(
+                    f"{field}.columns.{column}",
+                    source.columns[column],
+                    f"is not a column of format {source.format}.",
+                    f"Its columns are {', '.join(known)}; write {{column of the format: column of the data}}.",
+                )
+
+
+def _template(source: "DataSource", field: str) -> Iterator[Problem]:
+    if source.format != "template":
+        for name in ("template", "trained_fields"):
+            if getattr(source, name):
+                yield Problem(
+                    f"{field}.{name}",
+                    str(getattr(source, name)),
+                    f"belongs to format template, and this one is {source.format}.",
+                    "Remove it, or set format: template.",
+                )
+        return
+    if source.template is None:
+        yield Problem(f"{field}.template", "", "is missing.", "Add it, as 'Question: {question}\\nAnswer: {answer}'.")
+        return
+    try:
+        fields = template_fields(source.template)
+    except ValueError as error:
+        remedy = "Write columns as {name}, and a brace itself as {{ or }}."
+        yield Problem(f"{field}.template", source.template, f"{error}.", remedy)
+        return
+    for name in source.trained_fields:
+        if name not in fields:
+            yield Problem(
+                f"{field}.trained_fields", name, "is not in the template.", f"Its fields are {', '.join(fields)}."
+            )
+    for name in source.columns:
+        if name not in fields:
+            yield Problem(
+                f"{field}.columns.{name}",
+                source.columns[name],
+                "is not a field of the template.",
+                f"Its fields are {', '.join(fields)}.",
+            )
