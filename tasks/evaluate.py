@@ -51,5 +51,6 @@ def evaluate(
         style=config.data.prompt_format,
         placement=placement,
         adapter_dir=download(adapter) if adapter else None,
+        packing=config.data.packing,
         trust_remote_code=config.model.trust_remote_code,
     )

@@ -153,6 +153,10 @@ def _configure_logging() -> None:
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"(torch|transformers|peft|accelerate|bitsandbytes)\."
     )
+    # That flytekit has no form field for a list inside a section; such keys come from the YAML file.
+    logging.getLogger("flytekit").addFilter(lambda record: "cannot be converted to a literal type" not in record.msg)
+    # That the model's configuration was given the special tokens of the tokenizer that is saved with it.
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     # accelerate does not see that the Trainer hands the accumulation to DeepSpeed, and says so in every run.
     logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

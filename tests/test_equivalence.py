@@ -14,6 +14,7 @@ import pytest
 
 from thriftune.config import DataConfig
 from thriftune.data import prepare
+from thriftune.data.prepared import VALIDATION, load_split
 from thriftune.evaluation import held_out_loss
 from thriftune.tokenizer import load_tokenizer
 
@@ -28,6 +29,7 @@ class Variant:
     micro_batch: int
     zero: str | None  # None: transformers' Trainer without DeepSpeed
     training: dict = field(default_factory=dict)
+    packed: bool = False
 
 
 VARIANTS = {
@@ -39,6 +41,8 @@ VARIANTS = {
     "zero2, 2 ranks": Variant(2, 4, "zero2"),
     "zero1, 2 ranks": Variant(2, 4, "zero1"),
     "zero3, checkpointing": Variant(2, 4, "zero3", {"gradient_checkpointing": True}),
+    "packed plain": Variant(1, 8, None, packed=True),
+    "packed zero3, 2 ranks, checkpointing": Variant(2, 4, "zero3", {"gradient_checkpointing": True}, packed=True),
 }
 
 
@@ -46,14 +50,18 @@ VARIANTS = {
 def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
     """Every variant, run once: its losses and its output directory."""
     folder = tmp_path_factory.mktemp("equivalence")
-    dataset = folder / "dataset"
     # Rows of very different lengths: a mean of means would differ from the mean over tokens.
     data = DataConfig(source=str(chat_rows_file), format="chat", max_length=128)
-    prepare.prepare(data, seed=0, model_dir=tiny_model_dir, destination=dataset)
+    for packing in (False, True):
+        place = folder / ("packed" if packing else "dataset")
+        data = data.model_copy(update={"packing": packing})
+        prepare.prepare(data, seed=0, tokenizer_dir=tiny_model_dir, destination=place)
+    dataset = folder / "dataset"
     results = {}
     for number, (name, variant) in enumerate(VARIANTS.items()):
         output = folder / f"run{number}"
-        results[name] = (run(variant, tiny_model_dir, dataset, output), output)
+        rows = folder / "packed" if variant.packed else dataset
+        results[name] = (run(variant, tiny_model_dir, rows, output), output)
     return {"runs": results, "dataset": dataset}
 
 
@@ -83,9 +91,10 @@ def run(variant: Variant, model: Path, dataset: Path, output: Path) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "plain"])
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in ("plain", "packed plain")])
 def test_loss_curve_is_that_of_the_plain_trainer(runs, name):
-    plain, other = runs["runs"]["plain"][0]["losses"], runs["runs"][name][0]["losses"]
+    reference = "packed plain" if VARIANTS[name].packed else "plain"
+    plain, other = runs["runs"][reference][0]["losses"], runs["runs"][name][0]["losses"]
     assert len(plain) == len(other) == STEPS
     differences = [b - a for a, b in zip(plain, other, strict=True)]
     assert max(map(abs, differences)) < TOLERANCE
@@ -102,7 +111,7 @@ def test_saved_model_reloads_with_the_loss_it_had_in_memory(runs, name):
     saved = runs["runs"][name][1]
     model = AutoModelForCausalLM.from_pretrained(saved).eval()
     assert str(model.dtype) == "torch.float32"
-    rows = prepare.load_split(runs["dataset"], prepare.VALIDATION, saved.parent / "cache")
+    rows = load_split(runs["dataset"], VALIDATION)
     loss, tokens = held_out_loss(model, load_tokenizer(saved), rows, batch=4)
     assert tokens > 0
     assert loss == pytest.approx(in_memory, abs=TOLERANCE)

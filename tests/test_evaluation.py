@@ -5,7 +5,7 @@ import math
 import pytest
 
 from thriftune.config import DataConfig, EvaluationConfig
-from thriftune.data import prepare
+from thriftune.data import prepare, prepared
 from thriftune.data.tokenization import IGNORED
 from thriftune.evaluation import evaluate, held_out_loss
 from thriftune.hardware import DEVICES
@@ -78,26 +78,26 @@ def test_the_first_token_is_never_predicted(model, llama_tokenizer):
 def dataset_dir(tmp_path_factory, chat_rows_file, tiny_model_dir):
     directory = tmp_path_factory.mktemp("evaluation") / "dataset"
     config = DataConfig(source=str(chat_rows_file), format="chat", max_length=128, validation_share=0.1)
-    prepare.prepare(config, seed=0, model_dir=tiny_model_dir, destination=directory)
+    prepare.prepare(config, seed=0, tokenizer_dir=tiny_model_dir, destination=directory)
     return directory
 
 
 def test_a_report_holds_loss_perplexity_and_answers_to_held_out_questions(model, tiny_model_dir, dataset_dir, tmp_path):
     config = EvaluationConfig(batch=2, max_new_tokens=3)
     report = evaluate(tiny_model_dir, dataset_dir, config, style="chat", placement=CPU)
-    rows = prepare.load_split(dataset_dir, prepare.VALIDATION, tmp_path).to_list()
+    rows = prepared.load_split(dataset_dir, prepared.VALIDATION).to_list()
     expected = by_hand(model, rows)
     assert report.tokens == len(expected)
     assert report.loss == pytest.approx(sum(expected) / len(expected), abs=1e-4)
     assert report.perplexity == pytest.approx(math.exp(report.loss))
-    assert report.prompts == [sample["question"] for sample in prepare.load_samples(dataset_dir)]
+    assert report.prompts == [sample["question"] for sample in prepared.load_samples(dataset_dir)]
     assert len(report.answers) == len(report.prompts) == 4
 
 
 def test_only_so_many_rows_are_measured_and_own_prompts_are_asked(model, tiny_model_dir, dataset_dir, tmp_path):
     config = EvaluationConfig(max_rows=2, max_new_tokens=2, prompts=("Why?",))
     report = evaluate(tiny_model_dir, dataset_dir, config, style="chat", placement=CPU)
-    rows = prepare.load_split(dataset_dir, prepare.VALIDATION, tmp_path).to_list()
+    rows = prepared.load_split(dataset_dir, prepared.VALIDATION).to_list()
     assert report.tokens == len(by_hand(model, rows[:2]))
     assert report.prompts == ["Why?"]
     assert len(report.answers) == 1

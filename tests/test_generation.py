@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from thriftune.data.formats import FORMATS, alpaca_prompt
-from thriftune.data.tokenization import IGNORED, as_text, tokenize
+from thriftune.data.chat import render
+from thriftune.data.examples import Conversation
+from thriftune.data.tokenization import IGNORED, Tokenization
 from thriftune.errors import DataError
 from thriftune.generation import (
     BASE,
@@ -44,8 +46,10 @@ def model(tiny_model_dir):
     ],
 )
 def test_a_prompt_is_encoded_as_training_put_it_before_the_answer(llama_tokenizer, style, row):
-    text = as_text(FORMATS[style].read(row), llama_tokenizer)
-    ((trained,),) = tokenize([text], llama_tokenizer, max_length=500)
+    (text,) = FORMATS[style].read(row)
+    if isinstance(text, Conversation):
+        text = render(text, llama_tokenizer)
+    (trained,) = Tokenization(llama_tokenizer).tokenize([text])
     answer_starts = next(i for i, label in enumerate(trained.labels) if label != IGNORED)
     prompt = encode_prompt("Why?", llama_tokenizer, style)
     assert prompt == trained.input_ids[:answer_starts]

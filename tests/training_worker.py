@@ -13,7 +13,7 @@ from pathlib import Path
 import deepspeed_configs
 from thriftune import distributed, full, planner, training
 from thriftune.config import RunConfig
-from thriftune.data import prepare
+from thriftune.data.prepared import TRAIN, VALIDATION, load_split
 from thriftune.evaluation import held_out_loss
 from thriftune.tokenizer import load_tokenizer
 
@@ -23,8 +23,8 @@ def plain_trainer(config: RunConfig, plan: planner.TrainingPlan, job: dict) -> d
     from transformers import AutoModelForCausalLM
 
     scratch = Path(job["output"])
-    rows = prepare.load_split(Path(job["dataset"]), prepare.TRAIN, scratch / "rows")
-    held_out = prepare.load_split(Path(job["dataset"]), prepare.VALIDATION, scratch / "held_out")
+    rows = load_split(Path(job["dataset"]), TRAIN)
+    held_out = load_split(Path(job["dataset"]), VALIDATION)
     tokenizer = load_tokenizer(Path(job["model"]))
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=training.torch_dtype(plan.precision))
 

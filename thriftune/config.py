@@ -289,6 +289,8 @@ class RunConfig(Section):
             except (ValidationError, TypeError):
                 raise ConfigError(problems) from None
             named = config_errors.intended_fields(problems) | {problem.field for problem in problems}
+            if any(field.startswith("data.sources") for field in named):  # each of them has its own
+                named |= {f"data.{name}" for name in DataSource.model_fields}
             problems += [p for p in config_rules.check(rest) if p.field not in named]
             raise ConfigError(problems) from None
         problems = config_rules.check(config)

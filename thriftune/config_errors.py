@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import itertools
 import re
 from typing import Any, get_args
 
@@ -81,6 +80,8 @@ def _model_at(model: type[BaseModel], names: list[str]) -> type[BaseModel] | Non
     """The section class that a path of keys leads to, or None when it leads to a plain value."""
     current: type[BaseModel] | None = model
     for name in names:
+        if name.isdigit():
+            continue  # an item of a list
         if current is None or name not in current.model_fields:
             return None
         annotation = current.model_fields[name].annotation
@@ -104,11 +105,13 @@ def _shown(value: object) -> str:
 
 
 def _remove(data: Any, path: list[Any]) -> None:
-    """Take a key out of nested dictionaries; what is wrong inside a list or a plain value takes its key out."""
-    for key, following in itertools.zip_longest(path, path[1:]):
-        if not isinstance(data, dict) or key not in data:
-            return
-        if following is None or not isinstance(data[key], dict) or following not in data[key]:
-            del data[key]
-            return
+    """Take a key out of nested dictionaries; what is wrong inside a plain value or list takes its key out."""
+    holder, held = None, None
+    for key in path:
+        if isinstance(data, dict) and key in data:
+            holder, held = data, key
+        elif not (isinstance(data, list | tuple) and isinstance(key, int) and key < len(data)):
+            break
         data = data[key]
+    if holder is not None:
+        del holder[held]

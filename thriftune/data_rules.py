@@ -38,7 +38,12 @@ def check(config: "RunConfig") -> Iterator[Problem]:
 def _single_or_several(config: "RunConfig") -> Iterator[Problem]:
     from thriftune.config import DataSource
 
-    both = [name for name in DataSource.model_fields if name in config.data.model_fields_set]
+    # Not what was set: a run that went through JSON, as between tasks, has every key.
+    both = [
+        name
+        for name, field in DataSource.model_fields.items()
+        if getattr(config.data, name) != field.get_default(call_default_factory=True)
+    ]
     for name in both:
         yield Problem(
             f"data.{name}",
@@ -67,6 +72,8 @@ def _source(source: "DataSource", field: str) -> Iterator[Problem]:
 
 
 def _template(source: "DataSource", field: str) -> Iterator[Problem]:
+    if source.format is None:
+        return
     if source.format != "template":
         for name in ("template", "trained_fields"):
             if getattr(source, name):

@@ -12,6 +12,7 @@ from thriftune.data.prepared import VALIDATION, load_samples, load_split
 from thriftune.data.tokenization import IGNORED
 from thriftune.generation import Sampling, complete, encode_prompt
 from thriftune.loading import Placement, attach_adapters, load_model
+from thriftune.separation import require_separation
 from thriftune.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def evaluate(
     style: DataFormat,
     placement: Placement,
     adapter_dir: Path | None = None,
+    packing: bool = False,
     trust_remote_code: bool = False,
 ) -> EvalReport:
     """Measure a model on the held-out rows of a prepared dataset.
@@ -61,15 +63,21 @@ def evaluate(
         style: How prompts are put to the model: the format it trains on.
         placement: How to hold the model.
         adapter_dir: An adapter to put on it.
+        packing: Whether it is trained on packed rows.
         trust_remote_code: Run model code that the model ships.
 
     Returns:
         The report.
+
+    Raises:
+        ConfigError: It is trained on packed rows, and cannot keep their examples apart.
     """
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     base = load_model(model_dir, placement, trust_remote_code=trust_remote_code)
     model = attach_adapters(base, {"default": adapter_dir} if adapter_dir else {})
     model.eval()
+    if packing:
+        require_separation(model)
     rows = load_split(dataset_dir, VALIDATION)
     if len(rows) > config.max_rows:
         rows = rows.shuffle(seed=0, keep_in_memory=True).select(range(config.max_rows))  # sources are often sorted
@@ -98,7 +106,8 @@ def held_out_loss(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Datas
     collate = PaddingCollator(tokenizer)
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
-    by_length = sorted(range(len(rows)), key=rows["length"].__getitem__)
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    by_length = sorted(range(len(rows)), key=lengths.__getitem__)
     for start in range(0, len(rows), batch):
         part = by_length[start : start + batch]
         inputs = {name: tensor.to(device) for name, tensor in collate([rows[i] for i in part]).items()}

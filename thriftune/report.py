@@ -64,7 +64,7 @@ def summary_table(metrics: RunMetrics) -> str:
     table.add_row("steps, time", "", f"{training.steps}, {training.seconds:.0f} s")
     table.add_row("tokens per second", "", f"{training.tokens_per_second:.0f}")
     table.add_row("peak memory per process", "", _memory(training))
-    console = Console(file=io.StringIO(), width=_TABLE_COLUMNS)
+    console = Console(file=io.StringIO(), width=_TABLE_COLUMNS, force_terminal=False)
     console.print(table)
     for name, place in metrics.outputs.items():
         console.print(Text(f"{name}: {place}"), soft_wrap=True)

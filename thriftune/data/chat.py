@@ -49,8 +49,10 @@ def read_messages(messages: Any, column: str, tools: Any = None) -> Conversation
     Raises:
         RowError: Not messages, roles out of order, an empty message, or nothing to train on.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise RowError(f"column {column!r} is not a list of messages")
+    if not messages:
+        raise RowError(f"column {column!r} is empty")
     checked = [_message(message, number) for number, message in enumerate(messages, 1)]
     speaker: str | None = None
     for number, message in enumerate(checked, 1):
@@ -110,7 +112,7 @@ def _tool_call(call: Any, number: int) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError(f"message {number} has a tool call whose arguments are not JSON") from error
     return {**call, "function": {**function, "arguments": arguments}}
 
@@ -119,7 +121,7 @@ def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError("column 'tools' is not JSON") from error
     if not tools:
         return ()
@@ -151,6 +153,7 @@ def render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> 
     _require_everything(messages, text)
     if _MARKS_TURNS.search(str(tokenizer.chat_template)):
         spans = _marked_by_template(messages, conversation.tools, tokenizer)
+        spans = tuple((start, start + len(text[start:end].rstrip())) for start, end in spans)  # as below
         return MarkedText(text, spans, conversation.question, is_rendered=True)
     answers = []
     for number, message in enumerate(messages):
@@ -172,7 +175,8 @@ def _require_everything(messages: Sequence[Mapping[str, Any]], text: str) -> Non
     """Refuse a template that silently leaves out what a message says: many know nothing of tools, some of systems."""
     for number, message in enumerate(messages, 1):
         said = [message["content"].strip(), *(call["function"]["name"] for call in message.get("tool_calls", ()))]
-        if not all(part in text for part in said):
+        # Many templates write what a tool returned as JSON.
+        if not all(part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text for part in said):
             raise RowError(f"the model's chat template leaves out what message {number} ({message['role']}) says")
 
 
@@ -209,10 +213,12 @@ def _apply(
         )
     except TemplateError as error:
         raise RowError(f"the model's chat template refuses it: {error}") from error
-    except (
+    except (  # out of a template's expressions, or of arguments nested too deep for it
         TypeError,
-        KeyError,
+        LookupError,
         AttributeError,
         ValueError,
-    ) as error:  # out of a template's expressions
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise RowError(f"the model's chat template cannot render it ({type(error).__name__})") from error

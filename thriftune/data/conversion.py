@@ -118,11 +118,16 @@ class Converter:
             for reason in self._forbidden.reasons(all_values(values, row_format.all_columns)):
                 raise RowError(reason)
             for example in row_format.read(values):
-                yield (
-                    chat.render(example, self._tokenization.tokenizer) if isinstance(example, Conversation) else example
-                )
+                yield self._rendered(example) if isinstance(example, Conversation) else example
         except RowError as error:
             yield error
+
+    def _rendered(self, conversation: Conversation) -> MarkedText:
+        # Calls and tools may come as JSON text, whose escapes hid until now what they spell out.
+        parsed = {"tool_calls": [m.get("tool_calls") for m in conversation.messages], "tools": conversation.tools}
+        for reason in self._forbidden.reasons(all_values(parsed, parsed)):
+            raise RowError(reason)
+        return chat.render(conversation, self._tokenization.tokenizer)
 
     def _cut(
         self, text: MarkedText, row: TokenRow, held_out: bool, counts: Counter[tuple[bool, str]]
@@ -130,7 +135,7 @@ class Converter:
         """The pieces of a row that carry loss, with their numbers."""
         policy = self._config.long_rows
         if text.is_document:
-            if not self._config.packing:
+            if held_out or not self._config.packing:
                 return [(0, row)]  # joined with its neighbours before it is cut
             policy = "split"
         pieces = fit(row, self._config.max_length, policy)

@@ -28,8 +28,8 @@ def find_copies(digests: Path, held_out: Path, destination: Path, *, deduplicate
         digests: File with 16 bytes for each.
         held_out: File with a byte for each: 1 where it is held out from training, else 0.
         destination: File to write, with a `Copy` as a byte for each.
-        deduplicate: Mark all but the first of equal ones as duplicates.
-        leakage_check: Mark as leaked what trains and is also held out.
+        deduplicate: Mark all but one of equal ones as duplicates: all but the first, or the first held-out one.
+        leakage_check: Mark as leaked what trains and is also held out, duplicates or not.
     """
     import numpy as np
 
@@ -43,15 +43,17 @@ def find_copies(digests: Path, held_out: Path, destination: Path, *, deduplicate
     parts = -(-count // _SORTED_AT_ONCE)
     for part in range(parts):
         rows = _rows_of_part(keys, part, parts)
-        rows = rows[np.lexsort((rows, keys[rows, 1], keys[rows, 0]))]
+        # Of copies on both sides a held-out one stays: were it a duplicate of one that leaked, none would.
+        yields = leakage_check & (sides[rows] == 0)
+        rows = rows[np.lexsort((rows, yields, keys[rows, 1], keys[rows, 0]))]
         opens_group = np.ones(len(rows), dtype=bool)
         opens_group[1:] = (keys[rows[1:]] != keys[rows[:-1]]).any(axis=1)
+        if deduplicate:
+            marks[rows[~opens_group]] = Copy.DUPLICATE
         if leakage_check:
             group = np.cumsum(opens_group) - 1
             is_held_out = np.bincount(group, weights=sides[rows]) > 0
             marks[rows[is_held_out[group] & (sides[rows] == 0)]] = Copy.LEAKED
-        if deduplicate:
-            marks[rows[~opens_group]] = Copy.DUPLICATE
     marks.flush()
 
 

@@ -89,6 +89,8 @@ def _read_text(row: Row) -> list[MarkedText]:
 
 def _read_quote(row: Row) -> list[MarkedText]:
     author = text_in(row, "author").strip().rstrip(",")  # english_quotes writes "Oscar Wilde," where a book follows
+    if not author:
+        raise RowError("column 'author' is empty")
     return [_answered(quote_prompt(author), text_in(row, "quote"), f"A quote by {author}")]
 
 
@@ -108,11 +110,11 @@ def _read_grammar(row: Row) -> list[MarkedText | RowError]:
 
 
 def _read_chat(row: Row) -> list[Example]:
-    return [chat.read_messages(row["messages"], "messages", row.get("tools"))]
+    return [chat.read_messages(row.get("messages"), "messages", row.get("tools"))]
 
 
 def _read_sharegpt(row: Row) -> list[Example]:
-    return [chat.read_messages(chat.from_sharegpt(row["conversations"]), "conversations", row.get("tools"))]
+    return [chat.read_messages(chat.from_sharegpt(row.get("conversations")), "conversations", row.get("tools"))]
 
 
 FORMATS: dict[str, Format] = {

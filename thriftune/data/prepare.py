@@ -114,7 +114,9 @@ def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_vers
         data_version: What `sources.versions` said.
         tokenizer_version: What `thriftune.tokenizer.fingerprint` said: the chat template is part of it.
     """
-    parts = [config.model_dump_json(), str(seed), data_version, tokenizer_version]
+    # Where the rows lie says nothing of them; `data_version` does.
+    meaning = config.model_dump_json(exclude={"source": True, "sources": {"__all__": {"source"}}})
+    parts = [meaning, str(seed), data_version, tokenizer_version]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -74,6 +74,8 @@ def _read_json(file: Path, sample_by: SampleBy) -> _NumberedRows:
         yield from _read_json_lines(file, sample_by)
         return
     with _open_binary(file) as stream:
+        if stream.peek(len(_UTF8_BOM)).startswith(_UTF8_BOM):
+            stream.read(len(_UTF8_BOM))
         try:
             for number, value in enumerate(ijson.items(stream, "item", use_float=True), 1):
                 is_row = isinstance(value, dict)
@@ -86,8 +88,8 @@ def _read_csv(file: Path, _sample_by: SampleBy) -> _NumberedRows:
     """Every value is text: an answer "NA" is not missing, and "007" is not the number 7."""
     csv.field_size_limit(sys.maxsize)
     with _open_text(file) as stream:
-        reader = csv.reader(stream, delimiter="\t" if ".tsv" in file.suffixes else ",")
-        header = next(reader, [])
+        reader = csv.reader(stream, delimiter="\t" if _reader_of(file).name == "TSV" else ",")
+        header = next(filter(None, reader), [])
         if repeated := {name for name in header if header.count(name) > 1}:
             raise _unreadable(file, "CSV", f"its header names {', '.join(sorted(repeated))} more than once")
         number = 0
@@ -141,11 +143,11 @@ def rows_of_batch(batch: Any) -> Iterator[RawRow]:
     """The rows of an Arrow record batch; text that is not UTF-8 spoils its row only."""
     try:
         yield from batch.to_pylist()
-    except (UnicodeDecodeError, ValueError):
+    except (ValueError, OverflowError):  # bytes that are no text, dates that Python has no numbers for
         for index in range(batch.num_rows):
             try:
                 yield batch.slice(index, 1).to_pylist()[0]
-            except (UnicodeDecodeError, ValueError):
+            except (ValueError, OverflowError):
                 yield RowError("holds a value that is not UTF-8, or that cannot be read")
 
 
@@ -204,22 +206,14 @@ def read_file(file: Path, sample_by: SampleBy = "paragraph") -> _NumberedRows:
 def count_rows(file: Path, sample_by: SampleBy = "paragraph") -> int:
     """How many rows `read_file` gives."""
     if ending_of(file.name) == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return int(pq.read_metadata(file).num_rows)
-        except (OSError, pa.ArrowException) as error:
-            raise _unreadable(file, "Parquet", error) from error
+        return int(_parquet_metadata(file).num_rows)
     return sum(1 for _ in read_file(file, sample_by))
 
 
 def columns_of(file: Path, sample_by: SampleBy = "paragraph") -> list[str]:
     """The columns of a file: of its header or schema, or of its first hundred rows where each row has its own."""
     if ending_of(file.name) == ".parquet":
-        import pyarrow.parquet as pq
-
-        return [str(name) for name in pq.read_schema(file).names]
+        return [str(name) for name in _parquet_metadata(file).schema.to_arrow_schema().names]
     names: dict[str, None] = {}
     for _number, raw in itertools.islice(read_file(file, sample_by), _ROWS_FOR_COLUMNS):
         try:
@@ -227,6 +221,16 @@ def columns_of(file: Path, sample_by: SampleBy = "paragraph") -> list[str]:
         except RowError:
             continue
     return list(names)
+
+
+def _parquet_metadata(file: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(file)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, "Parquet", error) from error
 
 
 def _reader_of(file: Path) -> _Reader:

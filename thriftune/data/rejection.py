@@ -75,7 +75,7 @@ class Rejections:
         if not rejected:
             return
         common = self.reasons.most_common(_SHOWN_REASONS)
-        if rejected <= max_rejected * total:
+        if rejected / total <= max_rejected:
             text = ", ".join(f"{count} x {reason}" for reason, count in common)
             logger.warning("%d of %d rows are set aside in %s: %s", rejected, total, REJECTED, text)
             return

@@ -84,12 +84,7 @@ def write(stats: DataStats, directory: Path, tokenizer: "PreTrainedTokenizerBase
 
 
 def render(stats: DataStats, samples: Sequence[Sample]) -> str:
-    """The report as one HTML page that loads nothing.
-
-    Args:
-        stats: What became of the rows.
-        samples: Rows to show; their text is escaped.
-    """
+    """The report as one HTML page that loads nothing; whatever rows say is escaped."""
     from importlib.resources import files
 
     from jinja2 import Environment, StrictUndefined
@@ -156,8 +151,6 @@ def read_samples(file: Path, tokenizer: "PreTrainedTokenizerBase") -> list[Sampl
                 taken = parquet.read_row_group(group, columns=columns).take(indices).to_pylist()
                 samples += [sample(first + i, row, special, decode) for i, row in zip(indices, taken, strict=True)]
             first += rows
-            if len(samples) == _SAMPLES:
-                break
     return samples
 
 
@@ -300,4 +293,4 @@ def _lists(stats: DataStats) -> Iterator[str]:
     for reason, count in reasons[:_LOG_REASONS]:
         yield f"rejected {number(count)}: {reason}"
     if left := reasons[_LOG_REASONS:]:
-        yield f"rejected {number(sum(count for _, count in left))} for {len(left)} more reasons"
+        yield f"rejected {number(sum(count for _, count in left))}: other reasons, see {HTML}"

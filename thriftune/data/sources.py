@@ -101,7 +101,7 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
     """What a source holds now, as a short text that changes when it does: the cache key of what is made from it.
 
     Args:
-        source: As for `load_rows`.
+        source: As in the configuration.
         revision: Commit, tag or branch of a hub dataset.
         token: Hub token.
 

@@ -89,14 +89,9 @@ class SplitStats:
 
     @property
     def padding_saved(self) -> float:
-        """Share of the padding that packing saves, from 0 to 1."""
-        return 1 - self.padding_share_ratio
-
-    @property
-    def padding_share_ratio(self) -> float:
-        """Pad tokens for each token as written, over those without packing."""
+        """Share of the pad tokens that packing saves; below 0 where tiny data are padded more than before."""
         before, after = (share / (1 - share) for share in (self.padding_to_longest, self.padding))
-        return after / before if before else 1.0
+        return 1 - after / before if before else 0.0
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,8 @@ class Tokenization:
             labels[first : last + 1] = ids[first : last + 1]
         ids, labels = opening + ids, [IGNORED] * len(opening) + labels
         closing = last + len(opening) if last >= 0 else len(ids) - 1
+        if ids and ids[closing] != self.eos and ids[closing + 1 : closing + 2] == [self.eos]:
+            closing += 1  # a template may close the turn outside of what it marks as the assistant's
         if ids and ids[closing] == self.eos:
             labels[closing] = self.eos
         elif ids and ids[-1] == self.eos:

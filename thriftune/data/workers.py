@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,8 +16,8 @@ from thriftune.data.conversion import Batch, Converted, Converter
 from thriftune.errors import DataError
 from thriftune.tokenizer import load_tokenizer
 
-# A process takes seconds to start: fewer batches are done before it would be.
-_BATCHES_WORTH_A_PROCESS = 6
+# Other processes take about this long to start: what is done by then needs none.
+_SECONDS_ALONE = 4.0
 _WAITING_PER_PROCESS = 2
 
 _converter: Converter | None = None
@@ -57,17 +58,19 @@ def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) 
     """
     processes = workers.processes or len(os.sched_getaffinity(0))
     coming = iter(batches)
-    first = list(itertools.islice(coming, _BATCHES_WORTH_A_PROCESS))
-    is_small = len(first) < _BATCHES_WORTH_A_PROCESS
-    if processes == 1 or is_small:
-        yield from map(workers.converter(config).convert, itertools.chain(first, coming))
+    converter, started = workers.converter(config), time.monotonic()
+    for batch in coming:
+        yield converter.convert(batch)
+        if processes > 1 and time.monotonic() - started > _SECONDS_ALONE:
+            break
+    if (following := next(coming, None)) is None:
         return
     # Not forked: threads of Arrow, gRPC and the tokenizer may hold locks that a copy of this process would wait for.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(workers, config)) as pool:
         waiting: deque[Future[Converted]] = deque()
         try:
-            for batch in itertools.chain(first, coming):
+            for batch in itertools.chain([following], coming):
                 waiting.append(pool.submit(_convert, batch))
                 if len(waiting) >= processes * (1 + _WAITING_PER_PROCESS):
                     yield waiting.popleft().result()
