@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 BASELINE_ROWS = 10_000
-WORDS = (
-    "the quick brown fox jumps over lazy dog while model learns from examples of questions and answers in Paris river "
-    "France capital because every good engineer writes tests before shipping software to customers who pay"
-).split()
+WORDS = [
+    "the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "model", "learns", "from", "examples",
+    "of", "questions", "and", "answers", "in", "Paris", "river", "France", "capital", "because", "every", "good",
+    "engineer", "writes", "tests", "before", "shipping", "software", "to", "customers", "who", "pay",
+]  # fmt: skip
 
 
 def write_rows(file: Path, count: int) -> None:

@@ -43,9 +43,28 @@ def document(root: type[BaseModel]) -> str:
     Returns:
         Markdown: one table for the top level, and one for each section.
     """
-    sections = {name: section for name, info in root.model_fields.items() if (section := _section(info))}
-    tables = [_table("Top level", root), *(_table(f"`{name}`", section) for name, section in sections.items())]
+    tables = [_table("Top level", root)]
+    for name, info in root.model_fields.items():
+        if section := _section(info):
+            tables.append(_table(f"`{name}`", section))
+            tables += _tables_of_entries(name, section)
     return "\n".join([_INTRODUCTION, *tables])
+
+
+def _tables_of_entries(name: str, section: type[BaseModel]) -> list[str]:
+    """A table for each list of sections in a section, of the keys that its entries have beyond the section's own."""
+    tables = []
+    for key, info in section.model_fields.items():
+        if entry := _entry(info):
+            own = {k: i for k, i in entry.model_fields.items() if k not in section.model_fields}
+            lines = [_row(k, i) for k, i in own.items()]
+            title = f"## `{name}.{key}`, each entry"
+            text = (
+                " ".join((entry.__doc__ or "").split())
+                + f" Its keys are those of `{name}` that describe a source, and:"
+            )
+            tables.append("\n".join([title, "", text, "", _TABLE_HEAD, *lines]) + "\n")
+    return tables
 
 
 def _table(title: str, section: type[BaseModel]) -> str:
@@ -66,7 +85,14 @@ def _row(name: str, info: FieldInfo) -> str:
 
 def _section(info: FieldInfo) -> type[BaseModel] | None:
     """The class of a key that is a section, optional or not; None for a plain value."""
-    options = (info.annotation, *typing.get_args(info.annotation))
+    is_list = typing.get_origin(info.annotation) is tuple
+    options = (info.annotation, *(() if is_list else typing.get_args(info.annotation)))
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _entry(info: FieldInfo) -> type[BaseModel] | None:
+    """The class of the entries of a key that is a list of sections; None for any other."""
+    options = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is tuple else ()
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
@@ -81,7 +107,8 @@ def _type_name(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _type_name(arguments[0])
     if origin is tuple:
-        return f"list of {_type_name(arguments[0])}"
+        is_section = isinstance(arguments[0], type) and issubclass(arguments[0], BaseModel)
+        return "list of sections" if is_section else f"list of {_type_name(arguments[0])}"
     if origin is dict:
         return "mapping"
     raise ValueError(f"No plain name for the type {annotation}: add it to scripts/config_docs.py.")
@@ -107,9 +134,9 @@ def _default(info: FieldInfo, section: type[BaseModel] | None) -> str:
         return "required"
     if section and info.default is not None:
         return "its defaults"
-    if info.default is None:
+    if info.default in (None, ""):
         return "none"
-    if info.default == ():
+    if info.default in ((), {}):
         return "empty"
     return f"`{str(info.default).lower()}`" if isinstance(info.default, bool) else f"`{info.default}`"
 

@@ -65,7 +65,11 @@ def full_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
 @pytest.fixture(scope="module")
 def qlora_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
     folder = tmp_path_factory.mktemp("qlora")
-    overrides = {"lora": {"rank": 8, "alpha": 16}, "training": {"optimizer": "paged_adamw_8bit", "max_steps": 12}}
+    overrides = {
+        "lora": {"rank": 8, "alpha": 16},
+        "data": {"packing": True},
+        "training": {"optimizer": "paged_adamw_8bit", "max_steps": 12, "global_batch": 4, "micro_batch": 2},
+    }
     config = write_config(folder, "qlora", tiny_model_dir, chat_rows_file, **overrides)
     done = pyflyte_run(folder, *QLORA, "--config", str(config))
     return folder, config, done
@@ -142,6 +146,40 @@ def test_second_run_fetches_and_prepares_nothing_and_resumes_from_the_adapter(ql
     assert again[0] < first[0] - 0.3, "the first loss after resuming is that of a trained adapter"
 
 
+UPSTREAM = """
+import pandas as pd
+from flytekit import task, workflow
+from thriftune.config import RunConfig
+from workflows.full_finetune import full_finetune_on_table
+from workflows.stages import FinetuneResult
+
+@task
+def collected() -> pd.DataFrame:
+    days = range(60)
+    return pd.DataFrame({"q": [f"What is {i}?" for i in days], "a": [f"It is {i}." for i in days]})
+
+@workflow
+def collect_and_finetune(config: RunConfig) -> FinetuneResult:
+    return full_finetune_on_table(config=config, table=collected())
+"""
+
+
+@pytest.mark.slow
+def test_the_table_of_an_upstream_task_is_trained_on(tmp_path, tiny_model_dir):
+    file = tmp_path / "upstream.py"
+    file.write_text(UPSTREAM)
+    data = {"source": "input:table", "format": "prompt_completion", "columns": {"prompt": "q", "completion": "a"}}
+    config = write_config(tmp_path, "full", tiny_model_dir, Path("input:table"), data=data, training={"max_steps": 2})
+    done = pyflyte_run(tmp_path, str(file), "collect_and_finetune", "--config", str(config))
+    dataset = only(tmp_path, "outputs/cache/dataset-*/manifest.json").parent
+    report = json.loads((dataset / "report.json").read_text())
+    assert report["train"]["examples"] + report["validation"]["examples"] == 60
+    assert report["sources"][0]["name"] == "input:table"
+    assert (dataset / "report.html").is_file()
+    assert only(tmp_path, "outputs/tiny/*/model").is_dir()
+    assert "report.html" in done.stderr
+
+
 @pytest.mark.slow
 def test_generate_answers_with_base_and_adapters_alike(full_run, qlora_run, tiny_model_dir, tmp_path):
     adapter = only(qlora_run[0], "outputs/tiny/*/adapter")
@@ -161,7 +199,7 @@ def test_generate_answers_with_base_and_adapters_alike(full_run, qlora_run, tiny
 
 BAD_RUNS = {
     "misspelt key": ({"training": {"lerning_rate": 1}}, ["training.lerning_rate", "learning_rate"]),
-    "unknown format": ({"data": {"format": "sharegpt"}}, ["data.format", "sharegpt", "alpaca"]),
+    "unknown format": ({"data": {"format": "dolly"}}, ["data.format", "dolly", "alpaca"]),
     "batch that does not divide": ({"training": {"global_batch": 7}}, ["training.global_batch = 7", "8"]),
     "bf16 on a T4": (
         {"hardware": {"device": "T4"}, "training": {"precision": "bf16"}},
@@ -183,6 +221,11 @@ BAD_RUNS = {
     "a GPU that is not there": ({"hardware": {"device": "H100"}}, ["hardware.device = H100", "CPU"]),
     "missing data file": ({"data": {"source": "nowhere.jsonl"}}, ["data.source = nowhere.jsonl", "no such file"]),
     "missing model": ({"model": {"source": "./nowhere"}}, ["model.source = ./nowhere", "does not exist"]),
+    "a table that nobody gave": ({"data": {"source": "input:table"}}, ["data.source = input:table", "_on_table"]),
+    "packing and grouping": (
+        {"data": {"packing": True}, "training": {"group_by_length": True}},
+        ["training.group_by_length = true", "data.packing"],
+    ),
     "missing column": ({"data": {"format": "alpaca"}}, ["data.format = alpaca", "instruction", "messages"]),
 }  # fmt: skip
 
@@ -198,6 +241,20 @@ def test_bad_input_ends_before_training_with_field_value_and_remedy(name, tmp_pa
         assert text in printed, f"{text!r} is not in: {printed[-2000:]}"
     assert "step 1/" not in printed
     assert not list(tmp_path.glob("outputs/tiny/**/manifest.json"))
+
+
+def test_too_many_bad_rows_end_before_training_with_counts_and_first_rows(tmp_path, tiny_model_dir, chat_rows_file):
+    rows = chat_rows_file.read_bytes().splitlines()
+    rows[3], rows[10], rows[11] = b"{broken", b'{"messages": []}', b'{"messages": []}'
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\n".join(rows))
+    config = write_config(tmp_path, "full", tiny_model_dir, file)
+    done = pyflyte_run(tmp_path, *FULL, "--config", str(config), check=False)
+    printed = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert "data.max_rejected = 0.01: 3 of 60 rows (5.0%) cannot be used." in printed
+    assert "rows.jsonl, row 11, 12: column 'messages' is empty." in printed
+    assert "rows.jsonl, row 4: is not JSON" in printed
 
 
 def test_empty_data_ends_before_training(tmp_path, tiny_model_dir):

@@ -61,7 +61,7 @@ class DataSource(Section):
     split: str = Field(default="train", description="Split of a hub dataset to read rows from.")
     revision: str | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
     columns: dict[str, str] = Field(
-        default_factory=dict,
+        default={},
         description="Where the columns have other names than the format's: {instruction: question, output: response}.",
     )
     template: str | None = Field(

@@ -278,7 +278,7 @@ def test_a_file_with_nothing_in_it_has_no_rows_and_no_columns(write, name, conte
     [(f"rows{ending}{c}", SQUEEZED[c](CONTENTS[ending])) for c in (".gz", ".zst") for ending in (".jsonl", ".csv")]
     + [("rows.parquet", CONTENTS[".parquet"])],
 )
-@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: c[:-3], lambda c: b"no" + c[2:]])
+@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: c[:-3], lambda c: b"hello"])
 def test_a_damaged_file_is_one_error_wherever_it_is_looked_at(write, name, whole, damage):
     """Of a damaged Parquet file the columns were once asked for first, which gave pyarrow's own error."""
     file = write(name, damage(whole))

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from thriftune.data.formats import FORMATS, Conversation, MarkedText, RowError
-from thriftune.data.tokenization import IGNORED, as_text, require_usable, tokenize
-from thriftune.errors import DataError
+from thriftune.data.chat import render
+from thriftune.data.examples import Conversation, MarkedText
+from thriftune.data.formats import FORMATS
+from thriftune.data.tokenization import IGNORED, Tokenization, TokenRow
 
 _ = IGNORED
 
@@ -27,34 +28,51 @@ CHATML_TEMPLATE = (
 )
 
 
-def word_tokenizer(vocabulary, template, *, bos=None, eos, special):
+def word_tokenizer(vocabulary, template, *, opening="", closing="", eos):
     """A tokenizer whose tokens are whole words and whole runs of white space, with ids to write down by hand."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    special = [name for name in vocabulary if name.startswith("<")]
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     pieces = Regex(r"\[/?INST\]|\w+|\s+|[^\w\s]")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
-    tokenizer.add_special_tokens(list(special))
-    if bos:
+    tokenizer.add_special_tokens(special)
+    if opening or closing:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
+            single=f"{opening} $A {closing}".strip(), special_tokens=[(name, vocabulary[name]) for name in special]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token=bos, eos_token=eos, chat_template=template
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token=opening or None, eos_token=eos, chat_template=template
     )
+
+
+def byte_tokenizer(text, merges=()):
+    """A byte-level BPE in which the id of a byte is the byte; 256 is BOS, 257 is EOS, and merges come after."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ((letters, _span),) = level.pre_tokenize_str(text)
+    letter_of = dict(zip(text.encode(), letters, strict=True))
+    pairs = [(letter_of[first], letter_of[second]) for first, second in merges]
+    vocabulary = {letter: byte for byte, letter in letter_of.items()} | {"<s>": 256, "</s>": 257}
+    vocabulary |= {first + second: 258 + number for number, (first, second) in enumerate(pairs)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    tokenizer.pre_tokenizer = level
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 @pytest.fixture(scope="module")
 def llama(llama_tokenizer):
-    return word_tokenizer(
-        LLAMA_VOCABULARY, llama_tokenizer.chat_template, bos="<s>", eos="</s>", special=("<s>", "</s>", "<pad>")
-    )
+    return word_tokenizer(LLAMA_VOCABULARY, llama_tokenizer.chat_template, opening="<s>", eos="</s>")
 
 
 @pytest.fixture(scope="module")
 def chatml():
-    return word_tokenizer(CHATML_VOCABULARY, CHATML_TEMPLATE, eos="<|im_end|>", special=("<|im_start|>", "<|im_end|>"))
+    return word_tokenizer(CHATML_VOCABULARY, CHATML_TEMPLATE, eos="<|im_end|>")
 
 
 def chat(*contents, system=None):
@@ -63,142 +81,174 @@ def chat(*contents, system=None):
     return Conversation(tuple(([{"role": "system", "content": system}] if system else []) + turns))
 
 
-def only_row(item, tokenizer, **options):
-    ((row,),) = tokenize([as_text(item, tokenizer)], tokenizer, **{"max_length": 1000, **options})
+def tokenized(example, tokenizer, **options):
+    text = render(example, tokenizer) if isinstance(example, Conversation) else example
+    (row,) = Tokenization(tokenizer, **options).tokenize([text])
     assert len(row.input_ids) == len(row.labels)
     return row
 
 
 def test_llama_trains_the_answer_and_eos_and_nothing_else(llama):
-    row = only_row(chat("hi", "yes"), llama)
+    row = tokenized(chat("hi", "yes"), llama)
     assert row.input_ids == [1, 4, 6, 10, 6, 5, 6, 11, 2]
     assert row.labels == [_, _, _, _, _, _, 6, 11, 2]
     assert row.trained_tokens == 3
-    assert not row.truncated
 
 
 def test_llama_trains_every_answer_of_a_long_conversation(llama):
-    row = only_row(chat("hi", "yes", "why", "no so"), llama)
+    row = tokenized(chat("hi", "yes", "why", "no so"), llama)
     assert row.input_ids == [1, 4, 6, 10, 6, 5, 6, 11, 2, 4, 6, 12, 6, 5, 6, 13, 6, 14, 2]
     assert row.labels == [_, _, _, _, _, _, 6, 11, 2, _, _, _, _, _, 6, 13, 6, 14, 2]
 
 
 def test_chatml_trains_the_answer_and_its_end_but_no_white_space_after_it(chatml):
-    row = only_row(chat("hi", "yes"), chatml)
+    row = tokenized(chat("hi", "yes"), chatml)
     assert row.input_ids == [1, 10, 3, 13, 2, 3, 1, 11, 3, 14, 2, 3, 1, 12, 3, 15, 2, 3]
     assert row.labels == [_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, 15, 2, _]
 
 
 def test_chatml_trains_every_answer_and_keeps_a_system_message(chatml):
-    row = only_row(chat("hi", "yes", "why", "no", system="no"), chatml)
+    row = tokenized(chat("hi", "yes", "why", "no", system="no"), chatml)
     prompt = [1, 10, 3, 17, 2, 3, 1, 11, 3, 14, 2, 3, 1, 12, 3]
     assert row.input_ids == [*prompt, 15, 2, 3, 1, 11, 3, 16, 2, 3, 1, 12, 3, 17, 2, 3]
     assert row.labels == [*[_] * len(prompt), 15, 2, _, _, _, _, _, _, _, _, _, _, 17, 2, _]
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}",
+        "{% generation %}{{ m.content + '<|im_end|>\n' }}{% endgeneration %}",
+        "{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>\n' }}",
+    ],
+)
+def test_a_template_that_marks_its_turns_gets_one_eos_wherever_it_closes_them(turn):
+    """SmolLM3's marks the line break after the closing token too, and a second closing token was put after that."""
+    template = "{% for m in messages %}{{ m.role + '\n' }}{% if m.role == 'user' %}{{ m.content + '\n' }}"
+    marking = word_tokenizer(
+        CHATML_VOCABULARY, template + "{% else %}" + turn + "{% endif %}{% endfor %}", eos="<|im_end|>"
+    )
+    row = tokenized(chat("hi", "yes"), marking)
+    assert row.input_ids == [11, 3, 14, 3, 12, 3, 15, 2, 3]
+    assert row.labels == [_, _, _, _, _, _, 15, 2, _]
+
+
+# BOS and EOS.
+
+
 def test_a_marked_text_gets_bos_and_eos_once_each(llama):
-    row = only_row(MarkedText("a:b c", ((2, 5),)), llama)
+    row = tokenized(MarkedText("a:b c", ((2, 5),)), llama)
     assert row.input_ids == [1, 15, 19, 16, 6, 17, 2]
     assert row.labels == [_, _, _, 16, 6, 17, 2]
 
 
-def test_an_answer_that_already_ends_in_eos_gets_no_second_one(llama):
-    row = only_row(MarkedText("a:b</s>", ((2, 7),)), llama)
+def test_a_tokenizer_without_bos_gets_none(chatml):
+    row = tokenized(MarkedText("hi yes", ((3, 6),)), chatml)
+    assert row.input_ids == [14, 4, 15, 2]
+    assert row.labels == [_, _, 15, 2]
+
+
+@pytest.mark.parametrize("closing", ["", "</s>"])
+def test_a_tokenizer_that_puts_eos_itself_gets_no_second_one(closing):
+    appending = word_tokenizer(LLAMA_VOCABULARY, None, opening="<s>", closing=closing, eos="</s>")
+    row = tokenized(MarkedText("a:b", ((2, 3),)), appending)
     assert row.input_ids == [1, 15, 19, 16, 2]
     assert row.labels == [_, _, _, 16, 2]
 
 
-def test_a_tokenizer_that_appends_eos_itself_gets_no_second_one(llama):
-    from tokenizers import processors
-
-    closing = word_tokenizer(LLAMA_VOCABULARY, None, bos="<s>", eos="</s>", special=("<s>", "</s>"))
-    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    row = only_row(MarkedText("a:b", ((2, 3),)), closing)
+@pytest.mark.parametrize(
+    "text",
+    [
+        MarkedText("<s>a:b", ((5, 6),)),
+        MarkedText("<s>a:b</s>", ((5, 10),)),
+        MarkedText("<s>a:b</s>", ((5, 6),)),  # closed outside of the answer
+        MarkedText("a:b</s>", ((2, 3),)),
+    ],
+)
+def test_text_that_spells_out_bos_or_eos_gets_no_second_one(llama, text):
+    row = tokenized(text, llama)
     assert row.input_ids == [1, 15, 19, 16, 2]
     assert row.labels == [_, _, _, 16, 2]
+
+
+def test_a_rendered_text_is_opened_by_its_template_alone(llama):
+    row = tokenized(MarkedText("a:b", ((2, 3),), is_rendered=True), llama)
+    assert row.input_ids == [15, 19, 16, 2]
+    assert row.labels == [_, _, 16, 2]
+
+
+def test_eos_closes_a_row_whose_last_words_are_not_its_answer(llama):
+    row = tokenized(MarkedText("a:b c", ((0, 1), (2, 3))), llama)
+    assert row.input_ids == [1, 15, 19, 16, 6, 17, 2]
+    assert row.labels == [_, 15, _, 16, _, _, 2]
+
+
+def test_the_first_token_is_never_trained(llama, chatml):
+    assert tokenized(MarkedText("a b", ((0, 3),), is_document=True), llama).labels == [_, 15, 6, 16, 2]
+    assert tokenized(MarkedText("hi yes", ((0, 6),), is_document=True), chatml).labels == [_, 4, 15, 2]
+    assert tokenized(MarkedText("hi yes", ((0, 2),)), chatml).labels == [_, _, _, 2]
+    assert tokenized(MarkedText("hi", ((0, 2),)), chatml) == TokenRow([14, 2], [_, 2])
+
+
+def test_training_on_inputs_labels_every_token(llama, chatml):
+    row = tokenized(chat("hi", "yes"), llama, train_on_inputs=True)
+    assert row.input_ids == [1, 4, 6, 10, 6, 5, 6, 11, 2]
+    assert row.labels == [_, 4, 6, 10, 6, 5, 6, 11, 2]
+    row = tokenized(chat("hi", "yes"), chatml, train_on_inputs=True)
+    assert row.input_ids == [1, 10, 3, 13, 2, 3, 1, 11, 3, 14, 2, 3, 1, 12, 3, 15, 2, 3]
+    assert row.labels == [_, *row.input_ids[1:]]
+
+
+# Borders of answers.
 
 
 def test_a_token_over_the_border_of_prompt_and_answer_is_trained(llama):
     """The prompt ends in a line break and the answer starts with one: the tokenizer makes one token of both."""
-    row = only_row(MarkedText("a\n\nb", ((2, 4),)), llama)
+    row = tokenized(MarkedText("a\n\nb", ((2, 4),)), llama)
     assert row.input_ids == [1, 15, 8, 16, 2]
     assert row.labels == [_, _, 8, 16, 2]
 
 
-def test_training_on_inputs_labels_every_token(llama):
-    row = only_row(chat("hi", "yes"), llama, train_on_inputs=True)
-    assert row.labels == row.input_ids == [1, 4, 6, 10, 6, 5, 6, 11, 2]
-    assert row.trained_tokens == 8, "nothing comes before the first token to predict it from"
+def test_a_character_of_several_tokens_is_trained_whole_at_both_ends_of_an_answer():
+    """😀 is F0 9F 98 80 and 😃 is F0 9F 98 83: places in the text say only which tokens hold a part of them."""
+    tokenizer = byte_tokenizer("ab😀😃")
+    row = tokenized(MarkedText("a😀😃b😀a", ((2, 5),)), tokenizer)
+    assert row.input_ids == [
+        256, 97, 0xF0, 0x9F, 0x98, 0x80, 0xF0, 0x9F, 0x98, 0x83, 98, 0xF0, 0x9F, 0x98, 0x80, 97, 257,
+    ]  # fmt: skip
+    assert row.labels == [
+        _, _, _, _, _, _, 0xF0, 0x9F, 0x98, 0x83, 98, 0xF0, 0x9F, 0x98, 0x80, _, 257,
+    ]  # fmt: skip
 
 
-def test_a_row_that_is_too_long_is_cut_at_the_end_and_says_so(llama):
-    row = only_row(chat("hi", "yes"), llama, max_length=8)
-    assert row.input_ids == [1, 4, 6, 10, 6, 5, 6, 11]
-    assert row.labels == [_, _, _, _, _, _, 6, 11]
-    assert row.truncated
-    assert not only_row(chat("hi", "yes"), llama, max_length=9).truncated
+def test_a_token_of_parts_of_two_characters_is_trained_when_one_of_them_is():
+    tokenizer = byte_tokenizer("ab😀😃", merges=[(0x80, 0xF0)])
+    row = tokenized(MarkedText("😀😃", ((1, 2),)), tokenizer)
+    assert row.input_ids == [256, 0xF0, 0x9F, 0x98, 258, 0x9F, 0x98, 0x83, 257]
+    assert row.labels == [_, _, _, _, 258, 0x9F, 0x98, 0x83, 257]
+    row = tokenized(MarkedText("😀😃", ((0, 1),)), tokenizer)
+    assert row.labels == [_, 0xF0, 0x9F, 0x98, 258, _, _, _, 257]
 
 
-def test_a_row_whose_prompt_fills_it_has_nothing_to_train(llama):
-    assert only_row(chat("hi", "yes"), llama, max_length=6).trained_tokens == 0
+def test_white_space_that_belongs_to_no_token_moves_no_border():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-
-def test_a_long_text_continues_in_the_next_row(llama):
-    text = FORMATS["text"].read({"text": "a b c d"})
-    (rows,) = tokenize([text], llama, max_length=4)
-    assert [row.input_ids for row in rows] == [[1, 15, 6, 16], [16, 6, 17, 6], [6, 18, 2]]
-    # Each piece starts with the last token of the one before, so that every token is predicted exactly once.
-    assert [row.labels for row in rows] == [[_, 15, 6, 16], [_, 6, 17, 6], [_, 18, 2]]
-    assert not any(row.truncated for row in rows)
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 2, "a": 15, "b": 16}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+    row = tokenized(MarkedText("a b  a  b", ((1, 5),)), tokenizer)
+    assert row.input_ids == [15, 16, 15, 16, 2]
+    assert row.labels == [_, 16, _, _, 2]
+    assert tokenized(MarkedText("a   b", ((1, 3),)), tokenizer).labels == [_, _, 2], "an answer of no token"
 
 
 def test_a_batch_gives_what_its_texts_give_one_by_one(llama):
-    texts = [as_text(chat("hi", answer), llama) for answer in ("yes", "no so", "a b c")]
-    together = tokenize(texts, llama, max_length=10)
-    assert together == [tokenize([text], llama, max_length=10)[0] for text in texts]
-    assert tokenize([], llama, max_length=10) == []
-
-
-def test_what_the_chat_template_refuses_is_a_bad_row(llama):
-    twice = Conversation(({"role": "user", "content": "hi"},) * 2 + ({"role": "assistant", "content": "yes"},))
-    with pytest.raises(RowError, match="chat template refuses it: Conversation roles must alternate"):
-        as_text(twice, llama)
-    with pytest.raises(RowError, match="chat template refuses it"):
-        as_text(chat("hi", "yes", system="help"), llama)
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused(chatml):
-    """Templates of reasoning models drop the thoughts of earlier turns, so the answers are not where they were."""
-    rewriting = word_tokenizer(
-        CHATML_VOCABULARY,
-        "{% for m in messages %}{{ m['role'] + ' ' + (m['content'] if loop.last else 'no') + ' ' }}{% endfor %}",
-        eos="<|im_end|>",
-        special=("<|im_end|>",),
-    )
-    with pytest.raises(RowError, match="rewrites earlier turns"):
-        as_text(chat("hi", "yes"), rewriting)
-
-
-def test_a_conversation_that_the_assistant_opens_is_labelled_or_a_bad_row(chatml):
-    opening = ({"role": "assistant", "content": "hi"}, {"role": "user", "content": "why"})
-    try:
-        row = only_row(Conversation((*opening, {"role": "assistant", "content": "yes"})), chatml)
-    except RowError:
-        return
-    assert row.labels[-3:] == [15, 2, _]
-
-
-def test_a_tokenizer_without_what_the_format_needs_is_refused(llama):
-    bare = word_tokenizer(LLAMA_VOCABULARY, None, bos="<s>", eos="</s>", special=("<s>", "</s>"))
-    endless = word_tokenizer(LLAMA_VOCABULARY, None, bos="<s>", eos=None, special=("<s>",))
-    require_usable(llama, "chat")
-    require_usable(bare, "alpaca")
-    with pytest.raises(DataError, match=r"data\.format = chat: .*no chat template"):
-        require_usable(bare, "chat")
-    with pytest.raises(DataError, match=r"model\.source.*no EOS token"):
-        require_usable(endless, "text")
+    texts = [render(chat("hi", answer), llama) for answer in ("yes", "no so", "a b c")]
+    texts.append(MarkedText("a b", ((0, 3),)))
+    tokenization = Tokenization(llama)
+    assert tokenization.tokenize(texts) == [tokenized(text, llama) for text in texts]
+    assert tokenization.tokenize([]) == []
 
 
 # No "<": a text that spells a special token out is that token.
@@ -209,22 +259,10 @@ checked = settings(max_examples=60, deadline=None, suppress_health_check=[Health
 
 
 @checked
-@given(text=words, max_length=st.integers(2, 30))
-def test_splitting_a_long_text_loses_nothing(llama_tokenizer, text, max_length):
-    (rows,) = tokenize([FORMATS["text"].read({"text": text})], llama_tokenizer, max_length=max_length)
-    assert all(len(row.input_ids) == max_length for row in rows[:-1])
-    assert 2 <= len(rows[-1].input_ids) <= max_length
-    # Each piece repeats the last token of the one before, as what its own first token is predicted from.
-    ids = [*rows[0].input_ids, *(i for row in rows[1:] for i in row.input_ids[1:])]
-    assert llama_tokenizer.decode(ids) == f"<s>{text}</s>"
-    assert [label for row in rows for label in row.labels[1:]] == ids[1:]
-    assert all(row.labels[0] == _ for row in rows)
-
-
-@checked
 @given(instruction=words, answer=words)
 def test_an_alpaca_row_trains_its_whole_answer_and_eos(llama_tokenizer, instruction, answer):
-    row = only_row(FORMATS["alpaca"].read({"instruction": instruction, "output": answer}), llama_tokenizer)
+    (example,) = FORMATS["alpaca"].read({"instruction": instruction, "output": answer})
+    row = tokenized(example, llama_tokenizer)
     trained = llama_tokenizer.decode([label for label in row.labels if label != _])
     # One token may hold the end of the prompt, which is white space, too.
     assert trained.lstrip("\n") == f"{answer}</s>".lstrip("\n")
@@ -236,7 +274,7 @@ def test_an_alpaca_row_trains_its_whole_answer_and_eos(llama_tokenizer, instruct
 @checked
 @given(contents=st.lists(st.tuples(words, words), min_size=1, max_size=3))
 def test_a_conversation_trains_each_whole_answer_and_its_eos(llama_tokenizer, contents):
-    row = only_row(chat(*(text for pair in contents for text in pair)), llama_tokenizer)
+    row = tokenized(chat(*(text for pair in contents for text in pair)), llama_tokenizer)
     trained = llama_tokenizer.decode([label for label in row.labels if label != _])
     assert trained == "".join(f" {answer}</s>" for _question, answer in contents)
     assert row.input_ids.count(llama_tokenizer.bos_token_id) == 1

@@ -118,9 +118,9 @@ def _tool_call(call: Any, number: int) -> dict[str, Any]:
 
 
 def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
-    if isinstance(tools, str) and tools.strip():
+    if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
+            tools = json.loads(tools) if tools.strip() else ()
         except (ValueError, RecursionError) as error:
             raise RowError("column 'tools' is not JSON") from error
     if not tools:

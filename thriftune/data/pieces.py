@@ -98,6 +98,8 @@ class Pieces:
                     for name in ("held_out", "is_document", "opens")
                 }
                 marks = np.frombuffer(copies.read(batch.num_rows), dtype=np.uint8)
+                # Further pieces go with the first of their example: a held-out copy may not have been cut like it.
+                marks = marks[np.maximum.accumulate(np.where(flags["opens"], np.arange(len(marks)), 0))]
                 if len(self._kept) < SAMPLES:
                     self._keep_samples(batch.column("digest").to_pylist(), (marks == 0) & flags["held_out"])
                 yield Part(rows_of(batch), ~flags["held_out"], flags["is_document"], flags["opens"], marks)

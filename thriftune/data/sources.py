@@ -229,7 +229,8 @@ def _load_from_hub(config: "DataSource", token: str | None, scratch: Path) -> "D
 def _files(source: str) -> list[str]:
     """The files a path, glob or URL stands for, in a fixed order."""
     if "://" not in source:
-        found = glob.glob(str(Path(source).expanduser()), recursive=True)
+        path = str(Path(source).expanduser())  # with [brackets] in it, a file need not match its own name
+        found = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
         files = sorted(f for f in found if os.path.isfile(f))
     else:
         import fsspec

@@ -1,0 +1,161 @@
+"""Conversations as rows give them: who may speak after whom, tool calls, other names and shapes of the same."""
+
+import pytest
+
+from thriftune.data.chat import ROLES, from_sharegpt, read_messages
+from thriftune.data.examples import RowError
+
+SYSTEM = {"role": "system", "content": "Be short."}
+USER = {"role": "user", "content": "Why?"}
+ANSWER = {"role": "assistant", "content": "So."}
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "sky", "arguments": {"day": 1}}}]}
+RESULT = {"role": "tool", "content": "blue"}
+TOOLS = [{"type": "function", "function": {"name": "sky", "description": "Its colour."}}]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER, ANSWER],
+        [SYSTEM, USER, ANSWER, USER, ANSWER],
+        [USER, CALL, RESULT, ANSWER],
+        [USER, CALL, RESULT, RESULT, CALL, RESULT, ANSWER, USER, ANSWER],
+        [USER, CALL],
+    ],
+)
+def test_roles_in_order(messages):
+    conversation = read_messages(messages, "messages")
+    assert [message["role"] for message in conversation.messages] == [message["role"] for message in messages]
+    assert conversation.question == "Why?"
+    assert conversation.tools == ()
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([ANSWER, USER, ANSWER], "assistant comes first (message 1)"),
+        ([RESULT, ANSWER], "tool comes first (message 1)"),
+        ([SYSTEM, ANSWER], "assistant follows system (message 2)"),
+        ([SYSTEM, SYSTEM, USER, ANSWER], "system follows system (message 2)"),
+        ([SYSTEM, RESULT, ANSWER], "tool follows system (message 2)"),
+        ([USER, USER, ANSWER], "user follows user (message 2)"),
+        ([USER, SYSTEM, ANSWER], "system follows user (message 2)"),
+        ([USER, RESULT, ANSWER], "tool follows user (message 2)"),
+        ([USER, ANSWER, ANSWER], "assistant follows assistant (message 3)"),
+        ([USER, ANSWER, SYSTEM, USER, ANSWER], "system follows assistant (message 3)"),
+        ([USER, CALL, RESULT, USER, ANSWER], "user follows tool (message 4)"),
+        ([USER, CALL, RESULT, SYSTEM, ANSWER], "system follows tool (message 4)"),
+        ([USER, ANSWER, RESULT, ANSWER], "tool follows an assistant that called none (message 3)"),
+    ],
+)
+def test_roles_out_of_order_are_refused(messages, reason):
+    with pytest.raises(RowError) as raised:
+        read_messages(messages, "messages")
+    assert str(raised.value) == f"the roles are out of order: {reason}"
+
+
+def said(role, **keys):
+    return {"role": role, **keys}
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (None, "column 'talk' is not a list of messages"),
+        ([], "column 'talk' is empty"),
+        ("[{'role': 'user'}]", "column 'talk' is not a list of messages"),
+        ({"role": "user"}, "column 'talk' is not a list of messages"),
+        (["hello"], "message 1 has no role among system, user, assistant, tool"),
+        ([{"role": "human", "content": "x"}, ANSWER], "message 1 has no role among"),
+        ([{"content": "x"}, ANSWER], "message 1 has no role among"),
+        ([{"role": ["user"], "content": "x"}, ANSWER], "message 1 has no role among"),
+        ([USER, said("assistant", content=" ")], "message 2 (assistant) has no content"),
+        ([USER, said("assistant", content="", tool_calls=[])], "message 2 (assistant) has no content"),
+        ([said("user", content=[{"type": "text", "text": "x"}]), ANSWER], "message 1 (user) has no content"),
+        ([said("user", tool_calls=CALL["tool_calls"]), ANSWER], "message 1 (user) has no content"),
+        ([USER, CALL, said("tool", content=None), ANSWER], "message 3 (tool) has no content"),
+        ([USER, ANSWER, USER], "the last message is not the assistant's, so there is no answer to train on"),
+        ([USER, CALL, RESULT], "the last message is not the assistant's, so there is no answer to train on"),
+        ([USER, said("assistant", tool_calls="sky()")], "message 2 has tool_calls that are not a list"),
+        ([USER, said("assistant", tool_calls=["sky"])], "message 2 has a tool call without the name of a function"),
+        ([USER, said("assistant", tool_calls=[{"function": {"name": None}}])], "message 2 has a tool call without"),
+        ([USER, said("assistant", tool_calls=[{"function": "sky"}])], "message 2 has a tool call without"),
+    ],
+)
+def test_messages_that_cannot_be_used_say_why(messages, reason):
+    with pytest.raises(RowError) as raised:
+        read_messages(messages, "talk")
+    assert str(raised.value).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [('{"day": 1, "é": [null]}', {"day": 1, "é": [None]}), ({"day": 1}, {"day": 1}), ("", {}), (None, {}), ("{}", {})],
+)
+def test_the_arguments_of_a_call_may_be_json_text_as_openai_writes_them(arguments, read):
+    call = {"id": "call_1", "type": "function", "function": {"name": "sky", "arguments": arguments}}
+    result = {"role": "tool", "tool_call_id": "call_1", "name": "sky", "content": "blue"}
+    messages = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, result, ANSWER]
+    _user, asked, answered, _answer = read_messages(messages, "messages").messages
+    expected = {"id": "call_1", "type": "function", "function": {"name": "sky", "arguments": read}}
+    assert asked == {"role": "assistant", "content": "", "tool_calls": [expected]}
+    assert answered == result
+    assert call["function"]["arguments"] == arguments, "the row itself stays as it is"
+
+
+# Brackets a hundred thousand deep once ended the run with a RecursionError.
+@pytest.mark.parametrize("text", ["{day: 1}", "sky(1)", "[" * 100_000, '{"a": ' * 100_000])
+def test_what_is_not_json_is_refused(text):
+    call = {"function": {"name": "sky", "arguments": text}}
+    with pytest.raises(RowError, match="message 2 has a tool call whose arguments are not JSON"):
+        read_messages([USER, {"role": "assistant", "tool_calls": [call]}], "messages")
+    with pytest.raises(RowError, match="column 'tools' is not JSON"):
+        read_messages([USER, ANSWER], "messages", text)
+
+
+def test_tools_may_be_a_list_or_its_json_text():
+    text = '[{"type": "function", "function": {"name": "sky", "description": "Its colour."}}]'
+    assert read_messages([USER, ANSWER], "messages", TOOLS).tools == tuple(TOOLS)
+    assert read_messages([USER, ANSWER], "messages", text).tools == tuple(TOOLS)
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", [], "[]", "null"])
+def test_there_may_be_no_tools(nothing):
+    conversation = read_messages([USER, ANSWER], "messages", nothing)
+    assert [message["content"] for message in conversation.messages] == ["Why?", "So."]
+    assert conversation.tools == ()
+
+
+@pytest.mark.parametrize("tools", [["sky"], '["sky"]', {"name": "sky"}, '"sky"', 1])
+def test_tools_that_are_not_descriptions_are_refused(tools):
+    with pytest.raises(RowError, match="column 'tools' is not a list of function descriptions"):
+        read_messages([USER, ANSWER], "messages", tools)
+
+
+@pytest.mark.parametrize(
+    ("sharegpt", "role"),
+    [
+        ("human", "user"), ("user", "user"), ("gpt", "assistant"), ("chatgpt", "assistant"), ("model", "assistant"),
+        ("assistant", "assistant"), ("system", "system"), ("tool", "tool"), ("observation", "tool"),
+        ("function_response", "tool"),
+    ],
+)  # fmt: skip
+def test_sharegpt_has_other_names_for_the_roles(sharegpt, role):
+    assert from_sharegpt([{"from": sharegpt, "value": "x", "weight": 1}]) == [{"role": role, "content": "x"}]
+    assert role in ROLES
+
+
+@pytest.mark.parametrize("conversations", [None, "text", 1, {}, [None], ["x"], [{"from": "bing", "value": "x"}], [{}]])
+def test_what_is_not_sharegpt_is_refused_as_messages_are(conversations):
+    with pytest.raises(RowError, match=r"not a list of messages|message 1 has no role"):
+        read_messages(from_sharegpt(conversations), "conversations")
+
+
+def test_keys_that_a_table_filled_with_none_are_as_if_they_were_not_there():
+    import pyarrow as pa
+
+    messages = [USER, {**CALL, "content": ""}, {**RESULT, "name": "sky"}, ANSWER]
+    (row,) = pa.Table.from_pylist([{"messages": messages}]).to_pylist()
+    assert row["messages"][0] == {"role": "user", "content": "Why?", "tool_calls": None, "name": None}
+    assert read_messages(row["messages"], "messages") == read_messages(messages, "messages")
+    assert read_messages(row["messages"], "messages").messages[0] == USER
