@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 _EXAMPLE_TOKENS = 8
-# Share of the logits' own spread. Rounding in 16 or 4 bits makes a hundredth; a model that sees the other example, a half.
+# Share of the spread of the logits. Rounding in 16 or 4 bits makes a hundredth; seeing the other example, a half.
 _TOLERANCE = 0.1
 
 

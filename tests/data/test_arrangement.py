@@ -1,5 +1,7 @@
 """Tokens on their way into rows: none is lost, none is trained on twice, and examples in a row stay apart."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -132,7 +134,7 @@ def test_every_token_of_every_document_is_predicted_exactly_once(masks, length):
     assert all(block[0][1] == IGNORED for block in blocks)
     predicted = [pair for block in blocks for pair in block[1:]]
     assert predicted == [pair for document in as_lists(rows) for pair in document][1:]
-    assert all(end[-1][0] == start[0][0] for end, start in zip(blocks, blocks[1:], strict=False))
+    assert all(end[-1][0] == start[0][0] for end, start in pairwise(blocks))
 
 
 @given(examples_of_masks, chunk_sizes, st.integers(2, 9))

@@ -44,7 +44,9 @@ def by_hand(keys, held_out, *, deduplicate, leakage_check):
 
 
 @pytest.mark.parametrize(("sorted_at_once", "scanned_at_once"), [(1 << 19, 1 << 18), (3, 2), (1, 7)])
-@given(pieces=st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40), policy=st.tuples(*[st.booleans()] * 2))
+@given(
+    pieces=st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40), policy=st.tuples(*[st.booleans()] * 2)
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_marks_are_those_of_a_loop_over_all(find, monkeypatch, sorted_at_once, scanned_at_once, pieces, policy):
     monkeypatch.setattr(duplicates, "_SORTED_AT_ONCE", sorted_at_once)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_a_glob_reads_its_files_in_the_order_of_their_names_each_from_one_on(tmp
     (tmp_path / "folder.jsonl").mkdir()
     opened = open_(tmp_path / "*.jsonl")
     assert values_in(opened) == ROWS
-    assert [(os.path.basename(place), number) for place, number, _ in rows_in(opened)] == [
+    assert [(Path(place).name, number) for place, number, _ in rows_in(opened)] == [
         ("a.jsonl", 1), ("a.jsonl", 2), ("a.jsonl", 3), ("b.jsonl", 1), ("b.jsonl", 2),
     ]  # fmt: skip
 
@@ -127,6 +128,7 @@ def test_remote_files_of_one_name_in_two_folders_are_both_read(in_memory, open_)
 
 def test_a_missing_file_is_refused_with_what_is_there(tmp_path, open_):
     write(tmp_path / "rows.jsonl")
+    (tmp_path / "picture.png").touch()
     with pytest.raises(DataError, match=r"data\.source = .*row\.jsonl: no such file\. .* holds rows\.jsonl\."):
         open_(tmp_path / "row.jsonl")
     with pytest.raises(DataError, match=r"no such file\. .* holds rows\.jsonl\."):
@@ -143,7 +145,8 @@ def test_a_kind_of_file_that_is_not_read_is_refused_with_those_that_are(tmp_path
     (tmp_path / name).write_text("x")
     with pytest.raises(DataError, match="is not a file this package reads") as caught:
         open_(tmp_path / name)
-    assert ", ".join(ENDINGS) in caught.value.problems[0].remedy
+    assert all(f".{ending.split('.')[1]}" in caught.value.problems[0].remedy for ending in ENDINGS)
+    assert "(each also .gz or .zst)" in caught.value.problems[0].remedy
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_bars_of_a_histogram_follow_each_other_and_add_up(max_length, data):
     assert (bars[0].low, bars[-1].high) == (1, max_length)
     assert len(bars) <= 24
     assert len({bar.high - bar.low for bar in bars[:-1]}) <= 1
-    assert all(following.low == bar.high + 1 for bar, following in zip(bars, bars[1:], strict=False))
+    assert all(following.low == bar.high + 1 for bar, following in pairwise(bars))
     assert [bar.count for bar in bars] == [sum(bar.low <= n <= bar.high for n in lengths) for bar in bars]
 
 

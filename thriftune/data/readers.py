@@ -173,6 +173,11 @@ ENDINGS = tuple(
     if not compression or reader.may_be_compressed
 )
 
+ENDINGS_IN_WORDS = (
+    f"{', '.join(ending for ending, reader in READERS.items() if reader.may_be_compressed)} (each also "
+    f"{' or '.join(_COMPRESSIONS)}) or {', '.join(e for e, reader in READERS.items() if not reader.may_be_compressed)}"
+)
+
 
 def ending_of(path: str) -> str | None:
     """The ending in `ENDINGS` that a path or glob has, or None."""
@@ -236,7 +241,7 @@ def _parquet_metadata(file: Path) -> Any:
 def _reader_of(file: Path) -> _Reader:
     ending = ending_of(file.name)
     if ending is None:
-        raise _unreadable(file, "rows", f"its ending is none of {', '.join(ENDINGS)}")
+        raise _unreadable(file, "rows", f"it does not end in {ENDINGS_IN_WORDS}")
     return READERS["." + ending.split(".")[1]]
 
 

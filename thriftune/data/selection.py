@@ -85,7 +85,10 @@ def select(
     used = shares(counts, weights, max_rows)
     if sum(used) < 2:
         raise DataError.single(
-            "data.source", f"{sum(used)} rows", "cannot be split into training and held-out rows.", "Give at least two."
+            "data.source",
+            f"{sum(used)} row" + ("s" if sum(used) != 1 else ""),
+            "cannot be split into training and held-out rows.",
+            "Give at least two; a .txt file is cut into rows by data.sample_by.",
         )
     wanted = min(max(1, round(sum(used) * validation_share)), sum(used) - 1)
     held_out = _apportioned(wanted, used)

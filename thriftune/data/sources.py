@@ -170,7 +170,7 @@ def _local_files(source: str, scratch: Path) -> dict[str, str]:
             "data.source",
             source,
             "is not a file this package reads.",
-            f"Give files that end in {', '.join(readers.ENDINGS)}, a glob of them, or a hub dataset id (owner/name).",
+            f"Give files that end in {readers.ENDINGS_IN_WORDS}, a glob of them, or a hub dataset id (owner/name).",
         )
     files = _files(source)
     if "://" not in source:
@@ -259,7 +259,8 @@ def _no_rows(source: str) -> DataError:
 
 def _missing(source: str) -> DataError:
     folder = Path(source).parent
-    found = sorted(p.name for p in folder.iterdir())[:10] if "://" not in source and folder.is_dir() else []
+    is_folder = "://" not in source and folder.is_dir()
+    found = sorted(p.name for p in folder.iterdir() if readers.ending_of(p.name))[:10] if is_folder else []
     found_text = f" {folder}/ holds {', '.join(found)}." if found else ""
     return DataError.single("data.source", source, f"no such file.{found_text}", "Check the path.")
 

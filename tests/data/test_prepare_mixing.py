@@ -1,0 +1,131 @@
+"""Several sources in one dataset: each read in its own way, in the proportion that was asked for."""
+
+import pytest
+from preparing import Preparation, write_rows
+
+from thriftune.data.prepared import TRAIN, VALIDATION
+from thriftune.errors import DataError
+
+
+@pytest.fixture
+def prepared(tmp_path, tiny_tokenizer_dir):
+    return Preparation(tmp_path, tiny_tokenizer_dir)
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Sixty quotes, twenty chats and ten prompts, each with a word of its own in its answers."""
+    quotes = [{"quote": f"apple {i}", "author": "Somebody"} for i in range(60)]
+    chats = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"stone {i}"}]}
+        for i in range(20)
+    ]
+    prompts = [{"question": f"{i}?", "reply": f"moon {i}"} for i in range(10)]
+    columns = {"prompt": "question", "completion": "reply"}
+    return [
+        {"source": str(write_rows(tmp_path / "quotes.jsonl", quotes)), "format": "quotes"},
+        {"source": str(write_rows(tmp_path / "chats.jsonl", chats)), "format": "chat"},
+        {
+            "source": str(write_rows(tmp_path / "prompts.jsonl", prompts)),
+            "format": "prompt_completion",
+            "columns": columns,
+        },
+    ]
+
+
+def weighted(sources, *weights):
+    return [{**source, "weight": weight} for source, weight in zip(sources, weights, strict=True)]
+
+
+def found(made, name, tokenizer):
+    """How many rows of a split come from each of the three sources."""
+    texts = made.texts(name, tokenizer)
+    return [sum(word in text for text in texts) for word in ("apple", "stone", "moon")]
+
+
+def mixture(made, tokenizer):
+    train, held_out = (found(made, name, tokenizer) for name in (TRAIN, VALIDATION))
+    assert sum(train) + sum(held_out) == made.count("examples")
+    assert [source.used for source in made.stats.sources] == [a + b for a, b in zip(train, held_out, strict=True)], (
+        "the report says otherwise"
+    )
+    return [source.used for source in made.stats.sources]
+
+
+def test_without_weights_every_source_is_used_whole(prepared, sources, llama_tokenizer):
+    made = prepared(sources=sources, validation_share=0.1)
+    assert mixture(made, llama_tokenizer) == [60, 20, 10]
+    assert found(made, VALIDATION, llama_tokenizer) == [6, 2, 1]
+    assert [source.format for source in made.stats.sources] == ["quotes", "chat", "prompt_completion"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "max_rows", "used"),
+    [
+        ((2, 1, 1), None, [20, 10, 10]),
+        ((0.2, 0.1, 0.1), None, [20, 10, 10]),
+        ((6, 2, 0.5), None, [60, 20, 5]),
+        ((2, 1, 1), 20, [10, 5, 5]),
+    ],
+)
+def test_weights_are_shares_of_the_rows(prepared, sources, llama_tokenizer, weights, max_rows, used):
+    made = prepared(sources=weighted(sources, *weights), max_rows=max_rows, validation_share=0.2)
+    assert mixture(made, llama_tokenizer) == used
+
+
+def test_max_rows_is_of_all_sources_together(prepared, sources, llama_tokenizer):
+    assert mixture(prepared(sources=sources, max_rows=9), llama_tokenizer) == [6, 2, 1]
+
+
+def test_the_seed_decides_which_rows_of_a_mix_are_used(prepared, sources, llama_tokenizer):
+    def used(seed):
+        made = prepared(sources=weighted(sources, 1, 1, 1), seed=seed)
+        return {text for name in (TRAIN, VALIDATION) for text in made.texts(name, llama_tokenizer)}
+
+    assert used(0) == used(0)
+    assert used(0) != used(1)
+    assert len(used(0)) == 30
+
+
+def test_the_same_rows_in_two_sources_are_copies(prepared, sources):
+    made = prepared(sources=[sources[0], sources[0]], validation_share=0.1)
+    assert (made.count("rows"), made.count("examples")) == (120, 60)
+    assert made.count("duplicates") + made.count("leaked") == 60
+    assert made.count("leaked") > 0
+
+
+def test_documents_of_one_source_are_joined_beside_the_rows_of_others(prepared, sources, tmp_path, llama_tokenizer):
+    file = write_rows(tmp_path / "texts.jsonl", [{"text": f"sea {i}"} for i in range(30)])
+    made = prepared(sources=[*sources, {"source": str(file), "format": "text"}], max_length=64)
+    for name in (TRAIN, VALIDATION):
+        texts = made.texts(name, llama_tokenizer)
+        blocks = [text for text in texts if "sea" in text]
+        assert not any(word in block for block in blocks for word in ("apple", "stone", "moon"))
+    assert sum(text.count("sea") for text in made.texts(TRAIN, llama_tokenizer)) >= 28
+    assert made.count("examples") == 120
+    assert made.count("token_rows") < 120
+
+
+def test_columns_that_are_missing_in_several_sources_are_told_at_once(prepared, sources):
+    wrong = [{**sources[0], "format": "text"}, sources[1], {**sources[2], "columns": {}}]
+    with pytest.raises(DataError) as caught:
+        prepared(sources=wrong)
+    assert [problem.field for problem in caught.value.problems] == ["data.sources.0.format", "data.sources.2.format"]
+    assert "needs the columns text; " in caught.value.problems[0].message
+    assert caught.value.problems[1].message.endswith("prompts.jsonl has question, reply.")
+    assert "data.sources.2.columns" in caught.value.problems[1].remedy
+
+
+def test_bad_rows_are_told_by_the_file_they_are_in(prepared, sources, tmp_path):
+    (tmp_path / "chats.jsonl").write_text((tmp_path / "chats.jsonl").read_text() + "broken\n")
+    made = prepared(sources=sources, max_rejected=0.05)
+    assert made.rejected() == [{"source": sources[1]["source"], "row": 21, "reason": "is not JSON (Expecting value)"}]
+
+
+def test_a_file_of_two_formats_is_two_sources(prepared, tmp_path, llama_tokenizer):
+    """A glob has one format; a source has its own."""
+    rows = [{"quote": f"apple {i}", "author": "A", "text": f"stone {i}"} for i in range(8)]
+    file = str(write_rows(tmp_path / "both.jsonl", rows))
+    made = prepared(sources=[{"source": file, "format": name} for name in ("quotes", "text")], max_length=64)
+    assert made.count("examples") == 16
+    assert [(source.format, source.used) for source in made.stats.sources] == [("quotes", 8), ("text", 8)]
