@@ -126,9 +126,7 @@ def trained(datasets, tiny_model_dir, run_config, tmp_path, *, packing, checkpoi
 
 
 @pytest.mark.parametrize(("checkpointing", "adapters"), [(False, False), (True, False), (True, True)])
-def test_training_is_the_same_packed_or_not(
-    datasets, tiny_model_dir, run_config, tmp_path, checkpointing, adapters
-):
+def test_training_is_the_same_packed_or_not(datasets, tiny_model_dir, run_config, tmp_path, checkpointing, adapters):
     options = {"checkpointing": checkpointing, "adapters": adapters}
     arguments = (datasets, tiny_model_dir, run_config, tmp_path)
     losses, weights, tokens = trained(*arguments, packing=False, **options)

@@ -1,4 +1,4 @@
-"""Whether packed examples are kept apart: asked of real models of the families that configs/ names, and of one that fails."""
+"""Whether packed examples are kept apart: asked of the families that configs/ names, and of models that fail."""
 
 import pytest
 import torch

@@ -13,6 +13,9 @@ from thriftune.data import arrangement
 from thriftune.data.arrangement import Joiner, Packer, Rows, RowWriter, joined, packed, rows_of
 from thriftune.data.tokenization import IGNORED
 
+# A busy machine is slow at times.
+checked = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
 CAPACITY = 8
 
 # Which tokens of an example carry loss; the first never does.
@@ -52,6 +55,7 @@ def streamed(arranger, rows, sizes):
 chunk_sizes = st.lists(st.integers(0, 7), max_size=6)
 
 
+@checked
 @given(examples_of_masks, st.data())
 def test_taken_rows_are_those_asked_for_in_that_order(masks, data):
     rows = make(masks)
@@ -59,6 +63,7 @@ def test_taken_rows_are_those_asked_for_in_that_order(masks, data):
     assert as_lists(rows.taken(np.array(indices, dtype=np.int64))) == [as_lists(rows)[i] for i in indices]
 
 
+@checked
 @given(st.lists(examples_of_masks, max_size=4))
 def test_lots_of_rows_are_joined_in_order(lots):
     parts = [make(masks, start=1000 * number) for number, masks in enumerate(lots)]
@@ -73,6 +78,7 @@ def test_packed_rows_worked_out_by_hand():
     assert (rows.ends.tolist(), rows.lengths.tolist()) == ([0, 8, 10], [8, 2])
 
 
+@checked
 @given(examples_of_masks)
 def test_packing_keeps_every_example_whole_and_none_is_lost(masks):
     rows = make(masks)
@@ -88,8 +94,8 @@ def test_packing_keeps_every_example_whole_and_none_is_lost(masks):
     assert sorted(found) == sorted(as_lists(rows))
 
 
+@checked
 @given(examples_of_masks, chunk_sizes)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_packer_of_small_windows_loses_nothing(monkeypatch, masks, sizes):
     monkeypatch.setattr(arrangement, "_WINDOW_EXAMPLES", 5)
     monkeypatch.setattr(arrangement, "_WINDOW_TOKENS", 12)
@@ -125,6 +131,7 @@ def test_blocks_worked_out_by_hand():
     assert list(joiner.finish()) == []
 
 
+@checked
 @given(examples_of_masks, st.integers(2, 9))
 def test_every_token_of_every_document_is_predicted_exactly_once(masks, length):
     rows = make(masks)
@@ -137,6 +144,7 @@ def test_every_token_of_every_document_is_predicted_exactly_once(masks, length):
     assert all(end[-1][0] == start[0][0] for end, start in pairwise(blocks))
 
 
+@checked
 @given(examples_of_masks, chunk_sizes, st.integers(2, 9))
 def test_blocks_are_the_same_however_the_documents_arrive(masks, sizes, length):
     rows = make(masks)
@@ -144,6 +152,7 @@ def test_blocks_are_the_same_however_the_documents_arrive(masks, sizes, length):
     assert as_lists(at_once) == as_lists(in_lots)
 
 
+@checked
 @given(examples_of_masks, st.data())
 def test_rows_of_a_slice_of_a_batch_are_those_of_the_slice(masks, data):
     """Arrow keeps the values of a slice whole: its offsets do not start at zero."""

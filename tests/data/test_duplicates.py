@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from thriftune.data import duplicates
 from thriftune.data.duplicates import Copy, find_copies
 
+# A busy machine is slow at times.
+checked = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
 KEEP, DUPLICATE, LEAKED = Copy.KEEP, Copy.DUPLICATE, Copy.LEAKED
 
 
@@ -44,10 +47,10 @@ def by_hand(keys, held_out, *, deduplicate, leakage_check):
 
 
 @pytest.mark.parametrize(("sorted_at_once", "scanned_at_once"), [(1 << 19, 1 << 18), (3, 2), (1, 7)])
+@checked
 @given(
     pieces=st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40), policy=st.tuples(*[st.booleans()] * 2)
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_marks_are_those_of_a_loop_over_all(find, monkeypatch, sorted_at_once, scanned_at_once, pieces, policy):
     monkeypatch.setattr(duplicates, "_SORTED_AT_ONCE", sorted_at_once)
     monkeypatch.setattr(duplicates, "_SCANNED_AT_ONCE", scanned_at_once)
@@ -56,8 +59,8 @@ def test_the_marks_are_those_of_a_loop_over_all(find, monkeypatch, sorted_at_onc
     assert find(keys, held_out, **options) == by_hand(keys, held_out, **options)
 
 
+@checked
 @given(pieces=st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_everything_that_is_said_is_kept_exactly_once(find, pieces):
     keys, held_out = [key for key, _ in pieces], [held for _, held in pieces]
     kept = [key for key, mark in zip(keys, find(keys, held_out), strict=True) if mark == KEEP]

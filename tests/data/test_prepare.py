@@ -217,6 +217,17 @@ def test_a_question_that_is_held_out_twice_is_one_sample(prepared, tmp_path):
     assert questions == [rows[i]["prompt"] for i in (held_out[0], *held_out[2:])]
 
 
+def test_a_held_out_question_that_is_left_out_for_training_on_it_is_no_sample(prepared, tmp_path):
+    train, held_out = (positions(20, fate, share=0.2) for fate in (Fate.TRAIN, Fate.HELD_OUT))
+    rows = [{"prompt": f"Question {i}?", "completion": "Yes."} for i in range(20)]
+    rows[held_out[-1]] = rows[train[0]]
+    file = write_rows(tmp_path / "own.jsonl", rows)
+    made = prepared(file, format="prompt_completion", validation_share=0.2, leakage_check=False)
+    assert made.stats.validation.duplicates == 1
+    questions = [sample["question"] for sample in load_samples(made.directory)]
+    assert questions == [rows[i]["prompt"] for i in held_out[:-1]]
+
+
 def test_samples_of_plain_text_are_continued_from_the_middle(prepared, tmp_path, llama_tokenizer):
     file = write_rows(tmp_path / "own.jsonl", [{"text": f"{i} the quick brown fox jumps"} for i in range(6)])
     samples = load_samples(prepared(file, validation_share=0.5).directory)

@@ -211,7 +211,7 @@ def test_json_lines_under_json_are_read_as_they_are(write):
     ids=["cut", "trailing", "latin-1", "open"],
 )
 def test_a_json_list_that_breaks_off_is_one_error(write, content):
-    with pytest.raises(DataError, match=r"(?s)rows\.json: could not be read as JSON: .* Repair the file\.") as caught:
+    with pytest.raises(DataError, match=r"(?s)rows\.json: could not be read as JSON: .* write JSON Lines") as caught:
         read(write("rows.json", content))
     assert len(caught.value.problems) == 1
 
@@ -274,14 +274,15 @@ def test_a_file_with_nothing_in_it_has_no_rows_and_no_columns(write, name, conte
 
 
 @pytest.mark.parametrize(
-    ("name", "whole"),
-    [(f"rows{ending}{c}", SQUEEZED[c](CONTENTS[ending])) for c in (".gz", ".zst") for ending in (".jsonl", ".csv")]
-    + [("rows.parquet", CONTENTS[".parquet"])],
+    ("kind", "compression"),
+    [(".jsonl", ".gz"), (".jsonl", ".zst"), (".csv", ".gz"), (".csv", ".zst"), (".parquet", "")],
 )
-@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: c[:-3], lambda c: b"hello"])
-def test_a_damaged_file_is_one_error_wherever_it_is_looked_at(write, name, whole, damage):
+@pytest.mark.parametrize("damage", ["half", "end", "all"])
+def test_a_damaged_file_is_one_error_wherever_it_is_looked_at(write, kind, compression, damage):
     """Of a damaged Parquet file the columns were once asked for first, which gave pyarrow's own error."""
-    file = write(name, damage(whole))
+    whole = SQUEEZED[compression](CONTENTS[kind])
+    name = f"rows{kind}{compression}"
+    file = write(name, {"half": whole[: len(whole) // 2], "end": whole[:-3], "all": b"hello"}[damage])
     wanted = rf"(?s)data\.source = .*{name}: could not be read as [\w ]+: .+ Repair the file\."
     for look in (lambda: list(read_file(file)), lambda: count_rows(file), lambda: columns_of(file)):
         with pytest.raises(DataError, match=wanted) as caught:
@@ -300,3 +301,23 @@ def test_columns_are_those_of_the_first_rows_in_order_of_appearance(write):
     rows = [{"b": 1, "a": 2}, {"a": 3, "c": 4}, *[{"a": 5}] * 100, {"late": 6}]
     file = write("rows.jsonl", b"broken\n" + json_lines(rows))
     assert columns_of(file) == ["b", "a", "c"]
+
+
+def test_a_quote_that_is_never_closed_is_refused_with_its_line(tmp_path):
+    """It once swallowed the rest of the file as a single rejected row."""
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b\n1,2\n" + '"open,3\n' + "4,5\n" * 50)
+    with pytest.raises(
+        DataError, match=r"rows\.csv: could not be read as CSV: the quote that opens in line 3 is never"
+    ):
+        list(read_file(file))
+
+
+def test_lines_that_a_stray_quote_swallowed_are_named(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text('a,b\n1,2\n"open,3\n4,5\n6,"closed",7\n8,9\n')
+    rows = list(read_file(file))
+    assert [str(raw) for _, raw in rows if isinstance(raw, RowError)] == [
+        "is not CSV (',' expected after '\"'), from line 3 to 5"
+    ]
+    assert rows[-1][1] == {"a": "8", "b": "9"}

@@ -32,8 +32,8 @@ def refuse(tmp_path):
     return ask
 
 
-def rejected(count, reason="column 'a' is empty", source="a.jsonl"):
-    return [RejectedRow(source, number, reason) for number in range(1, count + 1)]
+def rejected(count, reason="column 'a' is empty", source="a.jsonl", first=1):
+    return [RejectedRow(source, number, reason) for number in range(first, first + count)]
 
 
 def test_rejected_rows_are_listed_as_they_come(tmp_path):
@@ -59,7 +59,7 @@ def test_as_many_bad_rows_as_are_allowed_pass(refuse, bad, total, max_rejected):
 
 def test_bad_rows_that_pass_are_in_the_log_with_their_reasons(refuse, caplog):
     with caplog.at_level(logging.WARNING):
-        refuse([*rejected(1, "is not JSON"), *rejected(2)], 100, 0.5)
+        refuse([*rejected(1, "is not JSON"), *rejected(2, first=2)], 100, 0.5)
     assert "3 of 100 rows are set aside in rejected.parquet: 2 x column 'a' is empty, 1 x is not JSON" in caplog.text
     caplog.clear()
     refuse([], 100, 0.5)
@@ -67,7 +67,7 @@ def test_bad_rows_that_pass_are_in_the_log_with_their_reasons(refuse, caplog):
 
 
 def test_too_many_are_refused_with_every_reason_and_the_first_rows_of_each(refuse):
-    rows = [*rejected(1, "is not JSON"), *rejected(2), *rejected(3, source="b.jsonl")]
+    rows = [*rejected(1, "is not JSON", first=9), *rejected(2), *rejected(3, source="b.jsonl")]
     with pytest.raises(DataError) as caught:
         refuse(rows, 40, 0.1)
     share, *reasons = caught.value.problems
@@ -75,13 +75,13 @@ def test_too_many_are_refused_with_every_reason_and_the_first_rows_of_each(refus
     assert share.message == "6 of 40 rows (15.0%) cannot be used."
     assert [(problem.field, problem.message) for problem in reasons] == [
         ("a.jsonl, row 1, 2; b.jsonl, row 1 and 2 more", "column 'a' is empty."),
-        ("a.jsonl, row 1", "is not JSON."),
+        ("a.jsonl, row 9", "is not JSON."),
     ]
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_the_commonest_reasons_are_shown_and_a_template_applied_twice_has_its_remedy(refuse):
-    rows = [row for i in range(20) for row in rejected(i + 1, f"reason {i}")]
+    rows = [row for i in range(20) for row in rejected(i + 1, f"reason {i}", first=100 * i + 100)]
     with pytest.raises(DataError) as caught:
         refuse([*rows, *rejected(99, "column 'text' spells out the special token '</s>'")], 1000, 0.1)
     shown = [problem.message for problem in caught.value.problems[1:]]
@@ -181,3 +181,14 @@ def test_a_bad_part_of_a_row_leaves_the_other_parts(prepared, tmp_path):
     assert made.stats.reasons == {"correction 2 is empty or not text": 4}
     assert (made.count("rows"), made.count("rejected"), made.count("examples")) == (4, 4, 8)
     assert (len(made.rows(TRAIN)), len(made.rows(VALIDATION))) == (6, 2)
+
+
+def test_a_row_with_several_bad_parts_is_one_bad_row(tmp_path):
+    """Four rows with three bad corrections each were once refused as "12 of 4 rows"."""
+    with Rejections(tmp_path / "rejected.parquet") as rejections:
+        rejections.add(
+            [RejectedRow("rows.jsonl", row, f"correction {part} is empty") for row in (1, 2) for part in (1, 2)]
+        )
+        rejections.require_few(total=4, max_rejected=0.5)
+        with pytest.raises(DataError, match=r"2 of 4 rows \(50\.0%\)"):
+            rejections.require_few(total=4, max_rejected=0.4)

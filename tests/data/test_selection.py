@@ -4,11 +4,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from thriftune.data.selection import Fate, select, shares
 from thriftune.errors import DataError
+
+# A busy machine is slow at times.
+checked = settings(deadline=None)
 
 counts_of_sources = st.lists(st.integers(1, 200), min_size=1, max_size=4)
 
@@ -22,6 +25,7 @@ def numbers(selection):
     return tuple(int((fates_of(selection) == fate).sum()) for fate in Fate)
 
 
+@checked
 @given(
     counts=counts_of_sources,
     share=st.floats(0.001, 0.999),
@@ -38,6 +42,7 @@ def test_the_fates_are_as_many_as_were_announced_and_add_up(counts, share, max_r
     assert sum(s.held_out for s in selections) == min(max(1, round(used * share)), used - 1)
 
 
+@checked
 @given(st.integers(2, 200), st.data())
 def test_a_row_has_the_same_fate_however_its_source_is_read(count, data):
     selection = select([7, count], max_rows=9 * count // 10 + 2, validation_share=0.3, seed=3)[1]
@@ -82,6 +87,7 @@ def test_a_selection_over_several_chunks_of_ranks_is_exact():
     assert selection.fates(border.start, 6).tolist() == fates_of(selection)[border].tolist()
 
 
+@checked
 @given(counts=counts_of_sources, data=st.data())
 def test_weights_are_kept_without_using_a_row_twice(counts, data):
     weights = data.draw(st.lists(st.floats(0.01, 100), min_size=len(counts), max_size=len(counts)))
@@ -109,6 +115,7 @@ def test_the_mix_is_the_one_worked_out_by_hand(counts, weights, max_rows, used):
     assert shares(counts, weights, max_rows) == used
 
 
+@checked
 @given(counts=counts_of_sources, max_rows=st.integers(0, 1000))
 def test_max_rows_keeps_the_proportion_to_within_a_row(counts, max_rows):
     used = shares(counts, None, max_rows)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thriftune.data.arrangement import Rows
@@ -23,6 +23,9 @@ from thriftune.data.statistics import (
 )
 from thriftune.data.tokenization import IGNORED
 
+# A busy machine is slow at times.
+checked = settings(deadline=None)
+
 lists_of_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
@@ -36,6 +39,7 @@ def padding_by_hand(lengths, batch):
     return 1 - sum(map(sum, batches)) / sum(batch * max(drawn) for drawn in batches)
 
 
+@checked
 @given(lists_of_lengths, st.integers(1, 3))
 def test_padding_is_that_of_all_batches_there_could_be(lengths, batch):
     assert padding_share(histogram(lengths), batch) == pytest.approx(padding_by_hand(lengths, batch), abs=1e-12)
@@ -49,6 +53,7 @@ def test_padding_worked_out_by_hand(lengths, batch, share):
     assert padding_share(histogram(lengths), batch) == pytest.approx(share)
 
 
+@checked
 @given(st.integers(2, 200), st.data())
 def test_bars_of_a_histogram_follow_each_other_and_add_up(max_length, data):
     lengths = data.draw(st.lists(st.integers(1, max_length), max_size=50))

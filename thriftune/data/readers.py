@@ -88,26 +88,35 @@ def _read_csv(file: Path, _sample_by: SampleBy) -> _NumberedRows:
     """Every value is text: an answer "NA" is not missing, and "007" is not the number 7."""
     csv.field_size_limit(sys.maxsize)
     with _open_text(file) as stream:
-        reader = csv.reader(stream, delimiter="\t" if _reader_of(file).name == "TSV" else ",")
+        reader = csv.reader(stream, delimiter="\t" if _reader_of(file).name == "TSV" else ",", strict=True)
         header = next(filter(None, reader), [])
         if repeated := {name for name in header if header.count(name) > 1}:
             raise _unreadable(file, "CSV", f"its header names {', '.join(sorted(repeated))} more than once")
         number = 0
         while True:
-            number += 1
+            number, line = number + 1, reader.line_num + 1
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield number, RowError(f"is not CSV ({error})")
+                if "unexpected end" in str(error):
+                    why = f"the quote that opens in line {line} is never closed"
+                    raise _unreadable(file, "CSV", why) from error
+                yield number, RowError(f"is not CSV ({error}){_lines(line, reader.line_num)}")
                 continue
             if not fields:
                 number -= 1  # an empty line is no row
             elif len(fields) != len(header):
-                yield number, RowError(f"has {len(fields)} fields, and the header has {len(header)}")
+                found = f"has {len(fields)} fields, and the header has {len(header)}"
+                yield number, RowError(found + _lines(line, reader.line_num))
             else:
                 yield number, dict(zip(header, fields, strict=True))
+
+
+def _lines(first: int, last: int) -> str:
+    """Where a bad row lies that took up several lines: a stray quote may have swallowed good ones."""
+    return f", from line {first} to {last}" if last > first else ""
 
 
 def _read_text(file: Path, sample_by: SampleBy) -> _NumberedRows:
@@ -262,4 +271,7 @@ def _open_text(file: Path) -> io.TextIOWrapper:
 
 
 def _unreadable(file: Path, kind: str, why: object) -> DataError:
-    return DataError.single("data.source", file, f"could not be read as {kind}: {why}.", "Repair the file.")
+    remedy = "Repair the file, or write JSON Lines, where one bad row spoils no other."
+    return DataError.single(
+        "data.source", file, f"could not be read as {kind}: {why}.", remedy if kind == "JSON" else "Repair the file."
+    )

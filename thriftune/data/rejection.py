@@ -45,15 +45,17 @@ class Rejections:
         self._schema = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
         self._writer = pq.ParquetWriter(file, self._schema)
         self._first: defaultdict[str, list[RejectedRow]] = defaultdict(list)
+        self._rows = 0
         self.reasons: Counter[str] = Counter()
 
     def add(self, rows: Sequence[RejectedRow]) -> None:
-        """Take rejected rows."""
+        """Take rejected rows; all parts of a row at once."""
         import pyarrow as pa
 
         if not rows:
             return
         self._writer.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=self._schema))
+        self._rows += len({(row.source, row.row) for row in rows})  # several parts of a row may be rejected
         for row in rows:
             known = row.reason in self.reasons or len(self.reasons) < _KNOWN_REASONS
             reason = row.reason if known else _OTHER
@@ -71,7 +73,7 @@ class Rejections:
         Raises:
             DataError: More are; it counts them by reason and names the first rows of each.
         """
-        rejected = self.reasons.total()
+        rejected = self._rows
         if not rejected:
             return
         common = self.reasons.most_common(_SHOWN_REASONS)
