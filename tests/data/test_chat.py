@@ -159,3 +159,20 @@ def test_keys_that_a_table_filled_with_none_are_as_if_they_were_not_there():
     assert row["messages"][0] == {"role": "user", "content": "Why?", "tool_calls": None, "name": None}
     assert read_messages(row["messages"], "messages") == read_messages(messages, "messages")
     assert read_messages(row["messages"], "messages").messages[0] == USER
+
+
+def test_arguments_that_a_table_filled_with_none_are_left_out():
+    """Two calls with other arguments in one Arrow table each got the other's, as null, and were trained on it."""
+    call = {"function": {"name": "f", "arguments": {"city": "Rome", "day": None, "at": {"hour": 1, "minute": None}}}}
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
+    conversation = read_messages(messages, "messages")
+    arguments = conversation.messages[1]["tool_calls"][0]["function"]["arguments"]
+    assert arguments == {"city": "Rome", "at": {"hour": 1}}
+
+
+@pytest.mark.parametrize("arguments", ["5", "[1]", '"a"'])
+def test_arguments_that_are_no_object_are_refused(arguments):
+    call = {"function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
+    with pytest.raises(RowError, match="message 2 has a tool call whose arguments are not an object"):
+        read_messages(messages, "messages")

@@ -179,3 +179,18 @@ def test_arguments_nested_too_deep_for_the_template_refuse_the_row(rendered):
     call = {"function": {"name": "sky", "arguments": {"at": deep}}}
     with pytest.raises(RowError, match=r"cannot render it \(RecursionError\)"):
         rendered(CHATML_WITH_TOOLS, [USER, {"role": "assistant", "tool_calls": [call]}])
+
+
+def test_tools_that_the_template_ignores_are_refused(rendered):
+    """They were dropped without a word, and the model learned to answer as if there were none."""
+    with pytest.raises(RowError, match="chat template leaves out the tools"):
+        rendered(CHATML, [USER, ANSWER], TOOLS)
+    assert "Its colour." in rendered(CHATML_WITH_TOOLS, [USER, ANSWER], TOOLS).text
+
+
+def test_reasoning_is_trained_on_or_refused(rendered):
+    reasoned = {**ANSWER, "reasoning_content": "Because of light."}
+    shows = CHATML.replace("m['content']", "(m.reasoning_content or '') + m['content']")
+    assert answers(rendered(shows, [USER, reasoned])) == ["Because of light.So.</s>"]
+    with pytest.raises(RowError, match=r"leaves out what message 2 \(assistant\) says"):
+        rendered(CHATML, [USER, reasoned])

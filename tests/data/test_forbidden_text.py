@@ -130,3 +130,38 @@ def test_a_tokenizer_without_places_in_the_text_is_refused():
 
     with pytest.raises(DataError, match=r"model\.source.*knows no character offsets"):
         require_usable(ByT5Tokenizer(), needs_chat_template=False)
+
+
+def converted(tokenizer, row, **config):
+    result = Converter(DataConfig(source="x", **config), tokenizer).convert(
+        Batch(0, [NumberedRow("x", 1, row)], [False])
+    )
+    return [rejected.reason for rejected in result.rejected], result.table.column("input_ids").to_pylist()
+
+
+def test_columns_cannot_spell_out_a_special_token_together(llama_tokenizer):
+    """ "a<" before "/s>b" once became the end of the text in the middle of a row."""
+    row = {"prompt": "a<", "completion": "/s>b"}
+    reasons, _ = converted(llama_tokenizer, row, format="prompt_completion")
+    assert reasons == ["its columns together spell out the special token '</s>'"]
+    reasons, _ = converted(llama_tokenizer, row, format="template", template="{prompt}{completion}")
+    assert reasons == ["its columns together spell out the special token '</s>'"]
+
+
+def test_a_template_may_hold_special_tokens_itself(llama_tokenizer):
+    options = {"format": "template", "template": "{q}</s>{a}"}
+    reasons, (ids,) = converted(llama_tokenizer, {"q": "hi", "a": "yes"}, **options)
+    assert reasons == []
+    assert ids.count(llama_tokenizer.eos_token_id) == 2
+    reasons, _ = converted(llama_tokenizer, {"q": "hi<", "a": "/s>"}, **options)
+    assert reasons == []  # each is separated from the other by the template
+    reasons, _ = converted(llama_tokenizer, {"q": "hi", "a": "/s>"}, **{**options, "template": "{q}</s><{a}"})
+    assert reasons == ["its columns together spell out the special token '</s>'"]
+
+
+def test_a_text_with_its_template_applied_is_closed_once(llama_tokenizer):
+    """ChatML ends in a line break after the closing token: a second one was added behind it."""
+    options = {"format": "text", "special_tokens": "keep", "packing": True}
+    reasons, (ids,) = converted(llama_tokenizer, {"text": "<s>hi</s>\n"}, **options)
+    assert reasons == []
+    assert llama_tokenizer.decode(ids) == "<s>hi</s>"

@@ -285,3 +285,8 @@ def test_every_text_of_the_columns_is_found_however_deep():
 def test_a_row_that_cannot_be_used_says_why(name, row, reason):
     with pytest.raises(RowError, match=reason):
         read(name, row, template="{a} {b}" if name == "template" else None)
+
+
+def test_a_reason_names_the_column_of_the_data():
+    with pytest.raises(RowError, match="column 'response' is empty"):
+        read("alpaca", {"question": "Why?", "response": ""}, columns={"instruction": "question", "output": "response"})

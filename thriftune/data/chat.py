@@ -32,7 +32,8 @@ _SHAREGPT_ROLES = {
     "function_response": "tool",
 }
 _MARKS_TURNS = re.compile(r"{%-?\s*generation\s*-?%}")
-_PASSED_ON = ("role", "content", "name", "tool_calls", "tool_call_id")
+_REASONING = ("reasoning_content", "thinking")
+_PASSED_ON = ("role", "content", "name", "tool_calls", "tool_call_id", *_REASONING)
 
 
 def read_messages(messages: Any, column: str, tools: Any = None) -> Conversation:
@@ -114,7 +115,18 @@ def _tool_call(call: Any, number: int) -> dict[str, Any]:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
             raise RowError(f"message {number} has a tool call whose arguments are not JSON") from error
-    return {**call, "function": {**function, "arguments": arguments}}
+    if not isinstance(arguments, Mapping):
+        raise RowError(f"message {number} has a tool call whose arguments are not an object")
+    return {**call, "function": {**function, "arguments": _without_nulls(arguments)}}
+
+
+def _without_nulls(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that are there: tables give every call the arguments of all others, as None."""
+    return {
+        name: _without_nulls(value) if isinstance(value, Mapping) else value
+        for name, value in arguments.items()
+        if value is not None
+    }
 
 
 def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
@@ -150,7 +162,7 @@ def render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> 
     """
     messages = [dict(m) for m in conversation.messages]
     text = _apply(messages, conversation.tools, tokenizer, prompt=False)
-    _require_everything(messages, text)
+    _require_everything(messages, conversation.tools, text)
     if _MARKS_TURNS.search(str(tokenizer.chat_template)):
         spans = _marked_by_template(messages, conversation.tools, tokenizer)
         spans = tuple((start, start + len(text[start:end].rstrip())) for start, end in spans)  # as below
@@ -171,10 +183,18 @@ def render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> 
     return MarkedText(text, tuple(answers), conversation.question, is_rendered=True)
 
 
-def _require_everything(messages: Sequence[Mapping[str, Any]], text: str) -> None:
+def _require_everything(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], text: str) -> None:
     """Refuse a template that silently leaves out what a message says: many know nothing of tools, some of systems."""
+    names = [
+        str(tool.get("function", tool).get("name", ""))
+        for tool in tools
+        if isinstance(tool.get("function", tool), Mapping)
+    ]
+    if not all(name in text for name in names):
+        raise RowError("the model's chat template leaves out the tools")
     for number, message in enumerate(messages, 1):
-        said = [message["content"].strip(), *(call["function"]["name"] for call in message.get("tool_calls", ()))]
+        said = [message["content"].strip(), *(str(message[key]).strip() for key in _REASONING if key in message)]
+        said += [call["function"]["name"] for call in message.get("tool_calls", ())]
         # Many templates write what a tool returned as JSON.
         if not all(part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text for part in said):
             raise RowError(f"the model's chat template leaves out what message {number} ({message['role']}) says")

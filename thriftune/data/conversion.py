@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune.config import DataConfig
 from thriftune.data import chat
-from thriftune.data.examples import Conversation, MarkedText, RowError
+from thriftune.data.examples import Conversation, Example, MarkedText, RowError
 from thriftune.data.formats import Format, all_values, format_of
 from thriftune.data.readers import decode
 from thriftune.data.rejection import RejectedRow
@@ -118,9 +118,19 @@ class Converter:
             for reason in self._forbidden.reasons(all_values(values, row_format.all_columns)):
                 raise RowError(reason)
             for example in row_format.read(values):
-                yield self._rendered(example) if isinstance(example, Conversation) else example
+                yield self._ready(example, row_format)
         except RowError as error:
             yield error
+
+    def _ready(self, example: Example | RowError, row_format: Format) -> MarkedText | RowError:
+        if isinstance(example, Conversation):
+            return self._rendered(example)
+        if isinstance(example, MarkedText):
+            found = self._forbidden.spelled_out(example.text)
+            # Columns that stand side by side can spell out together what neither does alone; a template may mean to.
+            if len(found) > len(self._forbidden.spelled_out(row_format.literal)):
+                raise RowError(f"its columns together spell out the special token {found[0]!r}")
+        return example
 
     def _rendered(self, conversation: Conversation) -> MarkedText:
         # Calls and tools may come as JSON text, whose escapes hid until now what they spell out.

@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thriftune.data import chat
@@ -34,6 +34,7 @@ class Format:
         prompt: How a bare question is put to a model that was trained on this format.
         optional: Columns a source may have.
         is_chat: Whether rows go through the chat template of the tokenizer.
+        literal: What stands between the fields of a template.
     """
 
     columns: tuple[str, ...]
@@ -41,6 +42,7 @@ class Format:
     prompt: Callable[[str], str] = str
     optional: tuple[str, ...] = ()
     is_chat: bool = False
+    literal: str = ""
 
     @property
     def all_columns(self) -> tuple[str, ...]:
@@ -175,7 +177,7 @@ def template_format(template: str, trained_fields: Sequence[str] = ()) -> Format
                     answers.append((start, len(text)))
         return [MarkedText(text, tuple(answers), "\n".join(values[name] for name in asked))]
 
-    return Format(fields, read)
+    return Format(fields, read, literal="\n".join(literal for literal, _ in pieces))
 
 
 def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
@@ -192,14 +194,18 @@ def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
         return row_format
 
     def read(row: Row) -> Iterable[Example | RowError]:
-        return row_format.read({name: row.get(columns.get(name, name)) for name in row_format.all_columns})
+        try:
+            return row_format.read({name: row.get(columns.get(name, name)) for name in row_format.all_columns})
+        except RowError as error:
+            reason = str(error)
+            for name, theirs in columns.items():
+                reason = reason.replace(f"column {name!r}", f"column {theirs!r}")
+            raise RowError(reason) from error
 
     def renamed(names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(columns.get(name, name) for name in names)
 
-    return Format(
-        renamed(row_format.columns), read, row_format.prompt, renamed(row_format.optional), row_format.is_chat
-    )
+    return replace(row_format, columns=renamed(row_format.columns), read=read, optional=renamed(row_format.optional))
 
 
 def format_of(

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config import LongRows
@@ -64,9 +64,18 @@ class Tokenization:
             A row for each. EOS closes its last answer exactly once; BOS opens it exactly once if the tokenizer uses it.
         """
         # Where everything is trained on, nothing has to be located, and the tokenizer need not keep track of places.
+        texts = [self._without_space_after_eos(text) for text in texts]
         encode = self._backend.encode_batch_fast if all(map(_is_all_answer, texts)) else self._backend.encode_batch
         encodings = encode([text.text for text in texts], add_special_tokens=False)
         return [self._labelled(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
+
+    def _without_space_after_eos(self, text: MarkedText) -> MarkedText:
+        """A text that a template was applied to without what the template puts between two conversations."""
+        stripped = text.text.rstrip()
+        if text.is_rendered or stripped == text.text or not stripped.endswith(str(self.tokenizer.eos_token)):
+            return text
+        answers = tuple((start, min(end, len(stripped))) for start, end in text.answers)
+        return replace(text, text=stripped, answers=answers)
 
     def _tokens_before_text(self) -> list[int]:
         """What the tokenizer puts before every text: BOS, or nothing. What it puts after it is EOS, added here."""
@@ -172,8 +181,12 @@ class ForbiddenText:
                 yield f"column {column!r} holds a NUL character"
             if not text.isascii() and not _is_unicode(text):
                 yield f"column {column!r} is not UTF-8"
-            if any(opening in text for opening in self._openings) and (found := self._special.search(text)):
-                yield f"column {column!r} spells out the special token {found.group()!r}"
+            if found := self.spelled_out(text):
+                yield f"column {column!r} spells out the special token {found[0]!r}"
+
+    def spelled_out(self, text: str) -> list[str]:
+        """The special tokens that a text spells out, in order."""
+        return self._special.findall(text) if any(opening in text for opening in self._openings) else []
 
 
 def _is_unicode(text: str) -> bool:
