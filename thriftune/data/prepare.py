@@ -17,6 +17,7 @@ from thriftune import artifacts
 from thriftune.config import DataConfig
 from thriftune.data import report
 from thriftune.data.conversion import Batch, formats
+from thriftune.data.formats import all_values
 from thriftune.data.pieces import Pieces
 from thriftune.data.prepared import TRAIN, VALIDATION, write_samples
 from thriftune.data.readers import RawRow
@@ -114,8 +115,9 @@ def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_vers
         data_version: What `sources.versions` said.
         tokenizer_version: What `thriftune.tokenizer.fingerprint` said: the chat template is part of it.
     """
-    # Where the rows lie says nothing of them; `data_version` does.
-    meaning = config.model_dump_json(exclude={"source": True, "sources": {"__all__": {"source"}}})
+    # Where the rows lie, and under which name of a revision, says nothing of them; `data_version` does.
+    place = {"source", "revision"}
+    meaning = config.model_dump_json(exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}})
     parts = [meaning, str(seed), data_version, tokenizer_version]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -203,7 +205,7 @@ def _fates(selection: Selection) -> Iterator[int]:
 def _characters(raw: RawRow) -> int:
     """About how long a row is."""
     if isinstance(raw, dict):
-        return sum(len(value) if isinstance(value, str | list) else 1 for value in raw.values())
+        return sum(len(text) for _, text in all_values(raw, raw))
     return len(raw) if isinstance(raw, bytes) else 0
 
 

@@ -81,7 +81,7 @@ def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) 
                 "data.source",
                 config.all_sources[0].source,
                 "a process that tokenizes it was killed, most likely for lack of memory.",
-                "Give the task more memory (THRIFTUNE_MEMORY), or split very long rows.",
+                "Give the task more memory (THRIFTUNE_PREPARE_MEMORY), or split very long rows.",
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
