@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from conftest import chat_rows, write_jsonl
 
 from thriftune.config import DataConfig
 from thriftune.data import prepare
@@ -52,10 +53,10 @@ def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
     folder = tmp_path_factory.mktemp("equivalence")
     # Rows of very different lengths: a mean of means would differ from the mean over tokens.
     data = DataConfig(source=str(chat_rows_file), format="chat", max_length=128)
-    for packing in (False, True):
-        place = folder / ("packed" if packing else "dataset")
-        data = data.model_copy(update={"packing": packing})
-        prepare.prepare(data, seed=0, tokenizer_dir=tiny_model_dir, destination=place)
+    prepare.prepare(data, seed=0, tokenizer_dir=tiny_model_dir, destination=folder / "dataset")
+    # Packed rows enough for every step: at the end of an epoch, ranks are given other rows than a single one.
+    packed = data.model_copy(update={"packing": True, "source": str(more_rows(folder / "more.jsonl"))})
+    prepare.prepare(packed, seed=0, tokenizer_dir=tiny_model_dir, destination=folder / "packed")
     dataset = folder / "dataset"
     results = {}
     for number, (name, variant) in enumerate(VARIANTS.items()):
@@ -63,6 +64,16 @@ def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
         rows = folder / "packed" if variant.packed else dataset
         results[name] = (run(variant, tiny_model_dir, rows, output), output)
     return {"runs": results, "dataset": dataset}
+
+
+def more_rows(file: Path) -> Path:
+    """The chat rows several times over, with other questions."""
+    rows = []
+    for time in range(5):
+        for row in chat_rows():
+            question, answer = row["messages"]
+            rows.append({"messages": [{**question, "content": f"{time}: {question['content']}"}, answer]})
+    return write_jsonl(file, rows)
 
 
 def run(variant: Variant, model: Path, dataset: Path, output: Path) -> dict:
