@@ -1,10 +1,11 @@
 """The first task of every workflow: everything that can be refused without a GPU is refused here."""
 
 from flytekit import task
+from flytekit.types.structured import StructuredDataset
 
 import deepspeed_configs
 from tasks import settings
-from tasks.transfer import transient_errors_retried
+from tasks.transfer import table_version, transient_errors_retried
 from thriftune import models, planner, publishing
 from thriftune.config import Method, RunConfig
 from thriftune.data import sources
@@ -14,19 +15,19 @@ from thriftune.planner import TrainingPlan
 
 
 @task(**settings.hub_task())
-def plan(config: RunConfig, method: Method, has_table: bool = False) -> TrainingPlan:
+def plan(config: RunConfig, method: Method, table: StructuredDataset | None = None) -> TrainingPlan:
     """Check a run and work out what it trains on and how.
 
     Args:
         config: The run.
         method: What the workflow runs: full or qlora.
-        has_table: Whether the workflow was given a table.
+        table: The rows of source input:table, if the workflow was given them.
 
     Returns:
         The plan, with the versions that model and data have now.
     """
     planner.require_method(config, method)
-    planner.require_table(config, has_table=has_table)
+    planner.require_table(config, has_table=table is not None)
     if settings.is_local():
         planner.require_local_hardware(config, detect_device(), gpu_count())
     deepspeed = _deepspeed_config(config) if method == "full" else None
@@ -38,7 +39,7 @@ def plan(config: RunConfig, method: Method, has_table: bool = False) -> Training
             config,
             deepspeed,
             model_version=models.version(config.model.source, config.model.revision, token),
-            data_version=sources.versions(config.data, token),
+            data_version=sources.versions(config.data, token, table=table_version(table) if table else ""),
         )
 
 

@@ -48,8 +48,7 @@ def prepare_dataset(
         manifest.json.
     """
     files = download_table(table) if table is not None else []
-    version = "+".join([data_version, *(sources.version(str(file)) for file in files)])
-    key = prepare.fingerprint(data, seed, version, tokenizer_version)
+    key = prepare.fingerprint(data, seed, data_version, tokenizer_version)
     place = settings.cached_place("dataset", artifacts.key_of(key, settings.PREPARE_CACHE))
     if artifacts.is_whole(place):
         logger.info("The prepared dataset is already in %s; its report: %s", place, place / report.HTML)
@@ -60,7 +59,7 @@ def prepare_dataset(
                 seed=seed,
                 tokenizer_dir=download(tokenizer),
                 destination=place,
-                data_version=version,
+                data_version=data_version,
                 trust_remote_code=trust_remote_code,
                 token=settings.hub_token(),
                 table=files,

@@ -12,7 +12,7 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
-from thriftune import distributed
+from thriftune import artifacts, distributed
 from thriftune.errors import TransientError
 
 
@@ -55,6 +55,24 @@ def download_table(table: StructuredDataset) -> list[Path]:
             access.get_data(uri, str(here), is_multipart=True)
     parts = [here] if here.is_file() else sorted(p for p in here.rglob("*") if p.is_file() and p.name[0] not in "._")
     return [_with_parquet_ending(part, folder / f"{number:05}.parquet") for number, part in enumerate(parts)]
+
+
+def table_version(table: StructuredDataset) -> str:
+    """What a table holds now, from the store's own listing: names, sizes and checksums or times of its files.
+
+    Flyte tells tables apart by their URI, and a file can be written over. A table that is a query has its URI only.
+    """
+    literal = table.literal
+    uri = str(literal.uri if literal is not None else table.uri)
+    try:
+        filesystem = FlyteContextManager.current_context().file_access.get_filesystem_for_path(uri)
+        files = filesystem.find(uri, detail=True)
+    except (ImportError, ValueError, NotImplementedError):  # bq:// and the like name no files
+        return artifacts.key_of(uri)
+    stamps = (
+        f"{name} {info.get('size')} {info.get('ETag') or info.get('mtime')}" for name, info in sorted(files.items())
+    )
+    return artifacts.key_of(uri, *stamps)
 
 
 def _with_parquet_ending(file: Path, link: Path) -> Path:

@@ -101,7 +101,7 @@ def test_what_does_not_fit_together_is_refused_with_field_and_remedy(problems_of
         template(template="{{literal}} {a-b} {a-b}", trained_fields=["a-b"]),
         {"source": "input:table", "format": "quotes"},
         single(packing=True),
-        *(single(format=name, columns=dict.fromkeys(FORMATS[name].all_columns, "x")) for name in FORMATS),
+        *(single(format=name, columns={c: f"my {c}" for c in FORMATS[name].all_columns}) for name in FORMATS),
     ],
 )
 def test_what_fits_together_is_taken(data_of, data):
@@ -109,7 +109,7 @@ def test_what_fits_together_is_taken(data_of, data):
 
 
 def test_a_single_source_and_an_entry_of_several_say_the_same(data_of):
-    keys = {"source": "a.jsonl", "format": "chat", "columns": {"messages": "turns"}, "revision": "v1"}
+    keys = {"source": "owner/a", "format": "chat", "columns": {"messages": "turns"}, "revision": "v1"}
     (alone,) = data_of(keys).all_sources
     (entry,) = data_of({"sources": [keys]}).all_sources
     assert alone.model_dump() == {name: getattr(entry, name) for name in DataSource.model_fields}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from thriftune.data.chat import render
 from thriftune.data.examples import Conversation
 from thriftune.data.formats import FORMATS, alpaca_prompt
+from thriftune.data.rendering import render
 from thriftune.data.tokenization import IGNORED, Tokenization
 from thriftune.errors import DataError
 from thriftune.generation import (

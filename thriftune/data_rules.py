@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from thriftune.data.formats import FORMATS, template_fields
+from thriftune.data.sources import is_hub_source
 from thriftune.errors import Problem
 
 if TYPE_CHECKING:
@@ -58,17 +59,46 @@ def _source(source: "DataSource", field: str) -> Iterator[Problem]:
         if not getattr(source, name):
             description = " ".join((type(source).model_fields[name].description or "").split())
             yield Problem(f"{field}.{name}", "", "is missing.", f"Add it: {description}")
+    yield from _unused(source, field)
     yield from _template(source, field)
     if source.format and source.format != "template":
-        known = FORMATS[source.format].all_columns
-        for column in source.columns:
-            if column not in known:
-                yield Problem(
-                    f"{field}.columns.{column}",
-                    source.columns[column],
-                    f"is not a column of format {source.format}.",
-                    f"Its columns are {', '.join(known)}; write {{column of the format: column of the data}}.",
-                )
+        yield from _columns(source, field)
+
+
+def _columns(source: "DataSource", field: str) -> Iterator[Problem]:
+    known = FORMATS[str(source.format)].all_columns
+    targets = list(source.columns.values())
+    for column, target in source.columns.items():
+        if column not in known:
+            yield Problem(
+                f"{field}.columns.{column}",
+                target,
+                f"is not a column of format {source.format}.",
+                f"Its columns are {', '.join(known)}; write {{column of the format: column of the data}}.",
+            )
+        elif not target or targets.count(target) > 1 or (target in known and target not in source.columns):
+            remedy = "Name another column of the data."
+            yield Problem(f"{field}.columns.{column}", target, "names no column, or one that is read twice.", remedy)
+
+
+def _unused(source: "DataSource", field: str) -> Iterator[Problem]:
+    """Keys that say something about another kind of source."""
+    from thriftune.config import DataSource
+
+    if not source.source:
+        return
+    for name in () if is_hub_source(source.source) else ("subset", "split", "revision"):
+        if getattr(source, name) != DataSource.model_fields[name].default:
+            yield Problem(
+                f"{field}.{name}",
+                str(getattr(source, name)),
+                f"is for hub datasets, and {source.source} is none.",
+                "Remove it, or give the id of a hub dataset.",
+            )
+    if source.sample_by != DataSource.model_fields["sample_by"].default and ".txt" not in source.source.lower():
+        yield Problem(
+            f"{field}.sample_by", source.sample_by, f"is for .txt files, and {source.source} is none.", "Remove it."
+        )
 
 
 def _template(source: "DataSource", field: str) -> Iterator[Problem]:

@@ -26,6 +26,8 @@ def train_full_on_plan(
     train = TRAIN_FULL[plan.nodes]
     before = on_planned_node(evaluate(config=config, plan=plan, model=model, dataset=dataset), plan)
     trained = on_planned_node(train(config=config, plan=plan, model=model, dataset=dataset), plan)
+    # What is measured before training also tries whether the model can be packed: a refusal costs no training.
+    before >> trained.model
     after = on_planned_node(evaluate(config=config, plan=plan, model=trained.model, dataset=dataset), plan)
     published = publish(result=trained.model, to=config.publish, run_name=config.name) if config.publish else ""
     metrics = summarize(

@@ -26,6 +26,8 @@ def train_qlora_on_plan(
     """Evaluate, train adapters on the node of the plan, evaluate again, merge."""
     before = on_planned_node(evaluate(config=config, plan=plan, model=model, dataset=dataset), plan)
     trained = on_planned_node(train_qlora(config=config, plan=plan, model=model, dataset=dataset), plan)
+    # What is measured before training also tries whether the model can be packed: a refusal costs no training.
+    before >> trained.model
     adapter = trained.model
     after = on_planned_node(evaluate(config=config, plan=plan, model=model, dataset=dataset, adapter=adapter), plan)
     merge = config.lora_or_default.merge

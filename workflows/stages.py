@@ -46,7 +46,7 @@ def plan_and_prepare(config: Any, method: Method, table: Any = None) -> Ready:
     Returns:
         Promises of the plan, the base model and the dataset. Nothing is fetched before the plan is made.
     """
-    planned = plan(config=config, method=method, has_table=table is not None)
+    planned = plan(config=config, method=method, table=table)
     fetched = fetch_model(model=config.model, version=planned.model_version)
     dataset = prepare_dataset(
         data=config.data,

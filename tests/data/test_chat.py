@@ -71,7 +71,7 @@ def said(role, **keys):
         ([{"role": ["user"], "content": "x"}, ANSWER], "message 1 has no role among"),
         ([USER, said("assistant", content=" ")], "message 2 (assistant) has no content"),
         ([USER, said("assistant", content="", tool_calls=[])], "message 2 (assistant) has no content"),
-        ([said("user", content=[{"type": "text", "text": "x"}]), ANSWER], "message 1 (user) has no content"),
+        ([said("user", content=[{"type": "text", "text": "x"}]), ANSWER], "message 1 (user) has a list as content"),
         ([said("user", tool_calls=CALL["tool_calls"]), ANSWER], "message 1 (user) has no content"),
         ([USER, CALL, said("tool", content=None), ANSWER], "message 3 (tool) has no content"),
         ([USER, ANSWER, USER], "the last message is not the assistant's, so there is no answer to train on"),
@@ -141,7 +141,8 @@ def test_tools_that_are_not_descriptions_are_refused(tools):
     ],
 )  # fmt: skip
 def test_sharegpt_has_other_names_for_the_roles(sharegpt, role):
-    assert from_sharegpt([{"from": sharegpt, "value": "x", "weight": 1}]) == [{"role": role, "content": "x"}]
+    (message,) = from_sharegpt([{"from": sharegpt, "value": "x"}])
+    assert (message["role"], message["content"]) == (role, "x")
     assert role in ROLES
 
 
@@ -176,3 +177,15 @@ def test_arguments_that_are_no_object_are_refused(arguments):
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
     with pytest.raises(RowError, match="message 2 has a tool call whose arguments are not an object"):
         read_messages(messages, "messages")
+
+
+def test_sharegpt_calls_functions_in_a_turn_of_their_own():
+    """No conversation with an observation in it could be used: the calls before it were not read."""
+    call = '{"name": "sky", "arguments": {"day": 1}}'
+    turns = [("human", "Why?"), ("function_call", call), ("observation", "blue"), ("gpt", "It is blue.")]
+    rows = [{"from": speaker, "value": said} for speaker, said in turns]
+    conversation = read_messages(from_sharegpt(rows), "conversations")
+    assert [m["role"] for m in conversation.messages] == ["user", "assistant", "tool", "assistant"]
+    assert conversation.messages[1]["tool_calls"][0]["function"] == {"name": "sky", "arguments": {"day": 1}}
+    with pytest.raises(RowError, match="a function_call is not JSON"):
+        from_sharegpt([{"from": "function_call", "value": "sky(1)"}])

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 
-from thriftune.data.chat import read_messages, render
+from thriftune.data.chat import read_messages
 from thriftune.data.examples import RowError
+from thriftune.data.rendering import render
 
 SYSTEM = {"role": "system", "content": "Be short."}
 USER = {"role": "user", "content": "Why?"}
@@ -137,8 +138,38 @@ def test_marked_turns_may_change_when_later_ones_come(rendered):
     ],
 )
 def test_a_template_that_rewrites_earlier_turns_is_refused(rendered, template):
-    with pytest.raises(RowError, match="rewrites earlier turns when later ones come, so answers cannot be located"):
+    with pytest.raises(RowError, match="rewrites earlier turns|does not open an answer as"):
         rendered(template, [USER, ANSWER, USER, ANSWER])
+
+
+def test_turns_of_a_template_that_drops_earlier_thoughts_are_found_by_what_they_say(rendered):
+    """Qwen3's template writes thoughts into the last turn only: every longer conversation was refused."""
+    thinking = (
+        "{% for m in messages %}{{ '<s>' + m['role'] + '\n' }}"
+        "{% if m['role'] == 'assistant' and loop.last %}{{ '(thoughts)' }}{% endif %}"
+        "{{ m['content'] + '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+    )
+    messages = [USER, {**ANSWER, "content": "One."}, USER, {**ANSWER, "content": "Two."}]
+    assert answers(rendered(thinking, messages)) == ["One.</s>", "(thoughts)Two.</s>"]
+
+
+def test_each_turn_that_a_template_marks_ends_in_its_closing_token(rendered):
+    """A second EOS was added after a turn that ends in a space, and EOS of earlier turns was not trained."""
+    marking = (
+        "{% for m in messages %}{{ '<s>' + m['role'] + '\n' }}"
+        "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+        "{% else %}{{ m['content'] }}{% endif %}{{ '</s>\n' }}{% endfor %}"
+    )
+    messages = [USER, {**ANSWER, "content": "One."}, USER, {**ANSWER, "content": "Two. "}]
+    assert answers(rendered(marking, messages)) == ["One.</s>", "Two. </s>"]
+
+
+def test_a_turn_of_weight_nothing_is_read_and_not_trained(rendered):
+    """OpenAI's weight was dropped, and the turns that it keeps from being learned were learned."""
+    messages = [USER, {**ANSWER, "content": "Bad.", "weight": 0}, USER, {**ANSWER, "weight": 1}]
+    assert answers(rendered(CHATML, messages)) == ["So.</s>"]
+    with pytest.raises(RowError, match="every turn of the assistant has weight 0"):
+        rendered(CHATML, [USER, {**ANSWER, "weight": 0}])
 
 
 def test_what_a_template_refuses_is_refused_with_its_own_words(rendered, llama_tokenizer):

@@ -245,3 +245,26 @@ def test_a_table_of_a_workflow_is_prepared_like_a_file(tmp_path, tiny_tokenizer_
     stats = prepare(config, seed=0, tokenizer_dir=tiny_tokenizer_dir, destination=tmp_path / "out", table=[file])
     assert (stats.train.examples, stats.validation.examples) == (5, 1)
     assert [source.name for source in stats.sources] == ["input:table"]
+
+
+def test_a_bad_value_in_a_column_that_is_not_read_spoils_nothing(prepared, tmp_path):
+    """A Parquet column that no format reads once had its rows rejected for bytes that are not UTF-8."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    junk = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff\xfe", b"c"]).buffers())
+    table = pa.table({"text": ["one", "two", "three"], "junk": junk})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    made = prepared(tmp_path / "rows.parquet", format="text", validation_share=0.3)
+    assert made.stats.train.rejected + made.stats.validation.rejected == 0
+    assert made.stats.train.examples + made.stats.validation.examples == 3
+
+
+def test_samples_come_from_every_source_in_turn(prepared, tmp_path):
+    """All questions once came from the first source, whatever else was mixed in."""
+    for name in "ab":
+        rows = [{"prompt": f"{name}{i}", "completion": "x"} for i in range(40)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    sources = [{"source": str(tmp_path / f"{name}.jsonl"), "format": "prompt_completion"} for name in "ab"]
+    made = prepared(sources=sources, validation_share=0.4)
+    assert [sample["question"][0] for sample in load_samples(made.directory)] == ["a", "b", "a", "b"]

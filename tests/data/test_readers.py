@@ -177,7 +177,7 @@ def test_csv_bytes_that_are_not_utf8_do_not_end_the_file(write):
 
 
 def test_a_csv_header_that_names_a_column_twice_is_refused(write):
-    with pytest.raises(DataError, match=r"rows\.csv: could not be read as CSV: its header names a, q more than once"):
+    with pytest.raises(DataError, match=r"rows\.csv: could not be read as CSV: its header has a, q more than once"):
         read(write("rows.csv", b"q,a,b,q,a\n1,2,3,4,5\n"))
 
 
@@ -207,8 +207,8 @@ def test_json_lines_under_json_are_read_as_they_are(write):
 
 @pytest.mark.parametrize(
     "content",
-    [b'[{"a": 1},', b'[{"a": 1}] {"a": 2}', b'[{"a": "caf\xe9"}]', b"["],
-    ids=["cut", "trailing", "latin-1", "open"],
+    [b'[{"a": 1},', b'[{"a": 1}] {"a": 2}', b'[{"a": 1} {"a": 2}]', b'[{"a": 1},]', b"["],
+    ids=["cut", "trailing", "no comma", "comma at the end", "open"],
 )
 def test_a_json_list_that_breaks_off_is_one_error(write, content):
     with pytest.raises(DataError, match=r"(?s)rows\.json: could not be read as JSON: .* write JSON Lines") as caught:

@@ -25,7 +25,7 @@ def refuse(tmp_path):
 
     def ask(rows, total, max_rejected):
         with Rejections(tmp_path / "rejected.parquet") as rejections:
-            rejections.add(rows)
+            rejections.add(rows, len(rows))
             rejections.require_few(total, max_rejected)
         return rejections
 
@@ -40,7 +40,7 @@ def test_rejected_rows_are_listed_as_they_come(tmp_path):
     lots = [rejected(2), [], [*rejected(1, "is not JSON"), *rejected(1, source="b.jsonl")]]
     with Rejections(tmp_path / "rejected.parquet") as rejections:
         for lot in lots:
-            rejections.add(lot)
+            rejections.add(lot, len(lot))
     listed = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
     assert [RejectedRow(**row) for row in listed] == [row for lot in lots for row in lot]
     assert rejections.reasons == {"column 'a' is empty": 3, "is not JSON": 1}
@@ -177,18 +177,22 @@ def test_what_the_chat_template_refuses_is_a_bad_row(prepared, tmp_path):
 
 def test_a_bad_part_of_a_row_leaves_the_other_parts(prepared, tmp_path):
     rows = [{"sentence": f"he go {i}", "corrections": [f"he goes {i}", " ", f"he went {i}"]} for i in range(4)]
-    made = prepared(write_rows(tmp_path / "own.jsonl", rows), format="grammar", max_rejected=1.0)
+    made = prepared(write_rows(tmp_path / "own.jsonl", rows), format="grammar", max_rejected=0.0)
     assert made.stats.reasons == {"correction 2 is empty or not text": 4}
-    assert (made.count("rows"), made.count("rejected"), made.count("examples")) == (4, 4, 8)
+    assert (made.count("rows"), made.count("rejected"), made.count("rejected_parts"), made.count("examples")) == (
+        4,
+        0,
+        4,
+        8,
+    )
     assert (len(made.rows(TRAIN)), len(made.rows(VALIDATION))) == (6, 2)
 
 
-def test_a_row_with_several_bad_parts_is_one_bad_row(tmp_path):
+def test_only_rows_of_which_nothing_is_left_count_against_the_share(tmp_path):
     """Four rows with three bad corrections each were once refused as "12 of 4 rows"."""
+    bad = [RejectedRow("rows.jsonl", row, f"correction {part} is empty") for row in (1, 2) for part in (1, 2)]
     with Rejections(tmp_path / "rejected.parquet") as rejections:
-        rejections.add(
-            [RejectedRow("rows.jsonl", row, f"correction {part} is empty") for row in (1, 2) for part in (1, 2)]
-        )
+        rejections.add(bad, whole=2)
         rejections.require_few(total=4, max_rejected=0.5)
         with pytest.raises(DataError, match=r"2 of 4 rows \(50\.0%\)"):
             rejections.require_few(total=4, max_rejected=0.4)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from thriftune.data.chat import render
 from thriftune.data.examples import Conversation, MarkedText
 from thriftune.data.formats import FORMATS
+from thriftune.data.rendering import render
 from thriftune.data.tokenization import IGNORED, Tokenization, TokenRow
 
 _ = IGNORED

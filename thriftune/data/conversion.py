@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config import DataConfig
-from thriftune.data import chat
+from thriftune.data import rendering
 from thriftune.data.examples import Conversation, Example, MarkedText, RowError
 from thriftune.data.formats import Format, all_values, format_of
 from thriftune.data.readers import decode
 from thriftune.data.rejection import RejectedRow
 from thriftune.data.sources import NumberedRow
 from thriftune.data.tokenization import IGNORED, ForbiddenText, Tokenization, TokenRow, digest, fit
+from thriftune.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +45,7 @@ class Converted:
         table: One line for each piece of an example: see `schema`.
         rejected: Rows, or parts of rows, that cannot be used.
         counts: How many rows were truncated, dropped ...: by (is held out, what).
-        samples: The first held-out questions of the batch, by the digest of their row.
+        samples: The first held-out questions of the batch, by the digest of their row, with the place they are from.
     """
 
     table: "pa.RecordBatch"
@@ -93,22 +94,26 @@ class Converter:
         result = Converted(table=None)
         texts: list[MarkedText] = []
         held_out: list[bool] = []
+        places: list[str] = []
         for row, is_held_out in zip(batch.rows, batch.held_out, strict=True):
             result.counts[is_held_out, "rows"] += 1
-            for example in self._examples(row, self._formats[batch.source]):
-                if isinstance(example, RowError):
-                    result.rejected.append(RejectedRow(row.place, row.number, str(example)))
-                    result.counts[is_held_out, "rejected"] += 1
-                else:
-                    texts.append(example)
-                    held_out.append(is_held_out)
+            examples = list(self._examples(row, self._formats[batch.source]))
+            bad = [RejectedRow(row.place, row.number, str(e)) for e in examples if isinstance(e, RowError)]
+            good = [example for example in examples if isinstance(example, MarkedText)]
+            result.rejected += bad
+            result.counts[is_held_out, "rejected"] += not good
+            result.counts[is_held_out, "rejected_parts"] += len(bad) if good else 0
+            texts += good
+            held_out += [is_held_out] * len(good)
+            places += [row.place] * len(good)
         pieces = _Pieces()
-        for text, tokens, is_held_out in zip(texts, self._tokenization.tokenize(texts), held_out, strict=True):
+        rows = self._tokenization.tokenize(texts)
+        for text, tokens, is_held_out, place in zip(texts, rows, held_out, places, strict=True):
             kept = self._cut(text, tokens, is_held_out, result.counts)
             for number, piece in kept:
                 pieces.add(piece, digest(text, number), is_held_out, text.is_document, number == kept[0][0])
             if is_held_out and kept and len(result.samples) < SAMPLES:
-                result.samples[digest(text, kept[0][0])] = self._sample(text, kept[0][1])
+                result.samples[digest(text, kept[0][0])] = {**self._sample(text, kept[0][1]), "source": place}
         result.table = pieces.table()
         return result
 
@@ -137,7 +142,7 @@ class Converter:
         parsed = {"tool_calls": [m.get("tool_calls") for m in conversation.messages], "tools": conversation.tools}
         for reason in self._forbidden.reasons(all_values(parsed, parsed)):
             raise RowError(reason)
-        return chat.render(conversation, self._tokenization.tokenizer)
+        return rendering.render(conversation, self._tokenization.tokenizer)
 
     def _cut(
         self, text: MarkedText, row: TokenRow, held_out: bool, counts: Counter[tuple[bool, str]]
@@ -145,9 +150,9 @@ class Converter:
         """The pieces of a row that carry loss, with their numbers."""
         policy = self._config.long_rows
         if text.is_document:
-            if held_out or not self._config.packing:
-                return [(0, row)]  # joined with its neighbours before it is cut
             policy = "split"
+            if row.trained_tokens and (held_out or not self._config.packing):
+                return [(0, row)]  # joined with its neighbours before it is cut
         pieces = fit(row, self._config.max_length, policy)
         useful = [(number, piece) for number, piece in enumerate(pieces) if piece.trained_tokens]
         if len(row.input_ids) > self._config.max_length:
@@ -172,6 +177,10 @@ class Converter:
 
 def formats(config: DataConfig) -> list[Format]:
     """The format of each source, over its own column names."""
+    for number, source in enumerate(config.all_sources):
+        if source.format is None:
+            field = f"data.sources.{number}.format" if config.sources else "data.format"
+            raise DataError.single(field, "", "is missing.", f"Say what the columns of {source.source} mean.")
     return [
         format_of(s.format or "", columns=s.columns, template=s.template, trained_fields=s.trained_fields)
         for s in config.all_sources

@@ -99,6 +99,8 @@ def _read_quote(row: Row) -> list[MarkedText]:
 def _read_grammar(row: Row) -> list[MarkedText | RowError]:
     sentence, corrections = text_in(row, "sentence").strip(), row.get("corrections")
     if isinstance(corrections, str):
+        if corrections.strip().startswith("[") and corrections.strip().endswith("]"):
+            raise RowError("column 'corrections' holds a list written as text; give it in JSON Lines or Parquet")
         corrections = [corrections]
     if not isinstance(corrections, Sequence) or not corrections:
         raise RowError("column 'corrections' holds no correction")

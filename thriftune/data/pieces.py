@@ -1,6 +1,7 @@
 """The pieces of examples on disk, between conversion and arrangement, and what was counted on the way."""
 
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-_CANDIDATES = 64  # samples kept until it is known which of them are copies
+# Samples kept until it is known which of them are copies: altogether, and of one file or dataset.
+_CANDIDATES, _CANDIDATES_OF_ONE = 256, 16
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,9 @@ class Pieces:
                 held_out = converted.table.column("held_out").to_numpy(zero_copy_only=False)
                 sides.write(held_out.astype(np.uint8).tobytes())
                 self.counts.update(converted.counts)
-                if len(self._candidates) < _CANDIDATES:
-                    for key, sample in converted.samples.items():
+                for key, sample in converted.samples.items():
+                    of_one = sum(other["source"] == sample["source"] for other in self._candidates.values())
+                    if len(self._candidates) < _CANDIDATES and of_one < _CANDIDATES_OF_ONE:
                         self._candidates.setdefault(key, sample)
 
             yield write
@@ -100,13 +103,18 @@ class Pieces:
                 marks = np.frombuffer(copies.read(batch.num_rows), dtype=np.uint8)
                 # Further pieces go with the first of their example: a held-out copy may not have been cut like it.
                 marks = marks[np.maximum.accumulate(np.where(flags["opens"], np.arange(len(marks)), 0))]
-                if len(self._kept) < SAMPLES:
+                if len(self._kept) < len(self._candidates):
                     self._keep_samples(batch.column("digest").to_pylist(), (marks == 0) & flags["held_out"])
                 yield Part(rows_of(batch), ~flags["held_out"], flags["is_document"], flags["opens"], marks)
 
     def samples(self) -> list[dict[str, Any]]:
-        """The first held-out questions that are no copies; after `parts` was read to its end."""
-        return [sample for key, sample in self._candidates.items() if key in self._kept][:SAMPLES]
+        """Held-out questions that are no copies, of every source in turn; after `parts` was read to its end."""
+        by_source: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for key, sample in self._candidates.items():
+            if key in self._kept:
+                by_source[sample["source"]].append(sample)
+        in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_source.values()))
+        return [sample for sample in in_turn if sample is not None][:SAMPLES]
 
     def _keep_samples(self, digests: list[bytes], is_held_out: "npt.NDArray[np.bool_]") -> None:
         self._kept |= {key for key, held in zip(digests, is_held_out, strict=True) if held and key in self._candidates}

@@ -80,8 +80,10 @@ def prepare(
     with tempfile.TemporaryDirectory() as scratch_name, artifacts.writing(destination) as directory:
         scratch = Path(scratch_name)
         opened = [
-            open_source(source, scratch=scratch / f"source{number}", token=token, table=table)
-            for number, source in enumerate(config.all_sources)
+            open_source(
+                source, scratch=scratch / f"source{number}", token=token, table=table, columns=row_format.all_columns
+            )
+            for number, (source, row_format) in enumerate(zip(config.all_sources, formats(config), strict=True))
         ]
         _require_columns(opened, config)
         selections = _select(opened, config, seed)
@@ -172,7 +174,8 @@ def _convert(
     ):
         for converted in convert_all(_batches(opened, selections), config, workers):
             write(converted)
-            rejections.add(converted.rejected)
+            whole = sum(count for (_, what), count in converted.counts.items() if what == "rejected")
+            rejections.add(converted.rejected, whole)
             bar.update(sum(count for (_, what), count in converted.counts.items() if what == "rows"))
         rejections.require_few(total, config.max_rejected)
         pieces.reasons = dict(rejections.reasons.most_common())

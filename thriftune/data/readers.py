@@ -10,17 +10,19 @@ import itertools
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from thriftune.data.examples import Row, RowError
+from thriftune.data.json_list import items_of_list
 from thriftune.errors import DataError
 
 SampleBy = Literal["line", "paragraph", "document"]
 # A line of JSON stays bytes until a worker parses it.
 RawRow = bytes | dict[str, Any] | RowError
+Columns = Sequence[str] | None
 _NumberedRows = Iterator[tuple[int, RawRow]]
 
 _READ_ROWS = 1000
@@ -56,7 +58,7 @@ def _parse_json_line(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _read_json_lines(file: Path, _sample_by: SampleBy) -> _NumberedRows:
+def _read_json_lines(file: Path, _sample_by: SampleBy, _columns: Columns) -> _NumberedRows:
     with _open_binary(file) as stream:
         for number, line in enumerate(stream, 1):
             content = line.removeprefix(_UTF8_BOM) if number == 1 else line
@@ -64,34 +66,33 @@ def _read_json_lines(file: Path, _sample_by: SampleBy) -> _NumberedRows:
                 yield number, content.rstrip(b"\r\n")
 
 
-def _read_json(file: Path, sample_by: SampleBy) -> _NumberedRows:
+def _read_json(file: Path, sample_by: SampleBy, columns: Columns) -> _NumberedRows:
     """A list of objects; or JSON Lines, which many write under this ending too."""
-    import ijson
-
     with _open_binary(file) as stream:
         opening = stream.read(1 << 16).removeprefix(_UTF8_BOM).lstrip()[:1]
     if opening != b"[":
-        yield from _read_json_lines(file, sample_by)
+        yield from _read_json_lines(file, sample_by, columns)
         return
-    with _open_binary(file) as stream:
-        if stream.peek(len(_UTF8_BOM)).startswith(_UTF8_BOM):
-            stream.read(len(_UTF8_BOM))
+    with _open_text(file) as stream:
         try:
-            for number, value in enumerate(ijson.items(stream, "item", use_float=True), 1):
+            for number, value in enumerate(items_of_list(stream), 1):
                 is_row = isinstance(value, dict)
                 yield number, value if is_row else RowError(f"is a JSON {type(value).__name__}, not an object")
-        except ijson.JSONError as error:
+        except (ValueError, RecursionError) as error:
             raise _unreadable(file, "JSON", error) from error
 
 
-def _read_csv(file: Path, _sample_by: SampleBy) -> _NumberedRows:
+def _read_csv(file: Path, _sample_by: SampleBy, _columns: Columns) -> _NumberedRows:
     """Every value is text: an answer "NA" is not missing, and "007" is not the number 7."""
     csv.field_size_limit(sys.maxsize)
     with _open_text(file) as stream:
         reader = csv.reader(stream, delimiter="\t" if _reader_of(file).name == "TSV" else ",", strict=True)
-        header = next(filter(None, reader), [])
-        if repeated := {name for name in header if header.count(name) > 1}:
-            raise _unreadable(file, "CSV", f"its header names {', '.join(sorted(repeated))} more than once")
+        try:
+            header = next(filter(None, reader), [])
+        except csv.Error as error:
+            raise _unreadable(file, "CSV", f"its header is none ({error})") from error
+        if repeated := {name or "a column without a name" for name in header if header.count(name) > 1}:
+            raise _unreadable(file, "CSV", f"its header has {', '.join(sorted(repeated))} more than once")
         number = 0
         while True:
             number, line = number + 1, reader.line_num + 1
@@ -119,7 +120,7 @@ def _lines(first: int, last: int) -> str:
     return f", from line {first} to {last}" if last > first else ""
 
 
-def _read_text(file: Path, sample_by: SampleBy) -> _NumberedRows:
+def _read_text(file: Path, sample_by: SampleBy, _columns: Columns) -> _NumberedRows:
     with _open_text(file) as stream:
         if sample_by == "document":
             text = stream.read()
@@ -137,12 +138,13 @@ def _read_text(file: Path, sample_by: SampleBy) -> _NumberedRows:
                 paragraph = ""
 
 
-def _read_parquet(file: Path, _sample_by: SampleBy) -> _NumberedRows:
+def _read_parquet(file: Path, _sample_by: SampleBy, columns: Columns) -> _NumberedRows:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as table:
         number = 0
-        for batch in table.iter_batches(batch_size=_READ_ROWS):
+        wanted = None if columns is None else [name for name in table.schema_arrow.names if name in columns]
+        for batch in table.iter_batches(batch_size=_READ_ROWS, columns=wanted):
             for row in rows_of_batch(batch):
                 number += 1
                 yield number, row
@@ -163,7 +165,7 @@ def rows_of_batch(batch: Any) -> Iterator[RawRow]:
 @dataclass(frozen=True)
 class _Reader:
     name: str
-    read: Callable[[Path, SampleBy], _NumberedRows]
+    read: Callable[[Path, SampleBy, Columns], _NumberedRows]
     may_be_compressed: bool = True
 
 
@@ -194,12 +196,13 @@ def ending_of(path: str) -> str | None:
     return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
 
 
-def read_file(file: Path, sample_by: SampleBy = "paragraph") -> _NumberedRows:
+def read_file(file: Path, sample_by: SampleBy = "paragraph", columns: Columns = None) -> _NumberedRows:
     """Read the rows of a file.
 
     Args:
         file: A local file whose ending is in `ENDINGS`.
         sample_by: What a row of a text file is.
+        columns: What is read of a Parquet file, where columns that nobody needs cost time and can be bad; None: all.
 
     Yields:
         The number of each row and the row. Rows count from 1; in JSON Lines they are numbered by line, in CSV from
@@ -212,7 +215,7 @@ def read_file(file: Path, sample_by: SampleBy = "paragraph") -> _NumberedRows:
 
     reader = _reader_of(file)
     try:
-        yield from reader.read(file, sample_by)
+        yield from reader.read(file, sample_by, columns)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise _unreadable(file, reader.name, error) from error
 
@@ -229,11 +232,14 @@ def columns_of(file: Path, sample_by: SampleBy = "paragraph") -> list[str]:
     if ending_of(file.name) == ".parquet":
         return [str(name) for name in _parquet_metadata(file).schema.to_arrow_schema().names]
     names: dict[str, None] = {}
-    for _number, raw in itertools.islice(read_file(file, sample_by), _ROWS_FOR_COLUMNS):
+    first_error = ""
+    for number, raw in itertools.islice(read_file(file, sample_by), _ROWS_FOR_COLUMNS):
         try:
             names |= dict.fromkeys(decode(raw))
-        except RowError:
-            continue
+        except RowError as error:
+            first_error = first_error or f"row {number} {error}"
+    if first_error and not names:
+        raise _unreadable(file, _reader_of(file).name, f"none of its first rows can be, {first_error}")
     return list(names)
 
 

@@ -48,14 +48,19 @@ class Rejections:
         self._rows = 0
         self.reasons: Counter[str] = Counter()
 
-    def add(self, rows: Sequence[RejectedRow]) -> None:
-        """Take rejected rows; all parts of a row at once."""
+    def add(self, rows: Sequence[RejectedRow], whole: int) -> None:
+        """Take rejected rows and parts of rows.
+
+        Args:
+            rows: What cannot be used.
+            whole: Rows of which nothing can be used; only these count against the share that is allowed.
+        """
         import pyarrow as pa
 
         if not rows:
             return
         self._writer.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=self._schema))
-        self._rows += len({(row.source, row.row) for row in rows})  # several parts of a row may be rejected
+        self._rows += whole
         for row in rows:
             known = row.reason in self.reasons or len(self.reasons) < _KNOWN_REASONS
             reason = row.reason if known else _OTHER
@@ -74,12 +79,14 @@ class Rejections:
             DataError: More are; it counts them by reason and names the first rows of each.
         """
         rejected = self._rows
-        if not rejected:
+        if not self.reasons:
             return
         common = self.reasons.most_common(_SHOWN_REASONS)
         if rejected / total <= max_rejected:
             text = ", ".join(f"{count} x {reason}" for reason, count in common)
-            logger.warning("%d of %d rows are set aside in %s: %s", rejected, total, REJECTED, text)
+            parts = self.reasons.total() - rejected
+            also = f" and {parts} parts of others" if parts else ""
+            logger.warning("%d of %d rows%s are set aside in %s: %s", rejected, total, also, REJECTED, text)
             return
         share = Problem(
             "data.max_rejected",

@@ -124,14 +124,14 @@ def examples_read(split: SplitStats) -> int:
 
 
 def read_samples(file: Path, tokenizer: "PreTrainedTokenizerBase") -> list[Sample]:
-    """Some rows of a Parquet file, as text. Reads no more row groups than it takes: most often one.
+    """Some rows of a Parquet file, as text. Reads the row groups that hold them, one at a time.
 
     Args:
         file: Rows of a split.
         tokenizer: Their tokenizer.
 
     Returns:
-        Rows from all over the first row group: where packed, it starts with the longest examples.
+        Rows from all over the file, and so from every large source.
     """
     import pyarrow.parquet as pq
 
@@ -144,12 +144,12 @@ def read_samples(file: Path, tokenizer: "PreTrainedTokenizerBase") -> list[Sampl
     samples: list[Sample] = []
     with pq.ParquetFile(file) as parquet:
         columns = [name for name in ("input_ids", "labels", POSITIONS) if name in parquet.schema_arrow.names]
-        first = 1
+        wanted, first = spread(parquet.metadata.num_rows, _SAMPLES), 0
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
-            if indices := spread(rows, _SAMPLES - len(samples)):
+            if indices := [i - first for i in wanted if first <= i < first + rows]:
                 taken = parquet.read_row_group(group, columns=columns).take(indices).to_pylist()
-                samples += [sample(first + i, row, special, decode) for i, row in zip(indices, taken, strict=True)]
+                samples += [sample(first + i + 1, row, special, decode) for i, row in zip(indices, taken, strict=True)]
             first += rows
     return samples
 
@@ -246,7 +246,8 @@ def summary(stats: DataStats) -> str:
     for name in ("train", "validation"):
         table.add_column(name, justify="right")
         table.add_column("share", justify="right")
-    for train, validation in zip(_lines(stats.train), _lines(stats.validation), strict=True):
+    has_parts = stats.train.rejected_parts + stats.validation.rejected_parts > 0
+    for train, validation in zip(_lines(stats.train, has_parts), _lines(stats.validation, has_parts), strict=True):
         table.add_row(*train, *validation[1:])
     # A log gets no colours, whatever the environment asks for.
     console = Console(file=io.StringIO(), width=_LOG_COLUMNS, force_terminal=False)
@@ -257,11 +258,13 @@ def summary(stats: DataStats) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def _lines(split: SplitStats) -> Iterator[tuple[str, str, str]]:
+def _lines(split: SplitStats, has_parts: bool) -> Iterator[tuple[str, str, str]]:
     """The lines of the table: what, how many, and which share of the rows, examples or tokens."""
     read = examples_read(split)
     yield "source rows", number(split.rows), ""
     yield "  rejected", number(split.rejected), percent(share(split.rejected, split.rows))
+    if has_parts:
+        yield "  parts of other rows rejected", number(split.rejected_parts), ""
     yield "examples", number(read), ""
     for label, count in (
         ("  duplicates, left out", split.duplicates),

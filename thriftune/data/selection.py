@@ -1,5 +1,6 @@
 """Which rows of each source are used, and which of them are held out: decided by seed and position, in no memory."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -10,6 +11,8 @@ from thriftune.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 18
 _WORDS = 4  # Philox makes four numbers at a time
@@ -90,6 +93,9 @@ def select(
             "cannot be split into training and held-out rows.",
             "Give at least two; a .txt file is cut into rows by data.sample_by.",
         )
+    for source, use in enumerate(used):
+        if use == 0:
+            logger.warning("No row of source %d is used: its weight beside the others leaves it none", source)
     wanted = min(max(1, round(sum(used) * validation_share)), sum(used) - 1)
     held_out = _apportioned(wanted, used)
     return [

@@ -64,7 +64,9 @@ def is_file_source(source: str) -> bool:
         return False
     if "://" in source or source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
         return True
-    return readers.ending_of(source) is not None or os.path.exists(source)
+    # Hub ids without an owner have no dot; with one, it is a file of a kind that is not read, or that is not there.
+    is_named_as_file = "/" not in source and "." in source
+    return is_named_as_file or readers.ending_of(source) is not None or os.path.exists(source)
 
 
 def is_hub_source(source: str) -> bool:
@@ -73,7 +75,12 @@ def is_hub_source(source: str) -> bool:
 
 
 def open_source(
-    config: "DataSource", *, scratch: Path, token: str | None = None, table: Sequence[Path] = ()
+    config: "DataSource",
+    *,
+    scratch: Path,
+    token: str | None = None,
+    table: Sequence[Path] = (),
+    columns: Sequence[str] | None = None,
 ) -> OpenSource:
     """Find a source and count its rows.
 
@@ -82,6 +89,7 @@ def open_source(
         scratch: Folder to bring remote files and hub datasets to.
         token: Hub token.
         table: Parquet files of the table that the workflow was given.
+        columns: What is read of each row, where the source can be read by columns; None: all.
 
     Returns:
         The source, to be read as often as needed.
@@ -91,7 +99,7 @@ def open_source(
         TransientError: The hub or the blob store did not answer.
     """
     is_hub = is_hub_source(config.source)
-    opened = _open_hub(config, token, scratch) if is_hub else _open_files(config, scratch, table)
+    opened = _open_hub(config, token, scratch, columns) if is_hub else _open_files(config, scratch, table, columns)
     if opened.count == 0:
         raise _no_rows(opened.name)
     return opened
@@ -107,7 +115,7 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
 
     Returns:
         A SHA-256 over the content of local files, over the store's own checksums for remote files, or the hub
-        dataset's commit; empty for a workflow's table, which Flyte tells apart itself.
+        dataset's commit; empty for a workflow's table.
 
     Raises:
         DataError: No such file or dataset.
@@ -125,9 +133,18 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
     return digest.hexdigest()[:16]
 
 
-def versions(data: "DataConfig", token: str | None = None) -> str:
-    """What all sources of a run hold now: their versions, in order, with + between them."""
-    return "+".join(version(source.source, source.revision, token) for source in data.all_sources)
+def versions(data: "DataConfig", token: str | None = None, *, table: str = "") -> str:
+    """What all sources of a run hold now: their versions, in order, with + between them.
+
+    Args:
+        data: The data section of a run.
+        token: Hub token.
+        table: What the table that the workflow was given holds now.
+    """
+    return "+".join(
+        table if source.source == TABLE else version(source.source, source.revision, token)
+        for source in data.all_sources
+    )
 
 
 def pinned(data: "DataConfig", version_text: str) -> "DataConfig":
@@ -143,7 +160,7 @@ def pinned(data: "DataConfig", version_text: str) -> "DataConfig":
     return data.model_copy(update={"sources": tuple(pin(source, commit) for source, commit in pairs)})
 
 
-def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path]) -> OpenSource:
+def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path], columns: readers.Columns) -> OpenSource:
     places = {str(file): TABLE for file in table} if config.source == TABLE else _local_files(config.source, scratch)
     if not places:
         raise DataError.single(
@@ -152,15 +169,15 @@ def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path]) -> O
 
     def read() -> Iterator[NumberedRow]:
         for file, place in places.items():
-            for number, raw in readers.read_file(Path(file), config.sample_by):
+            for number, raw in readers.read_file(Path(file), config.sample_by, columns):
                 yield NumberedRow(place, number, raw)
 
-    columns: dict[str, None] = {}
+    found: dict[str, None] = {}
     count = 0
     for file in map(Path, places):
-        columns |= dict.fromkeys(readers.columns_of(file, config.sample_by))
+        found |= dict.fromkeys(readers.columns_of(file, config.sample_by))
         count += readers.count_rows(file, config.sample_by)
-    return OpenSource(config.source, tuple(columns), count, read)
+    return OpenSource(config.source, tuple(found), count, read)
 
 
 def _local_files(source: str, scratch: Path) -> dict[str, str]:
@@ -192,12 +209,13 @@ def _local_files(source: str, scratch: Path) -> dict[str, str]:
     return places
 
 
-def _open_hub(config: "DataSource", token: str | None, scratch: Path) -> OpenSource:
+def _open_hub(config: "DataSource", token: str | None, scratch: Path, columns: readers.Columns) -> OpenSource:
     rows = _load_from_hub(config, token, scratch)
+    needed = rows if columns is None else rows.select_columns([c for c in rows.column_names if c in columns])
 
     def read() -> Iterator[NumberedRow]:
         numbers = itertools.count(1)
-        for table in rows.with_format("arrow").iter(_BATCH_ROWS):
+        for table in needed.with_format("arrow").iter(_BATCH_ROWS):
             for raw in readers.rows_of_batch(table):
                 yield NumberedRow(config.source, next(numbers), raw)
 

@@ -48,7 +48,8 @@ class SplitStats:
 
     Attributes:
         rows: Source rows.
-        rejected: Rows, or parts of rows, that cannot be used; rejected.parquet says why.
+        rejected: Rows of which nothing can be used; rejected.parquet says why.
+        rejected_parts: Parts of other rows that cannot be used, as one of several corrections.
         too_long: Examples longer than the maximum length.
         truncated: Those of them that were cut.
         split: Those of them that go on in another row.
@@ -67,6 +68,7 @@ class SplitStats:
 
     rows: int
     rejected: int
+    rejected_parts: int
     too_long: int
     truncated: int
     split: int
@@ -149,7 +151,7 @@ class SplitCounter:
             counts: What conversion counted, by (is held out, what).
             held_out: Which side this split is.
         """
-        names = ("rows", "rejected", "too_long", "truncated", "split", "dropped")
+        names = ("rows", "rejected", "rejected_parts", "too_long", "truncated", "split", "dropped")
         return SplitStats(
             **{name: counts[held_out, name] for name in names},
             duplicates=self.duplicates,

@@ -55,6 +55,7 @@ def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) 
 
     Raises:
         DataError: A process was killed.
+        RuntimeError: The processes could not start.
     """
     processes = workers.processes or len(os.sched_getaffinity(0))
     coming = iter(batches)
@@ -69,6 +70,7 @@ def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(workers, config)) as pool:
         waiting: deque[Future[Converted]] = deque()
+        _require_started(pool)
         try:
             for batch in itertools.chain([following], coming):
                 waiting.append(pool.submit(_convert, batch))
@@ -85,6 +87,21 @@ def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) 
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _require_started(pool: ProcessPoolExecutor) -> None:
+    """Tell processes that cannot start from those that are killed at work."""
+    try:
+        pool.submit(_is_started).result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "The processes that tokenize could not start; their own error stands above. A script that prepares data "
+            "keeps what it runs under `if __name__ == '__main__':`, because they import it."
+        ) from error
+
+
+def _is_started() -> bool:
+    return _converter is not None
 
 
 def _start(workers: Workers, config: DataConfig) -> None:

@@ -1,0 +1,174 @@
+"""Conversations through the tokenizer's chat template, with the assistant's turns found in the text it makes."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from thriftune.data.chat import REASONING
+from thriftune.data.examples import Conversation, MarkedText, RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARKS_TURNS = re.compile(r"{%-?\s*generation\s*-?%}")
+_STAND_IN = "\u2063thriftune\u2063"  # with invisible separators, so that no row says it
+
+
+def render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> MarkedText:
+    """Apply the chat template, and find each assistant turn in the text it makes.
+
+    Where the template marks the assistant's turns itself ({% generation %}), they are taken from it. Else a turn is
+    what the template adds between the prompt for it and the conversation up to and including it: found in characters,
+    so no token can be miscounted.
+
+    Args:
+        conversation: The messages.
+        tokenizer: A tokenizer with a chat template.
+
+    Returns:
+        The text with every assistant turn marked, up to its closing token.
+
+    Raises:
+        RowError: The template refuses the conversation, leaves out a part of it, or changes earlier turns when later
+            ones come.
+    """
+    messages = [dict(m) for m in conversation.messages]
+    text = _apply(messages, conversation.tools, tokenizer, prompt=False)
+    _require_everything(messages, conversation.tools, text)
+    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if _MARKS_TURNS.search(str(tokenizer.chat_template)):
+        spans = list(_marked_by_template(messages, conversation.tools, tokenizer))
+    else:
+        spans = _located(text, turns, messages, conversation.tools, tokenizer)
+    if len(spans) != len(turns):
+        raise RowError(f"the chat template marks {len(spans)} turns of the assistant, and there are {len(turns)}")
+    # OpenAI's weight: 0 marks a turn that is there to be read, and not to be learned.
+    answers = [
+        _closed(text, span, tokenizer)
+        for number, span in zip(turns, spans, strict=True)
+        if messages[number].get("weight") != 0
+    ]
+    if not answers:
+        raise RowError("every turn of the assistant has weight 0, so there is no answer to train on")
+    return MarkedText(text, tuple(answers), conversation.question, is_rendered=True)
+
+
+def _closed(text: str, span: tuple[int, int], tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
+    """A turn through its closing token, which a template may write outside of what it marks, and no white space after.
+
+    White space after the closing token is the template's, not the model's to say.
+    """
+    start, end = span
+    eos = str(tokenizer.eos_token)
+    said = text[start:end].rstrip()
+    if said.endswith(eos):
+        return start, start + len(said)
+    gap = len(text[end:]) - len(text[end:].lstrip())
+    return (start, end + gap + len(eos)) if text.startswith(eos, end + gap) else (start, start + len(said))
+
+
+def _located(
+    text: str,
+    turns: list[int],
+    messages: list[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> list[tuple[int, int]]:
+    """What the template adds for each turn of the assistant."""
+    spans = []
+    for number in turns:
+        before = _apply(messages[:number], tools, tokenizer, prompt=True)
+        is_last = number == len(messages) - 1
+        through = text if is_last else _apply(messages[: number + 1], tools, tokenizer, prompt=False)
+        if through.startswith(before) and text.startswith(through):
+            spans.append((len(before), len(through)))
+        elif is_last:
+            raise RowError("the chat template does not open an answer as it opens the prompt for it")
+        else:
+            spans.append(_located_by_content(text, number, messages, tools, tokenizer))
+    return spans
+
+
+def _located_by_content(
+    text: str,
+    number: int,
+    messages: list[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> tuple[int, int]:
+    """Where a message stands: what changes in the text when something else stands in its place.
+
+    For templates that write earlier turns otherwise when later ones come, as those that drop the thoughts of earlier
+    turns do.
+    """
+    said = messages[number]["content"].strip()
+    replaced = [{**m, "content": _STAND_IN} if i == number else m for i, m in enumerate(messages)]
+    other = _apply(replaced, tools, tokenizer, prompt=False)
+    before, found, after = other.partition(_STAND_IN)
+    if not said or not found or text != before + said + after:
+        raise RowError(
+            "the chat template rewrites earlier turns when later ones come, so answers cannot be located in it"
+        )
+    return len(before), len(before) + len(said)
+
+
+def _require_everything(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Refuse a template that silently leaves out what a message says: many know nothing of tools, some of systems."""
+    names = [
+        str(tool.get("function", tool).get("name", ""))
+        for tool in tools
+        if isinstance(tool.get("function", tool), Mapping)
+    ]
+    if not all(name in text for name in names):
+        raise RowError("the model's chat template leaves out the tools")
+    for number, message in enumerate(messages, 1):
+        said = [message["content"].strip(), *(str(message[key]).strip() for key in REASONING if key in message)]
+        said += [call["function"]["name"] for call in message.get("tool_calls", ())]
+        # Many templates write what a tool returned as JSON.
+        if not all(part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text for part in said):
+            raise RowError(f"the model's chat template leaves out what message {number} ({message['role']}) says")
+
+
+def _marked_by_template(
+    messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[tuple[int, int], ...]:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    functions: list[Any] | None = list(tools) or None
+    special: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    rendered: Any = render_jinja_template(
+        conversations=[messages],
+        tools=functions,
+        chat_template=tokenizer.get_chat_template(tools=functions),
+        return_assistant_tokens_mask=True,
+        **special,
+    )
+    return tuple((int(start), int(end)) for start, end in rendered[1][0])
+
+
+def _apply(
+    messages: list[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    prompt: bool,
+) -> str:
+    from jinja2 import TemplateError
+
+    functions: list[Any] | None = list(tools) or None
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, tools=functions, tokenize=False, add_generation_prompt=prompt)
+        )
+    except TemplateError as error:
+        raise RowError(f"the model's chat template refuses it: {error}") from error
+    except (  # out of a template's expressions, or of arguments nested too deep for it
+        TypeError,
+        LookupError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        raise RowError(f"the model's chat template cannot render it ({type(error).__name__})") from error
