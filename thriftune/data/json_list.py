@@ -6,6 +6,7 @@ from io import TextIOBase
 from typing import Any
 
 _CHARACTERS = 1 << 18  # read at once; more where an item is longer
+_AT_THE_END = 64  # characters before the end of what was read in which an error may come from the cut
 
 
 def items_of_list(stream: TextIOBase) -> Iterator[Any]:
@@ -35,7 +36,10 @@ def items_of_list(stream: TextIOBase) -> Iterator[Any]:
             try:
                 value, end = decode(text)
                 rest = text[end:].lstrip()
-            except json.JSONDecodeError:
+            except json.JSONDecodeError as error:
+                # Long before the end of what was read, and not for want of it: the whole file would not help.
+                if error.pos + _AT_THE_END < len(text) and "Unterminated" not in error.msg:
+                    raise ValueError(f"an item is not JSON ({error.msg})") from error
                 end = -1
             if rest[:1] in {",", "]"}:
                 break
