@@ -266,7 +266,7 @@ def _open_binary(file: Path) -> io.BufferedReader:
     if file.suffix.lower() == ".zst":
         import pyarrow as pa
 
-        # Not fsspec's "zstd": zstandard's reader stops after the first frame, and parallel writers make several.
+        # Arrow reads it, and is here anyway; Python 3.11 and fsspec would need another package for it.
         return io.BufferedReader(pa.CompressedInputStream(str(file), "zstd"))
     return file.open("rb")
 
