@@ -67,7 +67,7 @@ def table_version(table: StructuredDataset) -> str:
     try:
         filesystem = FlyteContextManager.current_context().file_access.get_filesystem_for_path(uri)
         files = filesystem.find(uri, detail=True)
-    except (ImportError, ValueError, NotImplementedError):  # bq:// and the like name no files
+    except (ImportError, ValueError):  # bq:// and the like name no files
         return artifacts.key_of(uri)
     stamps = (
         f"{name} {info.get('size')} {info.get('ETag') or info.get('mtime')}" for name, info in sorted(files.items())

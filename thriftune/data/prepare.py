@@ -79,13 +79,7 @@ def prepare(
     workers = Workers(tokenizer_dir, trust_remote_code, processes)
     with tempfile.TemporaryDirectory() as scratch_name, artifacts.writing(destination) as directory:
         scratch = Path(scratch_name)
-        opened = [
-            open_source(
-                source, scratch=scratch / f"source{number}", token=token, table=table, columns=row_format.all_columns
-            )
-            for number, (source, row_format) in enumerate(zip(config.all_sources, formats(config), strict=True))
-        ]
-        _require_columns(opened, config)
+        opened = _open(config, scratch, token, table)
         selections = _select(opened, config, seed)
         pieces = Pieces(scratch)
         _convert(opened, selections, config, workers, directory, pieces)
@@ -94,15 +88,10 @@ def prepare(
         _require_tokens(stats)
         write_samples(pieces.samples(), directory)
         report.write(stats, directory, tokenizer)
-        content = {
-            "data": config.model_dump(mode="json"),
-            "seed": seed,
-            "fingerprint": fingerprint(config, seed, data_version, tokenizer_fingerprint(tokenizer)),
-            "data_version": data_version,
-            "content_sha256": _content_digest(directory),
-            "report": asdict(stats),
-        }
-        artifacts.write_manifest(directory, "dataset", content)
+        key = fingerprint(config, seed, data_version, tokenizer_fingerprint(tokenizer))
+        about = {"seed": seed, "fingerprint": key, "data_version": data_version, "report": asdict(stats)}
+        about |= {"data": config.model_dump(mode="json"), "content_sha256": _content_digest(directory)}
+        artifacts.write_manifest(directory, "dataset", about)
     logger.info("\n%s", report.summary(stats))
     logger.info("Report: %s", destination / report.HTML)
     return stats
@@ -122,6 +111,18 @@ def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_vers
     meaning = config.model_dump_json(exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}})
     parts = [meaning, str(seed), data_version, tokenizer_version]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _open(config: DataConfig, scratch: Path, token: str | None, table: Sequence[Path]) -> list[OpenSource]:
+    """Find every source, and refuse one that lacks a column."""
+    opened = [
+        open_source(
+            source, scratch=scratch / f"source{number}", token=token, table=table, columns=row_format.all_columns
+        )
+        for number, (source, row_format) in enumerate(zip(config.all_sources, formats(config), strict=True))
+    ]
+    _require_columns(opened, config)
+    return opened
 
 
 def _select(opened: Sequence[OpenSource], config: DataConfig, seed: int) -> list[Selection]:
