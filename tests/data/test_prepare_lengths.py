@@ -186,3 +186,16 @@ def test_a_document_longer_than_a_row_is_a_sample_that_fits(prepared, tmp_path):
     file = write_rows(tmp_path / "own.jsonl", [{"text": f"{i} " + FOX * 9} for i in range(4)])
     samples = load_samples(prepared(file, max_length=32).directory)
     assert [len(sample["input_ids"]) for sample in samples] == [16]
+
+
+def test_pieces_of_a_split_row_that_hold_no_answer_are_counted(prepared, tmp_path):
+    """They were left out without a word: a long prompt is cut into pieces with nothing to train on."""
+    rows = [{"prompt": f"{i} " + "the quick brown fox " * 20, "completion": "yes"} for i in range(4)]
+    made = prepared(
+        write_rows(tmp_path / "own.jsonl", rows), format="prompt_completion", max_length=32, long_rows="split",
+        validation_share=0.25,
+    )  # fmt: skip
+    assert made.stats.train.split == 3
+    assert made.stats.train.pieces_without_answer >= 3
+    assert made.stats.train.token_rows + made.stats.train.pieces_without_answer > 6
+    assert "without an answer, left out" in (made.directory / "report.html").read_text()

@@ -23,13 +23,13 @@ from thriftune.data.tokenization import IGNORED
 HOSTILE = "</div><script>alert('row')</script><img src=https://example.com/x.png>"
 NOTHING = SplitStats(
     rows=0, rejected=0, rejected_parts=0,
-    too_long=0, truncated=0, split=0, dropped=0, duplicates=0, leaked=0, examples=0, token_rows=0,
-    tokens=0, trained_tokens=0, lengths=(Bin(1, 2, 0),), row_lengths=(Bin(1, 2, 0),), padding_to_longest=0.0,
+    too_long=0, truncated=0, split=0, pieces_without_answer=0, dropped=0, duplicates=0, leaked=0, examples=0,
+    token_rows=0, tokens=0, trained_tokens=0, lengths=(Bin(1, 2, 0),), row_lengths=(Bin(1, 2, 0),), padding_to_longest=0.0,
     padding=0.0,
 )  # fmt: skip
 TRAINED = SplitStats(
     rows=12345, rejected=67, rejected_parts=0,
-    too_long=890, truncated=123, split=700, dropped=178, duplicates=234, leaked=5,
+    too_long=890, truncated=123, split=700, pieces_without_answer=0, dropped=178, duplicates=234, leaked=5,
     examples=11861, token_rows=3456, tokens=3401234, trained_tokens=1234567,
     lengths=tuple(Bin(low, low + 63, 500 - low // 4) for low in range(1, 1024, 64)),
     row_lengths=(*(Bin(low, low + 63, 0) for low in range(1, 960, 64)), Bin(961, 1024, 3456)),

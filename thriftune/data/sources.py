@@ -164,7 +164,10 @@ def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path], colu
     places = {str(file): TABLE for file in table} if config.source == TABLE else _local_files(config.source, scratch)
     if not places:
         raise DataError.single(
-            "data.source", TABLE, "this workflow was given no table.", "Run the workflow that takes one."
+            "data.source",
+            TABLE,
+            "this workflow was given no table, or one without files.",
+            "Run the workflow that takes one.",
         )
 
     def read() -> Iterator[NumberedRow]:

@@ -53,6 +53,7 @@ class SplitStats:
         too_long: Examples longer than the maximum length.
         truncated: Those of them that were cut.
         split: Those of them that go on in another row.
+        pieces_without_answer: Pieces of split examples left out because they hold no token to train on.
         dropped: Examples left out: too long by policy, or with no token to train on after the cut.
         duplicates: Examples left out because another says exactly the same.
         leaked: Training examples left out because they are held out too.
@@ -72,6 +73,7 @@ class SplitStats:
     too_long: int
     truncated: int
     split: int
+    pieces_without_answer: int
     dropped: int
     duplicates: int
     leaked: int
@@ -151,7 +153,8 @@ class SplitCounter:
             counts: What conversion counted, by (is held out, what).
             held_out: Which side this split is.
         """
-        names = ("rows", "rejected", "rejected_parts", "too_long", "truncated", "split", "dropped")
+        rows = ("rows", "rejected", "rejected_parts")
+        names = (*rows, "too_long", "truncated", "split", "pieces_without_answer", "dropped")
         return SplitStats(
             **{name: counts[held_out, name] for name in names},
             duplicates=self.duplicates,
