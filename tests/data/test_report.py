@@ -24,7 +24,8 @@ HOSTILE = "</div><script>alert('row')</script><img src=https://example.com/x.png
 NOTHING = SplitStats(
     rows=0, rejected=0, rejected_parts=0,
     too_long=0, truncated=0, split=0, pieces_without_answer=0, dropped=0, duplicates=0, leaked=0, examples=0,
-    token_rows=0, tokens=0, trained_tokens=0, lengths=(Bin(1, 2, 0),), row_lengths=(Bin(1, 2, 0),), padding_to_longest=0.0,
+    token_rows=0, tokens=0, trained_tokens=0, lengths=(Bin(1, 2, 0),), row_lengths=(Bin(1, 2, 0),),
+    padding_to_longest=0.0,
     padding=0.0,
 )  # fmt: skip
 TRAINED = SplitStats(
