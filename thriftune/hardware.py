@@ -1,12 +1,15 @@
 """The GPUs people can get, and what follows from each: memory, precision, attention, backend.
 
-Sources: NVIDIA's data sheets for memory and compute capability, AWS's instance pages for the instance families.
+Sources: NVIDIA's data sheets for memory and compute capability. Which machines carry them: thriftune/catalogue.yaml.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from thriftune.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 DeviceName = Literal["T4", "V100", "A10G", "L4", "A100-40GB", "A100-80GB", "H100", "CPU"]
 # A driver reports a little less than the data sheet: a 16 GB T4 shows 14.6 GiB.
@@ -23,13 +26,11 @@ class Device:
         name: Key in `DEVICES`, or what the driver calls a GPU that is not there.
         memory_gib: Memory per device; 0 for the CPU, whose memory is the host's.
         compute_capability: NVIDIA's (major, minor); (0, 0) for the CPU.
-        instances: AWS instance types that carry it.
     """
 
     name: str
     memory_gib: int
     compute_capability: tuple[int, int]
-    instances: tuple[str, ...]
 
     @property
     def is_gpu(self) -> bool:
@@ -50,25 +51,22 @@ class Device:
         return "nccl" if self.is_gpu else "gloo"
 
 
-def _device(name: DeviceName, memory_gib: int, capability: tuple[int, int], *instances: str) -> tuple[str, Device]:
-    return name, Device(name, memory_gib, capability, instances)
+def _device(name: DeviceName, memory_gib: int, capability: tuple[int, int]) -> tuple[str, Device]:
+    return name, Device(name, memory_gib, capability)
 
 
 DEVICES: dict[str, Device] = dict(
     (
-        _device(
-            "T4", 16, (7, 5), "g4dn.xlarge", "g4dn.2xlarge", "g4dn.4xlarge", "g4dn.8xlarge", "g4dn.12xlarge",
-            "g4dn.metal",
-        ),
-        _device("V100", 16, (7, 0), "p3.2xlarge", "p3.8xlarge", "p3.16xlarge"),
-        _device("A10G", 24, (8, 6), "g5.xlarge", "g5.2xlarge", "g5.12xlarge", "g5.48xlarge"),
-        _device("L4", 24, (8, 9), "g6.xlarge", "g6.2xlarge", "g6.12xlarge", "g6.48xlarge"),
-        _device("A100-40GB", 40, (8, 0), "p4d.24xlarge"),
-        _device("A100-80GB", 80, (8, 0), "p4de.24xlarge"),
-        _device("H100", 80, (9, 0), "p5.48xlarge"),
+        _device("T4", 16, (7, 5)),
+        _device("V100", 16, (7, 0)),
+        _device("A10G", 24, (8, 6)),
+        _device("L4", 24, (8, 9)),
+        _device("A100-40GB", 40, (8, 0)),
+        _device("A100-80GB", 80, (8, 0)),
+        _device("H100", 80, (9, 0)),
         _device("CPU", 0, (0, 0)),
     )
-)  # fmt: skip
+)
 
 
 def choose_precision(requested: PrecisionChoice, device: Device) -> Precision:
@@ -104,6 +102,13 @@ def choose_precision(requested: PrecisionChoice, device: Device) -> Precision:
     return requested
 
 
+def torch_dtype(precision: Precision) -> "torch.dtype":
+    """The torch type of a precision."""
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
 def detect_device() -> Device:
     """The device of this machine: the table's entry for its first GPU, a generic entry for an unknown one, or CPU."""
     import torch
@@ -116,7 +121,7 @@ def detect_device() -> Device:
     for device in DEVICES.values():
         if device.compute_capability == capability and _LEAST_SHOWN <= memory_gib / device.memory_gib <= 1:
             return device
-    return Device(properties.name, memory_gib, capability, ())
+    return Device(properties.name, memory_gib, capability)
 
 
 def gpu_count() -> int:

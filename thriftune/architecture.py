@@ -1,0 +1,316 @@
+"""A model's shape from its config.json alone: parameters counted on the real model class, without any weights.
+
+The class is built on torch's meta device, where a tensor has a shape and no data, so grouped-query attention, tied
+embeddings and mixtures of experts are counted as they are.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune import hub
+from thriftune.config import ModelConfig
+from thriftune.errors import ModelSourceError, TransientError
+from thriftune.models import kind_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_FIELD = "model.source"
+# Every decoder has these, under these names or those that its configuration class maps to them. Left out, transformers
+# would fill in the numbers of some other model.
+_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of one model. Two with the same `content` are equal.
+
+    Attributes:
+        name: Where it came from, for messages.
+        content: Its config.json.
+        trust_remote_code: Whether model code that the repository ships may run.
+    """
+
+    name: str
+    content: str
+    trust_remote_code: bool = False
+
+    def config(self, layers: int | None = None) -> "PretrainedConfig":
+        """The configuration for transformers.
+
+        Args:
+            layers: Number of decoder layers, in place of the model's own.
+        """
+        config = _read_config(json.loads(self.content), self.name, trust_remote_code=self.trust_remote_code)
+        text = config.get_text_config()
+        if layers is not None:
+            text.num_hidden_layers = layers
+            for name, value in vars(text).items():  # such as layer_types: one entry per layer
+                if isinstance(value, list) and len(value) == self.layers:
+                    setattr(text, name, value[:layers])
+        return config
+
+    def on_meta(self, dtype: "torch.dtype", layers: int | None = None) -> "PreTrainedModel":
+        """The model on the meta device.
+
+        Args:
+            dtype: Type of its weights.
+            layers: Number of decoder layers, in place of the model's own.
+
+        Raises:
+            ModelSourceError: transformers cannot build it from this configuration.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with torch.device("meta"):
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    self.config(layers), dtype=dtype, trust_remote_code=self.trust_remote_code
+                )
+        except (ValueError, TypeError, RuntimeError, AttributeError, ZeroDivisionError, ImportError) as error:
+            raise ModelSourceError.single(
+                _FIELD,
+                self.name,
+                f"no causal language model can be built from its config.json: {error}.",
+                "Repair config.json, or use another model.",
+            ) from error
+        model.tie_weights()
+        return model
+
+    @cached_property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return int(json.loads(self.content).get("num_hidden_layers") or self._text.num_hidden_layers)
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self._text.hidden_size)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table."""
+        return int(self._text.vocab_size)
+
+    @cached_property
+    def longest_input(self) -> int | None:
+        """Positions the model was made for; None where the configuration does not say."""
+        positions = getattr(self._text, "max_position_embeddings", None)
+        return int(positions) if positions else None
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter by name; tied ones once."""
+        return {name: tuple(p.shape) for name, p in self._model.named_parameters()}
+
+    @cached_property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(out_features, in_features) of every linear layer but the output head, by the name of its module."""
+        import torch
+
+        head = self._model.get_output_embeddings()
+        return {
+            name: (module.out_features, module.in_features)
+            for name, module in self._model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head
+        }
+
+    @cached_property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def linear_parameters(self) -> int:
+        """Weights of the linear layers but the output head: what bitsandbytes can hold in 4 bits."""
+        return sum(out * inside for out, inside in self.linear_shapes.values())
+
+    @cached_property
+    def largest_parameter(self) -> int:
+        """Elements of the largest one, the embedding table in most models."""
+        return max(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def layer_parameters(self) -> int:
+        """Parameters of the largest decoder layer."""
+        per_layer: dict[str, int] = {}
+        for name, shape in self.shapes.items():
+            layer = layer_of(name)
+            if layer:
+                per_layer[layer] = per_layer.get(layer, 0) + math.prod(shape)
+        return max(per_layer.values())
+
+    @cached_property
+    def head_name(self) -> str:
+        """The parameter that the output head multiplies with: its own, or the embedding's where they are tied."""
+        head = self._model.get_output_embeddings().weight
+        return next(name for name, parameter in self._model.named_parameters() if parameter is head)
+
+    @cached_property
+    def _text(self) -> "PretrainedConfig":
+        return self.config().get_text_config()
+
+    @cached_property
+    def _model(self) -> "PreTrainedModel":
+        import torch
+
+        return self.on_meta(torch.float32)
+
+
+def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bool = False) -> Architecture:
+    """An architecture from the content of a config.json.
+
+    Args:
+        content: The parsed file.
+        name: Where it came from, for messages.
+        trust_remote_code: Run model code that the repository ships.
+
+    Raises:
+        ModelSourceError: An unknown architecture, or fields without which the model has no size.
+    """
+    config = _read_config(dict(content), name, trust_remote_code=trust_remote_code)
+    text = content.get("text_config", content)
+    theirs = getattr(type(config.get_text_config()), "attribute_map", {})
+    missing = [field for field in _NEEDED if field not in text and theirs.get(field) not in text]
+    if missing:
+        raise ModelSourceError.single(
+            _FIELD, name, f"its config.json has no {', '.join(missing)}.", "Use the model's complete config.json."
+        )
+    bad = [f for f in _NEEDED if not _is_count(getattr(config.get_text_config(), f))]
+    if bad:
+        raise ModelSourceError.single(
+            _FIELD,
+            name,
+            f"its config.json has no positive whole number for {', '.join(bad)}.",
+            "Repair config.json, or use another model.",
+        )
+    return Architecture(name, json.dumps(dict(content), sort_keys=True), trust_remote_code)
+
+
+def of(model: ModelConfig, token: str | None = None) -> Architecture:
+    """The architecture of a run's base model; no weights are read.
+
+    Args:
+        model: The model section of a run.
+        token: Hub token, for a hub id whose architecture is not shipped with this package.
+
+    Raises:
+        ModelSourceError: No such model, or no config.json that makes sense.
+        TransientError: The hub or the store did not answer.
+    """
+    content = shipped(model.source) or _read(model, token)
+    return from_content(content, model.source, trust_remote_code=model.trust_remote_code)
+
+
+def shipped(source: str) -> dict[str, Any] | None:
+    """The config.json of a well-known hub id, which needs no network and no token; None for any other."""
+    file = resources.files("thriftune").joinpath("architectures", f"{source.lower().replace('/', '--')}.json")
+    if kind_of(source) != "hub" or not file.is_file():
+        return None
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _read(model: ModelConfig, token: str | None) -> dict[str, Any]:
+    kind, source = kind_of(model.source), model.source
+    if kind == "gguf":
+        return _read_gguf(Path(source).expanduser())
+    if kind == "hub":
+        from huggingface_hub import hf_hub_download
+
+        with hub.explained_errors(_FIELD, source, ModelSourceError):
+            text = Path(hf_hub_download(source, "config.json", revision=model.revision, token=token)).read_text("utf-8")
+    elif kind == "url":
+        text = _read_url(f"{source.rstrip('/')}/config.json", source)
+    else:
+        file = Path(source).expanduser() / "config.json"
+        if not file.is_file():
+            raise ModelSourceError.single(
+                _FIELD, source, "does not exist or has no config.json.", "Give a transformers model directory."
+            )
+        text = file.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelSourceError.single(
+            _FIELD, source, f"its config.json is not JSON: {error}.", "Repair the file."
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelSourceError.single(_FIELD, source, "its config.json is not a mapping.", "Repair the file.")
+    return content
+
+
+def _read_url(url: str, source: str) -> str:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rt", encoding="utf-8") as file:
+            return str(file.read())
+    except FileNotFoundError as error:
+        raise ModelSourceError.single(_FIELD, source, "holds no config.json.", "Check the URL.") from error
+    except (PermissionError, ImportError, ValueError) as error:
+        raise ModelSourceError.single(
+            _FIELD, source, f"cannot be read: {error}.", "Check the URL and the permissions."
+        ) from error
+    except OSError as error:
+        raise TransientError(f"{_FIELD} = {source}: the store did not answer ({error}).") from error
+
+
+def _read_gguf(file: Path) -> dict[str, Any]:
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    if not file.is_file():
+        raise ModelSourceError.single(_FIELD, file, "no such file.", "Check the path.")
+    try:
+        content: dict[str, Any] = load_gguf_checkpoint(str(file), return_tensors=False)["config"]
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelSourceError.single(
+            _FIELD, file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
+        ) from error
+    return content
+
+
+def _read_config(content: dict[str, Any], name: str, *, trust_remote_code: bool) -> "PretrainedConfig":
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    kind = content.get("model_type")
+    if kind in CONFIG_MAPPING:
+        try:
+            config: PretrainedConfig = AutoConfig.for_model(**content)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise ModelSourceError.single(
+                _FIELD, name, f"its config.json cannot be used: {error}.", "Repair config.json."
+            ) from error
+        return config
+    if trust_remote_code and Path(name).is_dir():
+        theirs: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=True)
+        return theirs
+    close = difflib.get_close_matches(str(kind), CONFIG_MAPPING.keys(), n=3)
+    known = f" Close to it: {', '.join(close)}." if close else ""
+    raise ModelSourceError.single(
+        _FIELD,
+        name,
+        f"its config.json names the architecture (model_type) {kind!r}, which transformers does not know.{known}",
+        "Use a model that transformers knows, or set model.trust_remote_code for one that brings its code.",
+    )
+
+
+def layer_of(name: str) -> str:
+    """The decoder layer a parameter is in, as model.layers.7; empty outside of them."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else ""
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
