@@ -3,16 +3,17 @@
 from dataclasses import replace
 
 import torch
+from planning import planned
 
 from thriftune.hardware import DEVICES
 from thriftune.loading import Placement, load_model
-from thriftune.planner import make_plan
-from thriftune.qlora import _load_trainable, fused_experts
+from thriftune.lora import fused_experts
+from thriftune.qlora import _load_trainable
 
 
 def trainable(run_config, model_dir, **lora):
     config = run_config(method="qlora", training={"precision": "bf16"}, lora={"rank": 4, "alpha": 8, **lora})
-    plan = make_plan(config, None, model_version="v", data_version="v")
+    plan = planned(config)
     return _load_trainable(config, replace(plan, precision="bf16"), model_dir, None)
 
 

@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune.hardware import Device, Precision
-from thriftune.training import torch_dtype
+from thriftune.config import RunConfig
+from thriftune.hardware import Device, Precision, torch_dtype
+from thriftune.memory.overhead import WEIGHTS_SHARE
+from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-# Weights may take this share of what is free; the rest is for activations, caches and fragmentation.
-_WEIGHTS_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,13 @@ class Placement:
     double_quantization: bool = True
 
 
+def planned_placement(config: RunConfig, plan: TrainingPlan) -> Placement:
+    """How a run holds its model outside ZeRO: in 4 bits where adapters train on a quantized base."""
+    lora = config.lora_or_default
+    four_bit = plan.method == "qlora" and lora.four_bit
+    return Placement(plan.hardware, plan.precision, four_bit=four_bit, double_quantization=lora.double_quantization)
+
+
 def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> dict[int | str, int]:
     """What accelerate may fill on each device, from what is free there now.
 
@@ -47,8 +53,8 @@ def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> d
         layers that are not on a GPU, and a layer left on the host would be slow without saying so.
     """
     if not device.is_gpu:
-        return {"cpu": int(host_bytes * _WEIGHTS_SHARE)}
-    return {index: int(free * _WEIGHTS_SHARE) for index, free in free_bytes.items()}
+        return {"cpu": int(host_bytes * WEIGHTS_SHARE)}
+    return {index: int(free * WEIGHTS_SHARE) for index, free in free_bytes.items()}
 
 
 def load_model(model_dir: Path, placement: Placement, *, trust_remote_code: bool = False) -> "PreTrainedModel":

@@ -1,6 +1,8 @@
 """Low-rank adapters: which modules they attach to, and their configuration."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from thriftune.errors import ConfigError, Problem
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig as PeftLoraConfig
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
 
@@ -82,6 +84,52 @@ def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def prepare_base(model: "PreTrainedModel", lora: LoraConfig, *, gradient_checkpointing: bool) -> "PreTrainedModel":
+    """Freeze a base model, and where it is in 4 bits put everything else into fp32.
+
+    Args:
+        model: The base model.
+        lora: The LoRA section.
+        gradient_checkpointing: Recompute activations in the backward pass.
+
+    Returns:
+        The same model, for peft to put adapters on.
+    """
+    if not lora.four_bit:
+        return model  # peft freezes it, and the Trainer turns checkpointing on
+    from peft import prepare_model_for_kbit_training
+
+    with _set_aside(fused_experts(model)):
+        prepared: PreTrainedModel = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    return prepared
+
+
+def fused_experts(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
+    """Parameters that hold all experts of a layer in one 3-D tensor, which bitsandbytes leaves in 16 bits."""
+    return [p for p in model.parameters() if p.ndim > 2]
+
+
+@contextmanager
+def _set_aside(parameters: list["torch.nn.Parameter"]) -> Iterator[None]:
+    """Keep the precision of parameters while peft prepares a model.
+
+    `prepare_model_for_kbit_training` (peft 0.21) turns every weight that is not in 4 bits into fp32, which is meant for
+    norms and embeddings; it would double the 84 GiB of Mixtral-8x7B's experts.
+    """
+    import torch
+
+    kept = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    yield
+    for parameter, data in zip(parameters, kept, strict=True):
+        parameter.data = data
 
 
 def peft_config(lora: LoraConfig) -> "PeftLoraConfig":

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thriftune import artifacts
+from thriftune.hardware import torch_dtype
 from thriftune.tokenizer import load_tokenizer
-from thriftune.training import torch_dtype
 
 logger = logging.getLogger(__name__)
 

@@ -3,23 +3,20 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, load_split
-from thriftune.loading import Placement, load_model
-from thriftune.lora import peft_config, require_same_shape, require_targets, trainable_share
+from thriftune.loading import load_model, planned_placement
+from thriftune.lora import peft_config, prepare_base, require_same_shape, require_targets, trainable_share
 from thriftune.models import kind_of
-from thriftune.planner import TrainingPlan
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training import TrainingResult, make_trainer, measured_training, run_record, training_arguments
+from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
-    import torch
     from transformers import Trainer
 
 logger = logging.getLogger(__name__)
@@ -63,24 +60,18 @@ def train(
             model = _load_trainable(config, plan, model_dir, resume_from)
             return make_trainer(model, training_arguments(config, plan, Path(scratch)), tokenizer, rows)
 
-        trainer, result = measured_training(load)
-    _save(trainer, config, destination, run_record(config, plan, dataset_dir, result))
+        trainer, result = measured_training(load, plan)
+    _save(trainer, config, destination, run_record(config, plan, model_dir, dataset_dir, result))
     return result
 
 
 def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resume_from: Path | None) -> Any:
-    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+    from peft import PeftModel, get_peft_model
     from transformers import set_seed
 
     lora = config.lora_or_default
-    placement = Placement(plan.hardware, plan.precision, four_bit=True, double_quantization=lora.double_quantization)
-    base = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code)
-    with _set_aside(fused_experts(base)):
-        prepared = prepare_model_for_kbit_training(
-            base,
-            use_gradient_checkpointing=config.training.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-        )
+    base = load_model(model_dir, planned_placement(config, plan), trust_remote_code=config.model.trust_remote_code)
+    prepared = prepare_base(base, lora, gradient_checkpointing=config.training.gradient_checkpointing)
     set_seed(config.seed)
     if resume_from is not None:
         logger.info("Going on from the adapter in %s", resume_from)
@@ -91,28 +82,6 @@ def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resu
     return model
 
 
-def fused_experts(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
-    """Parameters that hold all experts of a layer in one 3-D tensor, which bitsandbytes leaves in 16 bits."""
-    return [p for p in model.parameters() if p.ndim > 2]
-
-
-@contextmanager
-def _set_aside(parameters: list["torch.nn.Parameter"]) -> Iterator[None]:
-    """Keep the precision of parameters while peft prepares a model.
-
-    `prepare_model_for_kbit_training` (peft 0.21) turns every weight that is not in 4 bits into fp32, which is meant for
-    norms and embeddings; it would double the 84 GiB of Mixtral-8x7B's experts.
-    """
-    import torch
-
-    kept = [parameter.data for parameter in parameters]
-    for parameter in parameters:
-        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
-    yield
-    for parameter, data in zip(parameters, kept, strict=True):
-        parameter.data = data
-
-
 def _save(trainer: "Trainer", config: RunConfig, destination: Path, record: dict[str, Any]) -> None:
     """Write the adapter, and only the adapter."""
     logger.info("Saving the adapter to %s", destination)
@@ -120,7 +89,7 @@ def _save(trainer: "Trainer", config: RunConfig, destination: Path, record: dict
     # Where the base model came from, not where it lay on this node.
     model.peft_config["default"].base_model_name_or_path = config.model.source
     is_on_hub = kind_of(config.model.source) == "hub"
-    model.peft_config["default"].revision = record["plan"]["model_version"] if is_on_hub else None
+    model.peft_config["default"].revision = record["model_version"] if is_on_hub else None
     with tempfile.TemporaryDirectory() as scratch, artifacts.writing(destination) as directory:
         model.save_pretrained(scratch, save_embedding_layers=False)
         for name in _ADAPTER_FILES:

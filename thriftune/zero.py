@@ -37,6 +37,22 @@ _KNOWN_KEYS = frozenset(_OWNED_KEYS) | {
 # shard: 2.6 GB per rank more at the first step of a 0.5B model on 2 ranks than with this (benchmarks/zero3_loading.py).
 SUB_GROUP_ELEMENTS = 25_000_000
 
+# The configurations in deepspeed_configs/ by name, as far as memory goes, the fastest first. A stage more moves more
+# over the network, and offload moves everything over PCIe at each step.
+SHAPES: dict[str, dict[str, Any]] = {
+    "zero1": {"zero_optimization": {"stage": 1}},
+    "zero2": {"zero_optimization": {"stage": 2}},
+    "zero3": {"zero_optimization": {"stage": 3}},
+    "zero2_offload": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}}},
+    "zero3_offload": {
+        "zero_optimization": {
+            "stage": 3,
+            "offload_optimizer": {"device": "cpu", "pin_memory": True},
+            "offload_param": {"device": "cpu", "pin_memory": True},
+        }
+    },
+}
+
 # Starting loss scale 2**16 and a window of 1000 steps are DeepSpeed's and NVIDIA apex's defaults.
 _FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2}
 
@@ -54,6 +70,33 @@ class Optimization:
     learning_rate: float
     weight_decay: float
     max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a DeepSpeed configuration says of memory.
+
+    Attributes:
+        stage: ZeRO stage.
+        offloaded_optimizer: Where optimizer states go: none, cpu or nvme.
+        offloaded_params: Where weights go: none, cpu or nvme.
+        reduce_bucket: Elements of the buffer that gradients are reduced in.
+        allgather_bucket: Elements gathered at once by stages 1 and 2.
+        prefetch: Elements that stage 3 gathers ahead.
+        live_parameters: Elements that stage 3 keeps gathered at once.
+        sub_group: Elements that stage 3 steps at once.
+        is_pinned: Whether what is offloaded is in page-locked memory.
+    """
+
+    stage: int
+    offloaded_optimizer: str = "none"
+    offloaded_params: str = "none"
+    reduce_bucket: int = 0
+    allgather_bucket: int = 0
+    prefetch: int = 0
+    live_parameters: int = 0
+    sub_group: int = 0
+    is_pinned: bool = False
 
 
 def check(config: dict[str, Any], field: str) -> list[Problem]:
@@ -118,6 +161,30 @@ def stage(config: dict[str, Any]) -> int:
     return int(config["zero_optimization"]["stage"])
 
 
+def layout(config: dict[str, Any], hidden_size: int) -> Layout:
+    """Where a checked configuration puts what, and how large its buffers are.
+
+    Args:
+        config: A configuration that `check` found nothing wrong with.
+        hidden_size: Width of the model, which "auto" buffers are sized by.
+    """
+    section = _with_buffers(copy.deepcopy(config["zero_optimization"]), hidden_size)
+    return Layout(
+        stage=int(section["stage"]),
+        offloaded_optimizer=_offload_device(section, "offload_optimizer"),
+        offloaded_params=_offload_device(section, "offload_param"),
+        reduce_bucket=int(section["reduce_bucket_size"]),
+        allgather_bucket=int(section["allgather_bucket_size"]),
+        prefetch=int(section.get("stage3_prefetch_bucket_size", 0)),
+        live_parameters=int(section.get("stage3_max_live_parameters", 0)),
+        sub_group=int(section.get("sub_group_size", 0)),
+        is_pinned=any(
+            isinstance(section.get(key), dict) and bool(section[key].get("pin_memory"))
+            for key in ("offload_optimizer", "offload_param")
+        ),
+    )
+
+
 def offloads_optimizer(config: dict[str, Any]) -> bool:
     """Whether optimizer states live in host memory."""
     return _offload_device(config["zero_optimization"], "offload_optimizer") != "none"
@@ -161,10 +228,17 @@ def complete(
             "torch_adam": not offloads_optimizer(config),
         },
     }
+    _with_buffers(section, hidden_size)
+    if section["stage"] == 3:
+        section["stage3_gather_16bit_weights_on_model_save"] = True  # or there is no model at the end
+    return result
+
+
+def _with_buffers(section: dict[str, Any], hidden_size: int) -> dict[str, Any]:
+    """Write out the size of every buffer that a ZeRO section leaves open."""
     _resolve_auto(section, {"reduce_bucket_size": hidden_size**2, "allgather_bucket_size": 2 * hidden_size**2})
     if section["stage"] == 3:
         section.setdefault("sub_group_size", SUB_GROUP_ELEMENTS)
-        section["stage3_gather_16bit_weights_on_model_save"] = True  # or there is no model at the end
         _resolve_auto(
             section,
             {
@@ -175,7 +249,7 @@ def complete(
                 "stage3_max_reuse_distance": 24 * hidden_size**2,
             },
         )
-    return result
+    return section
 
 
 def _resolve_auto(section: dict[str, Any], values: dict[str, int]) -> None:

@@ -1,0 +1,223 @@
+"""Memory of one forward and backward pass, from running the model's own code on the meta device."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from thriftune.architecture import Architecture
+from thriftune.config import LoraConfig
+from thriftune.hardware import Precision, torch_dtype
+from thriftune.lora import peft_config, prepare_base
+from thriftune.memory_watch import RETURNED_BLOCK
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from thriftune.memory.tracing import RealDevice
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is computed at once.
+
+    Attributes:
+        micro_batch: Rows.
+        sequence: Tokens per row; the longest that may come.
+        gradient_checkpointing: Layers keep their input only, and are computed again in the backward pass.
+        precision: Precision of the products.
+        adapters: What trains in place of the weights themselves, if anything.
+        masked: Whether attention takes a mask of every token against every other, as it does for padded rows and for
+            packed ones; without it transformers also repeats no keys and values for grouped queries.
+    """
+
+    micro_batch: int
+    sequence: int
+    gradient_checkpointing: bool
+    precision: Precision
+    adapters: LoraConfig | None = None
+    masked: bool = True
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Bytes of tensors alive at once.
+
+    Attributes:
+        all: Every tensor.
+        small: Those that malloc keeps for later when they are freed (see `thriftune.memory_watch`).
+    """
+
+    all: int
+    small: int
+
+    def __add__(self, other: "Peaks") -> "Peaks":
+        return Peaks(self.all + other.all, self.small + other.small)
+
+    def __sub__(self, other: "Peaks") -> "Peaks":
+        return Peaks(self.all - other.all, self.small - other.small)
+
+    def __rmul__(self, count: int) -> "Peaks":
+        return Peaks(count * self.all, count * self.small)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Memory of one pass, in parts that differ in where they are when a model is split by layers.
+
+    Attributes:
+        kept_per_layer: What each decoder layer keeps for its backward pass.
+        one_layer: What the layer being computed needs for a moment, besides what it keeps.
+        outside: The highest sum beside the layers: logits, their fp32 copy and their gradient, or the layer being
+            computed where that is more. The embedding's output and the mask are in it too.
+    """
+
+    kept_per_layer: Peaks
+    one_layer: Peaks
+    outside: Peaks
+
+    def of(self, layers: int, *, has_head: bool) -> Peaks:
+        """The sum on a device.
+
+        Args:
+            layers: Decoder layers it holds.
+            has_head: Whether it holds the output head, and so computes the loss.
+        """
+        return layers * self.kept_per_layer + (self.outside if has_head else self.one_layer)
+
+
+@lru_cache(maxsize=256)
+def measure(architecture: Architecture, one_pass: Pass) -> Activations:
+    """Trace a model of one layer and of two; every further layer adds what the second one does.
+
+    Args:
+        architecture: The model. Its layers are taken to be alike.
+        one_pass: What is computed.
+
+    Returns:
+        The bytes, apart from weights and the gradients that stay.
+
+    Raises:
+        ConfigError: peft cannot put such adapters on this architecture.
+    """
+    one, two = (_peaks(architecture, one_pass, layers, with_head=True) for layers in (1, 2))
+    bare = _peaks(architecture, one_pass, 1, with_head=False)
+    kept = two - one
+    return Activations(kept, bare - kept, one - kept)
+
+
+def _peaks(architecture: Architecture, one_pass: Pass, layers: int, *, with_head: bool) -> Peaks:
+    import torch
+
+    from thriftune.memory.tracing import LiveBytes, RealDevice
+
+    dtype = traced_dtype(one_pass.precision)
+    # The Trainer's mixed precision; DeepSpeed, which trains without adapters, computes in the weights' own type.
+    autocast = dtype if one_pass.adapters and one_pass.precision != "fp32" else None
+    device = RealDevice(autocast)
+    model = _trainable(architecture, one_pass, layers, device)
+    rows, tokens = one_pass.micro_batch, one_pass.sequence
+    ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
+    mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device="meta") if one_pass.masked else None
+    counted = LiveBytes([*model.parameters(), *model.buffers()], small=RETURNED_BLOCK)
+    with device, counted:
+        if with_head:
+            loss = _loss(model, ids, mask, upcast=autocast is not None)
+        else:
+            decoder = (model.get_base_model() if one_pass.adapters else model).base_model
+            loss = decoder(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
+        device.leave_autocast()
+        loss.backward()
+    return Peaks(counted.peak, counted.small_peak)
+
+
+def traced_dtype(precision: Precision) -> "torch.dtype":
+    """bf16 in place of fp16, which takes the same bytes: torch's grouped products of experts know no fp16."""
+    return torch_dtype("fp32" if precision == "fp32" else "bf16")
+
+
+def _loss(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None", *, upcast: bool) -> Any:
+    """The loss as the Trainer computes it: accelerate returns fp32 copies of what autocast made."""
+    output = model(input_ids=ids, attention_mask=mask, labels=ids)
+    if upcast:
+        output.logits = output.logits.float()
+    return output.loss
+
+
+def _trainable(architecture: Architecture, one_pass: Pass, layers: int, device: "RealDevice") -> Any:
+    """The model as the training code prepares it, on the meta device; gradients of weights are dropped as they come."""
+    dtype = traced_dtype(one_pass.precision)
+    model: Any = architecture.on_meta(dtype, layers)
+    model.config.use_cache = False
+    if one_pass.adapters:
+        if one_pass.adapters.four_bit:
+            _quantize(model, one_pass.adapters, dtype)
+        model = _with_adapters(model, one_pass.adapters)
+    if one_pass.gradient_checkpointing:
+        # Torch leaves a function mode when the backward pass starts; layers are computed again in a context of ours.
+        contexts = partial(_recomputation, device.autocast)
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts}
+        )
+    model.train()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    return model
+
+
+def _recomputation(autocast: "torch.dtype | None") -> tuple[Any, Any]:
+    """Contexts of a layer's first computation and of its second."""
+    from thriftune.memory.tracing import RealDevice
+
+    return nullcontext(), RealDevice(autocast)
+
+
+def _drop_gradient(parameter: "torch.Tensor") -> None:
+    parameter.grad = None
+
+
+def quantizer(lora: LoraConfig, dtype: "torch.dtype") -> Any:
+    """Transformers' own quantizer for the 4-bit base of a run."""
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    return AutoHfQuantizer.from_config(
+        BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=lora.double_quantization,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    )
+
+
+def _quantize(model: "PreTrainedModel", lora: LoraConfig, dtype: "torch.dtype") -> None:
+    """Put bitsandbytes' 4-bit layers into a model on the meta device, with a product that needs no data."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    from thriftune.memory.tracing import FourBitProduct
+
+    quantizer(lora, dtype).preprocess_model(model=model, device_map=None)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            replaced: Any = module
+            replaced.forward = partial(_four_bit_forward, module, FourBitProduct, dtype)
+
+
+def _four_bit_forward(module: Any, product: Any, dtype: "torch.dtype", inputs: "torch.Tensor") -> Any:
+    """As `bitsandbytes.nn.Linear4bit.forward`: inputs to the compute type, and the result back to theirs."""
+    result = product.apply(inputs.to(dtype), (module.out_features, module.in_features))
+    if module.bias is not None:
+        result = result + module.bias.to(dtype)
+    return result.to(inputs.dtype)
+
+
+def _with_adapters(model: "PreTrainedModel", lora: LoraConfig) -> Any:
+    from peft import get_peft_model
+
+    # Of a name with a layer number in it, only what the layer calls it: this model has a layer or two.
+    targets = lora.target_modules and tuple(sorted({name.rpartition(".")[2] for name in lora.target_modules}))
+    prepared = prepare_base(model, lora, gradient_checkpointing=False)
+    return get_peft_model(prepared, peft_config(lora.model_copy(update={"target_modules": targets})))

@@ -1,0 +1,170 @@
+"""How many bytes of tensors are alive while code runs on torch's meta device, where tensors have shapes but no data.
+
+The model's own forward and backward pass are executed, so that every architecture that transformers knows is right:
+grouped-query attention, tied embeddings, mixtures of experts, whatever each of them keeps for its backward pass. Three
+things differ between the meta device and the real one, and are replaced here while a model is traced: attention (the
+meta device takes torch's slow path, which stores every score), autocast (it does nothing there) and 4-bit layers (they
+have no data to dequantize).
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+
+# What torch.autocast runs in 16 bits, as far as language models use it.
+# Source: https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float16".
+_IN_16_BITS: frozenset[Callable[..., Any]] = frozenset(
+    (
+        functional.linear, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum,
+        torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm, torch.Tensor.bmm,
+    )
+)  # fmt: skip
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside the block that are still alive, and their highest sum.
+
+    Attributes:
+        live: Bytes alive now.
+        peak: Highest value of `live` so far.
+        small_peak: The same over tensors below `small` alone.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor], small: int) -> None:
+        """Start at nothing.
+
+        Args:
+            known: Tensors not to count: weights and buffers, which are counted elsewhere.
+            small: Bytes below which a tensor is small.
+        """
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.small_peak = 0
+        self._small = small
+        self._small_live = 0
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True  # transformers asks whether rows are free of padding and not packed, to do without a mask
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        if size < self._small:
+            self._small_live += size
+            self.small_peak = max(self.small_peak, self._small_live)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        size = self._sizes.pop(key)
+        self.live -= size
+        if size < self._small:
+            self._small_live -= size
+
+
+class RealDevice(TorchFunctionMode):
+    """Makes the meta device keep what a real one keeps: fused attention, and autocast where the training uses it."""
+
+    def __init__(self, autocast: torch.dtype | None) -> None:
+        """Replace attention, and cast what autocast casts.
+
+        Args:
+            autocast: The 16-bit type that autocast computes in, or None without autocast.
+        """
+        super().__init__()
+        self.autocast = autocast
+        self._cached: dict[int, torch.Tensor] = {}
+
+    def leave_autocast(self) -> None:
+        """Forget the 16-bit copies of trained weights, as torch does at the end of the forward pass."""
+        self._cached.clear()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        is_attention = func is functional.scaled_dot_product_attention
+        if self.autocast and (is_attention or func in _IN_16_BITS):
+            args, kwargs = tree_map(self._cast, (args, kwargs))
+        if is_attention:
+            return _fused_attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _cast(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+            return value
+        if not (value.is_leaf and value.requires_grad):
+            return value.to(self.autocast)
+        if id(value) not in self._cached:  # autocast casts a trained weight once for all its uses
+            self._cached[id(value)] = value.to(self.autocast)
+        return self._cached[id(value)]
+
+
+def _fused_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, **_: Any
+) -> torch.Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype, device="meta")  # torch turns it into a bias
+    result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)
+    return result
+
+
+class _Attention(torch.autograd.Function):
+    """What a fused attention kernel keeps: its inputs, its output and one number per query, but no scores.
+
+    Source: FlashAttention (arXiv 2205.14135), section 3.1; torch's memory-efficient CUDA kernel and its CPU kernel keep
+    the same.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        output = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        ctx.save_for_backward(query, key, value, bias, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        query, key, value = ctx.saved_tensors[:3]
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+class FourBitProduct(torch.autograd.Function):
+    """What bitsandbytes' product with a 4-bit weight keeps: nothing; and the weight in 16 bits while it works.
+
+    Source: `bitsandbytes.autograd._functions.MatMul4Bit`, 0.50.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, features: tuple[int, int]) -> torch.Tensor:
+        """Inputs [..., in_features] to outputs [..., out_features]; `features` is (out, in)."""
+        ctx.features = features
+        inputs.new_empty(features)  # the dequantized weight
+        return inputs.new_empty((*inputs.shape[:-1], features[0]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """The gradient of the inputs only: the weight is frozen."""
+        gradient = gradients[0]
+        gradient.new_empty(ctx.features)
+        return gradient.new_empty((*gradient.shape[:-1], ctx.features[1])), None
