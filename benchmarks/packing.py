@@ -44,6 +44,7 @@ def run_config(options: argparse.Namespace, *, micro_batch: int, grouped: bool, 
             "model": {"source": str(options.model)},
             "data": {"source": str(options.rows), "format": options.format, "packing": packing},
             "hardware": {"device": "CPU"},
+            "zero": {"config": {"zero_optimization": {"stage": 0}}},
             "training": {
                 "global_batch": micro_batch, "micro_batch": micro_batch, "max_steps": options.steps + WARMUP_STEPS,
                 "precision": "bf16", "gradient_checkpointing": False, "group_by_length": grouped, "log_every": 1000,
@@ -57,11 +58,11 @@ def tokens_per_second(options: argparse.Namespace, rows: Any, config: Any, scrat
     import torch
     from transformers import AutoModelForCausalLM, TrainerCallback
 
-    from thriftune.planner import make_plan
+    from thriftune import catalogue, offers, planner
     from thriftune.tokenizer import load_tokenizer
     from thriftune.training import make_trainer, training_arguments
 
-    plan = make_plan(config, {"zero_optimization": {"stage": 0}}, model_version="", data_version="")
+    plan = planner.plan(config, catalogue.load(), here=offers.this_machine())
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
     trainer = make_trainer(model, training_arguments(config, plan, scratch), load_tokenizer(options.model), rows)
     computed = []

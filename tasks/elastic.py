@@ -13,6 +13,8 @@ from typing import Any
 from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
 
+from tasks import settings
+
 # Nodes of one job may wait for each other while the autoscaler adds machines and the image is pulled.
 RENDEZVOUS_SECONDS = 1800
 
@@ -28,7 +30,10 @@ class PlannedElasticTask(PytorchElasticFunctionTask):
     def execute(self, **kwargs: Any) -> Any:
         """Start the workers of this node and wait for them."""
         declared: Any = self.task_config
-        self._task_config = dataclasses.replace(declared, nproc_per_node=kwargs["plan"].processes_per_node)
+        plan = kwargs["plan"]
+        self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
+        if plan.hardware.is_gpu:
+            settings.share_cpus(plan)
         try:
             return super().execute(**kwargs)
         finally:

@@ -9,8 +9,8 @@ from tasks.transfer import download
 from thriftune import evaluation
 from thriftune.config import RunConfig
 from thriftune.evaluation import EvalReport
-from thriftune.loading import Placement
-from thriftune.planner import TrainingPlan
+from thriftune.loading import planned_placement
+from thriftune.training_plan import TrainingPlan
 
 
 @task(
@@ -38,18 +38,12 @@ def evaluate(
     Returns:
         The report.
     """
-    placement = Placement(
-        plan.hardware,
-        plan.precision,
-        four_bit=plan.method == "qlora",
-        double_quantization=config.lora_or_default.double_quantization,
-    )
     return evaluation.evaluate(
         download(model),
         download(dataset),
         config.evaluation,
         style=config.data.prompt_format,
-        placement=placement,
+        placement=planned_placement(config, plan),
         adapter_dir=download(adapter) if adapter else None,
         packing=config.data.packing,
         trust_remote_code=config.model.trust_remote_code,

@@ -1,53 +1,80 @@
-"""The first task of every workflow: everything that can be refused without a GPU is refused here."""
+"""The first task of every workflow: what the run needs, and that it fits what it can have."""
 
-from flytekit import task
-from flytekit.types.structured import StructuredDataset
+import logging
+
+from flytekit import Deck, task
 
 import deepspeed_configs
 from tasks import settings
-from tasks.transfer import table_version, transient_errors_retried
-from thriftune import models, planner, publishing
-from thriftune.config import Method, RunConfig
-from thriftune.data import sources
+from tasks.transfer import transient_errors_retried
+from thriftune import architecture, catalogue, offers, plan_report, planner, workflow_rules, zero
+from thriftune.config import AUTO, Method, RunConfig
 from thriftune.errors import ConfigError
-from thriftune.hardware import detect_device, gpu_count
-from thriftune.planner import TrainingPlan
+from thriftune.training_plan import TrainingPlan
+
+logger = logging.getLogger("thriftune.tasks.plan")
 
 
-@task(**settings.hub_task())
-def plan(config: RunConfig, method: Method, table: StructuredDataset | None = None) -> TrainingPlan:
-    """Check a run and work out what it trains on and how.
+@task(**settings.hub_task(), enable_deck=True, deck_fields=())
+def plan(config: RunConfig, method: Method, has_table: bool = False) -> TrainingPlan:
+    """Plan a run of a workflow: for this machine when it runs here, for the catalogue's nodes on a cluster.
 
     Args:
         config: The run.
         method: What the workflow runs: full or qlora.
-        table: The rows of source input:table, if the workflow was given them.
+        has_table: Whether the workflow was given a table.
 
     Returns:
-        The plan, with the versions that model and data have now.
+        The plan.
     """
-    planner.require_method(config, method)
-    planner.require_table(config, has_table=table is not None)
-    if settings.is_local():
-        planner.require_local_hardware(config, detect_device(), gpu_count())
-    deepspeed = _deepspeed_config(config) if method == "full" else None
-    token = settings.hub_token()
-    if config.publish:
-        publishing.require_token(config.publish, token)
+    workflow_rules.require_method(config, method)
+    workflow_rules.require_table(config, has_table=has_table)
+    return make_plan(config, on_this_machine=settings.is_local())
+
+
+@task(**settings.hub_task(), enable_deck=True, deck_fields=())
+def show_plan(config: RunConfig) -> str:
+    """Plan a run without running it: for this machine if it asks for the CPU, else for the catalogue's nodes.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The plan as JSON.
+    """
+    made = make_plan(config, on_this_machine=config.hardware.device == "CPU")
+    return plan_report.plan_json(made, config.name)
+
+
+def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
+    """Plan a run, and show the plan.
+
+    Args:
+        config: The run.
+        on_this_machine: Take the machine this task runs on, in place of the catalogue.
+    """
     with transient_errors_retried():
-        return planner.make_plan(
+        made = planner.plan(
             config,
-            deepspeed,
-            model_version=models.version(config.model.source, config.model.revision, token),
-            data_version=sources.versions(config.data, token, table=table_version(table) if table else ""),
+            catalogue.load(settings.CATALOGUE),
+            zero_files(config),
+            architecture=architecture.of(config.model, settings.hub_token()),
+            here=offers.this_machine() if on_this_machine else None,
         )
+    logger.info("\n%s", plan_report.plan_table(made, config.name))
+    Deck("Plan", plan_report.plan_html(made, config.name))
+    return made
 
 
-def _deepspeed_config(config: RunConfig) -> dict[str, object]:
+def zero_files(config: RunConfig) -> dict[str, dict[str, object]]:
+    """The DeepSpeed configurations that a run may use: the shipped ones, and the file it names.
+
+    Raises:
+        ConfigError: There is no such file, or it is broken.
+    """
     named = config.zero_or_default.config
-    if isinstance(named, dict):
-        return named
+    names = [*zero.SHAPES, *([named] if isinstance(named, str) and named not in (AUTO, *zero.SHAPES) else [])]
     try:
-        return deepspeed_configs.load(named)
+        return {name: deepspeed_configs.load(name) for name in names}
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError.single("zero.config", named, str(error), "Name another file, or repair this one.") from error

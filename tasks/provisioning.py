@@ -4,7 +4,7 @@ from typing import Any
 
 from pod_templates import with_shared_memory
 from tasks import settings
-from thriftune.planner import TrainingPlan
+from thriftune.training_plan import TrainingPlan
 
 
 def on_planned_node(node: Any, plan: TrainingPlan) -> Any:
@@ -24,5 +24,5 @@ def on_planned_node(node: Any, plan: TrainingPlan) -> Any:
         requests=resources,
         limits=resources,
         accelerator=settings.ACCELERATORS[plan.device],
-        pod_template=with_shared_memory(settings.SHARED_MEMORY),
+        pod_template=with_shared_memory(f"{plan.request.shared_memory_gib}Gi"),
     )

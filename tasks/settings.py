@@ -16,7 +16,7 @@ from typing import Any
 from flytekit import Cache, FlyteContextManager, Resources, Secret, current_context
 from flytekit.extras.accelerators import A10G, A100, A100_80GB, H100, L4, T4, V100, GPUAccelerator
 
-from thriftune.planner import TrainingPlan
+from thriftune.training_plan import TrainingPlan
 
 # Without it, `--image` of `pyflyte run` and `pyflyte register` decides.
 IMAGE = os.environ.get("FLYTE_IMAGE")
@@ -34,11 +34,12 @@ MERGE_TASK = Resources(cpu="4", mem=os.environ.get("THRIFTUNE_MERGE_MEMORY", "32
 GENERATE_TASK = Resources(
     cpu="4", mem=os.environ.get("THRIFTUNE_GENERATE_MEMORY", "14Gi"), gpu=os.environ.get("THRIFTUNE_GENERATE_GPUS", "1")
 )
-# Per GPU of a training node. Defaults are a g4dn.metal (96 vCPU, 384 GiB) over its 8 GPUs, less what the node's own
-# pods take.
-_CPU_PER_GPU = int(os.environ.get("THRIFTUNE_CPU_PER_GPU", "11"))
-_MEMORY_GIB_PER_GPU = int(os.environ.get("THRIFTUNE_MEMORY_GIB_PER_GPU", "44"))
+# For tasks that no plan sizes, as generate; a training pod gets what its plan says.
 SHARED_MEMORY = os.environ.get("THRIFTUNE_SHARED_MEMORY", "16Gi")
+# A file like thriftune/catalogue.yaml, or its s3:// or gs:// URL: node types and prices the planner chooses among.
+CATALOGUE = os.environ.get("THRIFTUNE_CATALOGUE") or None
+# How long a pod may go on after a notice that its node goes away; AWS gives spot nodes two minutes.
+GRACE_SECONDS = int(os.environ.get("THRIFTUNE_GRACE_SECONDS", "120"))
 
 RETRIES = int(os.environ.get("THRIFTUNE_RETRIES", "2"))
 
@@ -54,9 +55,6 @@ POD_ENVIRONMENT = {
     **({"FLYTE_IMAGE": IMAGE} if IMAGE else {}),
     **{k: v for k, v in sorted(os.environ.items()) if k.startswith("THRIFTUNE_") and k not in _LOCAL_ONLY},
 }
-# torchrun's default of one thread a process would let DeepSpeed's CPU Adam, which steps offloaded states, use one core.
-TRAINING_ENVIRONMENT = {**POD_ENVIRONMENT, "OMP_NUM_THREADS": str(_CPU_PER_GPU)}
-
 ACCELERATORS: dict[str, GPUAccelerator] = {
     "T4": T4,
     "V100": V100,
@@ -111,9 +109,17 @@ def hub_task(resources: Resources = CPU_TASK) -> dict[str, Any]:
 
 
 def node_resources(plan: TrainingPlan) -> Resources:
-    """What each training pod asks for: the GPUs of the plan, and their share of the machine."""
-    gpus = plan.devices_per_node
-    return Resources(cpu=str(_CPU_PER_GPU * gpus), mem=f"{_MEMORY_GIB_PER_GPU * gpus}Gi", gpu=str(gpus))
+    """What each training pod asks for, as its plan says."""
+    request = plan.request
+    return Resources(cpu=str(request.cpus), mem=f"{request.memory_gib}Gi", gpu=str(request.gpus))
+
+
+def share_cpus(plan: TrainingPlan) -> None:
+    """Let each process of a node use its share of the CPUs.
+
+    With torchrun's default of one thread a process, DeepSpeed's CPU Adam, which steps offloaded states, uses one core.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, plan.request.cpus // plan.processes_per_node)))
 
 
 def is_local() -> bool:

@@ -14,8 +14,8 @@ from tasks.transfer import download_once_per_node, upload
 from thriftune import distributed, full
 from thriftune.config import RunConfig
 from thriftune.config_rules import NODE_COUNTS
-from thriftune.planner import TrainingPlan
 from thriftune.training import TrainingResult
+from thriftune.training_plan import TrainingPlan
 
 
 class Trained(NamedTuple):
@@ -53,7 +53,7 @@ def _declare(nodes: int) -> Any:
         container_image=settings.IMAGE,
         pod_template=with_shared_memory(settings.SHARED_MEMORY),
         retries=settings.RETRIES,
-        environment=settings.TRAINING_ENVIRONMENT,
+        environment=settings.POD_ENVIRONMENT,
     )
     name = f"train_full_{nodes}"
     body = types.FunctionType(_train_full.__code__, _train_full.__globals__, name)

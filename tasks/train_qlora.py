@@ -9,7 +9,7 @@ from tasks.train_full import Trained
 from tasks.transfer import download, upload
 from thriftune import qlora
 from thriftune.config import RunConfig
-from thriftune.planner import TrainingPlan
+from thriftune.training_plan import TrainingPlan
 
 
 @task(

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from conftest import write_jsonl
+from planning import planned
 
 from thriftune.collation import PackedCollator, PaddingCollator
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import TRAIN, VALIDATION, is_packed, load_split
 from thriftune.data.tokenization import IGNORED
-from thriftune.planner import make_plan
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training import make_trainer, training_arguments
 
@@ -110,7 +110,7 @@ def trained(datasets, tiny_model_dir, run_config, tmp_path, *, packing, checkpoi
             "scheduler": "constant", "warmup_share": 0, "gradient_checkpointing": checkpointing, "precision": "fp32",
         }
     )  # fmt: skip
-    plan = make_plan(config, {"zero_optimization": {"stage": 0}}, model_version="v", data_version="v")
+    plan = planned(config, {"zero_optimization": {"stage": 0}})
     model = load_model(tiny_model_dir, "sdpa")
     if adapters:
         from peft import LoraConfig, get_peft_model

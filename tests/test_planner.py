@@ -1,81 +1,229 @@
-"""A plan says everything that follows from a run, and refuses what this machine or workflow cannot do."""
+"""A plan says everything that follows from a run, keeps what its file fixes, and refuses what fits nowhere."""
 
 import json
 import pickle
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from planning import TINY, planned
 
 import deepspeed_configs
+from thriftune import architecture, catalogue, offers, planner, zero
+from thriftune.config import ModelConfig, RunConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
-from thriftune.planner import make_plan, require_local_hardware, require_method
+from thriftune.offers import THIS_MACHINE, Offer
+
+CATALOGUE = catalogue.load()
+
+
+def run(source: str = "meta-llama/Llama-2-7b-hf", method: str = "full", **sections) -> RunConfig:
+    content = {
+        "name": "run",
+        "method": method,
+        "model": {"source": source},
+        "data": {"source": "rows.jsonl", "format": "chat", "max_length": 512},
+        "training": {"global_batch": 64},
+    }
+    for name, section in sections.items():
+        content[name] = {**content.get(name, {}), **section} if isinstance(section, dict) else section
+    return RunConfig.model_validate(content)
+
+
+def plan(config: RunConfig):
+    return planner.plan(config, CATALOGUE)
 
 
 def test_a_full_plan_has_one_process_per_device_and_the_zero_file(run_config):
-    run = run_config(
+    config = run_config(
         hardware={"device": "T4", "nodes": 2, "devices_per_node": 4}, training={"global_batch": 64, "micro_batch": 2}
     )
     zero3 = deepspeed_configs.load("zero3")
-    plan = make_plan(run, zero3, model_version="m1", data_version="d1")
-    assert (plan.nodes, plan.devices_per_node, plan.processes_per_node) == (2, 4, 4)
-    assert plan.precision == "fp16"
-    assert (plan.global_batch, plan.micro_batch, plan.accumulation) == (64, 2, 4)
-    assert plan.zero_stage == 3
-    assert plan.deepspeed_config == zero3
-    assert plan.batch.world_size == 8
-    assert plan.hardware is DEVICES["T4"]
-    assert (plan.model_version, plan.data_version) == ("m1", "d1")
+    made = planned(config, zero3)
+    assert (made.nodes, made.devices_per_node, made.processes_per_node) == (2, 4, 4)
+    assert made.instance == "g4dn.12xlarge"
+    assert made.precision == "fp16"
+    assert (made.global_batch, made.micro_batch, made.accumulation) == (64, 2, 4)
+    assert made.zero_stage == 3
+    assert made.deepspeed_config == zero3
+    assert made.batch.world_size == 8
+    assert made.hardware is DEVICES["T4"]
 
 
 def test_a_qlora_plan_has_one_process_for_all_devices_and_no_zero(run_config):
-    run = run_config("qlora", hardware={"device": "A10G", "devices_per_node": 4}, training={"global_batch": 8})
-    plan = make_plan(run, None, model_version="m", data_version="d")
-    assert (plan.devices_per_node, plan.processes_per_node) == (4, 1)
-    assert plan.accumulation == 4
-    assert plan.batch.world_size == 1
-    assert plan.precision == "bf16"
-    assert (plan.zero_stage, plan.deepspeed) == (0, "")
+    config = run_config("qlora", hardware={"device": "A10G", "devices_per_node": 4}, training={"global_batch": 8})
+    made = planned(config)
+    assert (made.devices_per_node, made.processes_per_node) == (4, 1)
+    assert made.accumulation == 4
+    assert made.batch.world_size == 1
+    assert made.precision == "bf16"
+    assert (made.zero_stage, made.zero_name, made.deepspeed) == (0, "", "")
 
 
-def test_the_batch_of_a_plan_multiplies_back(run_config):
-    run = run_config(hardware={"devices_per_node": 3}, training={"global_batch": 24, "micro_batch": 2})
-    batch = make_plan(run, deepspeed_configs.load("zero2"), model_version="", data_version="").batch
-    assert batch.global_batch == batch.micro_batch * batch.accumulation * batch.world_size == 24
+def test_what_the_file_fixes_is_kept():
+    config = run(
+        hardware={"instance": "g4dn.metal", "nodes": 3},
+        training={"global_batch": 48, "micro_batch": 1},
+        zero={"config": "zero3_offload"},
+    )
+    made = plan(config)
+    assert (made.instance, made.nodes, made.devices_per_node) == ("g4dn.metal", 3, 8)
+    assert (made.micro_batch, made.accumulation, made.zero_name) == (1, 2, "zero3_offload")
+    assert [a for a in made.alternatives if (a.instance, a.nodes) != ("g4dn.metal", 3)] == []
+
+
+def test_what_the_file_leaves_open_is_the_cheapest_that_fits():
+    made = plan(run())
+    assert made.memory.device_gib < made.device_limit_gib
+    assert made.memory.host_gib < made.host_limit_gib
+    prices = [made.price_per_hour, *(a.price_per_hour for a in made.alternatives)]
+    assert prices == sorted(prices)
+    assert len(made.alternatives) == 4
+    cheaper = [n for n in CATALOGUE.nodes if n.price_per_hour < made.price_per_hour]
+    assert cheaper
+    for node in cheaper:
+        with pytest.raises(ConfigError):
+            plan(run(hardware={"instance": node.name, "nodes": 1}))
+
+
+def test_of_several_zero_configurations_the_fastest_that_fits_is_taken():
+    small = run("HuggingFaceTB/SmolLM2-135M-Instruct", hardware={"instance": "g4dn.12xlarge", "nodes": 1})
+    assert plan(small).zero_name == "zero1"
+    large = run(hardware={"instance": "g4dn.metal", "nodes": 1})
+    assert plan(large).zero_name == "zero3_offload"
+
+
+def test_the_plan_of_llama_70b_by_qlora_says_what_each_gpu_holds():
+    made = plan(run("meta-llama/Llama-2-70b-hf", "qlora", hardware={"instance": "g4dn.metal"}, lora={"rank": 16}))
+    assert len(made.memory.devices) == 8
+    assert made.parameters == 68_976_648_192
+    assert 30 < sum(items["weights"] for items in made.memory.devices) < 37
+    assert made.request.gpus == 8
+    assert made.trained_parameters == 207_093_760
+
+
+def test_the_request_is_the_node_less_what_it_keeps_for_itself():
+    made = plan(run(hardware={"instance": "g4dn.metal", "nodes": 1}))
+    assert (made.request.gpus, made.request.cpus) == (8, 95)
+    assert 340 < made.request.memory_gib < 384
+    assert made.request.shared_memory_gib >= made.memory.shared_memory_gib > 0
+
+
+def test_half_the_gpus_of_a_node_get_half_of_it():
+    made = plan(
+        run(
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            hardware={"instance": "g4dn.metal", "nodes": 1, "devices_per_node": 4},
+        )
+    )
+    assert (made.request.gpus, made.request.cpus) == (4, 47)
+    assert made.price_per_hour == CATALOGUE.get("g4dn.metal").price_per_hour
+
+
+def test_a_plan_survives_pickle_and_is_the_same_each_time():
+    first, second = plan(run()), plan(run())
+    assert first == second
+    assert pickle.loads(pickle.dumps(first)) == first
+    assert json.loads(first.deepspeed)["zero_optimization"]["stage"] in (0, 1, 2, 3)
+
+
+def test_this_machine_is_planned_with_its_own_memory():
+    made = planned(run("any/tiny", hardware={"device": "CPU", "devices_per_node": 2}))
+    assert (made.instance, made.nodes, made.processes_per_node, made.price_per_hour) == (THIS_MACHINE, 1, 2, 0.0)
+    assert made.alternatives == []
+    assert made.memory.host_gib < made.host_limit_gib
+
+
+def test_what_does_not_fit_this_machine_is_refused_with_what_would():
+    here = Offer(THIS_MACHINE, DEVICES["CPU"], 0, 0.0, host_gib=4.0, cpus=2, disk_gib=100.0, price_per_hour=0.0)
+    with pytest.raises(ConfigError) as caught:
+        planner.plan(run(hardware={"device": "CPU"}), CATALOGUE, here=here)
+    text = str(caught.value)
+    assert "1 x this machine: with zero" in text
+    assert "of 4.0" in text
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"hardware": {"instance": "g4dn.metl"}}, ["catalogue.nodes = g4dn.metl", "g4dn.metal"]),
+        ({"hardware": {"instance": "g4dn.metal", "device": "A10G"}}, ["hardware.device = A10G", "g4dn.metal has T4"]),
+        (
+            {"hardware": {"instance": "g4dn.12xlarge", "devices_per_node": 8}, "training": {"global_batch": 64}},
+            ["hardware.devices_per_node = 8", "g4dn.12xlarge has 4"],
+        ),
+        (
+            {"hardware": {"instance": "g4dn.xlarge", "devices_per_node": 2}, "training": {"precision": "bf16"}},
+            ["hardware.devices_per_node = 2", "training.precision = bf16"],
+        ),
+        ({"hardware": {"device": "T4", "devices_per_node": 16}}, ["devices_per_node = 16", "no node of the catalogue"]),
+        (
+            {"hardware": {"instance": "g4dn.metal"}, "training": {"global_batch": 12}},
+            ["1 x g4dn.metal: training.global_batch 12 is not a multiple of 8"],
+        ),
+        ({"zero": {"config": "zero9"}}, ["zero.config = zero9", "zero3_offload"]),
+        (
+            {"hardware": {"instance": "g4dn.xlarge", "nodes": 1}},
+            [
+                "1 x g4dn.xlarge: with zero3, micro_batch 1 each GPU needs",
+                "nothing fits",
+                "method: qlora (1 x g4dn.xlarge",
+            ],
+        ),
+        (
+            {"hardware": {"instance": "g4dn.metal", "nodes": 1}, "zero": {"config": "zero1"}},
+            ["weights 12.6", "zero.config: auto (1 x g4dn.metal, 7.82 USD/h)"],
+        ),
+    ],
+)
+def test_contradictions_and_misfits_name_every_reason(sections, expected):
+    with pytest.raises(ConfigError) as caught:
+        plan(run(**sections))
+    text = " ".join(str(caught.value).split())
+    for part in expected:
+        assert part in text, text
+
+
+def test_a_change_that_is_suggested_does_fit():
+    config = run("meta-llama/Llama-2-70b-hf", hardware={"instance": "g4dn.metal"}, training={"global_batch": 64})
+    with pytest.raises(ConfigError) as caught:
+        plan(config)
+    assert "method: qlora (1 x g4dn.metal" in str(caught.value)
+    assert plan(run("meta-llama/Llama-2-70b-hf", "qlora", hardware={"instance": "g4dn.metal"})).instance == "g4dn.metal"
+
+
+def test_an_unknown_architecture_and_an_empty_one_are_refused():
+    for content, expected in (({"model_type": "lama"}, "llama"), ({"model_type": "llama"}, "vocab_size, hidden_size")):
+        with pytest.raises(Exception, match=expected):
+            architecture.from_content(content, "broken")
 
 
 def test_a_zero_file_that_decides_what_the_run_decides_is_refused(run_config):
     with pytest.raises(ConfigError) as caught:
-        make_plan(run_config(), {"train_batch_size": 8}, model_version="", data_version="")
+        planned(run_config(zero={"config": "mine"}), {"train_batch_size": 8})
     assert [p.field for p in caught.value.problems] == ["zero.config.train_batch_size", "zero.config.zero_optimization"]
 
 
-def test_a_plan_survives_pickle_and_its_zero_text_is_json(run_config):
-    plan = make_plan(run_config(), deepspeed_configs.load("zero1"), model_version="", data_version="")
-    assert pickle.loads(pickle.dumps(plan)) == plan
-    assert json.loads(plan.deepspeed)["zero_optimization"]["stage"] == 1
+def test_a_misspelt_zero_setting_is_refused_before_any_worker_starts(run_config):
+    """DeepSpeed found it in the workers, after the evaluation of the base model had been paid for."""
+    zero_file = {"zero_optimization": {"stage": 3, "overlap_com": True}}
+    with pytest.raises(ConfigError, match="zero.config.zero_optimization.overlap_com = true: DeepSpeed: Extra inputs"):
+        planned(run_config(zero={"config": "mine"}), zero_file)
 
 
-def test_the_same_run_makes_the_same_plan(run_config):
-    plans = [
-        make_plan(run_config(), deepspeed_configs.load("zero3"), model_version="m", data_version="d") for _ in range(2)
-    ]
-    assert plans[0] == plans[1]
-
-
-@pytest.mark.parametrize(
-    ("method", "other", "workflow"), [("full", "qlora", "full_finetune"), ("qlora", "full", "qlora_finetune")]
-)
-def test_the_other_workflow_is_refused_with_the_command_to_run(run_config, method, other, workflow):
-    require_method(run_config(method), method)
-    with pytest.raises(ConfigError, match=f"method = {method}: .*pyflyte run workflows/{workflow}.py {workflow}"):
-        require_method(run_config(method), other)
+def test_the_built_in_zero_shapes_are_those_of_the_files():
+    assert sorted(zero.SHAPES) == deepspeed_configs.names()
+    for name, shape in zero.SHAPES.items():
+        assert zero.layout(shape, 64) == zero.layout(deepspeed_configs.load(name), 64), name
 
 
 def test_hardware_that_this_machine_lacks_is_refused_at_once(run_config):
-    require_local_hardware(run_config(), DEVICES["CPU"], 0)
-    run = run_config(hardware={"device": "T4", "nodes": 2})
+    here = Offer(THIS_MACHINE, DEVICES["CPU"], 0, 0.0, 16.0, 2, 100.0, 0.0)
+    offers.require_allowed_here(run_config(), here)
+    config = run_config(hardware={"device": "T4", "nodes": 2})
     with pytest.raises(ConfigError) as caught:
-        require_local_hardware(run, DEVICES["CPU"], 0)
+        offers.require_allowed_here(config, here)
     text = str(caught.value)
     assert [p.field for p in caught.value.problems] == ["hardware.nodes", "hardware.device"]
     assert "this machine has CPU" in text
@@ -83,15 +231,38 @@ def test_hardware_that_this_machine_lacks_is_refused_at_once(run_config):
 
 
 def test_more_gpus_than_this_machine_has_are_refused(run_config):
-    run = run_config(hardware={"device": "T4", "devices_per_node": 8}, training={"global_batch": 16})
-    require_local_hardware(run, DEVICES["T4"], 8)
+    config = run_config(hardware={"device": "T4", "devices_per_node": 8}, training={"global_batch": 16})
+    offers.require_allowed_here(config, Offer(THIS_MACHINE, DEVICES["T4"], 8, 14.6, 384.0, 96, 100.0, 0.0))
     with pytest.raises(ConfigError, match="hardware.devices_per_node = 8: this machine has 1 GPUs"):
-        require_local_hardware(run, DEVICES["T4"], 1)
+        offers.require_allowed_here(config, Offer(THIS_MACHINE, DEVICES["T4"], 1, 14.6, 64.0, 8, 100.0, 0.0))
 
 
-def test_a_misspelt_zero_setting_is_refused_before_any_worker_starts(run_config):
-    """DeepSpeed found it in the workers, after the evaluation of the base model had been paid for."""
-    run = run_config()
-    zero_file = {"zero_optimization": {"stage": 3, "overlap_com": True}}
-    with pytest.raises(ConfigError, match="zero.config.zero_optimization.overlap_com = true: DeepSpeed: Extra inputs"):
-        make_plan(run, zero_file, model_version="v", data_version="v")
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 64),
+    micro=st.one_of(st.none(), st.integers(1, 8)),
+    nodes=st.one_of(st.none(), st.sampled_from([1, 2, 3, 4, 6, 8])),
+    gpus=st.one_of(st.none(), st.integers(1, 8)),
+)
+def test_a_plan_that_is_made_multiplies_back_and_keeps_what_is_fixed(rows, micro, nodes, gpus):
+    hardware = {"device": "T4", "nodes": nodes, "devices_per_node": gpus}
+    try:
+        config = run("any/tiny", hardware=hardware, training={"global_batch": rows, "micro_batch": micro})
+        made = planner.plan(config, CATALOGUE, architecture=TINY)
+    except ConfigError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    if refused:
+        assume("multiple" not in refused)
+        raise AssertionError(refused)
+    assert made.global_batch == made.micro_batch * made.accumulation * made.nodes * made.processes_per_node == rows
+    assert micro in (None, made.micro_batch)
+    assert nodes in (None, made.nodes)
+    assert gpus in (None, made.devices_per_node)
+
+
+def test_the_architecture_of_a_shipped_model_needs_no_network(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for source in ("meta-llama/Llama-2-70b-hf", "mistralai/Mixtral-8x7B-v0.1", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+        assert architecture.of(ModelConfig(source=source)).parameters > 0

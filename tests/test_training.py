@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from planning import planned
 
 from thriftune.errors import DivergedError
 from thriftune.full import save_dtype
-from thriftune.planner import make_plan
 from thriftune.training import _require_finite
 
 ZERO3 = {"zero_optimization": {"stage": 3}}
@@ -33,5 +33,5 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(loss):
 )
 def test_saved_weights_have_the_precision_asked_for_or_sixteen_bits(run_config, asked, precision, base, saved):
     config = run_config(training={"save_dtype": asked, "precision": precision})
-    plan = make_plan(config, ZERO3, model_version="v", data_version="v")
+    plan = planned(config, ZERO3)
     assert save_dtype(config, plan, base) == saved

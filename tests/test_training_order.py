@@ -4,8 +4,8 @@ import pytest
 from flytekit import FlyteContextManager
 from flytekit.configuration import ImageConfig, SerializationSettings
 from flytekit.types.directory import FlyteDirectory
+from planning import planned
 
-from thriftune.planner import make_plan
 from workflows.full_finetune import train_full_on_plan
 from workflows.qlora_finetune import train_qlora_on_plan
 
@@ -19,7 +19,7 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
 def test_training_waits_for_the_evaluation_that_tries_packing(run_config, method, part, trains):
     """They ran at once, so a model that cannot be packed was found out while it was trained."""
     config = run_config(method, hardware={"device": "T4"}, training={"precision": "fp16"}, data={"packing": True})
-    plan = make_plan(config, ZERO3 if method == "full" else None, model_version="v", data_version="v")
+    plan = planned(config, ZERO3 if method == "full" else None)
     image = ImageConfig.auto(img_name="registry/thriftune:1")
     settings = SerializationSettings(project="p", domain="d", version="v", image_config=image, env={})
     context = FlyteContextManager.current_context()

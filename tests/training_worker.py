@@ -10,15 +10,18 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from planning import planned
+
 import deepspeed_configs
-from thriftune import distributed, full, planner, training
+from thriftune import distributed, full, training
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, VALIDATION, load_split
 from thriftune.evaluation import held_out_loss
 from thriftune.tokenizer import load_tokenizer
+from thriftune.training_plan import TrainingPlan
 
 
-def plain_trainer(config: RunConfig, plan: planner.TrainingPlan, job: dict) -> dict:
+def plain_trainer(config: RunConfig, plan: TrainingPlan, job: dict) -> dict:
     """The same run with transformers' Trainer and nothing else, and the held-out loss of the model in memory."""
     from transformers import AutoModelForCausalLM
 
@@ -32,7 +35,7 @@ def plain_trainer(config: RunConfig, plan: planner.TrainingPlan, job: dict) -> d
         arguments = training.training_arguments(config, plan, scratch)
         return training.make_trainer(model, arguments, tokenizer, rows)
 
-    trainer, result = training.measured_training(load)
+    trainer, result = training.measured_training(load, plan)
     loss, _ = held_out_loss(trainer.model.eval(), tokenizer, held_out, batch=4)
     return {**asdict(result), "held_out_loss": loss}
 
@@ -41,7 +44,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     config = RunConfig.model_validate(job["config"])
     deepspeed = deepspeed_configs.load(config.zero_or_default.config)
-    plan = planner.make_plan(config, deepspeed, model_version="test", data_version="test")
+    plan = planned(config, deepspeed, Path(job["model"]))
     if job["zero"]:
         result = asdict(full.train(config, plan, Path(job["model"]), Path(job["dataset"]), Path(job["output"])))
     else:

@@ -77,6 +77,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def source_version(model_dir: Path) -> str:
+    """Which version of its source a fetched model is; empty for a directory that this package did not fetch."""
+    return str(read_manifest(model_dir).get("source_version", "")) if is_whole(model_dir) else ""
+
+
 def is_whole(directory: Path) -> bool:
     """Whether a directory was finished."""
     return (directory / MANIFEST).is_file()

@@ -21,6 +21,7 @@ from thriftune.hardware import DeviceName, PrecisionChoice
 
 Method = Literal["full", "qlora"]
 DataFormat = Literal["alpaca", "prompt_completion", "chat", "sharegpt", "text", "quotes", "grammar", "template"]
+AUTO = "auto"
 LongRows = Literal["truncate", "drop", "split"]
 
 
@@ -137,12 +138,16 @@ class DataConfig(DataSource):
 
 
 class HardwareConfig(Section):
-    """What to run on."""
+    """What to run on. The planner chooses what is left out: the cheapest that fits; a local run takes this machine."""
 
-    device: DeviceName = Field(description="Kind of GPU, or CPU for a laptop.")
-    nodes: PositiveInt = Field(default=1, description="Number of machines.")
-    devices_per_node: PositiveInt = Field(
-        default=1, description="GPUs per machine; on CPU, worker processes (full) or 1 (qlora)."
+    device: DeviceName | None = Field(default=None, description="Kind of GPU, or CPU for a laptop.")
+    instance: str | None = Field(
+        default=None, min_length=1, description="Node type of the catalogue, as g4dn.metal; it says the device too."
+    )
+    nodes: PositiveInt | None = Field(default=None, description="Number of machines; one for qlora.")
+    devices_per_node: PositiveInt | None = Field(
+        default=None,
+        description="GPUs per machine, all of them when left out; on CPU, worker processes (full) or 1 (qlora).",
     )
 
 
@@ -150,7 +155,9 @@ class TrainingConfig(Section):
     """The optimization, for both methods."""
 
     global_batch: PositiveInt = Field(default=16, description="Rows per optimizer step, over all devices.")
-    micro_batch: PositiveInt = Field(default=1, description="Rows per device and forward pass.")
+    micro_batch: PositiveInt | None = Field(
+        default=None, description="Rows per device and forward pass; the planner takes the largest that fits."
+    )
     epochs: float = Field(default=1.0, gt=0, description="Passes over the training rows; max_steps ends it earlier.")
     max_steps: PositiveInt | None = Field(default=None, description="Optimizer steps at the most.")
     learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate, after warmup.")
@@ -186,14 +193,15 @@ class ZeroConfig(Section):
     """DeepSpeed ZeRO, for method full."""
 
     config: str | dict[str, Any] = Field(
-        default="zero3",
-        description="Name of a file in deepspeed_configs/ (zero1, zero2, zero2_offload, zero3, zero3_offload), or the "
-        "DeepSpeed configuration itself, as YAML. Batch sizes, precision and learning rate come from `training`.",
+        default=AUTO,
+        description="auto: the planner chooses among the files in deepspeed_configs/. Or the name of one of them "
+        "(zero1, zero2, zero2_offload, zero3, zero3_offload), or the DeepSpeed configuration itself, as YAML. Batch "
+        "sizes, precision and learning rate come from `training`.",
     )
 
 
 class LoraConfig(Section):
-    """Low-rank adapters on a 4-bit base model, for method qlora. Defaults: QLoRA (arXiv 2305.14314), appendix B."""
+    """Low-rank adapters on a frozen base model, for method qlora. Defaults: QLoRA (arXiv 2305.14314), appendix B."""
 
     rank: PositiveInt = Field(default=64, description="Rank r of the two adapter matrices.")
     alpha: PositiveInt = Field(default=16, description="Adapter output is scaled by alpha / rank.")
@@ -202,6 +210,9 @@ class LoraConfig(Section):
         default=None,
         min_length=1,
         description="Names of the modules to adapt, as q_proj; every linear layer but the output head when left out.",
+    )
+    four_bit: bool = Field(
+        default=True, description="Hold the base model in NF4. false: plain LoRA on a 16-bit base, four times as large."
     )
     double_quantization: bool = Field(
         default=True, description="Quantize the quantization constants too: 0.4 bit per weight less."
@@ -247,9 +258,11 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, description="Seed of the split, the data order, the adapter's start, sampling.")
     model: ModelConfig
     data: DataConfig
-    hardware: HardwareConfig
+    hardware: HardwareConfig = HardwareConfig()
     training: TrainingConfig = TrainingConfig()
-    zero: ZeroConfig | None = Field(default=None, description="Only for method full; ZeRO-3 when left out.")
+    zero: ZeroConfig | None = Field(
+        default=None, description="Only for method full; the planner chooses when left out."
+    )
     lora: LoraConfig | None = Field(default=None, description="Only for method qlora; QLoRA's own when left out.")
     evaluation: EvaluationConfig = EvaluationConfig()
     publish: PublishConfig | None = Field(default=None, description="Nothing is pushed when left out.")
@@ -263,11 +276,6 @@ class RunConfig(Section):
     def lora_or_default(self) -> LoraConfig:
         """The LoRA section, with every default when the file has none."""
         return self.lora or LoraConfig()
-
-    @property
-    def data_parallel_size(self) -> int:
-        """Ranks that train on different rows: every device in full fine-tuning, one in model-parallel QLoRA."""
-        return self.hardware.nodes * self.hardware.devices_per_node if self.method == "full" else 1
 
     @model_validator(mode="wrap")
     @classmethod

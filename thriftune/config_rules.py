@@ -40,7 +40,7 @@ def _method(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _nodes(config: "RunConfig") -> Iterator[Problem]:
-    if config.hardware.nodes not in NODE_COUNTS:
+    if config.hardware.nodes is not None and config.hardware.nodes not in NODE_COUNTS:
         yield Problem(
             "hardware.nodes",
             str(config.hardware.nodes),
@@ -52,14 +52,14 @@ def _nodes(config: "RunConfig") -> Iterator[Problem]:
 def _qlora_devices(config: "RunConfig") -> Iterator[Problem]:
     if config.method != "qlora":
         return
-    if config.hardware.nodes != 1:
+    if config.hardware.nodes not in (None, 1):
         yield Problem(
             "hardware.nodes",
             str(config.hardware.nodes),
             "QLoRA is model-parallel over the GPUs of one node.",
             "Use nodes: 1, with more devices_per_node if the model needs them.",
         )
-    if config.hardware.device == "CPU" and config.hardware.devices_per_node != 1:
+    if config.hardware.device == "CPU" and config.hardware.devices_per_node not in (None, 1):
         yield Problem(
             "hardware.devices_per_node",
             str(config.hardware.devices_per_node),
@@ -69,8 +69,10 @@ def _qlora_devices(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _batch(config: "RunConfig") -> Iterator[Problem]:
-    training = config.training
-    yield from _raised(lambda: split_batch(training.global_batch, training.micro_batch, config.data_parallel_size))
+    """What the file fixes of the batch must divide; the planner chooses the rest so that it does."""
+    hardware, training = config.hardware, config.training
+    ranks = (hardware.nodes or 1) * (hardware.devices_per_node or 1) if config.method == "full" else 1
+    yield from _raised(lambda: split_batch(training.global_batch, training.micro_batch or 1, ranks))
 
 
 def _precision(config: "RunConfig") -> Iterator[Problem]:
@@ -78,15 +80,16 @@ def _precision(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _raised_by_precision(config: "RunConfig") -> list[Problem]:
-    return _raised(lambda: choose_precision(config.training.precision, DEVICES[config.hardware.device]))
+    device = config.hardware.device
+    return _raised(lambda: choose_precision(config.training.precision, DEVICES[device])) if device else []
 
 
 def _save_dtype(config: "RunConfig") -> Iterator[Problem]:
-    training, device = config.training, DEVICES[config.hardware.device]
+    training, device = config.training, config.hardware.device
     # A merged adapter is added to the unquantized base, which may well be kept in fp32.
-    if config.method == "qlora" or training.save_dtype != "fp32" or _raised_by_precision(config):
+    if config.method == "qlora" or training.save_dtype != "fp32" or not device or _raised_by_precision(config):
         return
-    precision = choose_precision(training.precision, device)
+    precision = choose_precision(training.precision, DEVICES[device])
     if precision != "fp32":
         yield Problem(
             "training.save_dtype",

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from thriftune import artifacts, distributed, zero, zero_loading
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, load_split
-from thriftune.planner import TrainingPlan
+from thriftune.hardware import torch_dtype
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training import (
     TrainingResult,
     make_trainer,
     measured_training,
     run_record,
-    torch_dtype,
     training_arguments,
 )
+from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +50,8 @@ def train(
             model, arguments = _load_sharded(config, plan, model_dir, Path(scratch), rank)
             return make_trainer(model, arguments, tokenizer, rows)
 
-        trainer, result = measured_training(load)
-        record = run_record(config, plan, dataset_dir, result)
+        trainer, result = measured_training(load, plan)
+        record = run_record(config, plan, model_dir, dataset_dir, result)
         _save(trainer, config, plan, model_dir, destination, record)
     return result
 

@@ -1,190 +1,166 @@
-"""The plan of a run: what the configuration says, with everything that follows from it worked out."""
+"""The planner: the cheapest machines and the fastest way to use them that fit, or the reasons why nothing does."""
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from thriftune import zero
-from thriftune.batching import Batch, split_batch
-from thriftune.config import Method, RunConfig
-from thriftune.data.sources import TABLE
+from thriftune import architecture as architectures
+from thriftune import offers, zero
+from thriftune.architecture import Architecture
+from thriftune.catalogue import Catalogue
+from thriftune.config import AUTO, RunConfig
 from thriftune.errors import ConfigError, Problem
-from thriftune.hardware import DEVICES, Device, Precision, choose_precision
+from thriftune.memory.adapters import adapter_parameters
+from thriftune.offers import Offer
+from thriftune.search import Choice, Fitting, Refusal, search, zero_choices
+from thriftune.suggestions import changes_that_fit
+from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
+
+_ALTERNATIVES = 4
+_REASONS = 5
+# What the node's share of /dev/shm is at least, in GiB: Kubernetes' 64 MiB default is too little for any collective.
+_LEAST_SHARED_MEMORY = 1
 
 
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What a run trains on and how.
-
-    Attributes:
-        method: full or qlora.
-        device: Key of the device in `thriftune.hardware.DEVICES`.
-        nodes: Machines.
-        devices_per_node: GPUs per machine (worker processes on CPU).
-        processes_per_node: Training processes per machine: one per device under ZeRO, one for QLoRA.
-        precision: fp32, fp16 or bf16.
-        global_batch: Rows per optimizer step.
-        micro_batch: Rows per rank and forward pass.
-        accumulation: Forward passes per optimizer step.
-        zero_stage: ZeRO stage; 0 for QLoRA.
-        deepspeed: The DeepSpeed configuration as JSON text, as the file or the YAML says it; empty for QLoRA.
-        model_version: What `thriftune.models.version` said of the base model.
-        data_version: What `thriftune.data.sources.versions` said of the data.
-    """
-
-    method: Method
-    device: str
-    nodes: int
-    devices_per_node: int
-    processes_per_node: int
-    precision: Precision
-    global_batch: int
-    micro_batch: int
-    accumulation: int
-    zero_stage: int
-    deepspeed: str
-    model_version: str
-    data_version: str
-
-    @property
-    def batch(self) -> Batch:
-        """The global batch and how it is cut."""
-        ranks = self.nodes * self.processes_per_node
-        return Batch(self.global_batch, self.micro_batch, self.accumulation, ranks)
-
-    @property
-    def hardware(self) -> Device:
-        """The device to train on."""
-        return DEVICES[self.device]
-
-    @property
-    def deepspeed_config(self) -> dict[str, Any]:
-        """The DeepSpeed configuration, parsed."""
-        config: dict[str, Any] = json.loads(self.deepspeed)
-        return config
-
-
-def require_method(config: RunConfig, method: Method) -> None:
-    """Refuse a configuration that was written for the other workflow.
-
-    Raises:
-        ConfigError: The method is another one.
-    """
-    if config.method != method:
-        workflow = "full_finetune" if config.method == "full" else "qlora_finetune"
-        raise ConfigError.single(
-            "method",
-            config.method,
-            f"this workflow runs method {method}.",
-            f"Run `pyflyte run workflows/{workflow}.py {workflow} --config ...` instead.",
-        )
-
-
-def require_table(config: RunConfig, *, has_table: bool) -> None:
-    """Refuse a workflow that was given a table its run does not read, or none that it reads.
-
-    Args:
-        config: The run.
-        has_table: Whether the workflow was given one.
-
-    Raises:
-        ConfigError: One is there without the other.
-    """
-    named = [source.source for source in config.data.all_sources]
-    if (TABLE in named) == has_table:
-        return
-    workflow = "full_finetune" if config.method == "full" else "qlora_finetune"
-    if has_table:
-        raise ConfigError.single(
-            "data.source", ", ".join(named), "leaves out the table that was given.", f"Write source: {TABLE}."
-        )
-    raise ConfigError.single(
-        "data.source",
-        TABLE,
-        f"is the table given to a workflow, and {workflow} takes none.",
-        f"Run `pyflyte run workflows/{workflow}.py {workflow}_on_table --config ... --table ...`.",
-    )
-
-
-def require_local_hardware(config: RunConfig, present: Device, gpus: int) -> None:
-    """Refuse a run on this machine that it cannot carry out.
-
-    Args:
-        config: The run.
-        present: The device of this machine.
-        gpus: How many of them it has; any number of processes may share a CPU.
-
-    Raises:
-        ConfigError: Several nodes (they would wait for each other for ever), or another device than is present.
-    """
-    problems = []
-    if config.hardware.nodes > 1:
-        problems.append(
-            Problem(
-                "hardware.nodes",
-                str(config.hardware.nodes),
-                "a local run has one node.",
-                "Use nodes: 1, or add --remote to run on a cluster.",
-            )
-        )
-    if config.hardware.device != present.name:
-        problems.append(
-            Problem(
-                "hardware.device",
-                config.hardware.device,
-                f"this machine has {present.name}.",
-                f"Use device: {present.name}, or add --remote to run on a cluster.",
-            )
-        )
-    elif present.is_gpu and config.hardware.devices_per_node > gpus:
-        problems.append(
-            Problem(
-                "hardware.devices_per_node",
-                str(config.hardware.devices_per_node),
-                f"this machine has {gpus} GPUs.",
-                f"Use at most {gpus}, or add --remote to run on a cluster.",
-            )
-        )
-    if problems:
-        raise ConfigError(problems)
-
-
-def make_plan(
-    config: RunConfig, deepspeed: dict[str, Any] | None, *, model_version: str, data_version: str
+def plan(
+    config: RunConfig,
+    catalogue: Catalogue,
+    zero_files: Mapping[str, dict[str, Any]] | None = None,
+    *,
+    architecture: Architecture | None = None,
+    here: Offer | None = None,
 ) -> TrainingPlan:
-    """Work out what a run trains on and how.
+    """The cheapest plan that fits. What the file fixes is kept and checked, never overridden.
+
+    Cheapest is the price per hour; of equal price it is the fewest machines, then the fastest ZeRO configuration, then
+    the largest micro batch.
 
     Args:
-        config: The run; its own rules hold already.
-        deepspeed: The DeepSpeed configuration that `zero.config` names; None for QLoRA.
-        model_version: Version of the base model.
-        data_version: Version of the data.
+        config: The run.
+        catalogue: Node types to choose among.
+        zero_files: DeepSpeed configurations by name, the fastest first; without them those in `zero.SHAPES`.
+        architecture: The model's; read from its config.json when left out.
+        here: This machine, for a run on it; the catalogue is not looked at then.
 
     Returns:
         The plan.
 
     Raises:
-        ConfigError: The DeepSpeed configuration is not valid, or decides what the run decides.
+        ConfigError: Nothing fits, or what the file fixes contradicts itself or the catalogue; all reasons at once, and
+            the nearest changes that would fit.
+        ModelSourceError: The architecture cannot be read.
     """
-    problems = []
-    if deepspeed is not None:
-        problems = zero.check(deepspeed, "zero.config") or zero.check_with_deepspeed(deepspeed, "zero.config")
+    options = _zero_options(config, zero_files or zero.SHAPES)
+    model = architecture or architectures.of(config.model)
+    if here is not None:
+        offers.require_allowed_here(config, here)
+    machines = [here] if here is not None else offers.matching(config, catalogue)
+    fitting, refused = search(config, model, machines, options, 1 + (_ALTERNATIVES if here is None else 0))
+    if not fitting:
+        changes = changes_that_fit(config, model, catalogue, zero_files or zero.SHAPES, here)
+        raise _nothing_fits(refused, changes)
+    return _plan_of(config, model, catalogue, fitting)
+
+
+def _zero_options(config: RunConfig, files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The ZeRO configurations that a run may use, checked.
+
+    Raises:
+        ConfigError: The one it names is not there, is not valid, or decides what the run decides.
+    """
+    if config.method != "full":
+        return {}
+    named = config.zero_or_default.config
+    if isinstance(named, str) and named != AUTO and named not in files:
+        raise ConfigError.single(
+            "zero.config", named, "is not a file in deepspeed_configs/.", f"Use auto or one of {', '.join(files)}."
+        )
+    options = zero_choices(named, files)
+    problems = [
+        problem
+        for content in options.values()
+        for problem in zero.check(content, "zero.config") or zero.check_with_deepspeed(content, "zero.config")
+    ]
     if problems:
         raise ConfigError(problems)
-    training, hardware = config.training, config.hardware
-    batch = split_batch(training.global_batch, training.micro_batch, config.data_parallel_size)
+    return options
+
+
+def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
+    """One problem per kind of machine that came closest, the nearest first."""
+    closest: dict[str, Refusal] = {}
+    for refusal in refused:
+        if refusal.place not in closest or refusal.excess < closest[refusal.place].excess:
+            closest[refusal.place] = refusal
+    ordered = sorted(closest.values(), key=lambda refusal: refusal.excess)
+    remedy = " Or: ".join(changes) if changes else "No shorter sequence, smaller batch, QLoRA or other node would fit."
+    problems = [Problem("hardware", r.place, f"{_described(r)}.", "") for r in ordered[:_REASONS]]
+    if len(ordered) > _REASONS:
+        problems.append(Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further off.", ""))
+    problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
+    return ConfigError(problems)
+
+
+def _described(refusal: Refusal) -> str:
+    choice = refusal.choice
+    if choice is None:
+        return refusal.reason
+    how = f"{choice.zero_name or 'this ZeRO configuration'}, " if choice.zero_config is not None else ""
+    return f"with {how}micro_batch {choice.batch.micro_batch} {refusal.reason}"
+
+
+def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitting: list[Fitting]) -> TrainingPlan:
+    choice, memory = fitting[0].choice, fitting[0].memory
+    is_full = config.method == "full"
+    trained = model.parameters if is_full else sum(adapter_parameters(model, config.lora_or_default).values())
+    is_rented = choice.offer.name != offers.THIS_MACHINE
     return TrainingPlan(
         method=config.method,
-        device=hardware.device,
-        nodes=hardware.nodes,
-        devices_per_node=hardware.devices_per_node,
-        processes_per_node=hardware.devices_per_node if config.method == "full" else 1,
-        precision=choose_precision(training.precision, DEVICES[hardware.device]),
-        global_batch=batch.global_batch,
-        micro_batch=batch.micro_batch,
-        accumulation=batch.accumulation,
-        zero_stage=zero.stage(deepspeed) if deepspeed is not None else 0,
-        deepspeed=json.dumps(deepspeed, sort_keys=True) if deepspeed is not None else "",
-        model_version=model_version,
-        data_version=data_version,
+        device=choice.offer.device.name,
+        instance=choice.offer.name,
+        nodes=choice.nodes,
+        devices_per_node=choice.devices_per_node,
+        processes_per_node=choice.devices_per_node if is_full else 1,
+        precision=choice.precision,
+        global_batch=choice.batch.global_batch,
+        micro_batch=choice.batch.micro_batch,
+        accumulation=choice.batch.accumulation,
+        zero_stage=zero.stage(choice.zero_config) if choice.zero_config else 0,
+        zero_name=choice.zero_name,
+        deepspeed=json.dumps(choice.zero_config, sort_keys=True) if choice.zero_config else "",
+        memory=memory,
+        device_limit_gib=choice.device_limit_gib,
+        host_limit_gib=choice.host_limit_gib,
+        request=_request(choice, memory.shared_memory_gib),
+        price_per_hour=choice.price_per_hour,
+        currency=catalogue.currency,
+        prices_as_of=f"{catalogue.as_of}, {catalogue.region}" if is_rented else "",
+        parameters=model.parameters,
+        trained_parameters=trained,
+        alternatives=[_alternative(other) for other in fitting[1:]],
+    )
+
+
+def _request(choice: Choice, shared_memory_gib: float) -> NodeRequest:
+    """The whole of what a node leaves for pods, or the part that goes with the GPUs that are used."""
+    return NodeRequest(
+        cpus=max(1, math.floor(choice.offer.cpus * choice.share)),
+        memory_gib=math.floor(choice.host_limit_gib),
+        shared_memory_gib=max(_LEAST_SHARED_MEMORY, math.ceil(shared_memory_gib)),
+        gpus=choice.devices_per_node if choice.offer.gpus else 0,
+    )
+
+
+def _alternative(fitting: Fitting) -> Alternative:
+    choice = fitting.choice
+    return Alternative(
+        instance=choice.offer.name,
+        nodes=choice.nodes,
+        devices_per_node=choice.devices_per_node,
+        zero=choice.zero_name,
+        micro_batch=choice.batch.micro_batch,
+        device_gib=fitting.memory.device_gib,
+        device_limit_gib=choice.device_limit_gib,
+        price_per_hour=choice.price_per_hour,
     )

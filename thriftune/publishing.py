@@ -115,7 +115,7 @@ def model_card(manifest: dict[str, Any], repository: str) -> Any:
         template_str=_CARD,
         title=repository.partition("/")[2],
         base_model=source,
-        base_version=plan["model_version"],
+        base_version=manifest["model_version"],
         method=run["method"],
         dataset=run["data"]["source"],
         fingerprint=manifest["dataset_fingerprint"],

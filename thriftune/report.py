@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thriftune.evaluation import EvalReport
+from thriftune.memory_watch import MemoryUse
 from thriftune.training import TrainingResult
 
 _TABLE_COLUMNS = 110
@@ -38,7 +39,7 @@ def metrics_from_json(content: dict[str, Any]) -> RunMetrics:
             **content,
             "before": EvalReport(**content["before"]),
             "after": EvalReport(**content["after"]),
-            "training": TrainingResult(**content["training"]),
+            "training": TrainingResult(**{**content["training"], "memory": MemoryUse(**content["training"]["memory"])}),
         }
     )
 
@@ -63,7 +64,7 @@ def summary_table(metrics: RunMetrics) -> str:
     table.add_section()
     table.add_row("steps, time", "", f"{training.steps}, {training.seconds:.0f} s")
     table.add_row("tokens per second", "", f"{training.tokens_per_second:.0f}")
-    table.add_row("peak memory per process", "", _memory(training))
+    table.add_row("peak memory (predicted)", "", _memory(training.memory))
     console = Console(file=io.StringIO(), width=_TABLE_COLUMNS, force_terminal=False)
     console.print(table)
     for name, place in metrics.outputs.items():
@@ -72,9 +73,8 @@ def summary_table(metrics: RunMetrics) -> str:
     return console.file.getvalue()
 
 
-def _memory(training: TrainingResult) -> str:
-    host = f"host {training.peak_host_gib:.1f} GiB"
-    return f"{host}, GPUs {training.peak_device_gib:.1f} GiB" if training.peak_device_gib else host
+def _memory(use: MemoryUse) -> str:
+    return f"device {use.device:.1f} GiB ({use.predicted_device:.1f}), host {use.host:.1f} ({use.predicted_host:.1f})"
 
 
 def _shortened(text: str, longest: int = 300) -> str:

@@ -12,12 +12,11 @@ from thriftune.collation import PackedCollator, PaddingCollator
 from thriftune.config import RunConfig
 from thriftune.data.prepared import is_packed
 from thriftune.errors import DivergedError
-from thriftune.hardware import Precision
-from thriftune.memory_watch import PeakMemory
-from thriftune.planner import TrainingPlan
+from thriftune.memory.overhead import START_GIB
+from thriftune.memory_watch import MemoryUse, PeakMemory, return_freed_blocks, warn_if_far_off
+from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
@@ -37,8 +36,7 @@ class TrainingResult:
         tokens_per_second: Tokens trained through, without padding, over all ranks.
         loss_steps: Steps at which the loss was logged.
         losses: Training loss at those steps, averaged over the steps since the one before.
-        peak_host_gib: Highest resident memory of any one process, from loading to the last step, in GiB.
-        peak_device_gib: Highest GPU memory of any one process (all its GPUs together), in GiB; 0 on CPU.
+        memory: Peak from loading to the last step, beside what the plan predicted.
     """
 
     steps: int
@@ -46,15 +44,7 @@ class TrainingResult:
     tokens_per_second: float
     loss_steps: list[int]
     losses: list[float]
-    peak_host_gib: float
-    peak_device_gib: float
-
-
-def torch_dtype(precision: Precision) -> "torch.dtype":
-    """The torch type of a precision."""
-    import torch
-
-    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    memory: MemoryUse
 
 
 def training_arguments(
@@ -131,15 +121,17 @@ def make_trainer(
     return trainer
 
 
-def measured_training(load: Callable[[], "Trainer"]) -> tuple["Trainer", TrainingResult]:
+def measured_training(load: Callable[[], "Trainer"], plan: TrainingPlan) -> tuple["Trainer", TrainingResult]:
     """Load and train, measuring from the first byte loaded to the last step. Collective: every rank calls it.
 
     Args:
         load: Makes the trainer, model and all.
+        plan: The plan of the run, with the memory it predicts.
 
     Returns:
         The trainer after training, and what was measured, the same on every rank.
     """
+    return_freed_blocks()
     with PeakMemory() as peak:
         trainer = load()
         started = time.monotonic()
@@ -153,9 +145,26 @@ def measured_training(load: Callable[[], "Trainer"]) -> tuple["Trainer", Trainin
         tokens_per_second=trainer.state.num_input_tokens_seen / seconds,
         loss_steps=[int(entry["step"]) for entry in logged],
         losses=[float(entry["loss"]) for entry in logged],
-        peak_host_gib=max(distributed.gather_to_all(peak.host_gib)),
-        peak_device_gib=max(distributed.gather_to_all(peak.device_gib)),
+        memory=_memory_use(peak, plan),
     )
+
+
+def _memory_use(peak: PeakMemory, plan: TrainingPlan) -> MemoryUse:
+    """The peaks of all ranks beside the prediction. Collective: every rank calls it."""
+    processes = distributed.gather_to_all(peak.process_gib)
+    per_node = plan.processes_per_node
+    # What a process held before: nothing to speak of in a worker of its own, a whole pipeline in a local QLoRA run.
+    held = max(0.0, max(distributed.gather_to_all(peak.start_gib)) - START_GIB)
+    predicted = plan.memory.training_host_gib
+    use = MemoryUse(
+        device=max(distributed.gather_to_all(peak.device_gib)) if plan.hardware.is_gpu else max(processes),
+        predicted_device=plan.memory.allocated_gib + (0.0 if plan.hardware.is_gpu else held),
+        host=max(sum(processes[first : first + per_node]) for first in range(0, len(processes), per_node)),
+        predicted_host=predicted + (0.0 if plan.hardware.is_gpu else held * per_node),
+    )
+    if distributed.current_rank().is_main:
+        warn_if_far_off(use)
+    return use
 
 
 def _require_finite(logged: list[dict[str, Any]], learning_rate: float) -> None:
@@ -174,11 +183,14 @@ def _require_finite(logged: list[dict[str, Any]], learning_rate: float) -> None:
         )
 
 
-def run_record(config: RunConfig, plan: TrainingPlan, dataset_dir: Path, result: TrainingResult) -> dict[str, Any]:
+def run_record(
+    config: RunConfig, plan: TrainingPlan, model_dir: Path, dataset_dir: Path, result: TrainingResult
+) -> dict[str, Any]:
     """What the manifest of a trained directory says of the run that made it."""
     return {
         "config": config.model_dump(mode="json"),
         "plan": asdict(plan),
+        "model_version": artifacts.source_version(model_dir),
         "dataset_fingerprint": artifacts.read_manifest(dataset_dir)["fingerprint"],
         "training": asdict(result),
     }

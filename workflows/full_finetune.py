@@ -14,7 +14,7 @@ from tasks.publish import publish
 from tasks.summarize import summarize
 from tasks.train_full import TRAIN_FULL
 from thriftune.config import RunConfig
-from thriftune.planner import TrainingPlan
+from thriftune.training_plan import TrainingPlan
 from workflows.stages import FinetuneResult, TrainedOnPlan, plan_and_prepare
 
 

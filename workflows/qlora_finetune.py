@@ -15,7 +15,7 @@ from tasks.publish import publish
 from tasks.summarize import summarize
 from tasks.train_qlora import train_qlora
 from thriftune.config import RunConfig
-from thriftune.planner import TrainingPlan
+from thriftune.training_plan import TrainingPlan
 from workflows.stages import FinetuneResult, TrainedOnPlan, plan_and_prepare
 
 

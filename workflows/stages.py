@@ -6,10 +6,11 @@ from flytekit.types.directory import FlyteDirectory
 
 from tasks.fetch_model import fetch_model
 from tasks.plan import plan
+from tasks.preflight import preflight
 from tasks.prepare_dataset import prepare_dataset
 from thriftune.config import Method
-from thriftune.planner import TrainingPlan
 from thriftune.report import RunMetrics
+from thriftune.training_plan import TrainingPlan
 
 
 class FinetuneResult(NamedTuple):
@@ -36,7 +37,7 @@ class Ready(NamedTuple):
 
 
 def plan_and_prepare(config: Any, method: Method, table: Any = None) -> Ready:
-    """Add the nodes that plan a run, fetch its model and prepare its data. Called while a workflow is compiled.
+    """Add the nodes that plan a run, check it, fetch its model and prepare its data. Called while a workflow compiles.
 
     Args:
         config: The workflow's `config` (a promise of a RunConfig).
@@ -44,14 +45,15 @@ def plan_and_prepare(config: Any, method: Method, table: Any = None) -> Ready:
         table: The workflow's table (a promise), if it takes one.
 
     Returns:
-        Promises of the plan, the base model and the dataset. Nothing is fetched before the plan is made.
+        Promises of the plan, the base model and the dataset. Nothing is fetched before the run is planned and checked.
     """
-    planned = plan(config=config, method=method, table=table)
-    fetched = fetch_model(model=config.model, version=planned.model_version)
+    planned = plan(config=config, method=method, has_table=table is not None)
+    checked = preflight(config=config, plan=planned, table=table)
+    fetched = fetch_model(model=config.model, version=checked.model_version)
     dataset = prepare_dataset(
         data=config.data,
         seed=config.seed,
-        data_version=planned.data_version,
+        data_version=checked.data_version,
         tokenizer=fetched.tokenizer,
         tokenizer_version=fetched.tokenizer_version,
         trust_remote_code=config.model.trust_remote_code,

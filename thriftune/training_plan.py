@@ -1,0 +1,124 @@
+"""What a run trains on and how: the planner's answer, which every later task follows."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from thriftune.batching import Batch
+from thriftune.config import Method
+from thriftune.hardware import DEVICES, Device, Precision
+from thriftune.memory import Estimate
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another plan that fits.
+
+    Attributes:
+        instance: Node type.
+        nodes: Machines.
+        devices_per_node: GPUs of each.
+        zero: ZeRO stage and offload, as text; empty for QLoRA.
+        micro_batch: Rows per rank and forward pass.
+        device_gib: GiB of the fullest GPU.
+        device_limit_gib: GiB it has.
+        price_per_hour: Of all nodes.
+    """
+
+    instance: str
+    nodes: int
+    devices_per_node: int
+    zero: str
+    micro_batch: int
+    device_gib: float
+    device_limit_gib: float
+    price_per_hour: float
+
+
+@dataclass(frozen=True)
+class NodeRequest:
+    """What the pod of one node asks for.
+
+    Attributes:
+        cpus: Virtual CPUs.
+        memory_gib: Host memory; /dev/shm counts against it.
+        shared_memory_gib: Limit of /dev/shm.
+        gpus: GPUs; 0 on a CPU.
+    """
+
+    cpus: int
+    memory_gib: int
+    shared_memory_gib: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a run trains on and how.
+
+    Attributes:
+        method: full or qlora.
+        device: Key of the device in `thriftune.hardware.DEVICES`.
+        instance: Node type of the catalogue, or this machine.
+        nodes: Machines.
+        devices_per_node: GPUs per machine (worker processes on CPU).
+        processes_per_node: Training processes per machine: one per device under ZeRO, one for QLoRA.
+        precision: fp32, fp16 or bf16.
+        global_batch: Rows per optimizer step.
+        micro_batch: Rows per rank and forward pass.
+        accumulation: Forward passes per optimizer step.
+        zero_stage: ZeRO stage; 0 for QLoRA.
+        zero_name: Name of the file in deepspeed_configs/; empty for an inline configuration and for QLoRA.
+        deepspeed: The DeepSpeed configuration as JSON text, as the file or the YAML says it; empty for QLoRA.
+        memory: What the run is predicted to need.
+        device_limit_gib: What each GPU has; on a CPU what each worker may take of the host.
+        host_limit_gib: What a pod can have of the host's memory.
+        request: What the pod of each node asks for.
+        price_per_hour: Of all nodes, in `currency`; 0 for this machine.
+        currency: Of the price.
+        prices_as_of: Day and place that the prices are from; empty for this machine.
+        parameters: Of the model.
+        trained_parameters: Those that training changes.
+        alternatives: The next best plans.
+    """
+
+    method: Method
+    device: str
+    instance: str
+    nodes: int
+    devices_per_node: int
+    processes_per_node: int
+    precision: Precision
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    zero_stage: int
+    zero_name: str
+    deepspeed: str
+    memory: Estimate
+    device_limit_gib: float
+    host_limit_gib: float
+    request: NodeRequest
+    price_per_hour: float
+    currency: str
+    prices_as_of: str
+    parameters: int
+    trained_parameters: int
+    alternatives: list[Alternative]
+
+    @property
+    def batch(self) -> Batch:
+        """The global batch and how it is cut."""
+        ranks = self.nodes * self.processes_per_node
+        return Batch(self.global_batch, self.micro_batch, self.accumulation, ranks)
+
+    @property
+    def hardware(self) -> Device:
+        """The device to train on."""
+        return DEVICES[self.device]
+
+    @property
+    def deepspeed_config(self) -> dict[str, Any]:
+        """The DeepSpeed configuration, parsed."""
+        config: dict[str, Any] = json.loads(self.deepspeed)
+        return config

@@ -1,0 +1,39 @@
+"""What a run needs and costs, and everything else that can be known of it before a GPU is asked for.
+
+pyflyte run workflows/plan.py plan --config configs/llama2-7b-full.yaml
+pyflyte run workflows/plan.py preflight --config configs/llama2-7b-full.yaml
+"""
+
+from flytekit import workflow
+
+from tasks.plan import show_plan
+from tasks.preflight import preflight_alone
+from thriftune.config import RunConfig
+
+
+@workflow
+def plan(config: RunConfig) -> str:
+    """Find the cheapest machines a run fits on, and show what it needs of each, item by item. Downloads no weights.
+
+    Args:
+        config: The run. What its file leaves open under hardware, training.micro_batch and zero.config is chosen.
+
+    Returns:
+        The plan as JSON.
+    """
+    result: str = show_plan(config=config)
+    return result
+
+
+@workflow
+def preflight(config: RunConfig) -> str:
+    """Check everything of a run that can be known without a GPU, and report all of it together.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The report as JSON.
+    """
+    result: str = preflight_alone(config=config)
+    return result
