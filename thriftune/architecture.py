@@ -287,7 +287,7 @@ def _read_config(content: dict[str, Any], name: str, *, trust_remote_code: bool)
     if kind in CONFIG_MAPPING:
         try:
             config: PretrainedConfig = AutoConfig.for_model(**content)
-        except (TypeError, ValueError, StrictDataclassError) as error:
+        except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, StrictDataclassError) as error:
             raise ModelSourceError.single(
                 _FIELD, name, f"its config.json cannot be used: {error}.", "Repair config.json."
             ) from error

@@ -12,51 +12,26 @@ from thriftune.errors import ConfigError, Problem
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig as PeftLoraConfig
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
+
+    from thriftune.architecture import Architecture
 
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
 
 
-def linear_module_names(config: "PretrainedConfig", *, trust_remote_code: bool = False) -> list[str]:
-    """The full names of all linear layers but the output head, from the architecture alone.
-
-    Args:
-        config: A model's configuration; the model is built on the meta device and takes no memory.
-        trust_remote_code: Run model code that the model ships.
-
-    Returns:
-        Sorted names, as model.layers.0.self_attn.q_proj.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    head = model.get_output_embeddings()
-    return sorted(
-        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
-    )
-
-
-def require_targets(lora: LoraConfig, model_dir: Path, *, trust_remote_code: bool = False) -> None:
-    """Refuse target modules that the model does not have, before any weight is loaded.
+def require_targets(lora: LoraConfig, architecture: "Architecture") -> None:
+    """Refuse target modules that an architecture does not have. Needs no weights.
 
     Args:
         lora: The LoRA section.
-        model_dir: Directory with the model's config.json.
-        trust_remote_code: Run model code that the model ships.
+        architecture: The base model's.
 
     Raises:
         ConfigError: Names that match no linear layer; lists the ones there are.
     """
-    if lora.target_modules is None:
-        return
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-    present = linear_module_names(config, trust_remote_code=trust_remote_code)
+    present = architecture.linear_shapes
     # As peft matches names: the whole one, or what it ends in after a dot.
-    absent = [t for t in lora.target_modules if not any(f".{name}".endswith(f".{t}") for name in present)]
+    absent = [t for t in lora.target_modules or () if not any(f".{name}".endswith(f".{t}") for name in present)]
     if absent:
         short = sorted({name.rpartition(".")[2] for name in present})
         raise ConfigError.single(
@@ -65,6 +40,36 @@ def require_targets(lora: LoraConfig, model_dir: Path, *, trust_remote_code: boo
             f"no linear layer of this model has that name; it has {', '.join(short)}.",
             "Use those names, or leave target_modules out to adapt every linear layer.",
         )
+
+
+def require_adapters(lora: LoraConfig, architecture: "Architecture") -> None:
+    """Refuse adapters that peft does not put on an architecture, as on fused experts with dropout. Needs no weights.
+
+    Args:
+        lora: The LoRA section; its targets are in the architecture.
+        architecture: The base model's.
+
+    Raises:
+        ConfigError: With peft's reason.
+    """
+    import torch
+    from peft import get_peft_model
+
+    try:
+        get_peft_model(architecture.on_meta(torch.bfloat16, layers=1), peft_config(of_any_layer(lora)))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError.single(
+            "lora.target_modules",
+            ", ".join(lora.target_modules or ()) or "every linear layer",
+            f"peft cannot put these adapters on {architecture.name}: {error}",
+            "Name the modules to adapt, as q_proj, k_proj, v_proj and o_proj, or set lora.dropout: 0.",
+        ) from error
+
+
+def of_any_layer(lora: LoraConfig) -> LoraConfig:
+    """The same adapters without layer numbers in the names of their targets, for a model of fewer layers."""
+    targets = lora.target_modules and tuple(sorted({name.rpartition(".")[2] for name in lora.target_modules}))
+    return lora.model_copy(update={"target_modules": targets})
 
 
 def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:

@@ -120,7 +120,7 @@ def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: boo
             shutil.copyfile(file, directory / file.name)
         try:
             tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # tokenizers raises nothing more particular
             raise ModelSourceError.single(
                 "model.source",
                 model_dir,

@@ -11,6 +11,7 @@ from thriftune.architecture import Architecture
 from thriftune.catalogue import Catalogue
 from thriftune.config import AUTO, RunConfig
 from thriftune.errors import ConfigError, Problem
+from thriftune.lora import require_adapters, require_targets
 from thriftune.memory.adapters import adapter_parameters
 from thriftune.offers import Offer
 from thriftune.search import Choice, Fitting, Refusal, search, zero_choices
@@ -53,6 +54,9 @@ def plan(
     """
     options = _zero_options(config, zero_files or zero.SHAPES)
     model = architecture or architectures.of(config.model)
+    if config.method == "qlora":
+        require_targets(config.lora_or_default, model)
+        require_adapters(config.lora_or_default, model)
     if here is not None:
         offers.require_allowed_here(config, here)
     machines = [here] if here is not None else offers.matching(config, catalogue)

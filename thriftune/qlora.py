@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import artifacts
-from thriftune.config import RunConfig
+from thriftune import architecture, artifacts
+from thriftune.config import ModelConfig, RunConfig
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.loading import load_model, planned_placement
 from thriftune.lora import peft_config, prepare_base, require_same_shape, require_targets, trainable_share
@@ -49,7 +49,7 @@ def train(
         ConfigError: LoRA targets that the model does not have.
     """
     lora, trust = config.lora_or_default, config.model.trust_remote_code
-    require_targets(lora, model_dir, trust_remote_code=trust)
+    require_targets(lora, architecture.of(ModelConfig(source=str(model_dir), trust_remote_code=trust)))
     if resume_from is not None:
         require_same_shape(lora, resume_from)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust)

@@ -238,6 +238,10 @@ def _load_from_hub(config: "DataSource", token: str | None, scratch: Path) -> "D
                 token=token,
                 cache_dir=str(scratch),
             )
+        except FileNotFoundError as error:  # what datasets 5.2 makes of a hub that stops answering
+            if type(error) is not FileNotFoundError:
+                raise
+            raise TransientError(f"data.source = {config.source}: the hub did not answer ({error}).") from error
         except ValueError as error:
             raise DataError.single(
                 "data.split",

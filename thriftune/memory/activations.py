@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune.architecture import Architecture
 from thriftune.config import LoraConfig
 from thriftune.hardware import Precision, torch_dtype
-from thriftune.lora import peft_config, prepare_base
+from thriftune.lora import of_any_layer, peft_config, prepare_base
 from thriftune.memory_watch import RETURNED_BLOCK
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def measure(architecture: Architecture, one_pass: Pass) -> Activations:
         The bytes, apart from weights and the gradients that stay.
 
     Raises:
-        ConfigError: peft cannot put such adapters on this architecture.
+        ValueError: peft cannot put such adapters on this architecture (`thriftune.lora.require_adaptable` says why).
     """
     one, two = (_peaks(architecture, one_pass, layers, with_head=True) for layers in (1, 2))
     bare = _peaks(architecture, one_pass, 1, with_head=False)
@@ -217,7 +217,5 @@ def _four_bit_forward(module: Any, product: Any, dtype: "torch.dtype", inputs: "
 def _with_adapters(model: "PreTrainedModel", lora: LoraConfig) -> Any:
     from peft import get_peft_model
 
-    # Of a name with a layer number in it, only what the layer calls it: this model has a layer or two.
-    targets = lora.target_modules and tuple(sorted({name.rpartition(".")[2] for name in lora.target_modules}))
     prepared = prepare_base(model, lora, gradient_checkpointing=False)
-    return get_peft_model(prepared, peft_config(lora.model_copy(update={"target_modules": targets})))
+    return get_peft_model(prepared, peft_config(of_any_layer(lora)))

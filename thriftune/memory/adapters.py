@@ -5,23 +5,23 @@ asked, for the model on the meta device and the memory that `thriftune.loading` 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from thriftune.architecture import Architecture, layer_of
 from thriftune.config import LoraConfig
 from thriftune.hardware import Precision
-from thriftune.memory.activations import Activations, Pass, quantizer, traced_dtype
+from thriftune.memory.activations import Pass, measure, quantizer, traced_dtype
 from thriftune.memory.sharded import (
     ACTIVATIONS,
     FORWARD_BACKWARD,
     GRADIENTS,
-    HOLES,
     KEPT,
     STATES,
     STEP,
     STEP_BUFFERS,
     WEIGHTS,
+    kept_by_malloc,
 )
 
 # Source: bitsandbytes 0.50: blocks of 64 weights share an absmax, blocks of 256 absmax share another.
@@ -30,6 +30,8 @@ _NESTED_BLOCK = 256
 _STATE_BLOCK = 256  # of the 8-bit optimizers
 _SMALLEST_8_BIT = 4096  # smaller tensors keep fp32 states
 
+# Share of the activations, fitted: see `_kept_in_autocast`.
+_AUTOCAST_COPIES = 0.2
 # Bytes of the optimizer's states per trained parameter, as fp32 tensors.
 _STATE_BYTES = {"adamw": 8.0, "sgd": 0.0}
 _EIGHT_BIT = 2 * (1 + 4 / _STATE_BLOCK)
@@ -57,7 +59,7 @@ class DeviceShare:
 
 
 def phases(
-    share: DeviceShare, one_pass: Pass, optimizer: str, activations: Activations, *, on_gpu: bool
+    share: DeviceShare, one_pass: Pass, optimizer: str, architecture: Architecture, *, on_gpu: bool
 ) -> dict[str, dict[str, int]]:
     """Bytes by item on one device, per phase.
 
@@ -65,7 +67,7 @@ def phases(
         share: What it holds.
         one_pass: What is computed at once.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd.
-        activations: Of one pass.
+        architecture: The model.
         on_gpu: Whether devices are GPUs; on a CPU freed small blocks stay with the process.
 
     Source:
@@ -73,13 +75,26 @@ def phases(
         adapters on a 16-bit base.
     """
     assert one_pass.adapters is not None
-    needed = activations.of(share.layers, has_head=share.has_head)
+    needed = measure(architecture, one_pass).of(share.layers, has_head=share.has_head)
     weights = base_bytes(share, one_pass.adapters, one_pass.precision) + 4 * share.adapters
     held = {WEIGHTS: weights, STATES: state_bytes(share.adapters, optimizer), GRADIENTS: 4 * share.adapters}
-    return {
-        FORWARD_BACKWARD: {**held, ACTIVATIONS: needed.all},
-        STEP: {**held, STEP_BUFFERS: 4 * share.adapters, KEPT: 0 if on_gpu else HOLES * needed.small},
-    }
+    forward, step = {**held, ACTIVATIONS: needed.all}, {**held, STEP_BUFFERS: 4 * share.adapters}
+    if not on_gpu:
+        forward[KEPT] = _kept_in_autocast(share, one_pass, architecture)
+        step[KEPT] = kept_by_malloc(needed)
+    return {FORWARD_BACKWARD: forward, STEP: step}
+
+
+def _kept_in_autocast(share: DeviceShare, one_pass: Pass, architecture: Architecture) -> int:
+    """What malloc keeps on a CPU of the copies that autocast makes, in the first pass or in recomputed layers.
+
+    Source: fitted to the measured runs; a GPU's allocator gives such blocks to the next tensor.
+    """
+    if one_pass.precision == "fp32":
+        return 0
+    whole = measure(architecture, replace(one_pass, gradient_checkpointing=False))
+    activations = whole.of(share.layers, has_head=share.has_head)
+    return int(_AUTOCAST_COPIES * activations.all) + 2 * share.adapters
 
 
 def base_bytes(share: DeviceShare, lora: LoraConfig, precision: Precision) -> int:

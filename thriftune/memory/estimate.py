@@ -111,12 +111,11 @@ def estimate(
     Source:
         `thriftune.memory.activations`, `.sharded` and `.adapters` for the items; docs/memory.md for how close it is.
     """
-    activations = measure(architecture, one_pass)
     on_gpu = machines.device.is_gpu
     if layout is not None:
         ranks = machines.nodes * machines.devices_per_node
-        whole = activations.of(architecture.layers, has_head=True)
-        shards = sharded.shards(architecture, one_pass, layout, ranks, whole, on_gpu=on_gpu)
+        activations = measure(architecture, one_pass).of(architecture.layers, has_head=True)
+        shards = sharded.shards(architecture, one_pass, layout, ranks, activations, on_gpu=on_gpu)
         per_device, offloaded = [shards.device] * machines.devices_per_node, shards.host
     else:
         assert one_pass.adapters is not None
@@ -124,7 +123,7 @@ def estimate(
         shares = adapters.split(architecture, one_pass.adapters, one_pass.precision, machines.devices_per_node, usable)
         if shares is None:
             return None
-        per_device = [adapters.phases(s, one_pass, optimizer, activations, on_gpu=on_gpu) for s in shares]
+        per_device = [adapters.phases(s, one_pass, optimizer, architecture, on_gpu=on_gpu) for s in shares]
         offloaded = {}
     processes = machines.devices_per_node if layout is not None else 1
     if layout is not None and layout.is_pinned and on_gpu:

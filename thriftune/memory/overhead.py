@@ -13,7 +13,7 @@ MARGIN = "fragmentation"
 PROCESS = "Python and libraries"
 
 # Measured here: a worker that has imported torch, transformers and deepspeed, and taken its first step.
-_PROCESS_BYTES = 650 * MIB
+_PROCESS_BYTES = 700 * MIB
 # Of that, what the libraries take before anything is loaded.
 START_GIB = 500 / 1024
 # Not measured here: a process with torch's CUDA libraries mapped; several share most of it.

@@ -15,8 +15,8 @@ from thriftune.zero import Layout
 
 _MASTER = 4  # fp32
 _MOMENTS = 8  # AdamW's two, fp32
-# Freed small blocks leave holes between others; measured, two to two and a half times what they held at once.
-HOLES = 2
+# Share of large freed blocks that stays with a process on a CPU; fitted, see `kept_by_malloc`.
+_HOLES = 0.3
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 Phases = dict[str, dict[str, int]]
@@ -61,11 +61,10 @@ def shards(
         Its bytes.
     """
     held = _held(architecture, one_pass, layout, ranks)
-    buffers = _buffers(architecture, one_pass, layout)
+    buffers = _buffers(architecture, one_pass, layout, activations)
     step = _step_buffers(architecture, one_pass, layout, ranks, on_gpu=on_gpu)
     host = _offloaded(architecture, one_pass, layout, ranks)
-    # Below stage 3 the gradients become fp32 ones, and are freed before AdamW starts.
-    while_stepping = held if layout.stage in (0, 3) else {**held, GRADIENTS: 0}
+    while_stepping = {**held, GRADIENTS: _gradients_while_stepping(held[GRADIENTS], layout, ranks)}
     device = {
         FORWARD_BACKWARD: {**held, BUFFERS: buffers, ACTIVATIONS: activations.all},
         STEP: {**while_stepping, STEP_BUFFERS: 0 if STEP_BUFFERS in host else step},
@@ -76,10 +75,15 @@ def shards(
         gathered = _BYTES[one_pass.precision] * architecture.parameters
         device[STEP][BUFFERS] = max(0, gathered - device[STEP][STEP_BUFFERS])
     if not on_gpu:
-        kept = _kept_by_malloc(architecture, one_pass, layout)
+        kept = _kept_of_gathered(architecture, one_pass, ranks) if layout.stage == 3 else 0
         device[FORWARD_BACKWARD][KEPT] = kept
-        device[STEP][KEPT] = kept + HOLES * activations.small
+        device[STEP][KEPT] = kept + kept_by_malloc(activations)
     return Shards(device, host)
+
+
+def _gradients_while_stepping(gradients: int, layout: Layout, ranks: int) -> int:
+    """Below stage 3 gradients become fp32 ones before AdamW starts; stage 1 still holds those of its own part."""
+    return {1: gradients // ranks, 2: 0}.get(layout.stage, gradients)
 
 
 def _offloaded(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> dict[str, int]:
@@ -99,49 +103,73 @@ def _held(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int
     """What lasts from step to step, and the gradients: 16 bytes a parameter and more before anything is divided.
 
     Source: ZeRO (arXiv 1910.02054), section 3: stage 1 divides the optimizer states by N, stage 2 the gradients as
-    well, stage 3 the weights too. DeepSpeed keeps fp32 master weights also when it trains in fp32, except in stage 0.
+    well, stage 3 the weights too. DeepSpeed keeps fp32 master weights also when it trains in fp32.
     """
-    width = _BYTES[one_pass.precision]
-    whole = architecture.parameters
+    width, whole = _BYTES[one_pass.precision], architecture.parameters
     part = -(-whole // ranks)
-    master = 0 if layout.stage == 0 and one_pass.precision == "fp32" else _MASTER
-    states = (master + _MOMENTS) * (part if layout.stage else whole)
-    gradients = {
-        # BF16_Optimizer sums gradients in fp32.
-        0: whole * (4 if one_pass.precision == "bf16" else width),
-        1: whole * width,
-        2: part * width,
-        3: part * width,
-    }[layout.stage]
-    return {WEIGHTS: width * (part if layout.stage == 3 else whole), STATES: states, GRADIENTS: gradients}
+    if layout.stage == 0:
+        return _held_undivided(one_pass, whole, part)
+    return {
+        WEIGHTS: width * (part if layout.stage == 3 else whole),
+        STATES: (_MASTER + _MOMENTS) * part,
+        GRADIENTS: width * (whole if layout.stage == 1 else part),
+    }
+
+
+def _held_undivided(one_pass: Pass, whole: int, part: int) -> dict[str, int]:
+    """Stage 0: plain AdamW in fp32; in 16 bits one of DeepSpeed's optimizers that keep fp32 master weights.
+
+    BF16_Optimizer divides master weights and moments over the ranks even so; it sums gradients in fp32, beside those
+    of the last two passes in bf16, and flattens the weights into a copy.
+    """
+    if one_pass.precision == "fp32":
+        return {WEIGHTS: 4 * whole, STATES: _MOMENTS * whole, GRADIENTS: 4 * whole}
+    if one_pass.precision == "fp16":
+        return {WEIGHTS: 2 * whole, STATES: (_MASTER + _MOMENTS) * whole, GRADIENTS: 2 * whole}
+    return {WEIGHTS: 2 * 2 * whole, STATES: (_MASTER + _MOMENTS) * part, GRADIENTS: (4 + 2 + 2) * whole}
 
 
 def _step_buffers(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, *, on_gpu: bool) -> int:
     """Gradients in fp32 and AdamW's temporaries, of what is stepped at once: a shard, in stage 3 a sub-group of it."""
-    width, part = _BYTES[one_pass.precision], -(-architecture.parameters // (ranks if layout.stage else 1))
+    width, part = _BYTES[one_pass.precision], -(-architecture.parameters // ranks)
+    temporaries = 4 if on_gpu else 8  # torch's AdamW: sqrt in place over many tensors on a GPU, not so on a CPU
+    if layout.stage == 0:
+        if one_pass.precision == "fp32":  # parameter by parameter; on a GPU many at once
+            return temporaries * (architecture.parameters if on_gpu else architecture.largest_parameter)
+        return temporaries * part + (4 * architecture.parameters if one_pass.precision == "fp16" else 0)
     if layout.stage == 3:  # a sub-group ends with the parameter that fills it
         part = min(part, layout.sub_group + -(-architecture.largest_parameter // ranks))
-    temporaries = 4 if on_gpu else 8  # torch's AdamW: sqrt in place over many tensors on a GPU, not so on a CPU
-    gradients = 4 if layout.stage else 0
-    return part * max(gradients + temporaries, gradients + 2 * width if layout.stage in (1, 2) else 0)
+    return part * max(4 + temporaries, 4 + 2 * width if layout.stage < 3 else 0)
 
 
-def _buffers(architecture: Architecture, one_pass: Pass, layout: Layout) -> int:
+def _buffers(architecture: Architecture, one_pass: Pass, layout: Layout, activations: Peaks) -> int:
     """Buckets that gradients are reduced in; in stage 3 the weights that are gathered at one moment."""
     width = _BYTES[one_pass.precision]
+    if layout.stage == 0:  # gradients are flattened to be summed over the ranks, when activations are gone
+        return 0 if one_pass.precision == "bf16" else max(0, width * architecture.parameters - activations.all)
     bucket = max(layout.reduce_bucket, architecture.largest_parameter)
     if layout.stage < 3:
         return width * (bucket + (architecture.largest_parameter if layout.offloaded_optimizer != "none" else 0))
-    gathered = max(
-        architecture.largest_parameter + layout.prefetch,
-        min(layout.live_parameters, 2 * architecture.layer_parameters) + layout.prefetch,
-    )
+    # The head is in use while layers are fetched ahead of it, up to the limit of what may be live.
+    live = min(layout.live_parameters, 2 * architecture.layer_parameters)
+    gathered = architecture.largest_parameter + live + layout.prefetch
     return width * (bucket + gathered)
 
 
-def _kept_by_malloc(architecture: Architecture, one_pass: Pass, layout: Layout) -> int:
-    """On a CPU: blocks too small to go back to the system, which stage 3 gathers weights in and frees again."""
-    if layout.stage < 3:
-        return 0
-    sizes = (_BYTES[one_pass.precision] * math.prod(shape) for shape in architecture.shapes.values())
-    return sum(size for size in sizes if size < RETURNED_BLOCK)
+def _kept_of_gathered(architecture: Architecture, one_pass: Pass, ranks: int) -> int:
+    """What malloc keeps on a CPU of the weights that stage 3 gathers and frees: those in small blocks.
+
+    Source: measured. In fp32 two thirds of a shard stay besides; where, is not understood.
+    """
+    width = _BYTES[one_pass.precision]
+    sizes = (width * math.prod(shape) for shape in architecture.shapes.values())
+    small = sum(size for size in sizes if size < RETURNED_BLOCK)
+    return small + (2 * width * architecture.parameters // ranks // 3 if one_pass.precision == "fp32" else 0)
+
+
+def kept_by_malloc(activations: Peaks) -> int:
+    """What a process on a CPU keeps of freed activations: small blocks, and holes among the large ones.
+
+    Source: fitted to the measured runs; nothing of the kind exists on a GPU, where torch has an allocator of its own.
+    """
+    return activations.small + int(_HOLES * (activations.all - activations.small))

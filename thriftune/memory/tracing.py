@@ -139,7 +139,9 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        output = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        rows, heads, tokens, _ = query.shape
+        # In memory heads come last, so that the projection after it needs no copy.
+        output = query.new_empty((rows, tokens, heads, value.shape[-1])).transpose(1, 2)
         ctx.save_for_backward(query, key, value, bias, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return output
 

@@ -1,0 +1,111 @@
+"""The task in front of every GPU task: everything about a run that can be known without a GPU, refused together."""
+
+import json
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from flytekit import Deck, task
+from flytekit.exceptions.user import FlyteRecoverableException
+from flytekit.types.structured import StructuredDataset
+
+import deepspeed_configs
+from tasks import settings
+from tasks.plan import make_plan
+from tasks.transfer import download_table, table_version, transient_errors_retried
+from thriftune import catalogue, offers, zero
+from thriftune import preflight as checks
+from thriftune.config import RunConfig
+from thriftune.errors import ThriftuneError, TransientError, UserError
+from thriftune.preflight import Preflight, report
+from thriftune.training_plan import TrainingPlan
+
+logger = logging.getLogger("thriftune.tasks.preflight")
+
+
+class Checked(NamedTuple):
+    """What a preflight came to, as JSON, and the versions that model and data have now."""
+
+    report: str
+    model_version: str
+    data_version: str
+
+
+@task(**settings.hub_task(), enable_deck=True, deck_fields=())
+def preflight(config: RunConfig, plan: TrainingPlan, table: StructuredDataset | None = None) -> Checked:
+    """Check a planned run, and refuse one that cannot work.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        table: The rows of source input:table, if the workflow was given them.
+
+    Returns:
+        The report, and the versions to fetch the model and the data at.
+    """
+    files = download_table(table) if table is not None else None
+    with transient_errors_retried():
+        checked = _check(config, plan, files, table_version(table) if table is not None else "")
+        checked.require_ok()
+    facts = checked.facts
+    return Checked(json.dumps(checked.as_json()), facts.model_version, facts.data_version)
+
+
+@task(**settings.hub_task(), enable_deck=True, deck_fields=())
+def preflight_alone(config: RunConfig) -> str:
+    """Check a run without running it: why it has no plan is then one finding among the others.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The report as JSON.
+    """
+    with transient_errors_retried():
+        checked = _check(config, _plan_or_error(config))
+        checked.require_ok()
+    return json.dumps(checked.as_json())
+
+
+def _plan_or_error(config: RunConfig) -> TrainingPlan | ThriftuneError:
+    try:
+        return make_plan(config, on_this_machine=config.hardware.device == "CPU")
+    except UserError as error:
+        return error
+    except FlyteRecoverableException as error:  # as which a plan's own transient error comes
+        return TransientError(str(error))
+
+
+def _check(
+    config: RunConfig, plan: TrainingPlan | ThriftuneError, table: list[Path] | None = None, version: str = ""
+) -> Preflight:
+    """The checks, shown in the log and as a deck before anything is refused."""
+    token = settings.hub_token()
+    checked = checks.run(
+        config,
+        plan=plan,
+        token=token,
+        table=table,
+        table_version=version,
+        secrets={settings.HUB_SECRET: token is not None} if settings.HUB_SECRET else {},
+        zero_files={name: deepspeed_configs.load(name) for name in zero.SHAPES},
+        network_gbps=_network_gbps(plan),
+        grace_seconds=settings.GRACE_SECONDS,
+    )
+    logger.info("\n%s", report.text(checked))
+    page = report.html(checked)
+    Deck("Preflight", page)
+    if settings.is_local():
+        folder = settings.result_place(config.name, "preflight")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "preflight.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+        (folder / "preflight.json").write_text(json.dumps(checked.as_json(), indent=2) + "\n", encoding="utf-8")
+        logger.info("Report: %s", folder / "preflight.html")
+    return checked
+
+
+def _network_gbps(plan: TrainingPlan | ThriftuneError) -> float | None:
+    """The network of a planned node; None for this machine."""
+    if not isinstance(plan, TrainingPlan) or plan.instance == offers.THIS_MACHINE:
+        return None
+    return catalogue.load(settings.CATALOGUE).get(plan.instance).network_gbps

@@ -1,0 +1,157 @@
+"""What must hold of any estimate: more of something never needs less, and nothing is created or lost by moving it."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thriftune import architecture, zero
+from thriftune.config import LoraConfig, ModelConfig
+from thriftune.hardware import DEVICES
+from thriftune.memory import Machines, Pass, estimate
+from thriftune.memory.adapters import adapter_parameters, split
+from thriftune.memory.evaluating import evaluation_gib
+
+GIB = 2**30
+SMOL = architecture.of(ModelConfig(source="HuggingFaceTB/SmolLM2-135M-Instruct"))
+LLAMA_70B = architecture.of(ModelConfig(source="meta-llama/Llama-2-70b-hf"))
+MIXTRAL = architecture.of(ModelConfig(source="mistralai/Mixtral-8x7B-v0.1"))
+T4 = DEVICES["T4"]
+STAGES = {
+    "zero0": {"zero_optimization": {"stage": 0}},
+    **zero.SHAPES,
+    "zero3_offload_optimizer": {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
+}
+lengths, batches = st.sampled_from([64, 256]), st.integers(1, 3)
+stages = st.sampled_from(sorted(STAGES))
+precisions = st.sampled_from(["fp16", "bf16", "fp32"])
+properties = settings(max_examples=25, deadline=None)
+
+
+def full(one_pass, stage, nodes=1, devices=4, device=T4):
+    layout = zero.layout(STAGES[stage], SMOL.hidden_size)
+    return estimate(SMOL, one_pass, Machines(device, 14.56, nodes, devices), layout=layout)
+
+
+def adapted(one_pass, devices=1, optimizer="adamw", model=SMOL):
+    return estimate(model, one_pass, Machines(T4, 14.56, 1, devices), layout=None, optimizer=optimizer)
+
+
+@properties
+@given(stage=stages, precision=precisions, length=lengths, rows=batches, checkpointing=st.booleans())
+def test_a_longer_sequence_or_a_bigger_micro_batch_never_needs_less(stage, precision, length, rows, checkpointing):
+    base = full(Pass(rows, length, checkpointing, precision), stage)
+    for more in (Pass(rows, 2 * length, checkpointing, precision), Pass(rows + 1, length, checkpointing, precision)):
+        bigger = full(more, stage)
+        assert bigger.device_gib >= base.device_gib
+        assert bigger.host_gib >= base.host_gib
+
+
+@properties
+@given(stage=stages, precision=precisions, nodes=st.integers(1, 7), on_gpu=st.booleans())
+def test_more_nodes_never_need_more_of_each_gpu_or_host(stage, precision, nodes, on_gpu):
+    device, one_pass = (T4 if on_gpu else DEVICES["CPU"]), Pass(1, 128, True, precision)
+    fewer, more = (full(one_pass, stage, n, device=device) for n in (nodes, nodes + 1))
+    assert more.device_gib <= fewer.device_gib + 1e-9
+    assert more.host_gib <= fewer.host_gib + 1e-9
+
+
+@properties
+@given(precision=precisions, length=lengths, rows=batches, stage=st.sampled_from(["zero2", "zero3"]))
+def test_offload_moves_what_lasts_and_neither_creates_nor_destroys_it(precision, length, rows, stage):
+    one_pass = Pass(rows, length, True, precision)
+    plain = full(one_pass, stage, device=DEVICES["CPU"])
+    offloaded = full(one_pass, f"{stage}_offload", device=DEVICES["CPU"])
+    for item in ("weights", "optimizer states"):  # on a CPU, both places are the same memory
+        in_device = [e.devices[0].get(item, 0.0) for e in (plain, offloaded)]
+        assert in_device[0] == pytest.approx(in_device[1])
+    on_gpu = full(one_pass, f"{stage}_offload")
+    assert "optimizer states" not in on_gpu.device
+    states = 12 * SMOL.parameters / GIB
+    assert on_gpu.host["offloaded optimizer states"] == pytest.approx(states * (4 / 3), rel=1e-3)  # page-locked
+    assert on_gpu.device_gib < full(one_pass, stage).device_gib
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_each_stage_divides_what_the_one_before_does_and_one_thing_more(precision):
+    width = 2 if precision == "fp16" else 4
+    whole = SMOL.parameters * 1.0 / GIB
+    one_pass = Pass(64, 512, False, precision)  # activations so large that the backward pass is the peak
+    expected = {
+        "zero1": {"weights": width, "gradients": width, "optimizer states": 12 / 4},
+        "zero2": {"weights": width, "gradients": width / 4, "optimizer states": 12 / 4},
+        "zero3": {"weights": width / 4, "gradients": width / 4, "optimizer states": 12 / 4},
+    }
+    for stage, items in expected.items():
+        needed = full(one_pass, stage)
+        assert needed.phase == "forward and backward"
+        for item, per_parameter in items.items():
+            assert needed.device[item] == pytest.approx(per_parameter * whole, rel=1e-4), (stage, item)
+
+
+def test_checkpointing_trades_layers_for_their_inputs():
+    kept, recomputed = (full(Pass(4, 512, checkpointing, "fp16"), "zero3") for checkpointing in (False, True))
+    assert recomputed.device["activations"] < 0.5 * kept.device["activations"]
+
+
+def test_with_a_large_vocabulary_logits_dominate():
+    needed = full(Pass(8, 512, True, "fp16"), "zero3")
+    logits = 8 * 512 * SMOL.vocabulary * (4 + 4) / GIB  # what cross-entropy keeps in fp32, and its gradient
+    assert logits < needed.device["activations"] < 2 * logits
+
+
+def test_qlora_holds_each_weight_in_half_a_byte_and_its_constants():
+    lora = LoraConfig(rank=16)
+    shares = split(LLAMA_70B, lora, "fp16", 8, int(12e9))
+    assert sum(s.linear for s in shares) == LLAMA_70B.linear_parameters
+    assert sum(s.linear + s.fused + s.other for s in shares) == LLAMA_70B.parameters
+    assert sum(s.layers for s in shares) == 80
+    assert [s.has_head for s in shares] == [False] * 7 + [True]
+    assert sum(s.adapters for s in shares) == sum(adapter_parameters(LLAMA_70B, lora).values())
+
+
+def test_double_quantization_saves_what_the_paper_says():
+    """QLoRA (arXiv 2305.14314), section 3: 0.373 bits a parameter."""
+    single, double = (
+        adapted(Pass(1, 64, True, "fp16", LoraConfig(rank=8, double_quantization=d)), devices=8, model=LLAMA_70B)
+        for d in (False, True)
+    )
+    saved = sum(a["weights"] - b["weights"] for a, b in zip(single.devices, double.devices, strict=True))
+    assert saved * GIB * 8 / LLAMA_70B.linear_parameters == pytest.approx(0.373, abs=0.01)
+
+
+def test_experts_stay_in_sixteen_bits_and_are_counted_so():
+    shares = split(MIXTRAL, LoraConfig(rank=8, target_modules=("q_proj",)), "fp16", 8, int(19e9))
+    assert sum(s.fused for s in shares) == 45_097_156_608
+    assert split(MIXTRAL, LoraConfig(rank=8, target_modules=("q_proj",)), "fp16", 8, int(13e9)) is None
+
+
+def test_weights_that_no_device_can_hold_have_no_estimate():
+    assert adapted(Pass(1, 64, True, "fp16", LoraConfig(rank=8)), devices=2, model=LLAMA_70B) is None
+
+
+@pytest.mark.parametrize(("optimizer", "bytes_each"), [("adamw", 8), ("paged_adamw_8bit", 2.03), ("sgd", 0)])
+def test_optimizers_of_adapters_differ_in_their_states(optimizer, bytes_each):
+    lora = LoraConfig(rank=64)
+    needed = adapted(Pass(1, 64, True, "fp16", lora), optimizer=optimizer)
+    trained = sum(adapter_parameters(SMOL, lora).values())
+    assert needed.device.get("optimizer states", 0.0) * GIB == pytest.approx(bytes_each * trained, rel=0.01)
+
+
+def test_a_mixture_of_experts_is_traced_in_every_precision():
+    for precision in ("fp16", "bf16"):
+        lora = LoraConfig(rank=8, target_modules=("q_proj",))
+        assert adapted(Pass(1, 64, True, precision, lora), devices=1, model=MIXTRAL).device["activations"] > 0
+
+
+def test_the_evaluation_is_counted_where_the_whole_model_must_be_on_one_node(run_config):
+    config = run_config(data={"max_length": 512}, evaluation={"batch": 4})
+    assert evaluation_gib(config, LLAMA_70B, T4, 14.56, 8, "fp16") is None
+    needed = evaluation_gib(config, SMOL, T4, 14.56, 1, "fp16")
+    logits = 12 * 4 * 512 * SMOL.vocabulary
+    assert needed * GIB > 2 * SMOL.parameters + logits
+
+
+def test_the_estimate_of_a_process_on_a_cpu_is_the_host():
+    needed = full(Pass(1, 128, True, "bf16"), "zero3", devices=2, device=DEVICES["CPU"])
+    assert needed.training_host_gib == pytest.approx(2 * needed.device_gib)
+    assert needed.shared_memory_gib == 0

@@ -1,0 +1,274 @@
+"""Broken inputs, each refused by a preflight of the whole run with the one code that says what is wrong."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import chat_rows, write_jsonl
+from preflighting import Checking, broken_copy, codes
+
+from thriftune.data.selection import Fate, select
+from thriftune.errors import ConfigError, ThriftuneError, TransientError
+from thriftune.preflight import CODES
+
+MIXTRAL = {
+    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400,
+    "num_local_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+ASKING = {"role": "user", "content": "What is red?"}
+
+
+@dataclass
+class World:
+    """What a broken input is made from."""
+
+    folder: Path
+    tiny_model: Path
+    adapter: Callable[..., Path]
+
+    def model(self, *remove: str, **options: Any) -> dict[str, Any]:
+        return {"model": {"source": str(broken_copy(self.tiny_model, self.folder, *remove, **options))}}
+
+    def file(self, name: str, content: str | bytes) -> dict[str, Any]:
+        file = self.folder / name
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        return {"data": {"source": str(file)}}
+
+    def rows(self, rows: list[dict[str, Any]], **data: Any) -> dict[str, Any]:
+        return {"data": {"source": str(write_jsonl(self.folder / "rows.jsonl", rows)), **data}}
+
+
+@dataclass
+class Run:
+    """Sections of the run to override, the arguments of the preflight, and the method."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    method: str = "full"
+
+
+def answered(answer: str, question: str = "What is red?") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def held_out_row_is_bad(world: World) -> dict[str, Any]:
+    """Rows of which just those that are held out cannot be used."""
+    rows = chat_rows()
+    (selection,) = select([len(rows)], validation_share=0.1, seed=0)
+    fates = selection.fates(0, len(rows))
+    return world.rows(
+        [{"messages": []} if fate == Fate.HELD_OUT else row for row, fate in zip(rows, fates, strict=True)],
+        max_rejected=1,
+    )
+
+
+def two_shards_one_missing(world: World) -> dict[str, Any]:
+    index = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    return world.model(write={"model.safetensors.index.json": json.dumps(index)})
+
+
+def pad_past_the_table(world: World) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    directory = broken_copy(world.tiny_model, world.folder)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_special_tokens({"pad_token": "<|new pad|>"})
+    tokenizer.save_pretrained(directory)
+    return {"model": {"source": str(directory)}}
+
+
+def slow_tokenizer(world: World) -> dict[str, Any]:
+    from transformers import ByT5Tokenizer
+
+    directory = broken_copy(world.tiny_model, world.folder, "tokenizer*", write={"vocab.json": "{}"})
+    ByT5Tokenizer().save_pretrained(directory)
+    return {"model": {"source": str(directory)}}
+
+
+def adapter(world: World, **change: Any) -> Run:
+    place = world.adapter(1)
+    file = place / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    return Run({"lora": {"resume_from": str(place), "rank": 4, "alpha": 8}}, method="qlora")
+
+
+def adapter_without(world: World, name: str) -> Run:
+    run = adapter(world)
+    (Path(run.overrides["lora"]["resume_from"]) / name).unlink()
+    return run
+
+
+def lora(**section: Any) -> Run:
+    return Run({"lora": section}, method="qlora")
+
+
+def write(name: str, text: str) -> dict[str, Any]:
+    return {"write": {name: text}}
+
+
+def config_with(**values: Any) -> dict[str, Any]:
+    return {"change": {"config.json": values}}
+
+
+def refusing(field_name: str, value: str = "x") -> dict[str, Any]:
+    return {"plan": ConfigError.single(field_name, value, "cannot be.", "Change it.")}
+
+
+ALL_LONG = [answered("red " * 60, f"What is {number}?") for number in range(30)]
+PREFIX = "A quoted </s> ends the text."
+
+CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
+    "no such model directory": ("model-not-found", lambda w: {"model": {"source": "./nowhere"}}),
+    "an empty model directory": ("model-not-found", lambda w: {"model": {"source": str(w.folder)}}),
+    "a path that is no hub id": ("model-not-found", lambda w: {"model": {"source": "models/llama/7b"}}),
+    "an empty store": ("model-not-found", lambda w: {"model": {"source": "memory://no-such-model"}}),
+    "no such GGUF file": ("model-not-found", lambda w: {"model": {"source": "./nowhere.gguf"}}),
+    "an unknown kind of URL": ("model-unreadable", lambda w: {"model": {"source": "foo://bucket/model"}}),
+    "a GGUF file that is none": (
+        "model-unreadable",
+        lambda w: {"model": {"source": w.file("m.gguf", b"not GGUF")["data"]["source"]}},
+    ),
+    "no weights": ("model-incomplete", lambda w: w.model("model.safetensors")),
+    "no config.json": ("model-incomplete", lambda w: w.model("config.json")),
+    "no tokenizer": ("model-incomplete", lambda w: w.model("tokenizer.json")),
+    "pickled weights": ("model-incomplete", lambda w: w.model("model.safetensors", **write("pytorch_model.bin", "x"))),
+    "a shard that is not there": ("model-incomplete", two_shards_one_missing),
+    "config.json that is no JSON": ("model-config-invalid", lambda w: w.model(**write("config.json", "{oops"))),
+    "config.json that is a list": ("model-config-invalid", lambda w: w.model(**write("config.json", "[]"))),
+    "unknown architecture": ("model-config-invalid", lambda w: w.model(**config_with(model_type="lama"))),
+    "no hidden size": ("model-config-invalid", lambda w: w.model(**config_with(hidden_size=None))),
+    "no attention heads": ("model-config-invalid", lambda w: w.model(**config_with(num_attention_heads=0))),
+    "heads that do not divide": ("model-config-invalid", lambda w: w.model(**config_with(num_attention_heads=5))),
+    "tokenizer.json that is no JSON": ("tokenizer-broken", lambda w: w.model(**write("tokenizer.json", "{oops"))),
+    "tokenizer of an unknown kind": (
+        "tokenizer-broken",
+        lambda w: w.model(change={"tokenizer.json": {"model": {"type": "Magic"}}}),
+    ),
+    "a tokenizer without character offsets": ("tokenizer-slow", slow_tokenizer),
+    "no EOS token": ("tokenizer-no-eos", lambda w: w.model(change={"tokenizer_config.json": {"eos_token": None}})),
+    "no chat template": ("chat-template-missing", lambda w: w.model("chat_template.jinja")),
+    "a chat template that is none": (
+        "chat-template-fails",
+        lambda w: w.model(**write("chat_template.jinja", "{% for m in messages %}{{ m.content }}")),
+    ),
+    "a chat template that refuses": (
+        "chat-template-fails",
+        lambda w: w.model(**write("chat_template.jinja", "{{ raise_exception('only for tools') }}")),
+    ),
+    "a chat template that leaves out the answer": (
+        "chat-template-fails",
+        lambda w: w.model(**write("chat_template.jinja", "{{ messages[0].content }}")),
+    ),
+    "a chat template that fails, and no data": (
+        "chat-template-fails data-not-found",
+        lambda w: w.model(**write("chat_template.jinja", "{{ 1 / 0 }}")) | {"data": {"source": "nowhere.jsonl"}},
+    ),
+    "a table too small for the tokens": ("token-outside-embedding", lambda w: w.model(**config_with(vocab_size=200))),
+    "a pad token past the table": ("pad-outside-embedding", pad_past_the_table),
+    "no such data file": ("data-not-found", lambda w: {"data": {"source": "nowhere.jsonl"}}),
+    "a glob that matches nothing": ("data-not-found", lambda w: {"data": {"source": "data/*.parquet"}}),
+    "one of several sources missing": (
+        "data-not-found",
+        lambda w: {"data": {"source": "", "format": None, "sources": [
+            {"source": w.rows(chat_rows())["data"]["source"], "format": "chat"},
+            {"source": "nowhere.jsonl", "format": "chat"},
+        ]}},
+    ),
+    "a file of another kind": ("data-unreadable", lambda w: {"data": {"source": "./rows.xlsx"}}),
+    "a store that nobody can read": ("data-unreadable", lambda w: {"data": {"source": "foo://bucket/rows.jsonl"}}),
+    "lines that are no JSON": ("data-unreadable", lambda w: w.file("rows.jsonl", "What?\nNothing.\n")),
+    "a broken Parquet file": ("data-unreadable", lambda w: w.file("rows.parquet", b"PAR1 and no more")),
+    "a CSV header with a column twice": ("data-unreadable", lambda w: w.file("rows.csv", "messages,messages\na,b\n")),
+    "a .gz file that is none": ("data-unreadable", lambda w: w.file("rows.jsonl.gz", b"not compressed")),
+    "an empty file": ("data-empty", lambda w: w.file("rows.jsonl", "\n\n")),
+    "columns of another format": ("data-columns-missing", lambda w: {"data": {"format": "alpaca"}}),
+    "a mapped column that is not there": (
+        "data-columns-missing",
+        lambda w: {"data": {"columns": {"messages": "conversation"}}},
+    ),
+    "a single row": ("too-few-rows", lambda w: w.rows(chat_rows()[:1])),
+    "max_rows that leaves one": ("too-few-rows", lambda w: {"data": {"max_rows": 1}}),
+    "a table that nobody gave": ("table-missing", lambda w: {"data": {"source": "input:table"}}),
+    "a table that nobody reads": ("table-unused", lambda w: Run(options={"table": [Path("table.parquet")]})),
+    "too many bad rows": ("too-many-rejected", lambda w: w.rows([*chat_rows(), {"messages": []}, {"messages": []}])),
+    "no answers": ("too-many-rejected", lambda w: w.rows([{"messages": [ASKING]}] * 20)),
+    "special tokens spelled out": (
+        "too-many-rejected",
+        lambda w: w.rows([answered(f"{PREFIX} {number}") for number in range(20)]),
+    ),
+    "only bad rows, and all allowed": (
+        "no-training-rows",
+        lambda w: w.rows([{"messages": [ASKING]}] * 20, max_rejected=1),
+    ),
+    "the same row again and again": ("no-training-rows", lambda w: w.rows([answered("Red.")] * 20)),
+    "held-out rows that cannot be used": ("no-held-out-rows", held_out_row_is_bad),
+    "prompts longer than a row": ("all-rows-too-long", lambda w: {"data": {"max_length": 16}}),
+    "long rows, all to be dropped": ("all-rows-too-long", lambda w: w.rows(ALL_LONG, long_rows="drop")),
+    "rows all cut before their end": ("eos-never-trained", lambda w: w.rows(ALL_LONG)),
+    "answers with the pad token": (
+        "pad-trained",
+        lambda w: w.rows([answered(f"<pad> {number}") for number in range(30)], special_tokens="keep"),
+    ),
+    "LoRA targets of another model": ("lora-target-missing", lambda w: lora(target_modules=["query_key_value"])),
+    "adapters that peft refuses": (
+        "lora-refused",
+        lambda w: Run(w.model(**write("config.json", json.dumps(MIXTRAL))), method="qlora"),
+    ),
+    "no adapter to go on from": ("adapter-not-found", lambda w: lora(resume_from=str(w.folder / "nowhere"))),
+    "an adapter without weights": ("adapter-not-found", lambda w: adapter_without(w, "adapter_model.safetensors")),
+    "an adapter without its configuration": ("adapter-not-found", lambda w: adapter_without(w, "adapter_config.json")),
+    "an adapter that is no LoRA": ("adapter-not-found", lambda w: adapter(w, r=None)),
+    "an adapter of another rank": ("adapter-shape-differs", lambda w: adapter(w, r=16)),
+    "an adapter of another alpha": ("adapter-shape-differs", lambda w: adapter(w, lora_alpha=32)),
+    "nothing fits": ("plan-does-not-fit", lambda w: Run(options=refusing("hardware"))),
+    "an unknown ZeRO file": ("zero-config-invalid", lambda w: Run(options=refusing("zero.config", "zero9"))),
+    "a misspelt ZeRO setting": (
+        "zero-config-invalid",
+        lambda w: Run(
+            {"zero": {"config": {"zero_optimization": {"stage": 3, "overlap_com": True}}}},
+            {"plan": ConfigError.single("zero.config", "", "cannot be.", "Change it.")},
+        ),
+    ),
+    "the other workflow's method": ("wrong-workflow", lambda w: Run(options=refusing("method", "qlora"))),
+    "a planner that could not read the model": (
+        "hub-unreachable",
+        lambda w: Run(options={"plan": TransientError("The hub cannot be reached.")}),
+    ),
+    "no such secret": ("secret-missing", lambda w: Run(options={"secrets": {"group/key": False}})),
+    "publishing without a token": ("publish-no-token", lambda w: {"publish": {"repository": "me/tuned"}}),
+    "a blank prompt": ("evaluation-prompt-unusable", lambda w: {"evaluation": {"prompts": ["What is red?", " "]}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_refused_with_the_code_that_says_why(name, tiny_model_dir, chat_rows_file, random_adapter, tmp_path):
+    code, make = CASES[name]
+    (tmp_path / "world").mkdir()
+    made = make(World(tmp_path / "world", tiny_model_dir, random_adapter))
+    run = made if isinstance(made, Run) else Run(made)
+    result = Checking(tiny_model_dir, chat_rows_file)(run.method, run.options, **run.overrides)
+    assert codes(result) == set(code.split()), result.errors
+    with pytest.raises(ThriftuneError) as caught:
+        result.require_ok()
+    assert isinstance(caught.value, TransientError) == (code == "hub-unreachable")
+    for found in result.errors:
+        assert f"[{found.code}]" in str(caught.value)
+        assert found.field
+        assert found.message.endswith("."), found.message
+        assert str(tmp_path / "model") not in found.message
+
+
+def test_there_are_enough_cases_and_every_code_but_the_hub_s_has_one():
+    assert len(CASES) >= 30
+    refused = {code for codes, _make in CASES.values() for code in codes.split()}
+    errors = {code for code, (severity, _meaning) in CODES.items() if severity == "error"}
+    # test_preflight_hub.py has these.
+    elsewhere = {
+        "model-gated", "model-revision-not-found", "data-gated", "data-revision-not-found", "data-split-not-found",
+        "hub-token-refused", "publish-no-write-access",
+    }  # fmt: skip
+    assert errors - refused == elsewhere

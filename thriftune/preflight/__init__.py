@@ -1,0 +1,6 @@
+"""Everything about a run that can be known without a GPU, found together and before one is asked for."""
+
+from thriftune.preflight.checking import run
+from thriftune.preflight.findings import CODES, Facts, Finding, Preflight, PreflightError
+
+__all__ = ["CODES", "Facts", "Finding", "Preflight", "PreflightError", "run"]

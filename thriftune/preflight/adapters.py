@@ -1,0 +1,106 @@
+"""Adapters: their targets are in the architecture, peft accepts them, and one to go on from is there and alike."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from thriftune.architecture import Architecture
+from thriftune.config import LoraConfig, RunConfig
+from thriftune.errors import ConfigError, TransientError
+from thriftune.lora import require_adapters, require_same_shape, require_targets
+from thriftune.preflight.base_model import BaseModel
+from thriftune.preflight.findings import Finding, finding, skipped
+from thriftune.preflight.outcome import attempt
+
+logger = logging.getLogger(__name__)
+
+_TARGETS, _RESUME = "lora.target_modules", "lora.resume_from"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def check(config: RunConfig, base: BaseModel) -> Iterator[Finding]:
+    """Everything about the adapters of a run; nothing for method full.
+
+    Args:
+        config: The run.
+        base: Its base model, brought.
+    """
+    if config.method != "qlora":
+        return
+    logger.info("Preflight: adapters")
+    lora = config.lora_or_default
+    if base.architecture is None:
+        yield skipped(_TARGETS, "the base model's architecture is not known")
+    else:
+        yield from _targets(lora, base.architecture)
+    if lora.resume_from is not None:
+        yield from _adapter_to_go_on_from(config, lora, lora.resume_from)
+
+
+def _targets(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding]:
+    named = ", ".join(lora.target_modules or ())
+    missing = attempt(lambda: require_targets(lora, architecture), "lora-target-missing", _TARGETS, named)
+    yield from missing.findings
+    if not missing.failed:
+        yield from attempt(lambda: require_adapters(lora, architecture), "lora-refused", _TARGETS, named).findings
+
+
+def _adapter_to_go_on_from(config: RunConfig, lora: LoraConfig, place: str) -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory() as scratch:
+        brought = attempt(lambda: _bring(place, Path(scratch)), "adapter-not-found", _RESUME, place)
+        if brought.value is None:
+            yield from brought.findings
+            return
+        directory = brought.value
+        yield from attempt(
+            lambda: require_same_shape(lora, directory), "adapter-shape-differs", _RESUME, place
+        ).findings
+        saved = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+        other = saved.get("base_model_name_or_path")
+        if other and other != config.model.source:
+            yield finding(
+                "adapter-other-base",
+                _RESUME,
+                place,
+                f"says that it was trained on {other}, and the run's base model is {config.model.source}.",
+                "Use its own base model, unless both are the same.",
+            )
+
+
+def _bring(place: str, scratch: Path) -> Path:
+    """The configuration of an adapter, on this disk.
+
+    Raises:
+        ConfigError: There is no adapter.
+        TransientError: The store did not answer.
+    """
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(place if "://" in place else str(Path(place).expanduser()))
+        missing = [name for name in (_CONFIG, _WEIGHTS) if not filesystem.exists(f"{path}/{name}")]
+        if not missing:
+            filesystem.get(f"{path}/{_CONFIG}", str(scratch / _CONFIG))
+            _require_lora(json.loads((scratch / _CONFIG).read_text(encoding="utf-8")))
+    except (ImportError, ValueError, PermissionError) as error:
+        message = f"cannot be read: {error}."
+        raise ConfigError.single(_RESUME, place, message, "Check the place and the permissions.") from error
+    except OSError as error:
+        raise TransientError(f"{_RESUME} = {place}: the store did not answer ({error}).") from error
+    if missing:
+        raise ConfigError.single(
+            _RESUME, place, f"has no {' and no '.join(missing)}.", "Name the directory of an adapter."
+        )
+    return scratch
+
+
+def _require_lora(content: object) -> None:
+    """Refuse what is not the configuration of a LoRA adapter.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), int) for key in ("r", "lora_alpha")):
+        raise ValueError(f"{_CONFIG} has no r and lora_alpha")

@@ -1,0 +1,210 @@
+"""The base model before it is fetched: found, allowed, complete, of a known architecture. No weight is downloaded."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune import architecture, models
+from thriftune.architecture import Architecture
+from thriftune.config import ModelConfig
+from thriftune.errors import ModelSourceError, TransientError
+from thriftune.preflight import licenses
+from thriftune.preflight.access import permitted
+from thriftune.preflight.findings import Finding, finding, skipped
+from thriftune.preflight.outcome import attempt, hub_code
+
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetInfo, ModelInfo
+
+logger = logging.getLogger(__name__)
+
+FIELD = "model.source"
+_WEIGHTS = "*.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model without its weights.
+
+    Attributes:
+        version: What `thriftune.models.version` says.
+        license: As it says itself; empty if it does not.
+        directory: config.json and the tokenizer's files, on this disk.
+        architecture: Its shape.
+        findings: What is wrong with it. What could not be found out is None or empty above.
+    """
+
+    version: str = ""
+    license: str = ""
+    directory: Path | None = None
+    architecture: Architecture | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
+    """Find a base model and bring all of it but the weights.
+
+    Args:
+        model: The model section of a run.
+        token: Hub token.
+        scratch: Folder to write to.
+
+    Returns:
+        As much of it as could be had, and what is wrong.
+    """
+    source, of_model = model.source, hub_code("model")
+    logger.info("Preflight: the base model %s", source)
+    version = attempt(lambda: models.version(source, model.revision, token), of_model, FIELD, source)
+    if version.value is None:
+        return BaseModel(findings=version.findings)
+    brought = attempt(lambda: _bring(model, str(version.value), token, scratch), of_model, FIELD, source)
+    if brought.value is None:
+        return BaseModel(version.value, findings=brought.findings)
+    directory, names, info = brought.value
+    found = licenses.of(directory, info)
+    base = BaseModel(version.value, found, directory, findings=tuple(_license_note(found, source)))
+    lacking = attempt(lambda: _require_complete(directory, names, source), "model-incomplete", FIELD, source)
+    if lacking.failed:
+        return dataclasses.replace(base, findings=base.findings + lacking.findings)
+    shape = attempt(lambda: _architecture(model, directory), "model-config-invalid", FIELD, source)
+    named = tuple(_in_words_of(found, directory, source) for found in shape.findings)
+    return dataclasses.replace(base, architecture=shape.value, findings=base.findings + named)
+
+
+def check_length(base: BaseModel, max_length: int) -> Iterator[Finding]:
+    """Rows longer than the positions that a model was made for.
+
+    Args:
+        base: The base model.
+        max_length: data.max_length, in tokens.
+    """
+    if base.architecture is None:
+        yield skipped("data.max_length", "the base model's architecture is not known")
+        return
+    positions = base.architecture.longest_input
+    if positions is not None and max_length > positions:
+        yield finding(
+            "max-length-beyond-positions",
+            "data.max_length",
+            max_length,
+            f"the model was made for {positions} positions; it saw no longer row before.",
+            f"Use at most {positions}.",
+        )
+
+
+def _license_note(found: str, source: str) -> Iterator[Finding]:
+    if not found:
+        yield finding(
+            "license-not-found", FIELD, source, "says nowhere under which license it stands.", "Ask who made it."
+        )
+
+
+def _bring(
+    model: ModelConfig, version: str, token: str | None, scratch: Path
+) -> tuple[Path, set[str], "ModelInfo | DatasetInfo | None"]:
+    """The files of a model but its weights, on this disk; the names of all of them; and what the hub says of it."""
+    directory = scratch / "model"
+    directory.mkdir(parents=True)
+    source, kind = model.source, models.kind_of(model.source)
+    code = ("*.py",) if model.trust_remote_code else ()
+    patterns = (*(pattern for pattern in models._WANTED if pattern != _WEIGHTS), "README.md", *code)
+    if kind == "hub":
+        info = permitted(source, version, token, field=FIELD, error_class=ModelSourceError, repo_type="model")
+        models._fetch_hub(source, version, directory, token, patterns)
+        return directory, {file.rfilename for file in info.siblings or ()}, info
+    if source.endswith(".gguf"):
+        _unpack_gguf(_local_gguf(source, scratch), directory)
+        return directory, {"model.safetensors", *(p.name for p in directory.iterdir())}, None  # the weights are inside
+    if kind == "url":
+        names = {entry.partition(" ")[0].rpartition("/")[2] for entry in models._remote_listing(source)}
+        models._fetch_url(source, directory, patterns)
+        return directory, names, None
+    models._link_directory(Path(source).expanduser(), directory, patterns)
+    return directory, {p.name for p in Path(source).expanduser().iterdir()}, None
+
+
+def _local_gguf(source: str, scratch: Path) -> Path:
+    """A GGUF file on this disk: its tokenizer is inside, so all of it is needed."""
+    if "://" not in source:
+        return Path(source).expanduser()
+    import fsspec
+
+    logger.info("Preflight: downloading %s, whose tokenizer is inside", source)
+    filesystem, path = fsspec.core.url_to_fs(source)
+    try:
+        filesystem.get(path, str(scratch / "model.gguf"))
+    except OSError as error:
+        raise TransientError(f"{FIELD} = {source}: the download failed ({error}).") from error
+    return scratch / "model.gguf"
+
+
+def _unpack_gguf(file: Path, directory: Path) -> None:
+    """Write the tokenizer and the configuration in a GGUF file as those of a model directory."""
+    from transformers import AutoTokenizer
+
+    shape = architecture.of(ModelConfig(source=str(file)))  # explains what is wrong with the file
+    (directory / "config.json").write_text(shape.content, encoding="utf-8")
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(directory)
+    licenses.keep(directory, licenses.of_gguf(file))
+
+
+def _require_complete(directory: Path, names: set[str], source: str) -> None:
+    """Refuse what lacks a configuration, weights or a tokenizer, or a file that the index of the weights names.
+
+    Raises:
+        ModelSourceError: All that is missing.
+    """
+    listing = directory.parent / "listing"  # the names alone, to look at in the way of a fetched model
+    listing.mkdir()
+    for name in names:
+        if "/" not in name:
+            (listing / name).touch()
+    models.require_model_directory(listing, source)
+    named = set(_index(directory / _INDEX).get("weight_map", {}).values())
+    if missing := sorted(named - names):
+        raise ModelSourceError.single(
+            FIELD,
+            source,
+            f"lacks {', '.join(missing[:5])}{' and more' if missing[5:] else ''}, which {_INDEX} names.",
+            "Download or save the model again.",
+        )
+
+
+def _index(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError:  # transformers, which reads it first, says what is wrong with it
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _architecture(model: ModelConfig, directory: Path) -> Architecture:
+    """The shape of the model whose files are here, and proof that its class can be built.
+
+    Raises:
+        ModelSourceError: It cannot.
+    """
+    try:
+        shape = architecture.of(model.model_copy(update={"source": str(directory)}))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of configuration classes
+        raise ModelSourceError.single(
+            FIELD,
+            model.source,
+            f"its config.json cannot be used ({type(error).__name__}: {error}).",
+            "Repair config.json.",
+        ) from error
+    if not model.trust_remote_code:  # whose code is looked for where the name says
+        shape = dataclasses.replace(shape, name=model.source)
+    logger.info("Preflight: %s parameters", f"{shape.parameters:,}")
+    return shape
+
+
+def _in_words_of(found: Finding, directory: Path, source: str) -> Finding:
+    """A finding about files in a scratch folder, as one about where they came from."""
+    message = found.message.replace(str(directory), source)
+    return dataclasses.replace(found, value=source, message=message)

@@ -1,0 +1,181 @@
+"""The preflight itself: every check, in the order in which one needs what another found."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from thriftune.config import RunConfig
+from thriftune.data import sources
+from thriftune.errors import ThriftuneError
+from thriftune.preflight import adapters, base_model, data_checks, platform, rows, sampling, steps, target, tokenizer
+from thriftune.preflight.base_model import BaseModel
+from thriftune.preflight.findings import UNREACHABLE, Facts, Finding, Preflight, finding, in_order, skipped
+from thriftune.preflight.outcome import attempt, hub_code
+from thriftune.preflight.platform import GRACE_SECONDS
+from thriftune.preflight.sampling import Sample
+from thriftune.preflight.tokenizer import CheckedTokenizer
+from thriftune.training_plan import TrainingPlan
+
+_DATA = "data.source"
+
+
+@dataclass
+class _Notes:
+    """What was found so far."""
+
+    findings: list[Finding] = field(default_factory=list)
+    facts: Facts = field(default_factory=Facts)
+
+    def learn(self, **facts: Any) -> None:
+        """Add facts."""
+        self.facts = replace(self.facts, **facts)
+
+
+def run(
+    config: RunConfig,
+    *,
+    plan: TrainingPlan | ThriftuneError,
+    token: str | None = None,
+    table: Sequence[Path] | None = None,
+    table_version: str = "",
+    secrets: Mapping[str, bool] = {},
+    zero_files: Mapping[str, dict[str, Any]] = {},
+    network_gbps: float | None = None,
+    grace_seconds: float = GRACE_SECONDS,
+) -> Preflight:
+    """Find out everything about a run that can be known without a GPU. Never raises for what a person did wrong.
+
+    Args:
+        config: The run.
+        plan: Its plan, or what was raised in place of one.
+        token: Hub token.
+        table: Parquet files of the table that the workflow was given; None where it takes none.
+        table_version: What that table holds now.
+        secrets: Whether each secret that the tasks ask for is there, by its name.
+        zero_files: The DeepSpeed configurations that `zero.config` can name, for a run without a plan.
+        network_gbps: Network of a planned node, in Gbit/s; None where it is not known.
+        grace_seconds: Notice that a spot node is given.
+
+    Returns:
+        All findings, and what was learned.
+    """
+    notes = _Notes([*platform.check_secrets(secrets), *target.check(config.publish, token)])
+    notes.findings += platform.check_zero(config, plan, zero_files)
+    _check_upload(plan, network_gbps, grace_seconds, notes)
+    with tempfile.TemporaryDirectory() as scratch:
+        base = _check_model(config, token, Path(scratch), notes)
+        checked = tokenizer.check(config, base)
+        notes.findings += checked.findings
+        sample = _read_data(config, token, Path(scratch), table, table_version, notes)
+        _check_rows(config, base, checked, sample, notes)
+        notes.findings += adapters.check(config, base)
+    notes.findings += _check_plan(plan, notes.findings)
+    return Preflight(config.name, in_order(notes.findings), notes.facts)
+
+
+def _check_model(config: RunConfig, token: str | None, scratch: Path, notes: _Notes) -> BaseModel:
+    base = base_model.check(config.model, token, scratch)
+    notes.findings += base.findings
+    notes.findings += base_model.check_length(base, config.data.max_length)
+    notes.learn(model_version=base.version, license=base.license)
+    if base.architecture is not None:
+        notes.learn(parameters=base.architecture.parameters)
+    return base
+
+
+def _check_plan(plan: TrainingPlan | ThriftuneError, found: Sequence[Finding]) -> list[Finding]:
+    """Why there is no plan, but for what the planner says again of a model or adapters that were found bad here.
+
+    Args:
+        plan: The plan.
+        found: What the other checks found.
+    """
+    bad = {other.field.partition(".")[0] for other in found if other.severity == "error"}
+    return [
+        why
+        for why in platform.check_plan(plan)
+        if why.field.partition(".")[0] not in bad & {"model", "lora"}
+        and not (why.code == UNREACHABLE and "model" in bad)
+    ]
+
+
+def _read_data(
+    config: RunConfig,
+    token: str | None,
+    scratch: Path,
+    table: Sequence[Path] | None,
+    table_version: str,
+    notes: _Notes,
+) -> Sample | None:
+    """The first rows, of the sources at the versions that they have now."""
+    data = config.data
+    named = ", ".join(source.source for source in data.all_sources)
+    if table is not None and sources.TABLE not in [source.source for source in data.all_sources]:
+        remedy = f"Write source: {sources.TABLE}."
+        notes.findings.append(finding("table-unused", _DATA, named, "leaves out the table that was given.", remedy))
+    notes.learn(max_length=data.max_length)
+    version = attempt(lambda: sources.versions(data, token, table=table_version), hub_code("data"), _DATA, named)
+    pinned = data if version.value is None else sources.pinned(data, version.value)
+    sample = sampling.read(config.model_copy(update={"data": pinned}), scratch, token, table or ())
+    # Reading says more than asking for the version; what only the version needs is what is left to say.
+    notes.findings += sample.findings or version.findings
+    notes.learn(data_version=version.value or "")
+    if sample.value is not None:
+        used, is_whole = sample.value.used_rows(data), sample.value.is_whole
+        notes.learn(rows_sampled=sample.value.count, rows_total=used, is_whole=is_whole)
+    return sample.value
+
+
+def _check_rows(
+    config: RunConfig, base: BaseModel, checked: CheckedTokenizer, sample: Sample | None, notes: _Notes
+) -> None:
+    """What needs rows, a tokenizer, or both."""
+    ready = checked.tokenizer
+    if ready is not None and base.architecture is not None:
+        notes.findings += tokenizer.check_prompts(config, ready, base.architecture)
+    if ready is None or sample is None or base.architecture is None:
+        why = "there is no tokenizer to tokenize with" if ready is None else "the data could not be read"
+        notes.findings += [skipped("data", why), skipped("training", why)]
+        if ready is not None:
+            notes.findings += tokenizer.check_template(config, ready)
+        return
+    tried = rows.convert(sample, config, ready)
+    notes.findings += tried.findings
+    if tried.value is None:
+        notes.findings.append(skipped("training", "there are no rows to train on"))
+        return
+    made, data = tried.value, config.data
+    notes.findings += data_checks.check(made, sample, data, ready, base.architecture)
+    notes.learn(
+        examples=len(made.lengths),
+        lengths=data_checks.histogram(made, data.max_length),
+        longest=max(made.lengths, default=0),
+        too_long=data_checks.too_long_share(made, data.max_length),
+        trained_share=data_checks.trained_share(made),
+    )
+    counted = steps.of_sample(made, sample, config)
+    if counted is None:
+        why = "nobody says how many rows there are" if made.train.token_rows else "there are no rows to train on"
+        notes.findings.append(skipped("training", why))
+        return
+    notes.findings += steps.check(counted, config.training)
+    notes.learn(training_rows=counted.rows, total_steps=counted.total, warmup_steps=counted.warmup)
+
+
+def _check_upload(
+    plan: TrainingPlan | ThriftuneError, network_gbps: float | None, grace_seconds: float, notes: _Notes
+) -> None:
+    """Whether a node that is given notice has time to save what it trained."""
+    if not isinstance(plan, TrainingPlan):
+        return
+    notes.learn(plan=platform.plan_line(plan))
+    if network_gbps is None:
+        if plan.hardware.is_gpu:
+            notes.findings.append(skipped("checkpoint upload", "the network of the nodes is not known"))
+        return
+    size = platform.checkpoint_bytes(plan)
+    seconds = platform.upload_seconds(size, network_gbps)
+    notes.findings += platform.check_upload(seconds, size, grace_seconds)
+    notes.learn(upload_seconds=seconds)

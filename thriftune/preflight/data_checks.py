@@ -1,0 +1,203 @@
+"""What the sampled rows say of the data: rejected, too long, trained on, in the embedding table."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from thriftune.architecture import Architecture
+from thriftune.config import DataConfig
+from thriftune.data.report import number, percent
+from thriftune.data.statistics import Bin, SplitStats, bins
+from thriftune.preflight.findings import Finding, finding, of_problem
+from thriftune.preflight.rows import Tried, too_many_rejected
+from thriftune.preflight.sampling import Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SOURCE, _LENGTH = "data.source", "data.max_length"
+_TEMPLATE = "chat template"
+# Where so many rows of a part cannot be used, it is their format that is wrong.
+_SURELY = 0.5
+_MOST = 0.95
+_LONGEST_SHOWN = 4  # times max_length: one book among short answers must not flatten the histogram
+
+
+def check(
+    tried: Tried,
+    sample: Sample,
+    data: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    architecture: Architecture,
+) -> Iterator[Finding]:
+    """Everything that the sampled rows show.
+
+    Args:
+        tried: What became of them.
+        sample: The rows.
+        data: The data section.
+        tokenizer: The tokenizer.
+        architecture: Of the base model.
+    """
+    rejected = list(_rejected(tried, sample, data))
+    yield from rejected
+    if tried.rejected_rows == tried.rows and rejected:
+        return
+    yield from _lengths(tried, sample, data)
+    if not _all_dropped(tried):
+        yield from _left(tried, sample)
+    yield from _trained(tried, sample, data, tokenizer)
+    if tried.largest_token >= architecture.vocabulary:
+        yield finding(
+            "token-outside-embedding",
+            "model.source",
+            f"token {tried.largest_token}",
+            f"is in the rows, and the embedding table has {architecture.vocabulary} rows.",
+            "Use the tokenizer that belongs to the model, or enlarge the table and save the model.",
+        )
+
+
+def histogram(tried: Tried, max_length: int) -> tuple[Bin, ...]:
+    """Lengths of the examples before any is cut; those far beyond the maximum are in the last bar.
+
+    Args:
+        tried: What became of the sampled rows.
+        max_length: data.max_length, in tokens.
+    """
+    import numpy as np
+
+    if not tried.lengths:
+        return ()
+    longest = max(tried.lengths)
+    limit = min(max(longest, max_length), _LONGEST_SHOWN * max_length)
+    counts = np.bincount(np.minimum(tried.lengths, limit), minlength=limit + 1)
+    bars = bins(counts)
+    return (*bars[:-1], Bin(bars[-1].low, max(longest, bars[-1].high), bars[-1].count))
+
+
+def too_long_share(tried: Tried, max_length: int) -> float | None:
+    """Share of the examples that are longer than the maximum; None where there are none."""
+    return sum(length > max_length for length in tried.lengths) / len(tried.lengths) if tried.lengths else None
+
+
+def trained_share(tried: Tried) -> float | None:
+    """Share of the tokens that carry loss; None where there are none."""
+    tokens = tried.train.tokens + tried.validation.tokens
+    return (tried.train.trained_tokens + tried.validation.trained_tokens) / tokens if tokens else None
+
+
+def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding]:
+    """Rows that cannot be used. Of a part of the data, only what is as good as certain of all of it is an error."""
+    if not tried.rejected:
+        return
+    share, first = tried.rejected_rows / tried.rows, tried.rejected[0].reason
+    if tried.rejected_rows == tried.rows and all(_TEMPLATE in row.reason for row in tried.rejected):
+        message = f"none of {tried.rows} conversations can be rendered, the first because {first}."
+        remedy = "Repair chat_template.jinja, use another instruct model, or change the roles in the data."
+        yield finding("chat-template-fails", "data.format", "chat", message, remedy)
+        return
+    total = tried.rows if sample.is_whole or share >= _SURELY else sample.used_rows(data)
+    error = too_many_rejected(tried, total, data.max_rejected) if total is not None else None
+    if error is not None:
+        yield from (of_problem("too-many-rejected", problem) for problem in error.problems)
+    elif share > data.max_rejected:
+        yield finding(
+            "rejected-in-sample",
+            "data.max_rejected",
+            data.max_rejected,
+            f"{tried.rejected_rows} of the first {tried.rows} rows ({percent(share)}) cannot be used, the first "
+            f"because {first}.",
+            "Look at them: if the rest is alike, preparing the data will stop.",
+        )
+
+
+def _lengths(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding]:
+    """Examples that are longer than the maximum, and what becomes of them."""
+    too_long, examples = _sum(tried, "too_long"), len(tried.lengths)
+    if not too_long:
+        return
+    if _all_dropped(tried):
+        yield finding(
+            "all-rows-too-long",
+            _LENGTH,
+            data.max_length,
+            f"nothing of {_scope(sample, 'examples')} is left: the shortest has {min(tried.lengths)} tokens.",
+            f"Raise it: {_longer(tried, data.max_length)}.",
+        )
+        return
+    fates = (("truncated", "cut at the end"), ("split", "split over several rows"), ("dropped", "dropped"))
+    what = ", ".join(f"{_sum(tried, name)} {fate}" for name, fate in fates if _sum(tried, name))
+    yield finding(
+        "rows-too-long",
+        _LENGTH,
+        data.max_length,
+        f"{percent(too_long / examples)} of {_scope(sample, 'examples')} are longer: {what}.",
+        f"Raise it, or choose another data.long_rows: {_longer(tried, data.max_length)}.",
+    )
+
+
+def _all_dropped(tried: Tried) -> bool:
+    """Whether every example is longer than the maximum, and dropped."""
+    examples = len(tried.lengths)
+    return tried.kept == 0 and 0 < examples <= _sum(tried, "too_long")
+
+
+def _left(tried: Tried, sample: Sample) -> Iterator[Finding]:
+    """Whether anything is left to train on and to measure on."""
+    names = ", ".join(source.name for source in sample.sources)
+    remedy = "Give more, and different, rows."
+    # Of a part of the data, the rows held out are not those of the run.
+    if not (sample.is_whole or tried.kept == 0):
+        return
+    if not tried.train.token_rows:
+        message = f"nothing is left to train on: {_where_they_went(tried.train)}."
+        yield finding("no-training-rows", _SOURCE, names, message, remedy)
+    elif not tried.validation.token_rows:
+        message = f"nothing is left to measure loss on: {_where_they_went(tried.validation)}."
+        yield finding("no-held-out-rows", _SOURCE, names, message, remedy)
+
+
+def _trained(tried: Tried, sample: Sample, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
+    """The special tokens among what is trained on."""
+    if tried.kept and not tried.trained_eos:
+        yield finding(
+            "eos-never-trained",
+            _LENGTH,
+            data.max_length,
+            f"none of {_scope(sample, 'examples')} trains {tokenizer.eos_token!r}, because all are cut before it; "
+            "answers would never end.",
+            f"Raise it: {_longer(tried, data.max_length)}.",
+        )
+    if tried.trained_pad and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        yield finding(
+            "pad-trained",
+            _SOURCE,
+            ", ".join(source.name for source in sample.sources),
+            f"{tried.trained_pad} of {_scope(sample, 'examples')} train the pad token {tokenizer.pad_token!r}.",
+            "Remove it from the answers, or give the tokenizer a pad token that no text makes.",
+        )
+
+
+def _scope(sample: Sample, what: str) -> str:
+    return f"all {what}" if sample.is_whole else f"the {what} in the first {sample.count} rows"
+
+
+def _where_they_went(split: SplitStats) -> str:
+    went = {
+        "rejected": split.rejected, "dropped for their length": split.dropped, "duplicates": split.duplicates,
+        "held out too": split.leaked,
+    }  # fmt: skip
+    where = ", ".join(f"{count} {what}" for what, count in went.items() if count)
+    return f"of {split.rows} rows, {where or 'none can be used'}"
+
+
+def _longer(tried: Tried, max_length: int) -> str:
+    """How long a row must be to hold most of the examples whole, or all where most fit already."""
+    in_order = sorted(tried.lengths)
+    enough = in_order[min(len(in_order) - 1, int(_MOST * len(in_order)))]
+    if enough > max_length and enough < in_order[-1]:
+        return f"{number(enough)} holds {_MOST:.0%} of them, {number(in_order[-1])} all"
+    return f"{number(in_order[-1])} holds all of them"
+
+
+def _sum(tried: Tried, name: str) -> int:
+    return int(getattr(tried.train, name)) + int(getattr(tried.validation, name))

@@ -1,0 +1,138 @@
+"""What the platform must give: the plan, DeepSpeed's configuration, secrets, and time to upload a checkpoint."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from thriftune import zero
+from thriftune.config import RunConfig
+from thriftune.errors import ThriftuneError, TransientError, UserError
+from thriftune.preflight.findings import Finding, finding, of_problem, skipped
+from thriftune.preflight.outcome import unreachable
+from thriftune.training_plan import TrainingPlan
+
+logger = logging.getLogger(__name__)
+
+# AWS gives a spot node two minutes.
+# Source: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+GRACE_SECONDS = 120.0
+# Share of a network's rate that an upload to an object store keeps up.
+_EFFICIENCY = 0.5
+_GIGABIT_BYTES = 1e9 / 8
+_FP32, _MOMENTS, _HALF = 4, 8, 2
+
+Plan = TrainingPlan | ThriftuneError
+
+
+def check_plan(plan: Plan) -> Iterator[Finding]:
+    """Why there is no plan, if there is none.
+
+    Args:
+        plan: The plan of the run, or what was raised in place of one.
+    """
+    if isinstance(plan, TransientError):
+        yield unreachable(plan, "plan", "")
+    elif isinstance(plan, UserError):
+        for problem in plan.problems:
+            yield of_problem(_code_of(problem.field), problem)
+
+
+def plan_line(plan: TrainingPlan) -> str:
+    """A plan in a line, as: 2 x g4dn.12xlarge (4 T4 each), zero3, fp16, global batch 64 = 8 ranks x micro batch ..."""
+    nodes = f"{plan.nodes} x {plan.instance} ({plan.devices_per_node} {plan.device} each)"
+    how = (plan.zero_name or f"ZeRO-{plan.zero_stage}") if plan.method == "full" else "QLoRA"
+    batch = plan.batch
+    return (
+        f"{nodes}, {how}, {plan.precision}, global batch {batch.global_batch} = "
+        f"{batch.world_size} rank{'s' if batch.world_size > 1 else ''} x micro batch {batch.micro_batch} x "
+        f"accumulation {batch.accumulation}"
+    )
+
+
+def check_zero(config: RunConfig, plan: Plan, files: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
+    """Whether the DeepSpeed configuration says what can be, and DeepSpeed itself agrees.
+
+    Args:
+        config: The run.
+        plan: Its plan, which holds the configuration that was chosen.
+        files: The configurations that `zero.config` can name.
+    """
+    if config.method != "full":
+        return
+    named = config.zero_or_default.config
+    content = named if isinstance(named, dict) else files.get(named)
+    if isinstance(plan, TrainingPlan):
+        content = plan.deepspeed_config
+    if content is None:
+        yield skipped("zero.config", "there is no plan, and no file of this name here")
+        return
+    logger.info("Preflight: the DeepSpeed configuration")
+    problems = zero.check(content, "zero.config") or zero.check_with_deepspeed(content, "zero.config")
+    yield from (of_problem("zero-config-invalid", problem) for problem in problems)
+
+
+def check_secrets(secrets: Mapping[str, bool]) -> Iterator[Finding]:
+    """Secrets that are asked for and not there.
+
+    Args:
+        secrets: Whether each is there, by its name.
+    """
+    for name, is_there in secrets.items():
+        if not is_there:
+            yield finding(
+                "secret-missing",
+                "secret",
+                name,
+                "is not mounted in this task, so it is not there for the others.",
+                "Create it in the project's namespace, or unset THRIFTUNE_HUB_SECRET where no token is needed.",
+            )
+
+
+def checkpoint_bytes(plan: TrainingPlan) -> int:
+    """Bytes of training state that one node uploads: weights, fp32 master weights and AdamW's two moments.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        14 bytes per parameter after 16-bit training and 12 after fp32; a share of it where ZeRO spreads it over nodes.
+    """
+    per_parameter = _FP32 + _MOMENTS + (_HALF if plan.precision != "fp32" and plan.method == "full" else 0)
+    return plan.trained_parameters * per_parameter // (plan.nodes if plan.zero_stage else 1)
+
+
+def upload_seconds(size: int, network_gbps: float) -> float:
+    """How long a node uploads.
+
+    Args:
+        size: Bytes.
+        network_gbps: The node's network that lasts, in Gbit/s; half of it is taken to be used.
+    """
+    return size / (network_gbps * _GIGABIT_BYTES * _EFFICIENCY)
+
+
+def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Finding]:
+    """Whether a spot node that is given notice can still upload a checkpoint.
+
+    Args:
+        seconds: What the upload takes.
+        size: Bytes of it.
+        grace_seconds: Notice that a spot node is given.
+    """
+    if seconds > grace_seconds:
+        yield finding(
+            "upload-exceeds-grace",
+            "hardware.nodes",
+            "",
+            f"a checkpoint is {size / 2**30:.0f} GiB per node and takes {seconds:.0f} s to upload; a spot node has "
+            f"{grace_seconds:.0f} s.",
+            "Use on-demand nodes, more of them, or ones with a faster network.",
+        )
+
+
+def _code_of(field: str) -> str:
+    section = field.partition(".")[0]
+    if field == "method":
+        return "wrong-workflow"
+    by_section = {"zero": "zero-config-invalid", "model": "model-config-invalid", "lora": "lora-refused"}
+    return by_section.get(section, "plan-does-not-fit")

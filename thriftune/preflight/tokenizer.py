@@ -1,0 +1,199 @@
+"""The base model's tokenizer: it loads, can do what the data need, and its tokens are in the embedding table."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thriftune.architecture import Architecture
+from thriftune.config import RunConfig
+from thriftune.data.chat import read_messages
+from thriftune.data.conversion import formats
+from thriftune.data.examples import RowError
+from thriftune.data.rendering import render
+from thriftune.data.tokenization import require_usable
+from thriftune.errors import ModelSourceError
+from thriftune.generation import encode_prompt
+from thriftune.preflight.base_model import FIELD, BaseModel
+from thriftune.preflight.findings import Finding, finding, skipped
+from thriftune.preflight.outcome import attempt
+from thriftune.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_SYSTEM, _USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is two and two?"}
+_ASSISTANT = {"role": "assistant", "content": "Four."}
+# What a template may want of a conversation differs: one of these should please it.
+_CONVERSATIONS = ([_USER, _ASSISTANT], [_SYSTEM, _USER, _ASSISTANT], [_USER, _ASSISTANT, _USER, _ASSISTANT])
+
+
+@dataclass(frozen=True)
+class CheckedTokenizer:
+    """The tokenizer, and what is wrong with it.
+
+    Attributes:
+        tokenizer: None where rows cannot be tokenized with it.
+        findings: What was found.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+    findings: tuple[Finding, ...] = ()
+
+
+def check(config: RunConfig, base: BaseModel) -> CheckedTokenizer:
+    """Load the tokenizer, and see whether it can do what the run needs.
+
+    Args:
+        config: The run.
+        base: Its base model, brought.
+
+    Returns:
+        The tokenizer, if rows can be tokenized with it, and what was found.
+    """
+    directory, source = base.directory, config.model.source
+    if directory is None or base.architecture is None:
+        reason = "the base model could not be had" if directory is None else "config.json, read first, cannot be used"
+        return CheckedTokenizer(findings=(skipped("tokenizer", reason),))
+    logger.info("Preflight: the tokenizer")
+    trust = config.model.trust_remote_code
+    loaded = attempt(lambda: _load(directory, source, trust_remote_code=trust), "tokenizer-broken", FIELD, source)
+    if loaded.value is None:
+        return CheckedTokenizer(findings=loaded.findings)
+    tokenizer = loaded.value
+    needs_template = any(row_format.is_chat for row_format in formats(config.data))
+    code = _code_of(tokenizer)
+    usable = attempt(lambda: require_usable(tokenizer, needs_chat_template=needs_template), code, FIELD, source)
+    if usable.failed:
+        return CheckedTokenizer(findings=tuple(_named(found, source) for found in usable.findings))
+    return CheckedTokenizer(tokenizer, tuple(_special_tokens(tokenizer, base.architecture, source)))
+
+
+def check_template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
+    """Whether the chat template renders anything, for a run whose own conversations cannot be tried.
+
+    Args:
+        config: The run.
+        tokenizer: Its tokenizer.
+    """
+    if not any(row_format.is_chat for row_format in formats(config.data)):
+        return
+    reasons = [_refusal(messages, tokenizer) for messages in _CONVERSATIONS]
+    if all(reasons):
+        yield finding(
+            "chat-template-fails",
+            "data.format",
+            "chat",
+            f"not even the simplest conversation can be rendered: {reasons[0]}.",
+            "Repair chat_template.jinja, or use another instruct model.",
+        )
+
+
+def _refusal(messages: Sequence[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> str:
+    try:
+        render(read_messages(messages, "messages"), tokenizer)
+    except RowError as error:
+        return str(error)
+    return ""
+
+
+def check_prompts(
+    config: RunConfig, tokenizer: "PreTrainedTokenizerBase", architecture: Architecture
+) -> Iterator[Finding]:
+    """The questions that are asked before and after training, on the training nodes.
+
+    Args:
+        config: The run.
+        tokenizer: Its tokenizer.
+        architecture: Of the base model.
+    """
+    evaluation = config.evaluation
+    positions = architecture.longest_input
+    for number, prompt in enumerate(evaluation.prompts):
+        field = f"evaluation.prompts.{number}"
+        ids, reason = _encoded(prompt, tokenizer, config)
+        if reason:
+            yield finding(
+                "evaluation-prompt-unusable", field, prompt[:80], f"{reason}.", "Write another, or remove it."
+            )
+        elif positions is not None and len(ids) + evaluation.max_new_tokens > positions:
+            yield finding(
+                "evaluation-prompt-too-long",
+                field,
+                f"{len(ids)} tokens",
+                f"with {evaluation.max_new_tokens} tokens of an answer it needs more than {positions} positions.",
+                "Shorten it, or ask for shorter answers.",
+            )
+
+
+def _encoded(prompt: str, tokenizer: "PreTrainedTokenizerBase", config: RunConfig) -> tuple[Sequence[int], str]:
+    """The tokens of a prompt, or why there are none."""
+    from jinja2 import TemplateError
+
+    if not prompt.strip():
+        return [], "it asks nothing"
+    try:
+        ids = encode_prompt(prompt, tokenizer, config.data.prompt_format)
+    except (TemplateError, TypeError, LookupError, AttributeError, ValueError) as error:
+        return [], f"the model's chat template refuses it: {error}"
+    return ids, "" if ids else "it makes no tokens"
+
+
+def _load(directory: Path, source: str, *, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+    try:
+        return load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizers library raises nothing more particular
+        text = " ".join(str(error).split())[:300]
+        raise ModelSourceError.single(
+            FIELD,
+            source,
+            f"its tokenizer cannot be loaded ({type(error).__name__}: {text}).",
+            "Repair tokenizer.json and tokenizer_config.json; code of its own needs model.trust_remote_code.",
+        ) from error
+
+
+def _code_of(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The code of what `require_usable` refuses, which it does one after the other."""
+    if not tokenizer.is_fast:
+        return "tokenizer-slow"
+    return "tokenizer-no-eos" if tokenizer.eos_token_id is None else "chat-template-missing"
+
+
+def _named(found: Finding, source: str) -> Finding:
+    """The source of the model in place of the folder that the tokenizer was loaded from."""
+    if found.field != FIELD:
+        return found
+    return finding(found.code, FIELD, source, found.message, found.remedy)
+
+
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architecture, source: str) -> Iterator[Finding]:
+    """Pad and EOS, beside each other and beside the embedding table."""
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if pad == eos:
+        yield finding(
+            "pad-is-eos",
+            FIELD,
+            source,
+            f"has one token, {tokenizer.eos_token!r}, for both padding and the end of a text.",
+            "Nothing is lost here, where labels go by position; give it a pad token for other tools.",
+        )
+    rows = architecture.vocabulary
+    if pad is not None and int(pad) >= rows:
+        yield finding(
+            "pad-outside-embedding",
+            FIELD,
+            source,
+            f"the pad token {tokenizer.pad_token!r} has id {pad}, and the embedding table {rows} rows.",
+            "Use a pad token that is among them, or enlarge the table and save the model.",
+        )
+    elif len(tokenizer) > rows:
+        yield finding(
+            "tokenizer-larger-than-embedding",
+            FIELD,
+            source,
+            f"the tokenizer knows {len(tokenizer)} tokens, and the embedding table has {rows} rows.",
+            "Enlarge the table, or see that no row holds the tokens past its end.",
+        )
