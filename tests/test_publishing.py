@@ -19,7 +19,8 @@ def record(source="owner/base-model", losses=(2.0, 1.2345)):
             "data": {"source": "rows.jsonl"},
             "training": {"learning_rate": 0.0002},
         },
-        "plan": {"model_version": "abc123", "global_batch": 16, "precision": "bf16"},
+        "model_version": "abc123",
+        "plan": {"global_batch": 16, "precision": "bf16"},
         "training": {"steps": 42, "losses": list(losses)},
         "dataset_fingerprint": "f00d",
     }

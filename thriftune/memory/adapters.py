@@ -30,8 +30,9 @@ _NESTED_BLOCK = 256
 _STATE_BLOCK = 256  # of the 8-bit optimizers
 _SMALLEST_8_BIT = 4096  # smaller tensors keep fp32 states
 
-# Share of the activations, fitted: see `_kept_in_autocast`.
+# Shares of the activations, and of those in small blocks; fitted: see `_kept_in_autocast`.
 _AUTOCAST_COPIES = 0.2
+_AUTOCAST_SMALL = 0.8
 # Bytes of the optimizer's states per trained parameter, as fp32 tensors.
 _STATE_BYTES = {"adamw": 8.0, "sgd": 0.0}
 _EIGHT_BIT = 2 * (1 + 4 / _STATE_BLOCK)
@@ -94,7 +95,8 @@ def _kept_in_autocast(share: DeviceShare, one_pass: Pass, architecture: Architec
         return 0
     whole = measure(architecture, replace(one_pass, gradient_checkpointing=False))
     activations = whole.of(share.layers, has_head=share.has_head)
-    return int(_AUTOCAST_COPIES * activations.all) + 2 * share.adapters
+    copies = min(_AUTOCAST_COPIES * activations.all, _AUTOCAST_SMALL * activations.small)
+    return int(copies) + 2 * share.adapters
 
 
 def base_bytes(share: DeviceShare, lora: LoraConfig, precision: Precision) -> int:

@@ -1,0 +1,118 @@
+"""How good the planner's memory estimate is: beside measured peaks, and beside what others predict of the same runs.
+
+    python benchmarks/memory_runs.py RESULTS.jsonl        (measures; about an hour)
+    python benchmarks/memory.py RESULTS.jsonl [--by-item]
+
+For each run of RESULTS.jsonl: the peak of the fullest rank as it was measured, and as `thriftune.memory.estimate`
+predicts it from the model's config.json and the run file. Beside it, per rank:
+
+    DeepSpeed   its estimators of model states (`estimate_zero2/3_model_states_mem_needs`), for the stages they cover.
+                They leave activations out by design; on a CPU, the device's and the host's share are one memory.
+    accelerate  what `accelerate estimate-memory` says for training with Adam, of the same model and precision. It
+                knows no sharding, no sequence and no adapters. (The command itself asks the hub; its functions do not.)
+
+Both are of tensors alone; the process itself (Python and libraries, as thriftune counts them) is added to each.
+The aim: within 10 % for half of the runs, and never more than 5 % too low.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from memory_runs import ADAPTERS, ZERO, ZERO_RANKS, Measurement, load_measurements
+
+MIB = 2**20
+CLOSE, TOO_LOW = 0.10, -0.05
+
+
+def architecture_of(measured: Measurement) -> Any:
+    """The architecture of the model that was measured."""
+    from thriftune import architecture
+
+    return architecture.from_content(measured.model, measured.run.model)
+
+
+def predicted(measured: Measurement) -> Any:
+    """What the planner says of a run, of one rank."""
+    import deepspeed_configs
+    from thriftune import zero
+    from thriftune.config import LoraConfig
+    from thriftune.hardware import DEVICES
+    from thriftune.memory import Machines, Pass, estimate
+
+    run, model = measured.run, architecture_of(measured)
+    lora = measured.config.get("lora")
+    adapters = LoraConfig(**lora) if run.method in ADAPTERS else None
+    # Rows are exactly as long as the run allows: there is no padding, and transformers makes no mask.
+    one_pass = Pass(run.micro_batch, run.length, run.checkpointing, run.precision, adapters, masked=False)
+    layout = None
+    if adapters is None:
+        named = ZERO[run.method]
+        content = deepspeed_configs.load(named) if isinstance(named, str) else named
+        layout = zero.layout(content, model.hidden_size)
+    ranks = 1 if adapters else ZERO_RANKS
+    return estimate(model, one_pass, Machines(DEVICES["CPU"], 0.0, 1, ranks), layout=layout, optimizer=run.optimizer)
+
+
+def deepspeed_says(measured: Measurement) -> float | None:
+    """MiB of tensors per rank by DeepSpeed's own estimators, device and host together; None where it has none."""
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as stage2
+
+    method, whole = measured.run.method, measured.parameters
+    model, nodes = architecture_of(measured), {"num_gpus_per_node": ZERO_RANKS, "num_nodes": 1}
+    if method.startswith("zero3"):
+        options = {"cpu_offload": "offload" in method, "cpu_offload_params": method.endswith("all")}
+        host, device, _ = stage3(whole, model.largest_parameter, **nodes, **options)
+    elif method.startswith("zero2"):
+        host, device = stage2(whole, **nodes, cpu_offload="offload" in method)
+    else:
+        return None
+    return (device + (host / ZERO_RANKS if "offload" in method else 0)) / MIB
+
+
+def accelerate_says(measured: Measurement) -> float:
+    """MiB for training, by the functions behind `accelerate estimate-memory`: its largest moment."""
+    from accelerate.commands.estimate import estimate_training_usage
+
+    precision = "float32" if measured.run.precision == "fp32" else "bfloat16"
+    return max(estimate_training_usage(4 * measured.parameters, precision).values()) / MIB
+
+
+def off(value: float | None, truth: float) -> str:
+    """How far off a prediction is, in percent."""
+    return "" if value is None else f"{value / truth - 1:+.0%}"
+
+
+def main() -> None:
+    """Print the table and what it comes to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="what memory_runs.py wrote")
+    parser.add_argument("--by-item", action="store_true", help="also show each prediction item by item")
+    options = parser.parse_args()
+    print("| run | measured MiB | predicted | off | DeepSpeed | accelerate |")
+    print("|---|---|---|---|---|---|")
+    errors = []
+    for measured in load_measurements(options.results):
+        truth = max(rank.peak_rss for rank in measured.ranks) / MIB
+        estimate = predicted(measured)
+        ours, process = estimate.device_gib * 1024, estimate.device["Python and libraries"] * 1024
+        theirs = deepspeed_says(measured)
+        others = [None if theirs is None else theirs + process, accelerate_says(measured) + process]
+        errors.append(ours / truth - 1)
+        columns = [f"{truth:.0f}", f"{ours:.0f}", off(ours, truth), *(off(value, truth) for value in others)]
+        print(f"| {measured.run.name} | {' | '.join(columns)} |", flush=True)
+        if options.by_item:
+            print("   ", ", ".join(f"{item} {1024 * gib:.0f}" for item, gib in estimate.device.items()))
+    if not errors:
+        print("No runs in the file.")
+        return
+    close = sum(abs(error) <= CLOSE for error in errors)
+    low = sum(error < TOO_LOW for error in errors)
+    print(f"\n{len(errors)} runs: {close} within 10 %, {low} more than 5 % too low; ", end="")
+    print(f"median {statistics.median(map(abs, errors)):.1%} off, from {min(errors):+.1%} to {max(errors):+.1%}")
+
+
+if __name__ == "__main__":
+    main()
