@@ -2,10 +2,10 @@
 
 import logging
 
-from flytekit import Deck, task
+from flytekit import task
 
 import deepspeed_configs
-from tasks import settings
+from tasks import pages, settings
 from tasks.transfer import transient_errors_retried
 from thriftune import architecture, catalogue, offers, plan_report, planner, workflow_rules, zero
 from thriftune.config import AUTO, Method, RunConfig
@@ -62,7 +62,8 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
             here=offers.this_machine() if on_this_machine else None,
         )
     logger.info("\n%s", plan_report.plan_table(made, config.name))
-    Deck("Plan", plan_report.plan_html(made, config.name))
+    page, content = plan_report.plan_html(made, config.name), plan_report.plan_json(made, config.name)
+    pages.show("plan", config.name, page, content)
     return made
 
 

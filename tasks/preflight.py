@@ -5,15 +5,14 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from flytekit import Deck, task
+from flytekit import task
 from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.structured import StructuredDataset
 
-import deepspeed_configs
-from tasks import settings
-from tasks.plan import make_plan
+from tasks import pages, settings
+from tasks.plan import make_plan, zero_files
 from tasks.transfer import download_table, table_version, transient_errors_retried
-from thriftune import catalogue, offers, zero
+from thriftune import catalogue, offers
 from thriftune import preflight as checks
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError, TransientError, UserError
@@ -88,19 +87,13 @@ def _check(
         table=table,
         table_version=version,
         secrets={settings.HUB_SECRET: token is not None} if settings.HUB_SECRET else {},
-        zero_files={name: deepspeed_configs.load(name) for name in zero.SHAPES},
+        zero_files=zero_files(config),
         network_gbps=_network_gbps(plan),
         grace_seconds=settings.GRACE_SECONDS,
     )
     logger.info("\n%s", report.text(checked))
-    page = report.html(checked)
-    Deck("Preflight", page)
-    if settings.is_local():
-        folder = settings.result_place(config.name, "preflight")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "preflight.html").write_text(page, encoding="utf-8", errors="backslashreplace")
-        (folder / "preflight.json").write_text(json.dumps(checked.as_json(), indent=2) + "\n", encoding="utf-8")
-        logger.info("Report: %s", folder / "preflight.html")
+    content = json.dumps(checked.as_json(), indent=2) + "\n"
+    pages.show("preflight", config.name, report.html(checked), content)
     return checked
 
 

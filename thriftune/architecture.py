@@ -10,20 +10,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import hub
+from thriftune import model_config
 from thriftune.config import ModelConfig
-from thriftune.errors import ModelSourceError, TransientError
-from thriftune.models import kind_of
+from thriftune.errors import ModelSourceError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-_FIELD = "model.source"
+_FIELD = model_config.FIELD
 # Every decoder has these, under these names or those that its configuration class maps to them. Left out, transformers
 # would fill in the numbers of some other model.
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -207,76 +205,8 @@ def of(model: ModelConfig, token: str | None = None) -> Architecture:
         ModelSourceError: No such model, or no config.json that makes sense.
         TransientError: The hub or the store did not answer.
     """
-    content = shipped(model.source) or _read(model, token)
+    content = model_config.shipped(model.source) or model_config.read(model, token)
     return from_content(content, model.source, trust_remote_code=model.trust_remote_code)
-
-
-def shipped(source: str) -> dict[str, Any] | None:
-    """The config.json of a well-known hub id, which needs no network and no token; None for any other."""
-    file = resources.files("thriftune").joinpath("architectures", f"{source.lower().replace('/', '--')}.json")
-    if kind_of(source) != "hub" or not file.is_file():
-        return None
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
-
-
-def _read(model: ModelConfig, token: str | None) -> dict[str, Any]:
-    kind, source = kind_of(model.source), model.source
-    if kind == "gguf":
-        return _read_gguf(Path(source).expanduser())
-    if kind == "hub":
-        from huggingface_hub import hf_hub_download
-
-        with hub.explained_errors(_FIELD, source, ModelSourceError):
-            text = Path(hf_hub_download(source, "config.json", revision=model.revision, token=token)).read_text("utf-8")
-    elif kind == "url":
-        text = _read_url(f"{source.rstrip('/')}/config.json", source)
-    else:
-        file = Path(source).expanduser() / "config.json"
-        if not file.is_file():
-            raise ModelSourceError.single(
-                _FIELD, source, "does not exist or has no config.json.", "Give a transformers model directory."
-            )
-        text = file.read_text(encoding="utf-8")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelSourceError.single(
-            _FIELD, source, f"its config.json is not JSON: {error}.", "Repair the file."
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelSourceError.single(_FIELD, source, "its config.json is not a mapping.", "Repair the file.")
-    return content
-
-
-def _read_url(url: str, source: str) -> str:
-    import fsspec
-
-    try:
-        with fsspec.open(url, "rt", encoding="utf-8") as file:
-            return str(file.read())
-    except FileNotFoundError as error:
-        raise ModelSourceError.single(_FIELD, source, "holds no config.json.", "Check the URL.") from error
-    except (PermissionError, ImportError, ValueError) as error:
-        raise ModelSourceError.single(
-            _FIELD, source, f"cannot be read: {error}.", "Check the URL and the permissions."
-        ) from error
-    except OSError as error:
-        raise TransientError(f"{_FIELD} = {source}: the store did not answer ({error}).") from error
-
-
-def _read_gguf(file: Path) -> dict[str, Any]:
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    if not file.is_file():
-        raise ModelSourceError.single(_FIELD, file, "no such file.", "Check the path.")
-    try:
-        content: dict[str, Any] = load_gguf_checkpoint(str(file), return_tensors=False)["config"]
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelSourceError.single(
-            _FIELD, file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
-        ) from error
-    return content
 
 
 def _read_config(content: dict[str, Any], name: str, *, trust_remote_code: bool) -> "PretrainedConfig":

@@ -2,15 +2,15 @@
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from thriftune import architecture as architectures
 from thriftune import offers, zero
 from thriftune.architecture import Architecture
 from thriftune.catalogue import Catalogue
-from thriftune.config import AUTO, RunConfig
-from thriftune.errors import ConfigError, Problem
+from thriftune.config import AUTO, LoraConfig, RunConfig
+from thriftune.errors import ConfigError, Problem, UserError
 from thriftune.lora import require_adapters, require_targets
 from thriftune.memory.adapters import adapter_parameters
 from thriftune.offers import Offer
@@ -18,6 +18,7 @@ from thriftune.search import Choice, Fitting, Refusal, search, zero_choices
 from thriftune.suggestions import changes_that_fit
 from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
 
+_Value = TypeVar("_Value")
 _ALTERNATIVES = 4
 _REASONS = 5
 # What the node's share of /dev/shm is at least, in GiB: Kubernetes' 64 MiB default is too little for any collective.
@@ -52,19 +53,58 @@ def plan(
             the nearest changes that would fit.
         ModelSourceError: The architecture cannot be read.
     """
-    options = _zero_options(config, zero_files or zero.SHAPES)
-    model = architecture or architectures.of(config.model)
-    if config.method == "qlora":
-        require_targets(config.lora_or_default, model)
-        require_adapters(config.lora_or_default, model)
-    if here is not None:
-        offers.require_allowed_here(config, here)
-    machines = [here] if here is not None else offers.matching(config, catalogue)
+    files = zero_files or zero.SHAPES
+    found = Found()
+    options = found.take(lambda: _zero_options(config, files)) or {}
+    model = found.take(lambda: architecture or architectures.of(config.model))
+    machines = found.take(lambda: _machines(config, catalogue, here)) or []
+    if model is not None and config.method == "qlora":
+        found.take(lambda: _require_adapters(config.lora_or_default, model))
+    found.raise_all()
+    assert model is not None
     fitting, refused = search(config, model, machines, options, 1 + (_ALTERNATIVES if here is None else 0))
     if not fitting:
-        changes = changes_that_fit(config, model, catalogue, zero_files or zero.SHAPES, here)
+        changes = changes_that_fit(config, model, catalogue, files, here)
         raise _nothing_fits(refused, changes)
     return _plan_of(config, model, catalogue, fitting)
+
+
+class Found:
+    """Errors that are gathered, to be raised together."""
+
+    def __init__(self) -> None:
+        self._errors: list[UserError] = []
+
+    def take(self, step: Callable[[], _Value]) -> _Value | None:
+        """The value of a step, or None where it fails for a reason of the user's."""
+        try:
+            return step()
+        except UserError as error:
+            self._errors.append(error)
+            return None
+
+    def raise_all(self) -> None:
+        """Raise what was gathered: the one error as it is, several as one with all their problems.
+
+        Raises:
+            UserError: Something was.
+        """
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise ConfigError([problem for error in self._errors for problem in error.problems])
+
+
+def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None) -> list[Offer]:
+    if here is None:
+        return offers.matching(config, catalogue)
+    offers.require_allowed_here(config, here)
+    return [here]
+
+
+def _require_adapters(lora: LoraConfig, model: Architecture) -> None:
+    require_targets(lora, model)
+    require_adapters(lora, model)
 
 
 def _zero_options(config: RunConfig, files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -67,7 +67,7 @@ def test_offload_moves_what_lasts_and_neither_creates_nor_destroys_it(precision,
     on_gpu = full(one_pass, f"{stage}_offload")
     assert "optimizer states" not in on_gpu.device
     states = 12 * SMOL.parameters / GIB
-    assert on_gpu.host["offloaded optimizer states"] == pytest.approx(states * (4 / 3), rel=1e-3)  # page-locked
+    assert on_gpu.host["offloaded optimizer states"] == pytest.approx(states, rel=1e-3)
     assert on_gpu.device_gib < full(one_pass, stage).device_gib
 
 

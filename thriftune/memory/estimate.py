@@ -23,6 +23,7 @@ LOADING = "loading"
 TRAINING = "training"
 SAVING = "saving"
 GATHERED = "gathered model"
+ROUNDING = "page-locked rounding"
 
 # NCCL moves data of GPUs without peer access, such as the T4s of a machine, through /dev/shm. Its default buffer is
 # 4 MiB per channel and direction (NCCL_BUFFSIZE); 16 channels of two directions are more than it opens over PCIe.
@@ -30,7 +31,7 @@ _SHARED_BYTES_PER_RANK = 2 * 16 * 4 * MIB
 # Not there any more when a model is saved.
 _MOMENTARY = (sharded.ACTIVATIONS, sharded.STEP_BUFFERS)
 # torch rounds page-locked blocks up to the next power of two: by a third on average, over sizes of all kinds.
-_PINNED = 4 / 3
+_PINNED_ROUNDING = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def estimate(
         offloaded = {}
     processes = machines.devices_per_node if layout is not None else 1
     if layout is not None and layout.is_pinned and on_gpu:
-        offloaded = {item: int(count * _PINNED) for item, count in offloaded.items()}
+        offloaded[ROUNDING] = int(sum(offloaded.values()) * _PINNED_ROUNDING)
     if not on_gpu:  # what is offloaded stays in the same memory, and in the same process
         per_device = [{name: _merged(items, offloaded) for name, items in phases.items()} for phases in per_device]
     phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))

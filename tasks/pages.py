@@ -1,0 +1,28 @@
+"""Pages to look at: as a Flyte Deck, and in a local run as files too."""
+
+import logging
+
+from flytekit import Deck
+
+from tasks import settings
+
+logger = logging.getLogger("thriftune.tasks.pages")
+
+
+def show(what: str, run_name: str, page: str, content: str) -> None:
+    """Show a page as a deck of the running task; a local run also finds it on disk.
+
+    Args:
+        what: Name of the deck and of the files, as plan.
+        run_name: Name of the run.
+        page: HTML.
+        content: The same as JSON.
+    """
+    Deck(what.capitalize(), page)
+    if not settings.is_local():
+        return
+    folder = settings.result_place(run_name, what)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{what}.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+    (folder / f"{what}.json").write_text(content, encoding="utf-8", errors="backslashreplace")
+    logger.info("To look at: %s", folder / f"{what}.html")

@@ -1,0 +1,91 @@
+"""A model's config.json, from wherever the model is, without its weights."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from thriftune import hub
+from thriftune.config import ModelConfig
+from thriftune.errors import ModelSourceError, TransientError
+from thriftune.models import kind_of
+
+FIELD = "model.source"
+
+
+def shipped(source: str) -> dict[str, Any] | None:
+    """The config.json of a well-known hub id, which needs no network and no token; None for any other."""
+    file = resources.files("thriftune").joinpath("architectures", f"{source.lower().replace('/', '--')}.json")
+    if kind_of(source) != "hub" or not file.is_file():
+        return None
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
+    """The config.json of a source: the file alone of a hub id or URL, or what a GGUF file says.
+
+    Args:
+        model: The model section of a run.
+        token: Hub token.
+
+    Raises:
+        ModelSourceError: No such model, or no config.json that can be read.
+        TransientError: The hub or the store did not answer.
+    """
+    kind, source = kind_of(model.source), model.source
+    if kind == "gguf":
+        return _read_gguf(Path(source).expanduser())
+    if kind == "hub":
+        from huggingface_hub import hf_hub_download
+
+        with hub.explained_errors(FIELD, source, ModelSourceError):
+            text = Path(hf_hub_download(source, "config.json", revision=model.revision, token=token)).read_text("utf-8")
+    elif kind == "url":
+        text = _read_url(f"{source.rstrip('/')}/config.json", source)
+    else:
+        file = Path(source).expanduser() / "config.json"
+        if not file.is_file():
+            raise ModelSourceError.single(
+                FIELD, source, "does not exist or has no config.json.", "Give a transformers model directory."
+            )
+        text = file.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelSourceError.single(
+            FIELD, source, f"its config.json is not JSON: {error}.", "Repair the file."
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelSourceError.single(FIELD, source, "its config.json is not a mapping.", "Repair the file.")
+    return content
+
+
+def _read_url(url: str, source: str) -> str:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rt", encoding="utf-8") as file:
+            return str(file.read())
+    except FileNotFoundError as error:
+        raise ModelSourceError.single(FIELD, source, "holds no config.json.", "Check the URL.") from error
+    except (PermissionError, ImportError, ValueError) as error:
+        raise ModelSourceError.single(
+            FIELD, source, f"cannot be read: {error}.", "Check the URL and the permissions."
+        ) from error
+    except OSError as error:
+        raise TransientError(f"{FIELD} = {source}: the store did not answer ({error}).") from error
+
+
+def _read_gguf(file: Path) -> dict[str, Any]:
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    if not file.is_file():
+        raise ModelSourceError.single(FIELD, file, "no such file.", "Check the path.")
+    try:
+        content: dict[str, Any] = load_gguf_checkpoint(str(file), return_tensors=False)["config"]
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelSourceError.single(
+            FIELD, file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
+        ) from error
+    return content
