@@ -14,7 +14,8 @@ import yaml
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
-LOCAL = [c for c in COMMANDS if c.startswith("pyflyte run workflows") and "configs/demo" not in c]
+PLANS = [c for c in COMMANDS if "workflows/plan.py" in c]
+LOCAL = [c for c in COMMANDS if c.startswith("pyflyte run workflows") and "configs/demo" not in c and c not in PLANS]
 BIN = Path(sys.executable).parent
 
 
@@ -25,8 +26,8 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    assert len(COMMANDS) == 7
-    assert len(LOCAL) == 2
+    assert len(COMMANDS) == 8
+    assert (len(LOCAL), len(PLANS)) == (2, 1)
     for command in COMMANDS:
         assert command.startswith(("make ", "pyflyte run ")), command
 
@@ -37,7 +38,7 @@ def test_make_targets_exist(command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("pyflyte") and c not in LOCAL])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("pyflyte") and c not in [*LOCAL, *PLANS]])
 def test_commands_of_the_demo_and_the_cluster_name_a_workflow_and_a_file_that_fits(command, tmp_path):
     # The demo's are run whole by `make demo`; a cluster is not at hand. What they name is checked by the real CLI.
     config = ROOT / shlex.split(command)[-1]
@@ -46,6 +47,19 @@ def test_commands_of_the_demo_and_the_cluster_name_a_workflow_and_a_file_that_fi
     done = run(f"{options} --help", ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--config" in done.stdout
+
+
+@pytest.mark.parametrize("command", PLANS)
+def test_the_plan_is_printed_as_the_readme_shows_it_without_a_network(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("THRIFTUNE_OUTPUTS", str(tmp_path))
+    done = run(command, ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shown = re.search(rf"{re.escape(command)}\n```\n\n```text\n(.*?)```", README, re.S)
+    assert shown
+    printed = {line.rstrip() for line in done.stderr.splitlines()}
+    assert [line for line in shown.group(1).splitlines() if line.rstrip() not in printed] == []
+    assert list(tmp_path.glob("*/*/plan/plan.html"))
 
 
 @pytest.mark.slow
