@@ -21,7 +21,8 @@ def planned(config: RunConfig, deepspeed: dict[str, Any] | None = None, model: P
     shape = architecture.of(ModelConfig(source=str(model))) if model else TINY
     named = config.zero_or_default.config
     files = {named: deepspeed} if deepspeed is not None and isinstance(named, str) else None
-    here = offers.this_machine() if config.hardware.device in (None, "CPU") else None
+    hardware = config.hardware
+    here = offers.this_machine() if hardware.device in (None, "CPU") and hardware.instance is None else None
     if files and named == "auto":
         files = {"only": deepspeed}
     return planner.plan(config, catalogue.load(), files, architecture=shape, here=here)

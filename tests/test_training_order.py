@@ -1,10 +1,8 @@
 """What runs before what on a cluster: the nodes that the plan's part of a workflow becomes, compiled as Flyte does."""
 
 import pytest
-from flytekit import FlyteContextManager
-from flytekit.configuration import ImageConfig, SerializationSettings
-from flytekit.types.directory import FlyteDirectory
 from planning import planned
+from test_provisioning import compiled
 
 from workflows.full_finetune import train_full_on_plan
 from workflows.qlora_finetune import train_qlora_on_plan
@@ -20,18 +18,9 @@ def test_training_waits_for_the_evaluation_that_tries_packing(run_config, method
     """They ran at once, so a model that cannot be packed was found out while it was trained."""
     config = run_config(method, hardware={"device": "T4"}, training={"precision": "fp16"}, data={"packing": True})
     plan = planned(config, ZERO3 if method == "full" else None)
-    image = ImageConfig.auto(img_name="registry/thriftune:1")
-    settings = SerializationSettings(project="p", domain="d", version="v", image_config=image, env={})
-    context = FlyteContextManager.current_context()
-    state = context.execution_state
-    running = context.with_serialization_settings(settings).with_execution_state(
-        state.with_params(mode=state.Mode.TASK_EXECUTION)
-    )
-    directories = {name: FlyteDirectory(f"s3://bucket/{name}") for name in ("model", "dataset")}
-    with FlyteContextManager.with_context(running) as inside:
-        spec = part.compile_into_workflow(inside, part._task_function, config=config, plan=plan, **directories)
-    nodes = {node.id: node for node in spec.nodes}
-    (training,) = [node for node in spec.nodes if node.metadata.name.endswith(trains)]
+    compiled_nodes = compiled(part, config, plan)
+    nodes = {node.id: node for node in compiled_nodes}
+    (training,) = [node for node in compiled_nodes if node.metadata.name.endswith(trains)]
     assert [nodes[node].metadata.name for node in training.upstream_node_ids] == ["evaluate"]
     (before,) = training.upstream_node_ids
     assert nodes[before].upstream_node_ids == []
