@@ -1,7 +1,11 @@
-"""Plans for the tests: of the tiny model, for this machine or for the shipped catalogue."""
+"""Plans for the tests: of the tiny model, for this machine or for the shipped catalogue; and what becomes of them."""
 
 from pathlib import Path
 from typing import Any
+
+from flytekit import FlyteContextManager
+from flytekit.configuration import ImageConfig, SerializationSettings
+from flytekit.types.directory import FlyteDirectory
 
 from thriftune import architecture, catalogue, offers, planner
 from thriftune.config import ModelConfig, RunConfig
@@ -26,3 +30,18 @@ def planned(config: RunConfig, deepspeed: dict[str, Any] | None = None, model: P
     if files and named == "auto":
         files = {"only": deepspeed}
     return planner.plan(config, catalogue.load(), files, architecture=shape, here=here)
+
+
+def compiled(part, config, plan):
+    """The nodes of a `@dynamic` part of a workflow, as a pod on a cluster makes them."""
+    image = ImageConfig.auto(img_name="registry/thriftune:1")
+    settings = SerializationSettings(project="p", domain="d", version="v", image_config=image, env={})
+    context = FlyteContextManager.current_context()
+    state = context.execution_state
+    running = context.with_serialization_settings(settings).with_execution_state(
+        state.with_params(mode=state.Mode.TASK_EXECUTION)
+    )
+    directories = {name: FlyteDirectory(f"s3://bucket/{name}") for name in ("model", "dataset")}
+    part._wf = None  # flytekit keeps what it compiled first; a pod compiles once
+    with FlyteContextManager.with_context(running) as inside:
+        return part.compile_into_workflow(inside, part._task_function, config=config, plan=plan, **directories).nodes

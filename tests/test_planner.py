@@ -144,6 +144,21 @@ def test_what_does_not_fit_this_machine_is_refused_with_what_would():
     assert "of 4.0" in text
 
 
+def test_this_machine_is_one_machine_even_where_two_would_do():
+    """It was offered twice, and a local run would have waited for the second one for ever."""
+    config = run("HuggingFaceTB/SmolLM2-135M-Instruct", zero={"config": "zero3"}, training={"micro_batch": 1})
+    needed = [
+        planner.plan(
+            config, CATALOGUE, here=Offer(THIS_MACHINE, DEVICES["CPU"], 0, 0.0, 99.0, 2, 99.0, 0.0)
+        ).memory.host_gib
+    ]
+    small = Offer(
+        THIS_MACHINE, DEVICES["CPU"], 0, 0.0, host_gib=0.9 * needed[0], cpus=2, disk_gib=99.0, price_per_hour=0.0
+    )
+    with pytest.raises(ConfigError, match="1 x this machine"):
+        planner.plan(config, CATALOGUE, here=small)
+
+
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [

@@ -1,28 +1,10 @@
-"""What the plan chose is what the nodes ask for: compiled as Flyte compiles the part of a workflow that follows a plan."""
+"""What the plan chose is what the nodes ask for, compiled as Flyte compiles what follows a plan."""
 
 import pytest
-from flytekit import FlyteContextManager
-from flytekit.configuration import ImageConfig, SerializationSettings
-from flytekit.types.directory import FlyteDirectory
-from planning import planned
+from planning import compiled, planned
 
 from workflows.full_finetune import train_full_on_plan
 from workflows.qlora_finetune import train_qlora_on_plan
-
-
-def compiled(part, config, plan):
-    """The nodes of a `@dynamic` part of a workflow, as a pod on a cluster makes them."""
-    image = ImageConfig.auto(img_name="registry/thriftune:1")
-    settings = SerializationSettings(project="p", domain="d", version="v", image_config=image, env={})
-    context = FlyteContextManager.current_context()
-    state = context.execution_state
-    running = context.with_serialization_settings(settings).with_execution_state(
-        state.with_params(mode=state.Mode.TASK_EXECUTION)
-    )
-    directories = {name: FlyteDirectory(f"s3://bucket/{name}") for name in ("model", "dataset")}
-    part._wf = None  # flytekit keeps what it compiled first; a pod compiles once
-    with FlyteContextManager.with_context(running) as inside:
-        return part.compile_into_workflow(inside, part._task_function, config=config, plan=plan, **directories).nodes
 
 
 def overridden(node):

@@ -1,8 +1,7 @@
 """What runs before what on a cluster: the nodes that the plan's part of a workflow becomes, compiled as Flyte does."""
 
 import pytest
-from planning import planned
-from test_provisioning import compiled
+from planning import compiled, planned
 
 from workflows.full_finetune import train_full_on_plan
 from workflows.qlora_finetune import train_qlora_on_plan

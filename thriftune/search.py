@@ -12,7 +12,7 @@ from thriftune.config import AUTO, RunConfig
 from thriftune.config_rules import NODE_COUNTS
 from thriftune.hardware import Precision, choose_precision
 from thriftune.memory import Estimate, Machines, Pass, estimate, evaluation_gib
-from thriftune.offers import Offer
+from thriftune.offers import THIS_MACHINE, Offer
 
 # No limit is planned to be filled to the brim: the estimates of overhead on GPUs are not measured here.
 _FILLED = 0.95
@@ -116,7 +116,7 @@ def search(
     """
     fitting: list[Fitting] = []
     refused: list[Refusal] = []
-    places = [(offer, nodes) for offer in offers for nodes in _node_counts(config)]
+    places = [(offer, nodes) for offer in offers for nodes in _node_counts(config, offer)]
     # Of equal price, the fewer machines: they talk to each other less.
     for offer, nodes in sorted(places, key=lambda p: (p[0].price_per_hour * p[1], p[1], p[0].name)):
         found = _fit(config, architecture, offer, nodes, zero_options)
@@ -136,10 +136,10 @@ def zero_choices(named: str | dict[str, Any], files: Mapping[str, dict[str, Any]
     return dict(files) if named == AUTO else {named: files[named]}
 
 
-def _node_counts(config: RunConfig) -> tuple[int, ...]:
+def _node_counts(config: RunConfig, offer: Offer) -> tuple[int, ...]:
     if config.hardware.nodes is not None:
         return (config.hardware.nodes,)
-    return NODE_COUNTS if config.method == "full" else (1,)
+    return NODE_COUNTS if config.method == "full" and offer.name != THIS_MACHINE else (1,)
 
 
 def _fit(
