@@ -36,7 +36,7 @@ def architecture_of(measured: Measurement) -> Any:
 def predicted(measured: Measurement) -> Any:
     """What the planner says of a run, of one rank."""
     import deepspeed_configs
-    from thriftune import zero
+    from thriftune import zero_layout
     from thriftune.config import LoraConfig
     from thriftune.hardware import DEVICES
     from thriftune.memory import Machines, Pass, estimate
@@ -50,7 +50,7 @@ def predicted(measured: Measurement) -> Any:
     if adapters is None:
         named = ZERO[run.method]
         content = deepspeed_configs.load(named) if isinstance(named, str) else named
-        layout = zero.layout(content, model.hidden_size)
+        layout = zero_layout.layout(content, model.hidden_size)
     ranks = 1 if adapters else ZERO_RANKS
     return estimate(model, one_pass, Machines(DEVICES["CPU"], 0.0, 1, ranks), layout=layout, optimizer=run.optimizer)
 

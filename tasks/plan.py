@@ -7,7 +7,7 @@ from flytekit import task
 import deepspeed_configs
 from tasks import pages, settings
 from tasks.transfer import transient_errors_retried
-from thriftune import architecture, catalogue, offers, plan_report, planner, workflow_rules, zero
+from thriftune import architecture, catalogue, offers, plan_report, planner, workflow_rules, zero_layout
 from thriftune.config import AUTO, Method, RunConfig
 from thriftune.errors import ConfigError
 from thriftune.training_plan import TrainingPlan
@@ -42,7 +42,7 @@ def show_plan(config: RunConfig) -> str:
     Returns:
         The plan as JSON.
     """
-    made = make_plan(config, on_this_machine=config.hardware.device == "CPU")
+    made = make_plan(config, on_this_machine=is_for_this_machine(config))
     return plan_report.plan_json(made, config.name)
 
 
@@ -74,8 +74,14 @@ def zero_files(config: RunConfig) -> dict[str, dict[str, object]]:
         ConfigError: There is no such file, or it is broken.
     """
     named = config.zero_or_default.config
-    names = [*zero.SHAPES, *([named] if isinstance(named, str) and named not in (AUTO, *zero.SHAPES) else [])]
+    is_own = isinstance(named, str) and named not in (AUTO, *zero_layout.SHAPES)
+    names = [*zero_layout.SHAPES, *([str(named)] if is_own else [])]
     try:
         return {name: deepspeed_configs.load(name) for name in names}
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError.single("zero.config", named, str(error), "Name another file, or repair this one.") from error
+
+
+def is_for_this_machine(config: RunConfig) -> bool:
+    """Whether a run that is only looked at would be one on this machine: it asks for a CPU, and for no node type."""
+    return config.hardware.device == "CPU" and config.hardware.instance is None

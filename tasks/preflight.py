@@ -10,7 +10,7 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.structured import StructuredDataset
 
 from tasks import pages, settings
-from tasks.plan import make_plan, zero_files
+from tasks.plan import is_for_this_machine, make_plan, zero_files
 from tasks.transfer import download_table, table_version, transient_errors_retried
 from thriftune import catalogue, offers
 from thriftune import preflight as checks
@@ -68,7 +68,7 @@ def preflight_alone(config: RunConfig) -> str:
 
 def _plan_or_error(config: RunConfig) -> TrainingPlan | ThriftuneError:
     try:
-        return make_plan(config, on_this_machine=config.hardware.device == "CPU")
+        return make_plan(config, on_this_machine=is_for_this_machine(config))
     except UserError as error:
         return error
     except FlyteRecoverableException as error:  # as which a plan's own transient error comes

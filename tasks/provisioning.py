@@ -4,6 +4,7 @@ from typing import Any
 
 from pod_templates import with_shared_memory
 from tasks import settings
+from thriftune.offers import THIS_MACHINE
 from thriftune.training_plan import TrainingPlan
 
 
@@ -15,14 +16,14 @@ def on_planned_node(node: Any, plan: TrainingPlan) -> Any:
         plan: The plan.
 
     Returns:
-        The node. A plan for the CPU changes nothing: that is a run on a laptop.
+        The node. A plan for this machine changes nothing: that is a run on a laptop.
     """
-    if not plan.hardware.is_gpu:
+    if plan.instance == THIS_MACHINE:
         return node
     resources = settings.node_resources(plan)
     return node.with_overrides(
         requests=resources,
         limits=resources,
-        accelerator=settings.ACCELERATORS[plan.device],
+        accelerator=settings.ACCELERATORS.get(plan.device),
         pod_template=with_shared_memory(f"{plan.request.shared_memory_gib}Gi"),
     )

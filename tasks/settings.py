@@ -111,7 +111,8 @@ def hub_task(resources: Resources = CPU_TASK) -> dict[str, Any]:
 def node_resources(plan: TrainingPlan) -> Resources:
     """What each training pod asks for, as its plan says."""
     request = plan.request
-    return Resources(cpu=str(request.cpus), mem=f"{request.memory_gib}Gi", gpu=str(request.gpus))
+    gpus = {"gpu": str(request.gpus)} if request.gpus else {}
+    return Resources(cpu=str(request.cpus), mem=f"{request.memory_gib}Gi", **gpus)
 
 
 def share_cpus(plan: TrainingPlan) -> None:

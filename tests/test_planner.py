@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from planning import TINY, planned
 
 import deepspeed_configs
-from thriftune import architecture, catalogue, offers, planner, zero
+from thriftune import architecture, catalogue, offers, planner, zero_layout
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
@@ -228,9 +228,9 @@ def test_a_misspelt_zero_setting_is_refused_before_any_worker_starts(run_config)
 
 
 def test_the_built_in_zero_shapes_are_those_of_the_files():
-    assert sorted(zero.SHAPES) == deepspeed_configs.names()
-    for name, shape in zero.SHAPES.items():
-        assert zero.layout(shape, 64) == zero.layout(deepspeed_configs.load(name), 64), name
+    assert sorted(zero_layout.SHAPES) == deepspeed_configs.names()
+    for name, shape in zero_layout.SHAPES.items():
+        assert zero_layout.layout(shape, 64) == zero_layout.layout(deepspeed_configs.load(name), 64), name
 
 
 def test_hardware_that_this_machine_lacks_is_refused_at_once(run_config):
@@ -281,3 +281,57 @@ def test_the_architecture_of_a_shipped_model_needs_no_network(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for source in ("meta-llama/Llama-2-70b-hf", "mistralai/Mixtral-8x7B-v0.1", "HuggingFaceTB/SmolLM2-135M-Instruct"):
         assert architecture.of(ModelConfig(source=source)).parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "params", "on_host"),
+    [("nvme", "cpu", {"weights"}), ("cpu", "nvme", {"optimizer states", "gradients"})],
+)
+def test_what_goes_to_a_disk_is_neither_on_the_gpu_nor_on_the_host(optimizer, params, on_host):
+    """States that were offloaded to NVMe stayed on the GPU of the estimate."""
+    offload = {
+        "stage": 3,
+        "offload_optimizer": {"device": optimizer, "nvme_path": "/scratch"},
+        "offload_param": {"device": params, "nvme_path": "/scratch"},
+    }
+    zero_config = {"config": {"zero_optimization": offload}}
+    made = plan(run(hardware={"instance": "g5.48xlarge", "nodes": 1}, zero=zero_config, training={"global_batch": 8}))
+    assert not {"weights", "optimizer states"} & set(made.memory.device)
+    states = 12 * made.parameters / 2**30
+    for item, bytes_each in (("weights", 2), ("optimizer states", 12), ("gradients", 2)):
+        held = made.memory.host.get(f"offloaded {item}", 0.0)
+        whole = bytes_each * made.parameters / 2**30
+        assert (held >= whole * 0.99) == (item in on_host or item == "gradients"), item
+    assert made.memory.disk_gib > (states if optimizer == "nvme" else 2 * made.parameters / 2**30)
+
+
+def test_an_old_name_of_offload_is_refused_and_not_overlooked():
+    with pytest.raises(ConfigError, match="cpu_offload = true: is an old name. Write offload_optimizer"):
+        run(zero={"config": {"zero_optimization": {"stage": 2, "cpu_offload": True}}})
+
+
+def test_a_batch_that_no_ranks_divide_suggests_the_nearest_that_they_do():
+    with pytest.raises(ConfigError) as caught:
+        plan(run(hardware={"instance": "g4dn.metal", "nodes": 1}, training={"global_batch": 7}))
+    assert "training.global_batch: 8 (1 x g4dn.metal" in str(caught.value)
+
+
+def test_a_suggestion_never_hides_the_reason():
+    """The copy with method qlora was not a valid run itself, and its error was all that was shown."""
+    here = Offer(THIS_MACHINE, DEVICES["CPU"], 0, 0.0, host_gib=8.0, cpus=2, disk_gib=500.0, price_per_hour=0.0)
+    with pytest.raises(ConfigError, match="1 x this machine.*each worker needs|the host needs"):
+        planner.plan(run(hardware={"device": "CPU", "devices_per_node": 2}), CATALOGUE, here=here)
+
+
+def test_several_things_that_are_wrong_are_said_together():
+    config = run("./nowhere", "qlora", hardware={"instance": "g4dn.metl"}, training={"global_batch": 8})
+    with pytest.raises(ConfigError) as caught:
+        plan(config)
+    assert {p.field for p in caught.value.problems} == {"model.source", "catalogue.nodes"}
+
+
+def test_a_node_that_leaves_nothing_for_a_pod_is_refused():
+    node = CATALOGUE.get("g4dn.xlarge").model_copy(update={"host_gib": 1.0})
+    tiny = CATALOGUE.model_copy(update={"nodes": (node,)})
+    with pytest.raises(ConfigError, match="leaves no host memory for a pod"):
+        planner.plan(run(), tiny)

@@ -56,7 +56,12 @@ def only(folder: Path, pattern: str) -> Path:
 def full_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
     folder = tmp_path_factory.mktemp("full")
     config = write_config(
-        folder, "full", tiny_model_dir, chat_rows_file, publish={"repository": "team/tiny", "dry_run": True}
+        folder,
+        "full",
+        tiny_model_dir,
+        chat_rows_file,
+        publish={"repository": "team/tiny", "dry_run": True},
+        zero={"config": "zero3"},
     )
     done = pyflyte_run(folder, *FULL, "--config", str(config))
     return folder, config, done
@@ -85,7 +90,8 @@ def test_held_out_loss_falls_and_everything_is_reported(which, request):
     assert metrics["training"]["tokens_per_second"] > 0
     memory = metrics["training"]["memory"]
     assert 0.4 < memory["device"] <= memory["host"]
-    assert abs(memory["predicted_device"] / memory["device"] - 1) < 0.25
+    # Nearly all of it is Python and its libraries, which a process of QLoRA has fewer of.
+    assert 0.9 < memory["predicted_device"] / memory["device"] < 1.4
     assert metrics["before"]["prompts"] == metrics["after"]["prompts"]
     assert "colour" in metrics["before"]["prompts"][0]
     assert Path(metrics["outputs"]["model"]).is_dir()

@@ -17,6 +17,7 @@ from thriftune import distributed, full, training
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, VALIDATION, load_split
 from thriftune.evaluation import held_out_loss
+from thriftune.hardware import torch_dtype
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training_plan import TrainingPlan
 
@@ -29,7 +30,7 @@ def plain_trainer(config: RunConfig, plan: TrainingPlan, job: dict) -> dict:
     rows = load_split(Path(job["dataset"]), TRAIN)
     held_out = load_split(Path(job["dataset"]), VALIDATION)
     tokenizer = load_tokenizer(Path(job["model"]))
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=training.torch_dtype(plan.precision))
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch_dtype(plan.precision))
 
     def load():
         arguments = training.training_arguments(config, plan, scratch)

@@ -7,7 +7,7 @@ embeddings and mixtures of experts are counted as they are.
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,11 @@ _FIELD = model_config.FIELD
 # Every decoder has these, under these names or those that its configuration class maps to them. Left out, transformers
 # would fill in the numbers of some other model.
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+_UNBUILDABLE = (
+    ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, ImportError, LookupError, AssertionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Architecture:
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(
                     self.config(layers), dtype=dtype, trust_remote_code=self.trust_remote_code
                 )
-        except (ValueError, TypeError, RuntimeError, AttributeError, ZeroDivisionError, ImportError) as error:
+        except _UNBUILDABLE as error:
             raise ModelSourceError.single(
                 _FIELD,
                 self.name,
@@ -114,13 +119,33 @@ class Architecture:
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(out_features, in_features) of every linear layer but the output head, by the name of its module."""
         import torch
+        from transformers.pytorch_utils import Conv1D
 
         head = self._model.get_output_embeddings()
-        return {
-            name: (module.out_features, module.in_features)
-            for name, module in self._model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head
-        }
+        found = {}
+        for name, module in self._model.named_modules():
+            if module is head:
+                continue
+            if isinstance(module, torch.nn.Linear):
+                found[name] = (module.out_features, module.in_features)
+            elif isinstance(module, Conv1D):  # GPT-2's linear layer, transposed
+                inside, out = module.weight.shape
+                found[name] = (int(out), int(inside))
+        return found
+
+    @cached_property
+    def layer_kinds(self) -> list[Hashable]:
+        """What kind each decoder layer is of, in order: equal for layers of equal parameters and equal attention."""
+        per_layer: dict[str, list[Any]] = {}
+        for name, shape in self.shapes.items():
+            layer = layer_of(name)
+            if layer:
+                per_layer.setdefault(layer, []).append((name.removeprefix(layer), shape))
+        types = getattr(self._text, "layer_types", None) or [""] * len(per_layer)
+        ordered = sorted(per_layer, key=lambda layer: int(layer.rpartition(".")[2]))
+        return [
+            (tuple(sorted(per_layer[layer])), types[i] if i < len(types) else "") for i, layer in enumerate(ordered)
+        ]
 
     @cached_property
     def parameters(self) -> int:
@@ -175,8 +200,23 @@ def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bo
     Raises:
         ModelSourceError: An unknown architecture, or fields without which the model has no size.
     """
-    config = _read_config(dict(content), name, trust_remote_code=trust_remote_code)
     text = content.get("text_config", content)
+    if not isinstance(text, dict) or not isinstance(content.get("model_type", ""), str):
+        raise ModelSourceError.single(
+            _FIELD, name, "its config.json has a text_config or model_type of the wrong type.", "Repair config.json."
+        )
+    config = _read_config(dict(content), name, trust_remote_code=trust_remote_code)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelSourceError.single(
+            _FIELD, name, "is an encoder-decoder, not a causal language model.", "Use a decoder, as Llama or Mistral."
+        )
+    if content.get("quantization_config"):
+        raise ModelSourceError.single(
+            _FIELD,
+            name,
+            "is quantized already (its config.json has a quantization_config).",
+            "Use the unquantized model; method qlora quantizes it while it loads.",
+        )
     theirs = getattr(type(config.get_text_config()), "attribute_map", {})
     missing = [field for field in _NEEDED if field not in text and theirs.get(field) not in text]
     if missing:

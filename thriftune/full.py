@@ -120,11 +120,10 @@ def _save(
     model: Any = trainer.model
     # Tied weights (an output head that is the embedding) are stored once; below ZeRO-3 DeepSpeed hands out copies.
     tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
-    state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-        if name not in tied
-    }
+    for name in list(state):  # one by one: the gathered model is there once, not twice
+        tensor = state.pop(name)
+        if name not in tied:
+            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     model.config.dtype = dtype
     model.config.use_cache = True
     with artifacts.writing(destination) as directory:

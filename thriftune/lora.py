@@ -30,6 +30,10 @@ def require_targets(lora: LoraConfig, architecture: "Architecture") -> None:
         ConfigError: Names that match no linear layer; lists the ones there are.
     """
     present = architecture.linear_shapes
+    if not present:
+        raise ConfigError.single(
+            "model.source", architecture.name, "has no linear layers to adapt.", "Use method: full, or another model."
+        )
     # As peft matches names: the whole one, or what it ends in after a dot.
     absent = [t for t in lora.target_modules or () if not any(f".{name}".endswith(f".{t}") for name in present)]
     if absent:

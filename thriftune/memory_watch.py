@@ -15,8 +15,9 @@ _GIB = 2**30
 _M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 # Freed blocks of this size go back to the system. At 1 MiB a step of a 135M model on the CPU takes a fifth longer.
 RETURNED_BLOCK = 2 << 20
-# A prediction that is further off than this is reported.
+# A prediction that is further off than this is reported, if it is of more than what libraries take one time or another.
 _FAR_OFF = 0.15
+_NEGLIGIBLE_GIB = 0.25
 
 
 class PeakMemory:
@@ -93,7 +94,7 @@ class MemoryUse:
         return [
             f"{where} used {used:.2f} GiB, and {predicted:.2f} were predicted ({predicted / used - 1:+.0%})."
             for where, used, predicted in pairs
-            if used and abs(predicted / used - 1) > _FAR_OFF
+            if used and abs(predicted / used - 1) > _FAR_OFF and abs(predicted - used) > _NEGLIGIBLE_GIB
         ]
 
 

@@ -34,13 +34,14 @@ def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
         TransientError: The hub or the store did not answer.
     """
     kind, source = kind_of(model.source), model.source
+    text: bytes
     if kind == "gguf":
         return _read_gguf(Path(source).expanduser())
     if kind == "hub":
         from huggingface_hub import hf_hub_download
 
         with hub.explained_errors(FIELD, source, ModelSourceError):
-            text = Path(hf_hub_download(source, "config.json", revision=model.revision, token=token)).read_text("utf-8")
+            text = Path(hf_hub_download(source, "config.json", revision=model.revision, token=token)).read_bytes()
     elif kind == "url":
         text = _read_url(f"{source.rstrip('/')}/config.json", source)
     else:
@@ -49,10 +50,10 @@ def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
             raise ModelSourceError.single(
                 FIELD, source, "does not exist or has no config.json.", "Give a transformers model directory."
             )
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelSourceError.single(
             FIELD, source, f"its config.json is not JSON: {error}.", "Repair the file."
         ) from error
@@ -61,12 +62,12 @@ def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
     return content
 
 
-def _read_url(url: str, source: str) -> str:
+def _read_url(url: str, source: str) -> bytes:
     import fsspec
 
     try:
-        with fsspec.open(url, "rt", encoding="utf-8") as file:
-            return str(file.read())
+        with fsspec.open(url, "rb") as file:
+            return bytes(file.read())
     except FileNotFoundError as error:
         raise ModelSourceError.single(FIELD, source, "holds no config.json.", "Check the URL.") from error
     except (PermissionError, ImportError, ValueError) as error:

@@ -116,9 +116,13 @@ def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
             Problem("hardware.devices_per_node", str(hardware.devices_per_node), what, "Use fewer, or another node.")
         )
     try:
-        choose_precision(training.precision, DEVICES[node.device])
+        precision = choose_precision(training.precision, DEVICES[node.device])
     except ConfigError as error:
         problems += error.problems
+    else:
+        if config.method == "full" and training.save_dtype == "fp32" and precision != "fp32":
+            message = f"the weights train in {precision} on {node.name}; fp32 would only double the file."
+            problems.append(Problem("training.save_dtype", "fp32", message, "Use 'auto', or train in fp32."))
     if node.device == "CPU" and hardware.device != "CPU" and hardware.instance is None:
         # Never the planner's own idea: a model that trains on CPUs trains for weeks.
         problems.append(Problem("hardware.device", "", "only CPUs are left to choose from.", "Say device: CPU."))
@@ -150,6 +154,15 @@ def require_allowed_here(config: RunConfig, here: Offer) -> None:
                 str(hardware.device),
                 f"this machine has {here.device.name}.",
                 f"Use device: {here.device.name}, {remote}",
+            )
+        )
+    elif not here.device.is_gpu and config.method == "qlora" and (hardware.devices_per_node or 1) > 1:
+        problems.append(
+            Problem(
+                "hardware.devices_per_node",
+                str(hardware.devices_per_node),
+                "QLoRA on the CPU is one process.",
+                "Use devices_per_node: 1, or leave it out.",
             )
         )
     elif here.device.is_gpu and (hardware.devices_per_node or 1) > here.gpus:

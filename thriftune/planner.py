@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from thriftune import architecture as architectures
-from thriftune import offers, zero
+from thriftune import offers, zero, zero_layout
 from thriftune.architecture import Architecture
 from thriftune.catalogue import Catalogue
 from thriftune.config import AUTO, LoraConfig, RunConfig
@@ -41,7 +41,7 @@ def plan(
     Args:
         config: The run.
         catalogue: Node types to choose among.
-        zero_files: DeepSpeed configurations by name, the fastest first; without them those in `zero.SHAPES`.
+        zero_files: DeepSpeed configurations by name, the fastest first; without them those in `zero_layout.SHAPES`.
         architecture: The model's; read from its config.json when left out.
         here: This machine, for a run on it; the catalogue is not looked at then.
 
@@ -53,7 +53,7 @@ def plan(
             the nearest changes that would fit.
         ModelSourceError: The architecture cannot be read.
     """
-    files = zero_files or zero.SHAPES
+    files = zero_files or zero_layout.SHAPES
     found = Found()
     options = found.take(lambda: _zero_options(config, files)) or {}
     model = found.take(lambda: architecture or architectures.of(config.model))
@@ -138,7 +138,7 @@ def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
         if refusal.place not in closest or refusal.excess < closest[refusal.place].excess:
             closest[refusal.place] = refusal
     ordered = sorted(closest.values(), key=lambda refusal: refusal.excess)
-    remedy = " Or: ".join(changes) if changes else "No shorter sequence, smaller batch, QLoRA or other node would fit."
+    remedy = " Or: ".join(changes) if changes else "none of those that were tried."
     problems = [Problem("hardware", r.place, f"{_described(r)}.", "") for r in ordered[:_REASONS]]
     if len(ordered) > _REASONS:
         problems.append(Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further off.", ""))

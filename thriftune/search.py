@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thriftune import zero
+from thriftune import zero_layout
 from thriftune.architecture import Architecture
 from thriftune.batching import Batch
 from thriftune.config import AUTO, RunConfig
@@ -148,6 +148,8 @@ def _fit(
     """The fastest way to run on some machines that fits, or why none does."""
     devices = config.hardware.devices_per_node or offer.gpus or 1
     ranks = nodes * devices if config.method == "full" else 1
+    if offer.host_gib <= 0:
+        return [Refusal(f"{nodes} x {offer.name}", None, "the node leaves no host memory for a pod", math.inf)]
     micro_batches = list(_micro_batches(config, ranks))
     if not micro_batches:
         per_pass = ranks * (config.training.micro_batch or 1)
@@ -193,7 +195,7 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice) -> Estim
         architecture,
         one_pass_of(config, choice.batch.micro_batch, choice.precision),
         Machines(choice.offer.device, choice.offer.gpu_gib, choice.nodes, choice.devices_per_node),
-        layout=zero.layout(choice.zero_config, architecture.hidden_size) if choice.zero_config else None,
+        layout=zero_layout.layout(choice.zero_config, architecture.hidden_size) if choice.zero_config else None,
         optimizer=config.training.optimizer,
     )
     if needed is None:
@@ -226,7 +228,7 @@ def _evaluation_refusal(config: RunConfig, architecture: Architecture, choice: C
     if needed is None:
         reason = f"the evaluation cannot hold the whole model on the {choice.devices_per_node} GPUs of one node"
         return Refusal(choice.place, choice, reason, math.inf)
-    if needed > limit:
+    if needed > _FILLED * limit:
         reason = f"the evaluation, on one node without ZeRO, needs {needed:.1f} GiB of each GPU's {limit:.1f}"
         return Refusal(choice.place, choice, reason, needed / limit)
     return None

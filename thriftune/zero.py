@@ -24,6 +24,8 @@ _OWNED_KEYS = {
     "gradient_clipping": "training.max_grad_norm decides the clipping",
 }
 _STAGES = (0, 1, 2, 3)
+# Old names that DeepSpeed still turns into offload; nothing else here would know of them.
+_OLD_OFFLOAD = {"cpu_offload": "offload_optimizer", "cpu_offload_params": "offload_param"}
 # Source: https://www.deepspeed.ai/docs/config-json/
 _KNOWN_KEYS = frozenset(_OWNED_KEYS) | {
     "activation_checkpointing", "aio", "checkpoint", "comms_logger", "communication_data_type", "compile",
@@ -36,22 +38,6 @@ _KNOWN_KEYS = frozenset(_OWNED_KEYS) | {
 # Adam's temporaries are as large as one sub-group in fp32. DeepSpeed's default of 1e9 elements makes that a whole
 # shard: 2.6 GB per rank more at the first step of a 0.5B model on 2 ranks than with this (benchmarks/zero3_loading.py).
 SUB_GROUP_ELEMENTS = 25_000_000
-
-# The configurations in deepspeed_configs/ by name, as far as memory goes, the fastest first. A stage more moves more
-# over the network, and offload moves everything over PCIe at each step.
-SHAPES: dict[str, dict[str, Any]] = {
-    "zero1": {"zero_optimization": {"stage": 1}},
-    "zero2": {"zero_optimization": {"stage": 2}},
-    "zero3": {"zero_optimization": {"stage": 3}},
-    "zero2_offload": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}}},
-    "zero3_offload": {
-        "zero_optimization": {
-            "stage": 3,
-            "offload_optimizer": {"device": "cpu", "pin_memory": True},
-            "offload_param": {"device": "cpu", "pin_memory": True},
-        }
-    },
-}
 
 # Starting loss scale 2**16 and a window of 1000 steps are DeepSpeed's and NVIDIA apex's defaults.
 _FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2}
@@ -72,33 +58,6 @@ class Optimization:
     max_grad_norm: float
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a DeepSpeed configuration says of memory.
-
-    Attributes:
-        stage: ZeRO stage.
-        offloaded_optimizer: Where optimizer states go: none, cpu or nvme.
-        offloaded_params: Where weights go: none, cpu or nvme.
-        reduce_bucket: Elements of the buffer that gradients are reduced in.
-        allgather_bucket: Elements gathered at once by stages 1 and 2.
-        prefetch: Elements that stage 3 gathers ahead.
-        live_parameters: Elements that stage 3 keeps gathered at once.
-        sub_group: Elements that stage 3 steps at once.
-        is_pinned: Whether what is offloaded is in page-locked memory.
-    """
-
-    stage: int
-    offloaded_optimizer: str = "none"
-    offloaded_params: str = "none"
-    reduce_bucket: int = 0
-    allgather_bucket: int = 0
-    prefetch: int = 0
-    live_parameters: int = 0
-    sub_group: int = 0
-    is_pinned: bool = False
-
-
 def check(config: dict[str, Any], field: str) -> list[Problem]:
     """What is wrong with a DeepSpeed configuration.
 
@@ -114,7 +73,7 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
         for key, reason in _OWNED_KEYS.items()
         if key in config and not _is_auto(config[key])
     ]
-    for key in config.keys() - _KNOWN_KEYS:
+    for key in sorted(config.keys() - _KNOWN_KEYS):
         close = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
         remedy = f"Did you mean {close[0]!r}?" if close else "Remove it; DeepSpeed ignores keys that it does not know."
         problems.append(Problem(f"{field}.{key}", _shown(config[key]), "is not a key of DeepSpeed's.", remedy))
@@ -161,33 +120,9 @@ def stage(config: dict[str, Any]) -> int:
     return int(config["zero_optimization"]["stage"])
 
 
-def layout(config: dict[str, Any], hidden_size: int) -> Layout:
-    """Where a checked configuration puts what, and how large its buffers are.
-
-    Args:
-        config: A configuration that `check` found nothing wrong with.
-        hidden_size: Width of the model, which "auto" buffers are sized by.
-    """
-    section = _with_buffers(copy.deepcopy(config["zero_optimization"]), hidden_size)
-    return Layout(
-        stage=int(section["stage"]),
-        offloaded_optimizer=_offload_device(section, "offload_optimizer"),
-        offloaded_params=_offload_device(section, "offload_param"),
-        reduce_bucket=int(section["reduce_bucket_size"]),
-        allgather_bucket=int(section["allgather_bucket_size"]),
-        prefetch=int(section.get("stage3_prefetch_bucket_size", 0)),
-        live_parameters=int(section.get("stage3_max_live_parameters", 0)),
-        sub_group=int(section.get("sub_group_size", 0)),
-        is_pinned=any(
-            isinstance(section.get(key), dict) and bool(section[key].get("pin_memory"))
-            for key in ("offload_optimizer", "offload_param")
-        ),
-    )
-
-
 def offloads_optimizer(config: dict[str, Any]) -> bool:
     """Whether optimizer states live in host memory."""
-    return _offload_device(config["zero_optimization"], "offload_optimizer") != "none"
+    return offload_device(config["zero_optimization"], "offload_optimizer") != "none"
 
 
 def complete(
@@ -228,13 +163,13 @@ def complete(
             "torch_adam": not offloads_optimizer(config),
         },
     }
-    _with_buffers(section, hidden_size)
+    with_buffers(section, hidden_size)
     if section["stage"] == 3:
         section["stage3_gather_16bit_weights_on_model_save"] = True  # or there is no model at the end
     return result
 
 
-def _with_buffers(section: dict[str, Any], hidden_size: int) -> dict[str, Any]:
+def with_buffers(section: dict[str, Any], hidden_size: int) -> dict[str, Any]:
     """Write out the size of every buffer that a ZeRO section leaves open."""
     _resolve_auto(section, {"reduce_bucket_size": hidden_size**2, "allgather_bucket_size": 2 * hidden_size**2})
     if section["stage"] == 3:
@@ -259,8 +194,12 @@ def _resolve_auto(section: dict[str, Any], values: dict[str, int]) -> None:
 
 
 def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
-    problems = []
-    if section.get("stage") not in _STAGES:
+    problems = [
+        Problem(f"{field}.{old}", _shown(section[old]), "is an old name.", f"Write {new}: {{device: cpu}}.")
+        for old, new in _OLD_OFFLOAD.items()
+        if old in section
+    ]
+    if section.get("stage") not in _STAGES or isinstance(section.get("stage"), bool):
         problems.append(
             Problem(f"{field}.stage", _shown(section.get("stage")), "is not a ZeRO stage.", "Use 0, 1, 2 or 3.")
         )
@@ -274,7 +213,7 @@ def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
             )
         )
     for key, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
-        device = _offload_device(section, key)
+        device = offload_device(section, key)
         if device == "nvme" and "nvme_path" not in section[key]:
             problems.append(
                 Problem(f"{field}.{key}", _shown(section[key]), "has no nvme_path.", "Add the folder to offload to.")
@@ -295,7 +234,8 @@ def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
     return problems
 
 
-def _offload_device(section: dict[str, Any], key: str) -> str:
+def offload_device(section: dict[str, Any], key: str) -> str:
+    """Where a ZeRO section offloads to under a key: none, cpu or nvme."""
     offload = section.get(key)
     if offload is None:
         return "none"

@@ -14,7 +14,7 @@ Left out, because another thing was measured than what this package does:
 
 import pytest
 
-from thriftune import architecture, zero
+from thriftune import architecture, zero_layout
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.hardware import DEVICES
 from thriftune.memory import Machines, Pass, estimate
@@ -85,7 +85,7 @@ def test_what_fits_a_t4_agrees_with_the_blog_of_hugging_face(model, tokens, chec
 def test_full_finetuning_without_sharding_agrees_with_torchtune():
     """pytorch/torchtune README: Llama-3.2-3B, bf16 with AdamW (8 bytes a parameter), packed, 2 x 4096: 60.0 GiB."""
     model = of("meta-llama/Llama-3.2-3B")
-    activations = measure(model, Pass(2, 4096, False, "bf16", masked=False)).of(model.layers, has_head=True)
+    activations = measure(model, Pass(2, 4096, False, "bf16", masked=False)).whole()
     assert (8 * model.parameters + activations.all) / GIB == pytest.approx(60.0, rel=AGREEMENT)
 
 
@@ -99,7 +99,7 @@ def test_full_finetuning_without_sharding_agrees_with_torchtune():
 def test_model_states_agree_with_deepspeeds_estimator(model, nodes, gib):
     """`estimate_zero3_model_states_mem_needs`, deepspeed 0.19.8, 8 GPUs a node: model states, no activations."""
     shape = of(model)
-    layout = zero.layout(zero.SHAPES["zero3"], shape.hidden_size)
+    layout = zero_layout.layout(zero_layout.SHAPES["zero3"], shape.hidden_size)
     needed = estimate(shape, Pass(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8), layout=layout)
     states = needed.allocated_gib - needed.device.get("activations", 0.0)
     assert states == pytest.approx(gib, rel=AGREEMENT)
@@ -110,7 +110,7 @@ def test_an_offloaded_optimizer_agrees_with_deepspeeds_estimator_on_the_host(nod
     """The same estimator for the host of a node, with its factor of 1.5 for buffers."""
     shape = of(LLAMA_7B)
     offload = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}}}
-    layout = zero.layout(offload, shape.hidden_size)
+    layout = zero_layout.layout(offload, shape.hidden_size)
     needed = estimate(shape, Pass(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8), layout=layout)
     offloaded = sum(gib for item, gib in needed.host.items() if item.startswith("offloaded"))
     assert offloaded == pytest.approx(gib, rel=AGREEMENT)

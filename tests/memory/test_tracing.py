@@ -36,32 +36,25 @@ def test_a_layer_keeps_on_the_meta_device_what_it_keeps_on_the_cpu(rows):
         model = AutoModelForCausalLM.from_config(TINY.config(layers), dtype=torch.float32).train()
         ids = torch.randint(0, TINY.vocabulary, (rows, tokens))
         sizes.append(saved_bytes(model, input_ids=ids, labels=ids, use_cache=False))
-    counted = measure(TINY, Pass(rows, tokens, False, "fp32", masked=False)).kept_per_layer.all
+    counted = measure(TINY, Pass(rows, tokens, False, "fp32", masked=False)).kept[-1].all
     assert counted == pytest.approx(sizes[1] - sizes[0], rel=0.05)
 
 
 def test_further_layers_add_what_the_second_adds():
     one_pass = Pass(2, 64, True, "bf16", LoraConfig(rank=4))
     activations = measure(TINY, one_pass)
-    five = activations.of(5, has_head=True) - activations.of(4, has_head=True)
-    assert five == activations.kept_per_layer
-    assert (
-        0
-        < activations.kept_per_layer.all
-        < measure(TINY, Pass(2, 64, False, "bf16", LoraConfig(rank=4))).kept_per_layer.all
-    )
+    assert activations.of([0, 1], has_head=True) - activations.of([0], has_head=True) == activations.kept[1]
+    assert 0 < activations.kept[-1].all < measure(TINY, Pass(2, 64, False, "bf16", LoraConfig(rank=4))).kept[-1].all
 
 
 def test_attention_keeps_no_scores():
     """The meta device takes torch's slow path, which would keep rows x heads x tokens x tokens of them."""
-    short, long = (
-        measure(TINY, Pass(1, tokens, False, "bf16", masked=False)).kept_per_layer.all for tokens in (256, 512)
-    )
+    short, long = (measure(TINY, Pass(1, tokens, False, "bf16", masked=False)).kept[-1].all for tokens in (256, 512))
     assert long == pytest.approx(2 * short, rel=0.01)
 
 
 def test_a_mask_is_a_bias_of_every_token_for_every_other():
-    masked, free = (measure(TINY, Pass(1, 512, False, "bf16", masked=m)).kept_per_layer.all for m in (True, False))
+    masked, free = (measure(TINY, Pass(1, 512, False, "bf16", masked=m)).kept[-1].all for m in (True, False))
     assert masked - free >= 2 * 512 * 512
 
 

@@ -1,5 +1,6 @@
 """Memory of one forward and backward pass, from running the model's own code on the meta device."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune.architecture import Architecture
 from thriftune.config import LoraConfig
+from thriftune.errors import ModelSourceError
 from thriftune.hardware import Precision, torch_dtype
 from thriftune.lora import of_any_layer, peft_config, prepare_base
 from thriftune.memory_watch import RETURNED_BLOCK
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from thriftune.memory.tracing import RealDevice
+
+
+_UNFOLLOWABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -67,50 +72,98 @@ class Activations:
     """Memory of one pass, in parts that differ in where they are when a model is split by layers.
 
     Attributes:
-        kept_per_layer: What each decoder layer keeps for its backward pass.
+        kept: What each decoder layer keeps for its backward pass, in order.
         one_layer: What the layer being computed needs for a moment, besides what it keeps.
         outside: The highest sum beside the layers: logits, their fp32 copy and their gradient, or the layer being
             computed where that is more. The embedding's output and the mask are in it too.
     """
 
-    kept_per_layer: Peaks
+    kept: tuple[Peaks, ...]
     one_layer: Peaks
     outside: Peaks
 
-    def of(self, layers: int, *, has_head: bool) -> Peaks:
+    def of(self, layers: Iterable[int], *, has_head: bool) -> Peaks:
         """The sum on a device.
 
         Args:
-            layers: Decoder layers it holds.
+            layers: Indices of the decoder layers it holds.
             has_head: Whether it holds the output head, and so computes the loss.
         """
-        return layers * self.kept_per_layer + (self.outside if has_head else self.one_layer)
+        return sum((self.kept[layer] for layer in layers), self.outside if has_head else self.one_layer)
+
+    def whole(self) -> Peaks:
+        """The sum on a device that holds the whole model."""
+        return self.of(range(len(self.kept)), has_head=True)
 
 
 @lru_cache(maxsize=256)
 def measure(architecture: Architecture, one_pass: Pass) -> Activations:
-    """Trace a model of one layer and of two; every further layer adds what the second one does.
+    """Trace the first layers of a model, one more each time, until every kind of layer was the last one.
 
     Args:
-        architecture: The model. Its layers are taken to be alike.
+        architecture: The model.
         one_pass: What is computed.
 
     Returns:
         The bytes, apart from weights and the gradients that stay.
 
     Raises:
-        ValueError: peft cannot put such adapters on this architecture (`thriftune.lora.require_adaptable` says why).
+        ModelSourceError: The model's code cannot be followed without data.
     """
-    one, two = (_peaks(architecture, one_pass, layers, with_head=True) for layers in (1, 2))
-    bare = _peaks(architecture, one_pass, 1, with_head=False)
-    kept = two - one
-    return Activations(kept, bare - kept, one - kept)
+    kinds = architecture.layer_kinds
+    traces: dict[int, _Trace] = {}
+
+    def trace(layers: int) -> _Trace:
+        if layers not in traces:
+            traces[layers] = _traced(architecture, one_pass, layers, with_head=True)
+        return traces[layers]
+
+    by_kind, outside, beside = {}, Peaks(0, 0), Peaks(0, 0)
+    for kind in dict.fromkeys(kinds):
+        # The second layer of a model rather than its first, beside which the embedding's output is kept.
+        last = next((i for i, other in enumerate(kinds) if i and other == kind), 0)
+        by_kind[kind] = trace(last + 1).kept - trace(last).kept if last else trace(1).kept
+    for kind in by_kind:
+        first = kinds.index(kind)
+        others = sum((by_kind[other] for other in kinds[: first + 1]), Peaks(0, 0))
+        outside = _larger(outside, trace(first + 1).peak - others)
+        bare = _traced(architecture, one_pass, first + 1, with_head=False)
+        beside = _larger(beside, bare.peak - others)
+    return Activations(tuple(by_kind[kind] for kind in kinds), beside, outside)
 
 
-def _peaks(architecture: Architecture, one_pass: Pass, layers: int, *, with_head: bool) -> Peaks:
+@dataclass(frozen=True)
+class _Trace:
+    """One traced pass: the highest sum of bytes, and what the forward pass left for the backward pass."""
+
+    peak: Peaks
+    kept: Peaks
+
+
+def _larger(first: Peaks, second: Peaks) -> Peaks:
+    return Peaks(max(first.all, second.all), max(first.small, second.small))
+
+
+def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_head: bool) -> _Trace:
+    """Trace with the mask that most models take, or with the one that builds positions take."""
+    attempts = (4, 2) if one_pass.masked else (0,)
+    for dimensions in attempts:
+        try:
+            return _trace(architecture, one_pass, layers, dimensions, with_head=with_head)
+        except _UNFOLLOWABLE as error:
+            reason = error
+    raise ModelSourceError.single(
+        "model.source",
+        architecture.name,
+        f"its forward pass cannot be followed without data, so its memory cannot be planned: {reason}.",
+        "Use another model, and please report this one.",
+    ) from reason
+
+
+def _trace(architecture: Architecture, one_pass: Pass, layers: int, mask_dimensions: int, *, with_head: bool) -> _Trace:
     import torch
 
-    from thriftune.memory.tracing import LiveBytes, RealDevice
+    from thriftune.memory.tracing import LiveBytes, RealDevice, meta_autocast_ignored
 
     dtype = traced_dtype(one_pass.precision)
     # The Trainer's mixed precision; DeepSpeed, which trains without adapters, computes in the weights' own type.
@@ -119,17 +172,21 @@ def _peaks(architecture: Architecture, one_pass: Pass, layers: int, *, with_head
     model = _trainable(architecture, one_pass, layers, device)
     rows, tokens = one_pass.micro_batch, one_pass.sequence
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
-    mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device="meta") if one_pass.masked else None
+    shape = {0: (), 2: (rows, tokens), 4: (rows, 1, tokens, tokens)}[mask_dimensions]
+    mask = torch.ones(shape, dtype=torch.bool if mask_dimensions == 4 else torch.long, device="meta") if shape else None
     counted = LiveBytes([*model.parameters(), *model.buffers()], small=RETURNED_BLOCK)
-    with device, counted:
+    with meta_autocast_ignored(), device, counted:
         if with_head:
             loss = _loss(model, ids, mask, upcast=autocast is not None)
         else:
-            decoder = (model.get_base_model() if one_pass.adapters else model).base_model
-            loss = decoder(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
+            inner = model.get_base_model() if one_pass.adapters else model
+            loss = inner.get_decoder()(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
         device.leave_autocast()
+        kept = Peaks(counted.live, counted.small_live)
         loss.backward()
-    return Peaks(counted.peak, counted.small_peak)
+    # transformers would make the large mask of a model that takes the small one.
+    made = Peaks(rows * tokens**2 * dtype.itemsize if mask_dimensions == 2 else 0, 0)
+    return _Trace(Peaks(counted.peak, counted.small_peak) + made, kept)
 
 
 def traced_dtype(precision: Precision) -> "torch.dtype":

@@ -47,7 +47,7 @@ class DeviceShare:
         fused: Weights in tensors of all experts of a layer, which stay in 16 bits.
         other: Other weights: embeddings, norms, the output head.
         adapters: Parameters of the adapters on those layers.
-        layers: Decoder layers.
+        layers: Indices of the decoder layers here.
         has_head: Whether the output head is here.
     """
 
@@ -55,7 +55,7 @@ class DeviceShare:
     fused: int
     other: int
     adapters: int
-    layers: int
+    layers: tuple[int, ...]
     has_head: bool
 
 
@@ -151,7 +151,7 @@ def split(
         return None
     adapters = adapter_parameters(architecture, lora)
     on = [dict.fromkeys(("linear", "fused", "other", "adapters"), 0) for _ in range(devices)]
-    layers: list[set[str]] = [set() for _ in range(devices)]
+    layers: list[set[int]] = [set() for _ in range(devices)]
     heads = set()
     for name, shape in architecture.shapes.items():
         module = name.rpartition(".")[0]
@@ -161,11 +161,12 @@ def split(
         on[device][kind] += math.prod(shape)
         on[device]["adapters"] += adapters.get(module, 0) if is_linear else 0
         if layer_of(name):
-            layers[device].add(layer_of(name))
+            layers[device].add(int(layer_of(name).rpartition(".")[2]))
         if name == architecture.head_name:
             heads.add(device)
     return tuple(
-        DeviceShare(**on[device], layers=len(layers[device]), has_head=device in heads) for device in range(devices)
+        DeviceShare(**on[device], layers=tuple(sorted(layers[device])), has_head=device in heads)
+        for device in range(devices)
     )
 
 

@@ -17,21 +17,18 @@ from thriftune.memory.overhead import (
     with_overhead,
 )
 from thriftune.memory.sharded import Phases
-from thriftune.zero import Layout
+from thriftune.zero_layout import Layout
 
 LOADING = "loading"
 TRAINING = "training"
 SAVING = "saving"
 GATHERED = "gathered model"
-ROUNDING = "page-locked rounding"
 
 # NCCL moves data of GPUs without peer access, such as the T4s of a machine, through /dev/shm. Its default buffer is
 # 4 MiB per channel and direction (NCCL_BUFFSIZE); 16 channels of two directions are more than it opens over PCIe.
 _SHARED_BYTES_PER_RANK = 2 * 16 * 4 * MIB
 # Not there any more when a model is saved.
 _MOMENTARY = (sharded.ACTIVATIONS, sharded.STEP_BUFFERS)
-# torch rounds page-locked blocks up to the next power of two: by a third on average, over sizes of all kinds.
-_PINNED_ROUNDING = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -115,9 +112,10 @@ def estimate(
     on_gpu = machines.device.is_gpu
     if layout is not None:
         ranks = machines.nodes * machines.devices_per_node
-        activations = measure(architecture, one_pass).of(architecture.layers, has_head=True)
+        activations = measure(architecture, one_pass).whole()
         shards = sharded.shards(architecture, one_pass, layout, ranks, activations, on_gpu=on_gpu)
         per_device, offloaded = [shards.device] * machines.devices_per_node, shards.host
+        on_disk = sharded.nvme_bytes(architecture, one_pass, layout, ranks) * machines.devices_per_node
     else:
         assert one_pass.adapters is not None
         usable = usable_for_weights(machines.gpu_gib)
@@ -125,10 +123,8 @@ def estimate(
         if shares is None:
             return None
         per_device = [adapters.phases(s, one_pass, optimizer, architecture, on_gpu=on_gpu) for s in shares]
-        offloaded = {}
+        offloaded, on_disk = {}, 0
     processes = machines.devices_per_node if layout is not None else 1
-    if layout is not None and layout.is_pinned and on_gpu:
-        offloaded[ROUNDING] = int(sum(offloaded.values()) * _PINNED_ROUNDING)
     if not on_gpu:  # what is offloaded stays in the same memory, and in the same process
         per_device = [{name: _merged(items, offloaded) for name, items in phases.items()} for phases in per_device]
     phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))
@@ -142,7 +138,7 @@ def estimate(
         host=_in_gib(host_phases[host_phase]),
         training_host_gib=sum(host_phases[TRAINING].values()) / GIB,
         shared_memory_gib=_SHARED_BYTES_PER_RANK * processes / GIB if on_gpu and processes > 1 else 0.0,
-        disk_gib=_disk_bytes(architecture, full=layout is not None) / GIB,
+        disk_gib=(_disk_bytes(architecture, full=layout is not None) + on_disk) / GIB,
     )
 
 

@@ -6,12 +6,13 @@ P stands for all parameters, N for the ranks.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from thriftune.architecture import Architecture
 from thriftune.memory.activations import Pass, Peaks
 from thriftune.memory_watch import RETURNED_BLOCK
-from thriftune.zero import Layout
+from thriftune.zero_layout import Layout
 
 _MASTER = 4  # fp32
 _MOMENTS = 8  # AdamW's two, fp32
@@ -29,6 +30,9 @@ STEP_BUFFERS = "optimizer's working memory"
 BUFFERS = "ZeRO buffers"
 ACTIVATIONS = "activations"
 KEPT = "freed, kept by malloc"
+ROUNDING = "page-locked rounding"
+# DeepSpeed swaps through this many buffers of the largest parameter (its default buffer_count is 4 or 5).
+_NVME_BUFFERS = 5
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,15 @@ def shards(
     held = _held(architecture, one_pass, layout, ranks)
     buffers = _buffers(architecture, one_pass, layout, activations)
     step = _step_buffers(architecture, one_pass, layout, ranks, on_gpu=on_gpu)
-    host = _offloaded(architecture, one_pass, layout, ranks)
+    moved = _offloaded(architecture, one_pass, layout, ranks)
     while_stepping = {**held, GRADIENTS: _gradients_while_stepping(held[GRADIENTS], layout, ranks)}
     device = {
         FORWARD_BACKWARD: {**held, BUFFERS: buffers, ACTIVATIONS: activations.all},
-        STEP: {**while_stepping, STEP_BUFFERS: 0 if STEP_BUFFERS in host else step},
+        STEP: {**while_stepping, STEP_BUFFERS: step},
     }
     for items in device.values():
-        items.update(dict.fromkeys(host, 0))
+        items.update(dict.fromkeys(moved, 0))
+    host = _on_host(architecture, one_pass, layout, ranks, moved, on_gpu=on_gpu)
     if not on_gpu and layout.stage in (1, 2):  # gloo gathers the stepped weights into a copy
         gathered = _BYTES[one_pass.precision] * architecture.parameters
         device[STEP][BUFFERS] = max(0, gathered - device[STEP][STEP_BUFFERS])
@@ -87,16 +92,61 @@ def _gradients_while_stepping(gradients: int, layout: Layout, ranks: int) -> int
 
 
 def _offloaded(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> dict[str, int]:
-    """What lies in host memory, by item. Whatever is named here is not on the device."""
+    """What leaves the device, by item, wherever it goes to."""
     width, part = _BYTES[one_pass.precision], -(-architecture.parameters // ranks)
-    host = {}
+    moved = {}
     if layout.offloaded_optimizer != "none":
-        host = {STATES: (_MASTER + _MOMENTS) * part, GRADIENTS: width * part, STEP_BUFFERS: 4 * part}
+        gradients = (layout.gradient_width or width) * part
+        moved = {STATES: (_MASTER + _MOMENTS) * part, GRADIENTS: gradients, STEP_BUFFERS: 4 * part}
         if layout.stage < 3:  # the stepped weights in 16 bits, on their way back, and one gradient on its way here
-            host[STEP_BUFFERS] += width * (part + architecture.largest_parameter)
+            moved[STEP_BUFFERS] += width * (part + architecture.largest_parameter)
     if layout.offloaded_params != "none":
-        host[WEIGHTS] = width * part
-    return {item: count for item, count in host.items() if layout.offloaded_optimizer != "nvme" or item == GRADIENTS}
+        moved[WEIGHTS] = width * part
+    return moved
+
+
+def _on_host(
+    architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, moved: dict[str, int], *, on_gpu: bool
+) -> dict[str, int]:
+    """What of it lies in host memory: all, but for what goes on to a disk and passes through buffers here."""
+    host = dict(moved)
+    staging = _NVME_BUFFERS * architecture.largest_parameter
+    if layout.offloaded_optimizer == "nvme":
+        host[STATES] = (_MASTER + _MOMENTS) * staging
+    if layout.offloaded_params == "nvme":
+        host[WEIGHTS] = _BYTES[one_pass.precision] * staging
+    if layout.is_pinned and on_gpu:
+        host[ROUNDING] = sum(_rounding(size) for size in _pinned(architecture, one_pass, layout, ranks, host))
+    return host
+
+
+def nvme_bytes(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> int:
+    """What one rank of a run puts on a local disk."""
+    moved = _offloaded(architecture, one_pass, layout, ranks)
+    states = moved.get(STATES, 0) if layout.offloaded_optimizer == "nvme" else 0
+    return states + (moved.get(WEIGHTS, 0) if layout.offloaded_params == "nvme" else 0)
+
+
+def _pinned(
+    architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, host: dict[str, int]
+) -> Iterator[int]:
+    """Sizes of the page-locked buffers of one rank; AdamW's moments are not."""
+    part = -(-architecture.parameters // ranks)
+    if WEIGHTS in host:
+        yield host[WEIGHTS]
+    if layout.offloaded_optimizer != "cpu":
+        return
+    if layout.stage < 3:
+        yield from (_MASTER * part, 4 * part, _BYTES[one_pass.precision] * part)
+        return
+    yield host[GRADIENTS]
+    for start in range(0, part, layout.sub_group):  # master weights and fp32 gradients, a sub-group each
+        yield from (4 * min(layout.sub_group, part - start),) * 2
+
+
+def _rounding(size: int) -> int:
+    """What torch's page-locked allocator adds to a block: it takes the next power of two."""
+    return (1 << (size - 1).bit_length()) - size if size else 0
 
 
 def _held(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> dict[str, int]:
@@ -112,7 +162,7 @@ def _held(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int
     return {
         WEIGHTS: width * (part if layout.stage == 3 else whole),
         STATES: (_MASTER + _MOMENTS) * part,
-        GRADIENTS: width * (whole if layout.stage == 1 else part),
+        GRADIENTS: (layout.gradient_width or width) * (whole if layout.stage == 1 else part),
     }
 
 
@@ -147,7 +197,8 @@ def _buffers(architecture: Architecture, one_pass: Pass, layout: Layout, activat
     width = _BYTES[one_pass.precision]
     if layout.stage == 0:  # gradients are flattened to be summed over the ranks, when activations are gone
         return 0 if one_pass.precision == "bf16" else max(0, width * architecture.parameters - activations.all)
-    bucket = max(layout.reduce_bucket, architecture.largest_parameter)
+    # With overlap_comm one bucket is reduced while the next one fills.
+    bucket = max(layout.reduce_bucket * (2 if layout.overlaps else 1), architecture.largest_parameter)
     if layout.stage < 3:
         return width * (bucket + (architecture.largest_parameter if layout.offloaded_optimizer != "none" else 0))
     # The head is in use while layers are fetched ahead of it, up to the limit of what may be live.

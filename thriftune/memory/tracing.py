@@ -8,8 +8,10 @@ have no data to dequantize).
 """
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn import functional
@@ -33,7 +35,8 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         live: Bytes alive now.
         peak: Highest value of `live` so far.
-        small_peak: The same over tensors below `small` alone.
+        small_live: Bytes of tensors below `small` that are alive now.
+        small_peak: Highest value of `small_live` so far.
     """
 
     def __init__(self, known: Iterable[torch.Tensor], small: int) -> None:
@@ -48,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self.small_peak = 0
         self._small = small
-        self._small_live = 0
+        self.small_live = 0
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
 
     def __torch_dispatch__(
@@ -70,15 +73,15 @@ class LiveBytes(TorchDispatchMode):
         self.live += size
         self.peak = max(self.peak, self.live)
         if size < self._small:
-            self._small_live += size
-            self.small_peak = max(self.small_peak, self._small_live)
+            self.small_live += size
+            self.small_peak = max(self.small_peak, self.small_live)
         weakref.finalize(storage, self._freed, key)
 
     def _freed(self, key: int) -> None:
         size = self._sizes.pop(key)
         self.live -= size
         if size < self._small:
-            self._small_live -= size
+            self.small_live -= size
 
 
 class RealDevice(TorchFunctionMode):
@@ -117,6 +120,18 @@ class RealDevice(TorchFunctionMode):
         if id(value) not in self._cached:  # autocast casts a trained weight once for all its uses
             self._cached[id(value)] = value.to(self.autocast)
         return self._cached[id(value)]
+
+
+@contextmanager
+def meta_autocast_ignored() -> Iterator[None]:
+    """Let code that turns autocast off on its tensors' device do so on the meta device, which has none."""
+    real = torch.autocast
+
+    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return nullcontext() if device_type == "meta" else real(device_type, *args, **kwargs)
+
+    with mock.patch.object(torch, "autocast", autocast):
+        yield
 
 
 def _fused_attention(

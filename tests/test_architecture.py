@@ -1,0 +1,104 @@
+"""A model's shape from config.json alone, for more than Llama; and what cannot be one is refused with a reason."""
+
+import json
+
+import pytest
+
+from thriftune import architecture
+from thriftune.config import LoraConfig, ModelConfig
+from thriftune.errors import ModelSourceError
+from thriftune.lora import require_targets
+from thriftune.memory import Pass
+from thriftune.memory.activations import measure
+from thriftune.memory.adapters import adapter_parameters
+
+SIZES = {
+    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+KINDS = {
+    "llama": {"num_key_value_heads": 2},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {"n_head": 4, "n_layer": 4},
+    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128},
+    "gpt_neox": {},
+    "qwen2": {"num_key_value_heads": 2},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "qwen2_moe": {
+        "num_key_value_heads": 2, "num_experts": 4, "moe_intermediate_size": 256, "mlp_only_layers": [0, 1],
+        "shared_expert_intermediate_size": 64,
+    },
+}  # fmt: skip
+
+
+def shape_of(kind: str, **changes) -> architecture.Architecture:
+    return architecture.from_content({"model_type": kind, **SIZES, **KINDS.get(kind, {}), **changes}, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "adapters", [None, LoraConfig(rank=2, dropout=0.0), LoraConfig(rank=2, dropout=0.0, four_bit=False)]
+)
+def test_many_architectures_can_be_traced(kind, adapters):
+    """OPT and Bloom build positions from a mask of another shape; peft turned autocast off on the meta device."""
+    activations = measure(shape_of(kind), Pass(2, 32, True, "bf16", adapters))
+    assert len(activations.kept) == 4
+    assert all(kept.all > 0 for kept in activations.kept)
+
+
+def test_layers_of_different_kinds_are_each_counted_as_they_are():
+    """The layers after the first two were taken to be like them: half of what these keep."""
+    mixed = measure(shape_of("qwen2_moe"), Pass(2, 32, False, "bf16"))
+    dense, experts = mixed.kept[1].all, mixed.kept[2].all
+    assert mixed.kept[0].all == dense
+    assert mixed.kept[3].all == experts
+    assert experts > 1.3 * dense
+    alike = measure(shape_of("qwen2_moe", mlp_only_layers=[]), Pass(2, 32, False, "bf16"))
+    assert alike.kept[1].all == pytest.approx(experts, rel=0.02)
+
+
+def test_the_transposed_layers_of_gpt2_take_adapters():
+    shape = shape_of("gpt2")
+    assert shape.linear_shapes["transformer.h.0.attn.c_attn"] == (96, 32)
+    require_targets(LoraConfig(target_modules=("c_attn",)), shape)
+    assert sum(adapter_parameters(shape, LoraConfig(rank=2)).values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"model_type": "lama"}, "model_type. 'lama'.*Close to it: llama"),
+        ({"model_type": "llama", "hidden_size": 32}, "has no vocab_size, num_hidden_layers, num_attention_heads"),
+        ({"model_type": "llama", **SIZES, "num_attention_heads": 0}, "config.json"),
+        ({"model_type": "llama", **SIZES, "num_hidden_layers": -1}, "config.json"),
+        ({"model_type": "llama", **SIZES, "hidden_size": 33}, "config.json"),
+        ({"model_type": [1], **SIZES}, "of the wrong type"),
+        ({"model_type": "llama", "text_config": None, **SIZES}, "of the wrong type"),
+        ({"model_type": "bart", **SIZES, "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "llama", **SIZES, "quantization_config": {"quant_method": "gptq"}}, "quantized already"),
+    ],
+)
+def test_what_is_no_shape_of_a_model_is_refused(content, expected):
+    with pytest.raises(ModelSourceError, match=expected):
+        architecture.from_content(content, "broken")
+
+
+@pytest.mark.parametrize("changes", [{"hidden_act": "nonsense"}, {"pad_token_id": 1000}])
+def test_what_cannot_be_built_is_refused(changes):
+    with pytest.raises(ModelSourceError, match="no causal language model can be built"):
+        _ = shape_of("llama", **changes).parameters
+
+
+@pytest.mark.parametrize("text", [b"{broken", b"\xff\xfe\x00", b"[" * 100_000, b"[1]"])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ModelSourceError, match="its config.json is not"):
+        architecture.of(ModelConfig(source=str(tmp_path)))
+
+
+def test_a_directory_is_read_and_a_missing_one_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **SIZES}))
+    assert architecture.of(ModelConfig(source=str(tmp_path))).layers == 4
+    with pytest.raises(ModelSourceError, match="model.source = ./nowhere"):
+        architecture.of(ModelConfig(source="./nowhere"))
