@@ -10,7 +10,8 @@ ROWS = re.findall(r"^\| (?:zero|lora|qlora)[^|]*\| (\d+) \| (\d+) \| ([+-]\d+)%"
 
 def test_the_summary_is_that_of_the_table():
     errors = [int(predicted) / int(measured) - 1 for measured, predicted, _ in ROWS]
-    assert [round(100 * error) for error in errors] == [int(percent) for *_, percent in ROWS]
+    # The table rounds MiB.
+    assert all(abs(100 * error - int(row[2])) < 0.6 for error, row in zip(errors, ROWS, strict=True))
     close = sum(abs(error) <= 0.1 for error in errors)
     low = sum(error < -0.05 for error in errors)
     median = statistics.median(map(abs, errors))
