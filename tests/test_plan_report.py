@@ -18,7 +18,8 @@ HOSTILE = '</div><script>alert("x")</script>[bold]\x1b[31m'
 LONG = "very-long-name-" * 12
 
 FULL = TrainingPlan(
-    method="full", device="T4", instance="g4dn.metal", nodes=3, devices_per_node=8, processes_per_node=8,
+    method="full", four_bit=False, device="T4", instance="g4dn.metal", nodes=3, devices_per_node=8,
+    processes_per_node=8,
     precision="fp16", global_batch=48, micro_batch=1, accumulation=2,
     zero_stage=3, zero_name="zero3_offload", deepspeed='{"zero_optimization": {"stage": 3}}',
     memory=Estimate(
@@ -39,7 +40,7 @@ FULL = TrainingPlan(
     ],
 )  # fmt: skip
 QLORA = replace(
-    FULL, method="qlora", nodes=1, processes_per_node=1, global_batch=16, micro_batch=2, accumulation=8,
+    FULL, method="qlora", four_bit=True, nodes=1, processes_per_node=1, global_batch=16, micro_batch=2, accumulation=8,
     zero_stage=0, zero_name="", deepspeed="",
     memory=replace(
         FULL.memory,
@@ -298,3 +299,10 @@ def test_numbers_read_well():
     assert shown == ["0.0 %", "<0.1 %", "0.8 %", ">99.9 %", "100.0 %"]
     shown = [plan_report.parameters(count) for count in (6_738_415_616, 999_996_000, 134_515_008)]
     assert shown == ["6.74 B", "1.00 B", "134.52 M"]
+
+
+def test_adapters_on_a_base_of_sixteen_bits_are_not_called_qlora():
+    plan = replace(QLORA, four_bit=False)
+    shown = plan_report.plan_table(plan, "run") + plan_report.plan_html(plan, "run")
+    assert "LoRA on 1 x" in shown
+    assert "QLoRA" not in shown

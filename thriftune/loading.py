@@ -35,9 +35,8 @@ class Placement:
 
 def planned_placement(config: RunConfig, plan: TrainingPlan) -> Placement:
     """How a run holds its model outside ZeRO: in 4 bits where adapters train on a quantized base."""
-    lora = config.lora_or_default
-    four_bit = plan.method == "qlora" and lora.four_bit
-    return Placement(plan.hardware, plan.precision, four_bit=four_bit, double_quantization=lora.double_quantization)
+    double = config.lora_or_default.double_quantization
+    return Placement(plan.hardware, plan.precision, four_bit=plan.four_bit, double_quantization=double)
 
 
 def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> dict[int | str, int]:

@@ -132,7 +132,7 @@ def plan_json(plan: TrainingPlan, name: str) -> str:
 
 def headline(plan: TrainingPlan) -> str:
     """Method and machines."""
-    method = "full fine-tuning" if plan.method == "full" else "QLoRA"
+    method = plan.technique
     return f"{method} on {_place(plan.nodes, plan.instance)} ({_devices(plan, plan.nodes * plan.devices_per_node)})"
 
 
@@ -150,7 +150,7 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
         yield "method", "full fine-tuning", f"ZeRO stage {plan.zero_stage}, {configuration}"
     else:
         split = "split by layers over" if count > 1 else "on"
-        yield "method", "QLoRA", f"{split} {_counted(count, _kind(plan))}"
+        yield "method", plan.technique, f"{split} {_counted(count, _kind(plan))}"
     yield "precision", plan.precision, ""
     parts = f"micro batch {batch.micro_batch} x accumulation {batch.accumulation}"
     yield "global batch", _counted(batch.global_batch, "row"), f"{parts} x {_counted(batch.world_size, 'rank')}"

@@ -161,6 +161,7 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
     is_rented = choice.offer.name != offers.THIS_MACHINE
     return TrainingPlan(
         method=config.method,
+        four_bit=not is_full and config.lora_or_default.four_bit,
         device=choice.offer.device.name,
         instance=choice.offer.name,
         nodes=choice.nodes,

@@ -58,6 +58,7 @@ class TrainingPlan:
 
     Attributes:
         method: full or qlora.
+        four_bit: Whether the frozen base model is in 4 bits; False for full.
         device: Key of the device in `thriftune.hardware.DEVICES`.
         instance: Node type of the catalogue, or this machine.
         nodes: Machines.
@@ -83,6 +84,7 @@ class TrainingPlan:
     """
 
     method: Method
+    four_bit: bool
     device: str
     instance: str
     nodes: int
@@ -105,6 +107,13 @@ class TrainingPlan:
     parameters: int
     trained_parameters: int
     alternatives: list[Alternative]
+
+    @property
+    def technique(self) -> str:
+        """What people call it: full fine-tuning, LoRA or QLoRA."""
+        if self.method == "full":
+            return "full fine-tuning"
+        return "QLoRA" if self.four_bit else "LoRA"
 
     @property
     def batch(self) -> Batch:

@@ -1,7 +1,7 @@
 """Full fine-tuning under ZeRO: what each rank holds on its device and on its host.
 
 Every term is a buffer of DeepSpeed's own (0.19): runtime/zero/stage_1_and_2.py, runtime/zero/stage3.py, and for stage 0
-runtime/bf16_optimizer.py. They were set side by side with measured runs (benchmarks/memory.py, docs/memory.md).
+runtime/fp16/unfused_optimizer.py. They were set side by side with measured runs (benchmarks/memory.py, docs/memory.md).
 P stands for all parameters, N for the ranks.
 """
 
@@ -158,7 +158,7 @@ def _held(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int
     width, whole = _BYTES[one_pass.precision], architecture.parameters
     part = -(-whole // ranks)
     if layout.stage == 0:
-        return _held_undivided(one_pass, whole, part)
+        return _held_undivided(one_pass, whole)
     return {
         WEIGHTS: width * (part if layout.stage == 3 else whole),
         STATES: (_MASTER + _MOMENTS) * part,
@@ -166,27 +166,20 @@ def _held(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int
     }
 
 
-def _held_undivided(one_pass: Pass, whole: int, part: int) -> dict[str, int]:
-    """Stage 0: plain AdamW in fp32; in 16 bits one of DeepSpeed's optimizers that keep fp32 master weights.
-
-    BF16_Optimizer divides master weights and moments over the ranks even so; it sums gradients in fp32, beside those
-    of the last two passes in bf16, and flattens the weights into a copy.
-    """
-    if one_pass.precision == "fp32":
-        return {WEIGHTS: 4 * whole, STATES: _MOMENTS * whole, GRADIENTS: 4 * whole}
-    if one_pass.precision == "fp16":
-        return {WEIGHTS: 2 * whole, STATES: (_MASTER + _MOMENTS) * whole, GRADIENTS: 2 * whole}
-    return {WEIGHTS: 2 * 2 * whole, STATES: (_MASTER + _MOMENTS) * part, GRADIENTS: (4 + 2 + 2) * whole}
+def _held_undivided(one_pass: Pass, whole: int) -> dict[str, int]:
+    """Stage 0: plain AdamW in fp32; in 16 bits DeepSpeed's FP16_UnfusedOptimizer, for bf16 too."""
+    width = _BYTES[one_pass.precision]
+    master = 0 if one_pass.precision == "fp32" else _MASTER
+    return {WEIGHTS: width * whole, STATES: (master + _MOMENTS) * whole, GRADIENTS: width * whole}
 
 
 def _step_buffers(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, *, on_gpu: bool) -> int:
     """Gradients in fp32 and AdamW's temporaries, of what is stepped at once: a shard, in stage 3 a sub-group of it."""
     width, part = _BYTES[one_pass.precision], -(-architecture.parameters // ranks)
     temporaries = 4 if on_gpu else 8  # torch's AdamW: sqrt in place over many tensors on a GPU, not so on a CPU
-    if layout.stage == 0:
-        if one_pass.precision == "fp32":  # parameter by parameter; on a GPU many at once
-            return temporaries * (architecture.parameters if on_gpu else architecture.largest_parameter)
-        return temporaries * part + (4 * architecture.parameters if one_pass.precision == "fp16" else 0)
+    if layout.stage == 0:  # parameter by parameter; on a GPU many at once
+        at_once = architecture.parameters if on_gpu else architecture.largest_parameter
+        return temporaries * at_once + (0 if one_pass.precision == "fp32" else 4 * architecture.parameters)
     if layout.stage == 3:  # a sub-group ends with the parameter that fills it
         part = min(part, layout.sub_group + -(-architecture.largest_parameter // ranks))
     return part * max(4 + temporaries, 4 + 2 * width if layout.stage < 3 else 0)
@@ -196,7 +189,7 @@ def _buffers(architecture: Architecture, one_pass: Pass, layout: Layout, activat
     """Buckets that gradients are reduced in; in stage 3 the weights that are gathered at one moment."""
     width = _BYTES[one_pass.precision]
     if layout.stage == 0:  # gradients are flattened to be summed over the ranks, when activations are gone
-        return 0 if one_pass.precision == "bf16" else max(0, width * architecture.parameters - activations.all)
+        return max(0, width * architecture.parameters - activations.all)
     # With overlap_comm one bucket is reduced while the next one fills.
     bucket = max(layout.reduce_bucket * (2 if layout.overlaps else 1), architecture.largest_parameter)
     if layout.stage < 3:

@@ -40,7 +40,7 @@ def check_plan(plan: Plan) -> Iterator[Finding]:
 def plan_line(plan: TrainingPlan) -> str:
     """A plan in a line, as: 2 x g4dn.12xlarge (4 T4 each), zero3, fp16, global batch 64 = 8 ranks x micro batch ..."""
     nodes = f"{plan.nodes} x {plan.instance} ({plan.devices_per_node} {plan.device} each)"
-    how = (plan.zero_name or f"ZeRO-{plan.zero_stage}") if plan.method == "full" else "QLoRA"
+    how = (plan.zero_name or f"ZeRO-{plan.zero_stage}") if plan.method == "full" else plan.technique
     batch = plan.batch
     return (
         f"{nodes}, {how}, {plan.precision}, global batch {batch.global_batch} = "
