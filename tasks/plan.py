@@ -7,7 +7,7 @@ from flytekit import task
 import deepspeed_configs
 from tasks import pages, settings
 from tasks.transfer import transient_errors_retried
-from thriftune import architecture, catalogue, offers, plan_report, planner, workflow_rules, zero_layout
+from thriftune import catalogue, offers, plan_report, planner, workflow_rules, zero_layout
 from thriftune.config import AUTO, Method, RunConfig
 from thriftune.errors import ConfigError
 from thriftune.training_plan import TrainingPlan
@@ -58,7 +58,7 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
             config,
             catalogue.load(settings.CATALOGUE),
             zero_files(config),
-            architecture=architecture.of(config.model, settings.hub_token()),
+            token=settings.hub_token(),
             here=offers.this_machine() if on_this_machine else None,
         )
     logger.info("\n%s", plan_report.plan_table(made, config.name))

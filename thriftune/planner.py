@@ -32,6 +32,7 @@ def plan(
     *,
     architecture: Architecture | None = None,
     here: Offer | None = None,
+    token: str | None = None,
 ) -> TrainingPlan:
     """The cheapest plan that fits. What the file fixes is kept and checked, never overridden.
 
@@ -44,6 +45,7 @@ def plan(
         zero_files: DeepSpeed configurations by name, the fastest first; without them those in `zero_layout.SHAPES`.
         architecture: The model's; read from its config.json when left out.
         here: This machine, for a run on it; the catalogue is not looked at then.
+        token: Hub token, to read the config.json of a model that is not shipped.
 
     Returns:
         The plan.
@@ -56,7 +58,7 @@ def plan(
     files = zero_files or zero_layout.SHAPES
     found = Found()
     options = found.take(lambda: _zero_options(config, files)) or {}
-    model = found.take(lambda: architecture or architectures.of(config.model))
+    model = found.take(lambda: architecture or architectures.of(config.model, token))
     machines = found.take(lambda: _machines(config, catalogue, here)) or []
     if model is not None and config.method == "qlora":
         found.take(lambda: _require_adapters(config.lora_or_default, model))
