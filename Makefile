@@ -4,6 +4,7 @@
 #   make demo    set up from nothing, and fine-tune a real model twice on this machine
 #   make test    set up from nothing, and run the tests
 #   make check   lint, formatting, types and packaging
+#   make cluster the workflows, registered and run as Flyte would, on a control plane on this machine
 
 PYTHON ?= python3.11
 VENV   := .venv
@@ -18,7 +19,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types package format lock clean
+.PHONY: help setup demo test cluster check lint types package format lock clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -46,6 +47,10 @@ demo: setup $(DEMO)/questions.jsonl
 
 test: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest
+
+cluster: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-cluster.txt
+	$(BIN)/python -m pytest tests/cluster
 
 check: lint types package
 

@@ -14,7 +14,7 @@ from tasks.plan import is_for_this_machine, make_plan, zero_files
 from tasks.transfer import download_table, table_version, transient_errors_retried
 from thriftune import catalogue, offers
 from thriftune import preflight as checks
-from thriftune.config import RunConfig
+from thriftune.config import DataConfig, ModelConfig, RunConfig
 from thriftune.errors import ThriftuneError, TransientError, UserError
 from thriftune.preflight import Preflight, report
 from thriftune.training_plan import TrainingPlan
@@ -23,11 +23,18 @@ logger = logging.getLogger("thriftune.tasks.preflight")
 
 
 class Checked(NamedTuple):
-    """What a preflight came to, as JSON, and the versions that model and data have now."""
+    """What a preflight came to, as JSON, the versions that model and data have now, and their sections of the run.
+
+    The sections are handed on by a task because Flyte's engine writes an attribute of a promise, as `config.model`,
+    with its keys in another order each time: a task that is cached by one is not found in the cache again.
+    https://github.com/flyteorg/flyte/issues/6517 (open; seen in flytepropeller's attr_path_resolver.go)
+    """
 
     report: str
     model_version: str
     data_version: str
+    model: ModelConfig
+    data: DataConfig
 
 
 @task(**settings.hub_task(), enable_deck=True, deck_fields=())
@@ -40,14 +47,14 @@ def preflight(config: RunConfig, plan: TrainingPlan, table: StructuredDataset | 
         table: The rows of source input:table, if the workflow was given them.
 
     Returns:
-        The report, and the versions to fetch the model and the data at.
+        The report, the versions to fetch the model and the data at, and what the run says of both.
     """
     files = download_table(table) if table is not None else None
     with transient_errors_retried():
         checked = _check(config, plan, files, table_version(table) if table is not None else "")
         checked.require_ok()
     facts = checked.facts
-    return Checked(json.dumps(checked.as_json()), facts.model_version, facts.data_version)
+    return Checked(json.dumps(checked.as_json()), facts.model_version, facts.data_version, config.model, config.data)
 
 
 @task(**settings.hub_task(), enable_deck=True, deck_fields=())

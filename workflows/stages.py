@@ -49,9 +49,9 @@ def plan_and_prepare(config: Any, method: Method, table: Any = None) -> Ready:
     """
     planned = plan(config=config, method=method, has_table=table is not None)
     checked = preflight(config=config, plan=planned, table=table)
-    fetched = fetch_model(model=config.model, version=checked.model_version)
+    fetched = fetch_model(model=checked.model, version=checked.model_version)
     dataset = prepare_dataset(
-        data=config.data,
+        data=checked.data,
         seed=config.seed,
         data_version=checked.data_version,
         tokenizer=fetched.tokenizer,

@@ -1,0 +1,75 @@
+"""A cluster of one machine, and the command line that talks to it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from flyteidl.core.execution_pb2 import WorkflowExecution
+
+from cluster.control_plane import ControlPlane
+from cluster.records import Run
+
+PYFLYTE = Path(sys.executable).parent / "pyflyte"
+ROOT = Path(__file__).parent.parent.parent
+# How a run is started; the image is a name only.
+IN_CLUSTER = ("--image", "example:1", "--copy", "all", "--wait", "--poll-interval", "1")
+_LONGEST_RUN = 1200
+# The shipped catalogue has GPU nodes only.
+CATALOGUE = """
+currency: USD
+region: here
+as_of: 2026-01-01
+nodes:
+  cpu.small: {device: CPU, gpus: 0, gpu_gib: 0, bf16: true, interconnect: none, host_gib: 16, vcpus: 4, disk_gb: 50,
+              network_gbps: 10, price_per_hour: 0.1}
+"""
+
+
+def done(cluster: ControlPlane, name: str | None = None) -> Run:
+    """An execution that succeeded, the newest if none is named; waits for its end."""
+    run = cluster.runs[name or list(cluster.runs)[-1]]
+    end = time.monotonic() + _LONGEST_RUN
+    while run.execution.closure.phase == WorkflowExecution.RUNNING and time.monotonic() < end:
+        time.sleep(0.2)
+    closure = run.execution.closure
+    assert closure.phase == WorkflowExecution.SUCCEEDED, f"{closure.error}{cluster.pods.log(run.name)[-8000:]}"
+    return run
+
+
+class Pyflyte(Protocol):
+    """Runs the real command line: `pyflyte("run", "--remote", ..., cwd=folder)`."""
+
+    def __call__(self, *arguments: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane with an empty bucket."""
+    with ControlPlane(tmp_path_factory.mktemp("cluster")) as control_plane:
+        yield control_plane
+
+
+@pytest.fixture(scope="module")
+def pyflyte(cluster: ControlPlane) -> Pyflyte:
+    """The command line, configured for the cluster, with a catalogue of CPU nodes in the bucket."""
+    catalogue = cluster.store.put(cluster.store.uri("catalogue.yaml"), CATALOGUE.encode())
+    settings = {"THRIFTUNE_CATALOGUE": catalogue, "THRIFTUNE_PREPARE_CPU": "1", "COLUMNS": "200", "HF_TOKEN": ""}
+    environment = {**os.environ, **settings, **cluster.client}
+    for name in ("THRIFTUNE_RUN_STAMP", "THRIFTUNE_OUTPUTS", "FLYTE_IMAGE"):
+        environment.pop(name, None)
+
+    def run(*arguments: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [str(PYFLYTE), *arguments]
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+        if check:
+            newest = list(cluster.runs)[-1:]
+            logs = "".join(cluster.pods.log(name) for name in newest)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + logs[-8000:]
+        return done
+
+    return run

@@ -1,0 +1,101 @@
+"""All of the control plane together: store, image, registry, engine and server."""
+
+import uuid
+from pathlib import Path
+from typing import Self
+
+from flyteidl.admin.execution_pb2 import Execution, ExecutionCreateRequest, ExecutionMetadata, ExecutionSpec
+from flyteidl.admin.launch_plan_pb2 import LaunchPlan
+from flyteidl.core import execution_pb2 as phases
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
+from flyteidl.core.literals_pb2 import LiteralMap
+
+from cluster import image, server
+from cluster.engine import Engine
+from cluster.pods import Pods
+from cluster.records import LOCK, Run
+from cluster.registry import IncompleteInputsError, Registry, found
+from cluster.store import Store
+
+
+class ControlPlane:
+    """All of it: store, registry, engine and server.
+
+    Example:
+        with ControlPlane(folder) as cluster: subprocess.run(["pyflyte", "run", "--remote", ...], env=cluster.client)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store()
+        self.registry = Registry()
+        self.runs: dict[str, Run] = {}
+        self.calls: list[str] = []
+        (folder / "logs").mkdir(parents=True)
+        self.pods = Pods(image.build(folder / "image"), self._pod_environment(), folder / "logs")
+        self._engine = Engine(self.store, self.pods)
+        self._server, port = server.serve(self)
+        self.config = folder / "flyte.yaml"
+        self.config.write_text(f"admin:\n  endpoint: dns:///127.0.0.1:{port}\n  insecure: true\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(None)
+        self.pods.close()
+        self.store.close()
+
+    @property
+    def client(self) -> dict[str, str]:
+        """What the command lines and FlyteRemote need in their environment."""
+        return {"FLYTECTL_CONFIG": str(self.config), **self.store.environment}
+
+    def _pod_environment(self) -> dict[str, str]:
+        return {
+            **self.store.environment,
+            "OMP_NUM_THREADS": "1",  # the machines of this cluster share one small one
+            "HF_HUB_OFFLINE": "1",
+            # Operators that DeepSpeed compiles are part of an image.
+            "TORCH_EXTENSIONS_DIR": str(Path.home() / ".cache" / "torch_extensions"),
+        }
+
+    def execute(self, request: ExecutionCreateRequest) -> WorkflowExecutionIdentifier:
+        """Begin an execution of a launch plan."""
+        plan = found(self.registry.launch_plans, request.spec.launch_plan)
+        workflow = found(self.registry.workflows, plan.spec.workflow_id)
+        run = Run(Execution(spec=request.spec), _inputs(plan, request.inputs))
+        name = request.name or f"a{uuid.uuid4().hex[:19]}"
+        identifier = WorkflowExecutionIdentifier(project=request.project, domain=request.domain, name=name)
+        run.execution.id.CopyFrom(identifier)
+        run.execution.closure.workflow_id.CopyFrom(plan.spec.workflow_id)
+        run.execution.closure.phase = phases.WorkflowExecution.RUNNING
+        for stamp in ("created_at", "started_at", "updated_at"):
+            getattr(run.execution.closure, stamp).GetCurrentTime()
+        if not run.execution.spec.raw_output_data_config.output_location_prefix:
+            run.execution.spec.raw_output_data_config.CopyFrom(plan.spec.raw_output_data_config)
+        self.runs[name] = run
+        self._engine.start(run, workflow.closure.compiled_workflow)
+        return identifier
+
+    def fire(self, name: str) -> str:
+        """Do what the scheduler does when the time of an active launch plan has come.
+
+        Returns:
+            The name of the execution.
+        """
+        with LOCK:
+            (plan,) = [p for p in self.registry.active_plans() if p.id.name == name]
+            assert plan.spec.entity_metadata.schedule.WhichOneof("ScheduleExpression"), f"{name} has no schedule"
+            spec = ExecutionSpec(launch_plan=plan.id, metadata=ExecutionMetadata(mode=ExecutionMetadata.SCHEDULED))
+            request = ExecutionCreateRequest(project=plan.id.project, domain=plan.id.domain, spec=spec)
+            return str(self.execute(request).name)
+
+
+def _inputs(plan: LaunchPlan, given: LiteralMap) -> LiteralMap:
+    """The inputs of an execution: what is fixed, else what is given, else the default."""
+    defaults = {name: p.default for name, p in plan.spec.default_inputs.parameters.items() if p.HasField("default")}
+    literals = {**defaults, **given.literals, **plan.spec.fixed_inputs.literals}
+    missing = set(plan.closure.expected_inputs.parameters) - set(literals)
+    if missing:
+        raise IncompleteInputsError(f"inputs without a value: {', '.join(sorted(missing))}")
+    return LiteralMap(literals=literals)

@@ -1,0 +1,239 @@
+"""The engine: it walks a workflow, runs its tasks in pods and hands their outputs on.
+
+Nodes run one after another in an order that their promises allow; Flyte would run those that are ready at once.
+"""
+
+import itertools
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from flyteidl.core.catalog_pb2 import CACHE_DISABLED, CACHE_HIT, CACHE_POPULATED
+from flyteidl.core.compiler_pb2 import CompiledWorkflowClosure
+from flyteidl.core.dynamic_job_pb2 import DynamicJobSpec
+from flyteidl.core.errors_pb2 import ContainerError, ErrorDocument
+from flyteidl.core.execution_pb2 import ExecutionError
+from flyteidl.core.literals_pb2 import LiteralMap
+from flyteidl.core.tasks_pb2 import TaskTemplate
+from flyteidl.core.workflow_pb2 import Node, WorkflowTemplate
+
+from cluster import records
+from cluster.cache import Cache
+from cluster.literals import INPUTS, promised, resolve
+from cluster.pods import Place, Pods
+from cluster.records import Attempt, NodeRecord, Run
+from cluster.registry import Key, closure, key
+from cluster.store import Store
+
+# Flyte's max-node-retries-system-failures.
+_SYSTEM_RETRIES = 3
+
+
+class NodeFailedError(Exception):
+    """A node failed for good."""
+
+    def __init__(self, error: ExecutionError) -> None:
+        super().__init__(f"{error.code}: {error.message}")
+        self.error = error
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What a node can refer to, and where it stands.
+
+    Attributes:
+        run: The execution.
+        tasks: The tasks of the workflow.
+        workflows: Its subworkflows.
+        parent: The id of the node that the walk is inside of.
+        prefix: What the ids of the nodes begin with.
+    """
+
+    run: Run
+    tasks: dict[Key, TaskTemplate] = field(default_factory=dict)
+    workflows: dict[Key, WorkflowTemplate] = field(default_factory=dict)
+    parent: str = ""
+    prefix: str = ""
+
+    def within(self, parent: str, attempt: int = 0) -> "_Scope":
+        return replace(self, parent=parent, prefix=f"{parent}-{attempt}-")
+
+
+def _scope(run: Run, compiled: CompiledWorkflowClosure) -> _Scope:
+    return _Scope(
+        run,
+        {key(task.template.id): task.template for task in compiled.tasks},
+        {key(workflow.template.id): workflow.template for workflow in compiled.sub_workflows},
+    )
+
+
+class Engine:
+    """Runs executions, each in a thread."""
+
+    def __init__(self, store: Store, pods: Pods) -> None:
+        self._store = store
+        self._pods = pods
+        self._cache = Cache()
+
+    def start(self, run: Run, workflow: CompiledWorkflowClosure) -> None:
+        """Begin an execution."""
+        threading.Thread(target=self._execute, args=(run, workflow), name=run.name, daemon=True).start()
+
+    def _execute(self, run: Run, workflow: CompiledWorkflowClosure) -> None:
+        try:
+            records.succeed(run, self._walk(_scope(run, workflow), workflow.primary.template, run.inputs))
+        except NodeFailedError as failure:
+            records.fail(run, failure.error)
+        except Exception as bug:
+            records.fail(run, ExecutionError(code="TestControlPlane", message=repr(bug), kind=ExecutionError.SYSTEM))
+            raise
+
+    def _walk(self, scope: _Scope, template: WorkflowTemplate, inputs: LiteralMap) -> LiteralMap:
+        """Run the nodes of a workflow, and give its outputs."""
+        values = {INPUTS: inputs}
+        try:
+            for node in _in_order(list(template.nodes)):
+                values[node.id] = self._run_node(scope, node, resolve(node.inputs, values))
+        except NodeFailedError:
+            if template.HasField("failure_node"):  # a workflow's `on_failure`
+                with suppress(NodeFailedError):
+                    self._run_node(scope, template.failure_node, resolve(template.failure_node.inputs, values))
+            raise
+        return resolve(template.outputs, values)
+
+    def _run_node(self, scope: _Scope, node: Node, inputs: LiteralMap) -> LiteralMap:
+        node_id = scope.prefix + node.id
+        record = scope.run.begin_node(node_id, node.id, scope.parent, inputs)
+        try:
+            if node.WhichOneof("target") == "task_node":
+                task = scope.tasks[key(node.task_node.reference_id)]
+                return records.succeed(record, self._run_cached(scope, record, node, task))
+            if node.workflow_node.HasField("sub_workflow_ref"):
+                record.execution.metadata.is_parent_node = True
+                template = scope.workflows[key(node.workflow_node.sub_workflow_ref)]
+                return records.succeed(record, self._walk(scope.within(node_id), template, inputs))
+            raise NotImplementedError(f"{node_id} is a {node.WhichOneof('target')}")
+        except NodeFailedError as failure:
+            records.fail(record, failure.error)
+            raise
+
+    def _run_cached(self, scope: _Scope, record: NodeRecord, node: Node, task: TaskTemplate) -> LiteralMap:
+        status = record.execution.closure.task_node_metadata
+        status.cache_status = CACHE_DISABLED
+        if not task.metadata.discoverable:
+            return self._run_task(scope, record, node, task)
+        status.catalog_key.dataset_id.name = f"flyte_task-{task.id.name}"
+        known = self._cache.find(task, record.inputs)
+        if known is not None and not scope.run.execution.spec.overwrite_cache:
+            status.cache_status = CACHE_HIT
+            return known
+        outputs = self._run_task(scope, record, node, task)
+        self._cache.keep(task, record.inputs, outputs)
+        status.cache_status = CACHE_POPULATED
+        return outputs
+
+    def _run_task(self, scope: _Scope, record: NodeRecord, node: Node, task: TaskTemplate) -> LiteralMap:
+        """Try a task as often as its retries allow, each time with the checkpoint of the attempt before."""
+        previous = ""
+        for attempt in itertools.count():
+            place = self._place(scope.run, record, attempt, previous)
+            self._store.put(place.inputs, record.inputs.SerializeToString())
+            trial = record.begin_attempt(task.id, task.type)
+            statuses = self._pods.run(
+                f"{scope.run.name}-{record.execution.id.node_id}-{attempt}",
+                task,
+                place,
+                _environment(scope.run, task, attempt),
+            )
+            futures = self._store.get(f"{place.outputs}/futures.pb")
+            if futures is not None and not any(statuses):
+                records.succeed(trial, LiteralMap())
+                return self._expand(scope, record, DynamicJobSpec.FromString(futures))
+            outcome = self._outcome(place, statuses)
+            if isinstance(outcome, LiteralMap):
+                return records.succeed(trial, outcome)
+            self._fail_or_retry(trial, outcome, node.metadata.retries.retries)
+            previous = place.checkpoint
+        raise AssertionError("retries are counted")
+
+    def _fail_or_retry(self, trial: Attempt, error: ContainerError, retries: int) -> None:
+        """Record a failed attempt.
+
+        Raises:
+            NodeFailedError: There is no other.
+        """
+        found = ExecutionError(code=error.code, message=error.message, kind=error.origin, worker=error.worker)
+        records.fail(trial, found)
+        allowed = _SYSTEM_RETRIES if error.origin == ExecutionError.SYSTEM else retries
+        if error.kind != ContainerError.RECOVERABLE or trial.execution.id.retry_attempt >= allowed:
+            raise NodeFailedError(found)
+
+    def _outcome(self, place: Place, statuses: list[int]) -> LiteralMap | ContainerError:
+        """What an attempt left behind: the earliest error of its pods, or outputs."""
+        errors = [
+            ErrorDocument.FromString(self._store.get(uri) or b"").error
+            for uri in self._store.list(f"{place.outputs}/error")
+        ]
+        if errors:
+            return min(errors, key=lambda error: error.timestamp.ToNanoseconds())
+        outputs = self._store.get(f"{place.outputs}/outputs.pb")
+        if outputs is not None and 0 in statuses:
+            return LiteralMap.FromString(outputs)
+        code, message = "OutputsNotFound", "no outputs were written"
+        if 0 not in statuses:
+            code, message = "PodFailed", f"exit status {', '.join(map(str, statuses))}"
+        # A pod that dies without a word may be run again: it uses up the user's retries.
+        return ContainerError(code=code, message=message, kind=ContainerError.RECOVERABLE, origin=ExecutionError.USER)
+
+    def _expand(self, scope: _Scope, record: NodeRecord, spec: DynamicJobSpec) -> LiteralMap:
+        """Run what a dynamic task returned in place of outputs."""
+        node_id = str(record.execution.id.node_id)
+        attempt = len(record.attempts) - 1
+        template = WorkflowTemplate(nodes=spec.nodes, outputs=spec.outputs)
+        template.id.CopyFrom(record.attempts[-1].execution.id.task_id)
+        task = scope.tasks[key(template.id)]
+        template.interface.outputs.CopyFrom(task.interface.outputs)
+        compiled = closure(template, list(spec.subworkflows), list(spec.tasks))
+        record.dynamic = compiled
+        record.execution.metadata.is_parent_node = True
+        record.execution.metadata.is_dynamic = True
+        inner = replace(_scope(scope.run, compiled), parent=node_id, prefix=f"{node_id}-{attempt}-")
+        return self._walk(inner, template, LiteralMap())
+
+    def _place(self, run: Run, record: NodeRecord, attempt: int, previous: str) -> Place:
+        node_id = str(record.execution.id.node_id)
+        metadata = self._store.uri("metadata", run.name, node_id, "data")
+        chosen = run.execution.spec.raw_output_data_config.output_location_prefix
+        raw = "/".join([chosen or self._store.uri("raw"), uuid.uuid4().hex[:2], f"{run.name}-{node_id}-{attempt}"])
+        return Place(f"{metadata}/inputs.pb", f"{metadata}/{attempt}", raw, previous)
+
+
+def _in_order(nodes: list[Node]) -> Iterator[Node]:
+    """Nodes after those they need, otherwise as they stand."""
+    done: set[str] = set()
+    waiting = list(nodes)
+    while waiting:
+        ready = next(n for n in waiting if done >= ({*n.upstream_node_ids, *promised(n.inputs)} - {"start-node"}))
+        waiting.remove(ready)
+        done.add(ready.id)
+        yield ready
+
+
+def _environment(run: Run, task: TaskTemplate, attempt: int) -> dict[str, str]:
+    """What Flyte tells a task of itself, and what the execution was given."""
+    execution = run.execution
+    return {
+        "FLYTE_INTERNAL_EXECUTION_PROJECT": execution.id.project,
+        "FLYTE_INTERNAL_EXECUTION_DOMAIN": execution.id.domain,
+        "FLYTE_INTERNAL_EXECUTION_ID": execution.id.name,
+        "FLYTE_INTERNAL_EXECUTION_WORKFLOW": execution.closure.workflow_id.name,
+        "FLYTE_INTERNAL_EXECUTION_LAUNCHPLAN": execution.spec.launch_plan.name,
+        "FLYTE_INTERNAL_TASK_PROJECT": task.id.project,
+        "FLYTE_INTERNAL_TASK_DOMAIN": task.id.domain,
+        "FLYTE_INTERNAL_TASK_NAME": task.id.name,
+        "FLYTE_INTERNAL_TASK_VERSION": task.id.version,
+        "FLYTE_ATTEMPT_NUMBER": str(attempt),
+        **{entry.key: entry.value for entry in execution.spec.envs.values},
+    }

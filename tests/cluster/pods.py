@@ -1,0 +1,196 @@
+"""Pods: processes of their own, with an empty directory each, the image's libraries and nothing of the checkout."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flyteidl.core.tasks_pb2 import TaskTemplate
+from google.protobuf.json_format import MessageToDict
+
+# A tiny model takes seconds; a pod that takes longer waits for something that never comes.
+POD_SECONDS = 300
+# The operator calls a job done as soon as one of its pods is; the engine looks at the job seconds later.
+_NOTICE_SECONDS = 10
+_POLL_SECONDS = 0.1
+_TEMPLATE = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
+_POD_KINDS = ("python-task", "pytorch")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one attempt of a task reads and writes, as URIs."""
+
+    inputs: str
+    outputs: str
+    raw: str
+    previous_checkpoint: str = ""
+
+    @property
+    def checkpoint(self) -> str:
+        return f"{self.raw}/_flytecheckpoints"
+
+    def render(self, argument: str) -> str:
+        """An argument of a container with the engine's templates filled in."""
+        words = {
+            "input": self.inputs,
+            "outputprefix": self.outputs,
+            "rawoutputdataprefix": self.raw,
+            "checkpointoutputprefix": self.checkpoint,
+            "prevcheckpointprefix": self.previous_checkpoint or '""',
+        }
+        return _TEMPLATE.sub(lambda match: words[match[1].lower()], argument)
+
+
+@dataclass
+class _Pod:
+    process: subprocess.Popen[bytes]
+    directory: Path
+    killed: bool = False
+
+    def remove(self) -> None:
+        """What a container leaves: nothing."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@dataclass
+class Pods:
+    """The machines of the cluster.
+
+    Attributes:
+        programs: The bin directory of the image.
+        environment: What the cluster sets in every pod.
+        logs: Folder of one file per pod.
+    """
+
+    programs: Path
+    environment: Mapping[str, str]
+    logs: Path
+    _running: list[_Pod] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, name: str, task: TaskTemplate, place: Place, environment: Mapping[str, str]) -> list[int]:
+        """Run one attempt of a task to its end.
+
+        Args:
+            name: Of the attempt; its pods are named after it.
+            task: The task.
+            place: Where it reads and writes.
+            environment: What the engine tells it.
+
+        Returns:
+            The exit status of each pod, negative for a signal.
+        """
+        if task.type not in _POD_KINDS:
+            raise NotImplementedError(f"{task.id.name} is a task of type {task.type}")
+        arguments, own = _container(task)
+        command = [place.render(argument) for argument in arguments]
+        jobs = _workers(name, task) if task.type == "pytorch" else {name: {}}
+        pods = [self._start(pod, command, {**own, **environment, **extra}) for pod, extra in jobs.items()]
+        try:
+            return _wait(pods)
+        finally:
+            for pod in pods:
+                pod.remove()
+                with self._lock:
+                    self._running.remove(pod)
+
+    def close(self) -> None:
+        """End every pod."""
+        with self._lock:
+            for pod in self._running:
+                with suppress(ProcessLookupError):
+                    os.killpg(pod.process.pid, signal.SIGKILL)
+
+    def log(self, name: str) -> str:
+        """What the pods whose names begin so printed."""
+        return "\n".join(file.read_text(errors="replace") for file in sorted(self.logs.glob(f"{name}*.log")))
+
+    def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> _Pod:
+        directory = Path(tempfile.mkdtemp(prefix="pod-"))
+        for part in ("work", "home", "tmp"):
+            (directory / part).mkdir()
+        everything = {
+            "PATH": f"{self.programs}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(directory / "home"),
+            "TMPDIR": str(directory / "tmp"),
+            "HOSTNAME": name,
+            **self.environment,
+            **environment,
+        }
+        with (self.logs / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [str(self.programs / command[0]), *command[1:]],
+                cwd=directory / "work",
+                env=everything,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        pod = _Pod(process, directory)
+        with self._lock:
+            self._running.append(pod)
+        return pod
+
+
+def _wait(pods: list[_Pod]) -> list[int]:
+    """Wait as the training operator does: until one pod succeeds, or one fails (they are never restarted)."""
+    deadline = time.monotonic() + POD_SECONDS
+    while time.monotonic() < deadline:
+        states = [pod.process.poll() for pod in pods]
+        if None not in states or any(state not in (None, 0) for state in states):
+            break
+        if 0 in states:
+            deadline = min(deadline, time.monotonic() + _NOTICE_SECONDS)
+        time.sleep(_POLL_SECONDS)
+    return [pod.process.poll() if pod.process.poll() is not None else -signal.SIGKILL for pod in pods]
+
+
+def _workers(name: str, task: TaskTemplate) -> dict[str, dict[str, str]]:
+    """The pods of a PyTorchJob, and what the training operator sets in each of an elastic one.
+
+    Source: kubeflow/training-operator, pkg/controller.v1/pytorch/elastic.go. Its worker-0 has an address of its own;
+    here all pods share the loopback, and a port that is free stands for 23456.
+    """
+    custom = MessageToDict(task.custom)
+    elastic = custom["elasticConfig"]
+    shared = {
+        "PET_RDZV_ENDPOINT": f"127.0.0.1:{_free_port()}",
+        "PET_RDZV_BACKEND": str(elastic["rdzvBackend"]),
+        "PET_NNODES": f"{int(elastic['minReplicas'])}:{int(elastic['maxReplicas'])}",
+        "PET_NPROC_PER_NODE": str(int(elastic["nprocPerNode"])),
+        "PET_MAX_RESTARTS": str(int(elastic.get("maxRestarts", 0))),
+        "FLYTE_INTERNAL_DIST_ERROR_STRATEGY": "Earliest",
+    }
+    names = [f"{name}-worker-{index}" for index in range(int(custom["workerReplicas"]["replicas"]))]
+    return {pod: {**shared, "FLYTE_INTERNAL_WORKER_NAME": pod} for pod in names}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _container(task: TaskTemplate) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment of a task's primary container."""
+    if task.WhichOneof("target") == "container":
+        container = task.container
+        return [*container.command, *container.args], {entry.key: entry.value for entry in container.env}
+    name = task.config["primary_container_name"]
+    (pod,) = [c for c in MessageToDict(task.k8s_pod.pod_spec)["containers"] if c["name"] == name]
+    environment = {entry["name"]: entry.get("value", "") for entry in pod.get("env", ())}
+    return [*pod.get("command", ()), *pod.get("args", ())], environment
