@@ -158,8 +158,8 @@ class TrainingConfig(Section):
     micro_batch: PositiveInt | None = Field(
         default=None, description="Rows per device and forward pass; the planner takes the largest that fits."
     )
-    epochs: float = Field(default=1.0, gt=0, description="Passes over the training rows; max_steps ends it earlier.")
-    max_steps: PositiveInt | None = Field(default=None, description="Optimizer steps at the most.")
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the training rows, where no max_steps is given.")
+    max_steps: PositiveInt | None = Field(default=None, description="Optimizer steps, in place of epochs.")
     learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate, after warmup.")
     scheduler: Literal["constant", "linear", "cosine"] = Field(
         default="cosine", description="How the learning rate falls after warmup."

@@ -33,7 +33,6 @@ class Layout:
         offloaded_optimizer: Where optimizer states go: none, cpu or nvme.
         offloaded_params: Where weights go: none, cpu or nvme.
         reduce_bucket: Elements of the buffer that gradients are reduced in.
-        allgather_bucket: Elements gathered at once by stages 1 and 2.
         prefetch: Elements that stage 3 gathers ahead.
         live_parameters: Elements that stage 3 keeps gathered at once.
         sub_group: Elements that stage 3 steps at once.
@@ -46,7 +45,6 @@ class Layout:
     offloaded_optimizer: str = "none"
     offloaded_params: str = "none"
     reduce_bucket: int = 0
-    allgather_bucket: int = 0
     prefetch: int = 0
     live_parameters: int = 0
     sub_group: int = 0
@@ -68,7 +66,6 @@ def layout(config: dict[str, Any], hidden_size: int) -> Layout:
         offloaded_optimizer=offload_device(section, "offload_optimizer"),
         offloaded_params=offload_device(section, "offload_param"),
         reduce_bucket=int(section["reduce_bucket_size"]),
-        allgather_bucket=int(section["allgather_bucket_size"]),
         prefetch=int(section.get("stage3_prefetch_bucket_size", 0)),
         live_parameters=int(section.get("stage3_max_live_parameters", 0)),
         sub_group=int(section.get("sub_group_size", 0)),
