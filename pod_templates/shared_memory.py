@@ -6,26 +6,28 @@ one owner may mount it: this template. `Elastic` must therefore say `increase_sh
 """
 
 from flytekit import PodTemplate
-from kubernetes.client import V1Container, V1EmptyDirVolumeSource, V1PodSpec, V1Toleration, V1Volume, V1VolumeMount
+from kubernetes.client import V1EmptyDirVolumeSource, V1Volume
 
-PRIMARY = "primary"  # the container Flyte merges the task's own into
+from pod_templates.composing import copied, mount
+
+PATH = "/dev/shm"  # noqa: S108 - the path is the point
 _VOLUME = "dshm"
 
 
-def with_shared_memory(size: str) -> PodTemplate:
-    """A pod whose /dev/shm is memory of the given size, and that may be scheduled on GPU nodes.
+def with_shared_memory(size: str, template: PodTemplate | None = None) -> PodTemplate:
+    """A pod whose /dev/shm is memory of the given size.
 
     Args:
         size: Kubernetes quantity, as 16Gi. What is used of it counts against the container's memory limit.
+        template: What to build on.
 
     Returns:
-        A new template with one primary container.
+        A new template.
+
+    Raises:
+        ConflictError: Something is mounted there already.
     """
-    container = V1Container(name=PRIMARY, volume_mounts=[V1VolumeMount(name=_VOLUME, mount_path="/dev/shm")])  # noqa: S108
+    new, spec, container = copied(template)
     memory = V1Volume(name=_VOLUME, empty_dir=V1EmptyDirVolumeSource(medium="Memory", size_limit=size))
-    # GPU nodes are commonly tainted with this key, so that nothing else lands on them.
-    toleration = V1Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
-    return PodTemplate(
-        primary_container_name=PRIMARY,
-        pod_spec=V1PodSpec(containers=[container], volumes=[memory], tolerations=[toleration]),
-    )
+    mount(spec, container, memory, PATH)
+    return new

@@ -1,0 +1,101 @@
+"""Pods that only make sense together: those of a job on several nodes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flytekit import PodTemplate
+from kubernetes.client import V1Affinity, V1LabelSelector, V1PodAffinity, V1PodAffinityTerm
+
+from pod_templates.composing import add_entries, copied, set_once
+
+GangScheduler = Literal["volcano", "coscheduling", "kueue"]
+
+# What marks the pods of one job. The training operator's own label holds a name that nobody knows when pods are
+# described; this one is known, and Flyte hands labels of a template on to every pod of a PyTorchJob.
+JOB_LABEL = "thriftune/job"
+ZONE_LABEL = "topology.kubernetes.io/zone"
+
+
+def in_one_zone(job: str, template: PodTemplate | None = None) -> PodTemplate:
+    """A pod that runs in the availability zone of the other pods of its job.
+
+    Gradients of every step go between the nodes: across zones they are slower, and each GB is paid for. The first pod
+    is free to choose (a pod that matches its own affinity may start it); the others follow it.
+
+    Args:
+        job: What is the same for all pods of the job and for no other pod. A label's value: at most 63 characters.
+        template: What to build on.
+
+    Returns:
+        A new template.
+
+    Raises:
+        ConflictError: The template belongs to another job, or has an affinity already.
+    """
+    new, spec, _ = copied(template)
+    add_entries(new, "labels", {JOB_LABEL: job})
+    term = V1PodAffinityTerm(label_selector=V1LabelSelector(match_labels={JOB_LABEL: job}), topology_key=ZONE_LABEL)
+    near = V1PodAffinity(required_during_scheduling_ignored_during_execution=[term])
+    set_once(spec, "affinity", V1Affinity(pod_affinity=near))
+    return new
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """What a gang scheduler knows a gang by."""
+
+    scheduler: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+
+
+def _marks(job: str, members: int, queue: str) -> dict[GangScheduler, _Marks]:
+    """Of each gang scheduler.
+
+    For the first two the training operator makes the pod group (`--gang-scheduler-name`); with coscheduling it puts its
+    own name for it in place of ours. With kueue pods keep Kubernetes' scheduler, and wait to be admitted.
+
+    Source: https://volcano.sh/en/docs/podgroup/, https://scheduler-plugins.sigs.k8s.io/,
+        https://kueue.sigs.k8s.io/docs/tasks/run/plain_pods/
+    """
+    queued = {"scheduling.volcano.sh/queue-name": queue} if queue else {}
+    return {
+        "volcano": _Marks("volcano", annotations={"scheduling.volcano.sh/group-min-member": str(members), **queued}),
+        "coscheduling": _Marks("scheduler-plugins-scheduler", labels={"scheduling.x-k8s.io/pod-group": job}),
+        "kueue": _Marks(
+            labels={"kueue.x-k8s.io/queue-name": queue, "kueue.x-k8s.io/pod-group-name": job},
+            annotations={"kueue.x-k8s.io/pod-group-total-count": str(members)},
+        ),
+    }
+
+
+def in_gang(
+    scheduler: GangScheduler, job: str, members: int, queue: str = "", template: PodTemplate | None = None
+) -> PodTemplate:
+    """A pod that is started together with all others of its job, or not at all.
+
+    Without it, two jobs that each got half of the nodes wait for each other until their rendezvous times out, and pay.
+
+    Args:
+        scheduler: What the cluster has: volcano, coscheduling (Kubernetes' scheduler-plugins) or kueue.
+        job: What is the same for all pods of the job and for no other pod. A label's value: at most 63 characters.
+        members: Pods of the job.
+        queue: Queue to wait in; kueue needs one.
+        template: What to build on.
+
+    Returns:
+        A new template.
+
+    Raises:
+        ConflictError: The template names another scheduler.
+        ValueError: kueue without a queue: such a pod would never be looked at.
+    """
+    if scheduler == "kueue" and not queue:
+        raise ValueError("kueue needs a queue: pods without one are not managed by it")
+    marks = _marks(job, members, queue)[scheduler]
+    new, spec, _ = copied(template)
+    if marks.scheduler:
+        set_once(spec, "scheduler_name", marks.scheduler)
+    add_entries(new, "labels", marks.labels)
+    add_entries(new, "annotations", marks.annotations)
+    return new

@@ -1,0 +1,41 @@
+"""Which nodes a pod runs on."""
+
+from flytekit import PodTemplate
+from kubernetes.client import V1Toleration
+
+from pod_templates.composing import add_entries, copied
+
+# GPU nodes are commonly tainted with this key, so that nothing else lands on them; it is also the resource's name.
+GPU = "nvidia.com/gpu"
+# Every cloud's nodes carry it; the kubelet does not set it on machines of one's own.
+INSTANCE_LABEL = "node.kubernetes.io/instance-type"
+
+
+def on_instance(
+    instance: str, template: PodTemplate | None = None, *, gpus: int = 0, label: str = INSTANCE_LABEL
+) -> PodTemplate:
+    """A pod that runs on nodes of one instance type only.
+
+    Args:
+        instance: As the catalogue names it: g4dn.metal.
+        template: What to build on.
+        gpus: GPUs that the pod gets; with any it tolerates the taint of GPU nodes.
+        label: Label of the nodes that holds the type; empty to leave the choice to resources and accelerator.
+
+    Returns:
+        A new template.
+
+    Raises:
+        ConflictError: The template selects another type.
+    """
+    new, spec, _ = copied(template)
+    if label:
+        add_entries(spec, "node_selector", {label: instance})
+    if gpus:
+        spec.tolerations = [*(spec.tolerations or []), V1Toleration(key=GPU, operator="Exists", effect="NoSchedule")]
+    return new
+
+
+def tolerating_gpu_nodes(template: PodTemplate | None = None) -> PodTemplate:
+    """A pod that may run on tainted GPU nodes, of any type."""
+    return on_instance("", template, gpus=1, label="")
