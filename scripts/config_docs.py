@@ -1,6 +1,7 @@
-"""Print docs/configuration.md: every key of a run file, from the classes that read it.
+"""Print docs/configuration.md or docs/settings.md: every key of a run file, or setting, from the classes that read it.
 
 Usage: python scripts/config_docs.py > docs/configuration.md
+       python scripts/config_docs.py settings > docs/settings.md
 """
 
 import sys
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tasks.platform import Platform, variable
 from thriftune.config import RunConfig
 
 _INTRODUCTION = """\
@@ -20,6 +22,18 @@ A run is one YAML file; `configs/` holds complete ones to copy. Every key is bel
 and so is a value of another type; all problems of a file are reported at once, before any GPU is asked for.
 
 This page is made from `thriftune/config.py` by `python scripts/config_docs.py > docs/configuration.md`.
+"""
+_SETTINGS = """\
+# The settings of a platform
+
+Environment variables of the command that runs or registers (`pyflyte run`, `register`, `package`); pods get the same
+values from there. They say what a cluster is like, and a run file does not. None has to be set. A variable that begins
+with THRIFTUNE_ and is not here is an error, and so is a value that cannot be; all of them are reported at once.
+
+This page is made from `tasks/platform.py` by `python scripts/config_docs.py settings > docs/settings.md`.
+
+| Setting | Type | Default | Meaning |
+|---|---|---|---|
 """
 _TABLE_HEAD = "| Key | Type | Default | Meaning |\n|---|---|---|---|"
 _PLAIN_NAMES = {
@@ -49,6 +63,18 @@ def document(root: type[BaseModel]) -> str:
             tables.append(_table(f"`{name}`", section))
             tables += _tables_of_entries(name, section)
     return "\n".join([_INTRODUCTION, *tables])
+
+
+def document_settings(platform: type[BaseModel]) -> str:
+    """The page of the settings.
+
+    Args:
+        platform: The class that reads them.
+
+    Returns:
+        Markdown: one table.
+    """
+    return _SETTINGS + "".join(_row(variable(name), info) + "\n" for name, info in platform.model_fields.items())
 
 
 def _tables_of_entries(name: str, section: type[BaseModel]) -> list[str]:
@@ -142,4 +168,4 @@ def _default(info: FieldInfo, section: type[BaseModel] | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(document(RunConfig))
+    sys.stdout.write(document_settings(Platform) if "settings" in sys.argv[1:] else document(RunConfig))

@@ -14,9 +14,9 @@ from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
 
 from tasks import settings
-
-# Nodes of one job may wait for each other while the autoscaler adds machines and the image is pulled.
-RENDEZVOUS_SECONDS = 1800
+from tasks.image import RequiresImage
+from tasks.settings import PLATFORM
+from thriftune.node_environment import node_environment
 
 
 @dataclass
@@ -24,7 +24,7 @@ class PlannedElastic(Elastic):
     """Elastic for a task with an argument `plan` (TrainingPlan)."""
 
 
-class PlannedElasticTask(PytorchElasticFunctionTask):
+class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
     """Runs the task function in as many worker processes as its plan says."""
 
     def execute(self, **kwargs: Any) -> Any:
@@ -33,7 +33,7 @@ class PlannedElasticTask(PytorchElasticFunctionTask):
         plan = kwargs["plan"]
         self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
         if plan.hardware.is_gpu:
-            settings.share_cpus(plan)
+            settings.default_environment(node_environment(plan, plan.processes_per_node, plan.nodes))
         try:
             return super().execute(**kwargs)
         finally:
@@ -44,14 +44,20 @@ TaskPlugins.register_pythontask_plugin(PlannedElastic, PlannedElasticTask)
 
 
 def elastic(nodes: int) -> PlannedElastic:
-    """The configuration of a task on a number of nodes."""
+    """The configuration of a task on a number of nodes.
+
+    The pods of a job wait for each other, while the autoscaler adds machines and images are pulled: no longer than
+    `rendezvous_seconds` (1800) and the 30 s of torch's last call, then the attempt fails. With the default of two
+    retries, nodes that never come cost 3 x 1830 s of those that did.
+    """
+    seconds = PLATFORM.rendezvous_seconds
     return PlannedElastic(
         nnodes=nodes,
         increase_shared_mem=False,  # the pod template owns /dev/shm
         rdzv_configs={
-            "timeout": RENDEZVOUS_SECONDS,
-            "join_timeout": RENDEZVOUS_SECONDS,
+            "timeout": seconds,
+            "join_timeout": seconds,
             # The store's own default of 60 s is shorter than the start of a pod.
-            "read_timeout": RENDEZVOUS_SECONDS,
+            "read_timeout": seconds,
         },
     )

@@ -3,8 +3,7 @@
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from pod_templates import with_shared_memory
-from tasks import settings
+from tasks.declaring import TRAIN_CACHE, cache, node_task
 from tasks.transfer import download
 from thriftune import evaluation
 from thriftune.config import RunConfig
@@ -13,15 +12,11 @@ from thriftune.loading import planned_placement
 from thriftune.training_plan import TrainingPlan
 
 
-@task(
-    container_image=settings.IMAGE,
-    pod_template=with_shared_memory(settings.SHARED_MEMORY),
-    retries=settings.RETRIES,
-    environment=settings.POD_ENVIRONMENT,
-)
+@task(**node_task(), cache=cache(TRAIN_CACHE, "plan"))
 def evaluate(
     config: RunConfig,
     plan: TrainingPlan,
+    cache_key: str,  # noqa: ARG001 - read by Flyte's cache alone
     model: FlyteDirectory,
     dataset: FlyteDirectory,
     adapter: FlyteDirectory | None = None,
@@ -31,6 +26,7 @@ def evaluate(
     Args:
         config: The run.
         plan: Its plan.
+        cache_key: What Flyte's cache knows the plan by, as another price makes no other result.
         model: The model.
         dataset: The prepared dataset.
         adapter: An adapter to put on the model.

@@ -7,6 +7,7 @@ from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import settings
+from tasks.declaring import FETCH_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried, upload
 from thriftune import artifacts, models
 from thriftune.config import ModelConfig
@@ -22,10 +23,7 @@ class FetchedModel(NamedTuple):
     tokenizer_version: str
 
 
-@task(
-    **settings.hub_task(),
-    cache=settings.cache(settings.FETCH_CACHE),
-)
+@task(**hub_task(), cache=cache(FETCH_CACHE))
 def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
     """Bring a base model into one directory of safetensors + tokenizer.
 
@@ -36,7 +34,7 @@ def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
     Returns:
         The directory, its tokenizer in another, and the tokenizer's fingerprint.
     """
-    key = artifacts.key_of(model.model_dump_json(), version, settings.FETCH_CACHE)
+    key = artifacts.key_of(model.model_dump_json(), version, FETCH_CACHE)
     place, tokenizer_place = settings.cached_place("model", key), settings.cached_place("tokenizer", key)
     if artifacts.is_whole(place):
         logger.info("The base model is already in %s", place)

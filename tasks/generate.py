@@ -6,22 +6,15 @@ from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from pod_templates import with_shared_memory
 from tasks import settings
+from tasks.declaring import generating_task
 from tasks.transfer import download
 from thriftune import generation, hardware
 from thriftune.generation import Sampling
 from thriftune.loading import Placement
 
 
-@task(
-    container_image=settings.IMAGE,
-    requests=settings.GENERATE_TASK,
-    limits=settings.GENERATE_TASK,
-    pod_template=with_shared_memory(settings.SHARED_MEMORY),
-    retries=settings.RETRIES,
-    environment=settings.POD_ENVIRONMENT,
-)
+@task(**generating_task())
 def generate_answers(
     model_dir: FlyteDirectory,
     prompts: list[str],

@@ -4,17 +4,13 @@ from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import settings
+from tasks.declaring import TRAIN_CACHE, cache, cpu_task
 from tasks.transfer import download, upload
 from thriftune import merging
 from thriftune.config import RunConfig
 
 
-@task(
-    container_image=settings.IMAGE,
-    requests=settings.MERGE_TASK,
-    retries=settings.RETRIES,
-    environment=settings.POD_ENVIRONMENT,
-)
+@task(**cpu_task(), cache=cache(TRAIN_CACHE))
 def merge_adapter(config: RunConfig, model: FlyteDirectory, adapter: FlyteDirectory) -> FlyteDirectory:
     """Merge an adapter into the unquantized base model.
 

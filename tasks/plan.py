@@ -1,4 +1,4 @@
-"""The first task of every workflow: what the run needs, and that it fits what it can have."""
+"""What a run needs, and that it fits what it can have: decided before anything is fetched."""
 
 import logging
 
@@ -6,6 +6,7 @@ from flytekit import task
 
 import deepspeed_configs
 from tasks import pages, settings
+from tasks.declaring import PLAN_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried
 from thriftune import catalogue, offers, plan_report, planner, workflow_rules, zero_layout
 from thriftune.config import AUTO, Method, RunConfig
@@ -15,13 +16,19 @@ from thriftune.training_plan import TrainingPlan
 logger = logging.getLogger("thriftune.tasks.plan")
 
 
-@task(**settings.hub_task(), enable_deck=True, deck_fields=())
-def plan(config: RunConfig, method: Method, has_table: bool = False) -> TrainingPlan:
+@task(**hub_task(), cache=cache(PLAN_CACHE), enable_deck=True, deck_fields=())
+def plan(
+    config: RunConfig,
+    method: Method,
+    pinned: str,  # noqa: ARG001 - read by Flyte's cache alone
+    has_table: bool = False,
+) -> TrainingPlan:
     """Plan a run of a workflow: for this machine when it runs here, for the catalogue's nodes on a cluster.
 
     Args:
         config: The run.
         method: What the workflow runs: full or qlora.
+        pinned: What `pin` said of what the plan depends on.
         has_table: Whether the workflow was given a table.
 
     Returns:
@@ -32,7 +39,7 @@ def plan(config: RunConfig, method: Method, has_table: bool = False) -> Training
     return make_plan(config, on_this_machine=settings.is_local())
 
 
-@task(**settings.hub_task(), enable_deck=True, deck_fields=())
+@task(**hub_task(), enable_deck=True, deck_fields=())
 def show_plan(config: RunConfig) -> str:
     """Plan a run without running it: for this machine if it asks for the CPU, else for the catalogue's nodes.
 
@@ -56,7 +63,7 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
     with transient_errors_retried():
         made = planner.plan(
             config,
-            catalogue.load(settings.CATALOGUE),
+            catalogue.load(settings.PLATFORM.catalogue),
             zero_files(config),
             token=settings.hub_token(),
             here=offers.this_machine() if on_this_machine else None,

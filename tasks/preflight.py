@@ -10,34 +10,29 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.structured import StructuredDataset
 
 from tasks import pages, settings
+from tasks.declaring import cpu_task, hub_secrets, wandb_secrets
 from tasks.plan import is_for_this_machine, make_plan, zero_files
-from tasks.transfer import download_table, table_version, transient_errors_retried
+from tasks.platform import variable
+from tasks.transfer import download_table, table_version, transient_errors_retried, try_output
 from thriftune import catalogue, offers
 from thriftune import preflight as checks
-from thriftune.config import DataConfig, ModelConfig, RunConfig
+from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError, TransientError, UserError
-from thriftune.preflight import Preflight, report
+from thriftune.preflight import Preflight, SecretState, report
 from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger("thriftune.tasks.preflight")
 
 
 class Checked(NamedTuple):
-    """What a preflight came to, as JSON, the versions that model and data have now, and their sections of the run.
-
-    The sections are handed on by a task because Flyte's engine writes an attribute of a promise, as `config.model`,
-    with its keys in another order each time: a task that is cached by one is not found in the cache again.
-    https://github.com/flyteorg/flyte/issues/6517 (open; seen in flytepropeller's attr_path_resolver.go)
-    """
+    """What a preflight came to, as JSON, and the versions that model and data have now."""
 
     report: str
     model_version: str
     data_version: str
-    model: ModelConfig
-    data: DataConfig
 
 
-@task(**settings.hub_task(), enable_deck=True, deck_fields=())
+@task(**cpu_task(None, *hub_secrets(), *wandb_secrets()), enable_deck=True, deck_fields=())
 def preflight(config: RunConfig, plan: TrainingPlan, table: StructuredDataset | None = None) -> Checked:
     """Check a planned run, and refuse one that cannot work.
 
@@ -47,17 +42,17 @@ def preflight(config: RunConfig, plan: TrainingPlan, table: StructuredDataset | 
         table: The rows of source input:table, if the workflow was given them.
 
     Returns:
-        The report, the versions to fetch the model and the data at, and what the run says of both.
+        The report, and the versions to fetch the model and the data at.
     """
     files = download_table(table) if table is not None else None
     with transient_errors_retried():
         checked = _check(config, plan, files, table_version(table) if table is not None else "")
         checked.require_ok()
     facts = checked.facts
-    return Checked(json.dumps(checked.as_json()), facts.model_version, facts.data_version, config.model, config.data)
+    return Checked(json.dumps(checked.as_json()), facts.model_version, facts.data_version)
 
 
-@task(**settings.hub_task(), enable_deck=True, deck_fields=())
+@task(**cpu_task(None, *hub_secrets(), *wandb_secrets()), enable_deck=True, deck_fields=())
 def preflight_alone(config: RunConfig) -> str:
     """Check a run without running it: why it has no plan is then one finding among the others.
 
@@ -93,10 +88,11 @@ def _check(
         token=token,
         table=table,
         table_version=version,
-        secrets={settings.HUB_SECRET: token is not None} if settings.HUB_SECRET else {},
+        secrets=_secrets(config, token),
+        output=try_output(),
         zero_files=zero_files(config),
         network_gbps=_network_gbps(plan),
-        grace_seconds=settings.GRACE_SECONDS,
+        grace_seconds=settings.PLATFORM.grace_seconds,
     )
     logger.info("\n%s", report.text(checked))
     content = json.dumps(checked.as_json(), indent=2) + "\n"
@@ -104,8 +100,21 @@ def _check(
     return checked
 
 
+def _secrets(config: RunConfig, token: str | None) -> list[SecretState]:
+    """The secrets that the run needs or the platform names."""
+    hub, wandb = settings.PLATFORM.hub_secret, settings.PLATFORM.wandb_secret
+    states = []
+    if hub:
+        what = "the tasks that talk to the hub"
+        states.append(SecretState(variable("hub_secret"), hub, token is not None, what))
+    if config.training.report_to == "wandb":
+        there = settings.has_wandb_login()
+        states.append(SecretState(variable("wandb_secret"), wandb, there, "reporting to Weights & Biases"))
+    return states
+
+
 def _network_gbps(plan: TrainingPlan | ThriftuneError) -> float | None:
     """The network of a planned node; None for this machine."""
     if not isinstance(plan, TrainingPlan) or plan.instance == offers.THIS_MACHINE:
         return None
-    return catalogue.load(settings.CATALOGUE).get(plan.instance).network_gbps
+    return catalogue.load(settings.PLATFORM.catalogue).get(plan.instance).network_gbps

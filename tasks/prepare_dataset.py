@@ -8,6 +8,7 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
+from tasks.declaring import PREPARE_CACHE, PREPARE_POD, cache, hub_task
 from tasks.transfer import download, download_table, transient_errors_retried, upload
 from thriftune import artifacts
 from thriftune.config import DataConfig
@@ -17,9 +18,9 @@ logger = logging.getLogger("thriftune.tasks.prepare_dataset")
 
 
 @task(
-    **settings.hub_task(settings.PREPARE_TASK),
+    **hub_task(PREPARE_POD),
     # The tokenizer is named by its version; where its directory lies makes no difference.
-    cache=settings.cache(settings.PREPARE_CACHE, "tokenizer"),
+    cache=cache(PREPARE_CACHE, "tokenizer"),
     enable_deck=True,
     deck_fields=(),
 )
@@ -49,7 +50,7 @@ def prepare_dataset(
     """
     files = download_table(table) if table is not None else []
     key = prepare.fingerprint(data, seed, data_version, tokenizer_version)
-    place = settings.cached_place("dataset", artifacts.key_of(key, settings.PREPARE_CACHE))
+    place = settings.cached_place("dataset", artifacts.key_of(key, PREPARE_CACHE))
     if artifacts.is_whole(place):
         logger.info("The prepared dataset is already in %s; its report: %s", place, place / report.HTML)
     else:
@@ -63,7 +64,7 @@ def prepare_dataset(
                 trust_remote_code=trust_remote_code,
                 token=settings.hub_token(),
                 table=files,
-                processes=None if settings.is_local() else settings.PREPARE_CORES,
+                processes=None if settings.is_local() else settings.PLATFORM.prepare_cpu,
             )
     _show(place)
     return upload(place)

@@ -1,29 +1,93 @@
-"""What a node of the plan gets: requests, accelerator and pod template, per node inside `@dynamic`."""
+"""What a node of a run gets, as its plan says: requests, accelerator and pod template, per node inside `@dynamic`."""
 
 from typing import Any
 
-from pod_templates import with_shared_memory
-from tasks import settings
+from flytekit import PodTemplate, Resources, current_context
+from flytekit.extras.accelerators import A10G, A100, A100_80GB, H100, L4, T4, V100, GPUAccelerator
+
+from pod_templates import in_gang, in_one_zone, on_instance, with_environment, with_shared_memory
+from tasks.declaring import CpuPod, bare_pod, ephemeral_storage
+from tasks.settings import PLATFORM
+from thriftune.node_environment import node_environment
 from thriftune.offers import THIS_MACHINE
+from thriftune.pod_requests import PodRequest
 from thriftune.training_plan import TrainingPlan
 
+ACCELERATORS: dict[str, GPUAccelerator] = {
+    "T4": T4,
+    "V100": V100,
+    "A10G": A10G,
+    "L4": L4,
+    "A100-40GB": A100,
+    "A100-80GB": A100_80GB,
+    "H100": H100,
+}
+_LONGEST_LABEL = 63
 
-def on_planned_node(node: Any, plan: TrainingPlan) -> Any:
+
+def on_planned_node(node: Any, plan: TrainingPlan, *, as_job: bool = False) -> Any:
     """Give one node of a `@dynamic` workflow the hardware of the plan.
 
     Args:
         node: What calling a task inside `@dynamic` returned.
         plan: The plan.
+        as_job: Whether it is the training, on all nodes of the plan with all their processes; else one process on one.
 
     Returns:
         The node. A plan for this machine changes nothing: that is a run on a laptop.
     """
     if plan.instance == THIS_MACHINE:
         return node
-    resources = settings.node_resources(plan)
+    resources = node_resources(plan)
     return node.with_overrides(
         requests=resources,
         limits=resources,
-        accelerator=settings.ACCELERATORS.get(plan.device),
-        pod_template=with_shared_memory(f"{plan.request.shared_memory_gib}Gi"),
+        accelerator=ACCELERATORS.get(plan.device) if PLATFORM.accelerator else None,
+        pod_template=node_pod(plan, as_job=as_job),
     )
+
+
+def on_cpu_node(node: Any, plan: TrainingPlan, request: PodRequest) -> Any:
+    """Give one node of a `@dynamic` workflow the memory and disk for the models that it holds.
+
+    Args:
+        node: What calling a task inside `@dynamic` returned.
+        plan: The plan.
+        request: What the task holds.
+
+    Returns:
+        The node, unchanged on this machine.
+    """
+    if plan.instance == THIS_MACHINE:
+        return node
+    pod = CpuPod(f"{request.memory_gib}Gi", request.cpus or PLATFORM.cpu, request.disk_gib + PLATFORM.disk_gib)
+    return node.with_overrides(**pod.options())
+
+
+def node_resources(plan: TrainingPlan) -> Resources:
+    """What each training pod asks for, as its plan says."""
+    request = plan.request
+    gpus = {"gpu": str(request.gpus)} if request.gpus else {}
+    disk = ephemeral_storage(request.disk_gib)
+    return Resources(cpu=str(request.cpus), mem=f"{request.memory_gib}Gi", ephemeral_storage=disk, **gpus)
+
+
+def node_pod(plan: TrainingPlan, *, as_job: bool) -> PodTemplate:
+    """The pod of a planned node; those of a job on several stay together.
+
+    Args:
+        plan: The plan.
+        as_job: As in `on_planned_node`.
+    """
+    request, nodes, processes = plan.request, 1, 1
+    if as_job:
+        nodes, processes = plan.nodes, plan.processes_per_node
+    pod = on_instance(plan.instance, bare_pod(request.disk_gib), gpus=request.gpus, label=PLATFORM.node_label)
+    pod = with_shared_memory(f"{request.shared_memory_gib}Gi", pod)
+    pod = with_environment(node_environment(plan, processes, nodes), pod)
+    if nodes == 1:
+        return pod
+    job = f"{current_context().execution_id.name}-{plan.fingerprint}"[-_LONGEST_LABEL:].lstrip("-")
+    if PLATFORM.one_zone:
+        pod = in_one_zone(job, pod)
+    return in_gang(PLATFORM.gang, job, nodes, PLATFORM.queue, pod) if PLATFORM.gang else pod

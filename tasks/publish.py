@@ -4,12 +4,13 @@ from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import settings
+from tasks.declaring import hub_task
 from tasks.transfer import download, place_of, transient_errors_retried, upload
 from thriftune import publishing
 from thriftune.config import PublishConfig
 
 
-@task(**settings.hub_task())
+@task(**hub_task())
 def publish(result: FlyteDirectory, to: PublishConfig, run_name: str) -> str:
     """Push a model or adapter with a model card made from its manifest.
 

@@ -8,6 +8,7 @@ from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import settings
+from tasks.declaring import cpu_task
 from tasks.transfer import place_of
 from thriftune.config import RunConfig
 from thriftune.evaluation import EvalReport
@@ -17,7 +18,7 @@ from thriftune.training import TrainingResult
 logger = logging.getLogger("thriftune.tasks.summarize")
 
 
-@task(container_image=settings.IMAGE, requests=settings.CPU_TASK, environment=settings.POD_ENVIRONMENT)
+@task(**cpu_task())
 def summarize(
     config: RunConfig,
     before: EvalReport,

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from pod_templates import with_shared_memory
 from tasks import settings
+from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.elastic import elastic
 from tasks.transfer import download_once_per_node, upload
 from thriftune import distributed, full
@@ -25,12 +25,19 @@ class Trained(NamedTuple):
     training: TrainingResult
 
 
-def _train_full(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset: FlyteDirectory) -> Trained:
+def _train_full(
+    config: RunConfig,
+    plan: TrainingPlan,
+    cache_key: str,  # noqa: ARG001 - read by Flyte's cache alone
+    model: FlyteDirectory,
+    dataset: FlyteDirectory,
+) -> Trained:
     """Fine-tune every weight under DeepSpeed ZeRO. Runs in each worker process.
 
     Args:
         config: The run.
         plan: Its plan.
+        cache_key: What Flyte's cache knows the plan by, as another price makes no other result.
         model: The base model.
         dataset: The prepared dataset.
 
@@ -48,13 +55,7 @@ def _train_full(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, da
 
 def _declare(nodes: int) -> Any:
     """A task on a fixed number of nodes. Flyte knows a task by its function's name, so the function is renamed."""
-    decorate: Callable[..., Any] = task(
-        task_config=elastic(nodes),
-        container_image=settings.IMAGE,
-        pod_template=with_shared_memory(settings.SHARED_MEMORY),
-        retries=settings.RETRIES,
-        environment=settings.POD_ENVIRONMENT,
-    )
+    decorate: Callable[..., Any] = task(**node_task(elastic(nodes), *wandb_secrets()), cache=cache(TRAIN_CACHE, "plan"))
     name = f"train_full_{nodes}"
     body = types.FunctionType(_train_full.__code__, _train_full.__globals__, name)
     body.__annotations__, body.__doc__, body.__qualname__ = _train_full.__annotations__, _train_full.__doc__, name

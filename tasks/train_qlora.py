@@ -3,27 +3,29 @@
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from pod_templates import with_shared_memory
 from tasks import settings
+from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.train_full import Trained
-from tasks.transfer import download, upload
-from thriftune import qlora
+from tasks.transfer import download, transient_errors_retried, upload
+from thriftune import models, qlora
 from thriftune.config import RunConfig
 from thriftune.training_plan import TrainingPlan
 
 
-@task(
-    container_image=settings.IMAGE,
-    pod_template=with_shared_memory(settings.SHARED_MEMORY),
-    retries=settings.RETRIES,
-    environment=settings.POD_ENVIRONMENT,
-)
-def train_qlora(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset: FlyteDirectory) -> Trained:
+@task(**node_task(None, *wandb_secrets()), cache=cache(TRAIN_CACHE, "plan"))
+def train_qlora(
+    config: RunConfig,
+    plan: TrainingPlan,
+    cache_key: str,  # noqa: ARG001 - read by Flyte's cache alone
+    model: FlyteDirectory,
+    dataset: FlyteDirectory,
+) -> Trained:
     """Train adapters on a 4-bit base model.
 
     Args:
         config: The run.
         plan: Its plan.
+        cache_key: What Flyte's cache knows the plan by, as another price makes no other result.
         model: The base model.
         dataset: The prepared dataset.
 
@@ -35,3 +37,12 @@ def train_qlora(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, da
     adapter_dir = download(FlyteDirectory(resume_from)) if resume_from else None
     result = qlora.train(config, plan, download(model), download(dataset), place, adapter_dir)
     return Trained(model=upload(place), training=result)
+
+
+def adapter_version(config: RunConfig) -> str:
+    """What the adapter to go on from holds now, which its place does not say; empty where a run starts one."""
+    resume_from = config.lora_or_default.resume_from
+    if not resume_from:
+        return ""
+    with transient_errors_retried():
+        return models.version(resume_from)

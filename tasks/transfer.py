@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flytekit import FlyteContextManager
@@ -95,6 +95,31 @@ def upload(directory: Path) -> FlyteDirectory:
     with _store_errors_retried():
         remote = FlyteContextManager.current_context().file_access.put_raw_data(str(directory))
     return FlyteDirectory(str(remote))
+
+
+def try_output() -> tuple[str, str]:
+    """Write something where this run's outputs go, which may be another bucket than the one Flyte itself writes to.
+
+    Returns:
+        The place, and what the store said to refuse it; empty where it did not.
+
+    Raises:
+        TransientError: The store did not answer.
+    """
+    access = FlyteContextManager.current_context().file_access
+    prefix = str(access.raw_output_prefix)
+    if settings.is_local():
+        return prefix, ""
+    filesystem, probe = access.get_filesystem_for_path(prefix), f"{prefix.rstrip('/')}/write-check"
+    try:
+        filesystem.pipe_file(probe, b"thriftune")
+    except (PermissionError, FileNotFoundError) as error:
+        return prefix, str(error)
+    except OSError as error:
+        raise TransientError(f"{prefix}: the store did not answer ({error}).") from error
+    with suppress(OSError):  # who may write need not be let remove
+        filesystem.rm_file(probe)
+    return prefix, ""
 
 
 def place_of(directory: FlyteDirectory) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 
 from flytekit import FlyteContextManager
 from flytekit.configuration import ImageConfig, SerializationSettings
-from flytekit.types.directory import FlyteDirectory
 
 from thriftune import architecture, catalogue, offers, planner
 from thriftune.config import ModelConfig, RunConfig
@@ -41,7 +40,7 @@ def compiled(part, config, plan):
     running = context.with_serialization_settings(settings).with_execution_state(
         state.with_params(mode=state.Mode.TASK_EXECUTION)
     )
-    directories = {name: FlyteDirectory(f"s3://bucket/{name}") for name in ("model", "dataset")}
+    versions = {"model_version": "1", "data_version": "1", "table": None}
     part._wf = None  # flytekit keeps what it compiled first; a pod compiles once
     with FlyteContextManager.with_context(running) as inside:
-        return part.compile_into_workflow(inside, part._task_function, config=config, plan=plan, **directories).nodes
+        return part.compile_into_workflow(inside, part._task_function, config=config, plan=plan, **versions).nodes

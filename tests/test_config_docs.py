@@ -1,11 +1,13 @@
 """docs/configuration.md says what the classes say: it once is forgotten, and then documents keys that are gone."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+from tasks.platform import Platform
 from thriftune.config import RunConfig, Section
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,13 @@ def config_docs():
 def test_the_page_is_up_to_date(config_docs):
     expected = config_docs.document(RunConfig)
     assert PAGE.read_text(encoding="utf-8") == expected, "run: python scripts/config_docs.py > docs/configuration.md"
+
+
+def test_the_page_of_the_settings_is_up_to_date(config_docs):
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    expected = config_docs.document_settings(Platform)
+    assert page == expected, "run: python scripts/config_docs.py settings > docs/settings.md"
+    assert len(re.findall(r"^\| `(?:THRIFTUNE|FLYTE)_\w+` \|", page, re.MULTILINE)) == len(Platform.model_fields)
 
 
 def test_every_key_of_every_section_has_a_row():

@@ -31,7 +31,7 @@ FULL = TrainingPlan(
         training_host_gib=49.5, shared_memory_gib=1.0, disk_gib=25.1,
     ),
     device_limit_gib=14.56, host_limit_gib=346.2,
-    request=NodeRequest(cpus=94, memory_gib=346, shared_memory_gib=1, gpus=8),
+    request=NodeRequest(cpus=94, memory_gib=346, shared_memory_gib=1, disk_gib=36, gpus=8),
     price_per_hour=23.472, currency="USD", prices_as_of="2026-09-24, us-east-1",
     parameters=6_738_415_616, trained_parameters=6_738_415_616,
     alternatives=[
@@ -61,7 +61,7 @@ CPU = replace(
         devices=[{"Python and libraries": 0.63, "weights": 0.5, "activations": 0.04}] * 2,
         host={"Python and libraries": 1.26, "weights": 1.0, "gathered model": 0.5}, shared_memory_gib=0.0,
     ),
-    device_limit_gib=5.2, host_limit_gib=10.4, request=NodeRequest(2, 10, 1, 0),
+    device_limit_gib=5.2, host_limit_gib=10.4, request=NodeRequest(2, 10, 1, 11, 0),
     price_per_hour=0.0, prices_as_of="", parameters=134_515_008, trained_parameters=134_515_008, alternatives=[],
 )  # fmt: skip
 PLANS = {"full": FULL, "qlora": QLORA, "cpu": CPU}
@@ -134,7 +134,7 @@ def test_table_of_full_fine_tuning_says_everything():
         "price 23.47 USD per hour 0.978 USD per GPU-hour, prices of 2026-09-24, us-east-1",
         "method full fine-tuning ZeRO stage 3, zero3_offload precision fp16",
         "global batch 48 rows micro batch 1 x accumulation 2 x 24 ranks parameters 6.74 B all trained",
-        "each pod asks for 94 CPUs, 346 GiB 8 GPUs, /dev/shm of 1 GiB disk 25.1 GiB of each node",
+        "each pod asks for 94 CPUs, 346 GiB 8 GPUs, disk 36 GiB, /dev/shm of 1 GiB disk 25.1 GiB of each node",
         "each GPU (forward and backward) GiB each host (saving) GiB",
         "CUDA context 0.6 Python and libraries 16.0 ZeRO buffers 1.0 offloaded optimizer states 33.5",
         "activations 7.4 gathered model 12.6 fragmentation 0.6 shared memory 1.0",

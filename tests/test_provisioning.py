@@ -3,18 +3,53 @@
 import pytest
 from planning import compiled, planned
 
+from pod_templates import JOB_LABEL
+from tasks import provisioning
+from tasks.declaring import PREPARE_POD
+from tasks.platform import Platform
+from tasks.provisioning import ACCELERATORS, node_pod, node_resources
+from thriftune import pod_requests
+from thriftune.hardware import DEVICES
 from workflows.full_finetune import train_full_on_plan
 from workflows.qlora_finetune import train_qlora_on_plan
 
+_RESOURCES = {1: "cpu", 2: "gpu", 3: "memory", 5: "ephemeral-storage"}
+
+
+def task_of(node):
+    return node.metadata.name.rpartition(".")[2]
+
+
+def asked(entries):
+    return {_RESOURCES[entry.name]: entry.value for entry in entries}
+
 
 def overridden(node):
-    """What a node asks for in place of its task's declaration: resources, accelerator, /dev/shm."""
+    """What a node asks for in place of its task's declaration: requests, limits, accelerator, pod."""
     overrides = node.task_node.overrides
-    requests = {entry.name: entry.value for entry in overrides.resources.requests}
-    limits = {entry.name: entry.value for entry in overrides.resources.limits}
-    assert requests == limits
-    (volume,) = overrides.pod_template.pod_spec["volumes"]
-    return requests, overrides.extended_resources.gpu_accelerator.device, volume["emptyDir"]
+    accelerator = overrides.extended_resources and overrides.extended_resources.gpu_accelerator.device
+    requests, limits = asked(overrides.resources.requests), asked(overrides.resources.limits)
+    return requests, limits, accelerator, overrides.pod_template
+
+
+def volumes(pod):
+    return {volume["name"]: volume["emptyDir"] for volume in pod.pod_spec["volumes"]}
+
+
+@pytest.fixture
+def on_platform(monkeypatch):
+    """Settings of another platform."""
+
+    def set_up(**settings):
+        monkeypatch.setattr(provisioning, "PLATFORM", Platform(**settings))
+
+    return set_up
+
+
+@pytest.fixture
+def three_nodes(run_config):
+    hardware = {"device": None, "instance": "g4dn.metal", "nodes": 3}
+    return run_config(hardware=hardware, training={"global_batch": 24, "micro_batch": 1, "precision": "fp16"})
 
 
 @pytest.mark.parametrize(
@@ -32,23 +67,121 @@ def test_gpu_nodes_ask_for_what_the_plan_says(run_config, method, part, hardware
         training={"global_batch": 24, "micro_batch": 1, "precision": "fp16"},
     )
     plan = planned(config)
-    nodes = compiled(part, config, plan)
-    on_gpus = [node for node in nodes if node.metadata.name.rpartition(".")[2] in ("evaluate", training_task)]
+    on_gpus = [node for node in compiled(part, config, plan) if task_of(node) in ("evaluate", training_task)]
     assert len(on_gpus) == 3
     for node in on_gpus:
-        requests, accelerator, shared_memory = overridden(node)
-        assert {str(value) for value in requests.values()} == {
-            gpus, str(plan.request.cpus), f"{plan.request.memory_gib}Gi"
-        }  # fmt: skip
+        requests, limits, accelerator, pod = overridden(node)
+        assert requests == limits
+        assert requests == {
+            "cpu": str(plan.request.cpus),
+            "gpu": gpus,
+            "memory": f"{plan.request.memory_gib}Gi",
+            "ephemeral-storage": f"{plan.request.disk_gib + 2}Gi",
+        }
         assert accelerator == device
-        assert shared_memory == {"medium": "Memory", "sizeLimit": f"{plan.request.shared_memory_gib}Gi"}
+        assert pod.pod_spec["nodeSelector"] == {"node.kubernetes.io/instance-type": plan.instance}
+        assert volumes(pod) == {
+            "dshm": {"medium": "Memory", "sizeLimit": f"{plan.request.shared_memory_gib}Gi"},
+            "scratch": {"sizeLimit": f"{plan.request.disk_gib}Gi"},
+        }
 
 
-def test_what_needs_no_gpu_asks_for_none(run_config):
-    config = run_config("qlora", hardware={"device": "T4"}, training={"precision": "fp16"})
-    nodes = compiled(train_qlora_on_plan, config, planned(config))
-    on_cpu = [n for n in nodes if n.metadata.name.rpartition(".")[2] in ("merge_adapter", "summarize")]
-    assert len(on_cpu) == 2
-    assert all(
-        node.task_node.overrides.resources is None or not node.task_node.overrides.resources.limits for node in on_cpu
+def test_only_the_pods_of_the_job_on_several_nodes_stay_together(three_nodes):
+    nodes = compiled(train_full_on_plan, three_nodes, planned(three_nodes))
+    labels = {task_of(node): (overridden(node)[3].labels or {}) for node in nodes if has_pod(node)}
+    assert {name for name, found in labels.items() if JOB_LABEL in found} == {"train_full_3"}
+    affine = {task_of(node) for node in nodes if has_pod(node) and "affinity" in overridden(node)[3].pod_spec}
+    assert affine == {"train_full_3"}
+
+
+def has_pod(node):
+    return node.task_node.overrides.pod_template is not None
+
+
+def test_two_runs_of_one_plan_are_two_jobs(three_nodes, monkeypatch):
+    plan = planned(three_nodes)
+
+    class Running:
+        def __init__(self, name):
+            self.execution_id = type("Id", (), {"name": name})()
+
+    jobs = []
+    for name in ("a1b2", "a" * 80):
+        monkeypatch.setattr(provisioning, "current_context", lambda name=name: Running(name))
+        jobs.append(node_pod(plan, as_job=True).labels[JOB_LABEL])
+    assert jobs[0] != jobs[1]
+    assert all(len(job) <= 63 and job[0].isalnum() and job[-1].isalnum() for job in jobs)
+
+
+def test_a_platform_with_a_gang_scheduler_marks_the_job(three_nodes, on_platform):
+    on_platform(gang="kueue", queue="gpus", one_zone=False)
+    pod = node_pod(planned(three_nodes), as_job=True)
+    assert pod.annotations == {"kueue.x-k8s.io/pod-group-total-count": "3"}
+    assert pod.labels["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert pod.pod_spec.affinity is None
+
+
+def test_a_platform_without_the_labels_of_a_cloud_selects_by_gpus_alone(three_nodes, on_platform):
+    on_platform(instance_label="none")
+    assert node_pod(planned(three_nodes), as_job=True).pod_spec.node_selector is None
+
+
+def test_what_needs_no_gpu_asks_for_none_and_for_what_it_holds(run_config):
+    config = run_config(
+        "qlora", hardware={"device": "T4"}, training={"precision": "fp16"}, publish={"repository": "me/tuned"}
     )
+    plan = planned(config)
+    nodes = {task_of(node): node for node in compiled(train_qlora_on_plan, config, plan)}
+    for name, request in {
+        "fetch_model": pod_requests.fetching(config, plan),
+        "merge_adapter": pod_requests.merging(config, plan),
+        "publish": pod_requests.publishing(config, plan),
+    }.items():
+        requests, limits, accelerator, pod = overridden(nodes[name])
+        assert requests["memory"] == limits["memory"] == f"{request.memory_gib}Gi"
+        assert requests["ephemeral-storage"] == f"{request.disk_gib + Platform().disk_gib + 2}Gi"
+        assert "gpu" not in requests
+        assert not accelerator
+        assert "nodeSelector" not in pod.pod_spec
+        assert "tolerations" not in pod.pod_spec
+    assert not has_pod(nodes["prepare_dataset"])  # as it was declared
+    assert not has_pod(nodes["summarize"])
+    assert PREPARE_POD.options()["requests"].ephemeral_storage == "52Gi"
+
+
+def test_what_a_model_of_70b_needs_without_a_gpu(run_config):
+    """18 GiB of memory for merging 7B, 143 for 70B; files of a model go through a download without being held."""
+    config = run_config("qlora", model={"source": "meta-llama/Llama-2-70b-hf"}, hardware={"device": "T4"})
+    plan = planned(config)
+    big = type(plan)(**{**vars(plan), "parameters": 68_976_648_192, "trained_parameters": 207_093_760})
+    assert pod_requests.merging(config, big).memory_gib in range(130, 160)
+    assert pod_requests.merging(config, big).disk_gib in range(255, 265)
+    assert pod_requests.fetching(config, big) == pod_requests.PodRequest(4, 129)
+    assert pod_requests.publishing(config, big).disk_gib == 129
+    unmerged = run_config("qlora", lora={"merge": False}, hardware={"device": "T4"})
+    assert pod_requests.publishing(unmerged, big).disk_gib == 1
+    unpacked = run_config("qlora", model={"source": "./tiny.gguf"}, hardware={"device": "T4"})
+    assert pod_requests.fetching(unpacked, big).memory_gib > 140
+
+
+def test_a_node_of_the_plan_is_asked_for_whole(run_config):
+    plan = planned(
+        run_config(
+            hardware={"device": "T4", "instance": "g4dn.12xlarge", "nodes": 1},
+            training={"global_batch": 4, "micro_batch": 1},
+        )
+    )
+    resources = node_resources(plan)
+    assert (resources.cpu, resources.gpu) == ("47", "4")
+    assert 160 < int(resources.mem.removesuffix("Gi")) < 192
+
+
+def test_every_gpu_of_the_table_has_a_flyte_accelerator():
+    assert set(ACCELERATORS) == {name for name, device in DEVICES.items() if device.is_gpu}
+
+
+def test_another_price_is_the_same_run_to_the_cache(three_nodes):
+    plan = planned(three_nodes)
+    dearer = type(plan)(**{**vars(plan), "price_per_hour": 99.0, "alternatives": [], "prices_as_of": "later"})
+    smaller = type(plan)(**{**vars(plan), "micro_batch": 2, "accumulation": 4})
+    assert dearer.fingerprint == plan.fingerprint != smaller.fingerprint

@@ -20,6 +20,9 @@ def test_training_waits_for_the_evaluation_that_tries_packing(run_config, method
     compiled_nodes = compiled(part, config, plan)
     nodes = {node.id: node for node in compiled_nodes}
     (training,) = [node for node in compiled_nodes if node.metadata.name.endswith(trains)]
-    assert [nodes[node].metadata.name for node in training.upstream_node_ids] == ["evaluate"]
-    (before,) = training.upstream_node_ids
-    assert nodes[before].upstream_node_ids == []
+    waits_for = {nodes[node].metadata.name: nodes[node] for node in training.upstream_node_ids}
+    assert set(waits_for) == {"fetch_model", "prepare_dataset", "evaluate"}
+    names = {nodes[node].metadata.name for node in waits_for["evaluate"].upstream_node_ids}
+    assert names == {"fetch_model", "prepare_dataset"}
+    assert [nodes[n].metadata.name for n in waits_for["prepare_dataset"].upstream_node_ids] == ["fetch_model"]
+    assert waits_for["fetch_model"].upstream_node_ids == []

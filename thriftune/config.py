@@ -187,6 +187,11 @@ class TrainingConfig(Section):
         description="Put rows of like length into a batch, which saves padding where data.packing is off.",
     )
     log_every: PositiveInt = Field(default=10, description="Optimizer steps between two progress lines.")
+    report_to: Literal["none", "wandb"] = Field(
+        default="none",
+        description="Where losses are sent besides the log. wandb: Weights & Biases (project thriftune, or "
+        "WANDB_PROJECT of the environment).",
+    )
 
 
 class ZeroConfig(Section):

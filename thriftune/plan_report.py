@@ -161,7 +161,8 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
     if plan.instance != THIS_MACHINE:
         gpus = _counted(request.gpus, "GPU") if request.gpus else "no GPU"
         asked = f"{_counted(request.cpus, 'CPU')}, {request.memory_gib} GiB"
-        yield "each pod asks for", asked, f"{gpus}, /dev/shm of {request.shared_memory_gib} GiB"
+        rest = f"{gpus}, disk {request.disk_gib} GiB, /dev/shm of {request.shared_memory_gib} GiB"
+        yield "each pod asks for", asked, rest
     models = "base model and the result" if plan.method == "full" else "base model"
     yield "disk", f"{gib(plan.memory.disk_gib)} GiB", f"of each node, for the {models}"
 

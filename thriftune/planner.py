@@ -12,8 +12,9 @@ from thriftune.catalogue import Catalogue
 from thriftune.config import AUTO, LoraConfig, RunConfig
 from thriftune.errors import ConfigError, Problem, UserError
 from thriftune.lora import require_adapters, require_targets
+from thriftune.memory import Estimate
 from thriftune.memory.adapters import adapter_parameters
-from thriftune.offers import Offer
+from thriftune.offers import DISK_BESIDE_MODELS_GIB, Offer
 from thriftune.search import Choice, Fitting, Refusal, search, zero_choices
 from thriftune.suggestions import changes_that_fit
 from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
@@ -179,7 +180,7 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
         memory=memory,
         device_limit_gib=choice.device_limit_gib,
         host_limit_gib=choice.host_limit_gib,
-        request=_request(choice, memory.shared_memory_gib),
+        request=_request(choice, memory),
         price_per_hour=choice.price_per_hour,
         currency=catalogue.currency,
         prices_as_of=f"{catalogue.as_of}, {catalogue.region}" if is_rented else "",
@@ -189,12 +190,13 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
     )
 
 
-def _request(choice: Choice, shared_memory_gib: float) -> NodeRequest:
+def _request(choice: Choice, memory: Estimate) -> NodeRequest:
     """The whole of what a node leaves for pods, or the part that goes with the GPUs that are used."""
     return NodeRequest(
         cpus=max(1, math.floor(choice.offer.cpus * choice.share)),
         memory_gib=math.floor(choice.host_limit_gib),
-        shared_memory_gib=max(_LEAST_SHARED_MEMORY, math.ceil(shared_memory_gib)),
+        shared_memory_gib=max(_LEAST_SHARED_MEMORY, math.ceil(memory.shared_memory_gib)),
+        disk_gib=math.ceil(memory.disk_gib) + DISK_BESIDE_MODELS_GIB,
         gpus=choice.devices_per_node if choice.offer.gpus else 0,
     )
 

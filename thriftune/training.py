@@ -91,7 +91,8 @@ def training_arguments(
         train_sampling_strategy="group_by_length" if training.group_by_length else "random",
         remove_unused_columns=False,
         save_strategy="no",
-        report_to="none",
+        report_to=training.report_to,
+        run_name=config.name,
         disable_tqdm=True,
     )
 

@@ -1,5 +1,6 @@
 """What a run trains on and how: the planner's answer, which every later task follows."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +44,14 @@ class NodeRequest:
         cpus: Virtual CPUs.
         memory_gib: Host memory; /dev/shm counts against it.
         shared_memory_gib: Limit of /dev/shm.
+        disk_gib: Local disk.
         gpus: GPUs; 0 on a CPU.
     """
 
     cpus: int
     memory_gib: int
     shared_memory_gib: int
+    disk_gib: int
     gpus: int
 
 
@@ -114,6 +117,15 @@ class TrainingPlan:
         if self.method == "full":
             return "full fine-tuning"
         return "QLoRA" if self.four_bit else "LoRA"
+
+    @property
+    def fingerprint(self) -> str:
+        """What of the plan decides what a training makes, as a digest: not prices, requests and predictions."""
+        decisions = (
+            self.method, self.four_bit, self.device, self.nodes, self.devices_per_node, self.processes_per_node,
+            self.precision, self.global_batch, self.micro_batch, self.accumulation, self.deepspeed,
+        )  # fmt: skip
+        return hashlib.sha256(json.dumps(decisions).encode()).hexdigest()[:16]
 
     @property
     def batch(self) -> Batch:

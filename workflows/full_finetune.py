@@ -4,32 +4,40 @@ pyflyte run workflows/full_finetune.py full_finetune --config configs/demo-full.
 """
 
 from flytekit import dynamic, workflow
-from flytekit.types.directory import FlyteDirectory
 from flytekit.types.structured import StructuredDataset
 
-from tasks import settings
+from tasks.declaring import dynamic_task
 from tasks.evaluate import evaluate
-from tasks.provisioning import on_planned_node
+from tasks.provisioning import on_cpu_node, on_planned_node
 from tasks.publish import publish
 from tasks.summarize import summarize
 from tasks.train_full import TRAIN_FULL
+from thriftune import pod_requests
 from thriftune.config import RunConfig
 from thriftune.training_plan import TrainingPlan
-from workflows.stages import FinetuneResult, TrainedOnPlan, plan_and_prepare
+from workflows.stages import FinetuneResult, TrainedOnPlan, fetch_and_prepare, plan_and_check
 
 
-@dynamic(container_image=settings.IMAGE, requests=settings.CPU_TASK, environment=settings.POD_ENVIRONMENT)
+@dynamic(**dynamic_task())
 def train_full_on_plan(
-    config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset: FlyteDirectory
+    config: RunConfig,
+    plan: TrainingPlan,
+    model_version: str,
+    data_version: str,
+    table: StructuredDataset | None = None,
 ) -> TrainedOnPlan:
-    """Evaluate, train on the nodes of the plan, evaluate again."""
-    train = TRAIN_FULL[plan.nodes]
-    before = on_planned_node(evaluate(config=config, plan=plan, model=model, dataset=dataset), plan)
-    trained = on_planned_node(train(config=config, plan=plan, model=model, dataset=dataset), plan)
+    """Fetch, prepare, evaluate, train on the nodes of the plan, evaluate again."""
+    model, dataset = fetch_and_prepare(config, plan, model_version, data_version, table)
+    run = {"config": config, "plan": plan, "cache_key": plan.fingerprint, "dataset": dataset}
+    before = on_planned_node(evaluate(**run, model=model), plan)
+    trained = on_planned_node(TRAIN_FULL[plan.nodes](**run, model=model), plan, as_job=True)
     # What is measured before training also tries whether the model can be packed: a refusal costs no training.
     before >> trained.model
-    after = on_planned_node(evaluate(config=config, plan=plan, model=trained.model, dataset=dataset), plan)
-    published = publish(result=trained.model, to=config.publish, run_name=config.name) if config.publish else ""
+    after = on_planned_node(evaluate(**run, model=trained.model), plan)
+    published = ""
+    if config.publish:
+        published = publish(result=trained.model, to=config.publish, run_name=config.name)
+        on_cpu_node(published, plan, pod_requests.publishing(config, plan))
     metrics = summarize(
         config=config, before=before, after=after, training=trained.training, model=trained.model, published=published
     )
@@ -46,9 +54,9 @@ def full_finetune(config: RunConfig) -> FinetuneResult:
     Returns:
         The model directory, the metrics and the plan.
     """
-    ready = plan_and_prepare(config, "full")
-    trained = train_full_on_plan(config=config, plan=ready.plan, model=ready.model, dataset=ready.dataset)
-    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=ready.plan)
+    planned = plan_and_check(config, "full")
+    trained = train_full_on_plan(config=config, **planned._asdict())
+    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=planned.plan)
 
 
 @workflow
@@ -62,6 +70,6 @@ def full_finetune_on_table(config: RunConfig, table: StructuredDataset) -> Finet
     Returns:
         What `full_finetune` returns.
     """
-    ready = plan_and_prepare(config, "full", table)
-    trained = train_full_on_plan(config=config, plan=ready.plan, model=ready.model, dataset=ready.dataset)
-    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=ready.plan)
+    planned = plan_and_check(config, "full", table)
+    trained = train_full_on_plan(config=config, **planned._asdict(), table=table)
+    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=planned.plan)

@@ -4,35 +4,46 @@ pyflyte run workflows/qlora_finetune.py qlora_finetune --config configs/demo-qlo
 """
 
 from flytekit import dynamic, workflow
-from flytekit.types.directory import FlyteDirectory
 from flytekit.types.structured import StructuredDataset
 
-from tasks import settings
+from tasks.declaring import dynamic_task
 from tasks.evaluate import evaluate
 from tasks.merge_adapter import merge_adapter
-from tasks.provisioning import on_planned_node
+from tasks.provisioning import on_cpu_node, on_planned_node
 from tasks.publish import publish
 from tasks.summarize import summarize
-from tasks.train_qlora import train_qlora
+from tasks.train_qlora import adapter_version, train_qlora
+from thriftune import pod_requests
 from thriftune.config import RunConfig
 from thriftune.training_plan import TrainingPlan
-from workflows.stages import FinetuneResult, TrainedOnPlan, plan_and_prepare
+from workflows.stages import FinetuneResult, TrainedOnPlan, fetch_and_prepare, plan_and_check
 
 
-@dynamic(container_image=settings.IMAGE, requests=settings.CPU_TASK, environment=settings.POD_ENVIRONMENT)
+@dynamic(**dynamic_task())
 def train_qlora_on_plan(
-    config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset: FlyteDirectory
+    config: RunConfig,
+    plan: TrainingPlan,
+    model_version: str,
+    data_version: str,
+    table: StructuredDataset | None = None,
 ) -> TrainedOnPlan:
-    """Evaluate, train adapters on the node of the plan, evaluate again, merge."""
-    before = on_planned_node(evaluate(config=config, plan=plan, model=model, dataset=dataset), plan)
-    trained = on_planned_node(train_qlora(config=config, plan=plan, model=model, dataset=dataset), plan)
+    """Fetch, prepare, evaluate, train adapters on the node of the plan, evaluate again, merge."""
+    model, dataset = fetch_and_prepare(config, plan, model_version, data_version, table)
+    key = f"{plan.fingerprint} {adapter_version(config)}".strip()
+    run = {"config": config, "plan": plan, "cache_key": key, "dataset": dataset, "model": model}
+    before = on_planned_node(evaluate(**run), plan)
+    trained = on_planned_node(train_qlora(**run), plan, as_job=True)
     # What is measured before training also tries whether the model can be packed: a refusal costs no training.
     before >> trained.model
-    adapter = trained.model
-    after = on_planned_node(evaluate(config=config, plan=plan, model=model, dataset=dataset, adapter=adapter), plan)
-    merge = config.lora_or_default.merge
-    result = merge_adapter(config=config, model=model, adapter=adapter) if merge else adapter
-    published = publish(result=result, to=config.publish, run_name=config.name) if config.publish else ""
+    result = adapter = trained.model
+    after = on_planned_node(evaluate(**run, adapter=adapter), plan)
+    if config.lora_or_default.merge:
+        result = merge_adapter(config=config, model=model, adapter=adapter)
+        on_cpu_node(result, plan, pod_requests.merging(config, plan))
+    published = ""
+    if config.publish:
+        published = publish(result=result, to=config.publish, run_name=config.name)
+        on_cpu_node(published, plan, pod_requests.publishing(config, plan))
     metrics = summarize(
         config=config,
         before=before,
@@ -55,9 +66,9 @@ def qlora_finetune(config: RunConfig) -> FinetuneResult:
     Returns:
         The merged model directory (the adapter's where the run says `merge: false`), the metrics and the plan.
     """
-    ready = plan_and_prepare(config, "qlora")
-    trained = train_qlora_on_plan(config=config, plan=ready.plan, model=ready.model, dataset=ready.dataset)
-    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=ready.plan)
+    planned = plan_and_check(config, "qlora")
+    trained = train_qlora_on_plan(config=config, **planned._asdict())
+    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=planned.plan)
 
 
 @workflow
@@ -71,6 +82,6 @@ def qlora_finetune_on_table(config: RunConfig, table: StructuredDataset) -> Fine
     Returns:
         What `qlora_finetune` returns.
     """
-    ready = plan_and_prepare(config, "qlora", table)
-    trained = train_qlora_on_plan(config=config, plan=ready.plan, model=ready.model, dataset=ready.dataset)
-    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=ready.plan)
+    planned = plan_and_check(config, "qlora", table)
+    trained = train_qlora_on_plan(config=config, **planned._asdict(), table=table)
+    return FinetuneResult(model=trained.model, metrics=trained.metrics, plan=planned.plan)

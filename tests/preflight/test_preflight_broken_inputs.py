@@ -12,7 +12,7 @@ from preflighting import Checking, broken_copy, codes
 
 from thriftune.data.selection import Fate, select
 from thriftune.errors import ConfigError, ThriftuneError, TransientError
-from thriftune.preflight import CODES
+from thriftune.preflight import CODES, SecretState
 
 MIXTRAL = {
     "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
@@ -238,7 +238,11 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "hub-unreachable",
         lambda w: Run(options={"plan": TransientError("The hub cannot be reached.")}),
     ),
-    "no such secret": ("secret-missing", lambda w: Run(options={"secrets": {"group/key": False}})),
+    "no such secret": (
+        "secret-missing",
+        lambda w: Run(options={"secrets": [SecretState("THRIFTUNE_HUB_SECRET", "group/key", False, "the hub")]}),
+    ),
+    "a bucket that refuses": ("output-not-writable", lambda w: Run(options={"output": ("s3://b/x", "Access Denied")})),
     "publishing without a token": ("publish-no-token", lambda w: {"publish": {"repository": "me/tuned"}}),
     "a blank prompt": ("evaluation-prompt-unusable", lambda w: {"evaluation": {"prompts": ["What is red?", " "]}}),
 }  # fmt: skip

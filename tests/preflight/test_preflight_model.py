@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from preflighting import Checking, broken_copy, codes
 
+from tasks.platform import Platform, variable
 from thriftune.preflight import base_model, licenses
 
 ROOT = Path(__file__).parent.parent.parent
@@ -147,4 +148,6 @@ def test_what_the_page_names_is_there():
     named = re.findall(r"\b(?:workflows|configs|thriftune)/[\w./-]+\.(?:py|yaml)", page)
     assert len(named) >= 3
     assert [name for name in named if not (ROOT / name).is_file()] == []
-    assert "THRIFTUNE_GRACE_SECONDS" in (ROOT / "tasks" / "settings.py").read_text(encoding="utf-8")
+    settings = {variable(name) for name in Platform.model_fields}
+    assert set(re.findall(r"THRIFTUNE_\w+", page)) <= settings
+    assert "THRIFTUNE_GRACE_SECONDS" in page

@@ -18,7 +18,7 @@ from workflows.qlora_finetune import qlora_finetune, qlora_finetune_on_table
 
 WORKFLOWS = (full_finetune, full_finetune_on_table, qlora_finetune, qlora_finetune_on_table)
 # Before it stands only what makes the plan.
-BEFORE = {"tasks.plan.plan"}
+BEFORE = {"tasks.pin.pin", "tasks.plan.plan"}
 FREE = {*BEFORE, "tasks.preflight.preflight"}
 
 
@@ -41,17 +41,17 @@ def ancestors(node):
 def test_every_node_but_the_plan_waits_for_the_preflight(workflow):
     nodes = {name_of(node): node for node in workflow.nodes}
     assert "tasks.preflight.preflight" in nodes
-    assert len(nodes) >= 5
+    assert len(nodes) == 4
     waiting = [name for name, node in nodes.items() if "tasks.preflight.preflight" in ancestors(node)]
     assert set(nodes) - set(waiting) == FREE
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
-def test_plan_preflight_model_data_and_training_stand_in_a_line(workflow):
+def test_plan_preflight_and_what_follows_stand_in_a_line(workflow):
+    """Model, data and training are nodes of what follows: there tests/test_training_order.py looks."""
     nodes = {name_of(node): node for node in workflow.nodes}
     trains = next(name for name in nodes if name.endswith("_on_plan"))
-    line = ["tasks.plan.plan", "tasks.preflight.preflight", "tasks.fetch_model.fetch_model",
-            "tasks.prepare_dataset.prepare_dataset", trains]  # fmt: skip
+    line = ["tasks.pin.pin", "tasks.plan.plan", "tasks.preflight.preflight", trains]
     for number, name in enumerate(line):
         assert set(line[:number]) <= ancestors(nodes[name])
 
@@ -116,14 +116,14 @@ def broken_run(kind, folder, model, rows):
         ("token", "publish-no-token"),
     ],
 )
-def test_of_a_broken_run_only_plan_and_preflight_are_started(
+def test_of_a_broken_run_nothing_after_the_preflight_is_started(
     kind, code, started, tmp_path, tiny_model_dir, chat_rows_file
 ):
     run = broken_run(kind, tmp_path, tiny_model_dir, chat_rows_file)
     workflow = qlora_finetune if run.method == "qlora" else full_finetune
     with pytest.raises(Exception, match=rf"\[{code}\]"):
         workflow(config=run)
-    assert started == ["tasks.plan.plan", "tasks.preflight.preflight"]
+    assert started == ["tasks.pin.pin", "tasks.plan.plan", "tasks.preflight.preflight"]
     (file,) = tmp_path.glob("outputs/tiny/*/preflight/preflight.json")
     assert code in {found["code"] for found in json.loads(file.read_text())["findings"]}
     assert code in file.with_name("preflight.html").read_text()

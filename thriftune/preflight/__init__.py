@@ -2,5 +2,6 @@
 
 from thriftune.preflight.checking import run
 from thriftune.preflight.findings import CODES, Facts, Finding, Preflight, PreflightError
+from thriftune.preflight.platform import SecretState
 
-__all__ = ["CODES", "Facts", "Finding", "Preflight", "PreflightError", "run"]
+__all__ = ["CODES", "Facts", "Finding", "Preflight", "PreflightError", "SecretState", "run"]

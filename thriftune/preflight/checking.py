@@ -13,7 +13,7 @@ from thriftune.preflight import adapters, base_model, data_checks, platform, row
 from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import UNREACHABLE, Facts, Finding, Preflight, finding, in_order, skipped
 from thriftune.preflight.outcome import attempt, hub_code
-from thriftune.preflight.platform import GRACE_SECONDS
+from thriftune.preflight.platform import GRACE_SECONDS, SecretState
 from thriftune.preflight.sampling import Sample
 from thriftune.preflight.tokenizer import CheckedTokenizer
 from thriftune.training_plan import TrainingPlan
@@ -40,7 +40,8 @@ def run(
     token: str | None = None,
     table: Sequence[Path] | None = None,
     table_version: str = "",
-    secrets: Mapping[str, bool] = {},
+    secrets: Sequence[SecretState] = (),
+    output: tuple[str, str] = ("", ""),
     zero_files: Mapping[str, dict[str, Any]] = {},
     network_gbps: float | None = None,
     grace_seconds: float = GRACE_SECONDS,
@@ -53,7 +54,8 @@ def run(
         token: Hub token.
         table: Parquet files of the table that the workflow was given; None where it takes none.
         table_version: What that table holds now.
-        secrets: Whether each secret that the tasks ask for is there, by its name.
+        secrets: Those that the tasks of the run ask for.
+        output: Where results go, and what the store answered to an attempt to write there; empty where it wrote.
         zero_files: The DeepSpeed configurations that `zero.config` can name, for a run without a plan.
         network_gbps: Network of a planned node, in Gbit/s; None where it is not known.
         grace_seconds: Notice that a spot node is given.
@@ -61,7 +63,8 @@ def run(
     Returns:
         All findings, and what was learned.
     """
-    notes = _Notes([*platform.check_secrets(secrets), *target.check(config.publish, token)])
+    notes = _Notes([*platform.check_secrets(secrets), *platform.check_output(*output)])
+    notes.findings += target.check(config.publish, token)
     notes.findings += platform.check_zero(config, plan, zero_files)
     _check_upload(plan, network_gbps, grace_seconds, notes)
     with tempfile.TemporaryDirectory() as scratch:

@@ -28,6 +28,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     UNREACHABLE: ("error", "The hub or a store did not answer; Flyte tries again."),
     "hub-token-refused": ("error", "The hub refuses the token."),
     "secret-missing": ("error", "A secret that the tasks ask for is not there."),
+    "output-not-writable": ("error", "The bucket that results go to cannot be written."),
     "publish-no-token": ("error", "Publishing needs a hub token, and there is none."),
     "publish-no-write-access": ("error", "The token may not write to the repository to publish to."),
     "data-not-found": ("error", "There is no such file or dataset, or the token cannot see it."),

@@ -1,7 +1,8 @@
 """What the platform must give: the plan, DeepSpeed's configuration, secrets, and time to upload a checkpoint."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from thriftune import zero
@@ -71,21 +72,57 @@ def check_zero(config: RunConfig, plan: Plan, files: Mapping[str, dict[str, Any]
     yield from (of_problem("zero-config-invalid", problem) for problem in problems)
 
 
-def check_secrets(secrets: Mapping[str, bool]) -> Iterator[Finding]:
-    """Secrets that are asked for and not there.
+@dataclass(frozen=True)
+class SecretState:
+    """A secret that the tasks of a run ask for.
+
+    Attributes:
+        setting: Environment variable that names it.
+        name: group/key; empty where the setting is not set.
+        is_there: Whether it can be read, or what it is for works without.
+        purpose: What the run needs it for.
+    """
+
+    setting: str
+    name: str
+    is_there: bool
+    purpose: str
+
+
+def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Finding]:
+    """Secrets that are needed and not there.
 
     Args:
-        secrets: Whether each is there, by its name.
+        secrets: All that the tasks of the run ask for.
     """
-    for name, is_there in secrets.items():
-        if not is_there:
-            yield finding(
-                "secret-missing",
-                "secret",
-                name,
-                "is not mounted in this task, so it is not there for the others.",
-                "Create it in the project's namespace, or unset THRIFTUNE_HUB_SECRET where no token is needed.",
-            )
+    for secret in secrets:
+        if secret.is_there:
+            continue
+        if secret.name:
+            message = f"is not mounted in this task, so it is not there for {secret.purpose}."
+            remedy = f"Create it in the project's namespace, or unset {secret.setting} where it is not needed."
+        else:
+            message = f"is not set, and the run needs it for {secret.purpose}."
+            remedy = "Name the secret when you register or run, as group/key."
+        yield finding("secret-missing", secret.setting, secret.name, message, remedy)
+
+
+def check_output(place: str, refused: str) -> Iterator[Finding]:
+    """Whether what the run makes can be written where it goes.
+
+    Args:
+        place: Bucket and prefix.
+        refused: What the store answered to an attempt; empty where it was written.
+    """
+    if refused:
+        yield finding(
+            "output-not-writable",
+            "THRIFTUNE_RAW_OUTPUT",
+            place,
+            f"is where the run's models and data go, and cannot be written: {refused}.",
+            "Let the pods' service account write there, or name another place: THRIFTUNE_RAW_OUTPUT for launch plans, "
+            "--raw-output-data-prefix for pyflyte run.",
+        )
 
 
 def checkpoint_bytes(plan: TrainingPlan) -> int:

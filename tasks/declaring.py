@@ -1,0 +1,167 @@
+"""How every task is declared: image, resources, pod, retries, time limit, secrets; one function per kind of task."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from flytekit import Cache, PodTemplate, PythonFunctionTask, Resources, Secret
+from flytekit.extend import TaskPlugins
+
+from pod_templates import ScratchKind, on_instance, tolerating_gpu_nodes, unprivileged, with_scratch, with_shared_memory
+from tasks import log
+from tasks.image import RequiresImage
+from tasks.settings import PLATFORM, POD_ENVIRONMENT, WANDB_KEY
+
+log.configure()
+
+# Raised when what a task makes of the same inputs changes.
+PLAN_CACHE = "1"
+FETCH_CACHE = "2"
+PREPARE_CACHE = "2"
+TRAIN_CACHE = "1"
+
+
+# Logs, caches in the home directory, compiled kernels.
+_BESIDE_TEMPORARY_FILES_GIB = 2
+
+
+class OnImage:
+    """The configuration of a task whose image is checked, and that is otherwise an ordinary one."""
+
+
+class OnImageTask(RequiresImage, PythonFunctionTask[OnImage]):
+    """An ordinary task, or a dynamic workflow."""
+
+
+TaskPlugins.register_pythontask_plugin(OnImage, OnImageTask)
+
+
+@dataclass(frozen=True)
+class CpuPod:
+    """What a task without a GPU asks for.
+
+    Attributes:
+        memory: Quantity.
+        cpus: CPUs.
+        disk_gib: Disk, in GiB.
+    """
+
+    memory: str = PLATFORM.memory
+    cpus: int = PLATFORM.cpu
+    disk_gib: int = PLATFORM.disk_gib
+
+    def options(self) -> dict[str, Any]:
+        """As options of a task, or overrides of a node."""
+        disk = ephemeral_storage(self.disk_gib)
+        asked = Resources(cpu=str(self.cpus), mem=self.memory, ephemeral_storage=disk)
+        return {"requests": asked, "limits": asked, "pod_template": bare_pod(self.disk_gib)}
+
+
+PREPARE_POD = CpuPod(PLATFORM.prepare_memory, PLATFORM.prepare_cpu, PLATFORM.prepare_disk_gib)
+
+
+def cpu_task(pod: CpuPod | None = None, *secrets: Secret) -> dict[str, Any]:
+    """Options of a task that needs no GPU.
+
+    Args:
+        pod: What it asks for; what the platform gives such tasks when left out.
+        secrets: What it may read.
+    """
+    return {
+        "task_config": OnImage(),
+        **_every_task(PLATFORM.cpu_timeout_hours, *secrets),
+        **(pod or CpuPod()).options(),
+    }
+
+
+def hub_task(pod: CpuPod | None = None) -> dict[str, Any]:
+    """Options of a task that needs no GPU and may talk to the hub."""
+    return cpu_task(pod, *hub_secrets())
+
+
+def dynamic_task() -> dict[str, Any]:
+    """Options of a dynamic workflow: of the pod that makes its nodes, and of all that these do, which its limit counts.
+
+    Source: flyteorg/flyte, flytepropeller/pkg/controller/nodes/executor.go; a node may take twice its limit, retries
+        included.
+    """
+    nodes_in_a_row = 3 * PLATFORM.gpu_timeout_hours + 4 * PLATFORM.cpu_timeout_hours
+    return cpu_task() | {"timeout": timedelta(hours=2 * nodes_in_a_row)}
+
+
+def node_task(task_config: Any = None, *secrets: Secret) -> dict[str, Any]:
+    """Options of a task on the nodes of a plan, which says what it asks for when it is there (tasks/provisioning.py).
+
+    Args:
+        task_config: How many nodes, for Elastic.
+        secrets: What it may read.
+    """
+    disk = Resources(ephemeral_storage=ephemeral_storage(PLATFORM.disk_gib))
+    return {
+        "task_config": task_config or OnImage(),
+        **_every_task(PLATFORM.gpu_timeout_hours, *secrets),
+        "requests": disk,
+        "limits": disk,
+        "pod_template": with_shared_memory(PLATFORM.shared_memory, tolerating_gpu_nodes(bare_pod(PLATFORM.disk_gib))),
+        "interruptible": PLATFORM.interruptible,
+    }
+
+
+def generating_task() -> dict[str, Any]:
+    """Options of the task that answers prompts, which no plan sizes."""
+    disk, gpus, instance = PLATFORM.generate_disk_gib, PLATFORM.generate_gpus, PLATFORM.generate_instance
+    gpu = {"gpu": str(gpus)} if gpus else {}
+    asked = Resources(cpu="4", mem=PLATFORM.generate_memory, ephemeral_storage=ephemeral_storage(disk), **gpu)
+    label = PLATFORM.node_label if instance else ""
+    pod = with_shared_memory(PLATFORM.shared_memory, on_instance(instance, bare_pod(disk), gpus=gpus, label=label))
+    return node_task() | {"requests": asked, "limits": asked, "pod_template": pod}
+
+
+def bare_pod(disk_gib: int) -> PodTemplate:
+    """The pod that every other builds on: without rights, and with room for temporary files."""
+    kind, name = _scratch()
+    pod = unprivileged(service_account_token=PLATFORM.service_account_token)
+    return with_scratch(f"{disk_gib}Gi", pod, kind=kind, name=name)
+
+
+def ephemeral_storage(disk_gib: int) -> str:
+    """What a pod asks of its node's own disk: its temporary files, unless they are on another volume, and some."""
+    temporary = disk_gib if _scratch()[0] == "emptyDir" else 0
+    return f"{temporary + _BESIDE_TEMPORARY_FILES_GIB}Gi"
+
+
+def _scratch() -> tuple[ScratchKind, str]:
+    """What /tmp of a pod is: its kind, and the name of the class or claim."""
+    kind, _, name = PLATFORM.scratch.partition(":")
+    kinds: dict[str, ScratchKind] = {"class": "class", "claim": "claim"}
+    return kinds.get(kind, "emptyDir"), name
+
+
+def cache(version: str, *ignored_inputs: str) -> Cache:
+    """Cache a task by its inputs; two runs that need the same thing at once make it once."""
+    return Cache(version=version, serialize=True, ignored_inputs=ignored_inputs)
+
+
+def hub_secrets() -> list[Secret]:
+    """The secrets of a task that talks to the hub; none where none is configured: a pod would wait for it for ever."""
+    group, _, key = PLATFORM.hub_secret.partition("/")
+    return [Secret(group=group, key=key)] if PLATFORM.hub_secret else []
+
+
+def wandb_secrets() -> list[Secret]:
+    """The secrets of a task that reports to Weights & Biases, under the name that its library reads."""
+    group, _, key = PLATFORM.wandb_secret.partition("/")
+    variable = Secret.MountType.ENV_VAR
+    return (
+        [Secret(group=group, key=key, mount_requirement=variable, env_var=WANDB_KEY)] if PLATFORM.wandb_secret else []
+    )
+
+
+def _every_task(timeout_hours: float, *secrets: Secret) -> dict[str, Any]:
+    return {
+        "container_image": PLATFORM.image,
+        "retries": PLATFORM.retries,
+        "timeout": timedelta(hours=timeout_hours),
+        "environment": POD_ENVIRONMENT,
+        "secret_requests": list(secrets),
+    }

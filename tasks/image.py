@@ -1,0 +1,63 @@
+"""Which image a task runs in: one that somebody named, and that holds this release of the code's libraries."""
+
+import re
+from typing import Any
+
+from flytekit.configuration import SerializationSettings
+from flytekit.configuration.default_images import DefaultImages
+
+import thriftune
+from thriftune.errors import ConfigError
+
+# A tag that means a release: 0.1.0, v0.1, 0.1.0-cuda13. Others (a commit, a branch, a digest) say nothing to compare.
+_RELEASE_TAG = re.compile(r":v?(\d+\.\d+(?:\.\d+)?)([-+.]?[A-Za-z][\w.-]*|-[\w.-]+)?$")
+_FIELD = "image"
+
+
+def require_image(image: str, version: str = thriftune.__version__) -> str:
+    """Refuse an image that cannot run the tasks.
+
+    Args:
+        image: Full name, with tag or digest.
+        version: This release.
+
+    Returns:
+        The image.
+
+    Raises:
+        ConfigError: Nobody named one, so that flytekit's own was taken; or its tag is that of another release.
+    """
+    if image == DefaultImages.default_image():
+        raise ConfigError.single(
+            _FIELD,
+            image,
+            "is flytekit's own, which has none of the libraries that training needs: no image was named.",
+            f"Build the Dockerfile, and name the image: --image <registry>/thriftune:{version}, or FLYTE_IMAGE.",
+        )
+    tag = _RELEASE_TAG.search(image)
+    if tag and _release(tag[1]) != _release(version):
+        raise ConfigError.single(
+            _FIELD,
+            image,
+            f"is of release {tag[1]}, and the code that is registered is {version}.",
+            f"Build and name an image of this release (its tag {version}), or check out the code of that one.",
+        )
+    return image
+
+
+def _release(version: str) -> list[int]:
+    numbers = [int(part) for part in version.split(".")]
+    return numbers + [0] * (3 - len(numbers))
+
+
+class RequiresImage:
+    """Mixed into a task class: the image is checked when the task is registered, not when its pod cannot start."""
+
+    def get_image(self, settings: SerializationSettings) -> str:
+        """The image that Flyte is told.
+
+        Raises:
+            ConfigError: It cannot run the task.
+        """
+        above: Any = super()
+        return require_image(str(above.get_image(settings)))

@@ -1,0 +1,223 @@
+"""The settings of a platform: environment variables, each documented here, once, with its unit.
+
+They say what a cluster is like, and a run does not: its image, its secrets, its limits. `tasks.settings` reads them.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic_core import PydanticCustomError
+
+from pod_templates import INSTANCE_LABEL, GangScheduler
+from thriftune import config_errors
+from thriftune.config import Section
+from thriftune.errors import ConfigError, Problem
+
+_PREFIX = "THRIFTUNE_"
+_OTHER_NAMES = {"image": "FLYTE_IMAGE"}
+# What Kubernetes tells every pod of a service that happens to be called thriftune.
+_SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_\w+)?)$")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+_MEANT = re.compile(r"'(\w+)'")
+
+
+def _pairs(value: Any) -> Any:
+    """name=value,name=value as a mapping."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    wrong = next((part for part in parts if "=" not in part), None)
+    if wrong:
+        raise _wrong(f"has {wrong!r} in it, which is not name=value")
+    return dict(part.split("=", 1) for part in parts)
+
+
+def _listed(value: Any) -> Any:
+    """a,b,c as a list."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _label_values(pairs: dict[str, str]) -> dict[str, str]:
+    for name, value in pairs.items():
+        if not name or not _LABEL_VALUE.fullmatch(value):
+            raise _wrong(f"{name}={value} is no label: letters, digits, dots and dashes, at most 63")
+    return pairs
+
+
+def _scratch(value: str) -> str:
+    kind, _, name = value.partition(":")
+    if (kind == "emptyDir" and not name) or (kind in ("class", "claim") and name):
+        return value
+    raise _wrong("is not emptyDir, class:<storage class> or claim:<claim>")
+
+
+def _five_fields(value: str) -> str:
+    if len(value.split()) != 5:
+        raise _wrong("has not five fields: minute, hour, day of month, month, day of week")
+    return value
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("setting", "{message}", {"message": message})
+
+
+def _matching(pattern: str, message: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise _wrong(message)
+        return value
+
+    return AfterValidator(check)
+
+
+Quantity = Annotated[str, _matching(r"\d+(\.\d+)?(Mi|Gi|Ti|M|G|T)", "is not a quantity such as 8Gi")]
+SecretName = Annotated[str, _matching(r"([^/\s]+/[^/\s]+)?", "is not group/key")]
+Bucket = Annotated[str, _matching(r"\w+://\S+", "is not a URL such as s3://bucket/prefix")]
+Cron = Annotated[str, AfterValidator(_five_fields)]
+Pairs = Annotated[dict[str, str], BeforeValidator(_pairs), AfterValidator(_label_values)]
+
+
+class Platform(Section):
+    """What a platform decides, and a run does not."""
+
+    image: str | None = Field(
+        default=None, min_length=1, description="Image of every task. Without it, `--image` of pyflyte decides."
+    )
+    hub_secret: SecretName = Field(
+        default="", description="group/key of the Flyte secret that holds a hub token; none where it is not set."
+    )
+    wandb_secret: SecretName = Field(
+        default="", description="group/key of the Flyte secret that holds a Weights & Biases key."
+    )
+    catalogue: str | None = Field(
+        default=None, min_length=1, description="Path, s3:// or gs:// URL of node types and prices; else the shipped."
+    )
+    cpu: PositiveInt = Field(default=2, description="CPUs of tasks that need no GPU.")
+    memory: Quantity = Field(default="8Gi", description="Memory of tasks that need no GPU and hold no model.")
+    disk_gib: PositiveInt = Field(default=10, description="Disk of every task beside the models it holds, in GiB.")
+    prepare_cpu: PositiveInt = Field(
+        default=4, description="CPUs that prepare data: one process each. A pod sees all cores of its machine."
+    )
+    prepare_memory: Quantity = Field(default="12Gi", description="Memory of the task that prepares data.")
+    prepare_disk_gib: PositiveInt = Field(
+        default=50, description="Disk of the task that prepares data: about three times the rows as they are read."
+    )
+    generate_gpus: NonNegativeInt = Field(default=1, description="GPUs that answer prompts.")
+    generate_memory: Quantity = Field(default="14Gi", description="Memory of the task that answers prompts.")
+    generate_disk_gib: PositiveInt = Field(default=50, description="Its disk: the model, and its adapters, in GiB.")
+    generate_instance: str = Field(default="", description="Its node type; any that has the resources when left out.")
+    shared_memory: Quantity = Field(
+        default="4Gi", description="Size of /dev/shm where no plan says it, as for generate."
+    )
+    scratch: Annotated[str, AfterValidator(_scratch)] = Field(
+        default="emptyDir",
+        description="What /tmp of a pod is, where models are downloaded to and offloaded to disk. emptyDir: the node's "
+        "disk. class:<storage class>: a volume of that class, made with the pod and removed with it. "
+        "claim:<claim>: a folder of that ReadWriteMany claim.",
+    )
+    retries: NonNegativeInt = Field(default=2, description="Times that a task is tried again.")
+    interruptible: bool = Field(default=False, description="Let tasks on GPUs run on spot nodes.")
+    cpu_timeout_hours: PositiveFloat = Field(
+        default=12,
+        description="An attempt of a task that needs no GPU ends after so long, its wait for a node included.",
+    )
+    gpu_timeout_hours: PositiveFloat = Field(default=168, description="The same, of a task on GPUs.")
+    rendezvous_seconds: PositiveInt = Field(
+        default=1800, description="How long the pods of a job wait for each other, for nodes and images to come."
+    )
+    grace_seconds: PositiveInt = Field(
+        default=120, description="How long a pod may go on after a notice that its node goes; AWS: 120 for spot nodes."
+    )
+    instance_label: str = Field(
+        default=INSTANCE_LABEL, description="Label of nodes that holds their type; none: pods select no type."
+    )
+    accelerator: bool = Field(
+        default=True, description="Name the kind of GPU to Flyte, which selects nodes by its own label."
+    )
+    one_zone: bool = Field(default=True, description="Keep the pods of a job in one availability zone.")
+    gang: GangScheduler | None = Field(
+        default=None, description="Start the pods of a job together, by volcano, coscheduling or kueue."
+    )
+    queue: str = Field(default="", description="Queue of volcano or kueue that the pods of a job wait in.")
+    service_account_token: bool = Field(default=False, description="Let pods talk to the Kubernetes API.")
+    raw_output: Bucket | None = Field(
+        default=None, description="Bucket and prefix that launch plans write models and data to; else Flyte's own."
+    )
+    notify: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        default=(), description="Mail addresses, with commas, that are told when a scheduled run fails."
+    )
+    labels: Pairs = Field(default={}, description="Labels of scheduled runs and their pods: team=ml,cost-center=42.")
+    nightly_config: str = Field(
+        default="configs/llama2-7b-qlora.yaml", description="Run file of the launch plan nightly_qlora."
+    )
+    nightly_cron: Cron = Field(default="0 2 * * *", description="When it runs: five fields, in UTC.")
+    weekly_config: str = Field(
+        default="configs/llama2-7b-full.yaml", description="Run file of the launch plan weekly_full."
+    )
+    weekly_cron: Cron = Field(default="0 4 * * 6", description="When it runs: five fields, in UTC.")
+
+    @property
+    def node_label(self) -> str:
+        """The label of nodes that holds their type; empty where they have none."""
+        return "" if self.instance_label == "none" else self.instance_label
+
+
+# Read when something is registered, and of no use to a pod.
+REGISTRATION_ONLY = (
+    "raw_output", "notify", "labels", "nightly_config", "nightly_cron", "weekly_config", "weekly_cron"
+)  # fmt: skip
+# Where local runs write; read by tasks.settings alone, and never handed to a pod.
+LOCAL_ONLY = ("THRIFTUNE_OUTPUTS", "THRIFTUNE_RUN_STAMP")
+
+
+def variable(field: str) -> str:
+    """The environment variable of a setting."""
+    return _OTHER_NAMES.get(field, f"{_PREFIX}{field.upper()}")
+
+
+def read(environment: Mapping[str, str]) -> Platform:
+    """The settings in an environment.
+
+    Args:
+        environment: As `os.environ`. A setting that is there and empty counts as left out.
+
+    Raises:
+        ConfigError: A setting has a value that cannot be, or a variable that begins with THRIFTUNE_ is no setting; all
+            of them at once.
+    """
+    fields = {variable(name): name for name in Platform.model_fields}
+    given = {fields[name]: value for name, value in environment.items() if name in fields and value.strip()}
+    problems = [_unknown(name, environment[name], list(fields)) for name in environment if _is_stray(name, fields)]
+    try:
+        platform = Platform.model_validate(given)
+    except ValidationError as error:
+        problems += [_of_variable(problem) for problem in config_errors.explain(error, Platform)]
+        raise ConfigError(problems) from None
+    if platform.gang == "kueue" and not platform.queue:
+        remedy = "Name the LocalQueue of the project's namespace."
+        problems.append(
+            Problem(variable("queue"), "", "is not set, and kueue looks at no pod without a queue.", remedy)
+        )
+    if problems:
+        raise ConfigError(problems)
+    return platform
+
+
+def _is_stray(name: str, fields: dict[str, str]) -> bool:
+    known = name in fields or name in LOCAL_ONLY or _SERVICE_LINK.search(name)
+    return name.startswith(_PREFIX) and not known
+
+
+def _unknown(name: str, value: str, known: list[str]) -> Problem:
+    close = difflib.get_close_matches(name, known, n=1)
+    remedy = f"Did you mean {close[0]}?" if close else "docs/settings.md lists them."
+    return Problem(name, value, "is not a setting.", remedy)
+
+
+def _of_variable(problem: Problem) -> Problem:
+    field = problem.field.split(".")[0]
+    described = Platform.model_fields[field].description or ""
+    return Problem(variable(field), problem.value, problem.message, problem.remedy or described)

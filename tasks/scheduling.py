@@ -1,0 +1,68 @@
+"""What scheduled runs have in common: the run, who is told, where it writes, and that none overlaps itself."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flytekit import (
+    Annotations,
+    ConcurrencyLimitBehavior,
+    ConcurrencyPolicy,
+    Email,
+    Labels,
+    WorkflowExecutionPhase,
+)
+from flytekit.models.common import RawOutputDataConfig
+
+import thriftune
+from tasks.platform import variable
+from tasks.settings import PLATFORM
+from thriftune.config import RunConfig
+from thriftune.errors import ConfigError
+
+logger = logging.getLogger("thriftune.tasks.scheduling")
+
+_CHECKOUT = Path(__file__).parent.parent
+_BAD_ENDS = (WorkflowExecutionPhase.FAILED, WorkflowExecutionPhase.TIMED_OUT, WorkflowExecutionPhase.ABORTED)
+
+
+def run_file(setting: str) -> RunConfig:
+    """The run that a launch plan starts.
+
+    Args:
+        setting: Name of the setting that holds its file: a path, from the checkout's root if it is not absolute.
+
+    Raises:
+        ConfigError: The file is not there, is not YAML, or is not a run that can work.
+    """
+    place = str(getattr(PLATFORM, setting))
+    try:
+        content = yaml.safe_load((_CHECKOUT / place).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        remedy = "Name a run file, as those in configs/; launch plans are registered from a checkout."
+        raise ConfigError.single(variable(setting), place, f"cannot be read: {error}.", remedy) from error
+    return RunConfig.model_validate(content)
+
+
+def shared_options(run: RunConfig, place: str) -> dict[str, Any]:
+    """Options of every launch plan here.
+
+    Args:
+        run: What it runs.
+        place: The file of the run, to be found again in Flyte's console.
+
+    Returns:
+        Keyword arguments of `LaunchPlan.get_or_create`.
+    """
+    if not PLATFORM.notify:
+        logger.warning("%s is not set: nobody is told when a scheduled run fails", variable("notify"))
+    mail = [Email(phases=list(_BAD_ENDS), recipients_email=list(PLATFORM.notify))] if PLATFORM.notify else []
+    return {
+        "notifications": mail,
+        # A run that takes longer than the time to the next one would pay twice for the same nodes.
+        "concurrency": ConcurrencyPolicy(max_concurrency=1, behavior=ConcurrencyLimitBehavior.SKIP),
+        "labels": Labels({"app": "thriftune", "run": run.name, **PLATFORM.labels}),
+        "annotations": Annotations({"thriftune/config": place, "thriftune/version": thriftune.__version__}),
+        "raw_output_data_config": RawOutputDataConfig(PLATFORM.raw_output) if PLATFORM.raw_output else None,
+    }
