@@ -1,0 +1,1 @@
+"""The specification that Flyte registers, field by field: what `pyflyte package` makes of the package `workflows`."""
