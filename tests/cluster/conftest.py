@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -44,7 +44,9 @@ def done(cluster: ControlPlane, name: str | None = None) -> Run:
 class Pyflyte(Protocol):
     """Runs the real command line: `pyflyte("run", "--remote", ..., cwd=folder)`."""
 
-    def __call__(self, *arguments: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]: ...
+    def __call__(
+        self, *arguments: str, cwd: Path = ROOT, check: bool = True, settings: Mapping[str, str] = {}
+    ) -> subprocess.CompletedProcess[str]: ...
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +60,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 def pyflyte(cluster: ControlPlane) -> Pyflyte:
     """The command line, configured for the cluster, with a catalogue of CPU nodes in the bucket."""
     catalogue = cluster.store.put(cluster.store.uri("catalogue.yaml"), CATALOGUE.encode())
-    settings = {"THRIFTUNE_CATALOGUE": catalogue, "THRIFTUNE_PREPARE_CPU": "1", "COLUMNS": "200", "HF_TOKEN": ""}
-    environment = {**os.environ, **settings, **cluster.client}
+    usual = {"THRIFTUNE_CATALOGUE": catalogue, "THRIFTUNE_PREPARE_CPU": "1", "COLUMNS": "200", "HF_TOKEN": ""}
+    environment = {**os.environ, **usual, **cluster.client}
     for name in ("THRIFTUNE_RUN_STAMP", "THRIFTUNE_OUTPUTS", "FLYTE_IMAGE"):
         environment.pop(name, None)
 
-    def run(*arguments: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [str(PYFLYTE), *arguments]
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+    def run(
+        *arguments: str, cwd: Path = ROOT, check: bool = True, settings: Mapping[str, str] = {}
+    ) -> subprocess.CompletedProcess[str]:
+        command, given = [str(PYFLYTE), *arguments], {**environment, **settings}
+        done = subprocess.run(command, cwd=cwd, env=given, capture_output=True, text=True, timeout=900)
         if check:
             newest = list(cluster.runs)[-1:]
             logs = "".join(cluster.pods.log(name) for name in newest)

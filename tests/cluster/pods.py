@@ -73,11 +73,13 @@ class Pods:
         programs: The bin directory of the image.
         environment: What the cluster sets in every pod.
         logs: Folder of one file per pod.
+        secrets: What is in the cluster's secrets, by group and key. A pod starts without one that is not there.
     """
 
     programs: Path
     environment: Mapping[str, str]
     logs: Path
+    secrets: dict[tuple[str, str], str] = field(default_factory=dict)
     _running: list[_Pod] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -98,7 +100,8 @@ class Pods:
         arguments, own = _container(task)
         command = [place.render(argument) for argument in arguments]
         jobs = _workers(name, task) if task.type == "pytorch" else {name: {}}
-        pods = [self._start(pod, command, {**own, **environment, **extra}) for pod, extra in jobs.items()]
+        given = {**own, **environment, **self._secrets_of(task)}
+        pods = [self._start(pod, command, {**given, **extra}) for pod, extra in jobs.items()]
         try:
             return _wait(pods)
         finally:
@@ -117,6 +120,18 @@ class Pods:
     def log(self, name: str) -> str:
         """What the pods whose names begin so printed."""
         return "\n".join(file.read_text(errors="replace") for file in sorted(self.logs.glob(f"{name}*.log")))
+
+    def _secrets_of(self, task: TaskTemplate) -> dict[str, str]:
+        """What the webhook puts into a pod: only the secrets that the task asks for, by the name it asks for.
+
+        Source: flyteorg/flyte, flytepropeller/pkg/webhook/k8s_secrets.go; flytekit's `SecretsManager` reads the prefix.
+        """
+        found = {}
+        for secret in task.security_context.secrets:
+            value = self.secrets.get((secret.group, secret.key))
+            if value is not None:
+                found[secret.env_var or f"_FSEC_{secret.group}_{secret.key}".upper()] = value
+        return found
 
     def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> _Pod:
         directory = Path(tempfile.mkdtemp(prefix="pod-"))

@@ -1,35 +1,30 @@
 """This package's workflows, registered, uploaded and run as Flyte would, on the tiny model."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-import yaml
-from flyteidl.core.catalog_pb2 import CACHE_DISABLED, CACHE_HIT
+from flyteidl.admin.launch_plan_pb2 import LaunchPlanSpec
+from flyteidl.core.catalog_pb2 import CACHE_DISABLED, CACHE_HIT, CACHE_POPULATED
 from test_workflows import FULL, QLORA, only, pyflyte_run, write_config
 
-from cluster.conftest import IN_CLUSTER, ROOT, Pyflyte, done
+from cluster.conftest import IN_CLUSTER, Pyflyte, done
 from cluster.control_plane import ControlPlane
 from cluster.records import Run
 
 pytestmark = pytest.mark.slow
-PACKAGES = ("thriftune", "tasks", "workflows", "pod_templates", "deepspeed_configs")
 TRAINING = {"max_steps": 4}
-NIGHTLY = """
-from flytekit import CronSchedule, LaunchPlan
-from thriftune.config import RunConfig
-from workflows.full_finetune import full_finetune
+TOKEN, WANDB_KEY = "hf_PlantedTokenThatMustNotAppear", "0123456789abcdefPlantedKeyThatMustNotAppear"
+SECRETS = {"THRIFTUNE_HUB_SECRET": "hub/token", "THRIFTUNE_WANDB_SECRET": "wandb/key"}
+ON_GPUS = {"evaluate", "train_qlora", "train_full_2"}
 
-nightly = LaunchPlan.get_or_create(
-    full_finetune,
-    "nightly",
-    fixed_inputs={{"config": RunConfig.model_validate({config!r})}},
-    schedule=CronSchedule(schedule="0 3 * * *"),
-)
-"""
+
+@pytest.fixture(scope="module", autouse=True)
+def secrets(cluster: ControlPlane) -> None:
+    """Secrets as a cluster has them, for the tasks that ask."""
+    cluster.pods.secrets.update({("hub", "token"): TOKEN, ("wandb", "key"): WANDB_KEY})
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +45,25 @@ def full_run(
     return done(cluster), config
 
 
+@pytest.fixture(scope="module")
+def qlora_run(
+    cluster: ControlPlane, pyflyte: Pyflyte, sources: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, Path]:
+    """With a hub token and a key of Weights & Biases among the cluster's secrets."""
+    overrides = {
+        "lora": {"rank": 8, "alpha": 16},
+        "data": {"packing": True},
+        "training": {
+            "optimizer": "paged_adamw_8bit", "max_steps": 12, "global_batch": 4, "micro_batch": 2, "report_to": "wandb"
+        },
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("qlora")
+    config = write_config(folder, "qlora", *sources, hardware={"nodes": 1}, **overrides)
+    offline = ("--env", "WANDB_MODE=offline")
+    pyflyte("run", "--remote", *IN_CLUSTER, *offline, *QLORA, "--config", str(config), settings=SECRETS)
+    return done(cluster), config
+
+
 def output(run: Run, name: str) -> dict[str, Any]:
     return msgpack.unpackb(run.outputs.literals[name].scalar.binary.value)
 
@@ -58,14 +72,20 @@ def model_of(run: Run, cluster: ControlPlane, folder: Path) -> Path:
     return cluster.store.download(run.outputs.literals["model"].scalar.blob.uri, folder / "model")
 
 
-def cached(run: Run) -> dict[str, int]:
-    """What became of each task that may be cached."""
-    nodes = (node.execution.closure.task_node_metadata for node in run.nodes.values())
-    return {
-        node.catalog_key.dataset_id.name.rpartition(".")[2]: node.cache_status
-        for node in nodes
-        if node.cache_status != CACHE_DISABLED
-    }
+def cached(run: Run) -> dict[str, set[int]]:
+    """What became of the nodes of each task that may be cached."""
+    found: dict[str, set[int]] = {}
+    for record in run.nodes.values():
+        node = record.execution.closure.task_node_metadata
+        if node.cache_status != CACHE_DISABLED:
+            found.setdefault(node.catalog_key.dataset_id.name.rpartition(".")[2], set()).add(node.cache_status)
+    return found
+
+
+def pods_of(run: Run) -> set[str]:
+    """The tasks that a run started pods for."""
+    attempts = (attempt for record in run.nodes.values() for attempt in record.attempts)
+    return {attempt.execution.id.task_id.name.rpartition(".")[2] for attempt in attempts}
 
 
 def loss(directory: Path) -> float:
@@ -83,7 +103,7 @@ def loss(directory: Path) -> float:
 def test_a_job_of_two_nodes_trains_what_a_local_run_trains(full_run, cluster, tiny_model_dir, chat_rows_file, tmp_path):
     run, _ = full_run
     assert output(run, "plan")["nodes"] == 2
-    assert len(list(cluster.pods.logs.glob(f"{run.name}-n4-0-dn1-0-worker-*.log"))) == 2
+    assert len(list(cluster.pods.logs.glob(f"{run.name}-*-worker-*.log"))) == 2
     local = write_config(tmp_path, "full", tiny_model_dir, chat_rows_file, training=TRAINING)
     pyflyte_run(tmp_path, *FULL, "--config", str(local))
     there, here = output(run, "metrics"), json.loads(only(tmp_path, "outputs/tiny/*/metrics.json").read_text())
@@ -94,32 +114,94 @@ def test_a_job_of_two_nodes_trains_what_a_local_run_trains(full_run, cluster, ti
     assert loss(model_of(run, cluster, tmp_path)) == pytest.approx(loss(saved), abs=0.02)
 
 
-def test_qlora_gives_a_merged_model(cluster, pyflyte, sources, tmp_path):
-    overrides = {
-        "lora": {"rank": 8, "alpha": 16},
-        "data": {"packing": True},
-        "training": {"optimizer": "paged_adamw_8bit", "max_steps": 12, "global_batch": 4, "micro_batch": 2},
-    }
-    config = write_config(tmp_path, "qlora", *sources, hardware={"nodes": 1}, **overrides)
-    pyflyte("run", "--remote", *IN_CLUSTER, *QLORA, "--config", str(config))
+def test_the_same_run_again_is_served_from_the_cache_and_asks_for_no_gpu(full_run, cluster, pyflyte):
+    first, config = full_run
+    pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config))
+    again = done(cluster)
+    cacheable = {"plan", "fetch_model", "prepare_dataset", "evaluate", "train_full_2"}
+    assert cached(first) == {key: {CACHE_POPULATED} for key in cacheable}
+    assert cached(again) == {key: {CACHE_HIT} for key in cacheable}
+    assert pods_of(again) == {"pin", "preflight", "train_full_on_plan", "summarize"}
+    assert again.outputs.literals["model"] == first.outputs.literals["model"]
+
+
+def test_another_price_makes_another_plan_and_no_other_training(full_run, cluster, pyflyte):
+    _, config = full_run
+    dearer = cluster.store.uri("dearer.yaml")
+    content = cluster.store.get(cluster.store.uri("catalogue.yaml"))
+    cluster.store.put(dearer, content.replace(b"price_per_hour: 0.1", b"price_per_hour: 0.2"))
+    prices = {"THRIFTUNE_CATALOGUE": dearer}
+    pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=prices)
     run = done(cluster)
+    assert output(run, "plan")["price_per_hour"] == pytest.approx(0.4)
+    assert cached(run)["plan"] == {CACHE_POPULATED}
+    assert cached(run)["train_full_2"] == {CACHE_HIT}
+
+
+def test_qlora_gives_a_merged_model(qlora_run, cluster, tmp_path):
+    run, _ = qlora_run
     metrics = output(run, "metrics")
     assert metrics["after"]["loss"] < metrics["before"]["loss"] - 0.05
     assert metrics["outputs"]["adapter"].startswith("s3://")
     assert loss(model_of(run, cluster, tmp_path)) > 0
 
 
-def test_a_launch_plan_that_fires_on_unchanged_data_fetches_and_prepares_nothing(cluster, pyflyte, full_run, tmp_path):
-    first, config = full_run
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    plan = NIGHTLY.format(config=yaml.safe_load(config.read_text()))
-    (tmp_path / "workflows" / "nightly.py").write_text(plan)
+def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluster, pyflyte, qlora_run):
+    first, config = qlora_run
+    results = cluster.store.uri("nightly")
+    settings = {**SECRETS, "THRIFTUNE_NIGHTLY_CONFIG": str(config), "THRIFTUNE_RAW_OUTPUT": results}
     version = ("--image", "thriftune:test", "--destination-dir", ".", "--version", "v1")
-    pyflyte("register", *version, "workflows/nightly.py", cwd=tmp_path)
-    pyflyte("launchplan", "--activate", "nightly")
-    run = done(cluster, cluster.fire("nightly"))
-    assert set(cached(first)) == {"fetch_model", "prepare_dataset"}
-    assert cached(run) == {"fetch_model": CACHE_HIT, "prepare_dataset": CACHE_HIT}
-    assert [name for name, node in run.nodes.items() if not node.attempts] == ["n2", "n3"]
-    assert output(run, "metrics")["before"]["loss"] == output(first, "metrics")["before"]["loss"]
+    pyflyte("register", *version, "workflows", settings=settings)
+    assert not cluster.registry.active_plans()
+    pyflyte("launchplan", "--activate", "nightly_qlora")
+    (plan,) = cluster.registry.active_plans()
+    assert one_at_a_time(plan.spec)
+    run = done(cluster, cluster.fire("nightly_qlora"))
+    assert run.execution.spec.raw_output_data_config.output_location_prefix == results
+    assert set(cached(run)) >= {"plan", "fetch_model", "prepare_dataset", "evaluate", "train_qlora", "merge_adapter"}
+    assert {status for statuses in cached(run).values() for status in statuses} == {CACHE_HIT}
+    assert not pods_of(run) & ON_GPUS
+    assert run.outputs.literals["model"] == first.outputs.literals["model"]
+
+
+def one_at_a_time(spec: LaunchPlanSpec) -> bool:
+    return bool(spec.concurrency_policy.max == 1)
+
+
+def test_no_token_is_in_anything_that_a_run_makes(qlora_run, cluster):
+    """The bucket with inputs, outputs, decks, manifests and models; logs; what was registered; the errors of runs."""
+    run, _ = qlora_run
+    asked = {
+        name.rpartition(".")[2]: {s.key for s in task.closure.compiled_task.template.security_context.secrets}
+        for (_, _, name, _), task in cluster.registry.tasks.items()
+        if task.closure.compiled_task.template.security_context.secrets
+    }
+    assert asked["train_qlora"] == {"key"}
+    assert asked["fetch_model"] == {"token"}
+    assert {"evaluate", "merge_adapter", "summarize", "train_qlora_on_plan"}.isdisjoint(asked)
+    objects = cluster.store.list(cluster.store.uri(""))
+    places = {uri: cluster.store.get(uri) or b"" for uri in objects}
+    places |= {file.name: file.read_bytes() for file in cluster.pods.logs.iterdir()}
+    registered = [*cluster.registry.tasks.values(), *cluster.registry.launch_plans.values()]
+    places |= {f"registered {index}": entity.SerializeToString() for index, entity in enumerate(registered)}
+    places["execution"] = run.execution.SerializeToString()
+    assert len(places) > 100
+    for secret in (TOKEN, WANDB_KEY):
+        assert [place for place, content in places.items() if secret.encode() in content] == []
+
+
+def test_what_the_platform_lacks_ends_a_run_before_any_gpu(cluster, pyflyte, full_run):
+    _, config = full_run
+    nowhere = ("--raw-output-data-prefix", "s3://no-such-bucket/results")
+    settings = {"THRIFTUNE_HUB_SECRET": "hub/forgotten"}
+    result = pyflyte(
+        "run", "--remote", *IN_CLUSTER, *nowhere, *FULL, "--config", str(config), settings=settings, check=False
+    )
+    assert result.returncode != 0
+    run = list(cluster.runs.values())[-1]
+    message = run.execution.closure.error.message
+    assert "[output-not-writable]" in message
+    assert "s3://no-such-bucket/results" in message
+    assert "THRIFTUNE_HUB_SECRET = hub/forgotten" in message
+    assert "[secret-missing]" in message
+    assert pods_of(run) <= {"pin", "plan", "preflight"}
