@@ -4,7 +4,7 @@ Example:
     with_shared_memory("16Gi", on_instance("g4dn.metal", unprivileged(), gpus=8))
 """
 
-from pod_templates.composing import PRIMARY, ConflictError, with_environment
+from pod_templates.composing import PRIMARY, ConflictError, with_annotations, with_environment
 from pod_templates.gangs import JOB_LABEL, GangScheduler, in_gang, in_one_zone
 from pod_templates.nodes import INSTANCE_LABEL, on_instance, tolerating_gpu_nodes
 from pod_templates.scratch import ScratchKind, with_scratch
@@ -23,6 +23,7 @@ __all__ = [
     "on_instance",
     "tolerating_gpu_nodes",
     "unprivileged",
+    "with_annotations",
     "with_environment",
     "with_scratch",
     "with_shared_memory",

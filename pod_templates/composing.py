@@ -88,6 +88,21 @@ def mount(
     spec.volumes = [*volumes, volume]
 
 
+def with_annotations(annotations: dict[str, str], template: PodTemplate | None = None) -> PodTemplate:
+    """Annotations of the pod.
+
+    Args:
+        annotations: By name.
+        template: What to build on.
+
+    Raises:
+        ConflictError: One of them has another value there.
+    """
+    new, _, _ = copied(template)
+    add_entries(new, "annotations", annotations)
+    return new
+
+
 def with_environment(variables: dict[str, str], template: PodTemplate | None = None) -> PodTemplate:
     """Environment variables of the container.
 

@@ -1,5 +1,6 @@
 """How every task is declared: image, resources, pod, retries, time limit, secrets; one function per kind of task."""
 
+import json
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -7,10 +8,19 @@ from typing import Any
 from flytekit import Cache, PodTemplate, PythonFunctionTask, Resources, Secret
 from flytekit.extend import TaskPlugins
 
-from pod_templates import ScratchKind, on_instance, tolerating_gpu_nodes, unprivileged, with_scratch, with_shared_memory
+from pod_templates import (
+    ScratchKind,
+    on_instance,
+    tolerating_gpu_nodes,
+    unprivileged,
+    with_annotations,
+    with_scratch,
+    with_shared_memory,
+)
 from tasks import log
 from tasks.image import RequiresImage
 from tasks.settings import PLATFORM, POD_ENVIRONMENT, WANDB_KEY
+from thriftune import artifacts, catalogue
 
 log.configure()
 
@@ -112,6 +122,8 @@ def generating_task() -> dict[str, Any]:
     disk, gpus, instance = PLATFORM.generate_disk_gib, PLATFORM.generate_gpus, PLATFORM.generate_instance
     gpu = {"gpu": str(gpus)} if gpus else {}
     asked = Resources(cpu="4", mem=PLATFORM.generate_memory, ephemeral_storage=ephemeral_storage(disk), **gpu)
+    if instance:  # a name that no node has would wait for one for ever
+        catalogue.load(PLATFORM.catalogue).get(instance)
     label = PLATFORM.node_label if instance else ""
     pod = with_shared_memory(PLATFORM.shared_memory, on_instance(instance, bare_pod(disk), gpus=gpus, label=label))
     return node_task() | {"requests": asked, "limits": asked, "pod_template": pod}
@@ -120,7 +132,10 @@ def generating_task() -> dict[str, Any]:
 def bare_pod(disk_gib: int) -> PodTemplate:
     """The pod that every other builds on: without rights, and with room for temporary files."""
     kind, name = _scratch()
-    pod = unprivileged(service_account_token=PLATFORM.service_account_token)
+    # flytekit makes the version of `pyflyte run --remote` from code, image and pod templates. With the settings among
+    # these, other settings are another version; without, Flyte refuses them as another structure of the same.
+    marked = with_annotations({"thriftune/settings": artifacts.key_of(json.dumps(POD_ENVIRONMENT))})
+    pod = unprivileged(marked, service_account_token=PLATFORM.service_account_token)
     return with_scratch(f"{disk_gib}Gi", pod, kind=kind, name=name)
 
 

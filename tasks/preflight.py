@@ -25,9 +25,14 @@ logger = logging.getLogger("thriftune.tasks.preflight")
 
 
 class Checked(NamedTuple):
-    """What a preflight came to, as JSON, and the versions that model and data have now."""
+    """What a preflight came to, as JSON; the plan that it checked; and the versions that model and data have now.
+
+    The plan is handed on so that each node of a workflow follows one other: flytekit writes several in the order of
+    their addresses in memory, and a workflow that is registered again then seems to be another one.
+    """
 
     report: str
+    plan: TrainingPlan
     model_version: str
     data_version: str
 
@@ -42,14 +47,14 @@ def preflight(config: RunConfig, plan: TrainingPlan, table: StructuredDataset | 
         table: The rows of source input:table, if the workflow was given them.
 
     Returns:
-        The report, and the versions to fetch the model and the data at.
+        The report, the plan, and the versions to fetch the model and the data at.
     """
     files = download_table(table) if table is not None else None
     with transient_errors_retried():
         checked = _check(config, plan, files, table_version(table) if table is not None else "")
         checked.require_ok()
     facts = checked.facts
-    return Checked(json.dumps(checked.as_json()), facts.model_version, facts.data_version)
+    return Checked(json.dumps(checked.as_json()), plan, facts.model_version, facts.data_version)
 
 
 @task(**cpu_task(None, *hub_secrets(), *wandb_secrets()), enable_deck=True, deck_fields=())

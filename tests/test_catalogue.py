@@ -180,6 +180,7 @@ def test_cpu_nodes_carry_no_gpus(tmp_path):
         (FILE | {"nodes": {}}, "catalogue.nodes", ["lists no node type"]),
         (FILE | {"nodes": None}, "catalogue.nodes", ["lists no node type"]),
         (FILE | {"nodes": ["g4dn.xlarge"]}, "catalogue.nodes", ["g4dn.xlarge", "not a mapping of names"]),
+        (FILE | {"nodes": {"8 x T4": NODE}}, "catalogue.nodes.8 x T4", ["cannot be the name of a node type", "63"]),
         (FILE | {"nodes": {"g4dn.xlarge": 3}}, "catalogue.nodes.g4dn.xlarge", ["3", "Its keys are device, gpus,"]),
         (FILE | {"nodes": {"a": NODE | {8: "x"}}}, "catalogue.nodes.a.8", ["'x'", "is not a key"]),
         (FILE | {8: "x"}, "catalogue.8", ["'x'", "is not a key"]),

@@ -13,6 +13,7 @@ from pod_templates import (
     on_instance,
     tolerating_gpu_nodes,
     unprivileged,
+    with_annotations,
     with_environment,
     with_scratch,
     with_shared_memory,
@@ -30,6 +31,7 @@ FACTORIES = {
     "storage class": lambda t=None: with_scratch("10Gi", t, kind="class", name="nvme"),
     "claim": lambda t=None: with_scratch("10Gi", t, kind="claim", name="shared"),
     "unprivileged": unprivileged,
+    "annotations": lambda t=None: with_annotations({"a": "1"}, t),
     "environment": lambda t=None: with_environment({"A": "1"}, t),
 }
 

@@ -116,7 +116,7 @@ def test_two_runs_of_one_plan_are_two_jobs(three_nodes, monkeypatch):
 def test_a_platform_with_a_gang_scheduler_marks_the_job(three_nodes, on_platform):
     on_platform(gang="kueue", queue="gpus", one_zone=False)
     pod = node_pod(planned(three_nodes), as_job=True)
-    assert pod.annotations == {"kueue.x-k8s.io/pod-group-total-count": "3"}
+    assert pod.annotations["kueue.x-k8s.io/pod-group-total-count"] == "3"
     assert pod.labels["kueue.x-k8s.io/queue-name"] == "gpus"
     assert pod.pod_spec.affinity is None
 

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.image import require_image
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 PLANS = [c for c in COMMANDS if "workflows/plan.py" in c]
 LOCAL = [c for c in COMMANDS if c.startswith("pyflyte run workflows") and "configs/demo" not in c and c not in PLANS]
+# tests/cluster/test_remote_runs.py runs these.
+REGISTERING = [c for c in COMMANDS if c.startswith(("pyflyte register ", "pyflyte launchplan "))]
 BIN = Path(sys.executable).parent
 
 
@@ -26,10 +30,10 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 10
     assert (len(LOCAL), len(PLANS)) == (2, 1)
     for command in COMMANDS:
-        assert command.startswith(("make ", "pyflyte run ")), command
+        assert command.startswith(("make ", "pyflyte run ")) or command in REGISTERING, command
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
@@ -38,7 +42,7 @@ def test_make_targets_exist(command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("pyflyte") and c not in [*LOCAL, *PLANS]])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("pyflyte run") and c not in [*LOCAL, *PLANS]])
 def test_commands_of_the_demo_and_the_cluster_name_a_workflow_and_a_file_that_fits(command, tmp_path):
     # The demo's are run whole by `make demo`; a cluster is not at hand. What they name is checked by the real CLI.
     config = ROOT / shlex.split(command)[-1]
@@ -78,6 +82,12 @@ def test_own_model_and_data_as_the_readme_says(tmp_path, tiny_model_dir, chat_ro
     assert (model / "manifest.json").is_file()
     assert (model.parent / "metrics.json").is_file()
     assert list(tmp_path.glob("outputs/generate/*/answers.jsonl"))
+
+
+def test_images_are_of_this_release():
+    images = re.findall(r"--image (\S+)", README)
+    assert len(images) == 2
+    assert [require_image(image) for image in images] == images
 
 
 def test_no_placeholder_is_left():

@@ -5,6 +5,7 @@ Prices are somebody else's to change, so they stand in a file that can be replac
 
 import datetime
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import resources
@@ -41,6 +42,7 @@ _EVICTION_MIB = 100
 _DAEMONS_GIB = 1.5
 _DAEMONS_VCPUS = 1
 
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _EXAMPLE = "thriftune/catalogue.yaml is an example."
 
 
@@ -282,15 +284,18 @@ def _nodes(data: dict[str, Any]) -> tuple[list[NodeType], list[Problem]]:
         entries = {}
     for name, properties in entries.items():
         field = f"catalogue.nodes.{name}"
-        if not isinstance(properties, dict):
+        if not _LABEL_VALUE.fullmatch(str(name)):
+            message = "cannot be the name of a node type: pods select nodes by it, as the value of a label."
+            problems.append(Problem(field, "", message, "Use letters, digits, dots and dashes, at most 63."))
+        elif not isinstance(properties, dict):
             remedy = f"Its keys are {', '.join(NodeProperties.model_fields)}."
             problems.append(Problem(field, repr(properties)[:80], "is not a mapping.", remedy))
-            continue
-        try:
-            checked = NodeProperties.model_validate({str(key): value for key, value in properties.items()})
-            nodes.append(NodeType(**dict(checked), name=str(name)))
-        except ValidationError as error:
-            problems += _explain(error, NodeProperties, field)
+        else:
+            try:
+                checked = NodeProperties.model_validate({str(key): value for key, value in properties.items()})
+                nodes.append(NodeType(**dict(checked), name=str(name)))
+            except ValidationError as error:
+                problems += _explain(error, NodeProperties, field)
     return nodes, problems
 
 

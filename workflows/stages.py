@@ -54,9 +54,9 @@ def plan_and_check(config: Any, method: Method, table: Any = None) -> Planned:
         method: What the workflow runs.
         table: The workflow's table (a promise), if it takes one.
     """
-    planned = plan(config=config, method=method, pinned=pin(config=config), has_table=table is not None)
-    checked: Checked = preflight(config=config, plan=planned, table=table)
-    return Planned(planned, checked.model_version, checked.data_version)
+    made = plan(config=config, method=method, pinned=pin(config=config), has_table=table is not None)
+    checked: Checked = preflight(config=config, plan=made, table=table)
+    return Planned(checked.plan, checked.model_version, checked.data_version)
 
 
 def fetch_and_prepare(

@@ -1,6 +1,7 @@
 """This package's workflows, registered, uploaded and run as Flyte would, on the tiny model."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import msgpack
 import pytest
 from flyteidl.admin.launch_plan_pb2 import LaunchPlanSpec
 from flyteidl.core.catalog_pb2 import CACHE_DISABLED, CACHE_HIT, CACHE_POPULATED
+from test_readme import REGISTERING
 from test_workflows import FULL, QLORA, only, pyflyte_run, write_config
 
 from cluster.conftest import IN_CLUSTER, Pyflyte, done
@@ -41,7 +43,7 @@ def full_run(
 ) -> tuple[Run, Path]:
     hardware = {"nodes": 2, "devices_per_node": 1}
     config = write_config(tmp_path_factory.mktemp("full"), "full", *sources, hardware=hardware, training=TRAINING)
-    pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config))
+    pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=SECRETS)
     return done(cluster), config
 
 
@@ -116,7 +118,7 @@ def test_a_job_of_two_nodes_trains_what_a_local_run_trains(full_run, cluster, ti
 
 def test_the_same_run_again_is_served_from_the_cache_and_asks_for_no_gpu(full_run, cluster, pyflyte):
     first, config = full_run
-    pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config))
+    pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=SECRETS)
     again = done(cluster)
     cacheable = {"plan", "fetch_model", "prepare_dataset", "evaluate", "train_full_2"}
     assert cached(first) == {key: {CACHE_POPULATED} for key in cacheable}
@@ -127,11 +129,13 @@ def test_the_same_run_again_is_served_from_the_cache_and_asks_for_no_gpu(full_ru
 
 def test_another_price_makes_another_plan_and_no_other_training(full_run, cluster, pyflyte):
     _, config = full_run
-    dearer = cluster.store.uri("dearer.yaml")
-    content = cluster.store.get(cluster.store.uri("catalogue.yaml"))
-    cluster.store.put(dearer, content.replace(b"price_per_hour: 0.1", b"price_per_hour: 0.2"))
-    prices = {"THRIFTUNE_CATALOGUE": dearer}
-    pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=prices)
+    file = cluster.store.uri("catalogue.yaml")
+    content = cluster.store.get(file)
+    cluster.store.put(file, content.replace(b"price_per_hour: 0.1", b"price_per_hour: 0.2"))
+    try:
+        pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=SECRETS)
+    finally:
+        cluster.store.put(file, content)
     run = done(cluster)
     assert output(run, "plan")["price_per_hour"] == pytest.approx(0.4)
     assert cached(run)["plan"] == {CACHE_POPULATED}
@@ -147,13 +151,14 @@ def test_qlora_gives_a_merged_model(qlora_run, cluster, tmp_path):
 
 
 def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluster, pyflyte, qlora_run):
+    """Registered and activated with the README's own commands."""
     first, config = qlora_run
     results = cluster.store.uri("nightly")
     settings = {**SECRETS, "THRIFTUNE_NIGHTLY_CONFIG": str(config), "THRIFTUNE_RAW_OUTPUT": results}
-    version = ("--image", "thriftune:test", "--destination-dir", ".", "--version", "v1")
-    pyflyte("register", *version, "workflows", settings=settings)
+    register, activate = (shlex.split(command)[1:] for command in REGISTERING)
+    pyflyte(*register, settings=settings)
     assert not cluster.registry.active_plans()
-    pyflyte("launchplan", "--activate", "nightly_qlora")
+    pyflyte(*activate)
     (plan,) = cluster.registry.active_plans()
     assert one_at_a_time(plan.spec)
     run = done(cluster, cluster.fire("nightly_qlora"))
