@@ -4,13 +4,17 @@
 #   make demo    set up from nothing, and fine-tune a real model twice on this machine
 #   make test    set up from nothing, and run the tests
 #   make check   lint, formatting, types and packaging
-#   make cluster the workflows, registered and run as Flyte would, on a control plane on this machine
+#   make image   the container image that tasks run in, with Docker
+#   make specifications   the golden files of what is registered
+#   make cluster only those tests that register and run the workflows on a control plane on this machine
 
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := build/demo
 CONFIG ?= configs/demo-full.yaml
+CUDA   := nvidia-|cuda-|triton=
+IMAGE  ?= thriftune:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' thriftune/__init__.py)
 SOURCES := thriftune tasks workflows pod_templates deepspeed_configs tests benchmarks scripts
 
 # Progress and warnings in the order they happen; Flyte's and the hub's telemetry would only time out off the network.
@@ -19,7 +23,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cluster check lint types package format lock clean
+.PHONY: help setup demo test cluster check lint types package format specifications lock image clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -27,9 +31,9 @@ help:
 setup: $(VENV)/.installed
 
 # One pip command with every version in it, torch among them: a second one could replace torch by another build.
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock requirements-gpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock -c requirements-gpu.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -49,7 +53,6 @@ test: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest
 
 cluster: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-cluster.txt
 	$(BIN)/python -m pytest tests/cluster
 
 check: lint types package
@@ -57,6 +60,7 @@ check: lint types package
 lint: setup
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/hadolint Dockerfile
 
 types: setup
 	$(BIN)/mypy
@@ -69,12 +73,25 @@ format: setup
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+specifications: setup
+	$(BIN)/python scripts/specifications.py
+
+# Keeps the versions that are there; `make lock UPGRADE=--upgrade` takes the newest.
 lock: setup
-	@{ echo "# Every version that is installed, by \`make lock\` from pyproject.toml. torch's CUDA libraries are left out:"; \
-	  echo "# its GPU build names their exact versions itself, and its CPU build has none."; \
-	  $(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-header --no-annotate --quiet \
-	    | grep -vE '^(nvidia-|cuda-|triton)'; } > requirements.lock.new
-	mv requirements.lock.new requirements.lock
+	@mkdir -p build
+	cat requirements.lock requirements-gpu.lock > build/all.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	    --no-header --no-annotate --quiet $(UPGRADE) --output-file build/all.lock
+	@{ echo "# Every version that is installed, by \`make lock\` from pyproject.toml. Those of torch's CUDA libraries, which"; \
+	  echo "# only its GPU build asks for, are in requirements-gpu.lock."; \
+	  grep -vE '^(#|$(CUDA))' build/all.lock; } > build/requirements.lock
+	@{ echo "# The CUDA libraries of torch's GPU build, by \`make lock\`. Constraints: a CPU build has none of them."; \
+	  grep -E '^($(CUDA))' build/all.lock; } > build/requirements-gpu.lock
+	mv build/requirements.lock build/requirements-gpu.lock .
+
+# The tag is the release: registering refuses an image of another one.
+image:
+	docker build --build-arg REVISION=$$(git rev-parse HEAD) $(IMAGE_ARGS) --tag $(IMAGE) .
 
 clean:
 	rm -rf $(VENV) build outputs

@@ -158,7 +158,7 @@ def cache(version: str, *ignored_inputs: str) -> Cache:
 
 
 def hub_secrets() -> list[Secret]:
-    """The secrets of a task that talks to the hub; none where none is configured: a pod would wait for it for ever."""
+    """The secrets of a task that talks to the hub; none where none is configured: a pod may wait for it for ever."""
     group, _, key = PLATFORM.hub_secret.partition("/")
     return [Secret(group=group, key=key)] if PLATFORM.hub_secret else []
 

@@ -14,7 +14,6 @@ FAMILIES = {
     "g4dn": ["xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge", "metal"],
     "g5": ["xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge", "24xlarge", "48xlarge"],
     "g6": ["xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge", "24xlarge", "48xlarge"],
-    "p3": ["2xlarge", "8xlarge", "16xlarge"],
     "p4d": ["24xlarge"],
     "p4de": ["24xlarge"],
     "p5": ["48xlarge"],
@@ -55,10 +54,11 @@ def test_the_shipped_file_has_every_size_of_every_family(shipped):
     assert {node.name for node in shipped.nodes} == expected
 
 
-def test_every_device_but_the_cpu_has_a_node(shipped):
+def test_every_gpu_that_the_image_has_code_for_has_a_node(shipped):
+    """torch 2.13 for CUDA 13 begins with compute capability 7.5: a V100 would fail at its first kernel."""
     for name, device in DEVICES.items():
         nodes = shipped.for_device(name)
-        assert bool(nodes) == device.is_gpu, name
+        assert bool(nodes) == (device.compute_capability >= (7, 5)), name
         prices = [node.price_per_hour for node in nodes]
         assert prices == sorted(prices), "cheapest first"
 
@@ -79,7 +79,6 @@ def test_the_shipped_nodes_are_plausible(shipped):
         ("g4dn.12xlarge", 178933),
         ("g4dn.metal", 355262),
         ("g5.48xlarge", 723299),
-        ("p3.16xlarge", 459304),
         ("p4d.24xlarge", 1082712),
         ("p5.48xlarge", 1938410),
     ],

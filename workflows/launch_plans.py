@@ -3,9 +3,9 @@
 pyflyte register --image <registry>/thriftune:0.1.0 --destination-dir . workflows
 pyflyte launchplan --activate nightly_qlora
 
-Times are UTC: Flyte's scheduler knows no other, so against clocks with daylight saving time a plan moves by an hour.
-Cron expressions have five fields. Both, and the run files, are settings (docs/settings.md), read when plans are
-registered: what was registered stays as it is until the next time.
+Flyte's scheduler reads times as UTC where its pod is in UTC, as images usually are, or is told to (docs/cluster.md), so
+against clocks with daylight saving time a plan moves by an hour. Cron expressions have five fields. Both, and the run
+files, are settings (docs/settings.md), read when plans are registered: what was registered stays until the next time.
 
 A run on an unchanged model, data and file is served from Flyte's cache and asks for no GPU.
 """
