@@ -10,8 +10,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from tasks import settings
 from tasks.image import RequiresImage
@@ -36,6 +38,9 @@ class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
             settings.default_environment(node_environment(plan, plan.processes_per_node, plan.nodes))
         try:
             return super().execute(**kwargs)
+        except RendezvousError as error:  # a node that has not come may come to the next attempt
+            why = f"after {PLATFORM.rendezvous_seconds} s at most: {type(error).__name__} {error}"
+            raise FlyteRecoverableException(f"The nodes of the job did not find each other {why}") from error
         finally:
             self._task_config = declared
 
@@ -46,9 +51,9 @@ TaskPlugins.register_pythontask_plugin(PlannedElastic, PlannedElasticTask)
 def elastic(nodes: int) -> PlannedElastic:
     """The configuration of a task on a number of nodes.
 
-    The pods of a job wait for each other, while the autoscaler adds machines and images are pulled: no longer than
-    `rendezvous_seconds` (1800) and the 30 s of torch's last call, then the attempt fails. With the default of two
-    retries, nodes that never come cost 3 x 1830 s of those that did.
+    The pods of a job wait for each other, while the autoscaler adds machines and images are pulled, for
+    `rendezvous_seconds` (1800); then the attempt fails and is tried again. With the default of two retries, nodes that
+    never come cost 3 x 1800 s of those that did.
     """
     seconds = PLATFORM.rendezvous_seconds
     return PlannedElastic(

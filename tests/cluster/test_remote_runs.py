@@ -116,19 +116,8 @@ def test_a_job_of_two_nodes_trains_what_a_local_run_trains(full_run, cluster, ti
     assert loss(model_of(run, cluster, tmp_path)) == pytest.approx(loss(saved), abs=0.02)
 
 
-def test_the_same_run_again_is_served_from_the_cache_and_asks_for_no_gpu(full_run, cluster, pyflyte):
+def test_the_same_run_at_another_price_is_planned_again_and_asks_for_no_gpu(full_run, cluster, pyflyte):
     first, config = full_run
-    pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=SECRETS)
-    again = done(cluster)
-    cacheable = {"plan", "fetch_model", "prepare_dataset", "evaluate", "train_full_2"}
-    assert cached(first) == {key: {CACHE_POPULATED} for key in cacheable}
-    assert cached(again) == {key: {CACHE_HIT} for key in cacheable}
-    assert pods_of(again) == {"pin", "preflight", "train_full_on_plan", "summarize"}
-    assert again.outputs.literals["model"] == first.outputs.literals["model"]
-
-
-def test_another_price_makes_another_plan_and_no_other_training(full_run, cluster, pyflyte):
-    _, config = full_run
     file = cluster.store.uri("catalogue.yaml")
     content = cluster.store.get(file)
     cluster.store.put(file, content.replace(b"price_per_hour: 0.1", b"price_per_hour: 0.2"))
@@ -136,10 +125,12 @@ def test_another_price_makes_another_plan_and_no_other_training(full_run, cluste
         pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=SECRETS)
     finally:
         cluster.store.put(file, content)
-    run = done(cluster)
-    assert output(run, "plan")["price_per_hour"] == pytest.approx(0.4)
-    assert cached(run)["plan"] == {CACHE_POPULATED}
-    assert cached(run)["train_full_2"] == {CACHE_HIT}
+    again = done(cluster)
+    assert output(again, "plan")["price_per_hour"] == pytest.approx(2 * output(first, "plan")["price_per_hour"])
+    kept = {key: {CACHE_HIT} for key in ("fetch_model", "prepare_dataset", "evaluate", "train_full_2")}
+    assert cached(again) == {"plan": {CACHE_POPULATED}, **kept}
+    assert pods_of(again) == {"pin", "plan", "preflight", "train_full_on_plan", "summarize"}
+    assert again.outputs.literals["model"] == first.outputs.literals["model"]
 
 
 def test_qlora_gives_a_merged_model(qlora_run, cluster, tmp_path):
