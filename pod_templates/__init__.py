@@ -6,7 +6,7 @@ Example:
 
 from pod_templates.composing import PRIMARY, ConflictError, with_annotations, with_environment
 from pod_templates.gangs import JOB_LABEL, GangScheduler, in_gang, in_one_zone
-from pod_templates.nodes import INSTANCE_LABEL, on_instance, tolerating_gpu_nodes
+from pod_templates.nodes import INSTANCE_LABEL, on_instance, tolerating_gpu_nodes, with_grace
 from pod_templates.scratch import ScratchKind, with_scratch
 from pod_templates.security import unprivileged
 from pod_templates.shared_memory import with_shared_memory
@@ -25,6 +25,7 @@ __all__ = [
     "unprivileged",
     "with_annotations",
     "with_environment",
+    "with_grace",
     "with_scratch",
     "with_shared_memory",
 ]

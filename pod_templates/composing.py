@@ -114,9 +114,10 @@ def with_environment(variables: dict[str, str], template: PodTemplate | None = N
         ConflictError: One of them has another value there.
     """
     new, _, container = copied(template)
-    present = {entry.name: entry.value for entry in container.env or []}
+    present = {entry.name: entry for entry in container.env or []}
     for name, value in variables.items():
-        if present.setdefault(name, value) != value:
-            raise conflict(f"environment variable {name}", present[name], value)
-    container.env = [V1EnvVar(name=name, value=value) for name, value in present.items()] or None
+        entry = present.setdefault(name, V1EnvVar(name=name, value=value))
+        if entry.value != value:
+            raise conflict(f"environment variable {name}", entry.value or entry.value_from, value)
+    container.env = list(present.values()) or None
     return new

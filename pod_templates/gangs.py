@@ -58,9 +58,8 @@ def _marks(job: str, members: int, queue: str) -> dict[GangScheduler, _Marks]:
     Source: https://volcano.sh/en/docs/podgroup/, https://scheduler-plugins.sigs.k8s.io/,
         https://kueue.sigs.k8s.io/docs/tasks/run/plain_pods/
     """
-    queued = {"scheduling.volcano.sh/queue-name": queue} if queue else {}
     return {
-        "volcano": _Marks("volcano", annotations={"scheduling.volcano.sh/group-min-member": str(members), **queued}),
+        "volcano": _Marks("volcano", annotations={"scheduling.volcano.sh/group-min-member": str(members)}),
         "coscheduling": _Marks("scheduler-plugins-scheduler", labels={"scheduling.x-k8s.io/pod-group": job}),
         "kueue": _Marks(
             labels={"kueue.x-k8s.io/queue-name": queue, "kueue.x-k8s.io/pod-group-name": job},
@@ -80,7 +79,7 @@ def in_gang(
         scheduler: What the cluster has: volcano, coscheduling (Kubernetes' scheduler-plugins) or kueue.
         job: What is the same for all pods of the job and for no other pod. A label's value: at most 63 characters.
         members: Pods of the job.
-        queue: Queue to wait in; kueue needs one.
+        queue: Kueue's queue to wait in. (Volcano's is the training operator's to name.)
         template: What to build on.
 
     Returns:

@@ -19,7 +19,8 @@ from pod_templates import (
 )
 from tasks import log
 from tasks.image import RequiresImage
-from tasks.settings import PLATFORM, POD_ENVIRONMENT, WANDB_KEY
+from tasks.platform import REGISTRATION_ONLY
+from tasks.settings import CHECKOUT, PLATFORM, POD_ENVIRONMENT, WANDB_KEY
 from thriftune import artifacts, catalogue
 
 log.configure()
@@ -127,6 +128,22 @@ def generating_task() -> dict[str, Any]:
     label = PLATFORM.node_label if instance else ""
     pod = with_shared_memory(PLATFORM.shared_memory, on_instance(instance, bare_pod(disk), gpus=gpus, label=label))
     return node_task() | {"requests": asked, "limits": asked, "pod_template": pod}
+
+
+def marking_registration(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a task whose pod is also marked with what launch plans are made of: settings, and their run files.
+
+    They change no task. Without this, what is registered with others would be refused as another structure of one
+    version. For one task, which `@dynamic` does not declare: a pod knows nothing of these settings.
+
+    Args:
+        options: Of the task.
+    """
+    settings = PLATFORM.model_dump(include=set(REGISTRATION_ONLY))
+    files = [CHECKOUT / settings[name] for name in ("nightly_config", "weekly_config")]
+    runs = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    mark = {"thriftune/launch-plans": artifacts.key_of(json.dumps(settings), *runs)}
+    return options | {"pod_template": with_annotations(mark, options["pod_template"])}
 
 
 def bare_pod(disk_gib: int) -> PodTemplate:

@@ -10,7 +10,8 @@ import thriftune
 from thriftune.errors import ConfigError
 
 # A tag that means a release: 0.1.0, v0.1, 0.1.0-cuda13. Others (a commit, a branch, a digest) say nothing to compare.
-_RELEASE_TAG = re.compile(r":v?(\d+\.\d+(?:\.\d+)?)([-+.]?[A-Za-z][\w.-]*|-[\w.-]+)?$")
+_RELEASE_TAG = re.compile(r":v?(\d{1,3}\.\d+(?:\.\d+)*)([-+._]?[A-Za-z][\w.-]*|[-_][\w.-]+)?(@sha256:\w+)?$")
+_FLYTEKIT = re.compile(r"(^|/)flyteorg/flytekit(:|@|$)")
 _FIELD = "image"
 
 
@@ -27,7 +28,7 @@ def require_image(image: str, version: str = thriftune.__version__) -> str:
     Raises:
         ConfigError: Nobody named one, so that flytekit's own was taken; or its tag is that of another release.
     """
-    if image == DefaultImages.default_image():
+    if _FLYTEKIT.search(image):
         raise ConfigError.single(
             _FIELD,
             image,
@@ -46,7 +47,7 @@ def require_image(image: str, version: str = thriftune.__version__) -> str:
 
 
 def _release(version: str) -> list[int]:
-    numbers = [int(part) for part in version.split(".")]
+    numbers = [int(part) for part in re.findall(r"\d+", version)]
     return numbers + [0] * (3 - len(numbers))
 
 
@@ -60,4 +61,9 @@ class RequiresImage:
             ConfigError: It cannot run the task.
         """
         above: Any = super()
-        return require_image(str(above.get_image(settings)))
+        image = require_image(str(above.get_image(settings)))
+        named = settings.image_config.default_image
+        if named and named.full not in (image, DefaultImages.default_image()):
+            message = f"is given by FLYTE_IMAGE, and {named.full} by --image."
+            raise ConfigError.single(_FIELD, image, message, "Leave one of the two out.")
+        return image

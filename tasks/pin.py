@@ -8,7 +8,7 @@ from flytekit import task
 
 import thriftune
 from tasks import settings
-from tasks.declaring import hub_task
+from tasks.declaring import hub_task, marking_registration
 from tasks.plan import zero_files
 from thriftune import artifacts, catalogue, models
 from thriftune.config import RunConfig
@@ -17,7 +17,7 @@ from thriftune.errors import ThriftuneError
 logger = logging.getLogger("thriftune.tasks.pin")
 
 
-@task(**hub_task())
+@task(**marking_registration(hub_task()))
 def pin(config: RunConfig) -> str:
     """Say what a plan depends on besides the run: base model, catalogue of nodes, deepspeed_configs/, this release.
 

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from croniter import croniter
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic_core import PydanticCustomError
 
 from pod_templates import INSTANCE_LABEL, GangScheduler
@@ -21,7 +22,10 @@ _OTHER_NAMES = {"image": "FLYTE_IMAGE"}
 # What Kubernetes tells every pod of a service that happens to be called thriftune.
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_\w+)?)$")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
-_MEANT = re.compile(r"'(\w+)'")
+_LABEL_NAME = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+# Labels of scheduled runs that are set already.
+_RESERVED = ("app", "run")
 
 
 def _pairs(value: Any) -> Any:
@@ -32,6 +36,10 @@ def _pairs(value: Any) -> Any:
     wrong = next((part for part in parts if "=" not in part), None)
     if wrong:
         raise _wrong(f"has {wrong!r} in it, which is not name=value")
+    names = [part.split("=", 1)[0] for part in parts]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise _wrong(f"has {twice} twice")
     return dict(part.split("=", 1) for part in parts)
 
 
@@ -42,14 +50,16 @@ def _listed(value: Any) -> Any:
 
 def _label_values(pairs: dict[str, str]) -> dict[str, str]:
     for name, value in pairs.items():
-        if not name or not _LABEL_VALUE.fullmatch(value):
+        if not _LABEL_NAME.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
             raise _wrong(f"{name}={value} is no label: letters, digits, dots and dashes, at most 63")
+        if name in _RESERVED:
+            raise _wrong(f"{name} is a label that is set already")
     return pairs
 
 
 def _scratch(value: str) -> str:
     kind, _, name = value.partition(":")
-    if (kind == "emptyDir" and not name) or (kind in ("class", "claim") and name):
+    if (kind == "emptyDir" and not name) or (kind in ("class", "claim") and _OBJECT_NAME.fullmatch(name)):
         return value
     raise _wrong("is not emptyDir, class:<storage class> or claim:<claim>")
 
@@ -57,7 +67,16 @@ def _scratch(value: str) -> str:
 def _five_fields(value: str) -> str:
     if len(value.split()) != 5:
         raise _wrong("has not five fields: minute, hour, day of month, month, day of week")
+    if not croniter.is_valid(value):
+        raise _wrong("is no time: a field is out of its range")
     return value
+
+
+def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
+    wrong = next((value for value in values if not re.fullmatch(r"[^@\s]+@[^@\s]+", value)), None)
+    if wrong:
+        raise _wrong(f"has {wrong!r} in it, which is no mail address")
+    return values
 
 
 def _wrong(message: str) -> PydanticCustomError:
@@ -73,9 +92,13 @@ def _matching(pattern: str, message: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Quantity = Annotated[str, _matching(r"\d+(\.\d+)?(Mi|Gi|Ti|M|G|T)", "is not a quantity such as 8Gi")]
+Quantity = Annotated[str, _matching(r"(?!0+(\.0+)?\D)\d+(\.\d+)?(Mi|Gi|Ti|M|G|T)", "is not a quantity such as 8Gi")]
+Hours = Annotated[float, Field(gt=0, le=8760)]
 SecretName = Annotated[str, _matching(r"([^/\s]+/[^/\s]+)?", "is not group/key")]
-Bucket = Annotated[str, _matching(r"\w+://\S+", "is not a URL such as s3://bucket/prefix")]
+Bucket = Annotated[str, _matching(r"(s3|gs|gcs|abfs|abfss)://\S+", "is not a URL such as s3://bucket/prefix")]
+NodeLabel = Annotated[str, _matching(_LABEL_NAME.pattern, "is not the name of a label, and not none")]
+Queue = Annotated[str, _matching(f"({_OBJECT_NAME.pattern})?", "is not the name of a LocalQueue")]
+Image = Annotated[str, _matching(r"[^\s]+", "is not the name of an image")]
 Cron = Annotated[str, AfterValidator(_five_fields)]
 Pairs = Annotated[dict[str, str], BeforeValidator(_pairs), AfterValidator(_label_values)]
 
@@ -83,8 +106,8 @@ Pairs = Annotated[dict[str, str], BeforeValidator(_pairs), AfterValidator(_label
 class Platform(Section):
     """What a platform decides, and a run does not."""
 
-    image: str | None = Field(
-        default=None, min_length=1, description="Image of every task. Without it, `--image` of pyflyte decides."
+    image: Image | None = Field(
+        default=None, description="Image of every task. Without it, `--image` of pyflyte decides."
     )
     hub_secret: SecretName = Field(
         default="", description="group/key of the Flyte secret that holds a hub token; none where it is not set."
@@ -119,19 +142,22 @@ class Platform(Section):
         "claim:<claim>: a folder of that ReadWriteMany claim.",
     )
     retries: NonNegativeInt = Field(default=2, description="Times that a task is tried again.")
+    restarts: NonNegativeInt = Field(
+        default=3, description="Times that the worker processes of a node are started again within an attempt."
+    )
     interruptible: bool = Field(default=False, description="Let tasks on GPUs run on spot nodes.")
-    cpu_timeout_hours: PositiveFloat = Field(
+    cpu_timeout_hours: Hours = Field(
         default=12,
         description="An attempt of a task that needs no GPU ends after so long, its wait for a node included.",
     )
-    gpu_timeout_hours: PositiveFloat = Field(default=168, description="The same, of a task on GPUs.")
+    gpu_timeout_hours: Hours = Field(default=168, description="The same, of a task on GPUs.")
     rendezvous_seconds: PositiveInt = Field(
         default=1800, description="How long the pods of a job wait for each other, for nodes and images to come."
     )
     grace_seconds: PositiveInt = Field(
         default=120, description="How long a pod may go on after a notice that its node goes; AWS: 120 for spot nodes."
     )
-    instance_label: str = Field(
+    instance_label: NodeLabel = Field(
         default=INSTANCE_LABEL, description="Label of nodes that holds their type; none: pods select no type."
     )
     accelerator: bool = Field(
@@ -141,12 +167,12 @@ class Platform(Section):
     gang: GangScheduler | None = Field(
         default=None, description="Start the pods of a job together, by volcano, coscheduling or kueue."
     )
-    queue: str = Field(default="", description="Queue of volcano or kueue that the pods of a job wait in.")
+    queue: Queue = Field(default="", description="Kueue's LocalQueue that the pods of a job wait in.")
     service_account_token: bool = Field(default=False, description="Let pods talk to the Kubernetes API.")
     raw_output: Bucket | None = Field(
         default=None, description="Bucket and prefix that launch plans write models and data to; else Flyte's own."
     )
-    notify: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+    notify: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_addresses)] = Field(
         default=(), description="Mail addresses, with commas, that are told when a scheduled run fails."
     )
     labels: Pairs = Field(default={}, description="Labels of scheduled runs and their pods: team=ml,cost-center=42.")
@@ -162,7 +188,7 @@ class Platform(Section):
     @property
     def node_label(self) -> str:
         """The label of nodes that holds their type; empty where they have none."""
-        return "" if self.instance_label == "none" else self.instance_label
+        return "" if self.instance_label.lower() == "none" else self.instance_label
 
 
 # Read when something is registered, and of no use to a pod.
@@ -189,18 +215,19 @@ def read(environment: Mapping[str, str]) -> Platform:
             of them at once.
     """
     fields = {variable(name): name for name in Platform.model_fields}
-    given = {fields[name]: value for name, value in environment.items() if name in fields and value.strip()}
-    problems = [_unknown(name, environment[name], list(fields)) for name in environment if _is_stray(name, fields)]
+    given = {fields[name]: value.strip() for name, value in environment.items() if name in fields and value.strip()}
+    problems = [_unknown(name, list(fields)) for name in environment if _is_stray(name, fields)]
     try:
         platform = Platform.model_validate(given)
     except ValidationError as error:
         problems += [_of_variable(problem) for problem in config_errors.explain(error, Platform)]
         raise ConfigError(problems) from None
-    if platform.gang == "kueue" and not platform.queue:
-        remedy = "Name the LocalQueue of the project's namespace."
-        problems.append(
-            Problem(variable("queue"), "", "is not set, and kueue looks at no pod without a queue.", remedy)
+    if (platform.gang == "kueue") != bool(platform.queue):
+        message = (
+            "is not set, and kueue looks at no pod without a queue." if not platform.queue else "is kueue's alone."
         )
+        remedy = "Name the LocalQueue of the project's namespace, with THRIFTUNE_GANG=kueue; else leave it out."
+        problems.append(Problem(variable("queue"), platform.queue, message, remedy))
     if problems:
         raise ConfigError(problems)
     return platform
@@ -211,13 +238,18 @@ def _is_stray(name: str, fields: dict[str, str]) -> bool:
     return name.startswith(_PREFIX) and not known
 
 
-def _unknown(name: str, value: str, known: list[str]) -> Problem:
+def _unknown(name: str, known: list[str]) -> Problem:
+    """A variable that is no setting, without its value: it may be a token that was put into the wrong one."""
+    if any(word in name for word in ("TOKEN", "KEY", "SECRET", "PASSWORD")):
+        remedy = f"Settings name Flyte secrets, as {variable('hub_secret')}=group/key; they never hold one."
+        return Problem(name, "", "is not a setting.", remedy)
     close = difflib.get_close_matches(name, known, n=1)
     remedy = f"Did you mean {close[0]}?" if close else "docs/settings.md lists them."
-    return Problem(name, value, "is not a setting.", remedy)
+    return Problem(name, "", "is not a setting.", remedy)
 
 
 def _of_variable(problem: Problem) -> Problem:
     field = problem.field.split(".")[0]
     described = Platform.model_fields[field].description or ""
-    return Problem(variable(field), problem.value, problem.message, problem.remedy or described)
+    value = "" if field.endswith("_secret") else problem.value  # which may be a token, in place of its name
+    return Problem(variable(field), value, problem.message, problem.remedy or described)

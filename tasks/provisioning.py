@@ -5,7 +5,7 @@ from typing import Any
 from flytekit import PodTemplate, Resources, current_context
 from flytekit.extras.accelerators import A10G, A100, A100_80GB, H100, L4, T4, V100, GPUAccelerator
 
-from pod_templates import in_gang, in_one_zone, on_instance, with_environment, with_shared_memory
+from pod_templates import in_gang, in_one_zone, on_instance, with_environment, with_grace, with_shared_memory
 from tasks.declaring import CpuPod, bare_pod, ephemeral_storage
 from tasks.settings import PLATFORM
 from thriftune.node_environment import node_environment
@@ -83,6 +83,7 @@ def node_pod(plan: TrainingPlan, *, as_job: bool) -> PodTemplate:
     if as_job:
         nodes, processes = plan.nodes, plan.processes_per_node
     pod = on_instance(plan.instance, bare_pod(request.disk_gib), gpus=request.gpus, label=PLATFORM.node_label)
+    pod = with_grace(PLATFORM.grace_seconds, pod)
     pod = with_shared_memory(f"{request.shared_memory_gib}Gi", pod)
     pod = with_environment(node_environment(plan, processes, nodes), pod)
     if nodes == 1:

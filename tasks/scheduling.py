@@ -1,7 +1,7 @@
 """What scheduled runs have in common: the run, who is told, where it writes, and that none overlaps itself."""
 
 import logging
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -17,32 +17,42 @@ from flytekit.models.common import RawOutputDataConfig
 
 import thriftune
 from tasks.platform import variable
-from tasks.settings import PLATFORM
-from thriftune.config import RunConfig
+from tasks.settings import CHECKOUT, PLATFORM
+from thriftune.config import Method, RunConfig
 from thriftune.errors import ConfigError
 
 logger = logging.getLogger("thriftune.tasks.scheduling")
 
-_CHECKOUT = Path(__file__).parent.parent
 _BAD_ENDS = (WorkflowExecutionPhase.FAILED, WorkflowExecutionPhase.TIMED_OUT, WorkflowExecutionPhase.ABORTED)
 
 
-def run_file(setting: str) -> RunConfig:
+def run_file(setting: str, method: Method) -> RunConfig:
     """The run that a launch plan starts.
 
     Args:
         setting: Name of the setting that holds its file: a path, from the checkout's root if it is not absolute.
+        method: Of the workflow that the plan is of.
 
     Raises:
-        ConfigError: The file is not there, is not YAML, or is not a run that can work.
+        ConfigError: The file is not there, is not YAML, or is not a run that this workflow can do.
     """
     place = str(getattr(PLATFORM, setting))
     try:
-        content = yaml.safe_load((_CHECKOUT / place).read_text(encoding="utf-8"))
+        content = yaml.safe_load((CHECKOUT / place).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         remedy = "Name a run file, as those in configs/; launch plans are registered from a checkout."
         raise ConfigError.single(variable(setting), place, f"cannot be read: {error}.", remedy) from error
-    return RunConfig.model_validate(content)
+    try:
+        run = RunConfig.model_validate(content)
+    except ConfigError as error:
+        problems = [
+            replace(problem, field=f"{variable(setting)} = {place}: {problem.field}") for problem in error.problems
+        ]
+        raise ConfigError(problems) from error
+    if run.method != method:
+        message = f"is a run of method {run.method}, and this launch plan is of {method}."
+        raise ConfigError.single(variable(setting), place, message, "Name another file.")
+    return run
 
 
 def shared_options(run: RunConfig, place: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from flytekit import FlyteContextManager, current_context
 from tasks import platform
 
 PLATFORM = platform.read(os.environ)
+# Where run files that launch plans name are looked for.
+CHECKOUT = Path(__file__).parent.parent
 
 _NOT_FOR_PODS = {*platform.LOCAL_ONLY, *(platform.variable(name) for name in platform.REGISTRATION_ONLY)}
 _SETTINGS = {platform.variable(name) for name in type(PLATFORM).model_fields} - _NOT_FOR_PODS

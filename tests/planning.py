@@ -6,6 +6,7 @@ from typing import Any
 from flytekit import FlyteContextManager
 from flytekit.configuration import ImageConfig, SerializationSettings
 
+from tasks.settings import PLATFORM
 from thriftune import architecture, catalogue, offers, planner
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.training_plan import TrainingPlan
@@ -33,7 +34,7 @@ def planned(config: RunConfig, deepspeed: dict[str, Any] | None = None, model: P
 
 def compiled(part, config, plan):
     """The nodes of a `@dynamic` part of a workflow, as a pod on a cluster makes them."""
-    image = ImageConfig.auto(img_name="registry/thriftune:1")
+    image = ImageConfig.auto(img_name=PLATFORM.image or "registry/thriftune:1")
     settings = SerializationSettings(project="p", domain="d", version="v", image_config=image, env={})
     context = FlyteContextManager.current_context()
     state = context.execution_state

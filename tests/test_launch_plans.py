@@ -97,7 +97,11 @@ def test_settings_decide_who_is_told_when_and_where_results_go(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "THRIFTUNE_NIGHTLY_CONFIG"), ("name: [", "THRIFTUNE_NIGHTLY_CONFIG"), ("name: run\n", "method")],
+    [
+        (None, "THRIFTUNE_NIGHTLY_CONFIG"),
+        ("name: [", "THRIFTUNE_NIGHTLY_CONFIG"),
+        ("name: a\n", "NIGHTLY_CONFIG = .*method"),
+    ],
 )
 def test_a_run_file_that_cannot_be_is_refused_when_plans_are_registered(monkeypatch, tmp_path, content, said):
     file = tmp_path / "run.yaml"
@@ -105,10 +109,12 @@ def test_a_run_file_that_cannot_be_is_refused_when_plans_are_registered(monkeypa
         file.write_text(content)
     monkeypatch.setattr(scheduling, "PLATFORM", Platform(nightly_config=str(file)))
     with pytest.raises(ConfigError, match=said):
-        run_file("nightly_config")
+        run_file("nightly_config", "qlora")
 
 
 def test_the_shipped_runs_are_those_of_their_methods():
-    nightly, weekly = run_file("nightly_config"), run_file("weekly_config")
+    nightly, weekly = run_file("nightly_config", "qlora"), run_file("weekly_config", "full")
     assert isinstance(nightly, RunConfig)
+    with pytest.raises(ConfigError, match="THRIFTUNE_NIGHTLY_CONFIG.*is a run of method qlora"):
+        run_file("nightly_config", "full")
     assert (nightly.method, weekly.method) == ("qlora", "full")

@@ -15,6 +15,7 @@ from pod_templates import (
     unprivileged,
     with_annotations,
     with_environment,
+    with_grace,
     with_scratch,
     with_shared_memory,
 )
@@ -31,6 +32,7 @@ FACTORIES = {
     "storage class": lambda t=None: with_scratch("10Gi", t, kind="class", name="nvme"),
     "claim": lambda t=None: with_scratch("10Gi", t, kind="claim", name="shared"),
     "unprivileged": unprivileged,
+    "grace": lambda t=None: with_grace(120, t),
     "annotations": lambda t=None: with_annotations({"a": "1"}, t),
     "environment": lambda t=None: with_environment({"A": "1"}, t),
 }
@@ -58,6 +60,17 @@ def test_a_factory_leaves_what_it_builds_on_alone(make):
 
 
 @pytest.mark.parametrize("make", FACTORIES.values(), ids=FACTORIES)
+def test_variables_are_added_to_what_a_factory_made_and_take_nothing_away(make):
+    """The name of the pod was lost, and all pods of a claim wrote into one folder."""
+    before, after = as_dict(make()), as_dict(with_environment({"Z": "1"}, make()))
+    added = after["spec"]["containers"][0]["env"].pop()
+    if not after["spec"]["containers"][0]["env"]:
+        del after["spec"]["containers"][0]["env"]
+    assert added == {"name": "Z", "value": "1"}
+    assert after == before
+
+
+@pytest.mark.parametrize("make", FACTORIES.values(), ids=FACTORIES)
 def test_the_primary_container_stays_the_only_one(make):
     assert container(make()).name == make().primary_container_name == "primary"
 
@@ -77,6 +90,7 @@ def test_shared_memory_is_memory_of_the_given_size():
         (FACTORIES["scratch"], FACTORIES["claim"]),
         (FACTORIES["instance"], lambda t: on_instance("g5.xlarge", t)),
         (FACTORIES["one zone"], lambda t: in_one_zone("job-2", t)),
+        (FACTORIES["grace"], lambda t: with_grace(30, t)),
         (FACTORIES["volcano"], FACTORIES["coscheduling"]),
         (FACTORIES["environment"], lambda t: with_environment({"A": "2"}, t)),
         (unprivileged, lambda t: unprivileged(t, service_account_token=True)),
@@ -118,8 +132,7 @@ def test_pods_of_a_job_follow_each_other_into_a_zone():
 @pytest.mark.parametrize(
     ("scheduler", "name", "labels", "annotations"),
     [
-        ("volcano", "volcano", None,
-         {"scheduling.volcano.sh/group-min-member": "3", "scheduling.volcano.sh/queue-name": "gpus"}),
+        ("volcano", "volcano", None, {"scheduling.volcano.sh/group-min-member": "3"}),
         ("coscheduling", "scheduler-plugins-scheduler", {"scheduling.x-k8s.io/pod-group": "run-abc"}, None),
         ("kueue", None, {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/pod-group-name": "run-abc"},
          {"kueue.x-k8s.io/pod-group-total-count": "3"}),

@@ -4,7 +4,7 @@ import pytest
 from planning import compiled, planned
 
 from pod_templates import JOB_LABEL
-from tasks import provisioning
+from tasks import declaring, provisioning
 from tasks.declaring import PREPARE_POD
 from tasks.platform import Platform
 from tasks.provisioning import ACCELERATORS, node_pod, node_resources
@@ -41,7 +41,8 @@ def on_platform(monkeypatch):
     """Settings of another platform."""
 
     def set_up(**settings):
-        monkeypatch.setattr(provisioning, "PLATFORM", Platform(**settings))
+        for module in (provisioning, declaring):
+            monkeypatch.setattr(module, "PLATFORM", Platform(**settings))
 
     return set_up
 
@@ -119,6 +120,17 @@ def test_a_platform_with_a_gang_scheduler_marks_the_job(three_nodes, on_platform
     assert pod.annotations["kueue.x-k8s.io/pod-group-total-count"] == "3"
     assert pod.labels["kueue.x-k8s.io/queue-name"] == "gpus"
     assert pod.pod_spec.affinity is None
+
+
+def test_pods_on_a_shared_claim_keep_their_own_folders(three_nodes, on_platform):
+    """Threads and NCCL are said by more variables: they once took the name of the pod away."""
+    on_platform(scratch="claim:shared")
+    pod = node_pod(planned(three_nodes), as_job=True).pod_spec
+    variables = {entry.name: entry for entry in pod.containers[0].env}
+    assert variables["POD_NAME"].value_from.field_ref.field_path == "metadata.name"
+    assert variables["OMP_NUM_THREADS"].value
+    (mount,) = [mount for mount in pod.containers[0].volume_mounts if mount.mount_path == "/tmp"]
+    assert mount.sub_path_expr == "thriftune/$(POD_NAME)"
 
 
 def test_a_platform_without_the_labels_of_a_cloud_selects_by_gpus_alone(three_nodes, on_platform):

@@ -58,6 +58,18 @@ def test_settings_are_read_by_their_type():
         ("THRIFTUNE_RAW_OUTPUT", "my-bucket", "is not a URL such as s3://bucket/prefix"),
         ("THRIFTUNE_SCRATCH", "nvme", "is not emptyDir, class:<storage class> or claim:<claim>"),
         ("THRIFTUNE_SCRATCH", "claim:", "is not emptyDir"),
+        ("THRIFTUNE_SCRATCH", "class:My_Class", "is not emptyDir"),
+        ("THRIFTUNE_INSTANCE_LABEL", "my label", "is not the name of a label"),
+        ("THRIFTUNE_LABELS", "team=a,team=b", "has team twice"),
+        ("THRIFTUNE_LABELS", "a/x/y=z", "is no label"),
+        ("THRIFTUNE_LABELS", "app=mine", "is set already"),
+        ("THRIFTUNE_MEMORY", "0Gi", "is not a quantity"),
+        ("THRIFTUNE_NOTIFY", "ml at example.org", "is no mail address"),
+        ("THRIFTUNE_RAW_OUTPUT", "file:///x", "is not a URL"),
+        ("THRIFTUNE_GPU_TIMEOUT_HOURS", "1e12", "less than or equal to 8760"),
+        ("THRIFTUNE_NIGHTLY_CRON", "99 99 * * *", "is no time"),
+        ("FLYTE_IMAGE", "a b", "is not the name of an image"),
+        ("THRIFTUNE_QUEUE", "gpus", "is kueue's alone"),
         ("THRIFTUNE_GANG", "slurm", "volcano"),
         ("THRIFTUNE_GANG", "kueue", ""),
         ("THRIFTUNE_LABELS", "team", "'team' in it, which is not name=value"),
@@ -77,6 +89,20 @@ def test_a_misspelt_setting_is_an_error_that_says_what_was_meant():
     (problem,) = problems_of({"THRIFTUNE_RETIRES": "3"}).values()
     assert "is not a setting" in problem.message
     assert "THRIFTUNE_RETRIES" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    "name", ["THRIFTUNE_HF_TOKEN", "THRIFTUNE_HUB_SECRET", "THRIFTUNE_WANDB_SECRET", "THRIFTUNE_X"]
+)
+def test_a_token_that_was_put_into_the_wrong_variable_is_not_printed(name):
+    with pytest.raises(ConfigError) as caught:
+        read({name: "hf_SecretSecret"})
+    assert name in str(caught.value)
+    assert "hf_SecretSecret" not in str(caught.value)
+
+
+def test_white_space_around_a_value_does_not_count():
+    assert read({"FLYTE_IMAGE": " registry/thriftune:0.1.0 \n"}).image == "registry/thriftune:0.1.0"
 
 
 def test_what_kubernetes_says_of_a_service_of_that_name_is_not_a_setting():

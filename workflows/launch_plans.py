@@ -7,7 +7,8 @@ Flyte's scheduler reads times as UTC where its pod is in UTC, as images usually 
 against clocks with daylight saving time a plan moves by an hour. Cron expressions have five fields. Both, and the run
 files, are settings (docs/settings.md), read when plans are registered: what was registered stays until the next time.
 
-A run on an unchanged model, data and file is served from Flyte's cache and asks for no GPU.
+A run on an unchanged model, data and file is served from Flyte's cache and asks for no GPU. The shipped runs pin their
+data to a commit, so theirs are, after the first: name a run of your own, whose data grows.
 """
 
 from flytekit import CronSchedule, LaunchPlan
@@ -17,7 +18,7 @@ from tasks.settings import PLATFORM
 from workflows.full_finetune import full_finetune
 from workflows.qlora_finetune import qlora_finetune
 
-_NIGHTLY, _WEEKLY = run_file("nightly_config"), run_file("weekly_config")
+_NIGHTLY, _WEEKLY = run_file("nightly_config", "qlora"), run_file("weekly_config", "full")
 
 # Each night adapters are trained on what the data holds by then. The run is a default: who launches the plan by hand
 # may give another one, to try it on one cheap node with the schedule's bucket and labels.
