@@ -6,6 +6,8 @@
 #   make check   lint, formatting, types and packaging
 #   make image   the container image that tasks run in, with Docker
 #   make specifications   the golden files of what is registered
+#   make faults  trainings that are killed, damaged, starved and cut off, and go on: the whole suite
+#   make faults  trainings that are killed, damaged, starved and cut off, and go on: the whole suite of them
 #   make cluster only those tests that register and run the workflows on a control plane on this machine
 
 PYTHON ?= python3.11
@@ -23,7 +25,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cluster check lint types package format specifications lock image clean
+.PHONY: help setup demo test faults cluster check lint types package format specifications lock image clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -51,6 +53,9 @@ demo: setup $(DEMO)/questions.jsonl
 
 test: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest
+
+faults: setup
+	$(BIN)/python -m pytest tests/faults -m "faults or not faults"
 
 cluster: setup
 	$(BIN)/python -m pytest tests/cluster

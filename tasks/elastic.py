@@ -1,24 +1,51 @@
-"""Elastic training whose number of processes per node comes from the plan.
+"""Elastic training whose number of processes per node comes from the plan, started again only where that helps.
 
 Flyte fixes task type and node count when a task is declared; the plugin starts `task_config.nproc_per_node` workers,
 and reads that from the declaration too. One declaration per node count *and* GPU count would be dozens of tasks, and
 overriding `task_config` on a node leaks to every other node of the workflow. So: tasks are declared per node count, and
 the number of workers is read from the `plan` argument when the task starts. See docs/adr/0002-elastic-by-plan.md.
+
+torchrun's agent starts a failed group of workers again, whatever it failed of, and ends without a word when it gets a
+SIGTERM. What must not be started again, an error of the user's or a node that goes away, a worker tells its agent by a
+file and a signal; and SIGTERM is handed on to the workers, which save what they trained. See docs/resilience.md.
 """
 
 import dataclasses
+import functools
+import os
+import pickle
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
-from flytekit.exceptions.user import FlyteRecoverableException
+import psutil
+from flytekit.exceptions.user import FlyteRecoverableException, FlyteUserRuntimeException
 from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
 from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.launcher import api as launcher
 
 from tasks import settings
 from tasks.image import RequiresImage
 from tasks.settings import PLATFORM
+from thriftune.errors import PreemptedError, ThriftuneError, UserError
+from thriftune.guards.faults import kind_of_text
 from thriftune.node_environment import node_environment
+
+_Result = TypeVar("_Result")
+
+# What a worker has to say goes by this signal, which neither torch nor flytekit uses.
+_SPOKEN = signal.SIGUSR2
+# Longer than an agent takes to end its workers after it was told.
+_UNTIL_ENDED_SECONDS = 120
+# What torch's agent listens to by itself: all it does by default, but for SIGTERM.
+_SIGNALS_OF_AGENT = "SIGINT,SIGHUP,SIGQUIT"
 
 
 @dataclass
@@ -26,21 +53,37 @@ class PlannedElastic(Elastic):
     """Elastic for a task with an argument `plan` (TrainingPlan)."""
 
 
+class _WorkerSpokeError(Exception):
+    """A worker told its agent why the attempt is over."""
+
+
 class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
     """Runs the task function in as many worker processes as its plan says."""
 
     def execute(self, **kwargs: Any) -> Any:
-        """Start the workers of this node and wait for them."""
+        """Start the workers of this node and wait for them.
+
+        Raises:
+            FlyteRecoverableException: Another attempt may succeed: the nodes did not find each other, or one goes away.
+            UserError: What a worker found wrong with the run; it is not tried again.
+        """
         declared: Any = self.task_config
         plan = kwargs["plan"]
         self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
         if plan.hardware.is_gpu:
             settings.default_environment(node_environment(plan, plan.processes_per_node, plan.nodes))
         try:
-            return super().execute(**kwargs)
+            with _listening():
+                return super().execute(**kwargs)
         except RendezvousError as error:  # a node that has not come may come to the next attempt
             why = f"after {PLATFORM.rendezvous_seconds} s at most: {type(error).__name__} {error}"
             raise FlyteRecoverableException(f"The nodes of the job did not find each other {why}") from error
+        except FlyteUserRuntimeException as error:  # what is left when the group was started again in vain
+            if kind_of_text(str(error)) == "transient":
+                raise FlyteRecoverableException(str(error)) from error
+            raise
+        except _WorkerSpokeError:
+            _raise_what_was_said()
         finally:
             self._task_config = declared
 
@@ -58,6 +101,7 @@ def elastic(nodes: int) -> PlannedElastic:
     seconds = PLATFORM.rendezvous_seconds
     return PlannedElastic(
         nnodes=nodes,
+        max_restarts=PLATFORM.restarts,
         increase_shared_mem=False,  # the pod template owns /dev/shm
         rdzv_configs={
             "timeout": seconds,
@@ -66,3 +110,65 @@ def elastic(nodes: int) -> PlannedElastic:
             "read_timeout": seconds,
         },
     )
+
+
+def in_worker(work: Callable[[], _Result]) -> _Result:
+    """Do the work of a worker process; end the attempt where starting the group again would change nothing.
+
+    Args:
+        work: Trains.
+    """
+    try:
+        return work()
+    except (UserError, PreemptedError) as error:
+        _tell_agent(error)
+        raise
+
+
+def _tell_agent(error: ThriftuneError) -> None:
+    """Leave the error where the agent of this node looks for it, and wake the agent."""
+    agent = os.getppid()
+
+    file = _said_by_workers_of(agent)
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(pickle.dumps(error))
+    partial.replace(file)
+    os.kill(agent, _SPOKEN)
+    time.sleep(_UNTIL_ENDED_SECONDS)
+
+
+def _raise_what_was_said() -> NoReturn:
+
+    file = _said_by_workers_of(os.getpid())
+    error = pickle.loads(file.read_bytes())  # noqa: S301 - a worker of this process wrote it
+    file.unlink()
+    if isinstance(error, PreemptedError):
+        raise FlyteRecoverableException(str(error)) from error
+    raise error
+
+
+def _said_by_workers_of(agent: int) -> Path:
+    return Path(tempfile.gettempdir()) / f"thriftune-worker-said-{agent}"
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """Hand a SIGTERM on to the workers while they work, and hear what they say."""
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            child.send_signal(number)
+
+    def hear(_number: int, _: FrameType | None) -> None:
+        raise _WorkerSpokeError
+
+    configuration = launcher.LaunchConfig
+    # The plugin takes the configuration from there when it starts, and has no argument for the signals.
+    launcher.LaunchConfig = functools.partial(configuration, signals_to_handle=_SIGNALS_OF_AGENT)  # type: ignore[misc,assignment]
+    before = {number: signal.signal(number, handle) for number, handle in ((signal.SIGTERM, hand_on), (_SPOKEN, hear))}
+    try:
+        yield
+    finally:
+        launcher.LaunchConfig = configuration  # type: ignore[misc]
+        for number, handle in before.items():
+            signal.signal(number, handle)

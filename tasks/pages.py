@@ -1,12 +1,28 @@
 """Pages to look at: as a Flyte Deck, and in a local run as files too."""
 
+import json
 import logging
+from dataclasses import asdict
 
 from flytekit import Deck
 
 from tasks import settings
+from thriftune import training_report
+from thriftune.training import TrainingResult
 
 logger = logging.getLogger("thriftune.tasks.pages")
+
+
+def show_training(run_name: str, result: TrainingResult) -> None:
+    """Show how a training went: loss, memory and disk over time, and what happened to it.
+
+    Args:
+        run_name: Name of the run.
+        result: What was measured.
+    """
+    losses = list(zip(result.loss_steps, result.losses, strict=True))
+    page = training_report.html(run_name, losses, result.resources, result.events)
+    show("training", run_name, page, json.dumps(asdict(result), indent=2) + "\n")
 
 
 def show(what: str, run_name: str, page: str, content: str) -> None:

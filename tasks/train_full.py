@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import settings
+from tasks import pages, settings
+from tasks.checkpoints import checkpoint_place
 from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
-from tasks.elastic import elastic
-from tasks.transfer import download_once_per_node, upload
+from tasks.elastic import elastic, in_worker
+from tasks.transfer import download_once_per_node, transient_errors_retried, upload
 from thriftune import distributed, full
 from thriftune.config import RunConfig
 from thriftune.config_rules import NODE_COUNTS
@@ -44,10 +45,18 @@ def _train_full(
     Returns:
         An ordinary model directory, and what was measured.
     """
+    with transient_errors_retried():
+        return in_worker(lambda: _train(config, plan, model, dataset))
+
+
+def _train(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset: FlyteDirectory) -> Trained:
     rank = distributed.join(plan.hardware.backend)
+    checkpoints = checkpoint_place(config.name)
     model_dir, dataset_dir = download_once_per_node(model, dataset)
     place = settings.result_place(config.name, "model")
-    result = full.train(config, plan, model_dir, dataset_dir, place)
+    result = full.train(config, plan, model_dir, dataset_dir, place, checkpoints)
+    if rank.is_main:
+        pages.show_training(config.name, result)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     distributed.leave()
     return Trained(model=output, training=result)
@@ -55,7 +64,8 @@ def _train_full(
 
 def _declare(nodes: int) -> Any:
     """A task on a fixed number of nodes. Flyte knows a task by its function's name, so the function is renamed."""
-    decorate: Callable[..., Any] = task(**node_task(elastic(nodes), *wandb_secrets()), cache=cache(TRAIN_CACHE, "plan"))
+    options = node_task(elastic(nodes), *wandb_secrets())
+    decorate: Callable[..., Any] = task(**options, cache=cache(TRAIN_CACHE, "plan"), enable_deck=True, deck_fields=())
     name = f"train_full_{nodes}"
     body = types.FunctionType(_train_full.__code__, _train_full.__globals__, name)
     body.__annotations__, body.__doc__, body.__qualname__ = _train_full.__annotations__, _train_full.__doc__, name

@@ -3,7 +3,8 @@
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import settings
+from tasks import pages, settings
+from tasks.checkpoints import checkpoint_place
 from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.train_full import Trained
 from tasks.transfer import download, transient_errors_retried, upload
@@ -12,7 +13,7 @@ from thriftune.config import RunConfig
 from thriftune.training_plan import TrainingPlan
 
 
-@task(**node_task(None, *wandb_secrets()), cache=cache(TRAIN_CACHE, "plan"))
+@task(**node_task(None, *wandb_secrets()), cache=cache(TRAIN_CACHE, "plan"), enable_deck=True, deck_fields=())
 def train_qlora(
     config: RunConfig,
     plan: TrainingPlan,
@@ -34,8 +35,11 @@ def train_qlora(
     """
     resume_from = config.lora_or_default.resume_from
     place = settings.result_place(config.name, "adapter")
-    adapter_dir = download(FlyteDirectory(resume_from)) if resume_from else None
-    result = qlora.train(config, plan, download(model), download(dataset), place, adapter_dir)
+    with transient_errors_retried():
+        checkpoints = checkpoint_place(config.name)
+        adapter_dir = download(FlyteDirectory(resume_from)) if resume_from else None
+        result = qlora.train(config, plan, download(model), download(dataset), place, adapter_dir, checkpoints)
+    pages.show_training(config.name, result)
     return Trained(model=upload(place), training=result)
 
 

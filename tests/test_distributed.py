@@ -42,7 +42,7 @@ def test_only_local_rank_0_acts_for_its_node(monkeypatch, local_rank, calls):
 
 def test_outside_a_job_there_is_nobody_to_wait_for():
     distributed.barrier()
-    assert distributed.gather_to_all(2.5) == [2.5]
+    assert distributed.gather_objects(2.5) == [2.5]
 
 
 def test_deepspeed_is_told_of_the_cpu_through_its_variable(monkeypatch):
@@ -66,7 +66,7 @@ def test_two_processes_join_and_gather_in_rank_order(tmp_path):
         "again = distributed.join('gloo')\n"
         "assert rank == again and rank.world_size == 2\n"
         "distributed.once_per_node(lambda: open(sys.argv[1] + '/once', 'a').write('x'))\n"
-        "gathered = distributed.gather_to_all(float(rank.index) + 0.5)\n"
+        "gathered = distributed.gather_objects(float(rank.index) + 0.5)\n"
         "open(f'{sys.argv[1]}/rank{rank.index}', 'w').write(str(gathered))\n"
         "distributed.leave()\n"
     )

@@ -16,12 +16,14 @@ class ProgressLines(TrainerCallback):
     def __init__(self) -> None:
         self._started = 0.0
         self._first_step = 0
+        self.tokens_before = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
         self._started, self._first_step = time.monotonic(), state.global_step
+        self.tokens_before = float(state.num_input_tokens_seen)
         if state.is_world_process_zero:
             logger.info("Training %d steps of %d rows", state.max_steps, args.train_batch_size * args.world_size
                         * args.gradient_accumulation_steps)  # fmt: skip

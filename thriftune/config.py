@@ -187,6 +187,14 @@ class TrainingConfig(Section):
         description="Put rows of like length into a batch, which saves padding where data.packing is off.",
     )
     log_every: PositiveInt = Field(default=10, description="Optimizer steps between two progress lines.")
+    on_divergence: Literal["stop", "rollback"] = Field(
+        default="stop",
+        description="When the loss is not a number, stays far above its recent range, or the loss scale stays at its "
+        "floor. stop: the run ends with an error. rollback: it goes back to a checkpoint and leaves the batch out.",
+    )
+    stall_timeout: PositiveInt = Field(
+        default=1800, description="Seconds without a step after which an attempt ends, to be tried again."
+    )
     report_to: Literal["none", "wandb"] = Field(
         default="none",
         description="Where losses are sent besides the log. wandb: Weights & Biases (project thriftune, or "
@@ -226,6 +234,23 @@ class LoraConfig(Section):
         default=None, description="Directory (local, s3://, gs://) of an adapter to go on training."
     )
     merge: bool = Field(default=True, description="Also write the base model with the adapter merged into it.")
+
+
+class CheckpointConfig(Section):
+    """What is kept of a running training, so that another attempt goes on from there."""
+
+    every_steps: PositiveInt | None = Field(
+        default=None, description="Optimizer steps between two checkpoints; by minutes alone when left out."
+    )
+    every_minutes: float = Field(
+        default=15.0, gt=0, description="Minutes between two checkpoints; whichever of the two comes first."
+    )
+    keep_checkpoints: PositiveInt = Field(default=2, description="Whole checkpoints to keep while training.")
+    resume_from: str | None = Field(
+        default=None,
+        description="Prefix (directory, s3://, gs://) of another run's checkpoints to go on from, on as many GPUs as "
+        "this run has.",
+    )
 
 
 class EvaluationConfig(Section):
@@ -269,6 +294,7 @@ class RunConfig(Section):
         default=None, description="Only for method full; the planner chooses when left out."
     )
     lora: LoraConfig | None = Field(default=None, description="Only for method qlora; QLoRA's own when left out.")
+    checkpoints: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     publish: PublishConfig | None = Field(default=None, description="Nothing is pushed when left out.")
 

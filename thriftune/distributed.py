@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
+
+_Value = TypeVar("_Value")
 
 # Long enough for one rank to download a 70B model to its node while the others wait at the barrier.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -17,16 +20,28 @@ class Rank:
         index: Global rank, 0 to `world_size - 1`.
         local_index: Rank on this node.
         world_size: Number of worker processes on all nodes.
+        local_world_size: Number of them on this node; every node has as many.
     """
 
     index: int
     local_index: int
     world_size: int
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
         """Whether this is the one process that logs, saves and uploads."""
         return self.index == 0
+
+    @property
+    def node(self) -> int:
+        """This node, 0 to `nodes - 1`."""
+        return self.index // self.local_world_size
+
+    @property
+    def nodes(self) -> int:
+        """Machines of the job."""
+        return self.world_size // self.local_world_size
 
 
 def current_rank() -> Rank:
@@ -35,6 +50,7 @@ def current_rank() -> Rank:
         index=int(os.environ.get("RANK", "0")),
         local_index=int(os.environ.get("LOCAL_RANK", "0")),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
 
 
@@ -96,12 +112,57 @@ def once_per_node(action: Callable[[], None]) -> None:
     barrier()
 
 
-def gather_to_all(value: float) -> list[float]:
+def gather_objects(value: _Value) -> list[_Value]:
     """The `value` of every rank, in rank order."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
         return [value]
-    values: list[float | None] = [None] * dist.get_world_size()
+    values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
-    return [float(v) for v in values if v is not None]
+    return values
+
+
+def from_main(make: Callable[[], _Value]) -> _Value:
+    """What `make` gives on rank 0, on every rank; what it raises there is raised everywhere."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return make()
+    made: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            made[0] = make()
+        except Exception as error:  # noqa: BLE001 - raised below, on every rank
+            made[1] = error
+    dist.broadcast_object_list(made, src=0)
+    if made[1] is not None:
+        raise made[1]
+    value: _Value = made[0]
+    return value
+
+
+def mean(value: float) -> float:
+    """The mean of a value over all ranks; not a number where one of them is none."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return value
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(value, dtype=torch.float32, device=device)
+    dist.all_reduce(total)
+    return float(total) / dist.get_world_size()
+
+
+def any_rank(*flags: bool) -> tuple[bool, ...]:
+    """For each flag, whether it is set on any rank. Collective, of a few bytes."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return flags
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    counts = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(counts, op=dist.ReduceOp.MAX)
+    return tuple(bool(count) for count in counts.tolist())

@@ -86,3 +86,11 @@ class DivergedError(UserError):
 
 class TransientError(ThriftuneError):
     """Something outside failed that may work in a minute (network, hub, blob store). Tasks make it retryable."""
+
+
+class StartAgainError(TransientError):
+    """The training changed something of itself (micro batch, a batch left out), and begins again from a checkpoint."""
+
+
+class PreemptedError(TransientError):
+    """The node goes away. What was trained is saved, and another attempt goes on from there."""

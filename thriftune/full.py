@@ -6,28 +6,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts, distributed, zero, zero_loading
+from thriftune.adjustments import Adjustments
+from thriftune.attempts import Attempt, run_record
+from thriftune.checkpoints import universal
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.hardware import torch_dtype
+from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.tokenizer import load_tokenizer
-from thriftune.training import (
-    TrainingResult,
-    make_trainer,
-    measured_training,
-    run_record,
-    training_arguments,
-)
+from thriftune.training import TrainingResult, make_trainer, training_arguments
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
+    from thriftune.resumable import ResumableTrainer
+
 logger = logging.getLogger(__name__)
 
 
 def train(
-    config: RunConfig, plan: TrainingPlan, model_dir: Path, dataset_dir: Path, destination: Path
+    config: RunConfig,
+    plan: TrainingPlan,
+    model_dir: Path,
+    dataset_dir: Path,
+    destination: Path,
+    place: CheckpointPlace | None = None,
 ) -> TrainingResult:
     """Fine-tune every weight. Runs in each worker process of the job.
 
@@ -37,6 +42,7 @@ def train(
         model_dir: Base model, on this node.
         dataset_dir: Prepared dataset, on this node.
         destination: Model directory to make; only global rank 0 writes it.
+        place: Where checkpoints lie; None: none are saved.
 
     Returns:
         What was measured.
@@ -45,19 +51,21 @@ def train(
     tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
     with tempfile.TemporaryDirectory() as scratch:
         rows = load_split(dataset_dir, TRAIN)
+        attempt = Attempt(config, plan, model_dir, dataset_dir, place, Path(scratch))
 
-        def load() -> "Trainer":
-            model, arguments = _load_sharded(config, plan, model_dir, Path(scratch), rank)
-            return make_trainer(model, arguments, tokenizer, rows)
+        def load(now: TrainingPlan, resumed: Resumed | None, adjustments: Adjustments) -> "ResumableTrainer":
+            is_converted = resumed is not None and resumed.is_converted
+            model, arguments = _load_sharded(config, now, model_dir, attempt.folder, rank, is_converted=is_converted)
+            return make_trainer(model, arguments, tokenizer, rows, adjustments.skipped_steps)
 
-        trainer, result = measured_training(load, plan)
+        trainer, result = attempt.train(load)
         record = run_record(config, plan, model_dir, dataset_dir, result)
         _save(trainer, config, plan, model_dir, destination, record)
     return result
 
 
 def _load_sharded(
-    config: RunConfig, plan: TrainingPlan, model_dir: Path, scratch: Path, rank: distributed.Rank
+    config: RunConfig, plan: TrainingPlan, model_dir: Path, scratch: Path, rank: distributed.Rank, *, is_converted: bool
 ) -> tuple[Any, Any]:
     if not plan.hardware.is_gpu:
         distributed.use_cpu_accelerator()
@@ -70,6 +78,8 @@ def _load_sharded(
     deepspeed = zero.complete(
         plan.deepspeed_config, plan.batch, plan.precision, optimization, model.config.get_text_config().hidden_size
     )
+    if is_converted:
+        deepspeed = universal.universal_config(deepspeed)
     arguments = training_arguments(config, plan, scratch, deepspeed)
     dtype = torch_dtype(plan.precision)
     if plan.zero_stage == 3:

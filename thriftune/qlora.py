@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import architecture, artifacts
+from thriftune.adjustments import Adjustments
+from thriftune.attempts import Attempt, run_record
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.data.prepared import TRAIN, load_split
+from thriftune.errors import StartAgainError
 from thriftune.loading import load_model, planned_placement
 from thriftune.lora import peft_config, prepare_base, require_same_shape, require_targets, trainable_share
 from thriftune.models import kind_of
+from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.tokenizer import load_tokenizer
-from thriftune.training import TrainingResult, make_trainer, measured_training, run_record, training_arguments
+from thriftune.training import TrainingResult, make_trainer, training_arguments
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+    from thriftune.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +37,7 @@ def train(
     dataset_dir: Path,
     destination: Path,
     resume_from: Path | None = None,
+    place: CheckpointPlace | None = None,
 ) -> TrainingResult:
     """Train adapters. One process, whatever the number of devices.
 
@@ -41,6 +48,7 @@ def train(
         dataset_dir: Prepared dataset, on this node.
         destination: Adapter directory to make.
         resume_from: An adapter to go on training, in place of a new one.
+        place: Where checkpoints lie; None: none are saved.
 
     Returns:
         What was measured.
@@ -56,11 +64,18 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         rows = load_split(dataset_dir, TRAIN)
 
-        def load() -> "Trainer":
-            model = _load_trainable(config, plan, model_dir, resume_from)
-            return make_trainer(model, training_arguments(config, plan, Path(scratch)), tokenizer, rows)
+        def load(now: TrainingPlan, _: Resumed | None, adjustments: Adjustments) -> "ResumableTrainer":
+            model = _load_trainable(config, now, model_dir, resume_from)
+            arguments = training_arguments(config, now, attempt.folder)
+            return make_trainer(model, arguments, tokenizer, rows, adjustments.skipped_steps)
 
-        trainer, result = measured_training(load, plan)
+        while True:
+            attempt = Attempt(config, plan, model_dir, dataset_dir, place, Path(scratch))
+            try:
+                trainer, result = attempt.train(load)
+                break
+            except StartAgainError as again:  # no other process that would start this one again
+                logger.warning("%s", again)
     _save(trainer, config, destination, run_record(config, plan, model_dir, dataset_dir, result))
     return result
 

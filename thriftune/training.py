@@ -1,25 +1,28 @@
 """What both methods share: arguments for transformers' Trainer, the training itself, and what is measured of it."""
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import artifacts, distributed
+from thriftune import distributed
 from thriftune.collation import PackedCollator, PaddingCollator
 from thriftune.config import RunConfig
 from thriftune.data.prepared import is_packed
 from thriftune.errors import DivergedError
+from thriftune.guards.oom import Halvings
+from thriftune.guards.resources import FillWarning, ResourceWatch, Samples
 from thriftune.memory.overhead import START_GIB
-from thriftune.memory_watch import MemoryUse, PeakMemory, return_freed_blocks, warn_if_far_off
+from thriftune.memory_watch import MemoryUse, PeakMemory, warn_if_far_off
 from thriftune.training_plan import TrainingPlan
+from thriftune.training_report import Event
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from thriftune.resumable import ResumableTrainer
 _OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 _SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 # Tensor cores want multiples of 8; padding to them costs at most 7 tokens a row.
@@ -32,11 +35,16 @@ class TrainingResult:
 
     Attributes:
         steps: Optimizer steps done.
-        seconds: Wall-clock time of the training loop.
-        tokens_per_second: Tokens trained through, without padding, over all ranks.
+        seconds: Wall-clock time of the training loop, in the attempt that ended it.
+        tokens_per_second: Tokens trained through in that time, without padding, over all ranks.
         loss_steps: Steps at which the loss was logged.
         losses: Training loss at those steps, averaged over the steps since the one before.
         memory: Peak from loading to the last step, beside what the plan predicted.
+        resumed_at: Step of the checkpoint that the last attempt went on from; 0 if it began at the beginning.
+        halvings: How often memory ran out, and what the micro batch is since.
+        skipped_steps: Steps whose batch was left out, because the loss diverged there.
+        resources: Memory and disk over the last attempt, on the node of rank 0.
+        warnings: What was nearly full there.
     """
 
     steps: int
@@ -45,6 +53,23 @@ class TrainingResult:
     loss_steps: list[int]
     losses: list[float]
     memory: MemoryUse
+    resumed_at: int
+    halvings: Halvings
+    skipped_steps: list[int]
+    resources: Samples
+    warnings: list[FillWarning]
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened to it, for its page."""
+        at, size = self.resumed_at, self.halvings
+        happened = [Event(at, 0.0, "resumed", f"Went on from the checkpoint of step {at}.")] if at else []
+        if size.count:
+            text = f"Memory ran out: micro batch {size.after} in place of {size.before}."
+            happened.append(Event(at, 0.0, "halved", text))
+        left_out = "The loss diverged: the batch of step {} was left out."
+        happened += [Event(step, 0.0, "rolled back", left_out.format(step)) for step in self.skipped_steps]
+        return [*happened, *(Event(0, warning.seconds, "warning", warning.text) for warning in self.warnings)]
 
 
 def training_arguments(
@@ -87,6 +112,7 @@ def training_arguments(
         data_seed=config.seed,
         logging_steps=training.log_every,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         include_num_input_tokens_seen="non_padding",
         train_sampling_strategy="group_by_length" if training.group_by_length else "random",
         remove_unused_columns=False,
@@ -102,63 +128,97 @@ def make_trainer(
     arguments: "TrainingArguments",
     tokenizer: "PreTrainedTokenizerBase",
     rows: "Dataset",
-) -> "Trainer":
-    """A Trainer over prepared rows, packed or not, with padding at the end of each row that carries no loss."""
-    from transformers import PrinterCallback, Trainer
+    skipped_steps: Collection[int] = (),
+) -> "ResumableTrainer":
+    """A Trainer over prepared rows, packed or not, with padding at the end of each row that carries no loss.
+
+    Args:
+        model: The model.
+        arguments: The Trainer's.
+        tokenizer: Its tokenizer.
+        rows: What to train on.
+        skipped_steps: Optimizer steps whose batch is left out.
+    """
+    from transformers import PrinterCallback
 
     from thriftune.callbacks import ProgressLines
+    from thriftune.resumable import ResumableTrainer
 
     collator = PackedCollator if is_packed(rows) else PaddingCollator
     model.config.use_cache = False  # besides being of no use, it lets packed examples see each other
-    trainer = Trainer(
+    trainer = ResumableTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=collator(tokenizer, _PAD_MULTIPLE),
         processing_class=tokenizer,  # it counts the tokens that are not padding by their id where there is no mask
         callbacks=[ProgressLines()],
+        skipped_steps=skipped_steps,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def measured_training(load: Callable[[], "Trainer"], plan: TrainingPlan) -> tuple["Trainer", TrainingResult]:
-    """Load and train, measuring from the first byte loaded to the last step. Collective: every rank calls it.
+def result_of(
+    trainer: "Trainer",
+    plan: TrainingPlan,
+    peak: PeakMemory,
+    seconds: float,
+    *,
+    resumed_at: int,
+    halvings: Halvings,
+    skipped_steps: list[int],
+    resources: ResourceWatch,
+) -> TrainingResult:
+    """What a training did. Collective: every rank calls it.
 
     Args:
-        load: Makes the trainer, model and all.
+        trainer: After training.
         plan: The plan of the run, with the memory it predicts.
+        peak: The memory of this process.
+        seconds: What training took, in this attempt.
+        resumed_at: Step that it went on from.
+        halvings: How often memory ran out.
+        skipped_steps: Steps whose batch was left out.
+        resources: Watched what was used meanwhile.
 
-    Returns:
-        The trainer after training, and what was measured, the same on every rank.
+    Raises:
+        DivergedError: The loss became infinite or not a number.
     """
-    return_freed_blocks()
-    with PeakMemory() as peak:
-        trainer = load()
-        started = time.monotonic()
-        trainer.train()
-        seconds = time.monotonic() - started
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     _require_finite(logged, trainer.args.learning_rate)
-    return trainer, TrainingResult(
+    return TrainingResult(
         steps=trainer.state.global_step,
         seconds=seconds,
-        tokens_per_second=trainer.state.num_input_tokens_seen / seconds,
+        tokens_per_second=_tokens_of_attempt(trainer) / seconds,
         loss_steps=[int(entry["step"]) for entry in logged],
         losses=[float(entry["loss"]) for entry in logged],
         memory=_memory_use(peak, plan),
+        resumed_at=resumed_at,
+        halvings=halvings,
+        skipped_steps=skipped_steps,
+        resources=resources.samples(),
+        warnings=list(resources.warnings),
     )
+
+
+def _tokens_of_attempt(trainer: "Trainer") -> float:
+    """Tokens trained through since this attempt began."""
+    from thriftune.callbacks import ProgressLines
+
+    (progress,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, ProgressLines))
+    return float(trainer.state.num_input_tokens_seen) - progress.tokens_before
 
 
 def _memory_use(peak: PeakMemory, plan: TrainingPlan) -> MemoryUse:
     """The peaks of all ranks beside the prediction. Collective: every rank calls it."""
-    processes = distributed.gather_to_all(peak.process_gib)
+    processes = distributed.gather_objects(peak.process_gib)
     per_node = plan.processes_per_node
     # What a process held before: nothing to speak of in a worker of its own, a whole pipeline in a local QLoRA run.
-    held = max(0.0, max(distributed.gather_to_all(peak.start_gib)) - START_GIB)
+    held = max(0.0, max(distributed.gather_objects(peak.start_gib)) - START_GIB)
     predicted = plan.memory.training_host_gib
     use = MemoryUse(
-        device=max(distributed.gather_to_all(peak.device_gib)) if plan.hardware.is_gpu else max(processes),
+        device=max(distributed.gather_objects(peak.device_gib)) if plan.hardware.is_gpu else max(processes),
         predicted_device=plan.memory.allocated_gib + (0.0 if plan.hardware.is_gpu else held),
         host=max(sum(processes[first : first + per_node]) for first in range(0, len(processes), per_node)),
         predicted_host=predicted + (0.0 if plan.hardware.is_gpu else held * per_node),
@@ -182,16 +242,3 @@ def _require_finite(logged: list[dict[str, Any]], learning_rate: float) -> None:
             f"the loss is {bad['loss']} at step {bad['step']}.",
             "Lower the learning rate or raise warmup_share; on a GPU without bfloat16, look for overflow in fp16.",
         )
-
-
-def run_record(
-    config: RunConfig, plan: TrainingPlan, model_dir: Path, dataset_dir: Path, result: TrainingResult
-) -> dict[str, Any]:
-    """What the manifest of a trained directory says of the run that made it."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "plan": asdict(plan),
-        "model_version": artifacts.source_version(model_dir),
-        "dataset_fingerprint": artifacts.read_manifest(dataset_dir)["fingerprint"],
-        "training": asdict(result),
-    }

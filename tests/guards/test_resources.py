@@ -1,0 +1,208 @@
+"""What was used over a run, in bounded memory; and a warning before something is full, once."""
+
+import json
+import logging
+import os
+import tempfile
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from thriftune.guards.readings import Fill, Reading, SystemReader, cgroup_memory
+from thriftune.guards.resources import MOST_POINTS, FillWatch, History, ResourceWatch, Samples
+
+GIB = 2**30
+CALM = Reading(process=1.0, host=Fill(8.0, 16.0), disk=Fill(40.0, 100.0), shared_memory=Fill(0.5, 8.0))
+
+
+def disk(used):
+    return replace(CALM, disk=Fill(used, 100.0))
+
+
+@pytest.mark.parametrize("count", [1, 599, 600, 601, 5000, 50_000])
+def test_a_history_is_bounded_and_keeps_the_peak_and_the_end(count):
+    history = History()
+    for i in range(count):
+        history.add(5.0 * i, replace(CALM, process=9.0 if i == count // 3 else 1.0))
+    samples = history.samples()
+    assert MOST_POINTS / 2 <= len(samples.seconds) <= MOST_POINTS or count < MOST_POINTS
+    assert samples.seconds == sorted(samples.seconds)
+    assert samples.seconds[-1] == 5.0 * (count - 1)
+    assert max(samples.process) == 9.0
+    assert samples.process.count(9.0) == 1
+
+
+def test_samples_survive_json_and_say_what_there_was_not():
+    history = History()
+    history.add(0.0, replace(CALM, shared_memory=None))
+    history.add(5.0, replace(CALM, shared_memory=None, device=Fill(10.0, 80.0)))
+    samples = history.samples()
+    assert samples.shared_memory == []
+    assert (samples.device, samples.device_limit) == ([0.0, 10.0], 80.0)
+    assert Samples(**json.loads(json.dumps(asdict(samples), allow_nan=False))) == samples
+    assert History().samples() == Samples()
+
+
+def test_each_threshold_is_told_once_with_the_time_left():
+    watch, told = FillWatch("/scratch"), []
+    for minute in range(61):
+        told += watch.check(60.0 * minute, disk(40.0 + minute))
+    assert [(warning.seconds, warning.resource) for warning in told] == [(45 * 60, "disk"), (55 * 60, "disk")]
+    assert told[0].text == (
+        "/scratch is 85% full (85.0 of 100.0 GiB) and fills in about 15 min. "
+        "Give the pods more ephemeral storage, or keep fewer checkpoints."
+    )
+    assert told[1].seconds_left == pytest.approx(300)
+
+
+def test_what_is_full_but_does_not_fill_has_no_time_left():
+    watch = FillWatch()
+    told = [warning for second in range(0, 600, 5) for warning in watch.check(second, disk(96.0))]
+    assert [(warning.share, warning.seconds_left) for warning in told] == [(0.96, None)]
+    assert "is 96% full (96.0 of 100.0 GiB). Give" in told[0].text
+
+
+def test_a_slope_is_of_the_last_minutes_and_not_of_the_whole_run():
+    watch = FillWatch()
+    for second in range(0, 3600, 60):
+        assert watch.check(second, disk(80.0)) == []
+    told = watch.check(3600, disk(90.0))
+    assert told[0].seconds_left == pytest.approx(300)
+
+
+def test_host_and_shared_memory_have_remedies_of_their_own():
+    full = replace(CALM, host=Fill(15.9, 16.0), shared_memory=Fill(7.0, 8.0), device=Fill(79.0, 80.0))
+    told = FillWatch().check(0.0, full)
+    assert [(warning.resource, warning.text.split(" (")[0]) for warning in told] == [
+        ("host memory", "Host memory is 99% full"),
+        ("shared memory", "/dev/shm is 88% full"),
+    ]
+    assert "fewer data loader workers" in told[1].text
+
+
+def write(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+
+def test_the_tightest_limit_of_cgroup_v2_counts_without_the_file_cache(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("0::/kubepods/pod1/main\n")
+    stat = f"anon 5\nfile 7\ninactive_file {GIB}"
+    write(tmp_path / "fs", memory__stat=stat)  # the root group has no limit file
+    write(tmp_path / "fs/kubepods", memory__max=64 * GIB, memory__current=30 * GIB, memory__stat=stat)
+    write(tmp_path / "fs/kubepods/pod1", memory__max=4 * GIB, memory__current=3 * GIB, memory__stat=stat)
+    write(tmp_path / "fs/kubepods/pod1/main", memory__max="max", memory__current=3 * GIB, memory__stat=stat)
+    assert cgroup_memory(tmp_path / "fs", own) == Fill(2.0, 4.0)
+
+
+def test_a_container_sees_its_own_group_at_the_root(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("0::/../../not/there\n")
+    write(tmp_path / "fs", memory__max=4 * GIB, memory__current=3 * GIB, memory__stat="inactive_file 0")
+    assert cgroup_memory(tmp_path / "fs", own) == Fill(3.0, 4.0)
+
+
+def test_cgroup_v1(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("5:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n")
+    files = {"memory__usage_in_bytes": 3 * GIB, "memory__stat": f"total_inactive_file {GIB}"}
+    write(tmp_path / "fs/memory/docker/abc", memory__limit_in_bytes=8 * GIB, **files)
+    write(tmp_path / "fs/memory", memory__limit_in_bytes=9223372036854771712, **files)
+    assert cgroup_memory(tmp_path / "fs", own) == Fill(2.0, 8.0)
+
+
+@pytest.mark.parametrize("content", [None, "", "nonsense", "4:cpu:/\n"])
+def test_without_cgroups_there_is_no_limit(content, tmp_path):
+    own = tmp_path / "cgroup"
+    if content is not None:
+        own.write_text(content)
+    assert cgroup_memory(tmp_path / "fs", own) is None
+
+
+def test_a_real_run_sees_real_files_and_real_memory(tmp_path):
+    """Memory is that of this process, /dev/shm and the disk are those the files were written to."""
+    with ResourceWatch(tmp_path, interval_seconds=0.05) as watch:
+        watch._stop.wait(0.2)
+        taken = bytearray(64 << 20)
+        taken[::4096] = b"x" * len(taken[::4096])
+        with tempfile.TemporaryFile(dir="/dev/shm") as in_memory, tempfile.TemporaryFile(dir=tmp_path) as on_disk:
+            for file in (in_memory, on_disk):
+                file.write(os.urandom(1 << 20) * 64)
+                file.flush()
+                os.fsync(file.fileno())
+            watch._stop.wait(0.3)
+        del taken
+    samples = watch.samples()
+    assert 4 <= len(samples.seconds) <= 20
+    for values in (samples.process, samples.shared_memory):
+        assert 0.05 < max(values) - values[0] < 0.5
+    assert len(samples.disk) == len(samples.host) == len(samples.seconds)
+    assert 0 < max(samples.host) <= samples.host_limit
+    assert 0 < max(samples.disk) <= samples.disk_limit
+    assert not watch._thread.is_alive()
+
+
+def test_a_warning_reaches_the_log_and_a_folder_that_is_gone_does_not_end_the_watch(caplog):
+    readings = iter([disk(50.0), OSError("gone"), disk(91.0), disk(92.0)])
+    done = threading.Event()
+
+    def read():
+        reading = next(readings, None)
+        if reading is None:
+            done.set()
+            return disk(92.0)
+        if isinstance(reading, OSError):
+            raise reading
+        return reading
+
+    logging.getLogger("thriftune").propagate = True
+    with caplog.at_level(logging.WARNING), ResourceWatch(Path("/scratch"), 0.01, read) as watch:
+        assert done.wait(10)
+    assert [record.message.split(" (")[0] for record in caplog.records] == ["/scratch is 91% full"]
+    assert [warning.resource for warning in watch.warnings] == ["disk"]
+
+
+class FakeNvml:
+    """NVML of a node with two GPUs; this machine may have none."""
+
+    class NVMLError(Exception):
+        pass
+
+    class Info:
+        def __init__(self, used):
+            self.used, self.total = used * GIB, 16 * GIB
+
+    def nvmlInit(self):  # noqa: N802
+        pass
+
+    def nvmlDeviceGetCount(self):  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        return index
+
+    def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
+        return self.Info((3, 12)[handle])
+
+
+def test_of_several_gpus_the_fullest_counts(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", FakeNvml())
+    assert SystemReader(tmp_path)().device == Fill(12.0, 16.0)
+
+
+def test_a_driver_that_does_not_answer_is_no_gpu(monkeypatch, tmp_path):
+    nvml = FakeNvml()
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
+    read = SystemReader(tmp_path)
+
+    def lost(handle):
+        raise nvml.NVMLError
+
+    nvml.nvmlDeviceGetMemoryInfo = lost
+    assert read().device is None
+    nvml.nvmlInit = lambda: lost(0)
+    assert SystemReader(tmp_path)().device is None

@@ -1,0 +1,156 @@
+"""The page of a training shows what was given, escaped, and loads nothing; and it can be drawn of anything."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from thriftune.guards.resources import Samples
+from thriftune.training_report import Event, duration, html, loss_chart, resource_charts, thinned
+
+HOSTILE = '</div><script>alert("x")</script>'
+SAMPLES = Samples(
+    seconds=[0.0, 5.0, 10.0], process=[1.0, 2.0, 2.5], host=[8.0, 15.0, 9.0], disk=[50.0, 50.0, 60.0],
+    shared_memory=[0.1, 0.2, 0.1], device=[1.0, 15.9, 15.9], host_limit=16.0, disk_limit=200.0,
+    shared_memory_limit=8.0, device_limit=16.0,
+)  # fmt: skip
+EVENTS = [
+    Event(20, 8.0, "warning", "/scratch is 91 % full."),
+    Event(0, 0.0, "resumed", "Resumed from step 0."),
+    Event(12, 4.0, "halved", f"8 x 1 became 4 x 2 {HOSTILE}"),
+]
+FALLING = [(step, 3.0 / step) for step in range(1, 31)]
+EMPTY_TAGS = {"meta", "path", "br"}
+
+
+class Page(HTMLParser):
+    """Text, tags and attributes of a page; fails on tags that do not match."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.text, self.tags, self.attributes, self._open = "", [], [], []
+        self.feed(source)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in EMPTY_TAGS:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data if self._open[-1:] != ["style"] else ""
+
+
+def points(path):
+    return [tuple(map(float, pair)) for pair in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path)]
+
+
+def test_the_page_says_everything_and_loads_nothing():
+    page = Page(html(f"run {HOSTILE}", FALLING, SAMPLES, EVENTS, [(step, 1e-5) for step, _ in FALLING]))
+    for text in ("0.1000", "at step 30", "at most 15.9 of 16.0 GiB (99%)", "Learning rate", "Disk", HOSTILE):
+        assert text in page.text
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert not {"src", "href", "onclick"} & {name for name, _ in page.attributes}
+    assert dict(page.attributes)["content"].startswith("default-src 'none'")
+    order = [page.text.index(text) for text in ("Resumed from step 0.", "8 x 1 became", "/scratch is 91 % full.")]
+    assert order == sorted(order)
+
+
+def test_styles_hold_within_the_page_only():
+    """Flyte puts the page into its own: a rule for `p` would restyle the console."""
+    source = html("run", FALLING, SAMPLES, EVENTS)
+    style = re.search(r"<style>(.*?)</style>", source, re.DOTALL)[1]
+    selectors = [part.strip() for rule in re.findall(r"(?:^|[{}])([^{}@]+){", style) for part in rule.split(",")]
+    assert len(selectors) > 30
+    assert [s for s in selectors if not s.startswith((".training-report", "body:has(> .training-report)"))] == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "samples", "events"),
+    [
+        ([], None, []),
+        ([], Samples(), []),
+        ([(7, 2.0)], None, EVENTS),
+        ([(1, 2.0), (2, 2.0)], None, []),
+        ([(1, math.nan)], SAMPLES, []),
+        ([(1, 0.0), (2, 1e-9), (3, 1e9)], None, []),
+        ([(1, -2.0), (2, -3.0)], None, []),
+        ([(step, 2.0) for step in range(100_000)], None, []),
+        (FALLING, Samples(seconds=[0.0], process=[1.0], host=[0.0], disk=[0.0], host_limit=16.0), []),
+        (FALLING, None, [Event(10**6, -5.0, "resumed", "late")]),
+    ],
+)
+def test_whatever_was_measured_can_be_drawn(losses, samples, events):
+    source = html("run", losses, samples, events)
+    assert Page(source).tags.count("section") == 3
+    for path in re.findall(r' d="([^"]*)"', source):
+        assert all(-0.01 <= x <= 1000.01 and -0.01 <= y <= 100.01 for x, y in points(path)), path
+    assert len(source) < 100_000
+    assert "nan" not in source.lower().replace("not a finite number", "")
+
+
+def test_a_falling_loss_falls_on_the_chart():
+    ((kind, path),) = loss_chart(FALLING, []).lines
+    drawn = points(path)
+    assert kind == "main"
+    assert len(drawn) == 30
+    assert (drawn[0], drawn[-1][0]) == ((0.0, 0.0), 1000.0)
+    assert [y for _, y in drawn] == sorted(y for _, y in drawn)
+
+
+def test_steps_that_were_undone_are_drawn_apart():
+    """They were drawn as one line that ran back over the page."""
+    losses = [(1, 3.0), (2, 2.0), (3, 9.0), (4, math.nan), (3, 1.5), (4, 1.2)]
+    chart = loss_chart(losses, [])
+    lines = dict(chart.lines)
+    assert [len(points(lines["dropped"])), len(points(lines["main"]))] == [2, 4]  # a lone point is drawn twice
+    assert chart.bad == [1.0]
+    assert "lowest loss1.2000" in re.sub(r"\s+", " ", Page(html("run", losses, None, [])).text).lower()
+
+
+def test_what_was_rolled_back_and_not_trained_again_is_not_in_the_result():
+    losses = [(step, 2.0) for step in range(1, 11)] + [(5, 1.9)]
+    lines = dict(loss_chart(losses, []).lines)
+    assert [len(points(lines["dropped"])), len(points(lines["main"]))] == [6, 5]
+
+
+def test_many_losses_get_a_trend():
+    noisy = [(step, 2.0 + (-1) ** step) for step in range(1, 401)]
+    lines = dict(loss_chart(noisy, []).lines)
+    swing = {kind: max(y for _, y in points(path)) - min(y for _, y in points(path)) for kind, path in lines.items()}
+    assert swing["quiet"] == 100.0
+    assert max(abs(y - 50) for _, y in points(lines["main"])[10:-10]) < 10
+
+
+def test_resources_are_drawn_up_to_their_limit():
+    charts = {chart.title: chart for chart in resource_charts(SAMPLES, EVENTS)}
+    assert len(charts) == 5
+    assert charts["Host memory"].is_full
+    assert not charts["GPU memory"].is_full  # it is meant to be
+    assert not charts["Disk"].is_full
+    highest = {title: min(y for _, y in points(chart.lines[1][1])) for title, chart in charts.items()}
+    assert highest["Host memory"] == pytest.approx(100 * (1 - 15 / 16), abs=0.01)
+    assert highest["Disk"] == pytest.approx(70.0)
+    assert [mark.place for mark in charts["Disk"].marks] == [0.0, 0.4]
+
+
+def test_thinned_points_are_means_of_neighbours():
+    assert thinned([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)], most=2) == [(0.5, 2.0), (2.0, 5.0)]
+    assert len(thinned([(float(i), 0.0) for i in range(100_001)])) <= 600
+    assert thinned([]) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3599, "1 h 00 min"), (90_000, "25 h 00 min")]
+)
+def test_durations_to_read(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,157 @@
+"""One attempt at a training: restored, guarded and measured; and what it leaves to the next if it does not end well."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thriftune import artifacts, distributed
+from thriftune.adjustments import Adjustments
+from thriftune.checkpoints.universal import to_universal
+from thriftune.config import RunConfig
+from thriftune.errors import StartAgainError, TransientError
+from thriftune.guards.divergence import DivergenceGuard
+from thriftune.guards.faults import kind_of
+from thriftune.guards.resources import ResourceWatch
+from thriftune.guards.stall import StallWatch
+from thriftune.memory_watch import PeakMemory, return_freed_blocks
+from thriftune.notice import Notice
+from thriftune.resumption import CheckpointPlace, Checkpoints, Resumed
+from thriftune.training import TrainingResult, result_of
+from thriftune.training_plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from thriftune.resumable import ResumableTrainer
+
+logger = logging.getLogger(__name__)
+
+# Makes the trainer, model and all: for the plan as it is now, the checkpoint to go on from, and steps to leave out.
+Load = Callable[[TrainingPlan, Resumed | None, Adjustments], "ResumableTrainer"]
+
+
+class Attempt:
+    """One attempt at a training, in each of its processes.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        model_dir: The base model.
+        dataset_dir: The prepared dataset.
+        place: Where checkpoints lie; None: none are saved.
+        scratch: Folder the Trainer may write to.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: TrainingPlan,
+        model_dir: Path,
+        dataset_dir: Path,
+        place: CheckpointPlace | None,
+        scratch: Path,
+    ) -> None:
+        self._config, self._planned = config, plan
+        identity = {
+            "method": config.method,
+            "base model": artifacts.source_version(model_dir),
+            "dataset": artifacts.read_manifest(dataset_dir)["fingerprint"],
+            "global batch": plan.global_batch,
+            "seed": config.seed,
+        }
+        convert = to_universal if plan.zero_stage else None
+        self._checkpoints = Checkpoints(place, config.checkpoints, identity, convert) if place else None
+        self.folder = self._checkpoints.folder if self._checkpoints else scratch
+        self._adjustments = (
+            Adjustments.from_json(self._checkpoints.adjustments()) if self._checkpoints else Adjustments()
+        )
+        self._plan = self._adjustments.applied_to(plan)
+        self._stall = StallWatch(config.training.stall_timeout)
+
+    def train(self, load: Load) -> tuple["ResumableTrainer", TrainingResult]:
+        """Load and train, measuring from the first byte loaded to the last step. Collective: every rank calls it.
+
+        Args:
+            load: Makes the trainer.
+
+        Returns:
+            The trainer after training, and what was measured, the same on every rank.
+
+        Raises:
+            StartAgainError: The run was changed so that it can go on, from its last checkpoint.
+            DivergedError: The loss diverged.
+            TransientError: Another attempt may succeed.
+        """
+        return_freed_blocks()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with PeakMemory() as peak, ResourceWatch(self.folder) as resources, self._faults_told_apart():
+            resumed = self._checkpoints.restore() if self._checkpoints else None
+            trainer = load(self._plan, resumed, self._adjustments)
+            self._guard(trainer, resumed)
+            started = time.monotonic()
+            with self._stall:
+                trainer.train(resume_from_checkpoint=str(resumed.directory) if resumed else None)
+            seconds = time.monotonic() - started
+        result = result_of(
+            trainer,
+            self._planned,
+            peak,
+            seconds,
+            resumed_at=resumed.step if resumed else 0,
+            halvings=self._adjustments.record(self._planned.micro_batch),
+            skipped_steps=list(self._adjustments.skipped_steps),
+            resources=resources,
+        )
+        if self._checkpoints:
+            self._checkpoints.finish()
+        return trainer, result
+
+    def _guard(self, trainer: "ResumableTrainer", resumed: Resumed | None) -> None:
+        """Add what looks at each step, and what saves after it."""
+        from thriftune.guarding import Guarding
+        from thriftune.resumable import KeepCheckpoints
+
+        seen = resumed.content.get("guard") if resumed else None
+        guard = DivergenceGuard.from_state(seen) if seen else DivergenceGuard()
+        divergence = self._config.training.on_divergence
+        # First: a step that diverged is not saved.
+        trainer.add_callback(Guarding(trainer, guard, self._stall, divergence, self._adjustments, self._checkpoints))
+        if self._checkpoints:
+            self._checkpoints.start_saving()
+
+            def content() -> dict[str, object]:
+                return {"guard": guard.state(), "micro_batch": self._plan.micro_batch}
+
+            trainer.add_callback(KeepCheckpoints(self._checkpoints, Notice.heard(), content, self._stall))
+
+    @contextmanager
+    def _faults_told_apart(self) -> Iterator[None]:
+        """Give up on what another attempt would fail of too; change what can be changed; leave the rest to the next."""
+        try:
+            yield
+        except (RuntimeError, MemoryError, OSError) as error:
+            kind = kind_of(error)
+            if kind == "memory" and self._checkpoints:
+                changed = self._adjustments.after_out_of_memory(self._plan)
+                self._checkpoints.adjust(changed.as_json())
+                now = f"micro batch {changed.micro_batch} x accumulation {changed.accumulation}"
+                raise StartAgainError(f"Memory ran out: {error}. Going on with {now}.") from error
+            if kind == "transient":
+                rank = distributed.current_rank().index
+                raise TransientError(f"Rank {rank} lost the others, or its node: {error}") from error
+            raise
+
+
+def run_record(
+    config: RunConfig, plan: TrainingPlan, model_dir: Path, dataset_dir: Path, result: TrainingResult
+) -> dict[str, object]:
+    """What the manifest of a trained directory says of the run that made it."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "plan": asdict(plan),
+        "model_version": artifacts.source_version(model_dir),
+        "dataset_fingerprint": artifacts.read_manifest(dataset_dir)["fingerprint"],
+        "training": asdict(result),
+    }

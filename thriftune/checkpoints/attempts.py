@@ -1,0 +1,58 @@
+"""The chain of a task's attempts: Flyte tells each one only of the attempt just before it."""
+
+import json
+import logging
+
+from thriftune.checkpoints.layout import ATTEMPTS
+from thriftune.checkpoints.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def begin_attempt(here: str, previous: str | None) -> list[Store]:
+    """Find the prefixes of all attempts, and write them down for the next attempt.
+
+    To be called as early as can be: an attempt that dies before it hides those before it from those after it. Several
+    nodes and ranks may call it.
+
+    Args:
+        here: This attempt's own prefix (Flyte's `checkpoint_dest`).
+        previous: The prefix of the attempt just before (`checkpoint_src`); None, empty or `""` in quotes in the first.
+
+    Returns:
+        Their stores, newest first, with this attempt's own at the front.
+
+    Raises:
+        TransientError: The store does not answer.
+    """
+    own = Store(here)
+    previous = (previous or "").strip("\"' ")
+    known = _read(own)
+    learned = []
+    if previous:
+        before = Store(previous)
+        learned = [before.prefix, *_read(before)]
+    earlier = [prefix for prefix in dict.fromkeys([*learned, *known]) if prefix != own.prefix]
+    if earlier != known or own.get_bytes(ATTEMPTS) is None:
+        own.put_bytes(ATTEMPTS, json.dumps(earlier, indent=1).encode())
+    return [own, *map(Store, earlier)]
+
+
+def _read(store: Store) -> list[str]:
+    """The prefixes before a prefix, as far as it says."""
+    data = store.get_bytes(ATTEMPTS)
+    if data is None:
+        return []
+    try:
+        prefixes = json.loads(data)
+        if not isinstance(prefixes, list) or not all(isinstance(p, str) and p for p in prefixes):
+            raise ValueError("it is not a list of prefixes")
+    except ValueError as error:
+        logger.warning(
+            "%s/%s is damaged (%s): checkpoints of attempts before that one cannot be found.",
+            store.prefix,
+            ATTEMPTS,
+            error,
+        )
+        return []
+    return prefixes

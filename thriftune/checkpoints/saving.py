@@ -1,0 +1,221 @@
+"""Uploading checkpoints in the background, while training goes on."""
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thriftune.checkpoints import uploading
+from thriftune.checkpoints.errors import IncompleteError
+from thriftune.checkpoints.manifest import Manifest, as_json
+from thriftune.checkpoints.pruning import prune
+from thriftune.checkpoints.store import Store
+from thriftune.errors import ThriftuneError, TransientError, UserError
+
+logger = logging.getLogger(__name__)
+
+# Saves of this node that may fail one after the other before training stops: it would work for nothing.
+FAILURES_IN_A_ROW = 3
+# Seconds that a node waits for the others after its own part is uploaded: the slowest may have far more to upload.
+GIVE_UP_S = 1800.0
+# Seconds between two looks at the store for what other nodes did.
+POLL_S = 2.0
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class _Save:
+    directory: Path
+    step: int
+    content: dict[str, Any]
+
+
+class BackgroundSaver:
+    """Uploads the checkpoints of one node; its local rank 0 has one, and every node must make its own before any saves.
+
+    Directories given to `save` belong to the saver, which deletes them when they are of no use: left out, failed, or
+    older than the newest complete one. The newest complete one always stays, for a restart on this node; so up to
+    three lie on the disk, besides the one that training writes: it, the one being uploaded and the one waiting.
+
+    The thread ends with the process, without waiting for an upload: call `close` to wait.
+
+    Args:
+        store: This attempt's prefix, the same on every node.
+        node: This node, 0 to `nodes - 1`.
+        nodes: Nodes of the job.
+        world_size: Ranks of the job.
+        keep: Complete checkpoints to keep in the store, at least 1.
+        earlier: Prefixes of earlier attempts, whose checkpoints go when this attempt has `keep` of its own.
+        poll_s: Seconds between two looks at what other nodes did.
+        give_up_s: Seconds to wait for the other nodes.
+
+    Attributes:
+        failures: What went wrong, one line a checkpoint.
+        last_complete: Step of the newest checkpoint that became complete, or None.
+
+    Raises:
+        TransientError: The store does not answer.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        node: int,
+        nodes: int,
+        world_size: int,
+        keep: int,
+        earlier: Sequence[Store] = (),
+        poll_s: float = POLL_S,
+        give_up_s: float = GIVE_UP_S,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep = {keep}: the newest complete checkpoint is always kept.")
+        self.failures: list[str] = []
+        self.last_complete: int | None = None
+        self._store = store
+        self._place = uploading.Place(node, nodes, world_size, poll_s, give_up_s)
+        self._keep = keep
+        self._earlier = tuple(earlier)
+        self._changed = threading.Condition()
+        self._waiting: _Save | None = None
+        self._running: _Save | None = None
+        self._left_out: list[int] = []
+        self._kept: Path | None = None
+        self._in_a_row = 0
+        self._last_error: Exception | None = None
+        self._closing = False
+        uploading.withdraw(store, node)
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def save(self, directory: Path, step: int, content: dict[str, Any]) -> None:
+        """Hand over a checkpoint and return at once. One that waits and has not begun gives way to this one.
+
+        Args:
+            directory: What this node's ranks wrote, complete. From now on it is the saver's.
+            step: Optimizer steps done.
+            content: Free JSON for the manifest; that of node 0 gets there.
+
+        Raises:
+            TransientError: The last three saves of this node failed; this one was not begun.
+            UserError: The same, and the store refused access: trying again changes nothing.
+        """
+        if not directory.is_dir():
+            raise NotADirectoryError(f"{directory}: a checkpoint is a directory.")
+        job = _Save(directory, step, as_json(content))
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("The saver was closed.")
+            self._require_store()
+            replaced, self._waiting = self._waiting, job
+            if replaced is not None:
+                self._left_out.append(replaced.step)
+            self._changed.notify_all()
+        if replaced is not None:
+            logger.info("Leaving out the checkpoint of step %d: uploads are slower than saves.", replaced.step)
+            self._delete(replaced.directory)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until everything submitted is complete in the store, or failed.
+
+        Args:
+            timeout: Seconds; None: as long as it takes.
+
+        Returns:
+            Whether it is.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting is None and self._running is None, timeout)
+
+    def close(self) -> None:
+        """Wait for everything submitted, and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _require_store(self) -> None:
+        if self._in_a_row < FAILURES_IN_A_ROW:
+            return
+        message = f"The last {self._in_a_row} checkpoints could not be saved: {self.failures[-1]}"
+        if isinstance(self._last_error, UserError):
+            raise type(self._last_error)(self._last_error.problems) from self._last_error
+        raise TransientError(message) from self._last_error
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            try:
+                self._attempt(job)
+            except Exception as error:  # a bug of ours: training need not die of it, but must not miss it
+                logger.exception("The checkpoint of step %d failed.", job.step)
+                self.failures.append(f"step {job.step}: {type(error).__name__}: {error}")
+            finally:
+                with self._changed:
+                    self._running = None
+                    self._changed.notify_all()
+
+    def _next(self) -> _Save | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is not None or self._closing)
+            self._running, self._waiting = self._waiting, None
+            return self._running
+
+    def _attempt(self, job: _Save) -> None:
+        started = time.monotonic()
+        try:
+            manifest = self._upload(job)
+        except Exception as error:
+            self._note_failure(job, error)
+            if not isinstance(error, ThriftuneError | OSError):
+                raise
+        else:
+            self._note_success(job, manifest, time.monotonic() - started)
+
+    def _upload(self, job: _Save) -> Manifest:
+        with self._changed:
+            left_out, self._left_out = self._left_out, []
+        for step in left_out:
+            uploading.report_problem(self._store, self._place.node, step, "it was left out, for a newer one.")
+        uploading.upload_part(self._store, self._place, job.directory, job.step, job.content)
+        finish = uploading.await_manifest if self._place.node else uploading.write_manifest
+        return finish(self._store, self._place, job.step)
+
+    def _note_success(self, job: _Save, manifest: Manifest, seconds: float) -> None:
+        self.last_complete, self._in_a_row = job.step, 0
+        old, self._kept = self._kept, job.directory
+        if old is not None and old != job.directory:
+            self._delete(old)
+        if self._place.node == 0:
+            logger.info(
+                "Checkpoint of step %d is in the store (%.1f GiB, %.0f s).", job.step, manifest.size / _GIB, seconds
+            )
+            self._prune(job.step)
+
+    def _note_failure(self, job: _Save, error: Exception) -> None:
+        self.failures.append(f"step {job.step}: {type(error).__name__}: {error}")
+        logger.warning("No checkpoint of step %d in the store, training goes on: %s", job.step, error)
+        if not isinstance(error, IncompleteError):  # that is the failure of another node, which counts it itself
+            self._in_a_row += 1
+            self._last_error = error
+        uploading.report_problem(self._store, self._place.node, job.step, f"it failed ({error})")
+        if job.directory != self._kept:
+            self._delete(job.directory)
+
+    def _prune(self, step: int) -> None:
+        try:
+            for removed in prune(self._store, self._earlier, step, self._keep):
+                logger.debug("Removed %s.", removed)
+        except (ThriftuneError, OSError) as error:
+            logger.warning("Older checkpoints could not be removed: %s", error)
+
+    def _delete(self, directory: Path) -> None:
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            logger.warning("%s: could not be deleted, and stays on the disk: %s", directory, error)

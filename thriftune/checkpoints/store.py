@@ -1,0 +1,224 @@
+"""A prefix of the blob store, or of a local disk, whose short failures are waited out."""
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsspec.core import url_to_fs
+from fsspec.utils import get_protocol
+
+from thriftune.checkpoints import local_files
+from thriftune.checkpoints.errors import DiskFullError
+from thriftune.checkpoints.local_files import PARTIAL
+from thriftune.errors import TransientError, UserError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Seconds between the attempts at one operation: 5 attempts, 15 s of waiting.
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+# A request to S3 that nobody answers ends after so long, and a connection that nobody takes.
+S3_READ_S = 30
+S3_CONNECT_S = 10
+# Inside one attempt a request is repeated at once, so that a 503 for one of many parts does not begin a file anew:
+# botocore repeats what the store refuses (500, 503, SlowDown), s3fs what breaks off.
+S3_BOTOCORE_TRIES = 2
+S3_S3FS_TRIES = 2
+# The worst case of one request to S3: 615 s, against a store that takes connections and never answers. One that is
+# not there is given up after about 20 s. For gs:// gcsfs repeats inside each attempt, for a minute or so.
+WORST_CASE_S = sum(PAUSES_S) + (len(PAUSES_S) + 1) * S3_BOTOCORE_TRIES * S3_S3FS_TRIES * S3_READ_S
+# Parts of 50 MiB on their way at once: 200 MiB of host memory beside the training, where s3fs would take 500.
+S3_PARTS_AT_ONCE = 4
+
+_LOCAL = ("file", "local")
+_S3 = ("s3", "s3a")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Store:
+    """A prefix: local directory, s3://, gs:// or memory://. May be used from threads, after a fork, and pickled.
+
+    Endpoint and keys are fsspec's: the store's own environment variables, or `fsspec.config`.
+
+    Every operation raises TransientError when the store still fails at the last attempt, UserError when it refuses
+    access, and DiskFullError, at once, when a local disk is full.
+
+    Args:
+        prefix: Where everything lies; names are relative to it.
+        pauses: Seconds between attempts.
+    """
+
+    def __init__(self, prefix: str, *, pauses: Sequence[float] = PAUSES_S) -> None:
+        self.prefix = prefix if prefix.endswith("://") else prefix.rstrip("/")
+        self.pauses = tuple(pauses)
+        self._protocol = get_protocol(prefix)
+        self._opened: tuple[int, Any, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}  # connections and event loops stay in their process
+
+    def __repr__(self) -> str:
+        return f"Store({self.prefix!r})"
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        """Write a small file: readers find all of it or, until then, what was there before."""
+
+        def put(filesystem: Any, path: str) -> None:
+            if self._protocol not in _LOCAL:  # blob stores show an object when it is whole
+                filesystem.pipe_file(path, content)
+                return
+            # A name of its own: other threads and processes may be writing the same file.
+            partial = Path(f"{path}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_bytes(content)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+        self._writing(name, put)
+
+    def get_bytes(self, name: str) -> bytes | None:
+        """Read a small file; None if there is none."""
+        try:
+            return self._retried(name, lambda filesystem, path: bytes(filesystem.cat_file(path)))
+        except FileNotFoundError:
+            return None
+
+    def upload(self, file: Path, name: str) -> None:
+        """Copy a local file to the store. Readers may see part of it before it is whole."""
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: was to be uploaded to {self.prefix}, and is not there.")
+        self._writing(name, lambda filesystem, path: filesystem.put_file(str(file), path))
+
+    def download(self, name: str, file: Path) -> None:
+        """Copy a file of the store to the local disk, where it appears when it is whole.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        partial = file.with_name(file.name + PARTIAL)
+
+        def get(filesystem: Any, path: str) -> None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                filesystem.get_file(path, str(partial))
+                partial.replace(file)
+            finally:
+                partial.unlink(missing_ok=True)
+
+        self._retried(name, get, disk=file)
+
+    def names(self, under: str = "") -> list[str]:
+        """Names of all files below a folder, sorted; empty when there is none."""
+        return sorted(self.sizes(under))
+
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """Names of all files below a folder, with their bytes."""
+
+        def find(filesystem: Any, path: str) -> dict[str, int]:
+            if self._protocol in _LOCAL:
+                return local_files.sizes_below(path)
+            found = filesystem.find(path, detail=True)
+            return {n: int(info["size"]) for n, info in found.items() if f"{n}/".startswith(f"{path}/")}
+
+        start = len(self._path("")) + 1
+        return {name[start:]: size for name, size in self._retried(under, find).items()}
+
+    def remove(self, under: str) -> None:
+        """Remove a file, or all files below a folder. Nothing happens where there is none."""
+        if not under.strip("/"):
+            raise ValueError(f"{self.prefix}: a prefix is not removed as a whole.")
+        for name in self.names(under):
+            with suppress(FileNotFoundError):  # another node may be removing the same
+                self._retried(name, lambda filesystem, path: filesystem.rm_file(path))
+        if self._protocol in _LOCAL:
+            self._retried(under, lambda _, path: local_files.remove_empty_folders(path))
+
+    def without_retries(self) -> "Store":
+        """The same prefix for what is not worth waiting for."""
+        store = Store(self.prefix, pauses=())
+        store._opened = self._opened
+        return store
+
+    def _path(self, name: str) -> str:
+        root = self._filesystem()[1].rstrip("/")
+        return f"{root}/{name.strip('/')}" if name else root
+
+    def _filesystem(self) -> tuple[Any, str]:
+        """The filesystem of this process: an event loop does not survive a fork, and its cached listings grow old."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                opened = url_to_fs(
+                    self.prefix, skip_instance_cache=True, use_listings_cache=False, **_options(self._protocol)
+                )
+            except (ValueError, ImportError) as error:
+                raise self._refused(error, "Give a directory, or an s3:// or gs:// URL.") from error
+            if self._protocol in _S3:
+                opened[0].retries = S3_S3FS_TRIES
+            self._opened = (os.getpid(), *opened)
+        return self._opened[1], self._opened[2]
+
+    def _writing(self, name: str, call: Callable[[Any, str], None]) -> None:
+        disk = Path(self._path("")) if self._protocol in _LOCAL else None
+        try:
+            self._retried(name, call, disk)
+        except FileNotFoundError as error:
+            raise self._refused(error, "Make the bucket, or name one that exists.") from error
+
+    def _retried(self, name: str, call: Callable[[Any, str], T], disk: Path | None = None) -> T:
+        """Call with the filesystem and a path until it succeeds.
+
+        Args:
+            name: What it is about, relative to the prefix.
+            call: The operation.
+            disk: A path on the local disk that it writes to, if any.
+        """
+        attempt = 0
+        while True:
+            try:
+                filesystem, path = self._filesystem()[0], self._path(name)
+                filesystem.invalidate_cache()  # another process writes here too
+                return call(filesystem, path)
+            except (FileNotFoundError, ValueError, TypeError, UserError):
+                raise  # asking again gives the same answer
+            except Exception as error:
+                self._raise_definite(error, disk)
+                if attempt == len(self.pauses):
+                    raise TransientError(
+                        f"{self.prefix}: the store did not answer for {name or 'its listing'} at attempt {attempt + 1} "
+                        f"({type(error).__name__}: {error})."
+                    ) from error
+                logger.info("%s: %s. Trying again in %g s.", self.prefix, error, self.pauses[attempt])
+            time.sleep(self.pauses[attempt])
+            attempt += 1
+
+    def _raise_definite(self, error: Exception, disk: Path | None) -> None:
+        """Raise what trying again does not mend."""
+        if isinstance(error, OSError) and error.errno in _FULL and disk is not None:
+            raise DiskFullError.at(disk) from error
+        # gcsfs says 403 with a plain OSError.
+        forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
+        if forbidden or isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
+            raise self._refused(error, "Let the pods' service account read, write and remove there.") from error
+
+    def _refused(self, error: Exception, remedy: str) -> UserError:
+        return UserError.single(
+            "checkpoints", self.prefix, f"cannot be used ({type(error).__name__}: {error}).", remedy
+        )
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    if protocol in _LOCAL:
+        return {"auto_mkdir": True}
+    if protocol not in _S3:
+        return {}
+    retries = {"mode": "standard", "total_max_attempts": S3_BOTOCORE_TRIES}
+    config = {"connect_timeout": S3_CONNECT_S, "read_timeout": S3_READ_S, "retries": retries}
+    return {"max_concurrency": S3_PARTS_AT_ONCE, "config_kwargs": config}

@@ -1,0 +1,103 @@
+"""What looks at a training at the end of each step: whether it diverged, and that it still moves."""
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from thriftune import distributed
+from thriftune.adjustments import Adjustments
+from thriftune.errors import DivergedError, StartAgainError
+from thriftune.guards.divergence import Divergence, DivergenceGuard
+from thriftune.guards.stall import StallWatch
+from thriftune.resumption import Checkpoints
+
+if TYPE_CHECKING:
+    from thriftune.resumable import ResumableTrainer
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_CHARACTERS = 80
+
+
+class Guarding(TrainerCallback):
+    """Stops a training whose loss diverged, or has it go back; and tells the stall watch that it moves.
+
+    Args:
+        trainer: The trainer, which remembers the losses of a step.
+        guard: Knows the recent losses.
+        stall: Ends the process when no step is done.
+        on_divergence: stop or rollback.
+        adjustments: What was changed of the run so far.
+        checkpoints: Where a change is written down; None: nothing can go back.
+    """
+
+    def __init__(
+        self,
+        trainer: "ResumableTrainer",
+        guard: DivergenceGuard,
+        stall: StallWatch,
+        on_divergence: str,
+        adjustments: Adjustments,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self._trainer, self._guard, self._stall = trainer, guard, stall
+        self._on_divergence, self._adjustments, self._checkpoints = on_divergence, adjustments, checkpoints
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A pass of an accumulated step was done."""
+        self._stall.beat()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the step.
+
+        Raises:
+            DivergedError: The loss diverged, and the run stops there.
+            StartAgainError: It did, and the run goes back and leaves the batch out.
+        """
+        self._stall.beat()
+        losses = self._trainer.take_losses()
+        own = sum(losses)
+        mean = distributed.mean(own)
+        if not math.isfinite(own):
+            self._name_batch(state.global_step, losses)
+        divergence = self._guard.observe(state.global_step, mean, self._loss_scale())
+        if divergence is not None:
+            self._act(divergence)
+
+    def _act(self, divergence: Divergence) -> None:
+        why = divergence.message
+        if self._on_divergence == "rollback" and self._checkpoints is not None:
+            changed = self._adjustments.after_divergence(divergence.step, why)
+            self._checkpoints.adjust(changed.as_json())
+            # One that was saved right before may hold what made the loss diverge.
+            self._checkpoints.drop_from(divergence.step - 1)
+            raise StartAgainError(f"{why} Going back, and leaving out the batch of step {divergence.step}.")
+        raise DivergedError.single(
+            "training.learning_rate",
+            self._trainer.args.learning_rate,
+            f"{why} The last checkpoint before it is kept.",
+            "Lower the learning rate or raise warmup_share; look for overflow in fp16; or training.on_divergence: "
+            "rollback leaves the batch out.",
+        )
+
+    def _loss_scale(self) -> float | None:
+        """The present loss scale of fp16, where it is dynamic."""
+        engine: Any = getattr(self._trainer, "deepspeed", None)
+        optimizer: Any = getattr(engine, "optimizer", None)
+        if self._trainer.args.fp16 and getattr(optimizer, "dynamic_loss_scale", False):
+            return float(optimizer.loss_scale)
+        scaler = getattr(self._trainer.accelerator, "scaler", None)
+        return float(scaler.get_scale()) if scaler is not None else None
+
+    def _name_batch(self, step: int, losses: list[float]) -> None:
+        """Say which rows they were: on every rank that has some."""
+        for number, (loss, rows) in enumerate(zip(losses, self._trainer.last_rows, strict=False)):
+            if not math.isfinite(loss):
+                tokenizer: Any = self._trainer.processing_class
+                text = tokenizer.decode(rows, skip_special_tokens=True)[:_SHOWN_CHARACTERS]
+                rank = distributed.current_rank().index
+                logger.error("Rank %d: the loss is %s in pass %d of step %d: %r ...", rank, loss, number, step, text)

@@ -1,0 +1,64 @@
+"""What to do when a step runs out of memory: fewer rows at a time, the same rows an optimizer step."""
+
+from dataclasses import dataclass
+
+from thriftune.errors import UserError
+
+# A plan that is wrong by more than a factor of 4 is not a plan that is a little off: better stop and say so.
+MAX_HALVINGS = 2
+
+
+@dataclass(frozen=True)
+class Halvings:
+    """How often the micro batch of a run was made smaller.
+
+    Attributes:
+        count: Times.
+        before: Micro batch that the plan gave, in rows.
+        after: Micro batch at the end, in rows.
+        step: Optimizer step of the last time; None if there was none.
+    """
+
+    count: int
+    before: int
+    after: int
+    step: int | None = None
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether one more is allowed."""
+        return self.count < MAX_HALVINGS
+
+    def again(self, after: int, step: int) -> "Halvings":
+        """One more.
+
+        Args:
+            after: The new micro batch, in rows.
+            step: Optimizer step at which memory ran out.
+        """
+        return Halvings(self.count + 1, self.before, after, step)
+
+
+def halved(micro_batch: int, accumulation: int) -> tuple[int, int]:
+    """The largest micro batch of at most half the size that leaves the rows of an optimizer step as they are.
+
+    Args:
+        micro_batch: Rows a rank takes at a time.
+        accumulation: Such passes of an optimizer step.
+
+    Returns:
+        The new micro batch and accumulation. Their product stays: 8 x 1 becomes 4 x 2, and 9 x 1 becomes 3 x 3.
+
+    Raises:
+        UserError: The micro batch is 1 already.
+    """
+    if micro_batch <= 1:
+        raise UserError.single(
+            "training.micro_batch",
+            micro_batch,
+            "a single row does not fit into memory.",
+            "Lower data.max_length, turn training.gradient_checkpointing on, or ask for GPUs with more memory.",
+        )
+    rows = micro_batch * accumulation
+    smaller = next(size for size in range(micro_batch // 2, 0, -1) if rows % size == 0)
+    return smaller, rows // smaller
