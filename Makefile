@@ -55,7 +55,7 @@ test: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest
 
 faults: setup
-	$(BIN)/python -m pytest tests/faults -m "faults or not faults"
+	$(BIN)/python -m pytest tests/faults tests/checkpoints -m "faults or not faults"
 
 cluster: setup
 	$(BIN)/python -m pytest tests/cluster

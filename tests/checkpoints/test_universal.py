@@ -254,7 +254,7 @@ def test_grouping_by_length_of_transformers_depends_on_the_ranks():
     assert all(a != b for a, b in pairwise(orders))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("stage", [1, 2])
 def test_zero1_and_zero2_go_on_with_others(tmp_path, tiny_model_dir, stage):
     section = {**ZERO3, "stage": stage}
@@ -264,7 +264,7 @@ def test_zero1_and_zero2_go_on_with_others(tmp_path, tiny_model_dir, stage):
         assert_same(results[ranks], results["whole"])
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_two_nodes_instead_of_three(tmp_path, tiny_model_dir):
     """In the middle of the second epoch: the order of that epoch, and not the first, is gone on with."""
     results = resumed(tmp_path / "run", tiny_model_dir, ZERO3, [2, 3], written_by=3, rows=48, save_at=6)
@@ -272,7 +272,7 @@ def test_two_nodes_instead_of_three(tmp_path, tiny_model_dir):
     assert_same(results[3], results["whole"], after=6)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 1e-3), ("bf16", 5e-3)])
 @pytest.mark.parametrize("stage", [2, 3])
 def test_16_bit_training_goes_on_with_its_loss_scale(tmp_path, tiny_model_dir, stage, precision, tolerance):
@@ -285,14 +285,14 @@ def test_16_bit_training_goes_on_with_its_loss_scale(tmp_path, tiny_model_dir, s
         assert results[1]["loss_scale"] > 2**8, "the scale must have moved, or the comparison says nothing"
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_zero0_needs_no_conversion(tmp_path, tiny_model_dir):
     results = resumed(tmp_path / "run", tiny_model_dir, {**ZERO3, "stage": 0}, [1])
     assert not universal.needs_conversion(checkpoint_of(tmp_path / "run"), 1)
     assert_same(results[1], results["whole"])
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_number_of_ranks_changes_twice(tmp_path, tiny_model_dir):
     """What ranks that resumed from a converted checkpoint save is an ordinary checkpoint again."""
     common = {"model": str(tiny_model_dir), "section": ZERO3, "steps": STEPS}
@@ -308,7 +308,7 @@ def test_number_of_ranks_changes_twice(tmp_path, tiny_model_dir):
     assert_same(last, whole, after=6)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_steps_must_be_kept_apart(tmp_path, tiny_model_dir):
     """Says when `separate_steps` can go: DeepSpeed counts the steps of all sub-groups in one tensor."""
     results = resumed(tmp_path / "run", tiny_model_dir, ZERO3, [1], separate_steps=False)

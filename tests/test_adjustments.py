@@ -1,0 +1,45 @@
+"""What a training changes of itself: the rows of an optimizer step stay, and it gives up in time."""
+
+import json
+
+import pytest
+from planning import planned
+
+from thriftune.adjustments import MOST_SKIPPED, Adjustments
+from thriftune.errors import DivergedError, UserError
+
+
+@pytest.fixture
+def plan(run_config):
+    return planned(run_config("qlora", training={"global_batch": 8, "micro_batch": 8}))
+
+
+def test_a_smaller_micro_batch_leaves_the_global_batch_as_it_is(plan):
+    changed = Adjustments().after_out_of_memory(plan)
+    now = changed.applied_to(plan)
+    assert (now.micro_batch, now.accumulation) == (4, 2)
+    assert now.batch.global_batch == now.micro_batch * now.accumulation == 8
+    again = changed.after_out_of_memory(now)
+    assert again.record(plan.micro_batch).count == 2
+    assert (again.record(plan.micro_batch).before, again.record(plan.micro_batch).after) == (8, 2)
+
+
+def test_memory_that_runs_out_a_third_time_ends_the_run(plan):
+    changed = Adjustments(micro_batch=2, accumulation=4, halvings=2)
+    with pytest.raises(UserError, match="after it was made smaller 2 times"):
+        changed.after_out_of_memory(changed.applied_to(plan))
+
+
+def test_batches_are_left_out_until_there_are_too_many():
+    changed = Adjustments()
+    for step in range(MOST_SKIPPED):
+        changed = changed.after_divergence(step, "The loss is nan.")
+    assert changed.skipped_steps == tuple(range(MOST_SKIPPED))
+    with pytest.raises(DivergedError, match="The batches of steps 0, 1, 2, 3, 4 were left out before"):
+        changed.after_divergence(9, "The loss is nan.")
+
+
+def test_they_survive_json():
+    changed = Adjustments(micro_batch=2, accumulation=4, halvings=1, skipped_steps=(3, 7))
+    assert Adjustments.from_json(json.loads(json.dumps(changed.as_json()))) == changed
+    assert Adjustments.from_json({}) == Adjustments()
