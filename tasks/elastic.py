@@ -133,6 +133,8 @@ def _tell_agent(error: ThriftuneError) -> None:
     partial = file.with_suffix(f".{os.getpid()}")
     partial.write_bytes(pickle.dumps(error))
     partial.replace(file)
+    # The agent ends its workers with a SIGTERM, and waits for them; there is nothing left here to save.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(agent, _SPOKEN)
     time.sleep(_UNTIL_ENDED_SECONDS)
 
@@ -159,16 +161,19 @@ def _listening() -> Iterator[None]:
         for child in psutil.Process().children():
             child.send_signal(number)
 
-    def hear(_number: int, _: FrameType | None) -> None:
+    def hear(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # every worker says it; once is enough
         raise _WorkerSpokeError
 
     configuration = launcher.LaunchConfig
     # The plugin takes the configuration from there when it starts, and has no argument for the signals.
     launcher.LaunchConfig = functools.partial(configuration, signals_to_handle=_SIGNALS_OF_AGENT)  # type: ignore[misc,assignment]
-    before = {number: signal.signal(number, handle) for number, handle in ((signal.SIGTERM, hand_on), (_SPOKEN, hear))}
+    before = signal.signal(signal.SIGTERM, hand_on)
+    signal.signal(_SPOKEN, hear)
     try:
         yield
     finally:
         launcher.LaunchConfig = configuration  # type: ignore[misc]
-        for number, handle in before.items():
-            signal.signal(number, handle)
+        # Of the other signal some workers' may still come: its default would end this process.
+        signal.signal(_SPOKEN, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, before)

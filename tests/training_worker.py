@@ -32,13 +32,11 @@ def plain_trainer(config: RunConfig, plan: TrainingPlan, job: dict) -> dict:
     tokenizer = load_tokenizer(Path(job["model"]))
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch_dtype(plan.precision))
 
-    def load():
-        arguments = training.training_arguments(config, plan, scratch)
-        return training.make_trainer(model, arguments, tokenizer, rows)
-
-    trainer, result = training.measured_training(load, plan)
+    trainer = training.make_trainer(model, training.training_arguments(config, plan, scratch), tokenizer, rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     loss, _ = held_out_loss(trainer.model.eval(), tokenizer, held_out, batch=4)
-    return {**asdict(result), "held_out_loss": loss}
+    return {"losses": losses, "held_out_loss": loss}
 
 
 def main() -> None:

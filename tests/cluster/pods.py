@@ -53,6 +53,7 @@ class Place:
 
 @dataclass
 class _Pod:
+    name: str
     process: subprocess.Popen[bytes]
     directory: Path
     killed: bool = False
@@ -117,6 +118,15 @@ class Pods:
                 with suppress(ProcessLookupError):
                     os.killpg(pod.process.pid, signal.SIGKILL)
 
+    def strike(self, name: str, number: int) -> None:
+        """Do to a pod what happens on spot nodes: a SIGTERM goes to its first process, a SIGKILL ends all of them."""
+        with self._lock:
+            (pod,) = [pod for pod in self._running if pod.name == name]
+        if number == signal.SIGKILL:
+            os.killpg(pod.process.pid, number)
+        else:
+            pod.process.send_signal(number)
+
     def log(self, name: str) -> str:
         """What the pods whose names begin so printed."""
         return "\n".join(file.read_text(errors="replace") for file in sorted(self.logs.glob(f"{name}*.log")))
@@ -155,7 +165,7 @@ class Pods:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        pod = _Pod(process, directory)
+        pod = _Pod(name, process, directory)
         with self._lock:
             self._running.append(pod)
         return pod

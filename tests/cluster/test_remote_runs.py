@@ -2,6 +2,11 @@
 
 import json
 import shlex
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,8 @@ from cluster.control_plane import ControlPlane
 from cluster.records import Run
 
 pytestmark = pytest.mark.slow
-TRAINING = {"max_steps": 4}
+TRAINING = {"max_steps": 8}
+CHECKPOINTS = {"every_steps": 2}
 TOKEN, WANDB_KEY = "hf_PlantedTokenThatMustNotAppear", "0123456789abcdefPlantedKeyThatMustNotAppear"
 SECRETS = {"THRIFTUNE_HUB_SECRET": "hub/token", "THRIFTUNE_WANDB_SECRET": "wandb/key"}
 ON_GPUS = {"evaluate", "train_qlora", "train_full_2"}
@@ -42,8 +48,10 @@ def full_run(
     cluster: ControlPlane, pyflyte: Pyflyte, sources: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Run, Path]:
     hardware = {"nodes": 2, "devices_per_node": 1}
-    config = write_config(tmp_path_factory.mktemp("full"), "full", *sources, hardware=hardware, training=TRAINING)
-    pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=SECRETS)
+    folder = tmp_path_factory.mktemp("full")
+    config = write_config(folder, "full", *sources, hardware=hardware, training=TRAINING, checkpoints=CHECKPOINTS)
+    with a_fault_after_a_checkpoint(cluster, signal.SIGKILL):
+        pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=SECRETS)
     return done(cluster), config
 
 
@@ -56,14 +64,36 @@ def qlora_run(
         "lora": {"rank": 8, "alpha": 16},
         "data": {"packing": True},
         "training": {
-            "optimizer": "paged_adamw_8bit", "max_steps": 12, "global_batch": 4, "micro_batch": 2, "report_to": "wandb"
+            "optimizer": "paged_adamw_8bit", "max_steps": 24, "global_batch": 4, "micro_batch": 2, "report_to": "wandb"
         },
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("qlora")
-    config = write_config(folder, "qlora", *sources, hardware={"nodes": 1}, **overrides)
+    config = write_config(folder, "qlora", *sources, hardware={"nodes": 1}, checkpoints=CHECKPOINTS, **overrides)
     offline = ("--env", "WANDB_MODE=offline")
-    pyflyte("run", "--remote", *IN_CLUSTER, *offline, *QLORA, "--config", str(config), settings=SECRETS)
+    with a_fault_after_a_checkpoint(cluster, signal.SIGTERM):
+        pyflyte("run", "--remote", *IN_CLUSTER, *offline, *QLORA, "--config", str(config), settings=SECRETS)
     return done(cluster), config
+
+
+@contextmanager
+def a_fault_after_a_checkpoint(cluster: ControlPlane, number: int) -> Iterator[None]:
+    """Strike the first pod that says it saved a checkpoint."""
+    over = threading.Event()
+
+    def strike() -> None:
+        while not over.wait(0.05):
+            for log in cluster.pods.logs.glob(f"{list(cluster.runs)[-1] if cluster.runs else 'none'}-*.log"):
+                if b"Checkpoint of step" in log.read_bytes():
+                    return cluster.pods.strike(log.stem, number)
+        return None
+
+    watcher = threading.Thread(target=strike)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def output(run: Run, name: str) -> dict[str, Any]:
@@ -84,10 +114,15 @@ def cached(run: Run) -> dict[str, set[int]]:
     return found
 
 
+def attempts_of(run: Run) -> Counter[str]:
+    """How often a run started pods for each task."""
+    attempts = (attempt for record in run.nodes.values() for attempt in record.attempts)
+    return Counter(attempt.execution.id.task_id.name.rpartition(".")[2] for attempt in attempts)
+
+
 def pods_of(run: Run) -> set[str]:
     """The tasks that a run started pods for."""
-    attempts = (attempt for record in run.nodes.values() for attempt in record.attempts)
-    return {attempt.execution.id.task_id.name.rpartition(".")[2] for attempt in attempts}
+    return set(attempts_of(run))
 
 
 def loss(directory: Path) -> float:
@@ -103,9 +138,12 @@ def loss(directory: Path) -> float:
 
 
 def test_a_job_of_two_nodes_trains_what_a_local_run_trains(full_run, cluster, tiny_model_dir, chat_rows_file, tmp_path):
+    """Although a pod of it was killed: the next attempt goes on from its checkpoint, on two nodes again."""
     run, _ = full_run
     assert output(run, "plan")["nodes"] == 2
-    assert len(list(cluster.pods.logs.glob(f"{run.name}-*-worker-*.log"))) == 2
+    assert attempts_of(run)["train_full_2"] == 2
+    assert len(list(cluster.pods.logs.glob(f"{run.name}-*-worker-*.log"))) == 2 * 2
+    assert output(run, "metrics")["training"]["resumed_at"] >= CHECKPOINTS["every_steps"]
     local = write_config(tmp_path, "full", tiny_model_dir, chat_rows_file, training=TRAINING)
     pyflyte_run(tmp_path, *FULL, "--config", str(local))
     there, here = output(run, "metrics"), json.loads(only(tmp_path, "outputs/tiny/*/metrics.json").read_text())
@@ -134,7 +172,10 @@ def test_the_same_run_at_another_price_is_planned_again_and_asks_for_no_gpu(full
 
 
 def test_qlora_gives_a_merged_model(qlora_run, cluster, tmp_path):
+    """Although its node went away: it saved what it had on the notice, and the next attempt went on from there."""
     run, _ = qlora_run
+    assert attempts_of(run)["train_qlora"] == 2
+    assert output(run, "metrics")["training"]["resumed_at"] >= CHECKPOINTS["every_steps"]
     metrics = output(run, "metrics")
     assert metrics["after"]["loss"] < metrics["before"]["loss"] - 0.05
     assert metrics["outputs"]["adapter"].startswith("s3://")
