@@ -228,15 +228,16 @@ class ResourceWatch:
             return self._history.samples()
 
     def _sample(self) -> None:
-        while True:
+        ends = False
+        while not ends:
+            ends = self._stop.is_set()  # a last reading is of the end, also of what was shorter than the interval
             try:
                 reading = self._read()
             except OSError as error:  # the folder was just removed; the next reading may work
                 logger.debug("Resources cannot be read: %s", error)
             else:
                 self._take(time.monotonic() - self._started, reading)
-            if self._stop.wait(self._interval):
-                return
+            self._stop.wait(self._interval)
 
     def _take(self, seconds: float, reading: Reading) -> None:
         warnings = self._fill_watch.check(seconds, reading)

@@ -1,0 +1,115 @@
+"""A training in which memory runs out or the loss diverges: one process, the tiny model, the real Trainer."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from planning import planned
+
+from thriftune import qlora
+from thriftune.checkpoints import restoring
+from thriftune.checkpoints.store import Store
+from thriftune.config import DataConfig
+from thriftune.data import prepare
+from thriftune.errors import DivergedError, UserError
+from thriftune.resumable import ResumableTrainer
+from thriftune.resumption import CheckpointPlace
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, tiny_model_dir, chat_rows_file):
+    directory = tmp_path_factory.mktemp("attempts") / "dataset"
+    data = DataConfig(source=str(chat_rows_file), format="chat", max_length=64)
+    prepare.prepare(data, seed=0, tokenizer_dir=tiny_model_dir, destination=directory)
+    return directory
+
+
+@pytest.fixture
+def training(run_config, tiny_model_dir, dataset, tmp_path):
+    """Train adapters for some steps, with a checkpoint every third."""
+
+    def train(where="run", **overrides):
+        wanted = {"global_batch": 4, "micro_batch": 4, "max_steps": STEPS, "log_every": 1, "precision": "fp32"}
+        config = run_config(
+            "qlora",
+            training={**wanted, "gradient_checkpointing": False, **overrides},
+            lora={"rank": 4, "dropout": 0.0},
+            checkpoints={"every_steps": 3},
+        )
+        place = CheckpointPlace(str(tmp_path / where), "", tmp_path / f"{where}-scratch", 10.0)
+        result = qlora.train(config, planned(config), tiny_model_dir, dataset, tmp_path / f"{where}-out", place=place)
+        manifest = json.loads((tmp_path / f"{where}-out" / "manifest.json").read_text())
+        assert manifest["training"]["steps"] == STEPS
+        return result
+
+    return train
+
+
+@pytest.fixture
+def disturbed(monkeypatch):
+    """Disturb the loss of the passes that a function picks: by the step that they belong to, and their rows."""
+    compute = ResumableTrainer.compute_loss
+
+    def disturb(change):
+        def changed(self, model, inputs, *arguments, **options):
+            rows = inputs["input_ids"].clone()
+            loss = compute(self, model, inputs, *arguments, **options)
+            return change(self.state.global_step + 1, rows, loss)
+
+        monkeypatch.setattr(ResumableTrainer, "compute_loss", changed)
+
+    return disturb
+
+
+def test_memory_that_runs_out_makes_the_micro_batch_smaller_and_the_training_the_same(training, disturbed):
+    calm = training("calm")
+
+    def too_large(step, rows, loss):
+        if step == 5 and len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return loss
+
+    disturbed(too_large)
+    result = training("tight")
+    assert (result.halvings.count, result.halvings.before, result.halvings.after) == (1, 4, 2)
+    assert result.resumed_at == 3
+    assert result.losses == pytest.approx(calm.losses, abs=1e-4)
+
+
+def test_memory_that_never_suffices_ends_the_run(training, disturbed):
+    def never(step, rows, loss):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    disturbed(never)
+    with pytest.raises(UserError, match=r"training\.micro_batch"):
+        training()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint_before(training, disturbed, tmp_path):
+    disturbed(lambda step, rows, loss: loss * math.nan if step == 8 else loss)
+    with pytest.raises(DivergedError, match="The loss is nan at step 8"):
+        training()
+    (_, newest), *_ = restoring.complete([Store(str(tmp_path / "run"))])
+    assert newest.step == 6
+    assert not list(Path(tmp_path).glob("run-out/manifest.json"))
+
+
+def test_a_bad_batch_is_left_out(training, disturbed):
+    """The rows themselves are bad, so that going back without leaving them out would end the same way."""
+    bad = {}
+
+    def poisoned(step, rows, loss):
+        if step == 8:
+            bad.setdefault("rows", rows)
+        return loss * math.nan if torch.equal(rows, bad.get("rows", rows[:0])) else loss
+
+    disturbed(poisoned)
+    result = training(on_divergence="rollback")
+    assert result.skipped_steps == [8]
+    assert result.resumed_at == 6
+    assert all(map(math.isfinite, result.losses))
+    assert [event.kind for event in result.events] == ["resumed", "rolled back"]
