@@ -44,6 +44,9 @@ _Result = TypeVar("_Result")
 _SPOKEN = signal.SIGUSR2
 # Longer than an agent takes to end its workers after it was told.
 _UNTIL_ENDED_SECONDS = 120
+# Without it torch 2.13 keeps one store for all starts of a group, and one that is started again finds the addresses of
+# the processes before it there: gloo is refused, NCCL waits. (torch, elastic/rendezvous/dynamic_rendezvous.py)
+_NEW_STORE_FOR_EACH_START = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 # What torch's agent listens to by itself: all it does by default, but for SIGTERM.
 _SIGNALS_OF_AGENT = "SIGINT,SIGHUP,SIGQUIT"
 
@@ -72,6 +75,7 @@ class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
         self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
         if plan.hardware.is_gpu:
             settings.default_environment(node_environment(plan, plan.processes_per_node, plan.nodes))
+        settings.default_environment(_NEW_STORE_FOR_EACH_START)
         try:
             with _listening():
                 return super().execute(**kwargs)

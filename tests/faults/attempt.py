@@ -1,0 +1,123 @@
+"""One attempt of one training, as a task of Flyte makes it; `python -m faults.attempt JOB.json` or from the nursery.
+
+QLoRA trains in this process. Full fine-tuning runs in worker processes of the package's own Elastic task, whose agent
+this process is; a job of several nodes has several of these processes.
+"""
+
+import dataclasses
+import logging
+import os
+import sys
+from pathlib import Path
+
+from flytekit import task
+from flytekit.core.base_task import IgnoreOutputs
+from flytekit.exceptions.user import FlyteRecoverableException
+from planning import planned
+from transformers import trainer
+
+import deepspeed_configs
+from faults.job import Job
+from faults.recording import Events, Recorder, plant_in_process
+from tasks import log
+from tasks.elastic import elastic, in_worker
+from tasks.transfer import transient_errors_retried
+from thriftune import distributed, full, qlora
+from thriftune.config import RunConfig
+from thriftune.errors import UserError
+from thriftune.resumption import CheckpointPlace
+from thriftune.training_plan import TrainingPlan
+
+
+def plan_of(job: Job, config: RunConfig) -> TrainingPlan:
+    """The plan of the run on this machine; for several nodes one on each of them with as few processes."""
+    deepspeed = deepspeed_configs.load(config.zero_or_default.config) if config.method == "full" else None
+    plan = planned(config, deepspeed, Path(job.model))
+    per_node = plan.processes_per_node // job.nodes
+    return dataclasses.replace(plan, nodes=job.nodes, devices_per_node=per_node, processes_per_node=per_node)
+
+
+def place_of(job: Job) -> CheckpointPlace:
+    """Where checkpoints lie; nodes that are processes of one machine have each a disk of their own."""
+    scratch = Path(job.scratch) / f"node-{distributed.current_rank().node}"
+    return CheckpointPlace(job.here, job.previous, scratch, job.grace_seconds)
+
+
+def train_adapters(job: Job) -> None:
+    """A QLoRA attempt, in this process."""
+    config = RunConfig.model_validate(job.config)
+    begin(job)
+    model, dataset, output = Path(job.model), Path(job.dataset), Path(job.output)
+    with transient_errors_retried():
+        qlora.train(config, plan_of(job, config), model, dataset, output, place=place_of(job))
+
+
+def train_weights(job: Job) -> None:
+    """What a worker process of a full attempt does."""
+    config = RunConfig.model_validate(job.config)
+    begin(job)
+
+    def work() -> None:
+        plan = plan_of(job, config)
+        distributed.join("gloo")
+        full.train(config, plan, Path(job.model), Path(job.dataset), Path(job.output), place_of(job))
+        distributed.leave()
+
+    with transient_errors_retried():
+        in_worker(work)
+
+
+@task(task_config=elastic(1))
+def one_node(plan: TrainingPlan, job_file: str) -> str:
+    """A full attempt on one node."""
+    train_weights(Job.read(job_file))
+    return ""
+
+
+@task(task_config=elastic(2))
+def two_nodes(plan: TrainingPlan, job_file: str) -> str:
+    """A full attempt on two nodes."""
+    train_weights(Job.read(job_file))
+    return ""
+
+
+def begin(job: Job) -> None:
+    """Have everything written down that happens in this process."""
+    os.environ.update(job.environment)
+    log.configure()
+    logging.getLogger("thriftune").setLevel(logging.INFO)
+    plant_in_process(job)
+    trainer.DEFAULT_CALLBACKS.append(Recorder(job))
+
+
+def run(file: str) -> int:
+    """Make the attempt, and write down how it ended: finished, recoverable (tried again), user or error (neither)."""
+    job = Job.read(file)
+    events = Events(job.events)
+    events.add("start")
+    try:
+        if job.config["method"] == "qlora":
+            train_adapters(job)
+        else:
+            os.environ.update(job.environment)
+            declared = one_node if job.nodes == 1 else two_nodes
+            declared._task_config = dataclasses.replace(declared.task_config, start_method=job.start_method)
+            declared.execute(plan=plan_of(job, RunConfig.model_validate(job.config)), job_file=file)
+    except FlyteRecoverableException as error:
+        events.add("end", outcome="recoverable", message=str(error))
+    except IgnoreOutputs:  # that of a node without global rank 0
+        events.add("end", outcome="finished", message="")
+        return 0
+    except UserError as error:
+        events.add("end", outcome="user", message=str(error))
+    except Exception as error:
+        logging.getLogger(__name__).exception("The attempt failed")
+        events.add("end", outcome="error", message=f"{type(error).__name__}: {error}")
+    else:
+        events.add("end", outcome="finished", message="")
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1]))

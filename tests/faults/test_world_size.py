@@ -1,0 +1,62 @@
+"""Other numbers of nodes and workers than before: the same global batch, and losses that agree within 1e-5."""
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from faults.comparing import note
+from faults.conftest import INTERVAL, run_config
+
+TOLERANCE = 1e-5
+CLOSE = "losses and weights within 1e-5"
+ONE_ROW = {"global_batch": 6, "micro_batch": 1, "max_steps": 20, "precision": "fp32", "log_every": 1,
+           "learning_rate": 1e-3, "save_dtype": "fp32", "gradient_checkpointing": False}  # fmt: skip
+whole = pytest.mark.faults
+pytestmark = whole
+
+
+def require_close(expected, run, outcomes) -> None:
+    """Every loss after each resume, and every weight, are nearly those of the run that nobody disturbed."""
+    for outcome in outcomes:
+        differences = [abs(loss - expected.outcome.losses[step]) for step, loss in outcome.losses.items()]
+        assert max(differences) < TOLERANCE, outcome.begins
+    mine, other = (load_file(r.output / "model.safetensors") for r in (run, expected.run))
+    assert max(float((mine[name] - other[name]).abs().max()) for name in other) < TOLERANCE
+    assert run.claims_to_be_finished == [run.output]
+
+
+@pytest.mark.parametrize("method", ["zero3", "zero2"])
+def test_two_nodes_then_one_then_two_train_as_two_throughout(method, new_run, undisturbed, record):
+    sections = {"training": ONE_ROW}
+    expected = undisturbed(method, **sections)
+    alone = run_config(method, **sections, hardware={"devices_per_node": 1})
+    run = new_run(method, **sections)
+    outcomes = []
+    for nodes, config in ((2, run.base["config"]), (1, alone)):
+        attempt = run.start(nodes=nodes, config=config)
+        begun = attempt.until(lambda a=attempt: a.events("begin"))[0]["step"]
+        # Several nodes look every two seconds whether the others are done.
+        manifest = Path(attempt.job.here) / f"checkpoint-{begun + INTERVAL}" / "manifest.json"
+        attempt.until_step(begun + INTERVAL)
+        attempt.until(manifest.exists)
+        outcomes.append(attempt.kill().wait())
+        assert run.claims_to_be_finished == []
+    outcomes.append(run.finish(nodes=2))
+    assert [o.begins for o in outcomes] == [[0], [INTERVAL], [2 * INTERVAL]], [o.log[-2000:] for o in outcomes]
+    require_close(expected, run, outcomes)
+    note(record, "two nodes, then one, then two", method, outcomes, limit=3 * INTERVAL, result=CLOSE)
+
+
+@pytest.mark.parametrize("method", ["zero3"])
+def test_two_workers_then_one_train_as_two_throughout(method, new_run, undisturbed, record):
+    sections = {"training": ONE_ROW}
+    expected = undisturbed(method, **sections)
+    run = new_run(method, **sections)
+    attempt = run.start()
+    attempt.until_step(INTERVAL + 1)
+    outcomes = [attempt.kill().wait()]
+    outcomes.append(run.finish(config=run_config(method, **sections, hardware={"devices_per_node": 1})))
+    assert outcomes[1].begins == [INTERVAL]
+    require_close(expected, run, outcomes)
+    note(record, "two workers, then one", method, outcomes, result=CLOSE)
