@@ -32,7 +32,11 @@ class FaultyBucket:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         client = boto3.client(
-            "s3", endpoint_url=self.endpoint, aws_access_key_id=_KEY, aws_secret_access_key=_KEY, region_name="us-east-1"
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=_KEY,
+            aws_secret_access_key=_KEY,
+            region_name="us-east-1",
         )
         client.create_bucket(Bucket=_NAME)
 

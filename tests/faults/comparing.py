@@ -1,5 +1,6 @@
 """What must be true of a run that was disturbed, beside one that was not."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def note(
     **changes: Any,
 ) -> None:
     """Note what a run of several attempts cost; and hold it to the interval between two checkpoints."""
-    pairs = list(zip(outcomes, outcomes[1:], strict=False))
+    pairs = list(itertools.pairwise(outcomes))
     lost = max((steps_lost(before, after) for before, after in pairs), default=0)
     seconds = max((seconds_to_resume(after) for _, after in pairs), default=_NONE)
     values = {"faults": len(pairs), "steps_lost": lost, "seconds": seconds, **changes}

@@ -28,7 +28,12 @@ def flip(file: Path) -> None:
 
 DAMAGES: dict[str, Callable[[Path], None]] = {"truncated": truncate, "deleted": Path.unlink, "one bit flipped": flip}
 FILES = {
-    "zero3": ("zero_pp_rank_1_*optim_states.pt", "zero_pp_rank_0_*model_states.pt", "trainer_state.json", "manifest.json"),
+    "zero3": (
+        "zero_pp_rank_1_*optim_states.pt",
+        "zero_pp_rank_0_*model_states.pt",
+        "trainer_state.json",
+        "manifest.json",
+    ),
     "zero2": ("zero_pp_rank_0_*optim_states.pt", "mp_rank_00_model_states.pt", "rng_state_1.pth", "manifest.json"),
     "qlora": ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "manifest.json"),
 }

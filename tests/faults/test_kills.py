@@ -84,9 +84,7 @@ def test_a_run_killed_while_it_writes_its_result_leaves_nothing_that_claims_to_b
 @whole
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("file", ["store/attempt-0/checkpoint-6/files", "store/attempt-0/checkpoint-6/manifest.json"])
-def test_a_run_killed_while_it_uploads_goes_on_from_the_checkpoint_before(
-    method, file, new_run, undisturbed, record
-):
+def test_a_run_killed_while_it_uploads_goes_on_from_the_checkpoint_before(method, file, new_run, undisturbed, record):
     expected = undisturbed(method)
     run = new_run(method)
     killed = run.start([Plant("kill", file=file, once=str(run.folder / "killed"))])
