@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.checkpoints.store import Store
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError
@@ -86,5 +85,4 @@ def test_nothing_is_left_on_this_disk_when_a_training_ends(checkpoints, written,
     written(first, 5)
     first.finish()
     assert not (tmp_path / "scratch").exists()
-    assert isinstance(first._saver, BackgroundSaver)
     assert Store(str(tmp_path / "first")).names("checkpoint-5")

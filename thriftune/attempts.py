@@ -1,5 +1,6 @@
 """One attempt at a training: restored, guarded and measured; and what it leaves to the next if it does not end well."""
 
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from thriftune import artifacts, distributed
 from thriftune.adjustments import Adjustments
+from thriftune.checkpoints.errors import DiskFullError
 from thriftune.checkpoints.universal import to_universal
 from thriftune.config import RunConfig
 from thriftune.errors import StartAgainError, TransientError
@@ -69,6 +71,7 @@ class Attempt:
         )
         self._plan = self._adjustments.applied_to(plan)
         self._stall = StallWatch(config.training.stall_timeout)
+        self._notice: Notice | None = None
 
     def train(self, load: Load) -> tuple["ResumableTrainer", TrainingResult]:
         """Load and train, measuring from the first byte loaded to the last step. Collective: every rank calls it.
@@ -94,6 +97,8 @@ class Attempt:
             with self._stall:
                 trainer.train(resume_from_checkpoint=str(resumed.directory) if resumed else None)
             seconds = time.monotonic() - started
+        if self._notice:
+            self._notice.stop()
         result = result_of(
             trainer,
             self._planned,
@@ -107,6 +112,13 @@ class Attempt:
         if self._checkpoints:
             self._checkpoints.finish()
         return trainer, result
+
+    def stop(self) -> None:
+        """Let go of what goes on beside the training, in a process that lives on."""
+        if self._notice:
+            self._notice.stop()
+        if self._checkpoints:
+            self._checkpoints.stop_saving()
 
     def _guard(self, trainer: "ResumableTrainer", resumed: Resumed | None) -> None:
         """Add what looks at each step, and what saves after it."""
@@ -124,7 +136,8 @@ class Attempt:
             def content() -> dict[str, object]:
                 return {"guard": guard.state(), "micro_batch": self._plan.micro_batch}
 
-            trainer.add_callback(KeepCheckpoints(self._checkpoints, Notice.heard(), content, self._stall))
+            self._notice = Notice.heard()
+            trainer.add_callback(KeepCheckpoints(self._checkpoints, self._notice, content, self._stall))
 
     @contextmanager
     def _faults_told_apart(self) -> Iterator[None]:
@@ -132,6 +145,8 @@ class Attempt:
         try:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
+            if _is_disk_full(error):
+                raise DiskFullError.at(self.folder) from error
             kind = kind_of(error)
             if kind == "memory" and self._checkpoints:
                 changed = self._adjustments.after_out_of_memory(self._plan)
@@ -142,6 +157,13 @@ class Attempt:
                 rank = distributed.current_rank().index
                 raise TransientError(f"Rank {rank} lost the others, or its node: {error}") from error
             raise
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Whether the disk is full, as Python says it or as torch's file writer does."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(text in str(error) for text in ("failed writing file", "file write failed", "No space left on device"))
 
 
 def run_record(

@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
@@ -18,14 +18,21 @@ class Notice:
 
     def __init__(self) -> None:
         self.was_given = False
+        self._before: Any = None
 
     @classmethod
     def heard(cls) -> Self:
         """Begin to listen, in place of ending at once. Only a main thread can; elsewhere nothing is heard."""
         notice = cls()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, notice._hear)
+            notice._before = signal.signal(signal.SIGTERM, notice._hear)
         return notice
+
+    def stop(self) -> None:
+        """Listen no more: what follows a training ends at once, as before."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if not self.was_given:

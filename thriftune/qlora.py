@@ -74,10 +74,23 @@ def train(
             try:
                 trainer, result = attempt.train(load)
                 break
-            except StartAgainError as again:  # no other process that would start this one again
+            except StartAgainError as again:  # there is no other process that would start this one again
                 logger.warning("%s", again)
+                attempt.stop()
+            _free_memory()
     _save(trainer, config, destination, run_record(config, plan, model_dir, dataset_dir, result))
     return result
+
+
+def _free_memory() -> None:
+    """Give back what the model of a training that begins again held."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resume_from: Path | None) -> Any:

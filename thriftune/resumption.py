@@ -181,10 +181,15 @@ class Checkpoints:
         """
         return self._saver.wait(seconds) if self._saver is not None else True
 
-    def finish(self) -> None:
-        """Stop uploading, and leave nothing on this disk."""
+    def stop_saving(self) -> None:
+        """Wait for what was handed over, and take no more."""
         if self._saver is not None:
             self._saver.close()
+            self._saver = None
+
+    def finish(self) -> None:
+        """Stop uploading, and leave nothing on this disk."""
+        self.stop_saving()
         distributed.barrier()
         if self._rank.local_index == 0:
             shutil.rmtree(self._place.scratch, ignore_errors=True)

@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -50,9 +51,9 @@ class FaultyBucket:
         """Refuse writes to keys that a regular expression is found in; an empty one: none."""
         self._refusing, self._status = pattern, status
 
-    def prefix(self, name: str) -> str:
-        """A place in the bucket."""
-        return f"s3://{_NAME}/{name}"
+    def prefix(self) -> str:
+        """A place in the bucket that nobody has: the servers of one process share what they hold."""
+        return f"s3://{_NAME}/{uuid.uuid4().hex}"
 
     @property
     def environment(self) -> dict[str, str]:

@@ -12,20 +12,23 @@ import pytest
 from faults.running import Nursery, Outcome, Run
 from thriftune.config import DataConfig
 from thriftune.data import prepare
+from thriftune.data.prepared import TRAIN, load_split
 
-# Steps of a run, and between two of its checkpoints. Two and a half epochs: the order of rows changes between them.
+# Rows to train on; steps of a run, and between two of its checkpoints. Four epochs and a bit: the order of rows changes
+# between them, and each ends within a global batch.
+_ROWS = 56
 STEPS = 20
 INTERVAL = 3
 METHODS = ("qlora", "zero3", "zero2")
 # Where scripts/fault_table.py wants to find what every case cost.
-RECORD = "THRIFTUNE_FAULT_RECORD"
+RECORD = "FAULT_RECORD"
 
 
 def run_config(method: str, **sections: Any) -> dict[str, Any]:
     """The run file of a method."""
     is_full = method != "qlora"
     training = {
-        "global_batch": 8, "micro_batch": 2, "max_steps": STEPS, "precision": "fp32", "log_every": 1,
+        "global_batch": 12, "micro_batch": 2, "max_steps": STEPS, "precision": "fp32", "log_every": 1,
         "learning_rate": 1e-2, "save_dtype": "fp32" if is_full else "auto", "gradient_checkpointing": False,
     }  # fmt: skip
     content = {
@@ -54,9 +57,11 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 def dataset(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, chat_rows_file: Path) -> Path:
     """The tiny model's rows, prepared."""
     directory = tmp_path_factory.mktemp("faults") / "dataset"
-    data = DataConfig(source=str(chat_rows_file), format="chat", max_length=64, validation_share=0.1)
-    # 54 rows are left, whole micro batches for one rank and for two: else the last step of an epoch would differ.
+    data = DataConfig(source=str(chat_rows_file), format="chat", max_length=64, validation_share=4 / 60)
+    # 56 rows are left, whole micro batches of two rows for one rank and for two: else several ranks fill up the last
+    # step of an epoch with other rows, which is no fault.
     prepare.prepare(data, seed=0, tokenizer_dir=tiny_model_dir, destination=directory)
+    assert len(load_split(directory, TRAIN)) == _ROWS
     return directory
 
 

@@ -11,10 +11,10 @@ class Plant:
     """Something that goes wrong inside a process.
 
     Attributes:
-        kind: stall, memory, nan, kill (when `file` is opened for writing), or disk (no file may be longer than `size`).
+        kind: stall, memory, nan, or kill (when `file` is opened for writing).
         step: Optimizer step during which it happens; 1 is the first.
         rank: Global rank that it happens to.
-        size: Bytes (disk), or rows of a micro batch that are too many (memory).
+        size: Rows of a micro batch that are too many (memory).
         file: Part of the path of a file (kill), or fingerprint of the batch (nan).
         once: File that says that it has happened, so that it does not happen again; empty: it happens every time.
     """

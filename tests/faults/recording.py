@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -90,12 +89,10 @@ def happened(plant: Plant) -> bool:
 
 
 def plant_in_process(job: Job) -> None:
-    """Let happen what has nothing to do with a step: kills at a file, and files that may not grow."""
+    """Let happen what has nothing to do with a step: kills at a file."""
     for plant in job.plants:
         if plant.kind == "kill" and plant.rank == int(os.environ.get("RANK", "0")):
             sys.addaudithook(_killer(plant))
-        if plant.kind == "disk":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (plant.size, plant.size))
 
 
 def _killer(plant: Plant) -> Any:
