@@ -1,11 +1,13 @@
 """What checkpoints cost: the demo runs with one every 20 steps and with none, side by side.
 
-Usage: python benchmarks/checkpoint_overhead.py [full] [qlora]     (after `make demo`, which fetches model and rows)
+Usage: python benchmarks/checkpoint_overhead.py [full] [qlora] [--steps 41] [--repeats 2]
+       (after `make demo`, which fetches model and rows)
 
 Prints seconds per step of each, in the order they ran, and the ratio. Steps are as short as the demo's: the longer a
 step, the smaller the share of a checkpoint.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -16,7 +18,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-STEPS, EVERY = 41, 20
+EVERY = 20
 NEVER = 1_000_000.0
 WORKFLOWS = {
     "full": ("workflows/full_finetune.py", "full_finetune"),
@@ -24,16 +26,17 @@ WORKFLOWS = {
 }
 
 
-def run(method: str, every_steps: int | None, folder: Path) -> float:
+def run(method: str, every_steps: int | None, steps: int, folder: Path) -> float:
     """Seconds per step of a demo run.
 
     Args:
         method: full or qlora.
         every_steps: Steps between two checkpoints; None for none at all.
+        steps: Steps of the run.
         folder: Where it writes.
     """
     content = yaml.safe_load((ROOT / "configs" / f"demo-{method}.yaml").read_text(encoding="utf-8"))
-    content["training"] = {**content["training"], "max_steps": STEPS, "log_every": 10}
+    content["training"] = {**content["training"], "max_steps": steps, "log_every": 10}
     content["evaluation"] = {**content.get("evaluation", {}), "max_rows": 4, "max_new_tokens": 4}
     content["checkpoints"] = {"every_minutes": NEVER} | ({"every_steps": every_steps} if every_steps else {})
     if method == "qlora":
@@ -49,18 +52,23 @@ def run(method: str, every_steps: int | None, folder: Path) -> float:
     return float(training["seconds"]) / int(training["steps"])
 
 
-def compare(method: str) -> None:
-    """Run both, twice each, in turn: the machine may get slower or faster meanwhile."""
+def compare(method: str, steps: int, repeats: int) -> None:
+    """Run both, in turn: the machine may get slower or faster meanwhile."""
     seconds: dict[str, list[float]] = {"none": [], f"every {EVERY}": []}
-    for _ in range(2):
+    for _ in range(repeats):
         for name, every in (("none", None), (f"every {EVERY}", EVERY)):
             with tempfile.TemporaryDirectory() as scratch:
-                seconds[name].append(run(method, every, Path(scratch)))
+                seconds[name].append(run(method, every, steps, Path(scratch)))
             print(f"{method}: {name}: {seconds[name][-1]:.3f} s per step", flush=True)
     without, with_them = (min(values) for values in seconds.values())
     print(f"{method}: {with_them / without - 1:+.1%}", flush=True)
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or WORKFLOWS:
-        compare(chosen)
+    parser = argparse.ArgumentParser(description="What checkpoints cost.")
+    parser.add_argument("methods", nargs="*", default=list(WORKFLOWS))
+    parser.add_argument("--steps", type=int, default=2 * EVERY + 1)
+    parser.add_argument("--repeats", type=int, default=2)
+    chosen = parser.parse_args()
+    for named in chosen.methods:
+        compare(named, chosen.steps, chosen.repeats)
