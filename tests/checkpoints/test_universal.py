@@ -75,7 +75,7 @@ def assert_same(result: dict, whole: dict, after: int = SAVED_AT, tolerance: flo
     assert whole["losses"][str(STEPS)] < whole["losses"]["1"] - 1, "it must train, or the comparison says nothing"
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.faults)])
 def test_zero3_of_two_ranks_goes_on_with_others(zero3, ranks):
     assert_same(zero3[ranks], zero3["whole"])
     assert len(zero3["whole"]["adam_steps"]) > 1, "with one sub-group there are no steps to keep apart"

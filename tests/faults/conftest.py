@@ -53,6 +53,14 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     process.close()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test that fails leaves running would slow those after it down."""
+    yield
+    if "nursery" in request.fixturenames:
+        request.getfixturevalue("nursery").end_attempts()
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, chat_rows_file: Path) -> Path:
     """The tiny model's rows, prepared."""

@@ -7,8 +7,10 @@ leads a process group of its own, and ends with this process at the latest.
 
 import os
 import select
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -58,6 +60,13 @@ def reap(running: dict[int, str]) -> None:
             file.with_suffix(".partial").rename(file)
 
 
+def end(running: dict[int, str]) -> None:
+    """End what is left, with its workers."""
+    for group in running:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
 def main() -> None:
     """Fork until nobody asks any more."""
     torch.set_num_threads(1)
@@ -70,6 +79,7 @@ def main() -> None:
             continue
         line = os.read(0, 1 << 16).decode()  # the tests wait for each answer: one line at a time
         if not line:
+            end(running)
             return
         child, file = fork(line)
         running[child] = file

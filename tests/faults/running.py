@@ -25,6 +25,7 @@ class Nursery:
     """The process that attempts are forked from."""
 
     def __init__(self, log: Path) -> None:
+        self._begun: list[int] = []
         path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
         # A node that does not come back is not waited for long.
         environment = {**os.environ, "PYTHONPATH": path, "THRIFTUNE_RENDEZVOUS_SECONDS": "20"}
@@ -40,7 +41,15 @@ class Nursery:
         """Begin an attempt; the id of its process and process group."""
         words = [str(job_file), str(log), *(f"{name}={value}" for name, value in variables.items())]
         self._process.stdin.write("\t".join(words) + "\n")
-        return int(self._process.stdout.readline())
+        self._begun.append(int(self._process.stdout.readline()))
+        return self._begun[-1]
+
+    def end_attempts(self) -> None:
+        """End what is left of the attempts so far."""
+        for group in self._begun:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        self._begun.clear()
 
     def close(self) -> None:
         """End it."""
