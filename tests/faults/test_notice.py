@@ -13,7 +13,7 @@ whole = pytest.mark.faults
 _SOON = 20.0
 
 
-@pytest.mark.parametrize("method", [METHODS[0], METHODS[1], pytest.param(METHODS[2], marks=whole)])
+@pytest.mark.parametrize("method", [METHODS[0], *(pytest.param(method, marks=whole) for method in METHODS[1:])])
 def test_sigterm_loses_no_step_and_is_tried_again(method, new_run, undisturbed, record):
     expected = undisturbed(method)
     run = new_run(method)
