@@ -91,4 +91,4 @@ def test_sigterm_in_the_last_step_ends_the_run_as_finished(method, new_run, undi
         outcomes.append(run.finish(pause=0.0))
     assert outcomes[-1].ended == "finished", outcomes[-1].log[-4000:]
     require_same_training(expected, run, outcomes)
-    note(record, "SIGTERM before the last step", method, outcomes, limit=0)
+    note(record, "SIGTERM before the last step", method, outcomes, faults=1, limit=0)
