@@ -12,8 +12,9 @@ from thriftune.hardware import DEVICES, Device, choose_precision, detect_device,
 
 THIS_MACHINE = "this machine"
 _GIB = 2**30
-# What a node's disk holds besides models: prepared rows and their mapped copy, logs, compiled kernels. An assumption.
-DISK_BESIDE_MODELS_GIB = 10
+# What a node's disk holds besides models and checkpoints: prepared rows and their mapped copy, logs, compiled kernels.
+# An assumption.
+DISK_BESIDE_GIB = 10
 # Share of its disk that a kubelet keeps free, by evicting pods.
 # Source: https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/ (nodefs.available)
 _EVICTION = 0.1
@@ -30,7 +31,7 @@ class Offer:
         gpu_gib: Memory of each that the driver shows.
         host_gib: Host memory that a pod on an empty node can have.
         cpus: Virtual CPUs that it can have.
-        disk_gib: Local disk that models can have; 0 where it is not known.
+        disk_gib: Local disk that models and checkpoints can have; 0 where it is not known.
         price_per_hour: Of one; 0 for this machine.
     """
 
@@ -53,7 +54,7 @@ def of_node(node: NodeType) -> Offer:
         gpu_gib=node.gpu_gib,
         host_gib=node.allocatable_host_gib,
         cpus=node.allocatable_vcpus,
-        disk_gib=max(0.0, node.disk_gb * 1e9 / _GIB * (1 - _EVICTION) - DISK_BESIDE_MODELS_GIB),
+        disk_gib=max(0.0, node.disk_gb * 1e9 / _GIB * (1 - _EVICTION) - DISK_BESIDE_GIB),
         price_per_hour=node.price_per_hour,
     )
 

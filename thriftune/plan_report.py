@@ -120,6 +120,7 @@ def plan_json(plan: TrainingPlan, name: str) -> str:
         "device_gib": memory.device_gib,
         "allocated_gib": memory.allocated_gib,
         "host_gib": memory.host_gib,
+        "disk_gib": memory.disk_gib,
         "device_free_gib": plan.device_limit_gib - memory.device_gib,
         "host_free_gib": plan.host_limit_gib - host.gib,
         "device_share": memory.device_gib / plan.device_limit_gib,
@@ -163,8 +164,8 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
         asked = f"{_counted(request.cpus, 'CPU')}, {request.memory_gib} GiB"
         rest = f"{gpus}, disk {request.disk_gib} GiB, /dev/shm of {request.shared_memory_gib} GiB"
         yield "each pod asks for", asked, rest
-    models = "base model and the result" if plan.method == "full" else "base model"
-    yield "disk", f"{gib(plan.memory.disk_gib)} GiB", f"of each node, for the {models}"
+    items = ", ".join(f"{item} {gib(size)}" for item, size in plan.memory.disk.items())
+    yield "disk", f"{gib(plan.memory.disk_gib)} GiB", f"of each node: {items}"
 
 
 def device_loads(plan: TrainingPlan) -> list[Load]:

@@ -14,7 +14,7 @@ from thriftune.errors import ConfigError, Problem, UserError
 from thriftune.lora import require_adapters, require_targets
 from thriftune.memory import Estimate
 from thriftune.memory.adapters import adapter_parameters
-from thriftune.offers import DISK_BESIDE_MODELS_GIB, Offer
+from thriftune.offers import DISK_BESIDE_GIB, Offer
 from thriftune.search import Choice, Fitting, Refusal, search, zero_choices
 from thriftune.suggestions import changes_that_fit
 from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
@@ -196,7 +196,7 @@ def _request(choice: Choice, memory: Estimate) -> NodeRequest:
         cpus=max(1, math.floor(choice.offer.cpus * choice.share)),
         memory_gib=math.floor(choice.host_limit_gib),
         shared_memory_gib=max(_LEAST_SHARED_MEMORY, math.ceil(memory.shared_memory_gib)),
-        disk_gib=math.ceil(memory.disk_gib) + DISK_BESIDE_MODELS_GIB,
+        disk_gib=math.ceil(memory.disk_gib) + DISK_BESIDE_GIB,
         gpus=choice.devices_per_node if choice.offer.gpus else 0,
     )
 

@@ -197,6 +197,7 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice) -> Estim
         Machines(choice.offer.device, choice.offer.gpu_gib, choice.nodes, choice.devices_per_node),
         layout=zero_layout.layout(choice.zero_config, architecture.hidden_size) if choice.zero_config else None,
         optimizer=config.training.optimizer,
+        converts=config.checkpoints.resume_from is not None,
     )
     if needed is None:
         reason = (
@@ -206,7 +207,7 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice) -> Estim
     limits = [
         ("each GPU" if choice.offer.device.is_gpu else "each worker", needed.device, choice.device_limit_gib),
         ("the host", {**needed.host, "shared memory": needed.shared_memory_gib}, choice.host_limit_gib),
-        ("the local disk", {"models": needed.disk_gib}, choice.offer.disk_gib or math.inf),
+        ("the local disk", needed.disk, choice.offer.disk_gib or math.inf),
     ]
     excess, where, items, limit = max(
         (sum(items.values()) / limit, where, items, limit) for where, items, limit in limits

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from thriftune import artifacts
+from thriftune import architecture, artifacts
 from thriftune.checkpoints import universal
 from thriftune.checkpoints.errors import DiskFullError
+from thriftune.config import ModelConfig
 from thriftune.errors import UserError
+from thriftune.memory.disk import checkpoint_bytes
 
 WORKER = Path(__file__).parent / "universal_worker.py"
 STEPS, SAVED_AT = 8, 4
@@ -79,6 +81,27 @@ def assert_same(result: dict, whole: dict, after: int = SAVED_AT, tolerance: flo
 def test_zero3_of_two_ranks_goes_on_with_others(zero3, ranks):
     assert_same(zero3[ranks], zero3["whole"])
     assert len(zero3["whole"]["adam_steps"]) > 1, "with one sub-group there are no steps to keep apart"
+
+
+def test_a_checkpoint_is_as_large_as_the_plan_counts(zero3, folder, tiny_model_dir):
+    """Each rank's file has some kilobytes besides, which are much of a model this small."""
+    assert checkpoint_size(folder / "zero3") == pytest.approx(planned_size(tiny_model_dir, "fp32", 3), rel=0.1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (0, "fp16"), (1, "fp16"), (2, "fp32"), (2, "bf16")])
+def test_checkpoints_of_other_stages_are_as_large_as_the_plan_counts(tmp_path, tiny_model_dir, stage, precision):
+    resumed(tmp_path / "run", tiny_model_dir, {**ZERO3, "stage": stage}, [], precision=precision)
+    assert checkpoint_size(tmp_path / "run") == pytest.approx(planned_size(tiny_model_dir, precision, stage), rel=0.1)
+
+
+def checkpoint_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in checkpoint_of(folder).rglob("*") if file.is_file())
+
+
+def planned_size(model: Path, precision: str, stage: int) -> int:
+    parameters = architecture.of(ModelConfig(source=str(model))).parameters
+    return checkpoint_bytes(parameters, is_full=True, precision=precision, stage=stage, nodes=1)
 
 
 def test_what_is_converted_has_no_shard_of_a_rank_in_it(zero3, folder):

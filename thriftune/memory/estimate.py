@@ -1,10 +1,10 @@
 """What one run needs: GiB per GPU and per host, item by item, at the moment that needs the most."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thriftune.architecture import Architecture
 from thriftune.hardware import Device
-from thriftune.memory import adapters, sharded
+from thriftune.memory import adapters, disk, sharded
 from thriftune.memory.activations import Pass, measure
 from thriftune.memory.overhead import (
     CONTEXT,
@@ -59,7 +59,7 @@ class Estimate:
         host: GiB of one host by item.
         training_host_gib: GiB of one host while it trains, which may be less than while it saves.
         shared_memory_gib: Of the host's memory, what must fit /dev/shm.
-        disk_gib: Local disk of a node: base model and result.
+        disk: GiB of a node's local disk by item.
     """
 
     phase: str
@@ -68,7 +68,7 @@ class Estimate:
     host: dict[str, float]
     training_host_gib: float
     shared_memory_gib: float
-    disk_gib: float
+    disk: dict[str, float]
 
     @property
     def device(self) -> dict[str, float]:
@@ -90,9 +90,20 @@ class Estimate:
         """GiB of one host."""
         return sum(self.host.values())
 
+    @property
+    def disk_gib(self) -> float:
+        """GiB of a node's local disk."""
+        return sum(self.disk.values())
+
 
 def estimate(
-    architecture: Architecture, one_pass: Pass, machines: Machines, *, layout: Layout | None, optimizer: str = "adamw"
+    architecture: Architecture,
+    one_pass: Pass,
+    machines: Machines,
+    *,
+    layout: Layout | None,
+    optimizer: str = "adamw",
+    converts: bool = False,
 ) -> Estimate | None:
     """The memory of a run: full fine-tuning under ZeRO, LoRA or QLoRA.
 
@@ -102,6 +113,7 @@ def estimate(
         machines: What it runs on.
         layout: ZeRO's, for full fine-tuning.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd; ZeRO always steps AdamW.
+        converts: Whether it may go on from a checkpoint of other ranks, which every node then converts whole.
 
     Returns:
         The estimate; None where the weights alone do not fit the devices of a node.
@@ -138,7 +150,9 @@ def estimate(
         host=_in_gib(host_phases[host_phase]),
         training_host_gib=sum(host_phases[TRAINING].values()) / GIB,
         shared_memory_gib=_SHARED_BYTES_PER_RANK * processes / GIB if on_gpu and processes > 1 else 0.0,
-        disk_gib=(_disk_bytes(architecture, full=layout is not None) + on_disk) / GIB,
+        disk=_in_gib(
+            _disk(architecture, one_pass, machines if not converts else replace(machines, nodes=1), layout, on_disk)
+        ),
     )
 
 
@@ -169,9 +183,19 @@ def _host(
     return {TRAINING: training, SAVING: {**lasting, GATHERED: width * architecture.parameters}}
 
 
-def _disk_bytes(architecture: Architecture, *, full: bool) -> int:
-    """The base model in 16 bits, and a result of the same size where every weight trains."""
-    return 2 * architecture.parameters * (2 if full else 1)
+def _disk(
+    architecture: Architecture, one_pass: Pass, machines: Machines, layout: Layout | None, offloaded: int
+) -> dict[str, int]:
+    """What the disk of the fullest node holds."""
+    of_adapter = adapters.adapter_parameters(architecture, one_pass.adapters) if one_pass.adapters else {}
+    checkpoint = disk.checkpoint_bytes(
+        sum(of_adapter.values()) or architecture.parameters,
+        is_full=layout is not None,
+        precision=one_pass.precision,
+        stage=layout.stage if layout is not None else 0,
+        nodes=machines.nodes,
+    )
+    return disk.disk(architecture, is_full=layout is not None, offloaded=offloaded, checkpoint=checkpoint)
 
 
 def _merged(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 from thriftune import zero
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError, TransientError, UserError
+from thriftune.memory import disk
 from thriftune.preflight.findings import Finding, finding, of_problem, skipped
 from thriftune.preflight.outcome import unreachable
 from thriftune.training_plan import TrainingPlan
@@ -20,7 +21,6 @@ GRACE_SECONDS = 120.0
 # Share of a network's rate that an upload to an object store keeps up.
 _EFFICIENCY = 0.5
 _GIGABIT_BYTES = 1e9 / 8
-_FP32, _MOMENTS, _HALF = 4, 8, 2
 
 Plan = TrainingPlan | ThriftuneError
 
@@ -126,16 +126,18 @@ def check_output(place: str, refused: str) -> Iterator[Finding]:
 
 
 def checkpoint_bytes(plan: TrainingPlan) -> int:
-    """Bytes of training state that one node uploads: weights, fp32 master weights and AdamW's two moments.
+    """Bytes of a checkpoint that the node with the most uploads: weights, and AdamW's two moments.
 
     Args:
         plan: The plan.
-
-    Returns:
-        14 bytes per parameter after 16-bit training and 12 after fp32; a share of it where ZeRO spreads it over nodes.
     """
-    per_parameter = _FP32 + _MOMENTS + (_HALF if plan.precision != "fp32" and plan.method == "full" else 0)
-    return plan.trained_parameters * per_parameter // (plan.nodes if plan.zero_stage else 1)
+    return disk.checkpoint_bytes(
+        plan.trained_parameters,
+        is_full=plan.method == "full",
+        precision=plan.precision,
+        stage=plan.zero_stage,
+        nodes=plan.nodes,
+    )
 
 
 def upload_seconds(size: int, network_gbps: float) -> float:

@@ -1,0 +1,52 @@
+import pytest
+
+from thriftune import zero_layout
+from thriftune.architecture import of
+from thriftune.config import ModelConfig
+from thriftune.hardware import DEVICES
+from thriftune.memory import Machines, Pass, estimate
+from thriftune.memory.disk import checkpoint_bytes
+from thriftune.zero_layout import Layout
+
+MODEL = ModelConfig(source="meta-llama/Llama-2-13b-hf")
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "per_parameter"),
+    [
+        (0, "fp16", 14),
+        (0, "fp32", 12),
+        (1, "fp16", 12 / 4 + 2),
+        (2, "fp32", 12 / 4 + 4),
+        (3, "fp16", 3),
+        (3, "fp32", 3),
+    ],
+)
+def test_the_first_of_four_nodes_writes(stage, precision, per_parameter):
+    size = checkpoint_bytes(1_000_000, is_full=True, precision=precision, stage=stage, nodes=4)
+    assert size == 1_000_000 * per_parameter
+
+
+def test_the_disk_holds_models_and_four_checkpoints():
+    needed = estimated(3, Layout(3))
+    parameters = of(MODEL).parameters
+    assert needed.disk == {
+        "models": pytest.approx(4 * parameters / 2**30),
+        "checkpoints": pytest.approx(4 * 12 * parameters / 3 / 2**30),
+    }
+
+
+def test_a_run_that_may_convert_has_room_for_the_checkpoint_of_all_nodes():
+    assert estimated(3, Layout(3), converts=True).disk == estimated(1, Layout(3)).disk
+
+
+def test_what_is_offloaded_to_nvme_is_counted_beside_checkpoints():
+    config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}}
+    needed = estimated(1, zero_layout.layout(config, 5120))
+    assert needed.disk["offloaded"] > 0
+    assert needed.disk_gib == pytest.approx(sum(needed.disk.values()))
+
+
+def estimated(nodes, layout, **options):
+    one_pass, machines = Pass(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8)
+    return estimate(of(MODEL), one_pass, machines, layout=layout, **options)
