@@ -7,7 +7,6 @@
 #   make image   the container image that tasks run in, with Docker
 #   make specifications   the golden files of what is registered
 #   make faults  trainings that are killed, damaged, starved and cut off, and go on: the whole suite
-#   make faults  trainings that are killed, damaged, starved and cut off, and go on: the whole suite of them
 #   make cluster only those tests that register and run the workflows on a control plane on this machine
 
 PYTHON ?= python3.11
@@ -54,7 +53,7 @@ demo: setup $(DEMO)/questions.jsonl
 test: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest
 
-faults: setup
+faults: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest tests/faults tests/checkpoints -m "faults or not faults"
 
 cluster: setup

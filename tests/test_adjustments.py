@@ -39,6 +39,14 @@ def test_batches_are_left_out_until_there_are_too_many():
         changed.after_divergence(9, "The loss is nan.")
 
 
+def test_a_loss_that_diverges_without_its_batch_too_is_laid_to_the_batch_before():
+    """The same step was left out again and again, to the same end."""
+    changed = Adjustments()
+    for _ in range(3):
+        changed = changed.after_divergence(8, "The loss is nan.")
+    assert changed.skipped_steps == (8, 7, 6)
+
+
 def test_they_survive_json():
     changed = Adjustments(micro_batch=2, accumulation=4, halvings=1, skipped_steps=(3, 7))
     assert Adjustments.from_json(json.loads(json.dumps(changed.as_json()))) == changed

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import chat_rows, write_jsonl
 
 from thriftune.config import DataConfig
 from thriftune.data import prepare
@@ -54,8 +53,7 @@ def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
     # Rows of very different lengths: a mean of means would differ from the mean over tokens.
     data = DataConfig(source=str(chat_rows_file), format="chat", max_length=128)
     prepare.prepare(data, seed=0, tokenizer_dir=tiny_model_dir, destination=folder / "dataset")
-    # Packed rows enough for every step: at the end of an epoch, ranks are given other rows than a single one.
-    packed = data.model_copy(update={"packing": True, "source": str(more_rows(folder / "more.jsonl"))})
+    packed = data.model_copy(update={"packing": True})
     prepare.prepare(packed, seed=0, tokenizer_dir=tiny_model_dir, destination=folder / "packed")
     dataset = folder / "dataset"
     results = {}
@@ -64,16 +62,6 @@ def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
         rows = folder / "packed" if variant.packed else dataset
         results[name] = (run(variant, tiny_model_dir, rows, output), output)
     return {"runs": results, "dataset": dataset}
-
-
-def more_rows(file: Path) -> Path:
-    """The chat rows several times over, with other questions."""
-    rows = []
-    for time in range(5):
-        for row in chat_rows():
-            question, answer = row["messages"]
-            rows.append({"messages": [{**question, "content": f"{time}: {question['content']}"}, answer]})
-    return write_jsonl(file, rows)
 
 
 def run(variant: Variant, model: Path, dataset: Path, output: Path) -> dict:

@@ -32,8 +32,8 @@ def dataset(tmp_path_factory, tiny_model_dir, chat_rows_file):
 def training(run_config, tiny_model_dir, dataset, tmp_path):
     """Train adapters for some steps, with a checkpoint every third."""
 
-    def train(where="run", **overrides):
-        wanted = {"global_batch": 4, "micro_batch": 4, "max_steps": STEPS, "log_every": 1, "precision": "fp32"}
+    def train(where="run", steps=STEPS, **overrides):
+        wanted = {"global_batch": 4, "micro_batch": 4, "max_steps": steps, "log_every": 1, "precision": "fp32"}
         config = run_config(
             "qlora",
             training={**wanted, "gradient_checkpointing": False, **overrides},
@@ -43,7 +43,7 @@ def training(run_config, tiny_model_dir, dataset, tmp_path):
         place = CheckpointPlace(str(tmp_path / where), "", tmp_path / f"{where}-scratch", 10.0)
         result = qlora.train(config, planned(config), tiny_model_dir, dataset, tmp_path / f"{where}-out", place=place)
         manifest = json.loads((tmp_path / f"{where}-out" / "manifest.json").read_text())
-        assert manifest["training"]["steps"] == STEPS
+        assert manifest["training"]["steps"] == steps
         return result
 
     return train
@@ -113,3 +113,32 @@ def test_a_bad_batch_is_left_out(training, disturbed):
     assert result.resumed_at == 6
     assert all(map(math.isfinite, result.losses))
     assert [event.kind for event in result.events] == ["resumed", "rolled back"]
+
+
+def test_a_batch_after_which_the_loss_stays_high_is_left_out_and_what_came_of_it_is_not_saved(training, disturbed):
+    """It is certain ten steps later: the checkpoints of these steps took the place of the last good one."""
+    bad, trained_on = {}, {"bad": False}
+
+    def poisoned(step, rows, loss):
+        if step == 30:
+            bad.setdefault("rows", rows)
+        if step < 30:
+            trained_on["bad"] = False
+        if torch.equal(rows, bad.get("rows", rows[:0])):
+            trained_on["bad"] = True
+        return loss + 9.0 * trained_on["bad"]
+
+    disturbed(poisoned)
+    result = training(on_divergence="rollback", steps=42)
+    assert result.skipped_steps == [30]
+    assert result.resumed_at == 27
+    assert max(result.losses) < 9.0
+
+
+def test_a_step_that_is_left_out_changes_no_weight_by_itself(training, disturbed):
+    """The batch of the step before was trained on twice in its place; after a resume, the bad one itself."""
+    disturbed(lambda step, rows, loss: loss * math.nan if step == 1 and len(rows) > 1 else loss)
+    result = training(on_divergence="rollback", warmup_share=0.0)
+    assert result.skipped_steps == [1]
+    assert result.losses[0] == 0.0
+    assert all(map(math.isfinite, result.losses))

@@ -70,10 +70,13 @@ class Adjustments:
         return replace(self, micro_batch=micro_batch, accumulation=accumulation, halvings=self.halvings + 1)
 
     def after_divergence(self, step: int, why: str) -> Self:
-        """Leave out the batch of a step.
+        """Leave out the batch of a step; where it was left out already, of the one before.
+
+        A loss is that of the weights as the batch before left them: if it is as bad without its own batch, that one
+        is the next to suspect.
 
         Args:
-            step: Where the loss diverged.
+            step: Where the loss began to diverge.
             why: As a sentence.
 
         Raises:
@@ -85,4 +88,6 @@ class Adjustments:
             raise DivergedError.single(
                 "training.on_divergence", "rollback", message, "Lower the learning rate, or look at the rows."
             )
+        while step in self.skipped_steps:
+            step -= 1
         return replace(self, skipped_steps=(*self.skipped_steps, step))

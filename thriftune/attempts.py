@@ -137,7 +137,7 @@ class Attempt:
                 return {"guard": guard.state(), "micro_batch": self._plan.micro_batch}
 
             self._notice = Notice.heard()
-            trainer.add_callback(KeepCheckpoints(self._checkpoints, self._notice, content, self._stall))
+            trainer.add_callback(KeepCheckpoints(self._checkpoints, self._notice, content, self._stall, guard))
 
     @contextmanager
     def _faults_told_apart(self) -> Iterator[None]:

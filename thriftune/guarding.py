@@ -60,6 +60,8 @@ class Guarding(TrainerCallback):
         """
         self._stall.beat()
         losses = self._trainer.take_losses()
+        if state.global_step in self._trainer.skipped_steps:
+            return
         own = sum(losses)
         mean = distributed.mean(own)
         if not math.isfinite(own):
@@ -71,11 +73,12 @@ class Guarding(TrainerCallback):
     def _act(self, divergence: Divergence) -> None:
         why = divergence.message
         if self._on_divergence == "rollback" and self._checkpoints is not None:
-            changed = self._adjustments.after_divergence(divergence.step, why)
+            changed = self._adjustments.after_divergence(divergence.since, why)
             self._checkpoints.adjust(changed.as_json())
+            left_out = changed.skipped_steps[-1]
             # One that was saved right before may hold what made the loss diverge.
-            self._checkpoints.drop_from(divergence.step - 1)
-            raise StartAgainError(f"{why} Going back, and leaving out the batch of step {divergence.step}.")
+            self._checkpoints.drop_from(left_out - 1)
+            raise StartAgainError(f"{why} Going back, and leaving out the batch of step {left_out}.")
         raise DivergedError.single(
             "training.learning_rate",
             self._trainer.args.learning_rate,

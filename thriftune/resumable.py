@@ -2,21 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from thriftune import distributed
 from thriftune.checkpoints.universal import separate_steps
 from thriftune.errors import PreemptedError
+from thriftune.guards.divergence import DivergenceGuard
 from thriftune.guards.stall import StallWatch
 from thriftune.notice import Notice
 from thriftune.resumption import Checkpoints
+from thriftune.row_order import ByLength, RowOrder, filler
 
 logger = logging.getLogger(__name__)
 
@@ -31,25 +31,21 @@ class ResumableTrainer(Trainer):
 
         Args:
             args: The Trainer's.
-            skipped_steps: Optimizer steps whose batch is left out: that of the step before is trained on again.
+            skipped_steps: Optimizer steps whose batch is left out: nothing is learnt in them.
             kwargs: The Trainer's.
         """
         super().__init__(*args, **kwargs)
-        self._skipped_steps = frozenset(skipped_steps)
-        self._losses: list[torch.Tensor] = []
-        self._spare: list[dict[str, Any]] = []
-        self._order: LengthGrouped | None = None
+        self.skipped_steps = frozenset(skipped_steps)
         self.last_rows: list[torch.Tensor] = []
+        self._losses: list[torch.Tensor] = []
+        rows: Any = self.train_dataset
+        self._filler = self._filler_of(rows)
+        self.train_dataset = rows.add_item(self._filler)  # its index is the one after the last row
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One pass, whose loss and rows are remembered until the step ends."""
-        if self.state.global_step + 1 in self._skipped_steps and self._spare:
-            inputs = self._spare[min(len(self._losses), len(self._spare) - 1)]
-            num_items_in_batch = None
-        elif not self._losses:
-            self._spare = []
-        if self.state.global_step + 1 not in self._skipped_steps:
-            self._spare.append(dict(inputs))
+        if self.state.global_step + 1 in self.skipped_steps:
+            inputs = self.data_collator([self._filler])
         if not self._losses:
             self.last_rows = []
         self.last_rows.append(inputs["input_ids"][0])
@@ -62,20 +58,24 @@ class ResumableTrainer(Trainer):
         losses, self._losses = [float(loss) for loss in self._losses], []
         return losses
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(rows)
-        lengths = list(rows["length"])
-        passes = self.args.gradient_accumulation_steps * self.args.world_size
-        self._order = LengthGrouped(lengths, self.args.per_device_train_batch_size * passes, self.args.data_seed or 0)
+    def _filler_of(self, rows: Any) -> dict[str, Any]:
+        """What fills up a micro batch: with labels if the model cannot be told how many of them a step has."""
+        tokenizer: Any = self.processing_class
+        return filler(rows, tokenizer.pad_token_id) if self.model_accepts_loss_kwargs else rows[0]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
+        rows: Any = self.train_dataset
+        count, at_once = len(rows) - 1, self.args.per_device_train_batch_size * self.args.world_size
+        by_length = None
+        if self.args.train_sampling_strategy == "group_by_length":
+            by_length = ByLength(rows["length"][:count], at_once * self.args.gradient_accumulation_steps)
+        self._order = RowOrder(count, at_once, self.args.data_seed or 0, by_length)
         return self._order
 
     def get_train_dataloader(self) -> Any:
-        """The batches of an epoch, whose order knows the epoch where rows are grouped."""
+        """The batches of an epoch, whose order is told the epoch, also where the first of them are skipped."""
         loader: Any = super().get_train_dataloader()
-        if self._order is not None:
-            loader.set_sampler(self._order)
+        loader.set_sampler(self._order)
         return loader
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -87,33 +87,6 @@ class ResumableTrainer(Trainer):
             model.save_pretrained(folder, save_embedding_layers=False)
 
 
-class LengthGrouped(Sampler[int]):
-    """Rows of like length together, in an order that depends on seed, epoch and global batch alone.
-
-    transformers' own draws from the random numbers of the process: a training that goes on in a later epoch, or on
-    another number of GPUs, would take other rows than it would have, some twice and some never (transformers 5.23).
-
-    Args:
-        lengths: Tokens of each row.
-        global_batch: Rows per optimizer step.
-        seed: Of the run.
-    """
-
-    def __init__(self, lengths: list[int], global_batch: int, seed: int) -> None:
-        self._lengths, self._global_batch, self._seed, self._epoch = lengths, global_batch, seed, 0
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Another pass has another order."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        return iter(get_length_grouped_indices(self._lengths, self._global_batch, generator=generator))
-
-
 class KeepCheckpoints(TrainerCallback):
     """Has checkpoints saved when they are due, by steps or by minutes, and one before the node goes.
 
@@ -122,12 +95,19 @@ class KeepCheckpoints(TrainerCallback):
         notice: Hears that the node goes.
         content: What a checkpoint's manifest says besides.
         stall: Does not count the time that saving takes.
+        guard: Knows whether the loss is one to save.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, notice: Notice, content: Callable[[], dict[str, Any]], stall: StallWatch
+        self,
+        checkpoints: Checkpoints,
+        notice: Notice,
+        content: Callable[[], dict[str, Any]],
+        stall: StallWatch,
+        guard: DivergenceGuard,
     ) -> None:
-        self._checkpoints, self._notice, self._content, self._stall = checkpoints, notice, content, stall
+        self._checkpoints, self._notice, self._content = checkpoints, notice, content
+        self._stall, self._guard = stall, guard
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._preempted = False
 
@@ -140,11 +120,15 @@ class KeepCheckpoints(TrainerCallback):
         separate_steps(kwargs.get("optimizer"))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint if one is due to any rank: clocks differ, and a notice reaches one node."""
+        """Ask for a checkpoint if one is due to any rank: clocks differ, and a notice reaches one node.
+
+        While the loss is far off, none is due: within ten steps that is over or the training is, and by then the last
+        good checkpoint would have made way for others. All ranks have the same loss.
+        """
         self._checkpoints.forget_restored()
         due, preempted = distributed.any_rank(self._is_due(state.global_step), self._notice.was_given)
         is_last = state.global_step >= state.max_steps
-        control.should_save = (due or preempted) and not is_last
+        control.should_save = ((due and not self._guard.is_suspicious) or preempted) and not is_last
         if preempted and not is_last:
             self._preempted = control.should_training_stop = True
 

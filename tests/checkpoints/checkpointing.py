@@ -4,7 +4,8 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,34 @@ def save_steps(store: Store, folder: Path, *steps: int, keep: int = 2, **options
     saver.close()
     assert saver.failures == []
     return contents
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint on this disk; and why newer ones of those with a manifest were not taken."""
+
+    step: int
+    directory: Path
+    manifest: Manifest
+    passed_over: list[str]
+
+
+def restore(
+    stores: Sequence[Store],
+    destination: Path,
+    *,
+    local: Path | None = None,
+    wanted: Callable[[str], bool] = bool,
+) -> Restored | None:
+    """Bring the newest whole checkpoint to this disk, as `Checkpoints.restore` does with all ranks together."""
+    passed_over: list[str] = []
+    for store, manifest in complete(stores):
+        directory = destination / layout.checkpoint_name(manifest.step)
+        problems = verify_and_fetch(store, manifest, directory, wanted, local)
+        if not problems:
+            return Restored(manifest.step, directory, manifest, passed_over)
+        passed_over += problems
+    return None
 
 
 def whole_steps(store: Store, scratch: Path) -> list[int]:

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpointing import content_of, lone_saver, until, whole_steps, write_checkpoint
+from checkpointing import content_of, lone_saver, restore, until, whole_steps, write_checkpoint
 
 from thriftune.checkpoints import layout
-from thriftune.checkpoints.restoring import complete, restore
+from thriftune.checkpoints.restoring import complete
 from thriftune.checkpoints.store import Store
 
 pytest_plugins = ("checkpoint_stores",)

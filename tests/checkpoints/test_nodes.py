@@ -3,11 +3,11 @@
 import threading
 
 import pytest
-from checkpointing import GatedStore, content_of, until, whole_steps, write_checkpoint
+from checkpointing import GatedStore, content_of, restore, until, whole_steps, write_checkpoint
 
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.manifest import Manifest
-from thriftune.checkpoints.restoring import complete, restore, verify_and_fetch
+from thriftune.checkpoints.restoring import complete, verify_and_fetch
 from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.checkpoints.store import Store
 from thriftune.errors import TransientError

@@ -5,11 +5,10 @@ import threading
 import time
 
 import pytest
-from checkpointing import GatedStore, content_of, lone_saver, save_steps, until, whole_steps, write_checkpoint
+from checkpointing import GatedStore, content_of, lone_saver, restore, save_steps, until, whole_steps, write_checkpoint
 
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.manifest import Manifest
-from thriftune.checkpoints.restoring import restore
 from thriftune.checkpoints.store import Store
 
 pytest_plugins = ("checkpoint_stores",)
@@ -20,7 +19,7 @@ def test_what_was_saved_is_restored(store, tmp_path, caplog):
     contents = save_steps(store, tmp_path / "run", 10, 20)
     restored = restore([store], tmp_path / "new")
     assert restored is not None
-    assert (restored.step, restored.skipped) == (20, ())
+    assert (restored.step, restored.passed_over) == (20, [])
     assert content_of(restored.directory) == contents[20]
     assert restored.manifest.content == {"micro_batch": 2}
     assert (restored.manifest.world_size, restored.manifest.nodes) == (2, 1)

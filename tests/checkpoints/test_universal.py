@@ -47,7 +47,9 @@ def resumed(
     common = {"model": str(model), "section": section, "steps": STEPS, **job}
     saved = str(checkpoint_of(folder, save_at))
     jobs = {"whole": {**common, "ranks": written_by, "save_at": save_at}}
-    jobs.update({number: {**common, "ranks": number, "resume": saved} for number in ranks})
+    for number in ranks:
+        converts = number != written_by and section["stage"] > 0
+        jobs[number] = {**common, "ranks": number, "resume": saved, "converts": converts}
     for name, content in jobs.items():
         content["output"] = str(folder / ("whole" if name == "whole" else f"resumed-{name}"))
         content["micro_batch"] = MICRO_BATCH[content["ranks"]]
@@ -115,20 +117,6 @@ def test_what_is_converted_has_no_shard_of_a_rank_in_it(zero3, folder):
     assert artifacts.read_manifest(converted)["world_size"] == 2
 
 
-def test_world_size_is_that_of_the_shards(zero3, folder):
-    checkpoint = checkpoint_of(folder / "zero3")
-    assert universal.world_size_of(checkpoint) == 2
-    assert universal.needs_conversion(checkpoint, 3)
-    assert not universal.needs_conversion(checkpoint, 2)
-
-
-def test_any_node_can_tell_the_world_size(zero3, folder, tmp_path):
-    part = shutil.copytree(checkpoint_of(folder / "zero3"), tmp_path / "checkpoint-4")
-    for file in part.glob("global_step4/*rank_0_*"):
-        file.unlink()
-    assert universal.world_size_of(part) == 2
-
-
 @pytest.mark.parametrize(
     "missing",
     ["zero_pp_rank_1_mp_rank_00_optim_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt",
@@ -145,7 +133,7 @@ def test_missing_shard_is_named_and_nothing_is_made(zero3, folder, tmp_path, mis
 
 def test_directory_that_deepspeed_did_not_write_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"latest is missing"):
-        universal.world_size_of(tmp_path)
+        universal.to_universal(tmp_path)
     (tmp_path / "latest").write_text("global_step4")
     with pytest.raises(FileNotFoundError, match=r"global_step4 is missing"):
         universal.to_universal(tmp_path)
@@ -311,7 +299,6 @@ def test_16_bit_training_goes_on_with_its_loss_scale(tmp_path, tiny_model_dir, s
 @pytest.mark.faults
 def test_zero0_needs_no_conversion(tmp_path, tiny_model_dir):
     results = resumed(tmp_path / "run", tiny_model_dir, {**ZERO3, "stage": 0}, [1])
-    assert not universal.needs_conversion(checkpoint_of(tmp_path / "run"), 1)
     assert_same(results[1], results["whole"])
 
 
@@ -323,8 +310,9 @@ def test_number_of_ranks_changes_twice(tmp_path, tiny_model_dir):
     jobs = [
         {**common, "ranks": 2, "output": str(first), "save_at": 3},
         {**common, "ranks": 4, "micro_batch": 1, "output": str(second), "resume": str(first / "checkpoint-3"),
-         "save_at": 6},
-        {**common, "ranks": 1, "output": str(tmp_path / "one"), "resume": str(second / "checkpoint-6")},
+         "converts": True, "save_at": 6},
+        {**common, "ranks": 1, "output": str(tmp_path / "one"), "resume": str(second / "checkpoint-6"),
+         "converts": True},
     ]  # fmt: skip
     run(tmp_path / "jobs.json", jobs)
     whole, last = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))

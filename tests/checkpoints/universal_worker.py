@@ -34,7 +34,8 @@ GLOBAL_BATCH = 12
 class Job:
     """One training. `section` is its `zero_optimization`; `save_at` the step of its checkpoint in `output`.
 
-    `resume` is the checkpoint to go on from, `separate_steps` whether that is called.
+    `resume` is the checkpoint to go on from, `converts` whether other ranks wrote it, `separate_steps` whether that is
+    called.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Job:
     steps: int = 8
     save_at: int | None = None
     resume: str | None = None
+    converts: bool = False
     precision: str = "fp32"
     separate_steps: bool = True
     sampling: str = "random"
@@ -146,7 +148,7 @@ def trainer_of(job: Job) -> RecordingTrainer:
 
 def train(job: Job) -> None:
     rank = distributed.join("gloo")
-    if job.resume and universal.needs_conversion(Path(job.resume), job.ranks):
+    if job.resume and job.converts:
         checkpoint, converted = Path(job.resume), Path(job.output, "universal")
         distributed.once_per_node(lambda: universal.to_universal(checkpoint, converted) and None)
         job = replace(job, resume=str(converted))

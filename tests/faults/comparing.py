@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from faults.conftest import INTERVAL, Undisturbed
@@ -37,14 +38,29 @@ def note(
     method: str,
     outcomes: Sequence[Outcome],
     *,
-    limit: int = INTERVAL,
+    interval: int = INTERVAL,
+    limit: int | None = None,
     result: str = "same losses, same weights",
     **changes: Any,
 ) -> None:
-    """Note what a run of several attempts cost; and hold it to the interval between two checkpoints."""
+    """Note what a run of several attempts cost; and hold it to a limit: the interval between two checkpoints."""
     pairs = list(itertools.pairwise(outcomes))
     lost = max((steps_lost(before, after) for before, after in pairs), default=0)
     seconds = max((seconds_to_resume(after) for _, after in pairs), default=_NONE)
     values = {"faults": len(pairs), "steps_lost": lost, "seconds": seconds, **changes}
-    assert values["steps_lost"] <= limit, [(o.begins, o.last_step) for o in outcomes]
-    record(case, method, **values, result=result)
+    assert values["steps_lost"] <= (interval if limit is None else limit), [(o.begins, o.last_step) for o in outcomes]
+    record(case, method, interval=interval, **values, result=result)
+
+
+def stored(checkpoint: Path, pattern: str) -> Path:
+    """A file of a checkpoint in a store that is a directory."""
+    found = [path for path in checkpoint.rglob(pattern) if "parts" not in path.parts]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def flip(file: Path) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(bytes(content))

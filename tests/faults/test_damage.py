@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.comparing import note, require_same_training
+from faults.comparing import flip, note, require_same_training, stored
 from faults.conftest import INTERVAL
 from faults.running import Outcome, Run
 
@@ -17,13 +17,6 @@ NEWEST = f"checkpoint-{2 * INTERVAL}"
 def truncate(file: Path) -> None:
     """Leave out the last byte."""
     file.write_bytes(file.read_bytes()[:-1])
-
-
-def flip(file: Path) -> None:
-    """Change one bit in the middle."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0x10
-    file.write_bytes(bytes(content))
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {"truncated": truncate, "deleted": Path.unlink, "one bit flipped": flip}
@@ -68,11 +61,9 @@ def interrupted(new_run) -> Callable[[str], tuple[Run, Outcome]]:
     return of
 
 
-def stored(run: Run, checkpoint: str, pattern: str) -> Path:
-    """A file of a checkpoint of the first attempt."""
-    found = [p for p in (Path(run.prefix(0)) / checkpoint).rglob(pattern) if "parts" not in p.parts]
-    assert len(found) == 1, found
-    return found[0]
+def checkpoint(run: Run, name: str) -> Path:
+    """A checkpoint of the first attempt."""
+    return Path(run.prefix(0)) / name
 
 
 @pytest.mark.parametrize(("method", "file", "damage"), CASES)
@@ -81,7 +72,7 @@ def test_the_checkpoint_before_is_taken_in_place_of_a_damaged_one(
 ):
     expected = undisturbed(method)
     run, killed = interrupted(method)
-    DAMAGES[damage](stored(run, NEWEST, file))
+    DAMAGES[damage](stored(checkpoint(run, NEWEST), file))
     resumed = run.finish(pause=0.0)
     assert resumed.begins == [INTERVAL]
     assert "not taken" in resumed.log or "cannot be used" in resumed.log
@@ -95,8 +86,8 @@ def test_the_checkpoint_before_is_taken_in_place_of_a_damaged_one(
 def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(method, interrupted, undisturbed, record):
     expected = undisturbed(method)
     run, killed = interrupted(method)
-    flip(stored(run, NEWEST, "trainer_state.json"))
-    stored(run, f"checkpoint-{INTERVAL}", "manifest.json").unlink()
+    flip(stored(checkpoint(run, NEWEST), "trainer_state.json"))
+    stored(checkpoint(run, f"checkpoint-{INTERVAL}"), "manifest.json").unlink()
     resumed = run.finish(pause=0.0)
     assert resumed.begins == [0]
     require_same_training(expected, run, [killed, resumed])

@@ -33,9 +33,8 @@ def test_two_nodes_then_one_then_two_train_as_two_throughout(method, new_run, un
     run = new_run(method, **sections)
     outcomes = []
     for nodes, config in ((2, run.base["config"]), (1, alone)):
-        attempt = run.start(nodes=nodes, config=config)
+        attempt = run.start(nodes=nodes, config=config, pause=0.5)
         begun = attempt.until(lambda a=attempt: a.events("begin"))[0]["step"]
-        # Several nodes look every two seconds whether the others are done.
         manifest = Path(attempt.job.here) / f"checkpoint-{begun + INTERVAL}" / "manifest.json"
         attempt.until_step(begun + INTERVAL)
         attempt.until(manifest.exists)
@@ -45,7 +44,8 @@ def test_two_nodes_then_one_then_two_train_as_two_throughout(method, new_run, un
     first, second = outcomes[1].begins[0], outcomes[2].begins[0]
     assert 0 < first < second, [o.log[-2000:] for o in outcomes]
     require_close(expected, run, outcomes)
-    note(record, "two nodes, then one, then two", method, outcomes, limit=3 * INTERVAL, result=CLOSE)
+    # What was trained until both nodes' parts were in the store is lost beside the interval.
+    note(record, "two nodes, then one, then two", method, outcomes, limit=INTERVAL + 1, result=CLOSE)
 
 
 @pytest.mark.parametrize("method", ["zero3"])

@@ -23,7 +23,7 @@ def noisy(count, mean, deviation=0.1, seed=0):
 @pytest.mark.parametrize(("loss", "kind"), [(math.nan, "nan"), (math.inf, "infinite"), (-math.inf, "infinite")])
 def test_a_loss_that_is_no_number_counts_at_once(loss, kind):
     found = DivergenceGuard().observe(7, loss, 65536.0)
-    assert (found.step, found.kind) == (7, kind)
+    assert (found.step, found.since, found.kind) == (7, 7, kind)
     assert f"{loss} at step 7" in found.message
 
 
@@ -49,7 +49,7 @@ def test_a_healthy_training_is_left_alone(losses):
 @pytest.mark.parametrize("before", [1.2, 2.5, 3.4])
 def test_a_collapse_to_token_frequencies_is_found_after_ten_losses(before):
     found = shown(DivergenceGuard(), noisy(100, before) + noisy(100, 7.3, 0.2))
-    assert (found.step, found.kind) == (100 + PATIENCE, "spike")
+    assert (found.step, found.since, found.kind) == (100 + PATIENCE, 101, "spike")
     assert f"{PATIENCE} losses in a row" in found.message
 
 
@@ -69,8 +69,19 @@ def test_a_loss_scale_at_its_floor_counts_when_it_stays_there():
     assert shown(guard, [2.0] * 3, 1, loss_scale=1.0) is None
     assert shown(guard, [2.0], 4, loss_scale=2.0) is None
     found = shown(guard, [2.0] * 4, 5, loss_scale=1.0)
-    assert (found.step, found.kind) == (8, "scale-floor")
+    assert (found.step, found.since, found.kind) == (8, 5, "scale-floor")
     assert guard.observe(9, 2.0, 1.0) is None  # counted anew
+
+
+def test_what_is_far_off_is_suspicious_until_it_is_over():
+    """Checkpoints saved meanwhile took the place of the last good one."""
+    guard = DivergenceGuard()
+    shown(guard, noisy(50, 2.0))
+    verdicts = []
+    for step, (loss, scale) in enumerate([(2.0, 64.0), (9.0, 64.0), (2.0, 64.0), (2.0, 1.0), (2.0, 2.0)], 51):
+        guard.observe(step, loss, scale)
+        verdicts.append(guard.is_suspicious)
+    assert verdicts == [False, True, False, True, False]
 
 
 def test_a_scale_that_falls_is_dynamic_scaling_at_work():

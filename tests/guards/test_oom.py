@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thriftune.errors import UserError
-from thriftune.guards.oom import MAX_HALVINGS, Halvings, halved
+from thriftune.guards.oom import halved
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,3 @@ def test_rows_of_a_step_never_change(micro_batch, accumulation):
 def test_a_single_row_cannot_be_halved():
     with pytest.raises(UserError, match=r"training.micro_batch = 1: a single row does not fit.*data.max_length"):
         halved(1, 16)
-
-
-def test_halvings_are_counted_up_to_the_limit():
-    record = Halvings(0, 8, 8)
-    while record.may_go_on:
-        record = record.again(record.after // 2, step=10 * (record.count + 1))
-    assert record == Halvings(MAX_HALVINGS, before=8, after=2, step=20)

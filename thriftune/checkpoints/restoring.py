@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from thriftune.checkpoints import layout
@@ -13,23 +12,6 @@ from thriftune.checkpoints.manifest import FileEntry, Manifest
 from thriftune.checkpoints.store import Store
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A checkpoint on this disk.
-
-    Attributes:
-        step: Optimizer steps done.
-        directory: Where its wanted files are.
-        manifest: What it consists of.
-        skipped: Why newer ones were not taken.
-    """
-
-    step: int
-    directory: Path
-    manifest: Manifest
-    skipped: tuple[str, ...]
 
 
 def complete(stores: Sequence[Store]) -> list[tuple[Store, Manifest]]:
@@ -90,46 +72,6 @@ def verify_and_fetch(
         if problem := _fetch(store, manifest.step, entry, destination):
             return [problem]
     return []
-
-
-def restore(
-    stores: Sequence[Store],
-    destination: Path,
-    *,
-    local: Path | None = None,
-    wanted: Callable[[str], bool] = lambda _: True,
-) -> Restored | None:
-    """Bring the newest whole checkpoint to this disk, in one process for all.
-
-    Args:
-        stores: Prefixes, that of the newest attempt first.
-        destination: Folder in which `checkpoint-<step>` is made.
-        local: As in `verify_and_fetch`.
-        wanted: As in `verify_and_fetch`.
-
-    Returns:
-        What was restored, or None when there is no whole checkpoint at all.
-
-    Raises:
-        DiskFullError: The disk has no room for it.
-        TransientError: A store does not answer.
-    """
-    found, unreadable = _look(stores)
-    skipped: list[str] = []
-    for store, manifest in found:
-        passed = [problem for step, problem in unreadable if step >= manifest.step and problem not in skipped]
-        _warn(passed)
-        skipped += passed
-        directory = destination / layout.checkpoint_name(manifest.step)
-        problems = verify_and_fetch(store, manifest, directory, wanted, local)
-        if not problems:
-            logger.info("Restored the checkpoint of step %d from %s.", manifest.step, store.prefix)
-            return Restored(manifest.step, directory, manifest, tuple(skipped))
-        _warn(problems)
-        skipped += problems
-        shutil.rmtree(directory, ignore_errors=True)
-    _warn([problem for _, problem in unreadable if problem not in skipped])
-    return None
 
 
 def _look(stores: Sequence[Store]) -> tuple[list[tuple[Store, Manifest]], list[tuple[int, str]]]:

@@ -23,7 +23,7 @@ FAILURES_IN_A_ROW = 3
 # Seconds that a node waits for the others after its own part is uploaded: the slowest may have far more to upload.
 GIVE_UP_S = 1800.0
 # Seconds between two looks at the store for what other nodes did.
-POLL_S = 2.0
+POLL_S = 0.5
 
 _GIB = 2**30
 

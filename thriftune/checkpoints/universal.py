@@ -4,11 +4,8 @@ Shards are cut for one number of ranks. DeepSpeed's universal format holds every
 whole instead, so that any number of ranks cuts its own from it. Converting needs the shards of all ranks, and twice
 their space beside them until it is done.
 
-What forms one global batch stays the same: with N ranks, micro batch m and accumulation a, optimizer step k of an
-epoch (from 0) trains on rows k*N*m*a to (k+1)*N*m*a - 1 of the epoch's order, and the random order depends on seed and
-epoch alone. Only the last step of an epoch differs when the rows are not a multiple of N*m: the ranks' micro batches
-are filled up with as many rows of the epoch's beginning as are missing. The order of transformers' own grouping by
-length depends on m*a and on what was drawn before, and is not the same after resuming.
+What forms one global batch stays the same (`thriftune.row_order`): with a global batch of b rows, optimizer step k of
+an epoch, from 0, trains on rows k*b to (k+1)*b - 1 of the epoch's order, whatever the number of ranks.
 """
 
 import contextlib
@@ -33,32 +30,6 @@ _MODEL_STATES = "model_states.pt"
 _OPTIMIZER_STATES = "optim_states.pt"
 # The name of the tag must begin as that of DeepSpeed's shards does: transformers looks for it before it loads.
 _SUFFIX = "_universal"
-
-
-def world_size_of(checkpoint: Path) -> int:
-    """How many ranks wrote a checkpoint. Any one of its files with model states tells.
-
-    Args:
-        checkpoint: `checkpoint-<step>` as the Trainer wrote it; shards may be missing.
-
-    Raises:
-        FileNotFoundError: There is no DeepSpeed checkpoint in it, or none of these files.
-    """
-    return int(_recorded(_shards_of(checkpoint))["dp_world_size"])
-
-
-def needs_conversion(checkpoint: Path, world_size: int) -> bool:
-    """Whether a checkpoint must go through `to_universal` before so many ranks resume from it.
-
-    Args:
-        checkpoint: `checkpoint-<step>` as the Trainer wrote it.
-        world_size: Ranks that are to resume.
-
-    Returns:
-        False for the same number of ranks, and for ZeRO-0 without shards, which any number of ranks resumes from.
-    """
-    recorded = _recorded(_shards_of(checkpoint))
-    return int(recorded["dp_world_size"]) != world_size and recorded.get("optimizer") is None
 
 
 def to_universal(checkpoint: Path, destination: Path | None = None) -> Path:

@@ -34,12 +34,14 @@ class Divergence:
 
     Attributes:
         step: Step at which that became certain.
+        since: Step at which it began: the first of the losses in a row.
         kind: What gave it away.
         loss: Loss at that step, in nats per token.
         message: The same as a sentence, with numbers.
     """
 
     step: int
+    since: int
     kind: Kind
     loss: float
     message: str
@@ -104,8 +106,16 @@ class DivergenceGuard:
         if not math.isfinite(loss):
             kind: Kind = "nan" if math.isnan(loss) else "infinite"
             self._above = self._at_floor = 0
-            return Divergence(step, kind, loss, f"The loss is {loss} at step {step}.")
+            return Divergence(step, step, kind, loss, f"The loss is {loss} at step {step}.")
         return self._floor(step, loss, loss_scale) or self._high(step, loss)
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the last loss was far above its recent range, or the last loss scale at its floor.
+
+        What is trained now may turn out to be of no use, so that nothing older should make way for it.
+        """
+        return self._above > 0 or self._at_floor > 0
 
     def state(self) -> GuardState:
         """What was seen, as plain values that survive JSON."""
@@ -144,8 +154,9 @@ class DivergenceGuard:
         self._above = self._at_floor = 0
         message = (
             f"The loss scale was at its floor of {self._scale_floor:g} for {self._patience} steps up to step {step}: "
+            "gradients overflow fp16 even unscaled."
         )
-        return Divergence(step, "scale-floor", loss, message + "gradients overflow fp16 even unscaled.")
+        return Divergence(step, self._began(step), "scale-floor", loss, message)
 
     def _high(self, step: int, loss: float) -> Divergence | None:
         if self._typical is None or loss <= self._limit(*self._typical):
@@ -156,8 +167,15 @@ class DivergenceGuard:
         if self._above < self._patience:
             return None
         self._above = 0
-        message = f"The loss is {loss:.3g} at step {step} and was far above its typical {self._typical[0]:.3g} "
-        return Divergence(step, "spike", loss, message + f"for {self._patience} losses in a row.")
+        message = (
+            f"The loss is {loss:.3g} at step {step} and was far above its typical {self._typical[0]:.3g} "
+            f"for {self._patience} losses in a row."
+        )
+        return Divergence(step, self._began(step), "spike", loss, message)
+
+    def _began(self, step: int) -> int:
+        """The first step of a row that is too long now."""
+        return step - self._patience + 1
 
     def _limit(self, median: float, deviation: float) -> float:
         """Loss above which one counts as high: each bound alone would be wrong for some healthy training."""

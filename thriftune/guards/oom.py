@@ -16,27 +16,11 @@ class Halvings:
         count: Times.
         before: Micro batch that the plan gave, in rows.
         after: Micro batch at the end, in rows.
-        step: Optimizer step of the last time; None if there was none.
     """
 
     count: int
     before: int
     after: int
-    step: int | None = None
-
-    @property
-    def may_go_on(self) -> bool:
-        """Whether one more is allowed."""
-        return self.count < MAX_HALVINGS
-
-    def again(self, after: int, step: int) -> "Halvings":
-        """One more.
-
-        Args:
-            after: The new micro batch, in rows.
-            step: Optimizer step at which memory ran out.
-        """
-        return Halvings(self.count + 1, self.before, after, step)
 
 
 def halved(micro_batch: int, accumulation: int) -> tuple[int, int]:
