@@ -8,6 +8,7 @@ import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from thriftune.guards.readings import Fill, Reading, SystemReader, cgroup_memory
@@ -166,43 +167,39 @@ def test_a_warning_reaches_the_log_and_a_folder_that_is_gone_does_not_end_the_wa
     assert [warning.resource for warning in watch.warnings] == ["disk"]
 
 
-class FakeNvml:
-    """NVML of a node with two GPUs; this machine may have none."""
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A driver below the real pynvml that has two GPUs; this machine may have none."""
 
-    class NVMLError(Exception):
-        pass
+    def memory_of(handle):
+        return pynvml.c_nvmlMemory_t(total=16 * GIB, used=(3, 12)[handle] * GIB)
 
-    class Info:
-        def __init__(self, used):
-            self.used, self.total = used * GIB, 16 * GIB
-
-    def nvmlInit(self):  # noqa: N802
-        pass
-
-    def nvmlDeviceGetCount(self):  # noqa: N802
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
-        return index
-
-    def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
-        return self.Info((3, 12)[handle])
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", memory_of)
 
 
-def test_of_several_gpus_the_fullest_counts(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", FakeNvml())
+def lost(*_):
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+
+def test_of_several_gpus_the_fullest_counts(two_gpus, tmp_path):
     assert SystemReader(tmp_path)().device == Fill(12.0, 16.0)
 
 
-def test_a_driver_that_does_not_answer_is_no_gpu(monkeypatch, tmp_path):
-    nvml = FakeNvml()
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", nvml)
+def test_a_driver_that_does_not_answer_is_no_gpu(two_gpus, monkeypatch, tmp_path):
     read = SystemReader(tmp_path)
-
-    def lost(handle):
-        raise nvml.NVMLError
-
-    nvml.nvmlDeviceGetMemoryInfo = lost
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lost)
     assert read().device is None
-    nvml.nvmlInit = lambda: lost(0)
+    monkeypatch.setattr(pynvml, "nvmlInit", lost)
     assert SystemReader(tmp_path)().device is None
+
+
+def test_nvml_itself_says_that_a_machine_without_a_driver_has_no_gpu(tmp_path):
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        assert SystemReader(tmp_path)().device is None
+    else:  # here is a GPU: then it is read
+        assert SystemReader(tmp_path)().device.size > 1.0

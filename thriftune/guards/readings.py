@@ -144,11 +144,8 @@ def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, str, str, str
 
 
 def _nvml_gpus() -> Callable[[], list[Fill]] | None:
-    """A function that reads all GPUs through NVML; None without pynvml, driver or GPU."""
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-    except ImportError:
-        return None
+    """A function that reads all GPUs through NVML; None without a driver or a GPU."""
+    nvml: Any = importlib.import_module("pynvml")  # it has no types
     try:
         nvml.nvmlInit()
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
