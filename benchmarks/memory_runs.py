@@ -94,7 +94,7 @@ class Run:
         length: Tokens of every row.
         micro_batch: Rows per rank and forward pass.
         checkpointing: Whether activations are recomputed.
-        precision: fp32 or bf16.
+        precision: fp32 or bf16; fp16 on a GPU.
         optimizer: As in `TrainingConfig`.
         lora_rank: Rank of the adapters; 0 without any.
     """
@@ -104,7 +104,7 @@ class Run:
     length: int
     micro_batch: int
     checkpointing: bool
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     optimizer: str = "adamw"
     lora_rank: int = 0
 

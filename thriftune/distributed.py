@@ -70,13 +70,16 @@ def join(backend: str) -> Rank:
     """
     import torch.distributed as dist
 
+    device = None
     if backend == "nccl":
         import torch
 
-        # Without it NCCL guesses the GPU of the first collective, and guesses the same one for every rank.
-        torch.cuda.set_device(current_rank().local_index)
+        # Without them NCCL guesses: the same GPU for every rank in the first collective, and in a barrier one by the
+        # global rank, which a second node does not have.
+        device = torch.device("cuda", current_rank().local_index)
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=device)
     return current_rank()
 
 
