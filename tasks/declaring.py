@@ -29,8 +29,7 @@ log.configure()
 PLAN_CACHE = "1"
 FETCH_CACHE = "2"
 PREPARE_CACHE = "2"
-TRAIN_CACHE = "1"
-
+TRAIN_CACHE = "2"
 
 # Logs, caches in the home directory, compiled kernels.
 _BESIDE_TEMPORARY_FILES_GIB = 2

@@ -144,7 +144,6 @@ def _tell_agent(error: ThriftuneError) -> None:
 
 
 def _raise_what_was_said() -> NoReturn:
-
     file = _said_by_workers_of(os.getpid())
     error = pickle.loads(file.read_bytes())  # noqa: S301 - a worker of this process wrote it
     file.unlink()

@@ -45,6 +45,17 @@ class Guarding(TrainerCallback):
         self._trainer, self._guard, self._stall = trainer, guard, stall
         self._on_divergence, self._adjustments, self._checkpoints = on_divergence, adjustments, checkpoints
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have DeepSpeed leave it to the guard what a loss scale at its floor means.
+
+        It would end at the first overflow there, with a plain `Exception`, before the guard has seen anything (0.19.8).
+        """
+        scaler: Any = getattr(self._optimizer_of_deepspeed(), "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False
+
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -89,12 +100,14 @@ class Guarding(TrainerCallback):
 
     def _loss_scale(self) -> float | None:
         """The present loss scale of fp16, where it is dynamic."""
-        engine: Any = getattr(self._trainer, "deepspeed", None)
-        optimizer: Any = getattr(engine, "optimizer", None)
+        optimizer = self._optimizer_of_deepspeed()
         if self._trainer.args.fp16 and getattr(optimizer, "dynamic_loss_scale", False):
             return float(optimizer.loss_scale)
         scaler = getattr(self._trainer.accelerator, "scaler", None)
         return float(scaler.get_scale()) if scaler is not None else None
+
+    def _optimizer_of_deepspeed(self) -> Any:
+        return getattr(getattr(self._trainer, "deepspeed", None), "optimizer", None)
 
     def _name_batch(self, step: int, losses: list[float]) -> None:
         """Say which rows they were: on every rank that has some."""

@@ -63,7 +63,7 @@ class ResumableTrainer(Trainer):
         tokenizer: Any = self.processing_class
         return filler(rows, tokenizer.pad_token_id) if self.model_accepts_loss_kwargs else rows[0]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset
         count, at_once = len(rows) - 1, self.args.per_device_train_batch_size * self.args.world_size
         by_length = None

@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 
 # What one rank writes for itself: DeepSpeed's shards, and the state of its random numbers.
 _OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
-
-
+# What the training changed of itself, beside the checkpoints.
 _ADJUSTMENTS = "adjustments.json"
 
 

@@ -4,14 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Generator, randperm
-from torch.utils.data import Sampler
-
 from thriftune.data.prepared import POSITIONS, is_packed
 from thriftune.data.tokenization import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Generator
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class ByLength:
     global_batch: int
 
 
-class RowOrder(Sampler[int]):
+class RowOrder:
     """An order of rows that depends on seed, epoch and global batch alone, filled up to whole micro batches.
 
     transformers' own grouping by length draws from the random numbers of the process: a training that goes on in a
@@ -55,11 +53,15 @@ class RowOrder(Sampler[int]):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        from torch import Generator
+
         yield from self._order(Generator().manual_seed(self._seed + self._epoch))
         yield from [self._rows] * self._filled
 
-    def _order(self, generator: Generator) -> list[int]:
+    def _order(self, generator: "Generator") -> list[int]:
         if self._by_length is None:
+            from torch import randperm
+
             return list(map(int, randperm(self._rows, generator=generator)))
         from transformers import trainer_pt_utils
 

@@ -33,6 +33,8 @@ def plan_of(job: Job, config: RunConfig) -> TrainingPlan:
     """The plan of the run on this machine; for several nodes one on each of them with as few processes."""
     deepspeed = deepspeed_configs.load(config.zero_or_default.config) if config.method == "full" else None
     plan = planned(config, deepspeed, Path(job.model))
+    if job.precision:
+        plan = dataclasses.replace(plan, precision=job.precision)
     per_node = plan.processes_per_node // job.nodes
     return dataclasses.replace(plan, nodes=job.nodes, devices_per_node=per_node, processes_per_node=per_node)
 
@@ -87,6 +89,11 @@ def begin(job: Job) -> None:
     log.configure()
     logging.getLogger("thriftune").setLevel(logging.INFO)
     plant_in_process(job)
+    if job.precision == "fp16":
+        distributed.use_cpu_accelerator()
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True  # slow on the CPU, but right
     trainer.DEFAULT_CALLBACKS.append(Recorder(job))
 
 

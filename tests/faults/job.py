@@ -11,7 +11,7 @@ class Plant:
     """Something that goes wrong inside a process.
 
     Attributes:
-        kind: stall, memory, nan, or kill (when `file` is opened for writing).
+        kind: stall, memory, nan, overflow (of all gradients), or kill (when `file` is opened for writing).
         step: Optimizer step during which it happens; 1 is the first.
         rank: Global rank that it happens to.
         size: Rows of a micro batch that are too many (memory).
@@ -44,6 +44,7 @@ class Job:
         grace_seconds: Time that a process has after SIGTERM.
         pause: Seconds that every step takes longer, so that faults fall between steps and checkpoints are uploaded.
         start_method: How the agent makes its workers: fork is quick, spawn is what tasks do.
+        precision: In place of the plan's: a run file cannot ask for fp16 on a CPU.
         plants: What goes wrong.
         environment: Variables for the processes.
     """
@@ -60,6 +61,7 @@ class Job:
     grace_seconds: float = 30
     pause: float = 0.2
     start_method: str = "fork"
+    precision: str = ""
     plants: tuple[Plant, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 

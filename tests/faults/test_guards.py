@@ -106,3 +106,17 @@ def test_a_rank_that_stands_still_ends_the_attempt_with_its_stack_and_the_next_g
     assert resumed == 2 * INTERVAL
     require_same_training(expected, run, outcomes)
     note(record, "a rank stands still", method, outcomes, faults=1, steps_lost=FAULT_AT - 1 - resumed, seconds=seconds)
+
+
+@pytest.mark.parametrize("method", ["zero3", "zero2"])
+def test_gradients_that_overflow_at_any_scale_end_the_run_with_what_to_do(method, new_run, record):
+    """DeepSpeed raises an Exception without a name at the first of them, which said nothing of the run file."""
+    run = new_run(method, **training(max_steps=60))
+    outcome = run.start([Plant("overflow")], pause=0.0, precision="fp16").wait()
+    assert outcome.ended == "user", (outcome.ended, outcome.message, outcome.log[-4000:])
+    assert "The loss scale was at its floor of 1 for 10 steps" in outcome.message
+    assert "training.learning_rate" in outcome.message
+    assert run.claims_to_be_finished == []
+    note(
+        record, "fp16 gradients overflow at any loss scale", method, [outcome], faults=1, result="ends, names the scale"
+    )
