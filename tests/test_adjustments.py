@@ -32,10 +32,11 @@ def test_memory_that_runs_out_a_third_time_ends_the_run(plan):
 
 def test_batches_are_left_out_until_there_are_too_many():
     changed = Adjustments()
-    for step in range(MOST_SKIPPED):
+    steps = range(1, 10 * MOST_SKIPPED, 10)
+    for step in steps:
         changed = changed.after_divergence(step, "The loss is nan.")
-    assert changed.skipped_steps == tuple(range(MOST_SKIPPED))
-    with pytest.raises(DivergedError, match="The batches of steps 0, 1, 2, 3, 4 were left out before"):
+    assert changed.skipped_steps == tuple(steps)
+    with pytest.raises(DivergedError, match="The batches of steps 1, 11, 21, 31, 41 were left out before"):
         changed.after_divergence(9, "The loss is nan.")
 
 
@@ -45,6 +46,15 @@ def test_a_loss_that_diverges_without_its_batch_too_is_laid_to_the_batch_before(
     for _ in range(3):
         changed = changed.after_divergence(8, "The loss is nan.")
     assert changed.skipped_steps == (8, 7, 6)
+
+
+def test_a_loss_that_diverges_right_after_what_was_left_out_is_laid_to_the_batch_before_that_and_then_to_its_own():
+    """A batch whose own loss is fine ruined the weights: the ones after it were left out, one after the other."""
+    changed = Adjustments().after_divergence(32, "The loss is nan.")
+    ruined_by_31 = changed.after_divergence(33, "The loss is nan.")
+    assert ruined_by_31.skipped_steps == (32, 31)
+    assert ruined_by_31.after_divergence(33, "The loss is nan.").skipped_steps == (32, 31, 33)
+    assert changed.after_divergence(40, "The loss is nan.").skipped_steps == (32, 40)
 
 
 def test_they_survive_json():

@@ -135,7 +135,27 @@ def test_a_batch_after_which_the_loss_stays_high_is_left_out_and_what_came_of_it
     assert max(result.losses) < 9.0
 
 
-def test_a_step_that_is_left_out_changes_no_weight_by_itself(training, disturbed):
+def test_a_batch_whose_own_loss_is_fine_is_found_by_going_back(training, disturbed):
+    """It ruins the weights: the loss is not a number from the next step on, whatever the batch."""
+    bad, trained_on = {}, {"bad": False}
+
+    def poisoned(step, rows, loss):
+        ruined = trained_on["bad"]
+        if step == 5:
+            bad.setdefault("rows", rows)
+        if step < 5:
+            ruined = trained_on["bad"] = False
+        if torch.equal(rows, bad.get("rows", rows[:0])):
+            trained_on["bad"] = True
+        return loss * math.nan if ruined and len(rows) > 1 else loss
+
+    disturbed(poisoned)
+    result = training(on_divergence="rollback")
+    assert result.skipped_steps == [6, 5]
+    assert all(map(math.isfinite, result.losses))
+
+
+def test_the_rows_of_a_step_that_is_left_out_have_no_effect(training, disturbed):
     """The batch of the step before was trained on twice in its place; after a resume, the bad one itself."""
     disturbed(lambda step, rows, loss: loss * math.nan if step == 1 and len(rows) > 1 else loss)
     result = training(on_divergence="rollback", warmup_share=0.0)

@@ -70,10 +70,7 @@ class Adjustments:
         return replace(self, micro_batch=micro_batch, accumulation=accumulation, halvings=self.halvings + 1)
 
     def after_divergence(self, step: int, why: str) -> Self:
-        """Leave out the batch of a step; where it was left out already, of the one before.
-
-        A loss is that of the weights as the batch before left them: if it is as bad without its own batch, that one
-        is the next to suspect.
+        """Leave out the batch that is to blame.
 
         Args:
             step: Where the loss began to diverge.
@@ -88,6 +85,17 @@ class Adjustments:
             raise DivergedError.single(
                 "training.on_divergence", "rollback", message, "Lower the learning rate, or look at the rows."
             )
-        while step in self.skipped_steps:
-            step -= 1
-        return replace(self, skipped_steps=(*self.skipped_steps, step))
+        return replace(self, skipped_steps=(*self.skipped_steps, self._to_blame(step)))
+
+    def _to_blame(self, step: int) -> int:
+        """The step whose batch is left out, where the loss diverges at this one.
+
+        Its own; but a loss is that of the weights as the batch before left them. So if the batches before it are left
+        out already, and it did not help, the one before these is tried next; and then its own.
+        """
+        skipped = set(self.skipped_steps)
+        before = step
+        while before in skipped or before - 1 in skipped:
+            before -= 1
+        went_back_already = step not in skipped and step - before > 2
+        return step if went_back_already or before < 1 else before

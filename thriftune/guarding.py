@@ -85,10 +85,12 @@ class Guarding(TrainerCallback):
         why = divergence.message
         if self._on_divergence == "rollback" and self._checkpoints is not None:
             changed = self._adjustments.after_divergence(divergence.since, why)
-            self._checkpoints.adjust(changed.as_json())
             left_out = changed.skipped_steps[-1]
-            # One that was saved right before may hold what made the loss diverge.
-            self._checkpoints.drop_from(left_out - 1)
+            with self._stall.paused():  # what is being uploaded is waited for
+                # One that was saved right before may hold what made the loss diverge. And first: a run that is cut off
+                # here goes on from an older one, and comes by again.
+                self._checkpoints.drop_from(left_out - 1)
+            self._checkpoints.adjust(changed.as_json())
             raise StartAgainError(f"{why} Going back, and leaving out the batch of step {left_out}.")
         raise DivergedError.single(
             "training.learning_rate",

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from thriftune import distributed
 from thriftune.checkpoints.universal import separate_steps
+from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError
 from thriftune.guards.divergence import DivergenceGuard
 from thriftune.guards.stall import StallWatch
@@ -39,7 +40,8 @@ class ResumableTrainer(Trainer):
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
         rows: Any = self.train_dataset
-        self._filler = self._filler_of(rows)
+        tokenizer: Any = self.processing_class
+        self._filler = filler(rows, tokenizer.pad_token_id)
         self.train_dataset = rows.add_item(self._filler)  # its index is the one after the last row
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -53,15 +55,17 @@ class ResumableTrainer(Trainer):
         self._losses.append(loss.detach())
         return loss
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of a pass: 0 where no row has a label, also of a model that would divide by their number."""
+        is_labelled = (inputs["labels"] != IGNORED).any()
+        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        # On the device, so that nothing waits for it.
+        return torch.where(is_labelled.to(loss.device), loss, 0.0 * loss.nan_to_num())
+
     def take_losses(self) -> list[float]:
         """The loss of each pass since the last call; their sum is that of the step. Waits for the GPU once."""
         losses, self._losses = [float(loss) for loss in self._losses], []
         return losses
-
-    def _filler_of(self, rows: Any) -> dict[str, Any]:
-        """What fills up a micro batch: with labels if the model cannot be told how many of them a step has."""
-        tokenizer: Any = self.processing_class
-        return filler(rows, tokenizer.pad_token_id) if self.model_accepts_loss_kwargs else rows[0]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset
@@ -126,9 +130,12 @@ class KeepCheckpoints(TrainerCallback):
         good checkpoint would have made way for others. All ranks have the same loss.
         """
         self._checkpoints.forget_restored()
+        # Before the node goes even a doubtful one is saved, if the one before stays.
+        is_calm, keeps_another = not self._guard.is_suspicious, self._checkpoints.config.keep_checkpoints > 1
         due, preempted = distributed.any_rank(self._is_due(state.global_step), self._notice.was_given)
         is_last = state.global_step >= state.max_steps
-        control.should_save = ((due and not self._guard.is_suspicious) or preempted) and not is_last
+        may_save = is_calm or (preempted and keeps_another)
+        control.should_save = (due or preempted) and may_save and not is_last
         if preempted and not is_last:
             self._preempted = control.should_training_stop = True
 
@@ -152,7 +159,7 @@ class KeepCheckpoints(TrainerCallback):
                 in_store = self._checkpoints.wait(self._checkpoints.grace_seconds)
             distributed.barrier()
             how = "is saved" if in_store else "could not be saved in time"
-            raise PreemptedError(f"The node goes away; what was trained to step {state.global_step} {how}.")
+            raise PreemptedError(f"The node goes away; what was trained to step {self._saved_step} {how}.")
 
     def _is_due(self, step: int) -> bool:
         config = self._checkpoints.config

@@ -73,6 +73,14 @@ def test_a_loss_scale_at_its_floor_counts_when_it_stays_there():
     assert guard.observe(9, 2.0, 1.0) is None  # counted anew
 
 
+def test_a_step_that_is_left_out_does_not_shift_where_a_spike_began():
+    guard = DivergenceGuard()
+    shown(guard, noisy(50, 2.0))
+    steps = [51, 52, *range(54, 62)]
+    verdicts = [guard.observe(step, 9.0) for step in steps]
+    assert (verdicts[-1].step, verdicts[-1].since) == (61, 51)
+
+
 def test_what_is_far_off_is_suspicious_until_it_is_over():
     """Checkpoints saved meanwhile took the place of the last good one."""
     guard = DivergenceGuard()

@@ -53,14 +53,14 @@ class GuardState(TypedDict):
     Attributes:
         losses: The last finite losses that were not suspicious, oldest first.
         typical: Median and standard deviation of the calmest window so far; null until there was one.
-        above: How many losses in a row were far above that.
-        at_floor: How many loss scales in a row were at the floor.
+        above: Steps in a row whose losses were far above that.
+        at_floor: Steps in a row whose loss scales were at the floor.
     """
 
     losses: list[float]
     typical: tuple[float, float] | None
-    above: int
-    at_floor: int
+    above: list[int]
+    at_floor: list[int]
 
 
 class DivergenceGuard:
@@ -85,8 +85,8 @@ class DivergenceGuard:
         self._window = window
         self._spike, self._patience, self._scale_floor = spike, patience, scale_floor
         self._typical: tuple[float, float] | None = None
-        self._above = 0
-        self._at_floor = 0
+        self._above: list[int] = []
+        self._at_floor: list[int] = []
 
     def observe(self, step: int, loss: float, loss_scale: float | None = None) -> Divergence | None:
         """Take in one loss.
@@ -105,7 +105,7 @@ class DivergenceGuard:
         """
         if not math.isfinite(loss):
             kind: Kind = "nan" if math.isnan(loss) else "infinite"
-            self._above = self._at_floor = 0
+            self._above, self._at_floor = [], []
             return Divergence(step, step, kind, loss, f"The loss is {loss} at step {step}.")
         return self._floor(step, loss, loss_scale) or self._high(step, loss)
 
@@ -115,11 +115,13 @@ class DivergenceGuard:
 
         What is trained now may turn out to be of no use, so that nothing older should make way for it.
         """
-        return self._above > 0 or self._at_floor > 0
+        return bool(self._above or self._at_floor)
 
     def state(self) -> GuardState:
         """What was seen, as plain values that survive JSON."""
-        return GuardState(losses=list(self._losses), typical=self._typical, above=self._above, at_floor=self._at_floor)
+        return GuardState(
+            losses=list(self._losses), typical=self._typical, above=list(self._above), at_floor=list(self._at_floor)
+        )
 
     @classmethod
     def from_state(
@@ -144,38 +146,37 @@ class DivergenceGuard:
         if state["typical"] is not None:
             median, deviation = state["typical"]
             guard._typical = (median, deviation)
-        guard._above, guard._at_floor = state["above"], state["at_floor"]
+        guard._above, guard._at_floor = list(state["above"]), list(state["at_floor"])
         return guard
 
     def _floor(self, step: int, loss: float, loss_scale: float | None) -> Divergence | None:
-        self._at_floor = self._at_floor + 1 if loss_scale is not None and loss_scale <= self._scale_floor else 0
-        if self._at_floor < self._patience:
+        is_at_floor = loss_scale is not None and loss_scale <= self._scale_floor
+        self._at_floor = [*self._at_floor, step] if is_at_floor else []
+        if len(self._at_floor) < self._patience:
             return None
-        self._above = self._at_floor = 0
+        since = self._at_floor[0]
+        self._above, self._at_floor = [], []
         message = (
             f"The loss scale was at its floor of {self._scale_floor:g} for {self._patience} steps up to step {step}: "
             "gradients overflow fp16 even unscaled."
         )
-        return Divergence(step, self._began(step), "scale-floor", loss, message)
+        return Divergence(step, since, "scale-floor", loss, message)
 
     def _high(self, step: int, loss: float) -> Divergence | None:
         if self._typical is None or loss <= self._limit(*self._typical):
-            self._above = 0
+            self._above = []
             self._remember(loss)
             return None
-        self._above += 1
-        if self._above < self._patience:
+        self._above.append(step)
+        if len(self._above) < self._patience:
             return None
-        self._above = 0
+        since = self._above[0]
+        self._above = []
         message = (
             f"The loss is {loss:.3g} at step {step} and was far above its typical {self._typical[0]:.3g} "
             f"for {self._patience} losses in a row."
         )
-        return Divergence(step, self._began(step), "spike", loss, message)
-
-    def _began(self, step: int) -> int:
-        """The first step of a row that is too long now."""
-        return step - self._patience + 1
+        return Divergence(step, since, "spike", loss, message)
 
     def _limit(self, median: float, deviation: float) -> float:
         """Loss above which one counts as high: each bound alone would be wrong for some healthy training."""
