@@ -22,7 +22,9 @@ _HEAD = """# What every fault costs
 Written by `scripts/fault_table.py` from a run of `make faults`: real processes on CPU, the tiny model where no other is
 named, each case compared with a run of the same seed that nobody disturbed. "Same losses, same weights" is bit for bit.
 Steps lost and seconds are the most of any fault; seconds count from the start of the new processes (for workers that
-are started again: from the fault) to their first step, without importing libraries.
+are started again: from the fault) to their first step, without importing libraries. Where checkpoints are damaged or
+the store is gone, the attempt is killed as well, and "Faults" counts the kill alone: each damage may cost an interval
+more.
 
 | What was done | Method | Faults | Checkpoint every | Steps lost | Seconds to resume | Result |
 |---|---|---|---|---|---|---|
