@@ -14,7 +14,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := build/demo
 CONFIG ?= configs/demo-full.yaml
-CUDA   := nvidia-|cuda-|triton=
+CUDA   := nvidia-(cu|n)|cuda-|triton=
 IMAGE  ?= thriftune:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' thriftune/__init__.py)
 SOURCES := thriftune tasks workflows pod_templates deepspeed_configs tests benchmarks scripts
 

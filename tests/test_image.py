@@ -82,7 +82,7 @@ def test_every_dependency_is_in_the_lock_at_a_version_that_it_allows():
 
 def test_the_two_locks_part_what_only_a_gpu_build_of_torch_needs():
     everywhere, gpu = lock("requirements.lock"), lock("requirements-gpu.lock")
-    is_gpu = re.compile("nvidia-|cuda-|triton$")
+    is_gpu = re.compile("nvidia-(cu|n)|cuda-|triton$")
     assert len(gpu) > 15
     assert [name for name in everywhere if is_gpu.match(name)] == []
     assert [name for name in gpu if not is_gpu.match(name)] == []
