@@ -32,7 +32,7 @@ class ResumableTrainer(Trainer):
 
         Args:
             args: The Trainer's.
-            skipped_steps: Optimizer steps whose batch is left out: nothing is learnt in them.
+            skipped_steps: Optimizer steps whose batch is left out: its rows have no effect.
             kwargs: The Trainer's.
         """
         super().__init__(*args, **kwargs)
