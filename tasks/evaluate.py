@@ -8,7 +8,7 @@ from tasks.transfer import download
 from thriftune import evaluation
 from thriftune.config import RunConfig
 from thriftune.evaluation import EvalReport
-from thriftune.loading import planned_placement
+from thriftune.loading import as_stored, planned_placement
 from thriftune.training_plan import TrainingPlan
 
 
@@ -21,7 +21,7 @@ def evaluate(
     dataset: FlyteDirectory,
     adapter: FlyteDirectory | None = None,
 ) -> EvalReport:
-    """Measure a model on the held-out rows, held in memory as it is trained: in 4 bits for QLoRA.
+    """Measure a model on the held-out rows, held in memory as it is trained, in 4 bits for QLoRA, or as it is saved, in fp32.
 
     Args:
         config: The run.
@@ -34,12 +34,15 @@ def evaluate(
     Returns:
         The report.
     """
+    model_dir, placement = download(model), planned_placement(config, plan)
+    if config.method == "full":
+        placement = as_stored(placement, model_dir)
     return evaluation.evaluate(
-        download(model),
+        model_dir,
         download(dataset),
         config.evaluation,
         style=config.data.prompt_format,
-        placement=planned_placement(config, plan),
+        placement=placement,
         adapter_dir=download(adapter) if adapter else None,
         packing=config.data.packing,
         trust_remote_code=config.model.trust_remote_code,

@@ -24,7 +24,7 @@ def check(config: "RunConfig") -> list[Problem]:
     Returns:
         The problems, empty when the run can be planned.
     """
-    rules = (_method, _nodes, _qlora_devices, _batch, _precision, _save_dtype, _optimizer, _inline_zero)
+    rules = (_method, _nodes, _qlora_devices, _batch, _precision, _optimizer, _inline_zero)
     return [problem for rule in (data_rules.check, *rules) for problem in rule(config)]
 
 
@@ -82,21 +82,6 @@ def _precision(config: "RunConfig") -> Iterator[Problem]:
 def _raised_by_precision(config: "RunConfig") -> list[Problem]:
     device = config.hardware.device
     return _raised(lambda: choose_precision(config.training.precision, DEVICES[device])) if device else []
-
-
-def _save_dtype(config: "RunConfig") -> Iterator[Problem]:
-    training, device = config.training, config.hardware.device
-    # A merged adapter is added to the unquantized base, which may well be kept in fp32.
-    if config.method == "qlora" or training.save_dtype != "fp32" or not device or _raised_by_precision(config):
-        return
-    precision = choose_precision(training.precision, DEVICES[device])
-    if precision != "fp32":
-        yield Problem(
-            "training.save_dtype",
-            "fp32",
-            f"the weights train in {precision}; fp32 would only double the file.",
-            "Use 'auto', or train in fp32.",
-        )
 
 
 def _optimizer(config: "RunConfig") -> Iterator[Problem]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune import distributed
 from thriftune.collation import PaddingCollator
 from thriftune.config import DataFormat, EvaluationConfig
 from thriftune.data.prepared import VALIDATION, load_samples, load_split
 from thriftune.data.tokenization import IGNORED
+from thriftune.distributed import Rank
 from thriftune.generation import Sampling, complete, encode_prompt
 from thriftune.loading import Placement, attach_adapters, load_model
 from thriftune.separation import require_separation
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ALONE = Rank(index=0, local_index=0, world_size=1)
 _LARGEST_EXPONENT = 700  # exp() of more overflows a float
 
 
@@ -78,10 +81,7 @@ def evaluate(
     model.eval()
     if packing:
         require_separation(model)
-    rows = load_split(dataset_dir, VALIDATION)
-    if len(rows) > config.max_rows:
-        rows = rows.shuffle(seed=0, keep_in_memory=True).select(range(config.max_rows))  # sources are often sorted
-    loss, tokens = held_out_loss(model, tokenizer, rows, config.batch)
+    loss, tokens = held_out_loss(model, tokenizer, held_out_rows(dataset_dir, config.max_rows), config.batch)
     prompts, encoded = _questions(dataset_dir, config, tokenizer, style)
     answers = list(complete(model, tokenizer, encoded, Sampling(config.max_new_tokens), config.batch))
     perplexity = math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
@@ -89,7 +89,22 @@ def evaluate(
     return EvalReport(loss, perplexity, tokens, prompts, answers)
 
 
-def held_out_loss(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int) -> tuple[float, int]:
+def held_out_rows(dataset_dir: Path, at_most: int) -> "Dataset":
+    """The held-out rows of a prepared dataset, or as many of them, chosen at random, and always the same ones.
+
+    Args:
+        dataset_dir: A prepared dataset.
+        at_most: Number of rows.
+    """
+    rows = load_split(dataset_dir, VALIDATION)
+    if len(rows) <= at_most:
+        return rows
+    return rows.shuffle(seed=0, keep_in_memory=True).select(range(at_most))  # sources are often sorted
+
+
+def held_out_loss(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int, rank: Rank = _ALONE
+) -> tuple[float, int]:
     """Loss per trained token: summed over all rows and divided once, so that no batch weighs more than its tokens.
 
     Args:
@@ -97,9 +112,10 @@ def held_out_loss(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Datas
         tokenizer: Its tokenizer, for padding.
         rows: Rows with input_ids and labels, each a list of `length` ints.
         batch: Rows per forward pass.
+        rank: Where this process stands among those that share the rows; each of them runs the model as often.
 
     Returns:
-        Mean loss in nats and the number of tokens it is over.
+        Mean loss in nats and the number of tokens it is over, over all ranks.
     """
     import torch
 
@@ -108,18 +124,23 @@ def held_out_loss(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Datas
     total, tokens = 0.0, 0
     lengths = [len(ids) for ids in rows["input_ids"]]
     by_length = sorted(range(len(rows)), key=lengths.__getitem__)
-    for start in range(0, len(rows), batch):
-        part = by_length[start : start + batch]
+    batches = [by_length[start : start + batch] for start in range(0, len(rows), batch)]
+    for first in range(0, len(batches), rank.world_size):
+        mine = first + rank.index
+        part = batches[min(mine, len(batches) - 1)]
         inputs = {name: tensor.to(device) for name, tensor in collate([rows[i] for i in part]).items()}
         labels = inputs.pop("labels")[:, 1:]
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = model(**inputs).logits[:, :-1].float()
-        total += float(
-            torch.nn.functional.cross_entropy(
+            loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
             )
-        )
-        tokens += int((labels != IGNORED).sum())
+        if mine < len(batches):  # else another rank has counted it
+            total += float(loss)
+            tokens += int((labels != IGNORED).sum())
+    if rank.world_size > 1:
+        totals, counts = zip(*distributed.gather_objects((total, tokens)), strict=True)
+        total, tokens = sum(totals), sum(counts)
     return total / tokens, tokens
 
 

@@ -2,28 +2,35 @@
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import artifacts, distributed, zero, zero_loading
+from thriftune import artifacts, distributed, saving, zero, zero_loading
 from thriftune.adjustments import Adjustments
 from thriftune.attempts import Attempt, run_record
 from thriftune.checkpoints import universal
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, load_split
-from thriftune.hardware import torch_dtype
+from thriftune.evaluation import held_out_loss, held_out_rows
+from thriftune.hardware import Precision, torch_dtype
+from thriftune.masters import WeightOf, computing_with, masters_of
 from thriftune.resumption import CheckpointPlace, Resumed
+from thriftune.rounding import RoundingMode, rounded
+from thriftune.saving import SavedWeights
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training import TrainingResult, make_trainer, training_arguments
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Trainer
+    from transformers import Trainer, TrainingArguments
 
     from thriftune.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
+
+BaseWeights = dict[str, "torch.Tensor"]
 
 
 def train(
@@ -52,27 +59,31 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         rows = load_split(dataset_dir, TRAIN)
         attempt = Attempt(config, plan, model_dir, dataset_dir, place, Path(scratch))
+        base: BaseWeights = {}  # pages of the files, which take no memory until they are read again
 
         def load(now: TrainingPlan, resumed: Resumed | None, adjustments: Adjustments) -> "ResumableTrainer":
             is_converted = resumed is not None and resumed.is_converted
-            model, arguments = _load_sharded(config, now, model_dir, attempt.folder, rank, is_converted=is_converted)
+            model = zero_loading.map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
+            base.update((name, parameter.data) for name, parameter in model.named_parameters())
+            arguments = _shard(model, config, now, attempt.folder, rank, is_converted=is_converted)
             return make_trainer(model, arguments, tokenizer, rows, adjustments.skipped_steps)
 
         trainer, result = attempt.train(load)
+        result = replace(result, saved=_decide(trainer, config, plan, model_dir, dataset_dir, base))
         record = run_record(config, plan, model_dir, dataset_dir, result)
-        _save(trainer, config, plan, model_dir, destination, record)
+        _save(trainer, config, model_dir, destination, record, result.saved)
     return result
 
 
-def _load_sharded(
-    config: RunConfig, plan: TrainingPlan, model_dir: Path, scratch: Path, rank: distributed.Rank, *, is_converted: bool
-) -> tuple[Any, Any]:
+def _shard(
+    model: Any, config: RunConfig, plan: TrainingPlan, scratch: Path, rank: distributed.Rank, *, is_converted: bool
+) -> "TrainingArguments":
+    """Cut a mapped model up for the ranks; give the arguments that its Trainer takes."""
     if not plan.hardware.is_gpu:
         distributed.use_cpu_accelerator()
     import torch
 
     device = torch.device("cuda", rank.local_index) if plan.hardware.is_gpu else torch.device("cpu")
-    model = zero_loading.map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
     training = config.training
     optimization = zero.Optimization(training.learning_rate, training.weight_decay, training.max_grad_norm)
     deepspeed = zero.complete(
@@ -86,57 +97,89 @@ def _load_sharded(
         zero_loading.partition(model, deepspeed, dtype, device)
     else:
         zero_loading.place(model, dtype, device)
-    return model, arguments
+    return arguments
 
 
-def save_dtype(config: RunConfig, plan: TrainingPlan, base_dtype: "torch.dtype | None") -> "torch.dtype":
-    """The precision of the saved weights, decided here and nowhere else.
-
-    Args:
-        config: The run, with `training.save_dtype`.
-        plan: Its plan.
-        base_dtype: Precision the base model is stored in.
+def _decide(
+    trainer: "Trainer", config: RunConfig, plan: TrainingPlan, model_dir: Path, dataset_dir: Path, base: BaseWeights
+) -> SavedWeights | None:
+    """Measure what rounding would do to the trained model, and decide how to save it. Collective.
 
     Returns:
-        What the run asks for; for `auto` the 16-bit type it trained in, and after fp32 training the base model's own
-        16-bit type, or bf16.
+        None where the run asks for fp32, which is what the master weights are in.
     """
-    import torch
+    from transformers import AutoConfig
 
-    if config.training.save_dtype != "auto":
-        return torch_dtype(config.training.save_dtype)
-    if plan.precision != "fp32":
-        return torch_dtype(plan.precision)
-    return base_dtype if base_dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
+    asked = config.training.save_dtype
+    if asked == "fp32":
+        return None
+    stored = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code).dtype
+    dtype = saving.sixteen_bits(plan.precision, str(stored)) if asked == "auto" else asked
+    rows = held_out_rows(dataset_dir, min(saving.ROWS, config.evaluation.max_rows))
+    master, device = masters_of(trainer.deepspeed), trainer.args.device
+    model: Any = trainer.model
+    tokenizer: Any = trainer.processing_class
+    model.eval()
+
+    def loss_with(weight_of: WeightOf) -> float:
+        with computing_with(model, weight_of):
+            return held_out_loss(model, tokenizer, rows, plan.micro_batch, distributed.current_rank())[0]
+
+    def loss_of(dtype: Precision, mode: RoundingMode) -> float:
+        return loss_with(lambda n, p: rounded(master(n, p), torch_dtype(dtype), mode, n, config.seed).float())
+
+    return saving.decide(
+        dtype,
+        len(rows),
+        lambda: loss_with(lambda name, _: base[name].to(device).float()),
+        lambda: loss_with(master),
+        loss_of,
+        or_fp32=asked == "auto",
+    )
 
 
 def _save(
     trainer: "Trainer",
     config: RunConfig,
-    plan: TrainingPlan,
     model_dir: Path,
     destination: Path,
     record: dict[str, Any],
+    saved: SavedWeights | None,
 ) -> None:
-    """Gather the shards on rank 0 and write an ordinary model directory. Collective: every rank calls it."""
-    from transformers import AutoConfig
-
-    state = trainer.accelerator.get_state_dict(trainer.deepspeed)
+    """Gather the master weights on rank 0 and write an ordinary model directory. Collective: every rank calls it."""
+    dtype = torch_dtype(saved.dtype if saved else "fp32")
+    state = _gathered(trainer, dtype, saved.rounding if saved else "none", config.seed)
     if not distributed.current_rank().is_main:
         return
-    trust = config.model.trust_remote_code
-    dtype = save_dtype(config, plan, AutoConfig.from_pretrained(model_dir, trust_remote_code=trust).dtype)
     logger.info("Saving the model in %s to %s", dtype, destination)
     model: Any = trainer.model
-    # Tied weights (an output head that is the embedding) are stored once; below ZeRO-3 DeepSpeed hands out copies.
-    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
-    for name in list(state):  # one by one: the gathered model is there once, not twice
-        tensor = state.pop(name)
-        if name not in tied:
-            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     model.config.dtype = dtype
     model.config.use_cache = True
     with artifacts.writing(destination) as directory:
         model.save_pretrained(directory, state_dict=state)
-        load_tokenizer(model_dir, trust_remote_code=trust).save_pretrained(directory)
+        tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+        tokenizer.save_pretrained(directory)
         artifacts.write_manifest(directory, "model", {**record, "deepspeed": trainer.args.deepspeed})
+
+
+def _gathered(trainer: "Trainer", dtype: "torch.dtype", rounding: RoundingMode, seed: int) -> "dict[str, torch.Tensor]":
+    """The trained weights as they are saved, on rank 0; one fp32 weight at a time beside them. Collective."""
+    import torch
+
+    model: Any = trainer.model
+    master = masters_of(trainer.deepspeed)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    # Tied weights (an output head that is the embedding) are stored once.
+    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
+    state: dict[str, torch.Tensor] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if key in tied:
+            continue
+        if isinstance(tensor, torch.nn.Parameter):
+            name = names[tensor]
+            whole = rounded(master(name, tensor), dtype, rounding, name, seed)
+        else:  # a buffer
+            whole = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if distributed.current_rank().is_main:
+            state[key] = whole.cpu()
+    return state

@@ -1,13 +1,14 @@
 """Loading a model to run on the devices of one node: plain or in 4 bits, with or without adapters."""
 
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config import RunConfig
 from thriftune.hardware import Device, Precision, torch_dtype
-from thriftune.memory.overhead import WEIGHTS_SHARE
+from thriftune.memory.overhead import GIB, WEIGHTS_SHARE
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -39,6 +40,37 @@ def planned_placement(config: RunConfig, plan: TrainingPlan) -> Placement:
     return Placement(plan.hardware, plan.precision, four_bit=plan.four_bit, double_quantization=double)
 
 
+def as_stored(placement: Placement, model_dir: Path) -> Placement:
+    """Hold a model that is stored in fp32 in fp32 where there is room: in 16 bits it is another model.
+
+    Args:
+        placement: How to hold it otherwise, not in 4 bits.
+        model_dir: Directory with safetensors.
+
+    Returns:
+        The placement. A warning says where the weights are rounded.
+    """
+    if placement.precision == "fp32" or _stored_dtype(model_dir) != "float32":
+        return placement
+    needed = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
+    if needed <= sum(_limits(placement.device).values()):
+        return replace(placement, precision="fp32")
+    logger.warning(
+        "%s is stored in fp32, and held in %s here: its %.1f GiB do not fit. Answers and losses are those of the "
+        "rounded weights.",
+        model_dir,
+        placement.precision,
+        needed / GIB,
+    )
+    return placement
+
+
+def _stored_dtype(model_dir: Path) -> str:
+    """The type that config.json names, as float32; older ones call it torch_dtype."""
+    content = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    return str(content.get("dtype") or content.get("torch_dtype") or "")
+
+
 def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> dict[int | str, int]:
     """What accelerate may fill on each device, from what is free there now.
 
@@ -56,6 +88,15 @@ def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> d
     return {index: int(free * WEIGHTS_SHARE) for index, free in free_bytes.items()}
 
 
+def _limits(device: Device) -> dict[int | str, int]:
+    """What accelerate may fill of this machine now."""
+    import psutil
+    import torch
+
+    free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
+    return max_memory(device, free, psutil.virtual_memory().available)
+
+
 def load_model(model_dir: Path, placement: Placement, *, trust_remote_code: bool = False) -> "PreTrainedModel":
     """Load a model over every visible device of this node (`device_map="auto"`).
 
@@ -67,18 +108,14 @@ def load_model(model_dir: Path, placement: Placement, *, trust_remote_code: bool
     Returns:
         The model; large ones are split by layers over the GPUs.
     """
-    import psutil
-    import torch
     from transformers import AutoModelForCausalLM
 
-    free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
-    limits = max_memory(placement.device, free, psutil.virtual_memory().available)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         model_dir,
         dtype=torch_dtype(placement.precision),
         quantization_config=_quantization(placement),
         device_map="auto",
-        max_memory=limits,
+        max_memory=_limits(placement.device),
         trust_remote_code=trust_remote_code,
         local_files_only=True,
     )

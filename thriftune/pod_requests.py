@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from thriftune import saving
 from thriftune.config import RunConfig
 from thriftune.training_plan import TrainingPlan
 
@@ -58,7 +59,7 @@ def merging(config: RunConfig, plan: TrainingPlan) -> PodRequest:
     Returns:
         The request: 18 GiB of memory for a 7B model in 16 bits, 143 for 70B.
     """
-    merged = _bytes_per_parameter(config) * plan.parameters
+    merged = saving.bytes_at_most(config) * plan.parameters
     disk = _HALF * plan.parameters + merged + _FULL * plan.trained_parameters
     return PodRequest(_LIBRARIES_GIB + _gib(_MERGING * merged), _gib(disk), _MERGING_CPUS)
 
@@ -74,12 +75,8 @@ def publishing(config: RunConfig, plan: TrainingPlan) -> PodRequest:
         The request.
     """
     is_adapter = config.method == "qlora" and not config.lora_or_default.merge
-    size = _FULL * plan.trained_parameters if is_adapter else _bytes_per_parameter(config) * plan.parameters
+    size = _FULL * plan.trained_parameters if is_adapter else saving.bytes_at_most(config) * plan.parameters
     return PodRequest(_LIBRARIES_GIB, _gib(size))
-
-
-def _bytes_per_parameter(config: RunConfig) -> int:
-    return _FULL if config.training.save_dtype == "fp32" else _HALF
 
 
 def _gib(count: float) -> int:

@@ -1,11 +1,13 @@
 """What a run came to: the numbers before and after, and a table of them for the log."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from thriftune.evaluation import EvalReport
 from thriftune.memory_watch import MemoryUse
+from thriftune.saving import SavedWeights
 from thriftune.training import TrainingResult
 
 _TABLE_COLUMNS = 110
@@ -22,6 +24,7 @@ class RunMetrics:
         after: The trained one on the same rows.
         training: What was measured while training.
         outputs: Where each result is, by what it is (model, adapter).
+        merged: What merging the adapter did to its loss; None where none was merged.
     """
 
     name: str
@@ -30,6 +33,7 @@ class RunMetrics:
     after: EvalReport
     training: TrainingResult
     outputs: dict[str, str]
+    merged: SavedWeights | None = None
 
 
 def metrics_from_json(content: dict[str, Any]) -> RunMetrics:
@@ -57,6 +61,9 @@ def summary_table(metrics: RunMetrics) -> str:
     table.add_column("after")
     table.add_row("held-out loss", f"{before.loss:.4f}", f"{after.loss:.4f}")
     table.add_row("held-out perplexity", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}")
+    for saved, trained_as in ((training.saved, "trained, before rounding"), (metrics.merged, "adapter on 16-bit base")):
+        for row in _rows_of(saved, trained_as) if saved else ():
+            table.add_row(*row)
     if before.prompts:
         table.add_row(
             Text(_shortened(before.prompts[0])), Text(_shortened(before.answers[0])), Text(_shortened(after.answers[0]))
@@ -71,6 +78,15 @@ def summary_table(metrics: RunMetrics) -> str:
         console.print(Text(f"{name}: {place}"), soft_wrap=True)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def _rows_of(saved: SavedWeights, trained_as: str) -> Iterator[tuple[str, str, str]]:
+    """What saving did to the loss."""
+    yield f"{trained_as} ({saved.rows} rows)", f"{saved.base_loss:.4f}", f"{saved.trained_loss:.4f}"
+    how = {"none": "", "nearest": "", "stochastic": ", rounded stochastically"}[saved.rounding]
+    yield f"as saved, in {saved.dtype}{how}", "", f"{saved.saved_loss:.4f}"
+    if saved.rounded_loss is not None:
+        yield "in 16 bits it would be", "", f"{saved.rounded_loss:.4f}"
 
 
 def _memory(use: MemoryUse) -> str:

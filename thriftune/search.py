@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thriftune import zero_layout
+from thriftune import saving, zero_layout
 from thriftune.architecture import Architecture
 from thriftune.batching import Batch
 from thriftune.config import AUTO, RunConfig
@@ -198,6 +198,7 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice) -> Estim
         layout=zero_layout.layout(choice.zero_config, architecture.hidden_size) if choice.zero_config else None,
         optimizer=config.training.optimizer,
         converts=config.checkpoints.resume_from is not None,
+        saved_bytes=saving.bytes_at_most(config),
     )
     if needed is None:
         reason = (

@@ -15,6 +15,7 @@ from thriftune.guards.oom import Halvings
 from thriftune.guards.resources import FillWarning, ResourceWatch, Samples
 from thriftune.memory.overhead import START_GIB
 from thriftune.memory_watch import MemoryUse, PeakMemory, warn_if_far_off
+from thriftune.saving import SavedWeights
 from thriftune.training_plan import TrainingPlan
 from thriftune.training_report import Event
 
@@ -45,6 +46,8 @@ class TrainingResult:
         skipped_steps: Steps whose batch was left out, because the loss diverged there.
         resources: Memory and disk over the last attempt, on the node of rank 0.
         warnings: What was nearly full there.
+        saved: How the weights are saved, and what rounding does to them; None where nothing is rounded: adapters, and
+            weights in fp32 that the run asks for.
     """
 
     steps: int
@@ -58,6 +61,7 @@ class TrainingResult:
     skipped_steps: list[int]
     resources: Samples
     warnings: list[FillWarning]
+    saved: SavedWeights | None = None
 
     @property
     def events(self) -> list[Event]:

@@ -39,15 +39,15 @@ def checkpoint_bytes(trained: int, *, is_full: bool, precision: str, stage: int,
     return states // nodes + weights
 
 
-def disk(architecture: Architecture, *, is_full: bool, offloaded: int, checkpoint: int) -> dict[str, int]:
+def disk(architecture: Architecture, *, result: int, offloaded: int, checkpoint: int) -> dict[str, int]:
     """Bytes of a node's disk by item.
 
     Args:
-        architecture: The model: the base in 16 bits, and a result of the same size where every weight trains.
-        is_full: Whether every weight trains.
+        architecture: The model: the base in 16 bits.
+        result: Bytes of the trained model; 0 for an adapter.
         offloaded: Bytes that ZeRO keeps on the node's NVMe.
         checkpoint: Bytes of one checkpoint on this node.
     """
-    models = _HALF * architecture.parameters * (2 if is_full else 1)
+    models = _HALF * architecture.parameters + result
     items = {MODELS: models, OFFLOADED: offloaded, CHECKPOINTS: _CHECKPOINTS_AT_ONCE * checkpoint}
     return {item: count for item, count in items.items() if count}

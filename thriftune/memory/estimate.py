@@ -104,6 +104,7 @@ def estimate(
     layout: Layout | None,
     optimizer: str = "adamw",
     converts: bool = False,
+    saved_bytes: int = 4,
 ) -> Estimate | None:
     """The memory of a run: full fine-tuning under ZeRO, LoRA or QLoRA.
 
@@ -114,6 +115,7 @@ def estimate(
         layout: ZeRO's, for full fine-tuning.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd; ZeRO always steps AdamW.
         converts: Whether it may go on from a checkpoint of other ranks, which every node then converts whole.
+        saved_bytes: Bytes of a saved weight, at the most, where every weight trains.
 
     Returns:
         The estimate; None where the weights alone do not fit the devices of a node.
@@ -141,8 +143,10 @@ def estimate(
         per_device = [{name: _merged(items, offloaded) for name, items in phases.items()} for phases in per_device]
     phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))
     devices = [with_overhead(_filled(phases[phase]), on_gpu=on_gpu) for phases in per_device]
-    host_phases = _host(architecture, one_pass, devices, offloaded, processes, on_gpu=on_gpu, layout=layout)
+    gathered = saved_bytes * architecture.parameters if layout is not None else 0
+    host_phases = _host(architecture, devices, offloaded, processes, on_gpu=on_gpu, gathered=gathered)
     host_phase = max(host_phases, key=lambda name: sum(host_phases[name].values()))
+    writers = replace(machines, nodes=1) if converts else machines
     return Estimate(
         phase=phase,
         devices=[_in_gib(items) for items in devices],
@@ -150,41 +154,52 @@ def estimate(
         host=_in_gib(host_phases[host_phase]),
         training_host_gib=sum(host_phases[TRAINING].values()) / GIB,
         shared_memory_gib=_SHARED_BYTES_PER_RANK * processes / GIB if on_gpu and processes > 1 else 0.0,
-        disk=_in_gib(
-            _disk(architecture, one_pass, machines if not converts else replace(machines, nodes=1), layout, on_disk)
-        ),
+        disk=_in_gib(_disk(architecture, one_pass, writers, layout, offloaded=on_disk, result=gathered)),
     )
 
 
 def _host(
     architecture: Architecture,
-    one_pass: Pass,
     devices: list[dict[str, int]],
     offloaded: dict[str, int],
     processes: int,
     *,
     on_gpu: bool,
-    layout: Layout | None,
+    gathered: int,
 ) -> Phases:
-    """What one host holds while it trains, and while it saves: then the whole model is gathered on one rank."""
+    """What one host holds while it trains, and while it saves: then the whole model is gathered on one rank.
+
+    Args:
+        architecture: The model.
+        devices: Bytes by item of each device.
+        offloaded: Bytes by item that each process keeps on the host.
+        processes: Of the host.
+        on_gpu: Whether devices are GPUs.
+        gathered: Bytes of the result; 0 for an adapter.
+    """
     training: dict[str, int] = {}
     if on_gpu:
         training = {PROCESS: GPU_PROCESS_BYTES * processes}
         training |= {f"offloaded {item}": count * processes for item, count in _filled(offloaded).items()}
-        if layout is None:  # tensors are read one by one; the largest is there twice while it is quantized
+        if not gathered:  # tensors are read one by one; the largest is there twice while it is quantized
             training[LOADING] = 2 * 2 * architecture.largest_parameter
     else:
         for items in devices:
             training = _merged(training, items)
-    if layout is None:
+    if not gathered:
         return {TRAINING: training}
     lasting = training if on_gpu else {k: v for k, v in training.items() if k not in _MOMENTARY}
-    width = 4 if one_pass.precision == "fp32" else 2
-    return {TRAINING: training, SAVING: {**lasting, GATHERED: width * architecture.parameters}}
+    return {TRAINING: training, SAVING: {**lasting, GATHERED: gathered}}
 
 
 def _disk(
-    architecture: Architecture, one_pass: Pass, machines: Machines, layout: Layout | None, offloaded: int
+    architecture: Architecture,
+    one_pass: Pass,
+    machines: Machines,
+    layout: Layout | None,
+    *,
+    offloaded: int,
+    result: int,
 ) -> dict[str, int]:
     """What the disk of the fullest node holds."""
     of_adapter = adapters.adapter_parameters(architecture, one_pass.adapters) if one_pass.adapters else {}
@@ -195,7 +210,7 @@ def _disk(
         stage=layout.stage if layout is not None else 0,
         nodes=machines.nodes,
     )
-    return disk.disk(architecture, is_full=layout is not None, offloaded=offloaded, checkpoint=checkpoint)
+    return disk.disk(architecture, result=result, offloaded=offloaded, checkpoint=checkpoint)
 
 
 def _merged(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
