@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 class Variant:
     ranks: int
     micro_batch: int
-    zero: str | None  # None: transformers' Trainer without DeepSpeed
+    zero: str | dict | None  # None: transformers' Trainer without DeepSpeed
     training: dict = field(default_factory=dict)
     packed: bool = False
 

@@ -42,7 +42,8 @@ def plain_trainer(config: RunConfig, plan: TrainingPlan, job: dict) -> dict:
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     config = RunConfig.model_validate(job["config"])
-    deepspeed = deepspeed_configs.load(config.zero_or_default.config)
+    asked = config.zero_or_default.config
+    deepspeed = asked if isinstance(asked, dict) else deepspeed_configs.load(asked)
     plan = planned(config, deepspeed, Path(job["model"]))
     if job["zero"]:
         result = asdict(full.train(config, plan, Path(job["model"]), Path(job["dataset"]), Path(job["output"])))

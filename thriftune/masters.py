@@ -19,8 +19,8 @@ def masters_of(engine: Any) -> WeightOf:
     Args:
         engine: DeepSpeed's, of any stage, after training.
     """
+    import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
-    from deepspeed.zero import GatheredParameters
 
     undivided = _undivided_masters(engine.optimizer)
 
@@ -31,7 +31,7 @@ def masters_of(engine: Any) -> WeightOf:
         if found is not None:
             return found.detach()
         # Not stepped by ZeRO: frozen, or plain AdamW of stage 0 in fp32. What is computed with is all there is.
-        with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             return parameter.detach().float().clone()
 
     return master

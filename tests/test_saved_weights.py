@@ -1,0 +1,106 @@
+"""What was trained is what is saved: the fp32 master weights, in every ZeRO stage, and by rounding that keeps them.
+
+Real processes over gloo on the tiny model, stored in bf16 as base models are. What once broke: the weights that
+DeepSpeed computes with were saved, rounded to bf16, and a short run's update was gone.
+"""
+
+import json
+
+import pytest
+import torch
+from test_equivalence import Variant, run
+
+from thriftune.config import DataConfig
+from thriftune.data import prepare
+from thriftune.data.prepared import VALIDATION, load_split
+from thriftune.evaluation import held_out_loss
+from thriftune.tokenizer import load_tokenizer
+
+# Adam moves a weight by the learning rate at most in each step: less than half the spacing of bf16 for most weights.
+SHORT = {"precision": "bf16", "learning_rate": 4e-6}
+STAGE_0 = {"zero_optimization": {"stage": 0}}
+VARIANTS = {
+    "zero3, auto": Variant(2, 2, "zero3", {**SHORT, "save_dtype": "auto"}),
+    "zero3, fp32": Variant(2, 2, "zero3", {**SHORT, "save_dtype": "fp32"}),
+    "zero2, fp32": Variant(2, 2, "zero2", {**SHORT, "save_dtype": "fp32"}),
+    "zero1, fp32": Variant(1, 2, "zero1", {**SHORT, "save_dtype": "fp32"}),
+    "zero0, auto": Variant(1, 2, STAGE_0, {**SHORT, "save_dtype": "auto"}),
+}
+
+
+@pytest.fixture(scope="module")
+def stored_in_bf16(tiny_model_dir, tmp_path_factory):
+    """The tiny model as base models are stored."""
+    from transformers import AutoModelForCausalLM
+
+    directory = tmp_path_factory.mktemp("bf16")
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16).save_pretrained(directory)
+    load_tokenizer(tiny_model_dir).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def runs(stored_in_bf16, chat_rows_file, tmp_path_factory):
+    """Every variant, run once: what was measured, and its output directory."""
+    folder = tmp_path_factory.mktemp("saved")
+    data = DataConfig(source=str(chat_rows_file), format="chat", max_length=128, validation_share=0.2)
+    prepare.prepare(data, seed=0, tokenizer_dir=stored_in_bf16, destination=folder / "dataset")
+    results = {}
+    for number, (name, variant) in enumerate(VARIANTS.items()):
+        output = folder / f"run{number}"
+        results[name] = run(variant, stored_in_bf16, folder / "dataset", output), output
+    return results, folder / "dataset"
+
+
+def weights(directory):
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+def loss_of(directory, dataset):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    return held_out_loss(model, load_tokenizer(directory), load_split(dataset, VALIDATION), batch=4)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero3, fp32", "zero2, fp32", "zero1, fp32"])
+def test_the_fp32_master_weights_are_saved_in_every_stage(runs, stored_in_bf16, name):
+    results, _ = runs
+    measured, saved = results[name]
+    assert measured["saved"] is None, "nothing is rounded"
+    base, trained = weights(stored_in_bf16), weights(saved)
+    assert trained.keys() == base.keys()
+    lost = changed = 0
+    for key, weight in trained.items():
+        assert weight.dtype == torch.float32
+        changed += int((weight != base[key].float()).sum())
+        lost += int((weight.bfloat16() == base[key]).sum())
+    total = sum(weight.numel() for weight in trained.values())
+    assert changed > 0.9 * total, "every weight trains"
+    assert lost > 0.5 * total, "most changes are smaller than bf16 shows, or the test says nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero3, auto", "zero0, auto"])
+def test_what_rounding_to_the_nearest_number_loses_is_kept_in_sixteen_bits(runs, stored_in_bf16, name):
+    results, dataset = runs
+    measured, saved = results[name]
+    how = measured["saved"]
+    assert (how["dtype"], how["rounding"]) == ("bf16", "stochastic")
+    assert {w.dtype for w in weights(saved).values()} == {torch.bfloat16}
+    improvement = how["base_loss"] - how["trained_loss"]
+    assert improvement > 0.002
+    assert how["saved_loss"] - how["trained_loss"] < 0.2 * improvement
+    assert how["base_loss"] == pytest.approx(loss_of(stored_in_bf16, dataset), abs=1e-5)
+    assert how["saved_loss"] == pytest.approx(loss_of(saved, dataset), abs=1e-5), "measured is what is saved"
+    assert json.loads((saved / "manifest.json").read_text())["training"]["saved"] == how
+
+
+@pytest.mark.slow
+def test_the_loss_before_rounding_is_that_of_the_master_weights(runs):
+    results, dataset = runs
+    in_fp32 = loss_of(results["zero3, fp32"][1], dataset)
+    assert results["zero3, auto"][0]["saved"]["trained_loss"] == pytest.approx(in_fp32, abs=1e-5)
