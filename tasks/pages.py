@@ -38,7 +38,11 @@ def show(what: str, run_name: str, page: str, content: str) -> None:
     if not settings.is_local():
         return
     folder = settings.result_place(run_name, what)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{what}.html").write_text(page, encoding="utf-8", errors="backslashreplace")
-    (folder / f"{what}.json").write_text(content, encoding="utf-8", errors="backslashreplace")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{what}.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+        (folder / f"{what}.json").write_text(content, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:  # a full disk; what the page is about goes on without it
+        logger.warning("The page of the %s is not written: %s", what, error)
+        return
     logger.info("To look at: %s", folder / f"{what}.html")

@@ -1,28 +1,61 @@
 """Pushing a result to the hub."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import settings
 from tasks.declaring import hub_task
+from tasks.summarize import write_metrics
 from tasks.transfer import download, place_of, transient_errors_retried, upload
 from thriftune import publishing
 from thriftune.config import PublishConfig
+from thriftune.errors import PublishError, TransientError
+from thriftune.report import RunMetrics
+
+logger = logging.getLogger("thriftune.tasks.publish")
 
 
 @task(**hub_task())
-def publish(result: FlyteDirectory, to: PublishConfig, run_name: str) -> str:
-    """Push a model or adapter with a model card made from its manifest.
+def publish(result: FlyteDirectory, to: PublishConfig, metrics: RunMetrics) -> RunMetrics:
+    """Push a model or adapter with a model card made from its manifest: the last thing of a run, and nobody's input.
+
+    Where the hub refuses, the run fails, as it did not do what its file says; all that it made is there by then.
 
     Args:
         result: A model or adapter directory.
         to: The publish section of a run.
-        run_name: Name of the run.
+        metrics: What the run came to.
 
     Returns:
-        The URL of the repository; with `dry_run` where what would be pushed lies.
+        The metrics, with the URL of the repository; with `dry_run` where what would be pushed lies.
     """
-    place = settings.result_place(run_name, "publish")
-    with transient_errors_retried():
-        url = publishing.publish(download(result), to, place, settings.hub_token())
-    return place_of(upload(place)) if to.dry_run else url
+    place = settings.result_place(metrics.name, "publish")
+    with transient_errors_retried(), _saying_what_is_whole(metrics, place):
+        url = publishing.publish(download(result), to, metrics, place, settings.hub_token())
+    published = place_of(upload(place)) if to.dry_run else url
+    logger.info("published: %s", published)
+    complete = replace(metrics, outputs={**metrics.outputs, "published": published})
+    write_metrics(complete)
+    return complete
+
+
+@contextmanager
+def _saying_what_is_whole(metrics: RunMetrics, staged: Path) -> Iterator[None]:
+    """Have an error of the hub say that nothing else is lost, and what to do."""
+    places = ", ".join(f"{what}: {place}" for what, place in metrics.outputs.items())
+    again = "start the same run again, which takes all of it from the cache and only publishes"
+    if settings.is_local():  # where it would train again
+        again = f"what was to be pushed is in {staged}; `hf upload` pushes it"
+    advice = f"Nothing but publishing failed ({places}): {again}."
+    try:
+        yield
+    except PublishError as error:
+        raise error.advising(advice) from error
+    except TransientError as error:
+        raise TransientError(f"{error} {advice}") from error

@@ -26,7 +26,6 @@ def summarize(
     training: TrainingResult,
     model: FlyteDirectory,
     adapter: FlyteDirectory | None = None,
-    published: str = "",
 ) -> RunMetrics:
     """Put the numbers of a run together and print them as a table.
 
@@ -37,20 +36,19 @@ def summarize(
         training: What was measured while training.
         model: The model that came out.
         adapter: The adapter that came out, if any.
-        published: Where the result was pushed to; empty if nowhere.
 
     Returns:
         All of it; a local run also finds it in outputs/<run>/<start time>/metrics.json.
     """
-    outputs = {
-        "model": place_of(model),
-        "adapter": place_of(adapter) if adapter else "",
-        "published": published,
-    }
-    outputs = {what: place for what, place in outputs.items() if place}
+    outputs = {"model": place_of(model)} | ({"adapter": place_of(adapter)} if adapter else {})
     metrics = RunMetrics(config.name, config.method, before, after, training, outputs)
     logger.info("\n%s", summary_table(metrics))
-    if settings.is_local():
-        file = settings.result_place(config.name, "metrics.json")
-        file.write_text(json.dumps(asdict(metrics), indent=2) + "\n", encoding="utf-8")
+    write_metrics(metrics)
     return metrics
+
+
+def write_metrics(metrics: RunMetrics) -> None:
+    """Write the numbers of a local run to where a person finds them; on a cluster Flyte keeps them."""
+    if settings.is_local():
+        file = settings.result_place(metrics.name, "metrics.json")
+        file.write_text(json.dumps(asdict(metrics), indent=2) + "\n", encoding="utf-8")

@@ -55,9 +55,9 @@ def _train(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset
     model_dir, dataset_dir = download_once_per_node(model, dataset)
     place = settings.result_place(config.name, "model")
     result = full.train(config, plan, model_dir, dataset_dir, place, checkpoints)
-    if rank.is_main:
-        pages.show_training(config.name, result)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
+    if rank.is_main:  # after the upload: a page that fails must not cost the model
+        pages.show_training(config.name, result)
     distributed.leave()
     return Trained(model=output, training=result)
 

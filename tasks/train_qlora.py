@@ -39,8 +39,9 @@ def train_qlora(
         checkpoints = checkpoint_place(config.name)
         adapter_dir = download(FlyteDirectory(resume_from)) if resume_from else None
         result = qlora.train(config, plan, download(model), download(dataset), place, adapter_dir, checkpoints)
+    output = upload(place)  # first: a page that fails must not cost the adapter
     pages.show_training(config.name, result)
-    return Trained(model=upload(place), training=result)
+    return Trained(model=output, training=result)
 
 
 def adapter_version(config: RunConfig) -> str:

@@ -1,113 +1,210 @@
-"""What would be pushed: the result, a card that says what its manifest says, and no token."""
+"""What would be pushed of what a real run made: the result, a card that says what its run says, and no token."""
+
+import json
+from dataclasses import asdict, replace
 
 import pytest
+from conftest import run_dict
+from planning import planned
 
-from thriftune import artifacts
-from thriftune.config import PublishConfig
+from thriftune import artifacts, merging, qlora, run_record
+from thriftune.config import PublishConfig, RunConfig
+from thriftune.data import prepare
 from thriftune.errors import PublishError, UserError
+from thriftune.evaluation import EvalReport
 from thriftune.publishing import model_card, publish, require_token, stage
+from thriftune.report import RunMetrics, metrics_from_json
+from thriftune.run_record import RunRecord
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
 CONFIG = PublishConfig(repository="me/tuned", dry_run=True)
 
 
-def record(source="owner/base-model", losses=(2.0, 1.2345)):
-    return {
-        "config": {
-            "method": "qlora",
-            "model": {"source": source},
-            "data": {"source": "rows.jsonl"},
-            "training": {"learning_rate": 0.0002},
-        },
-        "model_version": "abc123",
-        "plan": {"global_batch": 16, "precision": "bf16"},
-        "training": {"steps": 42, "losses": list(losses)},
-        "dataset_fingerprint": "f00d",
-    }
+@pytest.fixture(scope="module")
+def adapter_dir(tmp_path_factory, tiny_model_dir, chat_rows_file):
+    """What two steps of QLoRA made."""
+    folder = tmp_path_factory.mktemp("published")
+    model, data = {"source": str(tiny_model_dir)}, {"source": str(chat_rows_file), "max_length": 96}
+    config = RunConfig.model_validate(run_dict("qlora", model=model, data=data, training={"learning_rate": 2e-4}))
+    prepare.prepare(config.data, seed=0, tokenizer_dir=tiny_model_dir, destination=folder / "dataset")
+    qlora.train(config, planned(config), tiny_model_dir, folder / "dataset", folder / "adapter")
+    return folder / "adapter"
+
+
+@pytest.fixture(scope="module")
+def results(adapter_dir, tiny_model_dir):
+    """Every kind of result of a QLoRA run; tests/test_workflows.py has that of a full one."""
+    merged = adapter_dir.parent / "merged"
+    merging.merge(tiny_model_dir, adapter_dir, merged)
+    return {"adapter": adapter_dir, "model": merged}
+
+
+@pytest.fixture(scope="module")
+def record(adapter_dir):
+    return run_record.read(adapter_dir)
 
 
 @pytest.fixture
-def result_dir(tmp_path):
-    """A finished adapter."""
-    with artifacts.writing(tmp_path / "adapter") as directory:
-        (directory / "adapter_model.safetensors").write_bytes(b"weights")
-        artifacts.write_manifest(directory, "adapter", record())
-    return tmp_path / "adapter"
+def metrics(record):
+    before, after = EvalReport(2.5, 12.18, 1234, ["Why?"], ["A"]), EvalReport(1.25, 3.49, 1234, ["Why?"], ["B"])
+    return RunMetrics("tiny", "qlora", before, after, record.training, {"model": "/somewhere"})
 
 
-def test_staging_holds_the_result_its_manifest_and_a_card(result_dir, tmp_path):
-    stage(result_dir, CONFIG, tmp_path / "staging")
-    names = {p.name for p in (tmp_path / "staging").iterdir()}
-    assert names == {"adapter_model.safetensors", "manifest.json", "README.md"}
-    assert (tmp_path / "staging" / "adapter_model.safetensors").read_bytes() == b"weights"
+def with_run(record: RunRecord, **overrides) -> RunRecord:
+    """The same training, of a run with other sections."""
+    content = run_dict("qlora", **overrides)
+    if "sources" in content["data"]:
+        del content["data"]["source"], content["data"]["format"]
+    return replace(record, config=RunConfig.model_validate(content))
 
 
-def test_a_card_says_what_the_manifest_says(result_dir, tmp_path):
-    stage(result_dir, CONFIG, tmp_path / "staging")
-    text = (tmp_path / "staging" / "README.md").read_text()
-    for part in ("# tuned", "owner/base-model (version abc123)", "rows.jsonl (fingerprint f00d)", "| 42, 16 |",
-                 "0.0002", "bf16", "1.2345", "method **qlora**", "PeftModel.from_pretrained"):  # fmt: skip
-        assert part in text
+def rows_of(card) -> dict[str, str]:
+    """The cells of a card's table, as a reader of Markdown sees them."""
+    lines = [line.strip("| ").split(" | ", 1) for line in card.text.splitlines() if line.startswith("| ")]
+    return {name: value.replace("\\|", "|") for name, value in lines[1:]}
 
 
-def test_the_card_s_header_is_what_the_hub_reads(result_dir, tmp_path):
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_what_a_real_run_made_is_published_with_its_record(results, kind, metrics, tmp_path):
+    """A merged model's manifest lacked what the card reads: publishing it failed, after everything was paid for."""
+    place = publish(results[kind], CONFIG, metrics, tmp_path / "staging", None)
+    assert place == str(tmp_path / "staging")
+    for file in results[kind].iterdir():
+        assert (tmp_path / "staging" / file.name).read_bytes() == file.read_bytes()
+    card = (tmp_path / "staging" / "README.md").read_text()
+    assert ("PeftModel.from_pretrained" in card) == (kind == "adapter")
+    assert ("the adapter merged into the model" in card) == (kind == "model")
+    assert artifacts.read_manifest(tmp_path / "staging")["kind"] == kind
+    assert run_record.read(tmp_path / "staging") == run_record.read(results["adapter"])
+
+
+def test_weights_are_on_the_disk_once(results, metrics, tmp_path):
+    """A node that publishes has room for one model; a copy of a large one did not fit."""
+    stage(results["model"], CONFIG, metrics, tmp_path / "staging")
+    weights = "model.safetensors"
+    assert (tmp_path / "staging" / weights).samefile(results["model"] / weights)
+    assert not (tmp_path / "staging" / "config.json").samefile(results["model"] / "config.json")
+
+
+def test_a_card_says_what_the_run_says(record, metrics):
+    run = with_run(record, model={"source": "owner/base-model"}, training={"learning_rate": 0.0002})
+    card = model_card(replace(run, model_version="abc123"), metrics, "me/tuned", is_adapter=True)
+    assert "# tuned\n\n`owner/base-model`, trained with thriftune: QLoRA.\n" in card.text
+    assert rows_of(card) == {
+        "Base model": "`owner/base-model` (version abc123)",
+        "Data": "`rows.jsonl`",
+        "Data fingerprint": record.dataset_fingerprint,
+        "Steps, global batch": "2, 4",
+        "Learning rate": "0.0002",
+        "Precision of training": "fp32",
+        "Final training loss": f"{record.training.losses[-1]:.4f}",
+        "Held-out loss": "2.5000 before, 1.2500 after, over 1,234 tokens",
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"source": "wiki/*_*.txt"}, "`wiki/*_*.txt`"),
+        ({"source": "a|b.jsonl"}, "`a|b.jsonl`"),
+        ({"source": "input:table"}, "`input:table` (the table that the workflow was given)"),
+        ({"source": "owner/rows"}, "`owner/rows` (split train)"),
+        (
+            {"source": "owner/rows", "subset": "en", "split": "test", "revision": "v2"},
+            "`owner/rows` (subset en, split test, revision v2)",
+        ),
+        (
+            {"sources": [{"source": "a.jsonl", "format": "chat", "weight": 3},
+                         {"source": "owner/rows", "format": "text", "weight": 0.5}]},
+            "`a.jsonl` (weight 3), `owner/rows` (split train, weight 0.5)",
+        ),
+        (
+            {"sources": [{"source": "a.jsonl", "format": "chat"}, {"source": "b.txt", "format": "text"}]},
+            "`a.jsonl`, `b.txt`",
+        ),
+    ],
+)  # fmt: skip
+def test_a_card_names_the_data_in_every_shape_of_it(record, metrics, data, said):
+    """The row was empty where a run had `data.sources`."""
+    card = model_card(with_run(record, data=data), metrics, "me/tuned", is_adapter=True)
+    assert rows_of(card)["Data"] == said
+    assert card.data.datasets == (["owner/rows"] if "owner/rows" in said else None)
+
+
+def test_a_card_leaves_out_what_the_run_does_not_know(record, metrics):
+    unknown = replace(record, model_version="", training=replace(record.training, losses=[], loss_steps=[]))
+    rows = rows_of(model_card(with_run(unknown), metrics, "me/tuned", is_adapter=True))
+    assert rows["Base model"] == "`owner/tiny`"
+    assert rows["Final training loss"] == "not logged"
+
+
+def test_a_card_says_what_the_training_went_on_from(record, metrics):
+    resumed = with_run(record, lora={"resume_from": "s3://bucket/adapter"})
+    rows = rows_of(model_card(resumed, metrics, "me/tuned", is_adapter=True))
+    assert rows["Went on from the adapter"] == "`s3://bucket/adapter`"
+
+
+def test_the_card_s_header_is_what_the_hub_reads(results, metrics, record, tmp_path):
     from huggingface_hub import ModelCard
 
-    stage(result_dir, CONFIG, tmp_path / "staging")
-    data = ModelCard.load(tmp_path / "staging" / "README.md").data.to_dict()
+    hub_base = with_run(record, model={"source": "owner/base-model"})
+    model_card(hub_base, metrics, "me/tuned", is_adapter=True).save(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert data["base_model"] == "owner/base-model"
     assert data["library_name"] == "peft"
     assert data["tags"] == ["thriftune", "qlora"]
     assert data["pipeline_tag"] == "text-generation"
-
-
-def test_a_model_card_tells_how_to_load_a_model():
-    card = model_card({**record(), "kind": "model"}, "me/tuned")
-    assert card.data.library_name == "transformers"
-    assert "AutoModelForCausalLM.from_pretrained" in card.text
+    assert model_card(hub_base, metrics, "me/tuned", is_adapter=False).data.library_name == "transformers"
 
 
 @pytest.mark.parametrize("source", ["/home/me/model", "s3://bucket/model", "build/model.gguf"])
-def test_a_base_model_that_is_not_on_the_hub_is_no_link(source):
-    card = model_card({**record(source), "kind": "model"}, "me/tuned")
+def test_a_base_model_that_is_not_on_the_hub_is_no_link(record, metrics, source):
+    card = model_card(with_run(record, model={"source": source}), metrics, "me/tuned", is_adapter=False)
     assert card.data.base_model is None
     assert source in card.text
 
 
-def test_a_run_that_logged_no_loss_says_so():
-    assert "not logged" in model_card({**record(losses=()), "kind": "model"}, "me/tuned").text
-
-
-def test_a_dry_run_pushes_nothing_and_writes_no_token(result_dir, tmp_path, caplog):
+def test_a_dry_run_pushes_nothing_and_writes_no_token(results, metrics, tmp_path, caplog):
     caplog.set_level("DEBUG")
-    place = publish(result_dir, CONFIG, tmp_path / "staging", TOKEN)
-    assert place == str(tmp_path / "staging")
+    publish(results["adapter"], CONFIG, metrics, tmp_path / "staging", TOKEN)
     files = [p for p in (tmp_path / "staging").rglob("*") if p.is_file()]
     assert files
     assert not [p for p in files if TOKEN.encode() in p.read_bytes()]
     assert TOKEN not in caplog.text
 
 
-def test_a_dry_run_needs_no_token(result_dir, tmp_path):
-    assert publish(result_dir, CONFIG, tmp_path / "staging", None)
-
-
-def test_pushing_without_a_token_is_refused(result_dir, tmp_path):
-    config = PublishConfig(repository="me/tuned")
-    with pytest.raises(PublishError, match=r"publish\.repository = me/tuned: needs a hub token.*HF_TOKEN"):
-        publish(result_dir, config, tmp_path / "staging", None)
-
-
-def test_an_unfinished_result_is_not_published(tmp_path):
+def test_an_unfinished_result_is_not_published(metrics, tmp_path):
     (tmp_path / "half").mkdir()
     with pytest.raises(UserError, match=r"has no manifest\.json"):
-        publish(tmp_path / "half", CONFIG, tmp_path / "staging", None)
+        publish(tmp_path / "half", CONFIG, metrics, tmp_path / "staging", None)
     assert not (tmp_path / "staging").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_version": None}, "model_version: Input should be a valid string"),
+        ({"config": {"name": "tiny"}}, "method: is missing"),
+        ({"training": {}}, "training.steps: Field required"),
+    ],
+)
+def test_a_manifest_that_does_not_name_its_run_is_refused_by_key(results, changes, said, tmp_path):
+    """It used to end in a KeyError."""
+    manifest = artifacts.read_content(results["adapter"]) | changes
+    artifacts.write_manifest(tmp_path, "adapter", manifest)
+    with pytest.raises(UserError, match=r"has a manifest\.json that does not say which run made it") as error:
+        run_record.read(tmp_path)
+    assert said in str(error.value)
 
 
 def test_a_missing_token_is_noticed_without_a_result_to_publish():
     """It used to be noticed after training."""
     require_token(PublishConfig(repository="team/model"), "hf_token")
     require_token(PublishConfig(repository="team/model", dry_run=True), None)
-    with pytest.raises(PublishError, match="publish.repository = team/model: needs a hub token"):
+    with pytest.raises(PublishError, match=r"publish.repository = team/model: needs a hub token.*HF_TOKEN"):
         require_token(PublishConfig(repository="team/model"), None)
+
+
+def test_metrics_of_a_real_run_come_back_from_json_as_they_were(metrics):
+    """What was measured besides losses came back as dictionaries."""
+    assert metrics_from_json(json.loads(json.dumps(asdict(metrics)))) == metrics

@@ -15,6 +15,8 @@ from thriftune.errors import UserError
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
+# What every manifest says besides what it is given.
+_ADDED = ("kind", "versions", "git_commit")
 # What decides the numbers of a run; anything else is in the lock file of the commit.
 _VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate", "flytekit")
 
@@ -75,6 +77,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         )
     manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return manifest
+
+
+def read_content(directory: Path) -> dict[str, Any]:
+    """What `write_manifest` was given for a finished directory, to hand on to one that is made of it."""
+    return {key: value for key, value in read_manifest(directory).items() if key not in _ADDED}
 
 
 def source_version(model_dir: Path) -> str:

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from thriftune.guards.stall import StallWatch
 from thriftune.memory_watch import PeakMemory, return_freed_blocks
 from thriftune.notice import Notice
 from thriftune.resumption import CheckpointPlace, Checkpoints, Resumed
+from thriftune.run_record import RunRecord
 from thriftune.training import TrainingResult, result_of
 from thriftune.training_plan import TrainingPlan
 
@@ -170,10 +170,5 @@ def run_record(
     config: RunConfig, plan: TrainingPlan, model_dir: Path, dataset_dir: Path, result: TrainingResult
 ) -> dict[str, object]:
     """What the manifest of a trained directory says of the run that made it."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "plan": asdict(plan),
-        "model_version": artifacts.source_version(model_dir),
-        "dataset_fingerprint": artifacts.read_manifest(dataset_dir)["fingerprint"],
-        "training": asdict(result),
-    }
+    version, fingerprint = artifacts.source_version(model_dir), artifacts.read_manifest(dataset_dir)["fingerprint"]
+    return RunRecord(config, plan, version, fingerprint, result).as_json()

@@ -1,7 +1,7 @@
 """Errors that say whose fault it is: the user's (fix the input), nobody's (try again), or ours."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 
@@ -46,6 +46,10 @@ class UserError(ThriftuneError):
     def single(cls, field: str, value: object, message: str, remedy: str) -> Self:
         """An error with one problem."""
         return cls([Problem(field, str(value), message, remedy)])
+
+    def advising(self, advice: str) -> Self:
+        """The same error, with something more to do or to know after the remedy of each problem."""
+        return type(self)([replace(problem, remedy=f"{problem.remedy} {advice}") for problem in self.problems])
 
     def __str__(self) -> str:
         count = len(self.problems)

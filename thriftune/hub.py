@@ -2,24 +2,36 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from thriftune.errors import TransientError, UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 # HTTP statuses by which the hub says "not now".
 _BUSY = (408, 429)
 _SERVER_ERROR = 500
 _UNAUTHORIZED = (401, 403)
 
+Access = Literal["read", "write"]
+_TOKEN_REMEDIES: dict[Access, str] = {
+    "read": "Give a valid token with read access, or none at all for a public repository.",
+    "write": "Give a valid token with write access to it.",
+}
+
 
 @contextmanager
-def explained_errors(field: str, repository: str, error_class: type[UserError]) -> Iterator[None]:
+def explained_errors(
+    field: str, repository: str, error_class: type[UserError], access: Access = "read"
+) -> Iterator[None]:
     """Turn what the hub's libraries raise into errors that say what to do.
 
     Args:
         field: The configuration key that named the repository.
         repository: The hub id.
         error_class: What to raise for the user's own mistakes.
+        access: What is asked for.
 
     Raises:
         UserError: As `error_class`: gated, missing, unknown revision, bad token.
@@ -54,7 +66,7 @@ def explained_errors(field: str, repository: str, error_class: type[UserError]) 
             "Check the spelling, or give a token with access (secret or HF_TOKEN).",
         ) from error
     except hub_errors.HfHubHTTPError as error:
-        raise _explain_status(error, field, repository, error_class) from error
+        raise _explain_status(error, field, repository, error_class, access) from error
     except (httpx.LocalProtocolError, UnicodeEncodeError):
         # Its text quotes the header, token and all: neither it nor the chain of causes may be shown.
         raise error_class.single(
@@ -93,15 +105,19 @@ def commit_of(
     return str(sha)
 
 
-def _explain_status(error: Exception, field: str, repository: str, error_class: type[UserError]) -> Exception:
+def _explain_status(
+    error: "HfHubHTTPError", field: str, repository: str, error_class: type[UserError], access: Access
+) -> Exception:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in _UNAUTHORIZED:
         return error_class.single(
             field,
             repository,
             f"the hub refused the token (HTTP {status}).",
-            "Give a valid token with read access, or none at all for a public repository.",
+            _TOKEN_REMEDIES[access],
         )
     if status is None or status in _BUSY or status >= _SERVER_ERROR:
         return TransientError(f"{field} = {repository}: the hub did not answer (HTTP {status}).")
-    return error_class.single(field, repository, f"the hub answered HTTP {status}.", "Check the name and revision.")
+    said = f"the hub answered HTTP {status}" + (f" ({error.server_message})" if error.server_message else "")
+    remedy = "Check the name and revision." if access == "read" else "Check what the hub says of it."
+    return error_class.single(field, repository, f"{said}.", remedy)

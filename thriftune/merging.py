@@ -10,8 +10,6 @@ from thriftune.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_RUN_RECORD = ("config", "plan", "dataset_fingerprint", "training")  # of an adapter trained by this package
-
 
 def merge(
     model_dir: Path,
@@ -42,6 +40,6 @@ def merge(
     with artifacts.writing(destination) as directory:
         merged.save_pretrained(directory)
         load_tokenizer(model_dir, trust_remote_code=trust_remote_code).save_pretrained(directory)
-        made = artifacts.read_manifest(adapter_dir) if artifacts.is_whole(adapter_dir) else {}
-        content: dict[str, Any] = {key: made[key] for key in _RUN_RECORD if key in made}
-        artifacts.write_manifest(directory, "model", {**content, "merged_from": "adapter"})
+        # The whole record of the run that made the adapter, where this package did.
+        record = artifacts.read_content(adapter_dir) if artifacts.is_whole(adapter_dir) else {}
+        artifacts.write_manifest(directory, "model", {**record, "merged_from": "adapter"})

@@ -1,14 +1,22 @@
-"""Pushing a model or an adapter to the hub, with a model card made from its manifest."""
+"""Pushing a model or an adapter to the hub, with a model card made from its manifest and the numbers of its run."""
 
 import logging
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from thriftune import artifacts, hub
-from thriftune.config import PublishConfig
+from thriftune import artifacts, hub, run_record
+from thriftune.config import DataSource, MixedSource, PublishConfig, RunConfig
+from thriftune.data.sources import TABLE, is_hub_source
 from thriftune.errors import PublishError
 from thriftune.models import kind_of
+from thriftune.report import RunMetrics
+from thriftune.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard, ModelCardData
 
 logger = logging.getLogger(__name__)
 
@@ -18,29 +26,26 @@ _CARD = """---
 
 # {{ title }}
 
-{{ base_model }} fine-tuned with thriftune, method **{{ method }}**.
+{{ base_model }}, trained with thriftune: {{ technique }}.
 
 | | |
 |---|---|
-| Base model | {{ base_model }} (version {{ base_version }}) |
-| Data | {{ dataset }} (fingerprint {{ fingerprint }}) |
-| Steps, global batch | {{ steps }}, {{ global_batch }} |
-| Learning rate | {{ learning_rate }} |
-| Precision | {{ precision }} |
-| Final training loss | {{ final_loss }} |
-
+{% for name, value in rows -%}
+| {{ name }} | {{ value }} |
+{% endfor %}
 {{ usage }}
 """
 _USAGE_MODEL = "Load it with `transformers.AutoModelForCausalLM.from_pretrained`."
 _USAGE_ADAPTER = "Load it onto the base model with `peft.PeftModel.from_pretrained`."
 
 
-def publish(result_dir: Path, config: PublishConfig, staging: Path, token: str | None) -> str:
+def publish(result_dir: Path, config: PublishConfig, metrics: RunMetrics, staging: Path, token: str | None) -> str:
     """Push a finished result, or with `dry_run` only write what would be pushed.
 
     Args:
         result_dir: A model or adapter directory with a manifest.
         config: Where to.
+        metrics: What its run came to.
         staging: Directory to make: exactly the files of the repository.
         token: Hub token with write access; never written anywhere.
 
@@ -49,9 +54,10 @@ def publish(result_dir: Path, config: PublishConfig, staging: Path, token: str |
 
     Raises:
         PublishError: No token, or no right to write there.
+        UserError: The manifest does not say which run made the result.
         TransientError: The hub did not answer.
     """
-    stage(result_dir, config, staging)
+    stage(result_dir, config, metrics, staging)
     if config.dry_run:
         logger.info("Dry run: what would be pushed to %s is in %s", config.repository, staging)
         return str(staging)
@@ -59,7 +65,7 @@ def publish(result_dir: Path, config: PublishConfig, staging: Path, token: str |
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    with hub.explained_errors("publish.repository", config.repository, PublishError):
+    with hub.explained_errors("publish.repository", config.repository, PublishError, access="write"):
         url = api.create_repo(config.repository, private=config.private, exist_ok=True)
         api.upload_folder(repo_id=config.repository, folder_path=staging, commit_message="Push from thriftune")
     return str(url)
@@ -80,49 +86,98 @@ def require_token(config: PublishConfig, token: str | None) -> None:
         )
 
 
-def stage(result_dir: Path, config: PublishConfig, staging: Path) -> None:
+def stage(result_dir: Path, config: PublishConfig, metrics: RunMetrics, staging: Path) -> None:
     """Write the files of the repository: the result, its manifest and a model card."""
-    manifest = artifacts.read_manifest(result_dir)
+    kind, record = artifacts.read_manifest(result_dir)["kind"], run_record.read(result_dir)
     with artifacts.writing(staging) as directory:
-        shutil.copytree(result_dir, directory, dirs_exist_ok=True)
-        model_card(manifest, config.repository).save(directory / "README.md")
+        shutil.copytree(result_dir, directory, dirs_exist_ok=True, copy_function=_copy)
+        model_card(record, metrics, config.repository, is_adapter=kind == "adapter").save(directory / "README.md")
 
 
-def model_card(manifest: dict[str, Any], repository: str) -> Any:
-    """A hub model card that says what a manifest says.
+def _copy(source: str, destination: str) -> None:
+    """Copy a file, but have weights on the disk only once: a node that publishes has room for one model."""
+    is_linked = False
+    if source.endswith(".safetensors"):
+        with suppress(OSError):  # another disk, or one that knows no links
+            os.link(source, destination)
+            is_linked = True
+    if not is_linked:
+        shutil.copy2(source, destination)
+
+
+def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_adapter: bool) -> "ModelCard":
+    """A hub model card that says how a result came to be and what it is worth.
 
     Args:
-        manifest: Of a model or adapter directory.
+        record: The run that made it.
+        metrics: What that run came to.
         repository: Where it will be, as owner/name.
-
-    Returns:
-        A `huggingface_hub.ModelCard`.
+        is_adapter: Whether it is an adapter, and not a model.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
-    run, plan, training = manifest["config"], manifest["plan"], manifest["training"]
-    is_adapter = manifest["kind"] == "adapter"
-    source = run["model"]["source"]
-    data = ModelCardData(
-        library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="text-generation",
-        tags=["thriftune", run["method"]],
-        # The hub resolves only its own ids; a path on somebody's disk would be a broken link.
-        base_model=source if kind_of(source) == "hub" else None,
-    )
+    technique = record.plan.technique
+    if record.config.method == "qlora" and not is_adapter:
+        technique += ", the adapter merged into the model"
     return ModelCard.from_template(
-        data,
+        _card_data(record.config, is_adapter=is_adapter),
         template_str=_CARD,
         title=repository.partition("/")[2],
-        base_model=source,
-        base_version=manifest["model_version"],
-        method=run["method"],
-        dataset=run["data"]["source"],
-        fingerprint=manifest["dataset_fingerprint"],
-        steps=training["steps"],
-        global_batch=plan["global_batch"],
-        learning_rate=run["training"]["learning_rate"],
-        precision=plan["precision"],
-        final_loss=f"{training['losses'][-1]:.4f}" if training["losses"] else "not logged",
+        base_model=_code(record.config.model.source),
+        technique=technique,
+        rows=_rows(record, metrics),
         usage=_USAGE_ADAPTER if is_adapter else _USAGE_MODEL,
     )
+
+
+def _card_data(run: RunConfig, *, is_adapter: bool) -> "ModelCardData":
+    """What the hub reads: it resolves only its own ids, and a path on somebody's disk would be a broken link."""
+    from huggingface_hub import ModelCardData
+
+    datasets = {source.source for source in run.data.all_sources if is_hub_source(source.source)}
+    return ModelCardData(
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["thriftune", run.method],
+        base_model=run.model.source if kind_of(run.model.source) == "hub" else None,
+        datasets=sorted(datasets) or None,
+    )
+
+
+def _rows(record: RunRecord, metrics: RunMetrics) -> list[tuple[str, str]]:
+    """What the card's table says, by name; nothing that the run does not know."""
+    run, plan, training = record.config, record.plan, record.training
+    version = f" (version {record.model_version})" if record.model_version else ""
+    before, after = metrics.before, metrics.after
+    rows = [("Base model", f"{_code(run.model.source)}{version}")]
+    if run.lora_or_default.resume_from:
+        rows.append(("Went on from the adapter", _code(run.lora_or_default.resume_from)))
+    loss = f"{training.losses[-1]:.4f}" if training.losses else "not logged"
+    return [
+        *rows,
+        ("Data", ", ".join(_data(source) for source in run.data.all_sources)),
+        ("Data fingerprint", record.dataset_fingerprint),
+        ("Steps, global batch", f"{training.steps}, {plan.global_batch}"),
+        ("Learning rate", f"{run.training.learning_rate:g}"),
+        ("Precision of training", plan.precision),
+        ("Final training loss", loss),
+        ("Held-out loss", f"{before.loss:.4f} before, {after.loss:.4f} after, over {after.tokens:,} tokens"),
+    ]
+
+
+def _data(source: DataSource) -> str:
+    """Where rows came from, as a reader of the card can find them."""
+    facts = []
+    if source.source == TABLE:
+        facts.append("the table that the workflow was given")
+    if is_hub_source(source.source):
+        given = {"subset": source.subset, "split": source.split, "revision": source.revision}
+        facts += [f"{name} {value}" for name, value in given.items() if value]
+    if isinstance(source, MixedSource) and source.weight is not None:
+        facts.append(f"weight {source.weight:g}")
+    return _code(source.source) + (f" ({', '.join(facts)})" if facts else "")
+
+
+def _code(text: str) -> str:
+    """A name in a cell of a table, with none of its characters read as Markdown: globs have asterisks."""
+    return f"`{text}`".replace("|", "\\|")

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from thriftune.evaluation import EvalReport
 from thriftune.memory_watch import MemoryUse
 from thriftune.saving import SavedWeights
@@ -23,7 +25,7 @@ class RunMetrics:
         before: The base model on the held-out rows.
         after: The trained one on the same rows.
         training: What was measured while training.
-        outputs: Where each result is, by what it is (model, adapter).
+        outputs: Where each result is, by what it is (model, adapter, published).
         merged: What merging the adapter did to its loss; None where none was merged.
     """
 
@@ -38,14 +40,7 @@ class RunMetrics:
 
 def metrics_from_json(content: dict[str, Any]) -> RunMetrics:
     """The metrics that a run wrote to metrics.json."""
-    return RunMetrics(
-        **{
-            **content,
-            "before": EvalReport(**content["before"]),
-            "after": EvalReport(**content["after"]),
-            "training": TrainingResult(**{**content["training"], "memory": MemoryUse(**content["training"]["memory"])}),
-        }
-    )
+    return TypeAdapter(RunMetrics).validate_python(content)
 
 
 def summary_table(metrics: RunMetrics) -> str:

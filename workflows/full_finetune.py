@@ -34,13 +34,10 @@ def train_full_on_plan(
     # What is measured before training also tries whether the model can be packed: a refusal costs no training.
     before >> trained.model
     after = on_planned_node(evaluate(**run, model=trained.model), plan)
-    published = ""
+    metrics = summarize(config=config, before=before, after=after, training=trained.training, model=trained.model)
     if config.publish:
-        published = publish(result=trained.model, to=config.publish, run_name=config.name)
-        on_cpu_node(published, plan, pod_requests.publishing(config, plan))
-    metrics = summarize(
-        config=config, before=before, after=after, training=trained.training, model=trained.model, published=published
-    )
+        metrics = publish(result=trained.model, to=config.publish, metrics=metrics)
+        on_cpu_node(metrics, plan, pod_requests.publishing(config, plan))
     return TrainedOnPlan(model=trained.model, metrics=metrics)
 
 

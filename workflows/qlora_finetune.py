@@ -36,14 +36,11 @@ def train_qlora_on_plan(
     # What is measured before training also tries whether the model can be packed: a refusal costs no training.
     before >> trained.model
     result = adapter = trained.model
-    after = on_planned_node(evaluate(**run, adapter=adapter), plan)
+    # Before anything is measured of it: a local run makes one node after the other.
     if config.lora_or_default.merge:
         result = merge_adapter(config=config, model=model, adapter=adapter)
         on_cpu_node(result, plan, pod_requests.merging(config, plan))
-    published = ""
-    if config.publish:
-        published = publish(result=result, to=config.publish, run_name=config.name)
-        on_cpu_node(published, plan, pod_requests.publishing(config, plan))
+    after = on_planned_node(evaluate(**run, adapter=adapter), plan)
     metrics = summarize(
         config=config,
         before=before,
@@ -51,8 +48,10 @@ def train_qlora_on_plan(
         training=trained.training,
         model=result,
         adapter=adapter,
-        published=published,
     )
+    if config.publish:
+        metrics = publish(result=result, to=config.publish, metrics=metrics)
+        on_cpu_node(metrics, plan, pod_requests.publishing(config, plan))
     return TrainedOnPlan(model=result, metrics=metrics)
 
 

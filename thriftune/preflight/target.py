@@ -63,7 +63,7 @@ def _require_write_access(repository: str, token: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     api = HfApi(token=token)
-    with hub.explained_errors(_FIELD, repository, PublishError):
+    with hub.explained_errors(_FIELD, repository, PublishError, access="write"):
         try:
             api.auth_check(repository, write=True)
         except RepositoryNotFoundError:
