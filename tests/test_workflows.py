@@ -4,20 +4,31 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 
+from thriftune.report import metrics_from_json
+
 ROOT = Path(__file__).parent.parent
 PYFLYTE = Path(sys.executable).parent / "pyflyte"
 FULL = ("workflows/full_finetune.py", "full_finetune")
 QLORA = ("workflows/qlora_finetune.py", "qlora_finetune")
+PUBLISH = {"repository": "team/tiny", "dry_run": True}
+_NONE: Mapping[str, str] = {}
 
 
-def pyflyte_run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+def pyflyte_run(
+    folder: Path, *arguments: str, check: bool = True, variables: Mapping[str, str] = _NONE
+) -> subprocess.CompletedProcess:
     """Run from the checkout, with results going to a folder of the test."""
     environment = {**os.environ, "THRIFTUNE_OUTPUTS": str(folder / "outputs"), "COLUMNS": "200", "HF_TOKEN": ""}
+    environment |= variables
     environment.pop("THRIFTUNE_RUN_STAMP", None)
     command = [str(PYFLYTE), "run", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -60,7 +71,7 @@ def full_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
         "full",
         tiny_model_dir,
         chat_rows_file,
-        publish={"repository": "team/tiny", "dry_run": True},
+        publish=PUBLISH,
         zero={"config": "zero3"},
     )
     done = pyflyte_run(folder, *FULL, "--config", str(config))
@@ -74,6 +85,7 @@ def qlora_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
         "lora": {"rank": 8, "alpha": 16},
         "data": {"packing": True},
         "training": {"optimizer": "paged_adamw_8bit", "max_steps": 12, "global_batch": 4, "micro_batch": 2},
+        "publish": PUBLISH,
     }
     config = write_config(folder, "qlora", tiny_model_dir, chat_rows_file, **overrides)
     done = pyflyte_run(folder, *QLORA, "--config", str(config))
@@ -116,11 +128,26 @@ def test_result_of_full_finetuning_loads_with_plain_transformers(full_run):
 
 
 @pytest.mark.slow
-def test_dry_run_of_publishing_leaves_what_would_be_pushed(full_run):
-    folder, _, _ = full_run
-    card = only(folder, "outputs/tiny/*/publish/README.md").read_text()
-    assert "# tiny" in card
-    assert "method **full**" in card
+@pytest.mark.parametrize(
+    ("which", "technique"),
+    [("full_run", "full fine-tuning"), ("qlora_run", "QLoRA, the adapter merged into the model"),
+     ("adapter_run", "QLoRA")],
+)  # fmt: skip
+def test_dry_run_of_publishing_leaves_what_would_be_pushed(which, technique, request, chat_rows_file):
+    """A merged model could not be published at all: the test of its card had written the manifest by hand."""
+    folder, config, done = request.getfixturevalue(which)
+    name = yaml.safe_load(config.read_text())["name"]
+    card = only(folder, f"outputs/{name}/*/publish/README.md")
+    metrics = metrics_from_json(json.loads(only(folder, f"outputs/{name}/*/metrics.json").read_text()))
+    assert Path(metrics.outputs["published"]) == card.parent
+    assert str(card.parent) in done.stderr
+    text = card.read_text()
+    assert "# tiny" in text
+    assert f"trained with thriftune: {technique}.\n" in text
+    assert f"| Data | `{chat_rows_file}` |" in text
+    assert f"| Held-out loss | {metrics.before.loss:.4f} before, {metrics.after.loss:.4f} after" in text
+    made = {file.name for file in Path(metrics.outputs["model"]).iterdir()}
+    assert {file.name for file in card.parent.iterdir()} == made | {"README.md"}
 
 
 @pytest.mark.slow
@@ -136,18 +163,24 @@ def test_qlora_saves_only_the_adapter_and_a_merged_model(qlora_run):
     assert only(folder, "outputs/tiny/*/model").joinpath("model.safetensors").is_file()
 
 
-@pytest.mark.slow
-def test_second_run_fetches_and_prepares_nothing_and_resumes_from_the_adapter(qlora_run):
+@pytest.fixture(scope="module")
+def adapter_run(qlora_run):
+    """Goes on from the adapter of the QLoRA run, and merges nothing."""
     folder, config, _ = qlora_run
-    adapter = only(folder, "outputs/tiny/*/adapter")
-    first = json.loads((adapter / "manifest.json").read_text())["training"]["losses"]
     content = yaml.safe_load(config.read_text())
-    content["lora"]["resume_from"] = str(adapter)
+    content["lora"] |= {"resume_from": str(only(folder, "outputs/tiny/*/adapter")), "merge": False}
     content["name"] = "resumed"
     content["training"]["max_steps"] = 2
     resumed = folder / "resumed.yaml"
     resumed.write_text(yaml.safe_dump(content))
-    done = pyflyte_run(folder, *QLORA, "--config", str(resumed))
+    return folder, resumed, pyflyte_run(folder, *QLORA, "--config", str(resumed))
+
+
+@pytest.mark.slow
+def test_second_run_fetches_and_prepares_nothing_and_resumes_from_the_adapter(adapter_run):
+    folder, _, done = adapter_run
+    adapter = only(folder, "outputs/tiny/*/adapter")
+    first = json.loads((adapter / "manifest.json").read_text())["training"]["losses"]
     assert "The base model is already in" in done.stderr
     assert "The prepared dataset is already in" in done.stderr
     again = json.loads(only(folder, "outputs/resumed/*/adapter/manifest.json").read_text())["training"]["losses"]
@@ -172,13 +205,79 @@ def collect_and_finetune(config: RunConfig) -> FinetuneResult:
 """
 
 
-@pytest.mark.slow
-def test_the_table_of_an_upstream_task_is_trained_on(tmp_path, tiny_model_dir):
-    file = tmp_path / "upstream.py"
+class RefusingHub(BaseHTTPRequestHandler):
+    """Lets a token write where it is asked before training, and no longer when something is pushed."""
+
+    def do_GET(self):
+        self.answer(200)
+
+    def do_POST(self):
+        self.answer(403)
+
+    def answer(self, status):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(status)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *args):
+        """Keep the test's output clean."""
+
+
+@contextmanager
+def refusing_hub() -> Iterator[str]:
+    """The address of a hub that takes nothing."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), RefusingHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def table_run(tmp_path_factory, tiny_model_dir):
+    """Trains on what another task collected, and cannot push what came out."""
+    folder = tmp_path_factory.mktemp("table")
+    file = folder / "upstream.py"
     file.write_text(UPSTREAM)
-    data = {"source": "input:table", "format": "prompt_completion", "columns": {"prompt": "q", "completion": "a"}}
-    config = write_config(tmp_path, "full", tiny_model_dir, Path("input:table"), data=data, training={"max_steps": 2})
-    done = pyflyte_run(tmp_path, str(file), "collect_and_finetune", "--config", str(config))
+    sections = {
+        "data": {"source": "input:table", "format": "prompt_completion", "columns": {"prompt": "q", "completion": "a"}},
+        "training": {"max_steps": 2},
+        "publish": {"repository": "team/tiny"},
+    }
+    config = write_config(folder, "full", tiny_model_dir, Path("input:table"), **sections)
+    with refusing_hub() as hub:
+        variables = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_tiny"}
+        done = pyflyte_run(
+            folder, str(file), "collect_and_finetune", "--config", str(config), check=False, variables=variables
+        )
+    return folder, done
+
+
+@pytest.mark.slow
+def test_a_hub_that_refuses_costs_nothing_but_the_publishing(table_run):
+    """The metrics and the table were lost with it."""
+    folder, done = table_run
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert "publish.repository = team/tiny: the hub refused the token (HTTP 403). Give a valid token with write" in said
+    assert "Nothing but publishing failed" in said
+    assert "held-out loss" in done.stderr
+    metrics = metrics_from_json(json.loads(only(folder, "outputs/tiny/*/metrics.json").read_text()))
+    assert "published" not in metrics.outputs
+    model = Path(metrics.outputs["model"])
+    assert (model / "model.safetensors").is_file()
+    assert f"model: {model}" in said
+    staged = model.parent / "publish"
+    assert f"what was to be pushed is in {staged}" in said
+    assert "(the table that the workflow was given)" in (staged / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_table_of_an_upstream_task_is_trained_on(table_run):
+    tmp_path, done = table_run
     dataset = only(tmp_path, "outputs/cache/dataset-*/manifest.json").parent
     report = json.loads((dataset / "report.json").read_text())
     assert report["train"]["examples"] + report["validation"]["examples"] == 60
