@@ -73,7 +73,8 @@ def test_what_a_real_run_made_is_published_with_its_record(results, kind, metric
         assert (tmp_path / "staging" / file.name).read_bytes() == file.read_bytes()
     card = (tmp_path / "staging" / "README.md").read_text()
     assert ("PeftModel.from_pretrained" in card) == (kind == "adapter")
-    assert ("the adapter merged into the model" in card) == (kind == "model")
+    for of_merged in ("the adapter merged into the model", "1.2500 after training and before merging, over"):
+        assert (of_merged in card) == (kind == "model")
     assert artifacts.read_manifest(tmp_path / "staging")["kind"] == kind
     assert run_record.read(tmp_path / "staging") == run_record.read(results["adapter"])
 
@@ -98,7 +99,7 @@ def test_a_card_says_what_the_run_says(record, metrics):
         "Learning rate": "0.0002",
         "Precision of training": "fp32",
         "Final training loss": f"{record.training.losses[-1]:.4f}",
-        "Held-out loss": "2.5000 before, 1.2500 after, over 1,234 tokens",
+        "Held-out loss": "2.5000 before, 1.2500 after training, over 1,234 tokens",
     }
 
 

@@ -116,16 +116,14 @@ def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_ad
     """
     from huggingface_hub import ModelCard
 
-    technique = record.plan.technique
-    if record.config.method == "qlora" and not is_adapter:
-        technique += ", the adapter merged into the model"
+    is_merged = record.config.method == "qlora" and not is_adapter
     return ModelCard.from_template(
         _card_data(record.config, is_adapter=is_adapter),
         template_str=_CARD,
         title=repository.partition("/")[2],
         base_model=_code(record.config.model.source),
-        technique=technique,
-        rows=_rows(record, metrics),
+        technique=record.plan.technique + (", the adapter merged into the model" if is_merged else ""),
+        rows=_rows(record, metrics, is_merged=is_merged),
         usage=_USAGE_ADAPTER if is_adapter else _USAGE_MODEL,
     )
 
@@ -144,7 +142,7 @@ def _card_data(run: RunConfig, *, is_adapter: bool) -> "ModelCardData":
     )
 
 
-def _rows(record: RunRecord, metrics: RunMetrics) -> list[tuple[str, str]]:
+def _rows(record: RunRecord, metrics: RunMetrics, *, is_merged: bool) -> list[tuple[str, str]]:
     """What the card's table says, by name; nothing that the run does not know."""
     run, plan, training = record.config, record.plan, record.training
     version = f" (version {record.model_version})" if record.model_version else ""
@@ -153,6 +151,8 @@ def _rows(record: RunRecord, metrics: RunMetrics) -> list[tuple[str, str]]:
     if run.lora_or_default.resume_from:
         rows.append(("Went on from the adapter", _code(run.lora_or_default.resume_from)))
     loss = f"{training.losses[-1]:.4f}" if training.losses else "not logged"
+    # What is measured is the adapter on the base model as it trained: in 4 bits, for QLoRA.
+    measured = " and before merging" if is_merged else ""
     return [
         *rows,
         ("Data", ", ".join(_data(source) for source in run.data.all_sources)),
@@ -161,7 +161,10 @@ def _rows(record: RunRecord, metrics: RunMetrics) -> list[tuple[str, str]]:
         ("Learning rate", f"{run.training.learning_rate:g}"),
         ("Precision of training", plan.precision),
         ("Final training loss", loss),
-        ("Held-out loss", f"{before.loss:.4f} before, {after.loss:.4f} after, over {after.tokens:,} tokens"),
+        (
+            "Held-out loss",
+            f"{before.loss:.4f} before, {after.loss:.4f} after training{measured}, over {after.tokens:,} tokens",
+        ),
     ]
 
 
