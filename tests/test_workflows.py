@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import yaml
+from refusing_hub import refusing_hub
 
 from thriftune.report import metrics_from_json
 
@@ -203,37 +201,6 @@ def collected() -> pd.DataFrame:
 def collect_and_finetune(config: RunConfig) -> FinetuneResult:
     return full_finetune_on_table(config=config, table=collected())
 """
-
-
-class RefusingHub(BaseHTTPRequestHandler):
-    """Lets a token write where it is asked before training, and no longer when something is pushed."""
-
-    def do_GET(self):
-        self.answer(200)
-
-    def do_POST(self):
-        self.answer(403)
-
-    def answer(self, status):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(status)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *args):
-        """Keep the test's output clean."""
-
-
-@contextmanager
-def refusing_hub() -> Iterator[str]:
-    """The address of a hub that takes nothing."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), RefusingHub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
 
 
 @pytest.fixture(scope="module")

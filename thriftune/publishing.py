@@ -117,7 +117,7 @@ def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_ad
     from huggingface_hub import ModelCard
 
     is_merged = record.config.method == "qlora" and not is_adapter
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         _card_data(record.config, is_adapter=is_adapter),
         template_str=_CARD,
         title=repository.partition("/")[2],
@@ -126,6 +126,7 @@ def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_ad
         rows=_rows(record, metrics, is_merged=is_merged),
         usage=_USAGE_ADAPTER if is_adapter else _USAGE_MODEL,
     )
+    return card
 
 
 def _card_data(run: RunConfig, *, is_adapter: bool) -> "ModelCardData":
