@@ -10,7 +10,7 @@ class RefusingHub(BaseHTTPRequestHandler):
     """Lets a token write where it is asked before training, and no longer when something is pushed."""
 
     def do_GET(self):
-        self.answer(200)
+        self.answer(200 if "/auth-check/" in self.path else 404)  # the repository is not there yet
 
     def do_POST(self):
         self.answer(403)
