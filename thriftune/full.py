@@ -18,6 +18,7 @@ from thriftune.masters import WeightOf, computing_with, masters_of
 from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.rounding import RoundingMode, rounded
 from thriftune.saving import SavedWeights
+from thriftune.stopping import save_tokenizer
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training import TrainingResult, make_trainer, training_arguments
 from thriftune.training_plan import TrainingPlan
@@ -158,7 +159,7 @@ def _save(
     with artifacts.writing(destination) as directory:
         model.save_pretrained(directory, state_dict=state)
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
-        tokenizer.save_pretrained(directory)
+        save_tokenizer(tokenizer, directory)
         artifacts.write_manifest(directory, "model", {**record, "deepspeed": trainer.args.deepspeed})
 
 

@@ -12,6 +12,7 @@ from thriftune.config import DataFormat
 from thriftune.data.formats import FORMATS, question_prompt
 from thriftune.errors import DataError
 from thriftune.loading import Placement, attach_adapters, load_model
+from thriftune.stopping import before_stop, stop_tokens
 from thriftune.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -106,13 +107,15 @@ def complete(
         batch: Prompts per forward pass.
 
     Yields:
-        The continuation of each prompt, in order, without special tokens.
+        The continuation of each prompt, in order, without special tokens: up to EOS, the token that the chat template
+        ends a turn with, or another that the model's generation_config lists.
     """
     import torch
     from transformers import set_seed
 
     set_seed(sampling.seed)
     device = next(model.parameters()).device
+    stops = stop_tokens(tokenizer, model.generation_config.eos_token_id)
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         padded = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(device)
@@ -121,10 +124,14 @@ def complete(
             drawing = {"do_sample": True, "temperature": sampling.temperature}
         with torch.inference_mode():
             generated = model.generate(
-                **padded, max_new_tokens=sampling.max_new_tokens, pad_token_id=tokenizer.pad_token_id, **drawing
+                **padded,
+                max_new_tokens=sampling.max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=stops,
+                **drawing,
             )
-        for row in generated[:, padded["input_ids"].shape[1] :]:
-            yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+        for row in generated[:, padded["input_ids"].shape[1] :].tolist():
+            yield str(tokenizer.decode(before_stop(row, stops), skip_special_tokens=True)).strip()
 
 
 def generate(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from thriftune import artifacts
 from thriftune.hardware import torch_dtype
+from thriftune.stopping import save_tokenizer
 from thriftune.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def merge(
     merged: Any = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload(safe_merge=True)
     with artifacts.writing(destination) as directory:
         merged.save_pretrained(directory)
-        load_tokenizer(model_dir, trust_remote_code=trust_remote_code).save_pretrained(directory)
+        save_tokenizer(load_tokenizer(model_dir, trust_remote_code=trust_remote_code), directory)
         # The whole record of the run that made the adapter, where this package did.
         record = artifacts.read_content(adapter_dir) if artifacts.is_whole(adapter_dir) else {}
         artifacts.write_manifest(directory, "model", {**record, "merged_from": "adapter"})

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from thriftune.chat_template import turn_end
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -38,23 +40,26 @@ def load_tokenizer(
 def choose_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A pad token that needs no new row in the embedding table.
 
-    A pad that equals EOS is dangerous where padding is masked by id: EOS is then never learned. This package labels
-    by position, so it is safe here, but the saved tokenizer goes on to other tools.
+    A pad that equals EOS, or what the chat template ends a turn with, is dangerous where padding is masked by id: the
+    end of an answer is then never learned. This package labels by position, so it is safe here, but the saved
+    tokenizer goes on to other tools.
 
     Args:
         tokenizer: Any tokenizer.
 
     Returns:
-        The tokenizer's own pad token if it is not EOS, else a token of the vocabulary that serves, else EOS.
+        The tokenizer's own pad token if it ends nothing, else a token of the vocabulary that serves, else the
+        tokenizer's own or EOS.
     """
-    current, eos = tokenizer.pad_token, tokenizer.eos_token
-    if current is not None and current != eos:
+    current, eos, end = tokenizer.pad_token, tokenizer.eos_token, turn_end(tokenizer)
+    ends = (eos, end.token if end else None)
+    if current is not None and current not in ends:
         return str(current)
     vocabulary = tokenizer.get_vocab()
     for name in (*_PAD_NAMES, tokenizer.unk_token):
-        if name in vocabulary and name not in (eos, tokenizer.bos_token):
+        if name in vocabulary and name not in (*ends, tokenizer.bos_token):
             return str(name)
-    return str(eos)
+    return str(current or eos)
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from thriftune.chat_template import closings
 from thriftune.config import DataConfig
 from thriftune.data import rendering
 from thriftune.data.examples import Conversation, Example, MarkedText, RowError
@@ -12,8 +13,9 @@ from thriftune.data.formats import Format, all_values, format_of
 from thriftune.data.readers import decode
 from thriftune.data.rejection import RejectedRow
 from thriftune.data.sources import NumberedRow
-from thriftune.data.tokenization import IGNORED, ForbiddenText, Tokenization, TokenRow, digest, fit
+from thriftune.data.tokenization import ForbiddenText, Tokenization, TokenRow, digest, fit
 from thriftune.errors import DataError
+from thriftune.stopping import before_stop, stop_tokens
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,6 +90,8 @@ class Converter:
         self._formats = formats(config)
         self._tokenization = Tokenization(tokenizer, train_on_inputs=config.train_on_inputs)
         self._forbidden = ForbiddenText(tokenizer, allow_special_tokens=config.special_tokens == "keep")
+        self._closings = closings(tokenizer)
+        self._stops = stop_tokens(tokenizer)
 
     def convert(self, batch: Batch) -> Converted:
         """Read, check, tokenize and cut the rows of a batch. Every row ends up in the table or among the rejected."""
@@ -142,7 +146,7 @@ class Converter:
         parsed = {"tool_calls": [m.get("tool_calls") for m in conversation.messages], "tools": conversation.tools}
         for reason in self._forbidden.reasons(all_values(parsed, parsed)):
             raise RowError(reason)
-        return rendering.render(conversation, self._tokenization.tokenizer)
+        return rendering.render(conversation, self._tokenization.tokenizer, self._closings)
 
     def _cut(
         self, text: MarkedText, row: TokenRow, held_out: bool, counts: Counter[tuple[bool, str]]
@@ -166,12 +170,13 @@ class Converter:
 
     def _sample(self, text: MarkedText, row: TokenRow) -> dict[str, Any]:
         """A question for the model to answer before and after training: a row cut where its last answer starts."""
-        labels = row.labels
-        last = max(i for i, label in enumerate(labels) if label != IGNORED and (i == 0 or labels[i - 1] == IGNORED))
-        # Where all of a row but BOS is trained on, there is no question: let the model continue from the middle.
-        start = last if last > 1 else min(len(labels), self._config.max_length) // 2
         tokens = row.input_ids[: self._config.max_length]
-        reference = self._tokenization.tokenizer.decode(tokens[start:], skip_special_tokens=True)
+        # Where all of a row but BOS is trained on, there is no question: let the model continue from the middle.
+        start, end = len(tokens) // 2, len(tokens)
+        if row.answers and row.answers[-1][0] > 1:
+            start, end = row.answers[-1]
+        answer = before_stop(tokens[start:end], self._stops)
+        reference = self._tokenization.tokenizer.decode(answer, skip_special_tokens=True)
         return {"input_ids": tokens[:start], "question": text.question, "reference": reference}
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from thriftune import chat_template
 from thriftune.data.chat import REASONING
 from thriftune.data.examples import Conversation, MarkedText, RowError
 
@@ -15,7 +16,9 @@ _MARKS_TURNS = re.compile(r"{%-?\s*generation\s*-?%}")
 _STAND_IN = "\u2063thriftune\u2063"  # with invisible separators, so that no row says it
 
 
-def render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> MarkedText:
+def render(
+    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", closings: tuple[str, ...] | None = None
+) -> MarkedText:
     """Apply the chat template, and find each assistant turn in the text it makes.
 
     Where the template marks the assistant's turns itself ({% generation %}), they are taken from it. Else a turn is
@@ -25,9 +28,11 @@ def render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> 
     Args:
         conversation: The messages.
         tokenizer: A tokenizer with a chat template.
+        closings: What `chat_template.closings` says of it; None: asked here, which takes as long as a row does.
 
     Returns:
-        The text with every assistant turn marked, up to its closing token.
+        The text with every assistant turn marked, up to its closing token; the question is that of the last one that
+        is trained on.
 
     Raises:
         RowError: The template refuses the conversation, leaves out a part of it, or changes earlier turns when later
@@ -44,28 +49,28 @@ def render(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> 
     if len(spans) != len(turns):
         raise RowError(f"the chat template marks {len(spans)} turns of the assistant, and there are {len(turns)}")
     # OpenAI's weight: 0 marks a turn that is there to be read, and not to be learned.
-    answers = [
-        _closed(text, span, tokenizer)
-        for number, span in zip(turns, spans, strict=True)
-        if messages[number].get("weight") != 0
-    ]
-    if not answers:
+    learned = [pair for pair in zip(turns, spans, strict=True) if messages[pair[0]].get("weight") != 0]
+    if not learned:
         raise RowError("every turn of the assistant has weight 0, so there is no answer to train on")
-    return MarkedText(text, tuple(answers), conversation.question, is_rendered=True)
+    if closings is None:
+        closings = chat_template.closings(tokenizer)
+    answers = tuple(_closed(text, span, closings) for _, span in learned)
+    asked = (m["content"] for m in reversed(messages[: learned[-1][0]]) if m["role"] == "user")
+    return MarkedText(text, answers, next(asked, conversation.question), is_rendered=True)
 
 
-def _closed(text: str, span: tuple[int, int], tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:
+def _closed(text: str, span: tuple[int, int], closings: tuple[str, ...]) -> tuple[int, int]:
     """A turn through its closing token, which a template may write outside of what it marks, and no white space after.
 
     White space after the closing token is the template's, not the model's to say.
     """
     start, end = span
-    eos = str(tokenizer.eos_token)
     said = text[start:end].rstrip()
-    if said.endswith(eos):
+    if said.endswith(closings):
         return start, start + len(said)
     gap = len(text[end:]) - len(text[end:].lstrip())
-    return (start, end + gap + len(eos)) if text.startswith(eos, end + gap) else (start, start + len(said))
+    closing = next((closing for closing in closings if text.startswith(closing, end + gap)), "")
+    return (start, end + gap + len(closing)) if closing else (start, start + len(said))
 
 
 def _located(
@@ -148,27 +153,13 @@ def _marked_by_template(
 
 
 def _apply(
-    messages: list[dict[str, Any]],
+    messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]],
     tokenizer: "PreTrainedTokenizerBase",
     *,
     prompt: bool,
 ) -> str:
-    from jinja2 import TemplateError
-
-    functions: list[Any] | None = list(tools) or None
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, tools=functions, tokenize=False, add_generation_prompt=prompt)
-        )
-    except TemplateError as error:
-        raise RowError(f"the model's chat template refuses it: {error}") from error
-    except (  # out of a template's expressions, or of arguments nested too deep for it
-        TypeError,
-        LookupError,
-        AttributeError,
-        ValueError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
-        raise RowError(f"the model's chat template cannot render it ({type(error).__name__})") from error
+        return chat_template.apply(messages, tokenizer, tools=tools, prompt=prompt)
+    except chat_template.TemplateFailsError as error:
+        raise RowError(str(error)) from error

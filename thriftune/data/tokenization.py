@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from thriftune.chat_template import turn_end
 from thriftune.config import LongRows
 from thriftune.data.examples import MarkedText
 from thriftune.errors import DataError
@@ -24,10 +25,13 @@ class TokenRow:
         input_ids: Shape [length].
         labels: Shape [length]; the token id where the model is trained, `IGNORED` elsewhere. The first is always
             `IGNORED`: nothing comes before it to predict it from.
+        answers: Half-open (start, end) ranges of tokens, in order, of the answers that begin in it. Empty for a text
+            that is all answer.
     """
 
     input_ids: list[int]
     labels: list[int]
+    answers: tuple[tuple[int, int], ...] = ()
 
     @property
     def trained_tokens(self) -> int:
@@ -64,15 +68,20 @@ class Tokenization:
             A row for each. EOS closes its last answer exactly once; BOS opens it exactly once if the tokenizer uses it.
         """
         # Where everything is trained on, nothing has to be located, and the tokenizer need not keep track of places.
-        texts = [self._without_space_after_eos(text) for text in texts]
+        texts = [self._without_space_at_eos(text) for text in texts]
         encode = self._backend.encode_batch_fast if all(map(_is_all_answer, texts)) else self._backend.encode_batch
         encodings = encode([text.text for text in texts], add_special_tokens=False)
         return [self._labelled(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
 
-    def _without_space_after_eos(self, text: MarkedText) -> MarkedText:
-        """A text that a template was applied to without what the template puts between two conversations."""
+    def _without_space_at_eos(self, text: MarkedText) -> MarkedText:
+        """A text that a template was applied to without what the template puts between two conversations.
+
+        Where the template ends with something else than EOS, EOS is added here: right behind it. Behind white space,
+        which is not trained, a model would never come to it.
+        """
         stripped = text.text.rstrip()
-        if text.is_rendered or stripped == text.text or not stripped.endswith(str(self.tokenizer.eos_token)):
+        is_closed = stripped.endswith(str(self.tokenizer.eos_token))
+        if stripped == text.text or is_closed == text.is_rendered:
             return text
         answers = tuple((start, min(end, len(stripped))) for start, end in text.answers)
         return replace(text, text=stripped, answers=answers)
@@ -89,22 +98,39 @@ class Tokenization:
         is_open = text.is_rendered or ids[: len(self._opening)] == self._opening
         opening = [] if is_open else self._opening
         is_all = self._train_on_inputs or _is_all_answer(text)
-        labels, last = (list(ids), len(ids) - 1) if is_all else ([IGNORED] * len(ids), -1)
+        labels = list(ids) if is_all else [IGNORED] * len(ids)
+        answers = []
         for answer in () if _is_all_answer(text) else text.answers:
             first, last = _token_span(encoding, answer, len(ids))
             labels[first : last + 1] = ids[first : last + 1]
+            if first <= last:
+                answers.append((first + len(opening), last + 1 + len(opening)))
         ids, labels = opening + ids, [IGNORED] * len(opening) + labels
-        closing = last + len(opening) if last >= 0 else len(ids) - 1
+        ids, labels = self._ended(ids, labels, answers[-1][1] - 1 if answers else len(ids) - 1, text)
+        labels[0] = IGNORED
+        return TokenRow(ids, labels, tuple(answers))
+
+    def _ended(self, ids: list[int], labels: list[int], closing: int, text: MarkedText) -> tuple[list[int], list[int]]:
+        """A row with EOS behind its last answer, or at its end.
+
+        Args:
+            ids: Its tokens.
+            labels: Their labels.
+            closing: Index of the last token of its last answer.
+            text: What it says.
+        """
         if ids and ids[closing] != self.eos and ids[closing + 1 : closing + 2] == [self.eos]:
             closing += 1  # a template may close the turn outside of what it marks as the assistant's
         if ids and ids[closing] == self.eos:
             labels[closing] = self.eos
-        elif ids and ids[-1] == self.eos:
+            return ids, labels
+        if not (ids and ids[-1] == self.eos):
+            ids, labels = [*ids, self.eos], [*labels, IGNORED]
+        # What a conversation goes on with after its last answer to train on is not to be learned, nor is its end.
+        rest = text.text[text.answers[-1][1] :].strip() if text.is_rendered else ""
+        if self._train_on_inputs or rest in ("", str(self.tokenizer.eos_token)):
             labels[-1] = self.eos
-        else:
-            ids, labels = [*ids, self.eos], [*labels, self.eos]
-        labels[0] = IGNORED
-        return TokenRow(ids, labels)
+        return ids, labels
 
 
 def _is_all_answer(text: MarkedText) -> bool:
@@ -145,11 +171,14 @@ def fit(row: TokenRow, max_length: int, policy: LongRows) -> list[TokenRow]:
     if policy == "drop":
         return []
     if policy == "truncate":
-        return [TokenRow(row.input_ids[:max_length], row.labels[:max_length])]
-    return [
-        TokenRow(row.input_ids[start : start + max_length], [IGNORED, *row.labels[start + 1 : start + max_length]])
-        for start in range(0, length - 1, max_length - 1)
-    ]
+        return [_piece(row, 0, max_length)]
+    return [_piece(row, start, start + max_length) for start in range(0, length - 1, max_length - 1)]
+
+
+def _piece(row: TokenRow, start: int, end: int) -> TokenRow:
+    """The tokens of a row from `start` to `end`."""
+    answers = tuple((first - start, min(last, end) - start) for first, last in row.answers if start < first < end)
+    return TokenRow(row.input_ids[start:end], [IGNORED, *row.labels[start + 1 : end]], answers)
 
 
 def digest(text: MarkedText, piece: int) -> bytes:
@@ -170,6 +199,9 @@ class ForbiddenText:
         """Collect the special tokens of a tokenizer."""
         added = tokenizer.added_tokens_decoder.values()
         names = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+        end = turn_end(tokenizer)
+        if end is not None and end.token is not None:
+            names.add(end.token)  # which need not be marked as special
         spelled = [] if allow_special_tokens else sorted(names, key=len, reverse=True)
         self._openings = {name[0] for name in spelled}  # looked for first: a hundred names are slow to search for
         self._special = re.compile("|".join(map(re.escape, spelled)))

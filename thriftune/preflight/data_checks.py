@@ -10,6 +10,7 @@ from thriftune.data.statistics import Bin, SplitStats, bins
 from thriftune.preflight.findings import Finding, finding, of_problem
 from thriftune.preflight.rows import Tried, too_many_rejected
 from thriftune.preflight.sampling import Sample
+from thriftune.stopping import stop_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,7 +168,7 @@ def _trained(tried: Tried, sample: Sample, data: DataConfig, tokenizer: "PreTrai
             "answers would never end.",
             f"Raise it: {_longer(tried, data.max_length)}.",
         )
-    if tried.trained_pad and tokenizer.pad_token_id != tokenizer.eos_token_id:
+    if tried.trained_pad and tokenizer.pad_token_id not in stop_tokens(tokenizer):
         yield finding(
             "pad-trained",
             _SOURCE,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune.architecture import Architecture
+from thriftune.chat_template import SIMPLEST_CONVERSATIONS, turn_end
 from thriftune.config import RunConfig
 from thriftune.data.chat import read_messages
 from thriftune.data.conversion import formats
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-_SYSTEM, _USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is two and two?"}
-_ASSISTANT = {"role": "assistant", "content": "Four."}
-# What a template may want of a conversation differs: one of these should please it.
-_CONVERSATIONS = ([_USER, _ASSISTANT], [_SYSTEM, _USER, _ASSISTANT], [_USER, _ASSISTANT, _USER, _ASSISTANT])
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,10 @@ def check(config: RunConfig, base: BaseModel) -> CheckedTokenizer:
     usable = attempt(lambda: require_usable(tokenizer, needs_chat_template=needs_template), code, FIELD, source)
     if usable.failed:
         return CheckedTokenizer(findings=tuple(_named(found, source) for found in usable.findings))
-    return CheckedTokenizer(tokenizer, tuple(_special_tokens(tokenizer, base.architecture, source)))
+    findings = [*_special_tokens(tokenizer, base.architecture, source)]
+    if needs_template:
+        findings += _end_of_turn(tokenizer)
+    return CheckedTokenizer(tokenizer, tuple(findings))
 
 
 def check_template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
@@ -81,7 +80,7 @@ def check_template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> I
     """
     if not any(row_format.is_chat for row_format in formats(config.data)):
         return
-    reasons = [_refusal(messages, tokenizer) for messages in _CONVERSATIONS]
+    reasons = [_refusal(messages, tokenizer) for messages in SIMPLEST_CONVERSATIONS]
     if all(reasons):
         yield finding(
             "chat-template-fails",
@@ -171,13 +170,13 @@ def _named(found: Finding, source: str) -> Finding:
 
 def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architecture, source: str) -> Iterator[Finding]:
     """Pad and EOS, beside each other and beside the embedding table."""
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    if pad == eos:
+    pad, end = tokenizer.pad_token_id, turn_end(tokenizer)
+    if tokenizer.pad_token in (tokenizer.eos_token, end.token if end else None):
         yield finding(
             "pad-is-eos",
             FIELD,
             source,
-            f"has one token, {tokenizer.eos_token!r}, for both padding and the end of a text.",
+            f"has one token, {tokenizer.pad_token!r}, for both padding and the end of a text or turn.",
             "Nothing is lost here, where labels go by position; give it a pad token for other tools.",
         )
     rows = architecture.vocabulary
@@ -197,3 +196,29 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architec
             f"the tokenizer knows {len(tokenizer)} tokens, and the embedding table has {rows} rows.",
             "Enlarge the table, or see that no row holds the tokens past its end.",
         )
+
+
+def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
+    """What the chat template ends an answer with, where that is not EOS."""
+    end = turn_end(tokenizer)
+    if end is None or end.token == tokenizer.eos_token:
+        return
+    if end.token is not None:
+        yield finding(
+            "turn-end-is-not-eos",
+            "data.format",
+            "chat",
+            f"a turn ends with {end.token!r}, which is not the tokenizer's EOS ({tokenizer.eos_token!r}): it is added "
+            "to generation_config.eos_token_id of the model that is saved or merged.",
+            "An adapter has no such file: whatever serves it on the base model has to be told to stop there.",
+        )
+        return
+    ends = f"with {end.text!r}, which is no token of its own" if end.text else "with no token"
+    yield finding(
+        "turn-end-is-no-token",
+        "data.format",
+        "chat",
+        f"a turn ends {ends}: EOS ({tokenizer.eos_token!r}) is put behind the last answer of each conversation, and "
+        "behind no earlier one.",
+        "Let chat_template.jinja write EOS at the end of every turn of the assistant.",
+    )
