@@ -54,6 +54,10 @@ def test_roles_out_of_order_are_refused(messages, reason):
     assert str(raised.value) == f"the roles are out of order: {reason}"
 
 
+TEXT, IMAGE = {"type": "text", "text": "Why?"}, {"type": "image_url", "image_url": {"url": "data:"}}
+OLD_CALL = {"name": "sky", "arguments": '{"day": 1}'}
+
+
 def said(role, **keys):
     return {"role": role, **keys}
 
@@ -71,7 +75,28 @@ def said(role, **keys):
         ([{"role": ["user"], "content": "x"}, ANSWER], "message 1 has no role among"),
         ([USER, said("assistant", content=" ")], "message 2 (assistant) has no content"),
         ([USER, said("assistant", content="", tool_calls=[])], "message 2 (assistant) has no content"),
-        ([said("user", content=[{"type": "text", "text": "x"}]), ANSWER], "message 1 (user) has a list as content"),
+        ([said("user", content=[IMAGE]), ANSWER], "message 1 (user) has a part of type image_url in its content"),
+        ([said("user", content=[TEXT, IMAGE]), ANSWER], "message 1 (user) has a part of type image_url in its content"),
+        ([said("user", content=["x"]), ANSWER], "message 1 (user) has a str among the parts of its content"),
+        ([said("user", content=[{"type": "text"}]), ANSWER], "message 1 (user) has a part of type text without text"),
+        ([said("user", content=[]), ANSWER], "message 1 (user) has no content"),
+        ([said("user", content=5), ANSWER], "message 1 (user) has content of type int, and only text is read"),
+        ([USER, CALL, said("tool", content={"a": 1}), ANSWER], "message 3 (tool) has content of type dict"),
+        ([USER, {**CALL, "content": 5}], "message 2 (assistant) has content of type int, and only text is read"),
+        ([USER, {**CALL, "content": 0}], "message 2 (assistant) has content of type int, and only text is read"),
+        ([USER, {**CALL, "content": {"a": 1}}], "message 2 (assistant) has content of type dict"),
+        ([USER, {**CALL, "content": [IMAGE]}], "message 2 (assistant) has a part of type image_url in its content"),
+        ([USER, {**ANSWER, "refusal": "No."}], "message 2 (assistant) has refusal, which is not read"),
+        ([USER, said("assistant", content=None, refusal="No.")], "message 2 (assistant) has refusal, which is not"),
+        ([USER, {**ANSWER, "audio": {"id": "a"}}], "message 2 (assistant) has audio, which is not read"),
+        ([USER, {**CALL, "function_call": OLD_CALL}], "message 2 has both tool_calls and function_call"),
+        ([USER, said("assistant", content="x", function_call="sky()")], "a function_call is not JSON"),
+        (
+            [USER, said("assistant", content="x", function_call={"arguments": "{}"})],
+            "message 2 has a tool call without",
+        ),
+        ([{**USER, "tool_calls": CALL["tool_calls"]}, ANSWER], "message 1 (user) calls functions"),
+        ([{**USER, "function_call": OLD_CALL}, ANSWER], "message 1 (user) calls functions"),
         ([said("user", tool_calls=CALL["tool_calls"]), ANSWER], "message 1 (user) has no content"),
         ([USER, CALL, said("tool", content=None), ANSWER], "message 3 (tool) has no content"),
         ([USER, ANSWER, USER], "the last message is not the assistant's, so there is no answer to train on"),
@@ -90,7 +115,15 @@ def test_messages_that_cannot_be_used_say_why(messages, reason):
 
 @pytest.mark.parametrize(
     ("arguments", "read"),
-    [('{"day": 1, "é": [null]}', {"day": 1, "é": [None]}), ({"day": 1}, {"day": 1}), ("", {}), (None, {}), ("{}", {})],
+    [
+        ('{"day": 1, "é": [null]}', {"day": 1, "é": [None]}),
+        ('{"day": null}', {"day": None}),  # in JSON text a null was meant: no table put it there
+        ({"day": 1}, {"day": 1}),
+        ("", {}),
+        (None, {}),
+        ([], {}),
+        ("{}", {}),
+    ],
 )
 def test_the_arguments_of_a_call_may_be_json_text_as_openai_writes_them(arguments, read):
     call = {"id": "call_1", "type": "function", "function": {"name": "sky", "arguments": arguments}}
@@ -171,7 +204,7 @@ def test_arguments_that_a_table_filled_with_none_are_left_out():
     assert arguments == {"city": "Rome", "at": {"hour": 1}}
 
 
-@pytest.mark.parametrize("arguments", ["5", "[1]", '"a"'])
+@pytest.mark.parametrize("arguments", ["5", "[1]", '"a"', "null", 0, False, [1]])
 def test_arguments_that_are_no_object_are_refused(arguments):
     call = {"function": {"name": "f", "arguments": arguments}}
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
@@ -189,3 +222,51 @@ def test_sharegpt_calls_functions_in_a_turn_of_their_own():
     assert conversation.messages[1]["tool_calls"][0]["function"] == {"name": "sky", "arguments": {"day": 1}}
     with pytest.raises(RowError, match="a function_call is not JSON"):
         from_sharegpt([{"from": "function_call", "value": "sky(1)"}])
+    (message,) = from_sharegpt([{"from": "function_call", "value": {"name": "sky", "arguments": {}}}])
+    assert message["tool_calls"] == [{"type": "function", "function": {"name": "sky", "arguments": {}}}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": "I look."}, {"type": "text", "text": "Now."}],
+        [{"type": "output_text", "text": "I look."}, {"text": "Now.", "image_url": None, "type": None}],
+    ],
+)
+@pytest.mark.parametrize("calls", [{}, {"tool_calls": CALL["tool_calls"]}, {"function_call": OLD_CALL}])
+def test_parts_that_are_texts_are_read_as_one_text(content, calls):
+    """They were dropped without a word beside a call, and refused elsewhere."""
+    messages = [said("user", content=content), said("assistant", content=content, **calls)]
+    asked, answered = read_messages(messages, "messages").messages
+    assert asked == {"role": "user", "content": "I look.\nNow."}
+    assert answered["content"] == "I look.\nNow."
+    assert bool(calls) == ("tool_calls" in answered)
+
+
+def test_a_tool_may_return_parts():
+    parts = said("tool", content=[{"type": "text", "text": "blue"}], tool_call_id="1")
+    assert read_messages([USER, CALL, parts, ANSWER], "messages").messages[2] == {**RESULT, "tool_call_id": "1"}
+
+
+@pytest.mark.parametrize("content", [None, "", "I look."])
+def test_a_function_call_is_a_call(content):
+    """OpenAI's older way to write a call was dropped, and with it all that the turn was about."""
+    result = {"role": "function", "name": "sky", "content": "blue"}
+    messages = [USER, said("assistant", content=content, function_call=OLD_CALL), result, ANSWER]
+    conversation = read_messages(messages, "messages")
+    call = {"type": "function", "function": {"name": "sky", "arguments": {"day": 1}}}
+    assert conversation.messages[1] == {"role": "assistant", "content": content or "", "tool_calls": [call]}
+    assert conversation.messages[2] == {"role": "tool", "name": "sky", "content": "blue"}
+    assert messages[1]["function_call"] == OLD_CALL, "the row itself stays as it is"
+
+
+@pytest.mark.parametrize("nothing", [None, {}, "", {"name": None, "arguments": None}])
+def test_a_function_call_that_a_table_filled_with_nothing_is_none(nothing):
+    assert read_messages([USER, {**ANSWER, "function_call": nothing}], "messages").messages == (USER, ANSWER)
+
+
+def test_a_developer_is_the_system():
+    developer = {"role": "developer", "content": "Be short."}
+    assert read_messages([developer, USER, ANSWER], "messages").messages == (SYSTEM, USER, ANSWER)
+    with pytest.raises(RowError, match="system follows system"):
+        read_messages([SYSTEM, developer, USER, ANSWER], "messages")

@@ -29,14 +29,18 @@ _SHAREGPT_ROLES = {
     "function_response": "tool",
 }
 REASONING = ("reasoning_content", "thinking")
-_PASSED_ON = ("role", "content", "name", "tool_calls", "tool_call_id", "weight", *REASONING)
+_PASSED_ON = ("name", "tool_call_id", "weight", *REASONING)
+_OTHER_NAMES = {"developer": "system", "function": "tool"}  # OpenAI's newer name, and its older
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_BESIDE_CONTENT = ("refusal", "audio")  # where OpenAI keeps what an assistant says in place of content
 
 
 def read_messages(messages: Any, column: str, tools: Any = None) -> Conversation:
     """Check a conversation and take what a chat template reads.
 
     Args:
-        messages: A list of {role, content}, with tool_calls, tool_call_id and name where tools are used.
+        messages: A list of {role, content}, with tool_calls (or function_call), tool_call_id and name where tools are
+            used. Content is a text, or a list of parts that are texts, which are joined by line breaks.
         column: Name of its column, for errors.
         tools: A list of function descriptions, or its JSON text, or None.
 
@@ -44,7 +48,8 @@ def read_messages(messages: Any, column: str, tools: Any = None) -> Conversation
         The conversation.
 
     Raises:
-        RowError: Not messages, roles out of order, an empty message, or nothing to train on.
+        RowError: Not messages, roles out of order, a message that is empty or says what is no text, or nothing to
+            train on.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise RowError(f"column {column!r} is not a list of messages")
@@ -76,36 +81,71 @@ def from_sharegpt(conversations: Any) -> Any:
 def _sharegpt_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     speaker, said = turn.get("from"), turn.get("value")
     message = {**turn, "role": _SHAREGPT_ROLES.get(str(speaker), speaker), "content": said}
-    if speaker == "function_call" and isinstance(said, str):
+    if speaker == "function_call" and said:
         message["content"], message["tool_calls"] = None, _calls_in(said)
     return message
 
 
-def _calls_in(text: str) -> list[dict[str, Any]]:
-    """The calls of a turn of ShareGPT's function_call: JSON of one {name, arguments}, or of a list of them."""
-    try:
-        calls = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RowError("a function_call is not JSON") from error
+def _calls_in(calls: Any) -> list[dict[str, Any]]:
+    """The calls of a function_call, ShareGPT's or OpenAI's: {name, arguments}, a list of them, or their JSON."""
+    if isinstance(calls, str):
+        try:
+            calls = json.loads(calls)
+        except (ValueError, RecursionError) as error:
+            raise RowError("a function_call is not JSON") from error
     return [{"type": "function", "function": call} for call in (calls if isinstance(calls, list) else [calls])]
 
 
 def _message(message: Any, number: int) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else None
+    if role not in ROLES:
         raise RowError(f"message {number} has no role among {', '.join(ROLES)}")
+    where = f"message {number} ({role})"
+    if beside := next((key for key in _BESIDE_CONTENT if message.get(key)), None):
+        raise RowError(f"{where} has {beside}, which is not read; write what is said as content")
+    content = _content(message.get("content"), where)
+    calls = [_tool_call(call, number) for call in _calls(message, number)]
+    if (not content or content.isspace()) and not (calls and role == "assistant"):
+        raise RowError(f"{where} has no content")
+    if calls and role != "assistant":
+        raise RowError(f"{where} calls functions, which only the assistant can")
     # Tables fill the keys that only some messages have with None.
     kept = {key: message[key] for key in _PASSED_ON if message.get(key) is not None}
-    content = kept.get("content")
-    if "tool_calls" in kept and kept["role"] == "assistant" and kept["tool_calls"]:
-        kept["tool_calls"] = [_tool_call(call, number) for call in _listed(kept["tool_calls"], number)]
-        kept["content"] = content if isinstance(content, str) else ""
-    elif isinstance(content, list | tuple):
-        raise RowError(f"message {number} ({kept['role']}) has a list as content, and only text is read")
-    elif not isinstance(content, str) or not content or content.isspace():
-        raise RowError(f"message {number} ({kept['role']}) has no content")
-    else:
-        kept.pop("tool_calls", None)
-    return kept
+    kept |= {"role": role, "content": content}
+    return {**kept, "tool_calls": calls} if calls else kept
+
+
+def _content(content: Any, where: str) -> str:
+    """What a message says, as one text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list | tuple):
+        raise RowError(f"{where} has content of type {type(content).__name__}, and only text is read")
+    # As vLLM and llama.cpp put parts to a template that takes texts.
+    return "\n".join(_text_of_part(part, where) for part in content)
+
+
+def _text_of_part(part: Any, where: str) -> str:
+    """The text of a part of a content, as OpenAI writes it: {type: text, text}."""
+    if not isinstance(part, Mapping):
+        raise RowError(f"{where} has a {type(part).__name__} among the parts of its content, and only text is read")
+    kind = part.get("type") or "text"  # tables fill what is missing with None
+    if kind not in _TEXT_PARTS:
+        raise RowError(f"{where} has a part of type {kind} in its content, and only text is read")
+    if not isinstance(part.get("text"), str):
+        raise RowError(f"{where} has a part of type {kind} without text in its content")
+    return str(part["text"])
+
+
+def _calls(message: Mapping[str, Any], number: int) -> list[Any]:
+    """The calls of a message: tool_calls, or the single function_call that OpenAI wrote before."""
+    calls, older = message.get("tool_calls"), message.get("function_call")
+    if isinstance(older, Mapping) and all(value is None for value in older.values()):
+        older = None  # a table's way to say that there is none
+    if calls and older:
+        raise RowError(f"message {number} has both tool_calls and function_call")
+    return _calls_in(older) if older else _listed(calls, number) if calls else []
 
 
 def _listed(value: Any, number: int) -> list[Any]:
@@ -119,15 +159,19 @@ def _tool_call(call: Any, number: int) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"message {number} has a tool call without the name of a function")
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
+    arguments = function.get("arguments")
+    if arguments in (None, "", []):  # an empty object is a list where PHP wrote it
+        arguments = {}
+    elif isinstance(arguments, Mapping):
+        arguments = _without_nulls(arguments)
+    elif isinstance(arguments, str):  # in which a null was meant
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
             raise RowError(f"message {number} has a tool call whose arguments are not JSON") from error
     if not isinstance(arguments, Mapping):
         raise RowError(f"message {number} has a tool call whose arguments are not an object")
-    return {**call, "function": {**function, "arguments": _without_nulls(arguments)}}
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _without_nulls(arguments: Mapping[str, Any]) -> dict[str, Any]:
