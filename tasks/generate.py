@@ -12,6 +12,7 @@ from tasks.transfer import download
 from thriftune import generation, hardware
 from thriftune.generation import Sampling
 from thriftune.loading import Placement
+from thriftune.prompts import read_prompts
 
 
 @task(**generating_task())
@@ -32,7 +33,8 @@ def generate_answers(
     Args:
         model_dir: A base, fine-tuned or merged model.
         prompts: What to ask.
-        prompts_file: More of it: JSONL with a `prompt` per line, or text with one prompt per line.
+        prompts_file: More of it: a file of any kind that training data may have with a column `prompt`, a JSON list of
+            texts, or a .txt file with one prompt per line.
         adapters: Adapters; each of them answers every prompt. None: the model itself does.
         quantize: Hold the model in 4 bits.
         max_new_tokens: Longest answer, in tokens.
@@ -46,7 +48,7 @@ def generate_answers(
     """
     device = hardware.detect_device()
     placement = Placement(device, hardware.choose_precision("auto", device), four_bit=quantize)
-    asked = [*prompts, *(generation.read_prompts(Path(prompts_file.download())) if prompts_file else [])]
+    asked = [*prompts, *(read_prompts(Path(prompts_file.download())) if prompts_file else [])]
     answers = generation.generate(
         download(model_dir),
         asked,

@@ -1,4 +1,4 @@
-"""Prompts as tokens, answers in batches, and the files both come from and go to."""
+"""Prompts as tokens, answers in batches, and the files they go to."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,6 @@ from thriftune.generation import (
     encode_prompt,
     generate,
     prompt_style,
-    read_prompts,
     write_answers,
 )
 from thriftune.hardware import DEVICES
@@ -138,25 +137,13 @@ def test_an_adapter_may_have_a_dot_in_its_path(tiny_model_dir, random_adapter):
     assert answer.adapter == "/data/v1.0/adapter"
 
 
-def test_no_prompts_are_refused_before_a_model_is_loaded(tmp_path):
-    with pytest.raises(DataError, match=r"prompts = .*nothing to answer"):
-        generate(tmp_path / "absent", [], adapters={}, placement=CPU, sampling=Sampling(), batch=1)
-
-
-def test_prompts_come_from_jsonl_or_lines(tmp_path):
-    lines, rows = tmp_path / "p.txt", tmp_path / "p.jsonl"
-    lines.write_text("One?\n\nTwo?\n")
-    rows.write_text('{"prompt": "One?"}\n\n{"prompt": "Two\\nlines?", "id": 2}\n')
-    assert read_prompts(lines) == ["One?", "Two?"]
-    assert read_prompts(rows) == ["One?", "Two\nlines?"]
-
-
-@pytest.mark.parametrize("line", ["not json", '{"question": "x"}', '["x"]', "3"])
-def test_a_line_without_a_prompt_is_named(tmp_path, line):
-    file = tmp_path / "p.jsonl"
-    file.write_text(f'{{"prompt": "One?"}}\n{line}\n')
-    with pytest.raises(DataError, match=r"p\.jsonl, line 2 = .*is not an object with a prompt"):
-        read_prompts(file)
+@pytest.mark.parametrize(
+    ("prompts", "reason"),
+    [([], r"prompts = .*nothing to answer"), (["Why?", " \n"], r"prompts\.1 = ' \\n': asks nothing")],
+)
+def test_no_prompts_are_refused_before_a_model_is_loaded(tmp_path, prompts, reason):
+    with pytest.raises(DataError, match=reason):
+        generate(tmp_path / "absent", prompts, adapters={}, placement=CPU, sampling=Sampling(), batch=1)
 
 
 ANSWERS = [Answer("Où?", "base", "là-bas\n“ici”"), Answer("b", "one", "")]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from thriftune import artifacts
 from thriftune.config import DataFormat
 from thriftune.data.formats import FORMATS, question_prompt
-from thriftune.errors import DataError
 from thriftune.loading import Placement, attach_adapters, load_model
+from thriftune.prompts import require_prompts
 from thriftune.stopping import before_stop, stop_tokens
 from thriftune.tokenizer import load_tokenizer
 
@@ -157,10 +157,9 @@ def generate(
         One answer per prompt and adapter, adapter by adapter.
 
     Raises:
-        DataError: No prompts.
+        DataError: No prompts, or one that asks nothing.
     """
-    if not prompts:
-        raise DataError.single("prompts", "[]", "there is nothing to answer.", "Give at least one prompt.")
+    require_prompts(prompts)
     tokenizer = load_tokenizer(model_dir, padding_side="left")
     # torch allows no dot in a module's name, and adapters are named by their paths.
     internal = {name: f"adapter_{number}" for number, name in enumerate(adapters)}
@@ -176,26 +175,6 @@ def generate(
         texts = complete(model, tokenizer, encoded, sampling, batch)
         answers += [Answer(prompt, name, text) for prompt, text in zip(prompts, texts, strict=True)]
     return answers
-
-
-def read_prompts(file: Path) -> list[str]:
-    """Prompts from a file: JSONL with a `prompt` in each line, or plain text with one prompt per line.
-
-    Raises:
-        DataError: A JSONL line without a prompt.
-    """
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if file.suffix != ".jsonl":
-        return lines
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            prompts.append(str(json.loads(line)["prompt"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError.single(
-                f"{file.name}, line {number}", line[:80], "is not an object with a prompt.", 'Write {"prompt": "..."}.'
-            ) from error
-    return prompts
 
 
 def write_answers(answers: Sequence[Answer], file: Path) -> None:

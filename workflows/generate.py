@@ -29,7 +29,8 @@ def generate(
     Args:
         model_dir: A base, fine-tuned or merged model directory.
         prompts: What to ask: a JSON list, or a .json or .yaml file with one.
-        prompts_file: More of it: JSONL with a `prompt` per line, or text with one prompt per line.
+        prompts_file: More of it: a file of any kind that training data may have with a column `prompt`, a JSON list of
+            texts, or a .txt file with one prompt per line.
         adapters: Adapter directories; each of them answers every prompt. None: the model itself does.
         quantize: Hold the model in 4 bits.
         max_new_tokens: Longest answer, in tokens.

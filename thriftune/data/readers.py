@@ -31,6 +31,18 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _COMPRESSIONS = (".gz", ".zst")
 
 
+class NotAnObjectError(RowError):
+    """A row that is JSON, and no object; its only argument is what it is."""
+
+    @property
+    def value(self) -> Any:
+        """What it is."""
+        return self.args[0]
+
+    def __str__(self) -> str:
+        return f"is a JSON {type(self.value).__name__}, not an object"
+
+
 def decode(raw: RawRow) -> Row:
     """A row as a mapping from columns to values.
 
@@ -54,7 +66,7 @@ def _parse_json_line(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
         raise RowError("is not JSON that can be read") from error
     if not isinstance(value, dict):
-        raise RowError(f"is a JSON {type(value).__name__}, not an object")
+        raise NotAnObjectError(value)
     return value
 
 
@@ -76,8 +88,7 @@ def _read_json(file: Path, sample_by: SampleBy, columns: Columns) -> _NumberedRo
     with _open_text(file) as stream:
         try:
             for number, value in enumerate(items_of_list(stream), 1):
-                is_row = isinstance(value, dict)
-                yield number, value if is_row else RowError(f"is a JSON {type(value).__name__}, not an object")
+                yield number, value if isinstance(value, dict) else NotAnObjectError(value)
         except (ValueError, RecursionError) as error:
             raise _unreadable(file, "JSON", error) from error
 

@@ -211,7 +211,7 @@ class ForbiddenText:
         for column, text in texts:
             if "\0" in text:
                 yield f"column {column!r} holds a NUL character"
-            if not text.isascii() and not _is_unicode(text):
+            if not text.isascii() and not is_unicode(text):
                 yield f"column {column!r} is not UTF-8"
             if found := self.spelled_out(text):
                 yield f"column {column!r} spells out the special token {found[0]!r}"
@@ -221,7 +221,7 @@ class ForbiddenText:
         return self._special.findall(text) if any(opening in text for opening in self._openings) else []
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether a text can be encoded: half a surrogate pair, or a byte that was not UTF-8, cannot."""
     try:
         text.encode()
