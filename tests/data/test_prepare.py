@@ -208,6 +208,24 @@ def test_samples_are_held_out_questions_without_their_answers(prepared, chat_row
         assert prompt + sample["reference"] + "</s>" in held_out - train
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"template": "Q {q} A {a} Note {n}", "trained_fields": ["a"]},
+        {"template": "Q {q} A {a}", "trained_fields": ["q", "a"]},
+        {"template": "Q {q} A {a}", "train_on_inputs": True},
+    ],
+)
+def test_a_sample_ends_where_its_last_answer_begins(prepared, tmp_path, llama_tokenizer, options):
+    """Where more than the answer is trained, or more follows it, a sample was cut before EOS or in the middle."""
+    rows = [{"q": "why", "a": "yes", "n": f"{i}"} for i in range(4)]
+    file = write_rows(tmp_path / "own.jsonl", rows)
+    options = {"format": "template", "validation_share": 0.5, "deduplicate": False, "leakage_check": False, **options}
+    for sample in load_samples(prepared(file, **options).directory):
+        assert llama_tokenizer.decode(sample["input_ids"]).rstrip() == "<s>Q why A"
+        assert sample["reference"].strip() == "yes"
+
+
 def test_a_question_that_is_held_out_twice_is_one_sample(prepared, tmp_path):
     held_out = positions(20, Fate.HELD_OUT, share=0.2)
     rows = [{"prompt": f"Question {i}?", "completion": "Yes."} for i in range(20)]

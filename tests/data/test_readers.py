@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from thriftune.data.examples import RowError
-from thriftune.data.readers import ENDINGS, columns_of, count_rows, decode, ending_of, read_file
+from thriftune.data.readers import ENDINGS, NotAnObjectError, columns_of, count_rows, decode, ending_of, read_file
 from thriftune.errors import DataError
 
 ROWS = [{"q": f"Question {i}?", "a": f'Line one, "{i}".\nLine two: café 😀'} for i in range(5)]
@@ -314,3 +314,10 @@ def test_lines_that_a_stray_quote_swallowed_are_named(write):
     refused = [str(raw) for _, raw in rows if isinstance(raw, RowError)]
     assert refused == ["is not CSV (',' expected after '\"'), from line 3 to 5"]
     assert rows[-1][1] == {"a": "8", "b": "9"}
+
+
+def test_what_is_no_object_says_the_same_in_another_process():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(NotAnObjectError([1, 2])))
+    assert (error.value, str(error)) == ([1, 2], "is a JSON list, not an object")

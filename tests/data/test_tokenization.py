@@ -133,6 +133,71 @@ def test_a_template_that_marks_its_turns_gets_one_eos_wherever_it_closes_them(tu
     assert row.labels == [_, _, _, _, _, _, 15, 2, _]
 
 
+# A turn that ends with another token than EOS, as ChatML's on the tokenizer of a base model.
+
+BASE_VOCABULARY = {**CHATML_VOCABULARY, "<eos>": 5, ":": 18}
+PROMPT = [1, 10, 3, 13, 2, 3, 1, 11, 3, 14, 2, 3, 1, 12, 3]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return word_tokenizer(BASE_VOCABULARY, CHATML_TEMPLATE, eos="<eos>")
+
+
+def test_a_turn_is_trained_through_its_own_end_and_eos_comes_right_behind_it(base):
+    """EOS came behind the line break after it, which is not trained, so that no model would ever come to it."""
+    row = tokenized(chat("hi", "yes"), base)
+    assert row.input_ids == [*PROMPT, 15, 2, 5]
+    assert row.labels == [*[_] * len(PROMPT), 15, 2, 5]
+    assert row.answers == ((15, 17),)
+
+
+def test_every_turn_is_trained_through_its_own_end(base):
+    row = tokenized(chat("hi", "yes", "why", "no"), base)
+    assert row.input_ids == [*PROMPT, 15, 2, 3, 1, 11, 3, 16, 2, 3, 1, 12, 3, 17, 2, 5]
+    assert row.labels == [*[_] * len(PROMPT), 15, 2, _, _, _, _, _, _, _, _, _, _, 17, 2, 5]
+    assert row.answers == ((15, 17), (27, 29))
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>\n' }}",
+        "{% generation %}{{ m.content + '<|im_end|>\n' }}{% endgeneration %}",
+        # Qwen3's: earlier turns are found by what they say, and their end was not trained.
+        "{{ '<|im_start|>\n' if loop.last }}{{ m.content + '<|im_end|>\n' }}",
+    ],
+)
+def test_the_end_of_a_turn_is_trained_wherever_the_template_writes_it(turn):
+    """An end outside of what the template marks was not trained unless it was EOS."""
+    template = "{% for m in messages %}{{ m.role + '\n' }}{% if m.role == 'user' %}{{ m.content + '\n' }}{% else %}"
+    template += turn + "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}"
+    row = tokenized(chat("hi", "yes", "why", "no"), word_tokenizer(BASE_VOCABULARY, template, eos="<eos>"))
+    trained = [label for label in row.labels if label != _ and label not in (1, 3)]
+    assert trained == [15, 2, 17, 2, 5]
+    assert row.input_ids[-3:] == [17, 2, 5]
+
+
+def test_a_turn_that_ends_with_no_token_is_followed_by_eos(base):
+    """EOS came behind the line break that ends the turn, which is not trained."""
+    plain = "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}"
+    plain += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    row = tokenized(chat("hi", "yes"), word_tokenizer(BASE_VOCABULARY, plain, eos="<eos>"))
+    assert row.input_ids == [11, 18, 14, 3, 12, 18, 15, 5]
+    assert row.labels == [_, _, _, _, _, _, 15, 5]
+
+
+def test_the_end_of_a_turn_that_is_not_to_be_learned_is_not(base):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    bad = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "no", "weight": 0}]
+    row = tokenized(Conversation((*turns, *bad)), base)
+    assert row.input_ids == [*PROMPT, 15, 2, 3, 1, 11, 3, 16, 2, 3, 1, 12, 3, 17, 2, 5]
+    assert row.labels == [*[_] * len(PROMPT), 15, 2, *[_] * 13]
+    assert render(Conversation((*turns, *bad)), base).question == "hi"
+    everything = tokenized(Conversation((*turns, *bad)), base, train_on_inputs=True)
+    assert everything.labels == [_, *everything.input_ids[1:]]
+
+
 # BOS and EOS.
 
 

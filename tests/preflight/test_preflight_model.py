@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import write_jsonl
 from preflighting import Checking, broken_copy, codes
 
 from tasks.platform import Platform, variable
@@ -151,3 +152,36 @@ def test_what_the_page_names_is_there():
     settings = {variable(name) for name in Platform.model_fields}
     assert set(re.findall(r"THRIFTUNE_\w+", page)) <= settings
     assert "THRIFTUNE_GRACE_SECONDS" in page
+
+
+TURNS = "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + 'END\n' }}{% endfor %}"
+TURNS += "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("end", "severity", "said"),
+    [
+        ("<unk>", "note", "a turn ends with '<unk>', which is not the tokenizer's EOS ('</s>'): it is added to"),
+        ("", "warning", "a turn ends with no token: EOS ('</s>') is put behind the last answer"),
+        (" ###", "warning", "a turn ends with '###', which is no token of its own: EOS ('</s>') is put behind"),
+        ("</s>", "", ""),
+    ],
+)
+def test_what_ends_a_turn_is_said_where_it_is_not_eos(check, tiny_model_dir, tmp_path, end, severity, said):
+    directory = broken_copy(tiny_model_dir, tmp_path, write={"chat_template.jinja": TURNS.replace("END", end)})
+    result = check(model={"source": str(directory)})
+    assert codes(result) == set()
+    found = [f for f in result.findings if f.code.startswith("turn-end")]
+    assert [f.severity for f in found] == [severity] * bool(said)
+    assert all(f.message.startswith(said) for f in found)
+    texts = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"{i} is a number."} for i in range(20)])
+    plain = check(model={"source": str(directory)}, data={"source": str(texts), "format": "text"})
+    assert not [f for f in plain.findings if f.code.startswith("turn-end")], "no conversations, so no turns"
+
+
+def test_padding_is_another_token_where_its_own_ends_a_turn(check, tiny_model_dir, tmp_path):
+    """Every row trained the pad token: an error that no change of the data could have cured."""
+    directory = broken_copy(tiny_model_dir, tmp_path, write={"chat_template.jinja": TURNS.replace("END", "<pad>")})
+    result = check(model={"source": str(directory)})
+    assert codes(result) == set()
+    assert "pad-is-eos" not in codes(result, "warning")
