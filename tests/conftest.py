@@ -91,13 +91,19 @@ def tiny_tokenizer_dir(llama_tokenizer: Any, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def tiny_model_dir(llama_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 140 thousand weights in fp32, as safetensors with its tokenizer. Never write into it."""
+    directory = tmp_path_factory.mktemp("tiny-model")
+    save_tiny_llama(directory, llama_tokenizer)
+    return directory
+
+
+def save_tiny_llama(directory: Path, tokenizer: Any) -> None:
+    """Save a random Llama of 140 thousand weights with a tokenizer, of whatever vocabulary."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(1)  # a model this small is slower on several, and far slower on busy ones
-    directory = tmp_path_factory.mktemp("tiny-model")
     config = LlamaConfig(
-        vocab_size=len(llama_tokenizer),
+        vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -105,16 +111,15 @@ def tiny_model_dir(llama_tokenizer: Any, tmp_path_factory: pytest.TempPathFactor
         num_key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=False,
-        bos_token_id=llama_tokenizer.bos_token_id,
-        eos_token_id=llama_tokenizer.eos_token_id,
-        pad_token_id=llama_tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).float().save_pretrained(directory)
-    llama_tokenizer.save_pretrained(directory)
-    return directory
+    tokenizer.save_pretrained(directory)
 
 
 @pytest.fixture(scope="session")

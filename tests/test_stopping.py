@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import save_tiny_llama
 
 from thriftune.artifacts import MANIFEST
 from thriftune.config import DataConfig
 from thriftune.data.prepare import prepare
 from thriftune.data.prepared import TRAIN, VALIDATION, load_samples, load_split
+from thriftune.data.tokenization import ForbiddenText
 from thriftune.generation import Sampling, complete, encode_prompt
 from thriftune.merging import merge
 from thriftune.stopping import before_stop, save_tokenizer, stop_tokens
@@ -37,18 +39,8 @@ def chatml_tokenizer(llama_tokenizer):
 @pytest.fixture(scope="module")
 def chatml_dir(chatml_tokenizer, tmp_path_factory):
     """A tiny random model with that tokenizer. Never write into it."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     directory = tmp_path_factory.mktemp("chatml-model")
-    config = LlamaConfig(
-        vocab_size=len(chatml_tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=3, dtype="float32",
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).float().save_pretrained(directory)
-    chatml_tokenizer.save_pretrained(directory)
+    save_tiny_llama(directory, chatml_tokenizer)
     return directory
 
 
@@ -183,6 +175,11 @@ def test_without_a_token_at_the_end_of_a_turn_answers_stop_at_eos(chatml_tokeniz
     assert stop_tokens(tokenizer) == [2]
     assert stop_tokens(tokenizer, 2) == [2]
     assert stop_tokens(tokenizer, [5, 2]) == [5, 2]
+
+
+def test_no_row_may_spell_out_the_end_of_a_turn(chatml_tokenizer):
+    """Only tokens marked as special were looked for: a quoted <|im_end|> would have ended the turn."""
+    assert ForbiddenText(chatml_tokenizer).spelled_out("as <|im_end|> does") == ["<|im_end|>"]
 
 
 def test_an_answer_ends_before_the_first_token_that_stops():

@@ -51,26 +51,22 @@ def test_the_pad_token_needs_no_new_row_and_is_eos_only_as_a_last_resort(tokeniz
     assert tokenizer.pad_token_id < size
 
 
-CHATML = "{% for m in messages %}{{ m.role + m.content + '<|im_end|>' }}{% endfor %}"
-
-
 @pytest.mark.parametrize(
-    ("vocabulary", "pad", "expected"),
+    ("vocabulary", "pad", "end", "expected"),
     [
-        (["</s>", "<|im_end|>", "<unk>"], "<|im_end|>", "<unk>"),
-        (["</s>", "<|im_end|>", "<|endoftext|>"], None, "<|endoftext|>"),
-        (["</s>", "<|im_end|>"], "<|im_end|>", "<|im_end|>"),
-        (["</s>", "<|im_end|>"], None, "</s>"),
+        (["</s>", "<|im_end|>", "<unk>"], "<|im_end|>", "<|im_end|>", "<unk>"),
+        (["</s>", "<|im_end|>", "<|endoftext|>"], None, "<|im_end|>", "<|endoftext|>"),
+        (["</s>", "<unk>", "<|endoftext|>"], None, "<|endoftext|>", "<unk>"),
+        (["</s>", "<|im_end|>"], "<|im_end|>", "<|im_end|>", "<|im_end|>"),
+        (["</s>", "<|im_end|>"], None, "<|im_end|>", "</s>"),
     ],
 )
-def test_the_pad_token_is_not_what_ends_a_turn_where_there_is_any_other(tokenizer_with, vocabulary, pad, expected):
+def test_the_pad_token_is_not_what_ends_a_turn_where_there_is_any_other(tokenizer_with, vocabulary, pad, end, expected):
     """Padding that is masked by id would take the end of every answer with it."""
-    tokenizer = tokenizer_with(*vocabulary, eos_token="</s>", pad_token=pad, chat_template=CHATML)
-    tokenizer.add_tokens("<|im_end|>", special_tokens=True)
+    template = "{% for m in messages %}{{ m.role + m.content + 'END' }}{% endfor %}".replace("END", end)
+    tokenizer = tokenizer_with(*vocabulary, eos_token="</s>", pad_token=pad, chat_template=template)
+    tokenizer.add_tokens(end, special_tokens=True)
     assert choose_pad_token(tokenizer) == expected
-    other = tokenizer_with(*vocabulary, eos_token="</s>", chat_template=CHATML.replace("<|im_end|>", "<|endoftext|>"))
-    other.add_tokens(vocabulary[-1], special_tokens=True)
-    assert choose_pad_token(other) not in ("<|endoftext|>",)
 
 
 def test_a_loaded_tokenizer_pads_to_the_right_unless_asked(tiny_tokenizer_dir):

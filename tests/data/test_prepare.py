@@ -1,6 +1,7 @@
 """A prepared dataset: every row once, the same bytes every time, and a fingerprint of what decided them."""
 
 import json
+import re
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -218,11 +219,12 @@ def test_samples_are_held_out_questions_without_their_answers(prepared, chat_row
 )
 def test_a_sample_ends_where_its_last_answer_begins(prepared, tmp_path, llama_tokenizer, options):
     """Where more than the answer is trained, or more follows it, a sample was cut before EOS or in the middle."""
-    rows = [{"q": "why", "a": "yes", "n": f"{i}"} for i in range(4)]
+    rows = [{"q": f"why {i}", "a": "yes", "n": "ok"} for i in range(4)]
     file = write_rows(tmp_path / "own.jsonl", rows)
-    options = {"format": "template", "validation_share": 0.5, "deduplicate": False, "leakage_check": False, **options}
-    for sample in load_samples(prepared(file, **options).directory):
-        assert llama_tokenizer.decode(sample["input_ids"]).rstrip() == "<s>Q why A"
+    samples = load_samples(prepared(file, format="template", validation_share=0.5, **options).directory)
+    assert len(samples) == 2
+    for sample in samples:
+        assert re.fullmatch(r"<s>Q why \d A ?", llama_tokenizer.decode(sample["input_ids"]))
         assert sample["reference"].strip() == "yes"
 
 
