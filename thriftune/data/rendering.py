@@ -17,7 +17,7 @@ _STAND_IN = "\u2063thriftune\u2063"  # with invisible separators, so that no row
 
 
 def render(
-    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", closings: tuple[str, ...] | None = None
+    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", closings: tuple[str, ...] = ()
 ) -> MarkedText:
     """Apply the chat template, and find each assistant turn in the text it makes.
 
@@ -28,11 +28,10 @@ def render(
     Args:
         conversation: The messages.
         tokenizer: A tokenizer with a chat template.
-        closings: What `chat_template.closings` says of it; None: asked here, which takes as long as a row does.
+        closings: What `chat_template.closings` says of it; empty: asked here, which takes as long as a row does.
 
     Returns:
-        The text with every assistant turn marked, up to its closing token; the question is that of the last one that
-        is trained on.
+        The text with every assistant turn to train on marked, up to its closing token, and what the last one answers.
 
     Raises:
         RowError: The template refuses the conversation, leaves out a part of it, or changes earlier turns when later
@@ -52,8 +51,7 @@ def render(
     learned = [pair for pair in zip(turns, spans, strict=True) if messages[pair[0]].get("weight") != 0]
     if not learned:
         raise RowError("every turn of the assistant has weight 0, so there is no answer to train on")
-    if closings is None:
-        closings = chat_template.closings(tokenizer)
+    closings = closings or chat_template.closings(tokenizer)
     answers = tuple(_closed(text, span, closings) for _, span in learned)
     asked = (m["content"] for m in reversed(messages[: learned[-1][0]]) if m["role"] == "user")
     return MarkedText(text, answers, next(asked, conversation.question), is_rendered=True)
