@@ -28,7 +28,7 @@ log.configure()
 # Raised when what a task makes of the same inputs changes.
 PLAN_CACHE = "1"
 FETCH_CACHE = "2"
-PREPARE_CACHE = "2"
+PREPARE_CACHE = "3"
 TRAIN_CACHE = "2"
 
 # Logs, caches in the home directory, compiled kernels.

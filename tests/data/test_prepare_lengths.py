@@ -9,7 +9,6 @@ import pytest
 from preparing import Preparation, positions, write_rows
 
 from thriftune.data.prepared import TRAIN, VALIDATION, load_samples
-from thriftune.data.selection import Fate
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import DataError
 
@@ -67,11 +66,11 @@ def test_documents_are_joined_into_full_blocks_and_every_token_is_predicted_once
     texts = [f"{i} " + FOX * (i % 3) for i in range(20)]
     file = write_rows(tmp_path / "own.jsonl", [{"text": text} for text in texts])
     made = prepared(file, max_length=32, validation_share=0.1)
-    for name, fate in ((TRAIN, Fate.TRAIN), (VALIDATION, Fate.HELD_OUT)):
+    for name in (TRAIN, VALIDATION):
         blocks = made.rows(name)
         assert [block["length"] for block in blocks[:-1]] == [32] * (len(blocks) - 1)
         ids = blocks[0]["input_ids"][:1] + [i for block in blocks for i in block["input_ids"][1:]]
-        wanted = [texts[position] for position in positions(20, fate)]
+        wanted = [texts[position] for position in positions(20, held_out=name == VALIDATION)]
         assert llama_tokenizer.decode(ids) == "".join(f"<s>{text}</s>" for text in wanted)
         trained = sum(label != IGNORED for block in blocks for label in block["labels"])
         assert trained == len(ids) - len(wanted), "all but the BOS of each document"
@@ -174,7 +173,7 @@ def test_copies_that_leave_nothing_to_train_on_are_refused(prepared, tmp_path):
 
 def test_bad_rows_that_leave_nothing_to_measure_on_are_refused(prepared, tmp_path):
     """The first batch then holds no piece of any example, of which Arrow makes a column without values."""
-    (held_out,) = positions(5, Fate.HELD_OUT)
+    (held_out,) = positions(5, held_out=True)
     rows = [{"text": "" if i == held_out else f"row {i}"} for i in range(5)]
     with pytest.raises(DataError, match=r"nothing is left for validation: of 1 rows, 1 rejected"):
         prepared(write_rows(tmp_path / "own.jsonl", rows), max_rejected=1.0)

@@ -1,12 +1,11 @@
 """Prepare a dataset once, on a CPU: rows in, tokenized Parquet and a report of what became of them out.
 
-Rows stream through: sources -> selection -> conversion (in parallel) -> a file of pieces -> copies found on disk ->
-arrangement. No step holds more than a window of the data.
+Rows stream through: sources -> selection -> what is held out -> conversion (in parallel) -> a file of pieces -> copies
+found on disk -> arrangement. No step holds more than a window of the data.
 """
 
 import hashlib
 import logging
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,14 +15,14 @@ from pathlib import Path
 from thriftune import artifacts
 from thriftune.config import DataConfig
 from thriftune.data import report
+from thriftune.data.batches import batches, progress
 from thriftune.data.conversion import Batch, formats
-from thriftune.data.formats import all_values
+from thriftune.data.held_out import hold_out
 from thriftune.data.pieces import Pieces
 from thriftune.data.prepared import TRAIN, VALIDATION, write_samples
-from thriftune.data.readers import RawRow
 from thriftune.data.rejection import REJECTED, Rejections
-from thriftune.data.selection import Fate, Selection, select
-from thriftune.data.sources import NumberedRow, OpenSource, open_source
+from thriftune.data.selection import Selection, select
+from thriftune.data.sources import OpenSource, open_source
 from thriftune.data.splits import SplitWriter
 from thriftune.data.statistics import DataStats, SourceStats, SplitCounter
 from thriftune.data.tokenization import require_usable
@@ -33,10 +32,6 @@ from thriftune.tokenizer import fingerprint as tokenizer_fingerprint
 from thriftune.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
-
-_BATCH_ROWS = 1000
-_BATCH_CHARACTERS = 1 << 21  # so that a batch of long documents fits in memory many times over
-_FATES_AT_ONCE = 1 << 16
 
 
 def prepare(
@@ -81,8 +76,9 @@ def prepare(
         scratch = Path(scratch_name)
         opened = _open(config, scratch, token, table)
         selections = _select(opened, config, seed)
+        held_out = hold_out(opened, selections, formats(config), share=config.validation_share, folder=scratch)
         pieces = Pieces(scratch)
-        _convert(opened, selections, config, workers, directory, pieces)
+        _convert(batches(opened, selections, held_out), len(held_out), config, workers, directory, pieces)
         pieces.find_copies(deduplicate=config.deduplicate, leakage_check=config.leakage_check)
         stats = _stats(opened, selections, config, pieces, _arrange(pieces, config, directory))
         _require_tokens(stats)
@@ -131,7 +127,6 @@ def _select(opened: Sequence[OpenSource], config: DataConfig, seed: int) -> list
         [source.count for source in opened],
         weights=weights or None,
         max_rows=config.max_rows,
-        validation_share=config.validation_share,
         seed=seed,
     )
 
@@ -156,61 +151,21 @@ def _require_columns(opened: Sequence[OpenSource], config: DataConfig) -> None:
 
 
 def _convert(
-    opened: Sequence[OpenSource],
-    selections: Sequence[Selection],
-    config: DataConfig,
-    workers: Workers,
-    directory: Path,
-    pieces: Pieces,
+    coming: Iterator[Batch], total: int, config: DataConfig, workers: Workers, directory: Path, pieces: Pieces
 ) -> None:
     """Turn every selected row into tokens, or set it aside."""
-    from tqdm import tqdm
-
-    total = sum(selection.used for selection in selections)
-    seconds = 0.2 if sys.stderr.isatty() else 15  # a pod's log keeps every state of the bar
     with (
         Rejections(directory / REJECTED) as rejections,
-        tqdm(total=total, desc="Tokenizing", unit=" rows", mininterval=seconds) as bar,
+        progress(total, "Tokenizing") as bar,
         pieces.writing() as write,
     ):
-        for converted in convert_all(_batches(opened, selections), config, workers):
+        for converted in convert_all(coming, config, workers):
             write(converted)
             whole = sum(count for (_, what), count in converted.counts.items() if what == "rejected")
             rejections.add(converted.rejected, whole)
             bar.update(sum(count for (_, what), count in converted.counts.items() if what == "rows"))
         rejections.require_few(total, config.max_rejected)
         pieces.reasons = dict(rejections.reasons.most_common())
-
-
-def _batches(opened: Sequence[OpenSource], selections: Sequence[Selection]) -> Iterator[Batch]:
-    """The selected rows of all sources, in order, a bounded lot at a time."""
-    for number, (source, selection) in enumerate(zip(opened, selections, strict=True)):
-        rows: list[NumberedRow] = []
-        held_out: list[bool] = []
-        characters = 0
-        for row, fate in zip(source.read(), _fates(selection), strict=True):
-            if fate == Fate.UNUSED:
-                continue
-            rows.append(row)
-            held_out.append(fate == Fate.HELD_OUT)
-            characters += _characters(row.raw)
-            if len(rows) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
-                yield Batch(number, rows, held_out)
-                rows, held_out, characters = [], [], 0
-        if rows:
-            yield Batch(number, rows, held_out)
-
-
-def _fates(selection: Selection) -> Iterator[int]:
-    for start in range(0, selection.count, _FATES_AT_ONCE):
-        yield from selection.fates(start, min(_FATES_AT_ONCE, selection.count - start)).tolist()
-
-
-def _characters(raw: RawRow) -> int:
-    """About how long a row is."""
-    if isinstance(raw, dict):
-        return sum(len(text) for _, text in all_values(raw, raw))
-    return len(raw) if isinstance(raw, bytes) else 0
 
 
 def _arrange(pieces: Pieces, config: DataConfig, directory: Path) -> dict[str, SplitCounter]:
