@@ -29,7 +29,7 @@ log.configure()
 PLAN_CACHE = "1"
 FETCH_CACHE = "2"
 PREPARE_CACHE = "3"
-TRAIN_CACHE = "2"
+TRAIN_CACHE = "3"
 
 # Logs, caches in the home directory, compiled kernels.
 _BESIDE_TEMPORARY_FILES_GIB = 2
