@@ -189,3 +189,27 @@ def test_sharegpt_calls_functions_in_a_turn_of_their_own():
     assert conversation.messages[1]["tool_calls"][0]["function"] == {"name": "sky", "arguments": {"day": 1}}
     with pytest.raises(RowError, match="a function_call is not JSON"):
         from_sharegpt([{"from": "function_call", "value": "sky(1)"}])
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize(
+    ("value", "weight"),
+    [(0, 0), (1, 1), (0.0, 0), ("0", 0), ("1", 1), (False, 0), ("true", 1), (" False", 0), (None, None)],
+)
+def test_whether_a_turn_is_trained_on_is_read_however_it_is_written(key, value, weight):
+    """Only the number 0 under `weight` was: "0" and `train: false` were trained on."""
+    conversation = read_messages([USER, {**ANSWER, key: value}], "messages")
+    assert conversation.messages[1].get("weight") == weight
+    assert set(conversation.messages[1]) <= {"role", "content", "weight"}
+
+
+@pytest.mark.parametrize("weight", [0.5, "half", 2, [0]])
+def test_a_weight_that_is_neither_is_refused(weight):
+    """It was trained on as if it were 1."""
+    with pytest.raises(RowError, match="message 2 has the weight .*, and only 0 and 1 are read"):
+        read_messages([USER, {**ANSWER, "weight": weight}], "messages")
+
+
+def test_keys_that_contradict_each_other_are_refused():
+    with pytest.raises(RowError, match="says both that it is trained on and that it is not: weight, train"):
+        read_messages([USER, {**ANSWER, "weight": 1, "train": False}], "messages")

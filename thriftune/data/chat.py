@@ -1,10 +1,10 @@
 """Conversations: reading them from OpenAI's and ShareGPT's rows, and checking the order of roles."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from thriftune.data.examples import Conversation, RowError
+from thriftune.data.examples import NOTHING, Conversation, RowError, structure_in
 
 # Who may speak after whom; None is the start. A system message only opens a conversation.
 _FOLLOWS: dict[str | None, tuple[str, ...]] = {
@@ -29,16 +29,22 @@ _SHAREGPT_ROLES = {
     "function_response": "tool",
 }
 REASONING = ("reasoning_content", "thinking")
-_PASSED_ON = ("role", "content", "name", "tool_calls", "tool_call_id", "weight", *REASONING)
+_PASSED_ON = ("role", "content", "name", "tool_calls", "tool_call_id", *REASONING)
+# Whether a turn of the assistant is trained on: as OpenAI, axolotl (twice) and ms-swift write it.
+FLAGS = ("weight", "train", "training", "loss")
+_FLAG_TEXTS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+MESSAGE_KEYS = (*_PASSED_ON, *FLAGS)
+_SHAREGPT_KEYS = ("from", "value", *(key for key in MESSAGE_KEYS if key not in ("role", "content")))
 
 
-def read_messages(messages: Any, column: str, tools: Any = None) -> Conversation:
+def read_messages(messages: Any, column: str, tools: Any = None, system: str = "") -> Conversation:
     """Check a conversation and take what a chat template reads.
 
     Args:
         messages: A list of {role, content}, with tool_calls, tool_call_id and name where tools are used.
         column: Name of its column, for errors.
         tools: A list of function descriptions, or its JSON text, or None.
+        system: What the column 'system' says, for a conversation that has its system prompt there.
 
     Returns:
         The conversation.
@@ -63,7 +69,45 @@ def read_messages(messages: Any, column: str, tools: Any = None) -> Conversation
     if speaker != "assistant":
         raise RowError("the last message is not the assistant's, so there is no answer to train on")
     question = next((m["content"] for m in reversed(checked) if m["role"] == "user"), "")
-    return Conversation(tuple(checked), _tools(tools), question)
+    return Conversation((*_opening(system, checked[0]), *checked), _tools(tools), question)
+
+
+def _opening(system: str, first: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The system message that a column beside the messages stands for."""
+    if not system.strip():
+        return []
+    if first["role"] != "system":
+        return [{"role": "system", "content": system}]
+    if first["content"].strip() != system.strip():
+        raise RowError("column 'system' holds a system prompt, and the first message is another")
+    return []
+
+
+def unread_in_messages(messages: Any, column: str, *, is_sharegpt: bool = False) -> Iterator[str]:
+    """Keys of messages that nothing here reads, or that say of other roles what is read of the assistant alone.
+
+    Args:
+        messages: What the column holds.
+        column: Its name.
+        is_sharegpt: Whether messages are {from, value}.
+
+    Yields:
+        Each as column[].key, as often as it is found.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        return
+    read = _SHAREGPT_KEYS if is_sharegpt else MESSAGE_KEYS
+    for message in messages:
+        if not isinstance(message, Mapping):
+            continue
+        role = _role(message.get("from")) if is_sharegpt else message.get("role")
+        for key, value in message.items():
+            if value in NOTHING:
+                continue
+            if key not in read or (key in FLAGS and _flag(value) is None):
+                yield f"{column}[].{key}"
+            elif role != "assistant" and (key == "tool_calls" or (key in FLAGS and _flag(value) == 1)):
+                yield f"{column}[].{key} of {role}"
 
 
 def from_sharegpt(conversations: Any) -> Any:
@@ -75,10 +119,15 @@ def from_sharegpt(conversations: Any) -> Any:
 
 def _sharegpt_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     speaker, said = turn.get("from"), turn.get("value")
-    message = {**turn, "role": _SHAREGPT_ROLES.get(str(speaker), speaker), "content": said}
+    message = {**turn, "role": _role(speaker), "content": said}
     if speaker == "function_call" and isinstance(said, str):
         message["content"], message["tool_calls"] = None, _calls_in(said)
     return message
+
+
+def _role(speaker: Any) -> Any:
+    """The role of ShareGPT's `from`; what is none stays as it is."""
+    return _SHAREGPT_ROLES.get(str(speaker), speaker)
 
 
 def _calls_in(text: str) -> list[dict[str, Any]]:
@@ -94,7 +143,7 @@ def _message(message: Any, number: int) -> dict[str, Any]:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         raise RowError(f"message {number} has no role among {', '.join(ROLES)}")
     # Tables fill the keys that only some messages have with None.
-    kept = {key: message[key] for key in _PASSED_ON if message.get(key) is not None}
+    kept = {key: message[key] for key in _PASSED_ON if message.get(key) is not None} | _weight(message, number)
     content = kept.get("content")
     if "tool_calls" in kept and kept["role"] == "assistant" and kept["tool_calls"]:
         kept["tool_calls"] = [_tool_call(call, number) for call in _listed(kept["tool_calls"], number)]
@@ -106,6 +155,24 @@ def _message(message: Any, number: int) -> dict[str, Any]:
     else:
         kept.pop("tool_calls", None)
     return kept
+
+
+def _weight(message: Mapping[str, Any], number: int) -> dict[str, int]:
+    """Whether a turn is trained on, as {weight: 0 or 1}, of whichever keys say so; nothing where none does."""
+    said = {key: _flag(message[key]) for key in FLAGS if message.get(key) is not None}
+    if "weight" in said and said["weight"] is None:
+        raise RowError(f"message {number} has the weight {message['weight']!r}, and only 0 and 1 are read")
+    flags = {flag for flag in said.values() if flag is not None}
+    if len(flags) > 1:
+        raise RowError(f"message {number} says both that it is trained on and that it is not: {', '.join(said)}")
+    return {"weight": flags.pop()} if flags else {}
+
+
+def _flag(value: Any) -> int | None:
+    """0 or 1 where a value says no or yes, as a number, a truth value or text; None where it says neither."""
+    if isinstance(value, str):
+        return _FLAG_TEXTS.get(value.strip().lower())
+    return int(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
 def _listed(value: Any, number: int) -> list[Any]:
@@ -140,11 +207,7 @@ def _without_nulls(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else ()
-        except (ValueError, RecursionError) as error:
-            raise RowError("column 'tools' is not JSON") from error
+    tools = structure_in(tools, "tools")
     if not tools:
         return ()
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):

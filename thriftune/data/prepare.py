@@ -14,7 +14,7 @@ from pathlib import Path
 
 from thriftune import artifacts
 from thriftune.config import DataConfig
-from thriftune.data import report
+from thriftune.data import report, unread
 from thriftune.data.batches import batches, progress
 from thriftune.data.conversion import Batch, formats
 from thriftune.data.held_out import hold_out
@@ -25,6 +25,7 @@ from thriftune.data.selection import Selection, select
 from thriftune.data.sources import OpenSource, open_source
 from thriftune.data.splits import SplitWriter
 from thriftune.data.statistics import DataStats, SourceStats, SplitCounter
+from thriftune.data.summary import summary
 from thriftune.data.tokenization import require_usable
 from thriftune.data.workers import Workers, convert_all
 from thriftune.errors import DataError, Problem
@@ -88,7 +89,7 @@ def prepare(
         about = {"seed": seed, "fingerprint": key, "data_version": data_version, "report": asdict(stats)}
         about |= {"data": config.model_dump(mode="json"), "content_sha256": _content_digest(directory)}
         artifacts.write_manifest(directory, "dataset", about)
-    logger.info("\n%s", report.summary(stats))
+    logger.info("\n%s", summary(stats))
     logger.info("Report: %s", destination / report.HTML)
     return stats
 
@@ -192,8 +193,16 @@ def _stats(
 ) -> DataStats:
     return DataStats(
         sources=tuple(
-            SourceStats(source.name, str(named.format), source.count, selection.used)
-            for source, named, selection in zip(opened, config.all_sources, selections, strict=True)
+            SourceStats(
+                source.name,
+                str(named.format),
+                source.count,
+                selection.used,
+                unread.explained(pieces.unread, selection.source, named, row_format, source.columns, selection.used),
+            )
+            for source, named, selection, row_format in zip(
+                opened, config.all_sources, selections, formats(config), strict=True
+            )
         ),
         train=counters[TRAIN].stats(pieces.counts, held_out=False),
         validation=counters[VALIDATION].stats(pieces.counts, held_out=True),

@@ -17,6 +17,21 @@ _BATCH = 8  # rows of the batches that padding is estimated for
 
 
 @dataclass(frozen=True)
+class UnreadKey:
+    """A key that rows have, or messages in them, and that nothing reads.
+
+    Attributes:
+        name: The key; one inside of a column as column[].key.
+        rows: Used rows that say something under it.
+        hint: What it was meant for, or why it is not read; empty where nothing tells.
+    """
+
+    name: str
+    rows: int
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class SourceStats:
     """One source.
 
@@ -25,12 +40,14 @@ class SourceStats:
         format: What its columns mean.
         rows: Rows in it.
         used: Rows that `max_rows` and the weights leave.
+        unread: Keys of its rows that are not read, those first that have a hint.
     """
 
     name: str
     format: str
     rows: int
     used: int
+    unread: tuple[UnreadKey, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,10 +232,13 @@ def stats_from_json(content: dict[str, Any]) -> DataStats:
         histograms = {name: tuple(Bin(**b) for b in values[name]) for name in ("lengths", "row_lengths")}
         return SplitStats(**{**values, **histograms})
 
+    def source(values: dict[str, Any]) -> SourceStats:
+        return SourceStats(**{**values, "unread": tuple(UnreadKey(**key) for key in values["unread"])})
+
     return DataStats(
         **{
             **content,
-            "sources": tuple(SourceStats(**source) for source in content["sources"]),
+            "sources": tuple(map(source, content["sources"])),
             "train": split(content["train"]),
             "validation": split(content["validation"]),
         }

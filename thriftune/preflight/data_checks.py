@@ -19,6 +19,7 @@ _TEMPLATE = "chat template"
 # Where so many rows of a part cannot be used, it is their format that is wrong.
 _SURELY = 0.5
 _MOST = 0.95
+_SHOWN_KEYS = 10
 _LONGEST_SHOWN = 4  # times max_length: one book among short answers must not flatten the histogram
 
 
@@ -40,6 +41,7 @@ def check(
     """
     rejected = list(_rejected(tried, sample, data))
     yield from rejected
+    yield from _unread(tried, sample, data)
     if tried.rejected_rows == tried.rows and rejected:
         return
     yield from _lengths(tried, sample, data)
@@ -108,6 +110,22 @@ def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Findin
             f"because {first}.",
             "Look at them: if the rest is alike, preparing the data will stop.",
         )
+
+
+def _unread(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding]:
+    """Keys that are not read: a warning each where they seem to be meant for something, one note for the others."""
+    for index, (source, keys) in enumerate(zip(sample.sources, tried.unread, strict=True)):
+        section = f"data.sources.{index}" if data.sources else "data"
+        for key in (key for key in keys if key.hint):
+            message = f"has {key.rows} rows that say something under {key.name!r}, which is not read ({key.hint})."
+            mapped = "" if "[]" in key.name else f" Or map it in {section}.columns."
+            remedy = f"Rename or remove it in the data.{mapped}"
+            yield finding("key-not-read", f"{section}.source", source.name, message, remedy)
+        others = [f"{key.name} ({key.rows})" for key in keys if not key.hint]
+        if others:
+            more = f" and {len(others) - _SHOWN_KEYS} more" if len(others) > _SHOWN_KEYS else ""
+            message = f"its rows also have keys that are not read: {', '.join(others[:_SHOWN_KEYS])}{more}."
+            yield finding("other-keys", f"{section}.source", source.name, message)
 
 
 def _lengths(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding]:

@@ -59,6 +59,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "tokenizer-larger-than-embedding": ("warning", "The tokenizer knows more tokens than the embedding table holds."),
     "max-length-beyond-positions": ("warning", "data.max_length is more than the positions the model was made for."),
     "rows-too-long": ("warning", "Some rows are longer than data.max_length."),
+    "key-not-read": ("warning", "Rows hold a key that looks like one that is read, or that another format reads."),
     "rejected-in-sample": ("warning", "Too many rows of the sample cannot be used; the rest may be better."),
     "fewer-rows-than-batch": ("warning", "There are fewer training rows than training.global_batch."),
     "max-steps-beyond-epochs": ("warning", "training.max_steps goes over the data more often than training.epochs."),
@@ -67,6 +68,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "adapter-other-base": ("warning", "The adapter to go on from was trained on another base model."),
     "upload-exceeds-grace": ("warning", "A checkpoint takes longer to upload than a spot node's notice."),
     "license-not-found": ("note", "The base model does not say under which license it stands."),
+    "other-keys": ("note", "Rows hold other keys that are not read."),
     "first-step-logged-only": ("note", "training.log_every is more than all steps: only the first is logged."),
     "check-skipped": ("note", "A check could not be made; the message says why."),
 }  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune.config import DataConfig, RunConfig
+from thriftune.data import unread
 from thriftune.data.batches import batches
 from thriftune.data.conversion import Batch, Converter, formats
 from thriftune.data.held_out import hold_out
@@ -17,7 +18,7 @@ from thriftune.data.prepared import TRAIN, VALIDATION
 from thriftune.data.rejection import REJECTED, RejectedRow, Rejections
 from thriftune.data.selection import select
 from thriftune.data.splits import SplitWriter
-from thriftune.data.statistics import SplitStats
+from thriftune.data.statistics import SplitStats, UnreadKey
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import UserError
 from thriftune.preflight.outcome import Outcome, attempt
@@ -46,6 +47,7 @@ class Tried:
         largest_token: Highest token id.
         rejected: Rows, or parts of rows, that cannot be used.
         rejected_rows: Rows of which nothing can be used.
+        unread: Of each source, the keys that are not read.
     """
 
     train: SplitStats
@@ -57,6 +59,7 @@ class Tried:
     largest_token: int
     rejected: tuple[RejectedRow, ...]
     rejected_rows: int
+    unread: tuple[tuple[UnreadKey, ...], ...]
 
     @property
     def rows(self) -> int:
@@ -87,7 +90,7 @@ def convert(sample: Sample, config: RunConfig, tokenizer: "PreTrainedTokenizerBa
         chosen = attempt(lambda: _split(sample, data, config.seed, scratch), "too-few-rows", "data.source", "")
         if chosen.value is None:
             return Outcome(findings=chosen.findings)
-        return Outcome(_converted(chosen.value, data, tokenizer, scratch))
+        return Outcome(_converted(chosen.value, sample, data, tokenizer, scratch))
 
 
 def too_many_rejected(tried: Tried, total: int, max_rejected: float) -> UserError | None:
@@ -121,7 +124,9 @@ def _split(sample: Sample, data: DataConfig, seed: int, scratch: Path) -> Iterat
     return batches(opened, selections, held_out)
 
 
-def _converted(coming: Iterator[Batch], data: DataConfig, tokenizer: "PreTrainedTokenizerBase", scratch: Path) -> Tried:
+def _converted(
+    coming: Iterator[Batch], sample: Sample, data: DataConfig, tokenizer: "PreTrainedTokenizerBase", scratch: Path
+) -> Tried:
     converter = Converter(data, tokenizer)
     uncut = Converter(data.model_copy(update={"max_length": _UNCUT, "long_rows": "truncate"}), tokenizer)
     pieces, lengths, seen = Pieces(scratch), list[int](), _Seen(tokenizer)
@@ -136,7 +141,17 @@ def _converted(coming: Iterator[Batch], data: DataConfig, tokenizer: "PreTrained
     train, validation = _arranged(pieces, data, scratch)
     whole = train.rejected + validation.rejected
     return Tried(
-        train, validation, tuple(lengths), seen.documents, seen.eos, seen.pad, seen.largest, tuple(rejected), whole
+        train, validation, tuple(lengths), seen.documents, seen.eos, seen.pad, seen.largest, tuple(rejected), whole,
+        _unread(pieces, sample, data),
+    )  # fmt: skip
+
+
+def _unread(pieces: Pieces, sample: Sample, data: DataConfig) -> tuple[tuple[UnreadKey, ...], ...]:
+    """Of each source, the keys that are not read."""
+    each = enumerate(zip(sample.sources, data.all_sources, formats(data), strict=True))
+    return tuple(
+        unread.explained(pieces.unread, number, named, row_format, source.columns, len(source.rows))
+        for number, (source, named, row_format) in each
     )
 
 
