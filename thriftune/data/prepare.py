@@ -24,7 +24,7 @@ from thriftune.data.rejection import REJECTED, Rejections
 from thriftune.data.selection import Selection, select
 from thriftune.data.sources import OpenSource, open_source
 from thriftune.data.splits import SplitWriter
-from thriftune.data.statistics import DataStats, SourceStats, SplitCounter
+from thriftune.data.statistics import DataStats, SourceStats, SplitCounter, where_rows_went
 from thriftune.data.summary import summary
 from thriftune.data.tokenization import require_usable
 from thriftune.data.workers import Workers, convert_all
@@ -217,16 +217,13 @@ def _require_tokens(stats: DataStats) -> None:
     for name, split in (("train", stats.train), ("validation", stats.validation)):
         if split.token_rows:
             continue
-        went = {
-            "rejected": split.rejected, "dropped for their length": split.dropped, "duplicates": split.duplicates,
-            "held out too": split.leaked,
-        }  # fmt: skip
-        where = ", ".join(f"{count} {what}" for what, count in went.items() if count)
+        is_length = split.dropped > max(split.rejected, split.duplicates, split.leaked)
+        more = "Repair what is rejected, or give" if split.rejected else "Give"
         raise DataError.single(
-            "data.max_length" if split.dropped else "data.source",
-            stats.max_length if split.dropped else ", ".join(source.name for source in stats.sources),
-            f"nothing is left for {name}: of {split.rows} rows, {where}.",
-            "Raise max_length above the length of the prompts." if split.dropped else "Give more, and different, rows.",
+            "data.max_length" if is_length else "data.source",
+            stats.max_length if is_length else ", ".join(source.name for source in stats.sources),
+            f"nothing is left for {name}: {where_rows_went(split, stats.reasons)}.",
+            "Raise max_length above the length of the prompts." if is_length else f"{more} more, and different, rows.",
         )
 
 

@@ -1,6 +1,7 @@
 """What became of a dataset, in numbers: counted while it is written, shown in the report and kept as JSON."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from thriftune.data.arrangement import Rows
 
 _BINS = 24
+_SHOWN_REASONS = 3
 _BATCH = 8  # rows of the batches that padding is estimated for
 
 
@@ -134,6 +136,27 @@ class DataStats:
     reasons: dict[str, int]
     packing: bool
     max_length: int
+
+
+def where_rows_went(split: SplitStats, reasons: Mapping[str, int]) -> str:
+    """Why nothing is left of a split, with numbers.
+
+    Args:
+        split: The split.
+        reasons: Why rows of both splits were rejected, and how many for each reason.
+    """
+    common = Counter(reasons).most_common()
+    shown = [f"{count} x {reason}" for reason, count in common[:_SHOWN_REASONS]]
+    if more := sum(count for _, count in common[_SHOWN_REASONS:]):
+        shown.append(f"{more} for other reasons")
+    went = {
+        f"rejected (of all rows: {', '.join(shown)})": split.rejected,
+        "dropped for their length": split.dropped,
+        "duplicates": split.duplicates,
+        "held out too": split.leaked,
+    }
+    where = ", ".join(f"{count} {what}" for what, count in went.items() if count)
+    return f"of {split.rows} rows, {where or 'none can be used'}"
 
 
 class SplitCounter:

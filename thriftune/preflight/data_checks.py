@@ -1,12 +1,13 @@
 """What the sampled rows say of the data: rejected, too long, trained on, in the embedding table."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from thriftune.architecture import Architecture
 from thriftune.config import DataConfig
 from thriftune.data.report import number, percent
-from thriftune.data.statistics import Bin, SplitStats, bins
+from thriftune.data.statistics import Bin, bins, where_rows_went
 from thriftune.preflight.findings import Finding, finding, of_problem
 from thriftune.preflight.rows import Tried, too_many_rejected
 from thriftune.preflight.sampling import Sample
@@ -162,15 +163,16 @@ def _all_dropped(tried: Tried) -> bool:
 def _left(tried: Tried, sample: Sample) -> Iterator[Finding]:
     """Whether anything is left to train on and to measure on."""
     names = ", ".join(source.name for source in sample.sources)
+    reasons = Counter(row.reason for row in tried.rejected)
     remedy = "Give more, and different, rows."
     # Of a part of the data, the rows held out are not those of the run.
     if not (sample.is_whole or tried.kept == 0):
         return
     if not tried.train.token_rows:
-        message = f"nothing is left to train on: {_where_they_went(tried.train)}."
+        message = f"nothing is left to train on: {where_rows_went(tried.train, reasons)}."
         yield finding("no-training-rows", _SOURCE, names, message, remedy)
     elif not tried.validation.token_rows:
-        message = f"nothing is left to measure loss on: {_where_they_went(tried.validation)}."
+        message = f"nothing is left to measure loss on: {where_rows_went(tried.validation, reasons)}."
         yield finding("no-held-out-rows", _SOURCE, names, message, remedy)
 
 
@@ -197,15 +199,6 @@ def _trained(tried: Tried, sample: Sample, data: DataConfig, tokenizer: "PreTrai
 
 def _scope(sample: Sample, what: str) -> str:
     return f"all {what}" if sample.is_whole else f"the {what} in the first {sample.count} rows"
-
-
-def _where_they_went(split: SplitStats) -> str:
-    went = {
-        "rejected": split.rejected, "dropped for their length": split.dropped, "duplicates": split.duplicates,
-        "held out too": split.leaked,
-    }  # fmt: skip
-    where = ", ".join(f"{count} {what}" for what, count in went.items() if count)
-    return f"of {split.rows} rows, {where or 'none can be used'}"
 
 
 def _longer(tried: Tried, max_length: int) -> str:
