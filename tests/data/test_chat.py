@@ -66,7 +66,7 @@ def said(role, **keys):
         ("[{'role': 'user'}]", "column 'talk' is not a list of messages"),
         ({"role": "user"}, "column 'talk' is not a list of messages"),
         (["hello"], "message 1 has no role among system, user, assistant, tool"),
-        ([{"role": "human", "content": "x"}, ANSWER], "message 1 has no role among"),
+        ([{"role": "human", "content": "x"}, ANSWER], "message 1 has no role among system, user, assistant, tool (it"),
         ([{"content": "x"}, ANSWER], "message 1 has no role among"),
         ([{"role": ["user"], "content": "x"}, ANSWER], "message 1 has no role among"),
         ([USER, said("assistant", content=" ")], "message 2 (assistant) has no content"),

@@ -14,6 +14,7 @@ _FOLLOWS: dict[str | None, tuple[str, ...]] = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
+_LONGEST_ROLE = 20  # characters shown of what is none
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -141,7 +142,9 @@ def _calls_in(text: str) -> list[dict[str, Any]]:
 
 def _message(message: Any, number: int) -> dict[str, Any]:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-        raise RowError(f"message {number} has no role among {', '.join(ROLES)}")
+        found = message.get("role") if isinstance(message, Mapping) else None
+        said = f" (it says {found[:_LONGEST_ROLE]!r})" if isinstance(found, str) else ""
+        raise RowError(f"message {number} has no role among {', '.join(ROLES)}{said}")
     # Tables fill the keys that only some messages have with None.
     kept = {key: message[key] for key in _PASSED_ON if message.get(key) is not None} | _weight(message, number)
     content = kept.get("content")
