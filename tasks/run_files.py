@@ -15,7 +15,11 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a date is the text that stands there: no key of a run is a date, and a name may look like one."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 
 
 def load(stream: str | IO[str]) -> Any:

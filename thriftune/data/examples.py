@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
-NOTHING = (None, "", [], {})  # what a key holds that says nothing
+NOTHING: tuple[object, ...] = (None, "", [], {})  # what a key holds that says nothing
 
 
 class RowError(ValueError):

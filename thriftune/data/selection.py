@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from thriftune.errors import DataError
@@ -81,7 +82,7 @@ def select(
         if use == 0:
             logger.warning("No row of source %d is used: its weight beside the others leaves it none", source)
     return [
-        Selection(seed, source, count, use, nth_lowest(lambda s=source, c=count: _all_ranks(seed, s, c), use))
+        Selection(seed, source, count, use, nth_lowest(partial(_all_ranks, seed, source, count), use))
         for source, (count, use) in enumerate(zip(counts, used, strict=True))
     ]
 
