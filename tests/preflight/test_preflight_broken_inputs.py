@@ -202,7 +202,7 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "no-training-rows",
         lambda w: w.rows([{"messages": [ASKING]}] * 20, max_rejected=1),
     ),
-    "the same row again and again": ("no-training-rows", lambda w: w.rows([answered("Red.")] * 20)),
+    "the same row again and again": ("too-few-rows", lambda w: w.rows([answered("Red.")] * 20)),
     "held-out rows that cannot be used": ("no-held-out-rows", held_out_row_is_bad),
     "prompts longer than a row": ("all-rows-too-long", lambda w: {"data": {"max_length": 16}}),
     "long rows, all to be dropped": ("all-rows-too-long", lambda w: w.rows(ALL_LONG, long_rows="drop")),

@@ -40,7 +40,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "data-columns-missing": ("error", "A source lacks columns that its format needs."),
     "table-missing": ("error", "The run reads the workflow's table, and was given none."),
     "table-unused": ("error", "The workflow was given a table that the run does not read."),
-    "too-few-rows": ("error", "Fewer than two rows cannot be split into training and held-out ones."),
+    "too-few-rows": ("error", "Fewer than two rows that differ cannot be split into training and held-out ones."),
     "too-many-rejected": ("error", "More rows than data.max_rejected cannot be used."),
     "no-training-rows": ("error", "Nothing is left to train on."),
     "no-held-out-rows": ("error", "Nothing is left to measure loss on."),
