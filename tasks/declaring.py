@@ -17,13 +17,14 @@ from pod_templates import (
     with_scratch,
     with_shared_memory,
 )
-from tasks import log
+from tasks import log, run_files
 from tasks.image import RequiresImage
 from tasks.platform import REGISTRATION_ONLY
 from tasks.settings import CHECKOUT, PLATFORM, POD_ENVIRONMENT, WANDB_KEY
 from thriftune import artifacts, catalogue
 
 log.configure()
+run_files.use_in_pyflyte()
 
 # Raised when what a task makes of the same inputs changes.
 PLAN_CACHE = "1"

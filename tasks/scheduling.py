@@ -4,7 +4,6 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-import yaml
 from flytekit import (
     Annotations,
     ConcurrencyLimitBehavior,
@@ -16,6 +15,7 @@ from flytekit import (
 from flytekit.models.common import RawOutputDataConfig
 
 import thriftune
+from tasks import run_files
 from tasks.platform import variable
 from tasks.settings import CHECKOUT, PLATFORM
 from thriftune.config import Method, RunConfig
@@ -38,8 +38,8 @@ def run_file(setting: str, method: Method) -> RunConfig:
     """
     place = str(getattr(PLATFORM, setting))
     try:
-        content = yaml.safe_load((CHECKOUT / place).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = run_files.load((CHECKOUT / place).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         remedy = "Name a run file, as those in configs/; launch plans are registered from a checkout."
         raise ConfigError.single(variable(setting), place, f"cannot be read: {error}.", remedy) from error
     try:

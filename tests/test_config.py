@@ -3,6 +3,7 @@
 import json
 import pickle
 import typing
+from datetime import date
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -52,7 +53,22 @@ def test_the_smallest_file_is_valid_and_gets_the_documented_defaults():
         ({"model": {"source": ""}}, "model.source", ["''", "Hub id"]),
         ({"model": "owner/model"}, "model", ["'owner/model'", "The base model."]),
         ({"data": {"format": "csv"}}, "data.format", ["'csv'", "'alpaca', 'prompt_completion', 'chat', 'sharegpt', "]),
-        ({"data": {"source": 3}}, "data.source", ["3", "valid string", "Hub dataset id"]),
+        (
+            {"data": {"source": 3}},
+            "data.source",
+            ["3", "valid string", "as it is meant: source: '...'", "Hub"],
+        ),
+        ({"model": {"revision": 0o12345}}, "model.revision", ["5349", "(octal)", "revision: '...'", "Commit, tag"]),
+        ({"model": {"revision": 1.5}}, "model.revision", ["1.5", "as a number; put it in quotes"]),
+        ({"name": date(2024, 1, 5)}, "name", ["2024", "as a date; put it in quotes", "name: '...'"]),
+        ({"name": None}, "name", ["None", "null, ~ and no value at all as nothing"]),
+        ({"name": True}, "name", ["True", "yes, no, on, off, true and false as truth values"]),
+        ({"data": {"columns": {"input": False}}}, "data.columns", ["False", "in quotes, as it is meant. "]),
+        ({"data": {"columns": {"input": 45000}}}, "data.columns", ["45000", "has colons (base 60)"]),
+        ({"evaluation": {"prompts": ["a", True]}}, "evaluation.prompts.1", ["True", "in quotes, as it is meant. "]),
+        ({"data": {"max_rows": "1e6"}}, "data.max_rows", ["'1e6'", "as text; write max_rows: 1000000. Use only"]),
+        ({"data": {"max_rows": "0o17"}}, "data.max_rows", ["'0o17'", "write max_rows: 15."]),
+        ({"data": {"max_rows": "10,000"}}, "data.max_rows", ["'10,000'", "write max_rows: 10000."]),
         ({"data": {"sources": "rows.jsonl"}}, "data.sources", ["'rows.jsonl'", "valid tuple", "a list of {source"]),
         ({"data": {"template": ""}}, "data.template", ["''", "at least 1 character", "columns in braces"]),
         ({"data": {"sample_by": "word"}}, "data.sample_by", ["'word'", "'line', 'paragraph' or 'document'"]),

@@ -67,7 +67,7 @@ def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
 def run(variant: Variant, model: Path, dataset: Path, output: Path) -> dict:
     training = {
         "global_batch": 8, "micro_batch": variant.micro_batch, "max_steps": STEPS, "precision": "fp32", "log_every": 1,
-        "learning_rate": 1e-2, "scheduler": "constant", "warmup_share": 0, "save_dtype": "fp32",
+        "learning_rate": 1e-2, "warmup_share": 0.1, "save_dtype": "fp32",
         "gradient_checkpointing": False, **variant.training,
     }  # fmt: skip
     config = {

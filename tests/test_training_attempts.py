@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from planning import planned
+from safetensors.torch import load_file
 
 from thriftune import qlora
 from thriftune.checkpoints import restoring
@@ -63,6 +64,15 @@ def disturbed(monkeypatch):
         monkeypatch.setattr(ResumableTrainer, "compute_loss", changed)
 
     return disturb
+
+
+def test_the_first_step_trains(training, tmp_path):
+    """Warmup is at least a step, and its first rate was 0: a run of one step was saved as it began."""
+    training(steps=1)
+    (file,) = (tmp_path / "run-out").glob("adapter_model.safetensors")
+    outputs = [tensor for name, tensor in load_file(file).items() if "lora_B" in name]
+    assert outputs
+    assert all(tensor.any() for tensor in outputs)
 
 
 def test_memory_that_runs_out_makes_the_micro_batch_smaller_and_the_training_the_same(training, disturbed):

@@ -1,6 +1,7 @@
 """Pydantic's errors in the words of the YAML file: field, value, remedy."""
 
 import copy
+import datetime
 import difflib
 import re
 from typing import Any, get_args
@@ -11,6 +12,14 @@ from pydantic_core import ErrorDetails
 from thriftune.errors import Problem
 
 _LONGEST_VALUE = 80
+# What YAML 1.1 makes of words that nobody put in quotes, by the type that comes of it; a bool is an int too.
+_YAML_READS: dict[type, str] = {
+    bool: "yes, no, on, off, true and false as truth values",
+    int: "it as a number, and what begins with 0 (octal) or has colons (base 60) as another one than is written",
+    float: "it as a number",
+    datetime.date: "it as a date",
+    type(None): "null, ~ and no value at all as nothing",
+}
 _MEANT = re.compile(r"Did you mean '(\w+)'\?")
 
 
@@ -59,9 +68,34 @@ def _problem(field: str, names: list[str], detail: ErrorDetails, model: type[Bas
         return Problem(field, _shown(detail["input"]), "is not a key.", remedy)
     if detail["type"] == "missing":
         return Problem(field, "", "is missing.", f"Add it: {_description(model, names)}")
-    remedy = _description(model, names)
+    remedy = f"{_as_yaml(names[-1], detail)}{_description(model, names)}" if names else _description(model, names)
     message = detail["msg"][0].lower() + detail["msg"][1:] + "."
     return Problem(field, _shown(detail["input"]), message, remedy)
+
+
+def _as_yaml(name: str, detail: ErrorDetails) -> str:
+    """What YAML made of a value that was meant otherwise, and how to write it; empty where that is not the matter."""
+    value = detail["input"]
+    if detail["type"] == "string_type":
+        written = f": {name}: '...'" if name == detail["loc"][-1] else ""  # not of an item of a list
+        reads = next((reads for kind, reads in _YAML_READS.items() if isinstance(value, kind)), "")
+        return f"YAML reads {reads}; put it in quotes, as it is meant{written}. " if reads else ""
+    if detail["type"] == "int_parsing" and isinstance(value, str) and (number := _whole_number(value)) is not None:
+        return f"YAML reads it as text; write {name}: {number}. "
+    return ""
+
+
+def _whole_number(text: str) -> int | None:
+    """The whole number that a text stands for in another notation, as 1e6, 0o17 and 0x10."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        pass
+    try:
+        number = float(text.replace(",", "_"))
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _field_names(detail: ErrorDetails, model: type[BaseModel]) -> list[str]:

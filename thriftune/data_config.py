@@ -24,10 +24,11 @@ class DataSource(Section):
     )
     format: DataFormat | None = Field(
         default=None,
-        description="What the columns mean. alpaca: instruction, input (optional), output. prompt_completion: prompt, "
-        "completion. chat: messages, a list of {role, content}, tools (optional). sharegpt: conversations, a list of "
-        "{from, value}. text: text, documents for continued pre-training. quotes: quote, author. grammar: sentence, "
-        "corrections (a text, or a list with one row made of each). template: the columns that `template` names.",
+        description="What the columns mean. alpaca: instruction, output; input, system, history (optional). "
+        "prompt_completion: prompt, completion. chat: messages, a list of {role, content}; tools, system (optional). "
+        "sharegpt: conversations, a list of {from, value}; tools, system (optional). text: text, documents for "
+        "continued pre-training. quotes: quote, author. grammar: sentence, corrections (a text, or a list with one row "
+        "made of each). template: the columns that `template` names.",
     )
     subset: str | None = Field(default=None, description="Config name of a hub dataset.")
     split: str = Field(default="train", description="Split of a hub dataset to read rows from.")

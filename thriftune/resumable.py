@@ -3,11 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from thriftune import distributed
 from thriftune.checkpoints.universal import separate_steps
@@ -18,6 +19,7 @@ from thriftune.guards.stall import StallWatch
 from thriftune.notice import Notice
 from thriftune.resumption import Checkpoints
 from thriftune.row_order import ByLength, RowOrder, filler
+from thriftune.schedule import rate_share
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,22 @@ class ResumableTrainer(Trainer):
         """The loss of each pass since the last call; their sum is that of the step. Waits for the GPU once."""
         losses, self._losses = [float(loss) for loss in self._losses], []
         return losses
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The learning rate of every step: not transformers' own, which begins at 0. DeepSpeed is given it too."""
+        if self.lr_scheduler is None:
+            rate = partial(
+                rate_share,
+                scheduler=SchedulerType(self.args.lr_scheduler_type).value,
+                warmup=self.args.get_warmup_steps(num_training_steps),
+                total=num_training_steps,
+            )
+            trained: Any = optimizer if optimizer is not None else self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trained, rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from thriftune.config import DataConfig
 from thriftune.data import report
 from thriftune.data.prepare import prepare
 from thriftune.data.rejection import REJECTED
-from thriftune.data.selection import Fate, select
+from thriftune.data.selection import held_out_shares, select
 from thriftune.data.statistics import DataStats, stats_from_json
 
 
@@ -21,10 +22,12 @@ def write_rows(file: Path, rows: list[dict[str, Any] | str]) -> Path:
     return file
 
 
-def positions(count: int, fate: Fate, *, share: float = 0.1, seed: int = 0) -> list[int]:
-    """Where the rows of a single source that train, or are held out, stand in it."""
-    (selection,) = select([count], validation_share=share, seed=seed)
-    return [i for i, of_row in enumerate(selection.fates(0, count)) if of_row == fate]
+def positions(count: int, *, held_out: bool, share: float = 0.1, seed: int = 0) -> list[int]:
+    """Where the rows of a single source that train, or are held out, stand in it, if all are different."""
+    (selection,) = select([count], seed=seed)
+    in_order = np.argsort(np.concatenate(list(selection.ranks())))
+    (number,) = held_out_shares([count], share)
+    return sorted((in_order[:number] if held_out else in_order[number:]).tolist())
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from thriftune.data.chat import ROLES, from_sharegpt, read_messages
+from thriftune.data.chat import from_sharegpt, read_messages
 from thriftune.data.examples import RowError
+from thriftune.data.message import ROLES
 
 SYSTEM = {"role": "system", "content": "Be short."}
 USER = {"role": "user", "content": "Why?"}
@@ -70,7 +71,7 @@ def said(role, **keys):
         ("[{'role': 'user'}]", "column 'talk' is not a list of messages"),
         ({"role": "user"}, "column 'talk' is not a list of messages"),
         (["hello"], "message 1 has no role among system, user, assistant, tool"),
-        ([{"role": "human", "content": "x"}, ANSWER], "message 1 has no role among"),
+        ([{"role": "human", "content": "x"}, ANSWER], "message 1 has no role among system, user, assistant, tool (it"),
         ([{"content": "x"}, ANSWER], "message 1 has no role among"),
         ([{"role": ["user"], "content": "x"}, ANSWER], "message 1 has no role among"),
         ([USER, said("assistant", content=" ")], "message 2 (assistant) has no content"),
@@ -270,3 +271,27 @@ def test_a_developer_is_the_system():
     assert read_messages([developer, USER, ANSWER], "messages").messages == (SYSTEM, USER, ANSWER)
     with pytest.raises(RowError, match="system follows system"):
         read_messages([SYSTEM, developer, USER, ANSWER], "messages")
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize(
+    ("value", "weight"),
+    [(0, 0), (1, 1), (0.0, 0), ("0", 0), ("1", 1), (False, 0), ("true", 1), (" False", 0), (None, None)],
+)
+def test_whether_a_turn_is_trained_on_is_read_however_it_is_written(key, value, weight):
+    """Only the number 0 under `weight` was: "0" and `train: false` were trained on."""
+    conversation = read_messages([USER, {**ANSWER, key: value}], "messages")
+    assert conversation.messages[1].get("weight") == weight
+    assert set(conversation.messages[1]) <= {"role", "content", "weight"}
+
+
+@pytest.mark.parametrize("weight", [0.5, "half", 2, [0]])
+def test_a_weight_that_is_neither_is_refused(weight):
+    """It was trained on as if it were 1."""
+    with pytest.raises(RowError, match="message 2 has the weight .*, and only 0 and 1 are read"):
+        read_messages([USER, {**ANSWER, "weight": weight}], "messages")
+
+
+def test_keys_that_contradict_each_other_are_refused():
+    with pytest.raises(RowError, match="says both that it is trained on and that it is not: weight, train"):
+        read_messages([USER, {**ANSWER, "weight": 1, "train": False}], "messages")

@@ -1,5 +1,7 @@
 """What a row means in each format, which rows are refused, and what other columns and templates make of it."""
 
+import re
+
 import pytest
 
 from thriftune.config import DataConfig
@@ -51,6 +53,64 @@ def test_an_alpaca_row_without_input_uses_the_short_prompt(row):
     )
     assert answers(example) == ["La"]
     assert example.question.strip() == "Sing."
+
+
+@pytest.mark.parametrize("history", [[["Sing.", "La"], ["More.", "La la"]], '[["Sing.", "La"], ["More.", "La la"]]'])
+def test_an_alpaca_row_has_its_system_prompt_and_its_earlier_turns(history):
+    """Both columns were left out without a word, and the answer was to a question that nobody could understand."""
+    row = {"instruction": "Again.", "input": "Louder", "output": "LA LA", "system": "You are a bird."}
+    example = only("alpaca", {**row, "history": history})
+    assert example.text == (
+        "You are a bird.\n\n### Instruction:\nSing.\n\n### Response:\nLa"
+        "\n\n### Instruction:\nMore.\n\n### Response:\nLa la"
+        "\n\n### Instruction:\nAgain.\n\n### Input:\nLouder\n\n### Response:\nLA LA"
+    )
+    assert answers(example) == ["La", "La la", "LA LA"]
+    assert example.question == "Again.\nLouder"
+
+
+@pytest.mark.parametrize(
+    "nothing", [{"system": ""}, {"system": None, "history": None}, {"history": []}, {"history": ""}]
+)
+def test_an_alpaca_row_without_system_and_history_is_as_ever(nothing):
+    row = {"instruction": "Sing.", "output": "La"}
+    assert only("alpaca", {**row, **nothing}) == only("alpaca", row)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"system": 3}, "column 'system' holds a int, not text"),
+        ({"history": "[["}, "column 'history' is not JSON"),
+        ({"history": [["Sing."]]}, "column 'history' is not a list of [instruction, response] pairs"),
+        ({"history": [["Sing.", None]]}, "column 'history' is not a list of [instruction, response] pairs"),
+        ({"history": {"a": "b"}}, "column 'history' is not a list of [instruction, response] pairs"),
+    ],
+)
+def test_a_system_prompt_or_history_that_is_none_is_refused(row, reason):
+    with pytest.raises(RowError, match=re.escape(reason)):
+        read("alpaca", {"instruction": "Sing.", "output": "La", **row})
+
+
+@pytest.mark.parametrize("name", ["chat", "sharegpt"])
+def test_a_system_prompt_beside_the_messages_opens_the_conversation(name):
+    """ShareGPT rows often have it there: it was left out without a word."""
+    turns = {
+        "chat": {"messages": [USER, ANSWER]},
+        "sharegpt": {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+    }[name]
+    assert only(name, {**turns, "system": "Be brief."}).messages == (
+        {"role": "system", "content": "Be brief."}, USER, ANSWER,
+    )  # fmt: skip
+    assert only(name, {**turns, "system": " "}) == only(name, turns)
+    assert only(name, {**turns, "rules": "Be brief."}, columns={"system": "rules"}).messages[0]["role"] == "system"
+
+
+def test_a_system_prompt_that_stands_twice_is_used_once_and_two_are_refused():
+    row = {"messages": [{"role": "system", "content": "Be brief."}, USER, ANSWER]}
+    assert only("chat", {**row, "system": "Be brief.\n"}) == only("chat", row)
+    with pytest.raises(RowError, match="column 'rules' holds a system prompt, and the first message is another"):
+        read("chat", {**row, "rules": "Be long."}, columns={"system": "rules"})
 
 
 def test_a_prompt_and_its_completion_are_joined_as_they_are():
@@ -232,7 +292,7 @@ def test_columns_may_have_other_names(name, row, columns):
 
 def test_an_optional_column_that_was_renamed_may_be_missing():
     row_format = format_of("alpaca", columns={"input": "context", "output": "answer"})
-    assert (row_format.columns, row_format.optional) == (("instruction", "answer"), ("context",))
+    assert (row_format.columns, row_format.optional) == (("instruction", "answer"), ("context", "system", "history"))
     (example,) = row_format.read({"instruction": "Sing.", "answer": "La", "output": "not this"})
     assert "### Input" not in example.text
     assert answers(example) == ["La"]

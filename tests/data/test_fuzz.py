@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from thriftune.config import DataConfig
 from thriftune.data.conversion import SAMPLES, Batch, Converter, formats
 from thriftune.data.formats import FORMATS
+from thriftune.data.misnamed import cause_in
 from thriftune.data.readers import count_rows, read_file
 from thriftune.data.sources import NumberedRow
 from thriftune.data.tokenization import IGNORED
+from thriftune.errors import DataError
 
 PLACE = "rows.jsonl"
 # It writes everything that a conversation may have, so that rows with tools come through.
@@ -228,6 +230,10 @@ def test_no_line_is_lost(tokenizer, tmp_path, ending):
             content = b"\xef\xbb\xbf" + content
         file.write_bytes(gzip.compress(content, 1) if ending == ".jsonl.gz" else content)
         lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        if cause_in(content, "JSON Lines", is_whole=True):
+            with pytest.raises(DataError, match="could not be read as JSON Lines: "):
+                list(read_file(file))
+            return
         rows = [NumberedRow(PLACE, number, raw) for number, raw in read_file(file)]
         assert [row.number for row in rows] == [number for number, line in enumerate(lines, 1) if line.strip()]
         assert count_rows(file) == len(rows)

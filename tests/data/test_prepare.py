@@ -11,12 +11,10 @@ from preparing import Preparation, positions, write_rows
 
 from thriftune import artifacts
 from thriftune.config import DataConfig
-from thriftune.data import prepare as prepare_module
-from thriftune.data import report, workers
-from thriftune.data.prepare import prepare
+from thriftune.data import batches, report, workers
+from thriftune.data.prepare import fingerprint, prepare
 from thriftune.data.prepared import TRAIN, VALIDATION, is_packed, load_samples, load_split
 from thriftune.data.rejection import REJECTED
-from thriftune.data.selection import Fate
 from thriftune.data.sources import version
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import DataError
@@ -74,7 +72,7 @@ def test_two_runs_make_the_same_bytes_of_every_file(prepared, chat_rows_file):
 
 def test_several_processes_make_the_same_bytes_as_one(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_SECONDS_ALONE", 0.0)
-    monkeypatch.setattr(prepare_module, "_BATCH_ROWS", 100)
+    monkeypatch.setattr(batches, "_BATCH_ROWS", 100)
     rows = [{"text": f"row {i} " + "the quick brown fox " * (i % 7)} for i in range(900)]
     rows += rows[:100]
     rows[10], rows[950] = "broken", {"text": "</s>"}
@@ -121,7 +119,7 @@ def test_the_fingerprint_is_of_what_decides_the_rows_and_not_of_where_they_lie(p
 def test_several_sources_of_the_same_rows_elsewhere_have_the_same_fingerprint():
     def of(*names, **more):
         config = DataConfig.model_validate({"sources": [{"source": n, "format": "text", **more} for n in names]})
-        return prepare_module.fingerprint(config, 0, "a+b", "tokenizer")
+        return fingerprint(config, 0, "a+b", "tokenizer")
 
     assert of("a.jsonl", "b.jsonl") == of("x/a.jsonl", "x/b.jsonl")
     assert len({of("a.jsonl", "b.jsonl"), of("a.jsonl"), of("a.jsonl", "b.jsonl", weight=1.0)}) == 3
@@ -162,39 +160,54 @@ def test_a_template_trains_on_its_last_field(prepared, tmp_path, llama_tokenizer
 
 
 def test_copies_are_left_out_and_counted(prepared, tmp_path, llama_tokenizer):
-    train, held_out = (positions(20, fate, share=0.2) for fate in (Fate.TRAIN, Fate.HELD_OUT))
-    rows = [{"text": f"row {i}"} for i in range(20)]
-    for position in (train[2], train[5], held_out[0]):
-        rows[position] = {"text": "said three times"}
-    rows[train[7]] = rows[train[8]]
+    train, held_out = (positions(17, held_out=held_out, share=0.2) for held_out in (False, True))
+    rows = [{"text": f"row {i}"} for i in range(17)]
+    copies = [rows[held_out[0]], rows[train[3]], rows[held_out[0]]]
+    rows += [{"text": row["text"], "id": i} for i, row in enumerate(copies)]
     file = write_rows(tmp_path / "own.jsonl", rows)
 
     def found(**policy):
         made = prepared(file, validation_share=0.2, max_length=1024, **policy)
-        texts = "".join(made.texts(TRAIN, llama_tokenizer))
         train, validation = made.stats.train, made.stats.validation
-        return train.duplicates, train.leaked, validation.examples, texts.count("said three times")
+        assert (train.leaked, validation.leaked) == (0, 0)
+        return train.duplicates, train.examples, validation.duplicates, validation.examples
 
-    assert found() == (1, 2, 4, 0)
-    assert found(deduplicate=False) == (0, 2, 4, 0)
-    assert found(deduplicate=False, leakage_check=False) == (0, 0, 4, 2)
-    without_check = prepared(file, validation_share=0.2, max_length=1024, leakage_check=False)
-    assert (without_check.count("duplicates"), without_check.count("leaked"), without_check.count("examples")) == (
-        3, 0, 17,
-    )  # fmt: skip
+    assert found() == found(leakage_check=False) == (1, 14, 2, 3)
+    assert found(deduplicate=False) == found(deduplicate=False, leakage_check=False) == (0, 15, 0, 5)
+
+
+def test_copies_do_not_add_to_what_is_held_out(prepared, tmp_path, llama_tokenizer):
+    """Each of 200 rows ten times: a share of 0.05 held out 83 of the 200, because a copy of each was among the 100."""
+    texts = [f"row {i}" for i in range(200)]
+    rows = [{"text": text, "id": f"{text}, copy {copy}"} for copy in range(10) for text in texts]
+    made = prepared(write_rows(tmp_path / "own.jsonl", rows), max_length=1024)
+    assert (made.stats.train.examples, made.stats.validation.examples) == (190, 10)
+    assert made.stats.train.leaked == 0
+    train, held_out = ("".join(made.texts(name, llama_tokenizer)) for name in (TRAIN, VALIDATION))
+    assert not [text for text in texts if f"{text}<" in train and f"{text}<" in held_out]
+
+
+def test_rows_that_are_different_only_in_part_are_found_where_they_leak(prepared, tmp_path):
+    """What a row says is one of the things that another says: seen only when both are examples."""
+    held_out = positions(20, held_out=True)
+    rows = [{"sentence": f"this are {i}", "corrections": ["This is it.", f"This is {i}."]} for i in range(20)]
+    rows.append({"sentence": rows[held_out[0]]["sentence"], "corrections": ["This is it."]})
+    file = write_rows(tmp_path / "own.jsonl", rows)
+    made = prepared(file, format="grammar", validation_share=2 / 21)
+    assert made.count("leaked") + made.count("duplicates") == 1
 
 
 def test_a_long_document_that_is_held_out_is_kept_out_of_packed_rows_whole(prepared, tmp_path, llama_tokenizer):
     """Its first piece was taken out of training and the others stayed: held-out documents are not cut into pieces."""
     rows = [{"text": f"row {i} " + f"number {i} " * 40} for i in range(20)]
-    train, held_out = (positions(20, fate) for fate in (Fate.TRAIN, Fate.HELD_OUT))
-    rows[train[3]] = rows[held_out[0]]
-    file = write_rows(tmp_path / "own.jsonl", rows)
-    made = prepared(file, validation_share=0.1, max_length=32, packing=True)
-    assert made.stats.train.leaked == 1
+    (held_out, *_), train = (positions(20, held_out=held_out) for held_out in (True, False))
+    made = prepared(
+        write_rows(tmp_path / "own.jsonl", [*rows, rows[held_out]]), validation_share=0.1, max_length=32, packing=True
+    )
+    assert made.stats.validation.duplicates == 1
     texts = "".join(made.texts(TRAIN, llama_tokenizer))
     assert f"number {train[4]} " in texts
-    assert f"number {held_out[0]} " not in texts
+    assert f"number {held_out} " not in texts
 
 
 def test_samples_are_held_out_questions_without_their_answers(prepared, chat_rows_file, llama_tokenizer):
@@ -229,23 +242,13 @@ def test_a_sample_ends_where_its_last_answer_begins(prepared, tmp_path, llama_to
 
 
 def test_a_question_that_is_held_out_twice_is_one_sample(prepared, tmp_path):
-    held_out = positions(20, Fate.HELD_OUT, share=0.2)
+    held_out = positions(20, held_out=True, share=0.2)
     rows = [{"prompt": f"Question {i}?", "completion": "Yes."} for i in range(20)]
-    rows[held_out[1]] = rows[held_out[0]]
+    rows.append(rows[held_out[0]])
     made = prepared(write_rows(tmp_path / "own.jsonl", rows), format="prompt_completion", validation_share=0.2)
-    questions = [sample["question"] for sample in load_samples(made.directory)]
-    assert questions == [rows[i]["prompt"] for i in (held_out[0], *held_out[2:])]
-
-
-def test_a_held_out_question_that_is_left_out_for_training_on_it_is_no_sample(prepared, tmp_path):
-    train, held_out = (positions(20, fate, share=0.2) for fate in (Fate.TRAIN, Fate.HELD_OUT))
-    rows = [{"prompt": f"Question {i}?", "completion": "Yes."} for i in range(20)]
-    rows[held_out[-1]] = rows[train[0]]
-    file = write_rows(tmp_path / "own.jsonl", rows)
-    made = prepared(file, format="prompt_completion", validation_share=0.2, leakage_check=False)
     assert made.stats.validation.duplicates == 1
     questions = [sample["question"] for sample in load_samples(made.directory)]
-    assert questions == [rows[i]["prompt"] for i in held_out[:-1]]
+    assert questions == [rows[i]["prompt"] for i in held_out]
 
 
 def test_samples_of_plain_text_are_continued_from_the_middle(prepared, tmp_path, llama_tokenizer):

@@ -9,7 +9,6 @@ import pytest
 from preparing import Preparation, positions, write_rows
 
 from thriftune.data.prepared import TRAIN, VALIDATION, load_samples
-from thriftune.data.selection import Fate
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import DataError
 
@@ -67,11 +66,11 @@ def test_documents_are_joined_into_full_blocks_and_every_token_is_predicted_once
     texts = [f"{i} " + FOX * (i % 3) for i in range(20)]
     file = write_rows(tmp_path / "own.jsonl", [{"text": text} for text in texts])
     made = prepared(file, max_length=32, validation_share=0.1)
-    for name, fate in ((TRAIN, Fate.TRAIN), (VALIDATION, Fate.HELD_OUT)):
+    for name in (TRAIN, VALIDATION):
         blocks = made.rows(name)
         assert [block["length"] for block in blocks[:-1]] == [32] * (len(blocks) - 1)
         ids = blocks[0]["input_ids"][:1] + [i for block in blocks for i in block["input_ids"][1:]]
-        wanted = [texts[position] for position in positions(20, fate)]
+        wanted = [texts[position] for position in positions(20, held_out=name == VALIDATION)]
         assert llama_tokenizer.decode(ids) == "".join(f"<s>{text}</s>" for text in wanted)
         trained = sum(label != IGNORED for block in blocks for label in block["labels"])
         assert trained == len(ids) - len(wanted), "all but the BOS of each document"
@@ -166,20 +165,27 @@ def test_a_length_that_leaves_nothing_to_train_on_is_refused(prepared, chat_rows
 
 def test_copies_that_leave_nothing_to_train_on_are_refused(prepared, tmp_path):
     file = write_rows(tmp_path / "own.jsonl", [{"text": "the same"}] * 10)
-    with pytest.raises(
-        DataError, match=r"own\.jsonl: nothing is left for train: of 9 rows, 9 held out too\. Give more"
-    ):
+    with pytest.raises(DataError, match=r"10 rows that all say the same: cannot be split into training and held-out"):
         prepared(file, validation_share=0.1)
 
 
 def test_bad_rows_that_leave_nothing_to_measure_on_are_refused(prepared, tmp_path):
     """The first batch then holds no piece of any example, of which Arrow makes a column without values."""
-    (held_out,) = positions(5, Fate.HELD_OUT)
+    (held_out,) = positions(5, held_out=True)
     rows = [{"text": "" if i == held_out else f"row {i}"} for i in range(5)]
-    with pytest.raises(DataError, match=r"nothing is left for validation: of 1 rows, 1 rejected"):
+    reason = r"rejected \(of all rows: 1 x column 'text' is empty\)\. Repair what is rejected, or give more"
+    with pytest.raises(DataError, match=rf"nothing is left for validation: of 1 rows, 1 {reason}"):
         prepared(write_rows(tmp_path / "own.jsonl", rows), max_rejected=1.0)
-    with pytest.raises(DataError, match=r"nothing is left for train: of 4 rows, 4 rejected"):
-        prepared(write_rows(tmp_path / "own.jsonl", [{"text": ""}] * 5), max_rejected=1.0)
+
+
+def test_where_nothing_is_left_every_reason_is_named_with_its_number(prepared, tmp_path):
+    """It said how many were rejected, and not why."""
+    rows = [{"text": ""}, {"text": ""}, {"text": 1}, {"other": 1}, "broken", "[]"]
+    reasons = r"2 x column 'text' is empty, 1 x .*, 1 x .*, 2 for other reasons"
+    with pytest.raises(
+        DataError, match=rf"nothing is left for train: of 5 rows, 5 rejected \(of all rows: {reasons}\)"
+    ):
+        prepared(write_rows(tmp_path / "own.jsonl", rows), max_rejected=1.0)
 
 
 def test_a_document_longer_than_a_row_is_a_sample_that_fits(prepared, tmp_path):

@@ -10,7 +10,6 @@ from preparing import Preparation, positions, write_rows
 
 from thriftune.data.prepared import TRAIN, VALIDATION
 from thriftune.data.rejection import RejectedRow, Rejections
-from thriftune.data.selection import Fate
 from thriftune.errors import DataError
 
 
@@ -103,7 +102,7 @@ def test_endlessly_many_reasons_are_not_all_kept_in_memory(refuse):
 @pytest.fixture
 def file_with_bad_rows(tmp_path):
     """Twenty documents, of which the third and the tenth that train and the first held-out one are blank."""
-    train, held_out = (positions(20, fate) for fate in (Fate.TRAIN, Fate.HELD_OUT))
+    train, held_out = (positions(20, held_out=held_out) for held_out in (False, True))
     bad = [train[2], train[9], held_out[0]]
     rows = [{"text": "  " if i in bad else f"row {i}"} for i in range(20)]
     return write_rows(tmp_path / "own.jsonl", rows), sorted(i + 1 for i in bad)

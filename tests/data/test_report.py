@@ -18,6 +18,7 @@ from thriftune.data.arrangement import Rows, RowWriter
 from thriftune.data.prepared import TRAIN
 from thriftune.data.report import Segment
 from thriftune.data.statistics import Bin, DataStats, SourceStats, SplitStats, stats_from_json
+from thriftune.data.summary import summary
 from thriftune.data.tokenization import IGNORED
 
 HOSTILE = "</div><script>alert('row')</script><img src=https://example.com/x.png>"
@@ -190,7 +191,7 @@ def test_nothing_of_nothing_is_zero():
     page = Page(report.render(stats, []))
     assert "No row was rejected." in page.text
     assert "There are no rows." in page.text
-    assert "nan" not in report.summary(stats)
+    assert "nan" not in summary(stats)
 
 
 def test_summary_is_one_screen_and_names_the_numbers(monkeypatch):
@@ -201,7 +202,7 @@ def test_summary_is_one_screen_and_names_the_numbers(monkeypatch):
         sources=tuple(SourceStats(f"{'long-name-' * 20}{i}", "chat", 1000, 900) for i in range(9)),
         reasons={f"{'reason [bold] ' * 20}{i}": 10 + i for i in range(9)},
     )
-    lines = report.summary(stats).splitlines()
+    lines = summary(stats).splitlines()
     assert len(lines) <= 26
     assert max(map(len, lines)) <= 110
     text = "\n".join(lines)

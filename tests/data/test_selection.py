@@ -1,4 +1,4 @@
-"""Which rows are used and held out: exact numbers, no row twice, decided by nothing but seed and position."""
+"""Which rows are used: exact numbers, no row twice, decided by nothing but seed and position."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from thriftune.data.selection import Fate, select, shares
+from thriftune.data.selection import held_out_shares, nth_lowest, select, shares
 from thriftune.errors import DataError
 
 # A busy machine is slow at times.
@@ -16,56 +16,43 @@ checked = settings(deadline=None)
 counts_of_sources = st.lists(st.integers(1, 200), min_size=1, max_size=4)
 
 
-def fates_of(selection):
-    return selection.fates(0, selection.count)
-
-
-def numbers(selection):
-    """How many rows are unused, train and are held out."""
-    return tuple(int((fates_of(selection) == fate).sum()) for fate in Fate)
+def used_of(selection):
+    """The positions of its used rows."""
+    return np.flatnonzero(selection.uses(0, selection.count)).tolist()
 
 
 @checked
-@given(
-    counts=counts_of_sources,
-    share=st.floats(0.001, 0.999),
-    max_rows=st.none() | st.integers(2, 900),
-    seed=st.integers(0, 2**32),
-)
-def test_the_fates_are_as_many_as_were_announced_and_add_up(counts, share, max_rows, seed):
+@given(counts=counts_of_sources, max_rows=st.none() | st.integers(2, 900), seed=st.integers(0, 2**32))
+def test_as_many_rows_are_used_as_were_announced(counts, max_rows, seed):
     assume(sum(counts) >= 2)
-    selections = select(counts, max_rows=max_rows, validation_share=share, seed=seed)
-    for selection, count in zip(selections, counts, strict=True):
-        assert numbers(selection) == (count - selection.used, selection.used - selection.held_out, selection.held_out)
-    used = sum(selection.used for selection in selections)
-    assert used == min(sum(counts), max_rows or sum(counts))
-    assert sum(s.held_out for s in selections) == min(max(1, round(used * share)), used - 1)
+    selections = select(counts, max_rows=max_rows, seed=seed)
+    for selection in selections:
+        assert len(used_of(selection)) == selection.used == sum(len(ranks) for ranks in selection.ranks())
+    assert sum(selection.used for selection in selections) == min(sum(counts), max_rows or sum(counts))
 
 
 @checked
 @given(st.integers(2, 200), st.data())
-def test_a_row_has_the_same_fate_however_its_source_is_read(count, data):
-    selection = select([7, count], max_rows=9 * count // 10 + 2, validation_share=0.3, seed=3)[1]
-    whole = fates_of(selection).tolist()
+def test_a_row_is_used_or_not_however_its_source_is_read(count, data):
+    selection = select([7, count], max_rows=9 * count // 10 + 2, seed=3)[1]
     cuts = sorted({0, count, *data.draw(st.lists(st.integers(0, count), max_size=5))})
-    parts = [selection.fates(start, end - start).tolist() for start, end in pairwise(cuts)]
-    assert [fate for part in parts for fate in part] == whole
+    parts = [selection.uses(start, end - start).tolist() for start, end in pairwise(cuts)]
+    assert [used for part in parts for used in part] == selection.uses(0, count).tolist()
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_and_another_source_give_others():
-    def held_out(seed, source=0):
-        selection = select([100, 100], validation_share=0.1, seed=seed)[source]
-        return tuple(np.flatnonzero(fates_of(selection) == Fate.HELD_OUT).tolist())
+    def used(seed, source=0):
+        return tuple(used_of(select([100, 100], max_rows=20, seed=seed)[source]))
 
-    choices = [held_out(seed, source) for seed in range(5) for source in (0, 1)]
+    choices = [used(seed, source) for seed in range(5) for source in (0, 1)]
     assert {len(choice) for choice in choices} == {10}
     assert len(set(choices)) == 10
-    assert held_out(3) == held_out(3)
+    assert used(3) == used(3)
 
 
-def test_held_out_rows_lie_all_over_the_source():
-    """A split by position holds out what a file ends with: often one topic, or one day."""
-    chosen = np.flatnonzero(fates_of(select([10_000], validation_share=0.1, seed=0)[0]) == Fate.HELD_OUT)
+def test_used_rows_lie_all_over_the_source():
+    """A choice by position takes what a file begins with: often one topic, or one day."""
+    chosen = np.array(used_of(select([10_000], max_rows=1000, seed=0)[0]))
     per_tenth = np.bincount(chosen // 1000, minlength=10)
     assert per_tenth.sum() == 1000
     assert (abs(per_tenth - 100) < 40).all()
@@ -73,7 +60,7 @@ def test_held_out_rows_lie_all_over_the_source():
 
 def test_fewer_rows_are_part_of_more_rows_with_the_same_seed():
     def used(max_rows):
-        return set(np.flatnonzero(fates_of(select([300], max_rows=max_rows, validation_share=0.1, seed=1)[0])))
+        return set(used_of(select([300], max_rows=max_rows, seed=1)[0]))
 
     assert used(50) < used(100) < used(300)
 
@@ -81,10 +68,20 @@ def test_fewer_rows_are_part_of_more_rows_with_the_same_seed():
 def test_a_selection_over_several_chunks_of_ranks_is_exact():
     """More rows than the ranks that are looked at at once, 2**18: the last of them must be found over all chunks."""
     count = 2**19 + 12_345
-    (selection,) = select([count], max_rows=400_001, validation_share=0.25, seed=5)
-    assert numbers(selection) == (count - 400_001, 300_001, 100_000)
+    (selection,) = select([count], max_rows=400_001, seed=5)
+    used = selection.uses(0, count)
+    assert used.sum() == sum(len(ranks) for ranks in selection.ranks()) == 400_001
     border = slice(2**18 - 3, 2**18 + 3)
-    assert selection.fates(border.start, 6).tolist() == fates_of(selection)[border].tolist()
+    assert selection.uses(border.start, 6).tolist() == used[border].tolist()
+
+
+@checked
+@given(st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=20), max_size=4), st.data())
+def test_the_nth_lowest_rank_is_that_of_all_of_them_in_order(chunks, data):
+    in_order = sorted(rank for chunk in chunks for rank in chunk)
+    nth = data.draw(st.integers(0, len(in_order)))
+    found = nth_lowest(lambda: (np.array(chunk, dtype=np.uint64) for chunk in chunks), nth)
+    assert found == ([0, *in_order][nth])
 
 
 @checked
@@ -126,15 +123,20 @@ def test_max_rows_keeps_the_proportion_to_within_a_row(counts, max_rows):
         assert abs(use - total * count / sum(counts)) < 1
 
 
-def test_the_share_is_held_out_of_each_source_alike():
-    selections = select([1000, 200, 100], validation_share=0.1, seed=0)
-    assert [selection.held_out for selection in selections] == [100, 20, 10]
-
-
-def test_one_row_is_held_out_and_one_trains_at_the_least():
-    assert numbers(select([1000], validation_share=1e-6, seed=0)[0]) == (0, 999, 1)
-    assert numbers(select([1000], validation_share=0.99999, seed=0)[0]) == (0, 1, 999)
-    assert numbers(select([2], validation_share=0.5, seed=0)[0]) == (0, 1, 1)
+@pytest.mark.parametrize(
+    ("unique", "share", "held_out"),
+    [
+        ([1000, 200, 100], 0.1, [100, 20, 10]),
+        ([200], 0.05, [10]),
+        ([1000], 1e-6, [1]),
+        ([1000], 0.99999, [999]),
+        ([2], 0.5, [1]),
+        ([0, 2, 0], 0.5, [0, 1, 0]),
+        ([1, 1], 0.001, [1, 0]),
+    ],
+)
+def test_the_share_is_held_out_of_each_source_alike_one_at_the_least_and_never_all(unique, share, held_out):
+    assert held_out_shares(unique, share) == held_out
 
 
 @pytest.mark.parametrize(
@@ -142,4 +144,4 @@ def test_one_row_is_held_out_and_one_trains_at_the_least():
 )
 def test_fewer_than_two_rows_cannot_be_split(counts, max_rows, weights):
     with pytest.raises(DataError, match=r"data\.source = (1 row|0 rows): cannot be split into training and held-out"):
-        select(counts, weights=weights, max_rows=max_rows, validation_share=0.5, seed=0)
+        select(counts, weights=weights, max_rows=max_rows, seed=0)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import chat_rows, write_jsonl
 from preflighting import Checking, broken_copy, codes
 
-from thriftune.data.selection import Fate, select
+from thriftune.data.selection import select
 from thriftune.errors import ConfigError, ThriftuneError, TransientError
 from thriftune.preflight import CODES, SecretState
 
@@ -58,12 +59,9 @@ def answered(answer: str, question: str = "What is red?") -> dict[str, Any]:
 def held_out_row_is_bad(world: World) -> dict[str, Any]:
     """Rows of which just those that are held out cannot be used."""
     rows = chat_rows()
-    (selection,) = select([len(rows)], validation_share=0.1, seed=0)
-    fates = selection.fates(0, len(rows))
-    return world.rows(
-        [{"messages": []} if fate == Fate.HELD_OUT else row for row, fate in zip(rows, fates, strict=True)],
-        max_rejected=1,
-    )
+    (selection,) = select([len(rows)], seed=0)
+    held_out = np.argsort(next(selection.ranks()))[: len(rows) // 10]
+    return world.rows([{"messages": []} if i in held_out else row for i, row in enumerate(rows)], max_rejected=1)
 
 
 def two_shards_one_missing(world: World) -> dict[str, Any]:
@@ -204,7 +202,7 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "no-training-rows",
         lambda w: w.rows([{"messages": [ASKING]}] * 20, max_rejected=1),
     ),
-    "the same row again and again": ("no-training-rows", lambda w: w.rows([answered("Red.")] * 20)),
+    "the same row again and again": ("too-few-rows", lambda w: w.rows([answered("Red.")] * 20)),
     "held-out rows that cannot be used": ("no-held-out-rows", held_out_row_is_bad),
     "prompts longer than a row": ("all-rows-too-long", lambda w: {"data": {"max_length": 16}}),
     "long rows, all to be dropped": ("all-rows-too-long", lambda w: w.rows(ALL_LONG, long_rows="drop")),

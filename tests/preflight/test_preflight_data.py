@@ -233,3 +233,30 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row_where_others_are_
     system = [{"role": "system", "content": "Be brief."}, *chat_rows()[0]["messages"]]
     file = write_jsonl(tmp_path / "rows.jsonl", [*chat_rows(), *[{"messages": system}] * 5])
     assert codes(check(data={"source": str(file)})) == {"too-many-rejected"}
+
+
+def test_keys_that_are_not_read_are_named(check, tmp_path):
+    """A capital letter, and every answer was to half a question: nobody said that `Input` is not `input`."""
+    alpaca = [{"instruction": f"Add {n}.", "Input": "1", "output": "2", "id": f"row-{n}"} for n in range(30)]
+    made = check(data={"source": str(write_jsonl(tmp_path / "rows.jsonl", alpaca)), "format": "alpaca"})
+    (warning,) = [found for found in made.findings if found.code == "key-not-read"]
+    assert warning.message == "has 30 rows that say something under 'Input', which is not read (did you mean 'input'?)."
+    assert warning.remedy == "Rename or remove it in the data. Or map it in data.columns."
+    (note,) = [found for found in made.findings if found.code == "other-keys"]
+    assert note.message == "its rows also have keys that are not read: id (30)."
+
+
+def test_keys_of_one_of_several_sources_and_of_messages_are_named_there(check, tmp_path):
+    turns = [
+        {"role": "user", "content": "Why?", "train": True},
+        {"role": "assistant", "content": "So.", "date": "1.1."},
+    ]
+    lines = [{"messages": [*turns[:1], {**turns[1], "content": f"So, {n}."}]} for n in range(30)]
+    sources = [{"source": str(check.rows), "format": "chat"}]
+    sources.append({"source": str(write_jsonl(tmp_path / "rows.jsonl", lines)), "format": "chat"})
+    made = check(data={"source": "", "format": None, "sources": sources})
+    (warning,) = [found for found in made.findings if found.code == "key-not-read"]
+    assert (warning.field, "messages[].train of user" in warning.message) == ("data.sources.1.source", True)
+    assert warning.remedy == "Rename or remove it in the data."
+    (note,) = [found for found in made.findings if found.code == "other-keys"]
+    assert "messages[].date (30)" in note.message

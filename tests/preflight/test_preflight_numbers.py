@@ -69,8 +69,9 @@ def test_warmup_over_every_step(max_steps, share, expected):
     assert ("warmup-covers-all-steps" in found(100, max_steps=max_steps, warmup_share=share)) == expected
 
 
-def test_a_run_of_one_step_with_warmup_learns_nothing_and_says_so():
-    assert "is 0 in the only step" in found(100, max_steps=1)["warmup-covers-all-steps"].message
+def test_a_run_of_one_step_with_warmup_says_how_far_its_rate_rises():
+    message = found(100, max_steps=1)["warmup-covers-all-steps"].message
+    assert message == "is 1 of 1 step, so the learning rate reaches 50.0% of its peak."
 
 
 def test_a_run_shorter_than_the_steps_between_two_lines():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune.chat_template import closings
 from thriftune.config import DataConfig
-from thriftune.data import rendering
+from thriftune.data import rendering, unread
 from thriftune.data.examples import Conversation, Example, MarkedText, RowError
 from thriftune.data.formats import Format, all_values, format_of
 from thriftune.data.readers import decode
@@ -48,12 +48,14 @@ class Converted:
         rejected: Rows, or parts of rows, that cannot be used.
         counts: How many rows were truncated, dropped ...: by (is held out, what).
         samples: The first held-out questions of the batch, by the digest of their row, with the place they are from.
+        unread: How many rows hold a key that is not read, by source and key.
     """
 
     table: "pa.RecordBatch"
     rejected: list[RejectedRow] = field(default_factory=list)
     counts: Counter[tuple[bool, str]] = field(default_factory=Counter)
     samples: dict[bytes, dict[str, Any]] = field(default_factory=dict)
+    unread: Counter[tuple[int, str]] = field(default_factory=Counter)
 
 
 def schema() -> "pa.Schema":
@@ -101,7 +103,7 @@ class Converter:
         places: list[str] = []
         for row, is_held_out in zip(batch.rows, batch.held_out, strict=True):
             result.counts[is_held_out, "rows"] += 1
-            examples = list(self._examples(row, self._formats[batch.source]))
+            examples = list(self._examples(row, batch.source, result.unread))
             bad = [RejectedRow(row.place, row.number, str(e)) for e in examples if isinstance(e, RowError)]
             good = [example for example in examples if isinstance(example, MarkedText)]
             result.rejected += bad
@@ -121,9 +123,13 @@ class Converter:
         result.table = pieces.table()
         return result
 
-    def _examples(self, row: NumberedRow, row_format: Format) -> Iterator[MarkedText | RowError]:
+    def _examples(
+        self, row: NumberedRow, source: int, found: Counter[tuple[int, str]]
+    ) -> Iterator[MarkedText | RowError]:
+        row_format = self._formats[source]
         try:
             values = decode(row.raw)
+            found.update((source, key) for key in unread.keys_of(values, row_format))
             for reason in self._forbidden.reasons(all_values(values, row_format.all_columns)):
                 raise RowError(reason)
             for example in row_format.read(values):

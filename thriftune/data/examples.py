@@ -1,10 +1,12 @@
 """What rows become before they are tokens: texts with marked answers, and conversations."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
+NOTHING: tuple[object, ...] = (None, "", [], {})  # what a key holds that says nothing
 
 
 class RowError(ValueError):
@@ -61,3 +63,29 @@ def text_in(row: Row, column: str) -> str:
     if not value or value.isspace():
         raise RowError(f"column {column!r} is empty")
     return value
+
+
+def optional_text_in(row: Row, column: str) -> str:
+    """The text in a column that rows may lack; empty where there is none.
+
+    Raises:
+        RowError: It is not text.
+    """
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"column {column!r} holds a {type(value).__name__}, not text")
+    return value or ""
+
+
+def structure_in(value: Any, column: str) -> Any:
+    """What a column holds, which CSV has as JSON text; None where that is empty.
+
+    Raises:
+        RowError: It is text, and not JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"column {column!r} is not JSON") from error

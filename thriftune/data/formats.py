@@ -6,19 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from thriftune.data import chat
-from thriftune.data.examples import Example, MarkedText, Row, RowError, text_in
+from thriftune.data.examples import Example, MarkedText, Row, RowError, optional_text_in, structure_in, text_in
 
 # The prompt of Stanford Alpaca, word for word, so that models trained elsewhere on it stay comparable.
 # Source: https://github.com/tatsu-lab/stanford_alpaca#data-release
-_ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+_ALPACA_OPENING = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
-_ALPACA = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
+_ALPACA_OPENING_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
 )
 _OPENING_CHARACTERS = 200
 
@@ -35,6 +32,7 @@ class Format:
         optional: Columns a source may have.
         is_chat: Whether rows go through the chat template of the tokenizer.
         literal: What stands between the fields of a template.
+        unread: Names what stands inside of the columns that are read, and is not read itself, as column[].key.
     """
 
     columns: tuple[str, ...]
@@ -43,6 +41,7 @@ class Format:
     optional: tuple[str, ...] = ()
     is_chat: bool = False
     literal: str = ""
+    unread: Callable[[Row], Iterable[str]] = lambda _row: ()
 
     @property
     def all_columns(self) -> tuple[str, ...]:
@@ -50,10 +49,15 @@ class Format:
         return (*self.columns, *self.optional)
 
 
-def alpaca_prompt(instruction: str, context: str = "") -> str:
-    """The Alpaca prompt up to where the answer starts."""
-    template = _ALPACA_WITH_INPUT if context.strip() else _ALPACA
-    return template.format(instruction=instruction, input=context)
+def alpaca_prompt(instruction: str, context: str = "", system: str = "") -> str:
+    """The Alpaca prompt up to where the answer starts; a system prompt stands in place of its first sentences."""
+    opening = system if system.strip() else _ALPACA_OPENING_WITH_INPUT if context.strip() else _ALPACA_OPENING
+    return f"{opening}\n\n{_alpaca_turn(instruction, context)}"
+
+
+def _alpaca_turn(instruction: str, context: str = "") -> str:
+    given = f"### Input:\n{context}\n\n" if context.strip() else ""
+    return f"### Instruction:\n{instruction}\n\n{given}### Response:\n"
 
 
 def correction_prompt(sentence: str) -> str:
@@ -71,12 +75,29 @@ def _answered(prompt: str, answer: str, question: str) -> MarkedText:
 
 
 def _read_alpaca(row: Row) -> list[MarkedText]:
-    context = row.get("input")
-    if context is not None and not isinstance(context, str):
-        raise RowError(f"column 'input' holds a {type(context).__name__}, not text")
-    instruction, context = text_in(row, "instruction"), context or ""
-    question = f"{instruction}\n{context}" if context else instruction
-    return [_answered(alpaca_prompt(instruction, context), text_in(row, "output"), question)]
+    context, system = optional_text_in(row, "input"), optional_text_in(row, "system")
+    instruction, answer = text_in(row, "instruction"), text_in(row, "output")
+    turns = [*_history(row.get("history")), (instruction, context, answer)]
+    text, answers = "", []
+    for number, (asked, given, said) in enumerate(turns):
+        # The layout of LLaMA-Factory's alpaca template, which learns earlier answers too.
+        text += f"\n\n{_alpaca_turn(asked, given)}" if number else alpaca_prompt(asked, given, system)
+        start, text = len(text), text + said
+        answers.append((start, len(text)))
+    return [MarkedText(text, tuple(answers), f"{instruction}\n{context}" if context else instruction)]
+
+
+def _history(history: Any) -> list[tuple[str, str, str]]:
+    """Earlier turns of an Alpaca row: what was asked, with no input, and what was answered."""
+    pairs = structure_in(history, "history")
+    if pairs is None:
+        return []
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(s, str) and s.strip() for s in pair)
+        for pair in pairs
+    ):
+        raise RowError("column 'history' is not a list of [instruction, response] pairs")
+    return [(asked, "", said) for asked, said in pairs]
 
 
 def _read_prompt_completion(row: Row) -> list[MarkedText]:
@@ -114,18 +135,29 @@ def _read_grammar(row: Row) -> list[MarkedText | RowError]:
 
 
 def _read_chat(row: Row) -> list[Example]:
-    return [chat.read_messages(row.get("messages"), "messages", row.get("tools"))]
+    return [chat.read_messages(row.get("messages"), "messages", row.get("tools"), optional_text_in(row, "system"))]
 
 
 def _read_sharegpt(row: Row) -> list[Example]:
-    return [chat.read_messages(chat.from_sharegpt(row.get("conversations")), "conversations", row.get("tools"))]
+    messages, system = chat.from_sharegpt(row.get("conversations")), optional_text_in(row, "system")
+    return [chat.read_messages(messages, "conversations", row.get("tools"), system)]
+
+
+def _unread_in_chat(row: Row) -> Iterable[str]:
+    return chat.unread_in_messages(row.get("messages"), "messages")
+
+
+def _unread_in_sharegpt(row: Row) -> Iterable[str]:
+    return chat.unread_in_messages(row.get("conversations"), "conversations", is_sharegpt=True)
 
 
 FORMATS: dict[str, Format] = {
-    "alpaca": Format(("instruction", "output"), _read_alpaca, alpaca_prompt, optional=("input",)),
+    "alpaca": Format(("instruction", "output"), _read_alpaca, alpaca_prompt, optional=("input", "system", "history")),
     "prompt_completion": Format(("prompt", "completion"), _read_prompt_completion),
-    "chat": Format(("messages",), _read_chat, optional=("tools",), is_chat=True),
-    "sharegpt": Format(("conversations",), _read_sharegpt, optional=("tools",), is_chat=True),
+    "chat": Format(("messages",), _read_chat, optional=("tools", "system"), is_chat=True, unread=_unread_in_chat),
+    "sharegpt": Format(
+        ("conversations",), _read_sharegpt, optional=("tools", "system"), is_chat=True, unread=_unread_in_sharegpt
+    ),
     "text": Format(("text",), _read_text),
     "quotes": Format(("quote", "author"), _read_quote, quote_prompt),
     "grammar": Format(("sentence", "corrections"), _read_grammar, correction_prompt),
@@ -195,9 +227,12 @@ def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
     if not columns:
         return row_format
 
+    def mapped(row: Row) -> Row:
+        return {name: row.get(columns.get(name, name)) for name in row_format.all_columns}
+
     def read(row: Row) -> Iterable[Example | RowError]:
         try:
-            return row_format.read({name: row.get(columns.get(name, name)) for name in row_format.all_columns})
+            return row_format.read(mapped(row))
         except RowError as error:
             reason = str(error)
             for name, theirs in columns.items():
@@ -207,7 +242,18 @@ def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
     def renamed(names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(columns.get(name, name) for name in names)
 
-    return replace(row_format, columns=renamed(row_format.columns), read=read, optional=renamed(row_format.optional))
+    def unread(row: Row) -> Iterable[str]:
+        for label in row_format.unread(mapped(row)):
+            name, bracket, key = label.partition("[")
+            yield columns.get(name, name) + bracket + key
+
+    return replace(
+        row_format,
+        columns=renamed(row_format.columns),
+        read=read,
+        optional=renamed(row_format.optional),
+        unread=unread,
+    )
 
 
 def format_of(

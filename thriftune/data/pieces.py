@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune.data import unread
 from thriftune.data.arrangement import Rows, rows_of
 from thriftune.data.conversion import SAMPLES, Converted, schema
 from thriftune.data.duplicates import find_copies
@@ -50,6 +51,7 @@ class Pieces:
         """
         self.counts: Counter[tuple[bool, str]] = Counter()
         self.reasons: dict[str, int] = {}
+        self.unread: Counter[tuple[int, str]] = Counter()
         self._table, self._copies = folder / "pieces.arrow", folder / "copies.bin"
         self._digests, self._sides = folder / "digests.bin", folder / "sides.bin"
         self._candidates: dict[bytes, dict[str, Any]] = {}
@@ -74,6 +76,7 @@ class Pieces:
                 held_out = converted.table.column("held_out").to_numpy(zero_copy_only=False)
                 sides.write(held_out.astype(np.uint8).tobytes())
                 self.counts.update(converted.counts)
+                unread.count(self.unread, converted.unread)
                 for key, sample in converted.samples.items():
                     of_one = sum(other["source"] == sample["source"] for other in self._candidates.values())
                     if len(self._candidates) < _CANDIDATES and of_one < _CANDIDATES_OF_ONE:

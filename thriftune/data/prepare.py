@@ -1,12 +1,11 @@
 """Prepare a dataset once, on a CPU: rows in, tokenized Parquet and a report of what became of them out.
 
-Rows stream through: sources -> selection -> conversion (in parallel) -> a file of pieces -> copies found on disk ->
-arrangement. No step holds more than a window of the data.
+Rows stream through: sources -> selection -> what is held out -> conversion (in parallel) -> a file of pieces -> copies
+found on disk -> arrangement. No step holds more than a window of the data.
 """
 
 import hashlib
 import logging
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,17 +14,18 @@ from pathlib import Path
 
 from thriftune import artifacts
 from thriftune.config import DataConfig
-from thriftune.data import report
+from thriftune.data import report, unread
+from thriftune.data.batches import batches, progress
 from thriftune.data.conversion import Batch, formats
-from thriftune.data.formats import all_values
+from thriftune.data.held_out import hold_out
 from thriftune.data.pieces import Pieces
 from thriftune.data.prepared import TRAIN, VALIDATION, write_samples
-from thriftune.data.readers import RawRow
 from thriftune.data.rejection import REJECTED, Rejections
-from thriftune.data.selection import Fate, Selection, select
-from thriftune.data.sources import NumberedRow, OpenSource, open_source
+from thriftune.data.selection import Selection, select
+from thriftune.data.sources import OpenSource, open_source
 from thriftune.data.splits import SplitWriter
-from thriftune.data.statistics import DataStats, SourceStats, SplitCounter
+from thriftune.data.statistics import DataStats, SourceStats, SplitCounter, where_rows_went
+from thriftune.data.summary import summary
 from thriftune.data.tokenization import require_usable
 from thriftune.data.workers import Workers, convert_all
 from thriftune.errors import DataError, Problem
@@ -33,10 +33,6 @@ from thriftune.tokenizer import fingerprint as tokenizer_fingerprint
 from thriftune.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
-
-_BATCH_ROWS = 1000
-_BATCH_CHARACTERS = 1 << 21  # so that a batch of long documents fits in memory many times over
-_FATES_AT_ONCE = 1 << 16
 
 
 def prepare(
@@ -81,8 +77,9 @@ def prepare(
         scratch = Path(scratch_name)
         opened = _open(config, scratch, token, table)
         selections = _select(opened, config, seed)
+        held_out = hold_out(opened, selections, formats(config), share=config.validation_share, folder=scratch)
         pieces = Pieces(scratch)
-        _convert(opened, selections, config, workers, directory, pieces)
+        _convert(batches(opened, selections, held_out), len(held_out), config, workers, directory, pieces)
         pieces.find_copies(deduplicate=config.deduplicate, leakage_check=config.leakage_check)
         stats = _stats(opened, selections, config, pieces, _arrange(pieces, config, directory))
         _require_tokens(stats)
@@ -92,7 +89,7 @@ def prepare(
         about = {"seed": seed, "fingerprint": key, "data_version": data_version, "report": asdict(stats)}
         about |= {"data": config.model_dump(mode="json"), "content_sha256": _content_digest(directory)}
         artifacts.write_manifest(directory, "dataset", about)
-    logger.info("\n%s", report.summary(stats))
+    logger.info("\n%s", summary(stats))
     logger.info("Report: %s", destination / report.HTML)
     return stats
 
@@ -131,7 +128,6 @@ def _select(opened: Sequence[OpenSource], config: DataConfig, seed: int) -> list
         [source.count for source in opened],
         weights=weights or None,
         max_rows=config.max_rows,
-        validation_share=config.validation_share,
         seed=seed,
     )
 
@@ -156,61 +152,21 @@ def _require_columns(opened: Sequence[OpenSource], config: DataConfig) -> None:
 
 
 def _convert(
-    opened: Sequence[OpenSource],
-    selections: Sequence[Selection],
-    config: DataConfig,
-    workers: Workers,
-    directory: Path,
-    pieces: Pieces,
+    coming: Iterator[Batch], total: int, config: DataConfig, workers: Workers, directory: Path, pieces: Pieces
 ) -> None:
     """Turn every selected row into tokens, or set it aside."""
-    from tqdm import tqdm
-
-    total = sum(selection.used for selection in selections)
-    seconds = 0.2 if sys.stderr.isatty() else 15  # a pod's log keeps every state of the bar
     with (
         Rejections(directory / REJECTED) as rejections,
-        tqdm(total=total, desc="Tokenizing", unit=" rows", mininterval=seconds) as bar,
+        progress(total, "Tokenizing") as bar,
         pieces.writing() as write,
     ):
-        for converted in convert_all(_batches(opened, selections), config, workers):
+        for converted in convert_all(coming, config, workers):
             write(converted)
             whole = sum(count for (_, what), count in converted.counts.items() if what == "rejected")
             rejections.add(converted.rejected, whole)
             bar.update(sum(count for (_, what), count in converted.counts.items() if what == "rows"))
         rejections.require_few(total, config.max_rejected)
         pieces.reasons = dict(rejections.reasons.most_common())
-
-
-def _batches(opened: Sequence[OpenSource], selections: Sequence[Selection]) -> Iterator[Batch]:
-    """The selected rows of all sources, in order, a bounded lot at a time."""
-    for number, (source, selection) in enumerate(zip(opened, selections, strict=True)):
-        rows: list[NumberedRow] = []
-        held_out: list[bool] = []
-        characters = 0
-        for row, fate in zip(source.read(), _fates(selection), strict=True):
-            if fate == Fate.UNUSED:
-                continue
-            rows.append(row)
-            held_out.append(fate == Fate.HELD_OUT)
-            characters += _characters(row.raw)
-            if len(rows) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
-                yield Batch(number, rows, held_out)
-                rows, held_out, characters = [], [], 0
-        if rows:
-            yield Batch(number, rows, held_out)
-
-
-def _fates(selection: Selection) -> Iterator[int]:
-    for start in range(0, selection.count, _FATES_AT_ONCE):
-        yield from selection.fates(start, min(_FATES_AT_ONCE, selection.count - start)).tolist()
-
-
-def _characters(raw: RawRow) -> int:
-    """About how long a row is."""
-    if isinstance(raw, dict):
-        return sum(len(text) for _, text in all_values(raw, raw))
-    return len(raw) if isinstance(raw, bytes) else 0
 
 
 def _arrange(pieces: Pieces, config: DataConfig, directory: Path) -> dict[str, SplitCounter]:
@@ -237,8 +193,16 @@ def _stats(
 ) -> DataStats:
     return DataStats(
         sources=tuple(
-            SourceStats(source.name, str(named.format), source.count, selection.used)
-            for source, named, selection in zip(opened, config.all_sources, selections, strict=True)
+            SourceStats(
+                source.name,
+                str(named.format),
+                source.count,
+                selection.used,
+                unread.explained(pieces.unread, selection.source, named, row_format, source.columns, selection.used),
+            )
+            for source, named, selection, row_format in zip(
+                opened, config.all_sources, selections, formats(config), strict=True
+            )
         ),
         train=counters[TRAIN].stats(pieces.counts, held_out=False),
         validation=counters[VALIDATION].stats(pieces.counts, held_out=True),
@@ -253,16 +217,13 @@ def _require_tokens(stats: DataStats) -> None:
     for name, split in (("train", stats.train), ("validation", stats.validation)):
         if split.token_rows:
             continue
-        went = {
-            "rejected": split.rejected, "dropped for their length": split.dropped, "duplicates": split.duplicates,
-            "held out too": split.leaked,
-        }  # fmt: skip
-        where = ", ".join(f"{count} {what}" for what, count in went.items() if count)
+        is_length = split.dropped > max(split.rejected, split.duplicates, split.leaked)
+        more = "Repair what is rejected, or give" if split.rejected else "Give"
         raise DataError.single(
-            "data.max_length" if split.dropped else "data.source",
-            stats.max_length if split.dropped else ", ".join(source.name for source in stats.sources),
-            f"nothing is left for {name}: of {split.rows} rows, {where}.",
-            "Raise max_length above the length of the prompts." if split.dropped else "Give more, and different, rows.",
+            "data.max_length" if is_length else "data.source",
+            stats.max_length if is_length else ", ".join(source.name for source in stats.sources),
+            f"nothing is left for {name}: {where_rows_went(split, stats.reasons)}.",
+            "Raise max_length above the length of the prompts." if is_length else f"{more} more, and different, rows.",
         )
 
 

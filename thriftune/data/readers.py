@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 
 from thriftune.data.examples import Row, RowError
 from thriftune.data.json_list import items_of_list
+from thriftune.data.misnamed import cause_in
 from thriftune.errors import DataError
 
 SampleBy = Literal["line", "paragraph", "document"]
@@ -27,6 +28,7 @@ _NumberedRows = Iterator[tuple[int, RawRow]]
 
 _READ_ROWS = 1000
 _ROWS_FOR_COLUMNS = 100
+_OPENING_BYTES = 1 << 16
 _UTF8_BOM = b"\xef\xbb\xbf"
 _COMPRESSIONS = (".gz", ".zst")
 
@@ -226,6 +228,7 @@ def read_file(file: Path, sample_by: SampleBy = "paragraph", columns: Columns = 
 
     reader = _reader_of(file)
     try:
+        _require_kind(file, reader.name)
         yield from reader.read(file, sample_by, columns)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise _unreadable(file, reader.name, error) from error
@@ -254,11 +257,25 @@ def columns_of(file: Path, sample_by: SampleBy = "paragraph") -> list[str]:
     return list(names)
 
 
+def _require_kind(file: Path, kind: str) -> None:
+    """Refuse a file that is something else than its name says.
+
+    Raises:
+        DataError: It begins as something else; it says as what.
+    """
+    with _open_binary(file) as stream:
+        opening = stream.read(_OPENING_BYTES)
+        cause = cause_in(opening, kind, is_whole=len(opening) < _OPENING_BYTES)
+    if cause:
+        raise DataError.single("data.source", file, f"could not be read as {kind}: {cause.what}.", cause.remedy)
+
+
 def _parquet_metadata(file: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
+        _require_kind(file, "Parquet")
         return pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(file, "Parquet", error) from error

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thriftune import chat_template
-from thriftune.data.chat import REASONING
 from thriftune.data.examples import Conversation, MarkedText, RowError
+from thriftune.data.message import REASONING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

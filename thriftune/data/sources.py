@@ -74,6 +74,11 @@ def is_hub_source(source: str) -> bool:
     return source != TABLE and not is_file_source(source)
 
 
+def reads_by_column(source: str) -> bool:
+    """Whether columns that nobody needs are not even read: of Parquet files and hub datasets."""
+    return not is_file_source(source) or readers.ending_of(source) == ".parquet"
+
+
 def open_source(
     config: "DataSource",
     *,

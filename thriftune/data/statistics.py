@@ -1,6 +1,7 @@
 """What became of a dataset, in numbers: counted while it is written, shown in the report and kept as JSON."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,23 @@ if TYPE_CHECKING:
     from thriftune.data.arrangement import Rows
 
 _BINS = 24
+_SHOWN_REASONS = 3
 _BATCH = 8  # rows of the batches that padding is estimated for
+
+
+@dataclass(frozen=True)
+class UnreadKey:
+    """A key that rows have, or messages in them, and that nothing reads.
+
+    Attributes:
+        name: The key; one inside of a column as column[].key.
+        rows: Used rows that say something under it.
+        hint: What it was meant for, or why it is not read; empty where nothing tells.
+    """
+
+    name: str
+    rows: int
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -25,12 +42,14 @@ class SourceStats:
         format: What its columns mean.
         rows: Rows in it.
         used: Rows that `max_rows` and the weights leave.
+        unread: Keys of its rows that are not read, those first that have a hint.
     """
 
     name: str
     format: str
     rows: int
     used: int
+    unread: tuple[UnreadKey, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +136,27 @@ class DataStats:
     reasons: dict[str, int]
     packing: bool
     max_length: int
+
+
+def where_rows_went(split: SplitStats, reasons: Mapping[str, int]) -> str:
+    """Why nothing is left of a split, with numbers.
+
+    Args:
+        split: The split.
+        reasons: Why rows of both splits were rejected, and how many for each reason.
+    """
+    common = Counter(reasons).most_common()
+    shown = [f"{count} x {reason}" for reason, count in common[:_SHOWN_REASONS]]
+    if more := sum(count for _, count in common[_SHOWN_REASONS:]):
+        shown.append(f"{more} for other reasons")
+    went = {
+        f"rejected (of all rows: {', '.join(shown)})": split.rejected,
+        "dropped for their length": split.dropped,
+        "duplicates": split.duplicates,
+        "held out too": split.leaked,
+    }
+    where = ", ".join(f"{count} {what}" for what, count in went.items() if count)
+    return f"of {split.rows} rows, {where or 'none can be used'}"
 
 
 class SplitCounter:
@@ -215,10 +255,13 @@ def stats_from_json(content: dict[str, Any]) -> DataStats:
         histograms = {name: tuple(Bin(**b) for b in values[name]) for name in ("lengths", "row_lengths")}
         return SplitStats(**{**values, **histograms})
 
+    def source(values: dict[str, Any]) -> SourceStats:
+        return SourceStats(**{**values, "unread": tuple(UnreadKey(**key) for key in values["unread"])})
+
     return DataStats(
         **{
             **content,
-            "sources": tuple(SourceStats(**source) for source in content["sources"]),
+            "sources": tuple(map(source, content["sources"])),
             "train": split(content["train"]),
             "validation": split(content["validation"]),
         }

@@ -1,12 +1,13 @@
 """What the sampled rows say of the data: rejected, too long, trained on, in the embedding table."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from thriftune.architecture import Architecture
 from thriftune.config import DataConfig
 from thriftune.data.report import number, percent
-from thriftune.data.statistics import Bin, SplitStats, bins
+from thriftune.data.statistics import Bin, bins, where_rows_went
 from thriftune.preflight.findings import Finding, finding, of_problem
 from thriftune.preflight.rows import Tried, too_many_rejected
 from thriftune.preflight.sampling import Sample
@@ -20,6 +21,7 @@ _TEMPLATE = "chat template"
 # Where so many rows of a part cannot be used, it is their format that is wrong.
 _SURELY = 0.5
 _MOST = 0.95
+_SHOWN_KEYS = 10
 _LONGEST_SHOWN = 4  # times max_length: one book among short answers must not flatten the histogram
 
 
@@ -41,6 +43,7 @@ def check(
     """
     rejected = list(_rejected(tried, sample, data))
     yield from rejected
+    yield from _unread(tried, sample, data)
     if tried.rejected_rows == tried.rows and rejected:
         return
     yield from _lengths(tried, sample, data)
@@ -111,6 +114,22 @@ def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Findin
         )
 
 
+def _unread(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding]:
+    """Keys that are not read: a warning each where they seem to be meant for something, one note for the others."""
+    for index, (source, keys) in enumerate(zip(sample.sources, tried.unread, strict=True)):
+        section = f"data.sources.{index}" if data.sources else "data"
+        for key in (key for key in keys if key.hint):
+            message = f"has {key.rows} rows that say something under {key.name!r}, which is not read ({key.hint})."
+            mapped = "" if "[]" in key.name else f" Or map it in {section}.columns."
+            remedy = f"Rename or remove it in the data.{mapped}"
+            yield finding("key-not-read", f"{section}.source", source.name, message, remedy)
+        others = [f"{key.name} ({key.rows})" for key in keys if not key.hint]
+        if others:
+            more = f" and {len(others) - _SHOWN_KEYS} more" if len(others) > _SHOWN_KEYS else ""
+            message = f"its rows also have keys that are not read: {', '.join(others[:_SHOWN_KEYS])}{more}."
+            yield finding("other-keys", f"{section}.source", source.name, message)
+
+
 def _lengths(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding]:
     """Examples that are longer than the maximum, and what becomes of them."""
     too_long, examples = _sum(tried, "too_long"), len(tried.lengths)
@@ -145,15 +164,16 @@ def _all_dropped(tried: Tried) -> bool:
 def _left(tried: Tried, sample: Sample) -> Iterator[Finding]:
     """Whether anything is left to train on and to measure on."""
     names = ", ".join(source.name for source in sample.sources)
+    reasons = Counter(row.reason for row in tried.rejected)
     remedy = "Give more, and different, rows."
     # Of a part of the data, the rows held out are not those of the run.
     if not (sample.is_whole or tried.kept == 0):
         return
     if not tried.train.token_rows:
-        message = f"nothing is left to train on: {_where_they_went(tried.train)}."
+        message = f"nothing is left to train on: {where_rows_went(tried.train, reasons)}."
         yield finding("no-training-rows", _SOURCE, names, message, remedy)
     elif not tried.validation.token_rows:
-        message = f"nothing is left to measure loss on: {_where_they_went(tried.validation)}."
+        message = f"nothing is left to measure loss on: {where_rows_went(tried.validation, reasons)}."
         yield finding("no-held-out-rows", _SOURCE, names, message, remedy)
 
 
@@ -180,15 +200,6 @@ def _trained(tried: Tried, sample: Sample, data: DataConfig, tokenizer: "PreTrai
 
 def _scope(sample: Sample, what: str) -> str:
     return f"all {what}" if sample.is_whole else f"the {what} in the first {sample.count} rows"
-
-
-def _where_they_went(split: SplitStats) -> str:
-    went = {
-        "rejected": split.rejected, "dropped for their length": split.dropped, "duplicates": split.duplicates,
-        "held out too": split.leaked,
-    }  # fmt: skip
-    where = ", ".join(f"{count} {what}" for what, count in went.items() if count)
-    return f"of {split.rows} rows, {where or 'none can be used'}"
 
 
 def _longer(tried: Tried, max_length: int) -> str:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune.config import DataConfig, RunConfig
-from thriftune.data.conversion import Batch, Converter
+from thriftune.data import unread
+from thriftune.data.batches import batches
+from thriftune.data.conversion import Batch, Converter, formats
+from thriftune.data.held_out import hold_out
 from thriftune.data.pieces import Pieces
 from thriftune.data.prepared import TRAIN, VALIDATION
 from thriftune.data.rejection import REJECTED, RejectedRow, Rejections
-from thriftune.data.selection import Fate, Selection, select
+from thriftune.data.selection import select
 from thriftune.data.splits import SplitWriter
-from thriftune.data.statistics import SplitStats
+from thriftune.data.statistics import SplitStats, UnreadKey
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import UserError
 from thriftune.preflight.outcome import Outcome, attempt
@@ -44,6 +47,7 @@ class Tried:
         largest_token: Highest token id.
         rejected: Rows, or parts of rows, that cannot be used.
         rejected_rows: Rows of which nothing can be used.
+        unread: Of each source, the keys that are not read.
     """
 
     train: SplitStats
@@ -55,6 +59,7 @@ class Tried:
     largest_token: int
     rejected: tuple[RejectedRow, ...]
     rejected_rows: int
+    unread: tuple[tuple[UnreadKey, ...], ...]
 
     @property
     def rows(self) -> int:
@@ -80,11 +85,12 @@ def convert(sample: Sample, config: RunConfig, tokenizer: "PreTrainedTokenizerBa
     """
     logger.info("Preflight: tokenizing %d rows", sample.count)
     data = config.data
-    chosen = attempt(lambda: _select(sample, data, config.seed), "too-few-rows", "data.source", "")
-    if chosen.value is None:
-        return Outcome(findings=chosen.findings)
-    with tempfile.TemporaryDirectory() as scratch:
-        return Outcome(_converted(sample, chosen.value, data, tokenizer, Path(scratch)))
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        chosen = attempt(lambda: _split(sample, data, config.seed, scratch), "too-few-rows", "data.source", "")
+        if chosen.value is None:
+            return Outcome(findings=chosen.findings)
+        return Outcome(_converted(chosen.value, sample, data, tokenizer, scratch))
 
 
 def too_many_rejected(tried: Tried, total: int, max_rejected: float) -> UserError | None:
@@ -104,35 +110,29 @@ def too_many_rejected(tried: Tried, total: int, max_rejected: float) -> UserErro
     return None
 
 
-def _select(sample: Sample, data: DataConfig, seed: int) -> list[Selection]:
+def _split(sample: Sample, data: DataConfig, seed: int, scratch: Path) -> Iterator[Batch]:
     """Which of the sampled rows train: the run's own choice if the sample is all there is, else all, as in a mix."""
     weights = [source.weight for source in data.sources if source.weight is not None]
-    return select(
-        [len(source.rows) for source in sample.sources],
+    opened = [source.opened() for source in sample.sources]
+    selections = select(
+        [source.count for source in opened],
         weights=(weights or None) if sample.is_whole else None,
         max_rows=data.max_rows if sample.is_whole else None,
-        validation_share=data.validation_share,
         seed=seed,
     )
-
-
-def _batches(sample: Sample, selections: list[Selection]) -> Iterator[Batch]:
-    for number, (source, selection) in enumerate(zip(sample.sources, selections, strict=True)):
-        fates = selection.fates(0, selection.count).tolist()
-        used = [(row, fate) for row, fate in zip(source.rows, fates, strict=True) if fate != Fate.UNUSED]
-        if used:
-            yield Batch(number, [row for row, _ in used], [fate == Fate.HELD_OUT for _, fate in used])
+    held_out = hold_out(opened, selections, formats(data), share=data.validation_share, folder=scratch)
+    return batches(opened, selections, held_out)
 
 
 def _converted(
-    sample: Sample, selections: list[Selection], data: DataConfig, tokenizer: "PreTrainedTokenizerBase", scratch: Path
+    coming: Iterator[Batch], sample: Sample, data: DataConfig, tokenizer: "PreTrainedTokenizerBase", scratch: Path
 ) -> Tried:
     converter = Converter(data, tokenizer)
     uncut = Converter(data.model_copy(update={"max_length": _UNCUT, "long_rows": "truncate"}), tokenizer)
     pieces, lengths, seen = Pieces(scratch), list[int](), _Seen(tokenizer)
     rejected: list[RejectedRow] = []
     with pieces.writing() as write:
-        for batch in _batches(sample, selections):
+        for batch in coming:
             converted = converter.convert(batch)
             write(converted)
             rejected += converted.rejected
@@ -141,7 +141,17 @@ def _converted(
     train, validation = _arranged(pieces, data, scratch)
     whole = train.rejected + validation.rejected
     return Tried(
-        train, validation, tuple(lengths), seen.documents, seen.eos, seen.pad, seen.largest, tuple(rejected), whole
+        train, validation, tuple(lengths), seen.documents, seen.eos, seen.pad, seen.largest, tuple(rejected), whole,
+        _unread(pieces, sample, data),
+    )  # fmt: skip
+
+
+def _unread(pieces: Pieces, sample: Sample, data: DataConfig) -> tuple[tuple[UnreadKey, ...], ...]:
+    """Of each source, the keys that are not read."""
+    each = enumerate(zip(sample.sources, data.all_sources, formats(data), strict=True))
+    return tuple(
+        unread.explained(pieces.unread, number, named, row_format, source.columns, len(source.rows))
+        for number, (source, named, row_format) in each
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from thriftune.config import RunConfig, TrainingConfig
-from thriftune.data.report import number
+from thriftune.data.report import number, percent
 from thriftune.preflight.findings import Finding, finding
 from thriftune.preflight.rows import Tried
 from thriftune.preflight.sampling import Sample
@@ -94,8 +94,8 @@ def check(steps: Steps, training: TrainingConfig) -> Iterator[Finding]:
             "warmup-covers-all-steps",
             "training.warmup_share",
             training.warmup_share,
-            f"is {steps.warmup} of {steps.total} steps, so the learning rate never reaches its peak"
-            f"{', and is 0 in the only step' if steps.total == 1 else ''}.",
+            f"is {steps.warmup} of {steps.total} step{'s' if steps.total > 1 else ''}, so the learning rate reaches "
+            f"{percent(steps.warmup / (steps.warmup + 1))} of its peak.",
             "Use 0, or train longer.",
         )
     if training.log_every > steps.total:

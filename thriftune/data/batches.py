@@ -1,0 +1,77 @@
+"""The rows that are used, in order and in bounded lots, as conversion takes them."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from typing import TYPE_CHECKING
+
+from thriftune.data.conversion import Batch
+from thriftune.data.formats import all_values
+from thriftune.data.readers import RawRow
+from thriftune.data.selection import Selection
+from thriftune.data.sources import NumberedRow, OpenSource
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from thriftune.data.held_out import Flags
+
+_BATCH_ROWS = 1000
+_BATCH_CHARACTERS = 1 << 21  # so that a batch of long documents fits in memory many times over
+_FLAGS_AT_ONCE = 1 << 16
+
+
+def batches(opened: Sequence[OpenSource], selections: Sequence[Selection], held_out: "Flags") -> Iterator[Batch]:
+    """The used rows of all sources, in order, a bounded lot at a time.
+
+    Args:
+        opened: The sources.
+        selections: Which rows of each are used.
+        held_out: For each used row of all of them, in order, whether it is held out.
+    """
+    sides = (flag for start in range(0, len(held_out), _FLAGS_AT_ONCE) for flag in _flags(held_out, start))
+    for number, (source, selection) in enumerate(zip(opened, selections, strict=True)):
+        batch, characters = Batch(number, [], []), 0
+        for row in used_rows(source, selection):
+            batch.rows.append(row)
+            batch.held_out.append(next(sides))
+            characters += _characters(row.raw)
+            if len(batch.rows) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+                yield batch
+                batch, characters = Batch(number, [], []), 0
+        if batch.rows:
+            yield batch
+
+
+def used_rows(source: OpenSource, selection: Selection) -> Iterator[NumberedRow]:
+    """The rows of a source that are used, in order."""
+    return compress(source.read(), _uses(selection))
+
+
+def progress(total: int, what: str) -> "tqdm[None]":
+    """A bar that counts rows.
+
+    Args:
+        total: Rows there are.
+        what: Is done with them.
+    """
+    from tqdm import tqdm
+
+    seconds = 0.2 if sys.stderr.isatty() else 15  # a pod's log keeps every state of the bar
+    return tqdm(total=total, desc=what, unit=" rows", mininterval=seconds)
+
+
+def _uses(selection: Selection) -> Iterator[bool]:
+    for start in range(0, selection.count, _FLAGS_AT_ONCE):
+        yield from selection.uses(start, min(_FLAGS_AT_ONCE, selection.count - start)).tolist()
+
+
+def _flags(held_out: "Flags", start: int) -> list[bool]:
+    return [bool(flag) for flag in held_out[start : start + _FLAGS_AT_ONCE].tolist()]
+
+
+def _characters(raw: RawRow) -> int:
+    """About how long a row is."""
+    if isinstance(raw, dict):
+        return sum(len(text) for _, text in all_values(raw, raw))
+    return len(raw) if isinstance(raw, bytes) else 0

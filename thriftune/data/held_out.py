@@ -1,0 +1,118 @@
+"""Which of the used rows are held out: a share of those that differ, and every copy of them.
+
+A text falls on one side however often it stands in the data, so copies do not add to what is held out. Rows are read
+once more for this, before any is tokenized; what they say is compared as digests on disk, never in memory.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thriftune.data.batches import progress, used_rows
+from thriftune.data.duplicates import Copy, find_copies
+from thriftune.data.examples import Conversation, Example, MarkedText, RowError
+from thriftune.data.formats import Format
+from thriftune.data.readers import decode
+from thriftune.data.selection import Selection, held_out_shares, nth_lowest, too_few
+from thriftune.data.sources import NumberedRow, OpenSource
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from thriftune.data.selection import Ranks
+
+    Flags = npt.NDArray[np.uint8]
+
+
+def hold_out(
+    opened: Sequence[OpenSource],
+    selections: Sequence[Selection],
+    row_formats: Sequence[Format],
+    *,
+    share: float,
+    folder: Path,
+) -> "Flags":
+    """Decide which of the used rows are held out.
+
+    Args:
+        opened: The sources.
+        selections: Which rows of each are used.
+        row_formats: What the rows of each mean.
+        share: Of the different rows to hold out, from each source alike; at least one altogether, and never all.
+        folder: A scratch folder.
+
+    Returns:
+        A byte for each used row of all sources, in order: 0 where it trains. They lie in the folder, not in memory.
+
+    Raises:
+        DataError: All rows say the same, so there is nothing to hold out.
+    """
+    import numpy as np
+
+    digests, sides, copies, followers = (folder / f"rows-{name}.bin" for name in ("said", "sides", "copies", "follow"))
+    _write_digests(digests, opened, selections, row_formats)
+    count = sum(selection.used for selection in selections)
+    sides.write_bytes(b"\0" * count)
+    find_copies(digests, sides, copies, deduplicate=True, leakage_check=False)
+    ends = np.cumsum([selection.used for selection in selections])
+    marks = np.split(np.memmap(copies, dtype=np.uint8, mode="r"), ends[:-1])
+    unique = [len(of_source) - int(np.count_nonzero(of_source)) for of_source in marks]
+    if sum(unique) < 2:
+        raise too_few(f"{count} rows that all say the same")
+    held_out = np.memmap(sides, dtype=np.uint8, mode="r+")
+    each = zip(np.split(held_out, ends[:-1]), selections, marks, held_out_shares(unique, share), strict=True)
+    for side, selection, of_source, number in each:
+        _mark(side, selection, of_source, number)
+    held_out.flush()
+    find_copies(digests, sides, followers, deduplicate=False, leakage_check=True)
+    np.bitwise_or(held_out, np.memmap(followers, dtype=np.uint8, mode="r"), out=held_out)
+    return held_out
+
+
+def _mark(side: "Flags", selection: Selection, copies: "Flags", number: int) -> None:
+    """Hold out those `number` rows of a source with the lowest ranks, of the first of those that say the same."""
+    last = nth_lowest(lambda: (ranks[is_first] for _, ranks, is_first in _lots(selection, copies)), number)
+    for start, ranks, is_first in _lots(selection, copies) if number else ():
+        side[start : start + len(ranks)] = is_first & (ranks <= last)
+
+
+def _lots(selection: Selection, copies: "Flags") -> Iterator[tuple[int, "Ranks", "npt.NDArray[np.bool_]"]]:
+    """Lots of used rows: where each begins, their ranks, and which are the first to say what they do."""
+    start = 0
+    for ranks in selection.ranks():
+        yield start, ranks, copies[start : start + len(ranks)] == Copy.KEEP
+        start += len(ranks)
+
+
+def _write_digests(
+    file: Path, opened: Sequence[OpenSource], selections: Sequence[Selection], row_formats: Sequence[Format]
+) -> None:
+    total = sum(selection.used for selection in selections)
+    with file.open("wb") as stream, progress(total, "Comparing") as bar:
+        for source, selection, row_format in zip(opened, selections, row_formats, strict=True):
+            for row in used_rows(source, selection):
+                stream.write(_digest(row, row_format))
+                bar.update()
+
+
+def _digest(row: NumberedRow, row_format: Format) -> bytes:
+    """16 bytes that are equal for rows that say the same, whatever else they hold, and whatever of it is trained on.
+
+    A row that cannot be read is like no other.
+    """
+    try:
+        said = [_said(example) for example in row_format.read(decode(row.raw))]
+    except RowError:
+        said = [f"{row.place}\0{row.number}"]
+    return hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _said(example: Example | RowError) -> str:
+    if isinstance(example, MarkedText):
+        return example.text
+    if isinstance(example, Conversation):
+        messages = [{key: part for key, part in m.items() if key != "weight"} for m in example.messages]
+        return repr((messages, example.tools))
+    return str(example)
