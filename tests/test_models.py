@@ -9,15 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from zero_weights import LLAMA, LLAMA_SHAPES, safetensors_of
 
 from thriftune import artifacts, models
 from thriftune.errors import ModelSourceError
+from thriftune.model_source import kind_of
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
-    "config.json": b'{"model_type": "llama"}',
-    "model.safetensors": b"weights",
+    "config.json": json.dumps(LLAMA).encode(),
+    "model.safetensors": safetensors_of(LLAMA_SHAPES),
     "tokenizer.json": b"{}",
     "pytorch_model.bin": b"a pickle",
     "README.md": b"# card",
@@ -174,7 +176,7 @@ def test_no_pickle_is_downloaded_and_no_record_of_the_download_stays(hub):
     directory = hub[3]
     names = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"}
-    assert (directory / "model.safetensors").read_bytes() == b"weights"
+    assert (directory / "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
 def test_the_token_is_sent_to_the_hub_and_shown_nowhere(hub):
@@ -211,13 +213,13 @@ def test_a_hub_that_cannot_be_reached_is_transient(tmp_path):
     ],
 )
 def test_the_kind_of_a_source_follows_its_spelling(source, kind):
-    assert models.kind_of(source) == kind
+    assert kind_of(source) == kind
 
 
 def test_a_directory_that_exists_is_no_hub_id(tmp_path, monkeypatch):
     (tmp_path / "owner" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert models.kind_of("owner/model") == "directory"
+    assert kind_of("owner/model") == "directory"
 
 
 @pytest.fixture
@@ -293,7 +295,7 @@ def test_a_model_in_a_store_is_fetched_through_fsspec(own_model, tmp_path):
     url = f"file://{own_model}"
     before = models.version(url)
     models.fetch(url, before, tmp_path / "m")
-    assert (tmp_path / "m" / "model.safetensors").read_bytes() == b"weights"
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert artifacts.read_manifest(tmp_path / "m")["kind"] == "base model"
     (own_model / "model.safetensors").write_bytes(b"more weights")
     assert models.version(url) != before

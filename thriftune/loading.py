@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune.completeness import load_causal_lm
 from thriftune.config import RunConfig
 from thriftune.hardware import Device, Precision, torch_dtype
 from thriftune.memory.overhead import WEIGHTS_SHARE
@@ -66,21 +67,22 @@ def load_model(model_dir: Path, placement: Placement, *, trust_remote_code: bool
 
     Returns:
         The model; large ones are split by layers over the GPUs.
+
+    Raises:
+        ModelSourceError: Not all of its weights are there.
     """
     import psutil
     import torch
-    from transformers import AutoModelForCausalLM
 
     free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
     limits = max_memory(placement.device, free, psutil.virtual_memory().available)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    model = load_causal_lm(
         model_dir,
+        trust_remote_code=trust_remote_code,
         dtype=torch_dtype(placement.precision),
         quantization_config=_quantization(placement),
         device_map="auto",
         max_memory=limits,
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
     )
     if placement.four_bit:
         _report_quantized_share(model)

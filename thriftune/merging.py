@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thriftune import artifacts
+from thriftune.completeness import load_causal_lm
 from thriftune.hardware import torch_dtype
 from thriftune.tokenizer import load_tokenizer
 
@@ -33,10 +34,9 @@ def merge(
         trust_remote_code: Run model code that the model ships.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     dtype: Any = "auto" if save_dtype == "auto" else torch_dtype(save_dtype)
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, trust_remote_code=trust_remote_code)
+    base = load_causal_lm(model_dir, trust_remote_code=trust_remote_code, dtype=dtype)
     logger.info("Merging %s into %s (%s)", adapter_dir, model_dir, base.dtype)
     merged: Any = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload(safe_merge=True)
     with artifacts.writing(destination) as directory:

@@ -8,7 +8,7 @@ from typing import Any
 from thriftune import artifacts, hub
 from thriftune.config import PublishConfig
 from thriftune.errors import PublishError
-from thriftune.models import kind_of
+from thriftune.model_source import kind_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError
 from thriftune.loading import load_model, planned_placement
 from thriftune.lora import peft_config, prepare_base, require_same_shape, require_targets, trainable_share
-from thriftune.models import kind_of
+from thriftune.model_source import kind_of
 from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training import TrainingResult, make_trainer, training_arguments
