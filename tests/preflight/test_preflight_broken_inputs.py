@@ -33,6 +33,12 @@ class World:
     def model(self, *remove: str, **options: Any) -> dict[str, Any]:
         return {"model": {"source": str(broken_copy(self.tiny_model, self.folder, *remove, **options))}}
 
+    def weights(self, change: Callable[[bytes], bytes]) -> dict[str, Any]:
+        made = self.model()
+        file = Path(made["model"]["source"]) / "model.safetensors"
+        file.write_bytes(change(file.read_bytes()))
+        return made
+
     def file(self, name: str, content: str | bytes) -> dict[str, Any]:
         file = self.folder / name
         file.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -137,6 +143,12 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "no tokenizer": ("model-incomplete", lambda w: w.model("tokenizer.json")),
     "pickled weights": ("model-incomplete", lambda w: w.model("model.safetensors", **write("pytorch_model.bin", "x"))),
     "a shard that is not there": ("model-incomplete", two_shards_one_missing),
+    "a file of weights cut short": ("model-incomplete", lambda w: w.weights(lambda content: content[:-100])),
+    "a pointer of Git LFS": ("model-incomplete", lambda w: w.weights(lambda _: b"version https://git-lfs.github.com")),
+    "more layers than weights": ("model-weights-missing", lambda w: w.model(**config_with(num_hidden_layers=3))),
+    "an adapter in place of a model": (
+        "model-incomplete", lambda w: w.model("config.json", **write("adapter_config.json", "{}")),
+    ),
     "config.json that is no JSON": ("model-config-invalid", lambda w: w.model(**write("config.json", "{oops"))),
     "config.json that is a list": ("model-config-invalid", lambda w: w.model(**write("config.json", "[]"))),
     "unknown architecture": ("model-config-invalid", lambda w: w.model(**config_with(model_type="lama"))),
@@ -167,7 +179,10 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "chat-template-fails data-not-found",
         lambda w: w.model(**write("chat_template.jinja", "{{ 1 / 0 }}")) | {"data": {"source": "nowhere.jsonl"}},
     ),
-    "a table too small for the tokens": ("token-outside-embedding", lambda w: w.model(**config_with(vocab_size=200))),
+    "a table too small for the tokens": (
+        "token-outside-embedding",
+        lambda w: w.model(**config_with(vocab_size=200), fill=True),
+    ),
     "a pad token past the table": ("pad-outside-embedding", pad_past_the_table),
     "no such data file": ("data-not-found", lambda w: {"data": {"source": "nowhere.jsonl"}}),
     "a glob that matches nothing": ("data-not-found", lambda w: {"data": {"source": "data/*.parquet"}}),
@@ -216,7 +231,7 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "LoRA targets of another model": ("lora-target-missing", lambda w: lora(target_modules=["query_key_value"])),
     "adapters that peft refuses": (
         "lora-refused",
-        lambda w: Run(w.model(**write("config.json", json.dumps(MIXTRAL))), method="qlora"),
+        lambda w: Run(w.model(**write("config.json", json.dumps(MIXTRAL)), fill=True), method="qlora"),
     ),
     "no adapter to go on from": ("adapter-not-found", lambda w: lora(resume_from=str(w.folder / "nowhere"))),
     "an adapter without weights": ("adapter-not-found", lambda w: adapter_without(w, "adapter_model.safetensors")),

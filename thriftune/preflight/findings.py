@@ -56,7 +56,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "zero-config-invalid": ("error", "The DeepSpeed configuration is unknown, contradictory or misspelt."),
     "wrong-workflow": ("error", "The run is written for the other method's workflow."),
     "evaluation-prompt-unusable": ("error", "A prompt to evaluate with is empty, or the chat template refuses it."),
-    "model-weights-unused": ("warning", "There are weights that the model has no place for, or files that are not read."),
+    "model-weights-unused": ("warning", "Weights that the model has no place for, or files that are not read."),
     "model-holds-adapter": ("warning", "An adapter lies beside the model, and is left out."),
     "pad-is-eos": ("warning", "Pad and EOS are one token; tools that mask padding by id would never train EOS."),
     "tokenizer-larger-than-embedding": ("warning", "The tokenizer knows more tokens than the embedding table holds."),
