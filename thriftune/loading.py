@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune.adapter_weights import attach
 from thriftune.completeness import load_causal_lm
 from thriftune.config import RunConfig
 from thriftune.hardware import Device, Precision, torch_dtype
@@ -98,15 +99,13 @@ def attach_adapters(model: "PreTrainedModel", adapters: dict[str, Path]) -> Any:
 
     Returns:
         A peft model, or the model itself when there are no adapters.
-    """
-    from peft import PeftModel
 
+    Raises:
+        AdapterError: One of them is not whole, or of another model.
+    """
     attached: Any = model
-    for number, (name, directory) in enumerate(adapters.items()):
-        if number == 0:
-            attached = PeftModel.from_pretrained(model, str(directory), adapter_name=name)
-        else:
-            attached.load_adapter(str(directory), adapter_name=name)
+    for name, directory in adapters.items():
+        attached = attach(attached, directory, name=name)
     return attached
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import chat_rows, write_jsonl
 from preflighting import Checking, broken_copy, codes
+from safetensors.torch import load_file, save_file
 
 from thriftune.data.selection import Fate, select
 from thriftune.errors import ConfigError, ThriftuneError, TransientError
@@ -105,6 +106,19 @@ def adapter(world: World, **change: Any) -> Run:
 def adapter_without(world: World, name: str) -> Run:
     run = adapter(world)
     (Path(run.overrides["lora"]["resume_from"]) / name).unlink()
+    return run
+
+
+def adapter_for(world: World, **section: Any) -> Run:
+    run = adapter(world)
+    run.overrides["lora"] |= section
+    return run
+
+
+def half_an_adapter(world: World) -> Run:
+    run = adapter(world)
+    file = Path(run.overrides["lora"]["resume_from"]) / "adapter_model.safetensors"
+    save_file({name: weight for name, weight in load_file(file).items() if "layers.0" in name}, file)
     return run
 
 
@@ -239,6 +253,8 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "an adapter that is no LoRA": ("adapter-not-found", lambda w: adapter(w, r=None)),
     "an adapter of another rank": ("adapter-shape-differs", lambda w: adapter(w, r=16)),
     "an adapter of another alpha": ("adapter-shape-differs", lambda w: adapter(w, lora_alpha=32)),
+    "an adapter on other modules": ("adapter-shape-differs", lambda w: adapter_for(w, target_modules=["q_proj"])),
+    "half of an adapter's weights": ("adapter-weights-misfit", half_an_adapter),
     "nothing fits": ("plan-does-not-fit", lambda w: Run(options=refusing("hardware"))),
     "an unknown ZeRO file": ("zero-config-invalid", lambda w: Run(options=refusing("zero.config", "zero9"))),
     "a misspelt ZeRO setting": (
