@@ -27,7 +27,7 @@ log.configure()
 
 # Raised when what a task makes of the same inputs changes.
 PLAN_CACHE = "1"
-FETCH_CACHE = "2"
+FETCH_CACHE = "3"
 PREPARE_CACHE = "2"
 TRAIN_CACHE = "2"
 

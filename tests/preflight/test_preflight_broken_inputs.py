@@ -251,8 +251,11 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "an adapter without weights": ("adapter-not-found", lambda w: adapter_without(w, "adapter_model.safetensors")),
     "an adapter without its configuration": ("adapter-not-found", lambda w: adapter_without(w, "adapter_config.json")),
     "an adapter that is no LoRA": ("adapter-not-found", lambda w: adapter(w, r=None)),
-    "an adapter of another rank": ("adapter-shape-differs", lambda w: adapter(w, r=16)),
-    "an adapter of another alpha": ("adapter-shape-differs", lambda w: adapter(w, lora_alpha=32)),
+    "an adapter of another rank": ("adapter-shape-differs", lambda w: adapter_for(w, rank=16)),
+    "an adapter of another alpha": ("adapter-shape-differs", lambda w: adapter_for(w, alpha=32)),
+    "a configuration of another rank than the weights": (
+        "adapter-shape-differs adapter-weights-misfit", lambda w: adapter(w, r=16),
+    ),
     "an adapter on other modules": ("adapter-shape-differs", lambda w: adapter_for(w, target_modules=["q_proj"])),
     "half of an adapter's weights": ("adapter-weights-misfit", half_an_adapter),
     "nothing fits": ("plan-does-not-fit", lambda w: Run(options=refusing("hardware"))),
