@@ -179,19 +179,20 @@ def test_an_adapter_cut_short_is_named(tiny_model_dir, random_adapter):
         attach_adapters(load_model(tiny_model_dir, PLACEMENT), {"one": adapter})
 
 
-def test_a_module_that_was_trained_whole_and_is_not_there_is_named(tiny_model_dir, random_adapter):
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "lm_head"),
+        ({"target_modules": ["c_attn"]}, "peft cannot put it on the model: .*c_attn"),
+        ({"peft_type": "LoRa"}, r"its adapter_config\.json cannot be used"),
+    ],
+    ids=["a module that was trained whole and is not there", "of another architecture", "of an unknown kind"],
+)
+def test_a_configuration_that_does_not_go_with_the_rest_is_refused(tiny_model_dir, random_adapter, change, text):
     adapter = random_adapter(1)
-    content = json.loads((adapter / "adapter_config.json").read_text()) | {"modules_to_save": ["lm_head"]}
-    (adapter / "adapter_config.json").write_text(json.dumps(content))
-    with pytest.raises(AdapterError, match="lm_head"):
-        attach(load_model(tiny_model_dir, PLACEMENT), adapter)
-
-
-def test_an_adapter_of_another_architecture_is_refused(tiny_model_dir, random_adapter):
-    adapter = random_adapter(1)
-    content = json.loads((adapter / "adapter_config.json").read_text()) | {"target_modules": ["c_attn"]}
-    (adapter / "adapter_config.json").write_text(json.dumps(content))
-    with pytest.raises(AdapterError, match="peft cannot put it on the model: .*c_attn"):
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(AdapterError, match=text):
         attach(load_model(tiny_model_dir, PLACEMENT), adapter)
 
 

@@ -1,11 +1,14 @@
 """Weights that are missing are refused by name, before and after a model is loaded; legal checkpoints are not."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 from zero_weights import LLAMA, LLAMA_SHAPES, safetensors_of
 
+from thriftune import completeness
 from thriftune.architecture import from_content
 from thriftune.completeness import load_causal_lm, require_complete, require_fit
 from thriftune.errors import ModelSourceError
@@ -182,3 +185,15 @@ def test_an_adapter_is_no_model(random_adapter):
     """transformers loaded the model that the adapter names in its place, from wherever that is."""
     with pytest.raises(ModelSourceError, match="is an adapter, not a model"):
         load_causal_lm(random_adapter(1))
+
+
+def test_models_and_adapters_are_loaded_in_one_place_each():
+    """Every other call would take random weights for the model's own again."""
+    calls = re.compile(r"(?:CausalLM|PeftModel|model_class)\.from_pretrained\(")
+    package = Path(completeness.__file__).parent
+    files = {file.name: file.read_text(encoding="utf-8") for file in package.rglob("*.py")}
+    made = {name: [line for line in text.splitlines() if calls.search(line)] for name, text in files.items()}
+    assert {name: len(lines) for name, lines in made.items() if lines} == {
+        "completeness.py": 1,
+        "adapter_weights.py": 1,
+    }
