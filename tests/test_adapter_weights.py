@@ -196,6 +196,13 @@ def test_a_configuration_that_does_not_go_with_the_rest_is_refused(tiny_model_di
         attach(load_model(tiny_model_dir, PLACEMENT), adapter)
 
 
+def test_training_goes_on_from_safetensors_only(random_adapter, shape):
+    adapter = random_adapter(1)
+    (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
+    with pytest.raises(AdapterError, match=r"lora\.resume_from = .*: adapter_model\.safetensors is not there"):
+        require_alike(ALIKE, shape, adapter)
+
+
 def test_a_path_that_holds_no_adapter_is_not_looked_for_on_the_hub(tiny_model_dir):
     with pytest.raises(AdapterError, match=r"adapter = owner/name: has no adapter_config\.json"):
         attach(load_model(tiny_model_dir, PLACEMENT), Path("owner/name"))

@@ -109,3 +109,7 @@ def test_one_file_goes_before_shards_as_in_transformers(sharded):
 def test_a_file_that_the_configuration_names_goes_before_all(sharded):
     (sharded / "config.json").write_text(json.dumps({"transformers_weights": FIRST}))
     assert weights_of(sharded).unread == (SECOND,)
+
+
+def test_a_directory_that_is_not_there_is_no_reason_to_try_again(tmp_path):
+    assert "its weights cannot be read" in refusal(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune.architecture import Architecture
 from thriftune.completeness import ADAPTER_CONFIG, examples, wrapper_in
 from thriftune.config import LoraConfig
-from thriftune.errors import AdapterError, Problem
+from thriftune.errors import AdapterError, Problem, TransientError
 from thriftune.lora import require_same_targets
 from thriftune.weight_files import Folder, Shapes
 
@@ -127,12 +127,15 @@ def shapes_in(folder: Folder, field: str, value: object) -> Shapes:
         value: How it is named.
 
     Raises:
-        AdapterError: The file is damaged or cut short.
+        AdapterError: The file is missing, damaged or cut short.
+        TransientError: The store did not answer.
     """
     try:
         return folder.shapes(WEIGHTS)
     except ValueError as error:
         raise AdapterError.single(field, value, f"{WEIGHTS} {error}.", "Copy or save the adapter again.") from error
+    except OSError as error:
+        raise TransientError(f"{field} = {value}: its weights could not be looked at ({error}).") from error
 
 
 def adapted_modules(shapes: Shapes) -> set[str]:

@@ -111,17 +111,21 @@ def require_same_targets(lora: LoraConfig, adapted: Collection[str], architectur
         return
     short = sorted({name.rpartition(".")[2] for name in theirs})
     can_be_said = theirs == {name for name in linear if _is_target(name, short)}
+    remedy = f"Write target_modules: [{', '.join(short if can_be_said else sorted(theirs))}]."
     raise ConfigError.single(
         "lora.target_modules",
         ", ".join(lora.target_modules or ()) or "every linear layer",
-        f"the adapter to go on from is on {', '.join(short)}{'' if can_be_said else ' of some layers'}.",
-        f"Write target_modules: [{', '.join(short if can_be_said else sorted(theirs))}].",
+        f"the adapter to go on from is on {', '.join(short) or 'none'}{'' if can_be_said else ' of some layers'}.",
+        remedy if theirs else "Start a new adapter.",
     )
 
 
 def _is_target(name: str, targets: Sequence[str] | None) -> bool:
-    """Whether a linear layer is adapted. As peft matches names: the whole one, or what it ends in after a dot."""
-    return targets is None or any(f".{name}".endswith(f".{target}") for target in targets)
+    """Whether a linear layer is adapted; where no targets are named, all are.
+
+    As peft matches names: the whole one, or what it ends in after a dot.
+    """
+    return not targets or any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def prepare_base(model: "PreTrainedModel", lora: LoraConfig, *, gradient_checkpointing: bool) -> "PreTrainedModel":

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -68,8 +69,11 @@ class Folder:
         url = str(place) if "://" in str(place) else str(Path(place).expanduser())
         self._filesystem: AbstractFileSystem
         self._filesystem, self._path = fsspec.core.url_to_fs(url)
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
         entries = self._filesystem.ls(self._path, detail=True)
-        self._sizes = {_last_part(entry["name"]): entry["size"] for entry in entries if entry["type"] != "directory"}
+        return {_last_part(entry["name"]): entry["size"] for entry in entries if entry["type"] != "directory"}
 
     @property
     def names(self) -> set[str]:
@@ -86,6 +90,8 @@ class Folder:
         Raises:
             ValueError: It is damaged; says how.
         """
+        if name not in self._sizes:
+            raise ValueError("is not there")
         path, size = f"{self._path}/{name}", self._sizes[name]
         first = bytes(self._filesystem.cat_file(path, start=0, end=min(_FIRST_BYTES, size)))
         length = header_length(first, size)
@@ -153,9 +159,11 @@ def weights_in(store: Store, source: str) -> Weights:
         files = _files_to_read(store, source)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             read = list(pool.map(lambda name: _or_reason(lambda: store.shapes(name)), files))
-    except PermissionError as error:
-        message = f"its weights may not be read: {error}."
-        raise ModelSourceError.single("model.source", source, message, "Grant read access to it.") from error
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        message = f"its weights cannot be read: {error}."
+        raise ModelSourceError.single(
+            "model.source", source, message, "Check the path, and grant read access to it."
+        ) from error
     except OSError as error:
         raise TransientError(f"model.source = {source}: its weights could not be looked at ({error}).") from error
     bad = {name: found for name, found in zip(files, read, strict=True) if isinstance(found, str)}
