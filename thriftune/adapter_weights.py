@@ -53,7 +53,6 @@ def attach(
         AdapterError: There is none, or its weights are not those that its configuration and the model ask for.
     """
     from peft import LoraConfig as LoraOfPeft
-    from peft import PeftModel
     from peft.utils import load_peft_weights
 
     config = _config_of(adapter_dir, field)
@@ -62,13 +61,7 @@ def attach(
     if dropout is not None and isinstance(config, LoraOfPeft):
         config.lora_dropout = dropout
     try:
-        if isinstance(model, PeftModel):
-            attached = model
-            attached.load_adapter(str(adapter_dir), name, is_trainable=is_trainable, ignore_mismatched_sizes=True)
-        else:
-            attached = PeftModel.from_pretrained(
-                model, str(adapter_dir), name, is_trainable, config, ignore_mismatched_sizes=True
-            )
+        attached = _put_on(model, adapter_dir, config, name, is_trainable=is_trainable)
     except (KeyError, TypeError, ValueError) as error:
         raise _refused(error, field, adapter_dir) from error
     # Loaded once more, for what peft keeps to itself of the first time.
@@ -147,6 +140,18 @@ def adapted_modules(shapes: Shapes) -> set[str]:
     return {name.removeprefix(_PREFIX).partition(f".{_LORA}")[0] for name in shapes if f".{_LORA}" in name}
 
 
+def _put_on(
+    model: "PreTrainedModel | PeftModel", adapter_dir: Path, config: "PeftConfig", name: str, *, is_trainable: bool
+) -> "PeftModel":
+    """As peft does it, whatever of the weights fits; the rest is refused afterwards, by name."""
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(adapter_dir), name, is_trainable=is_trainable, ignore_mismatched_sizes=True)
+        return model
+    return PeftModel.from_pretrained(model, str(adapter_dir), name, is_trainable, config, ignore_mismatched_sizes=True)
+
+
 def _config_of(adapter_dir: Path, field: str) -> "PeftConfig":
     from peft import PeftConfig
 
@@ -193,17 +198,25 @@ def _fill(
         raise AdapterError.single(field, value, message, remedy) from error
     missing = [_in_file(key, name) for key in sorted(loaded.missing_keys) if _LORA in key and f".{name}" in key]
     without_place = [_in_file(key, name) for key in sorted(loaded.unexpected_keys)]
+    _require_all(missing, without_place, remedy, field, value)
+
+
+def _require_all(missing: list[str], without_place: list[str], remedy: str, field: str, value: object) -> None:
+    """Refuse an adapter of which weights were not found, or found no place.
+
+    Raises:
+        AdapterError: Names them.
+    """
     if wrapped := wrapper_in([key.replace(_PREFIX, "", 1) for key in without_place]):
         remedy = f"{wrapped} There, unwrap the model before its adapter is saved; or take that part out of every name."
-    problems = []
+    misplaced = [key for key in without_place if _LORA in key]
+    messages = []
     if missing:
-        message = f"{len(missing)} of its weights are missing, such as {examples(missing)}."
-        problems.append(Problem(field, str(value), message, remedy))
-    if misplaced := [key for key in without_place if _LORA in key]:
-        message = f"the model has no place for {len(misplaced)} of its weights, such as {examples(misplaced)}."
-        problems.append(Problem(field, str(value), message, remedy))
-    if problems:
-        raise AdapterError(problems)
+        messages.append(f"{len(missing)} of its weights are missing, such as {examples(missing)}.")
+    if misplaced:
+        messages.append(f"the model has no place for {len(misplaced)} of its weights, such as {examples(misplaced)}.")
+    if messages:
+        raise AdapterError([Problem(field, str(value), message, remedy) for message in messages])
     if without_place:
         logger.warning("%s = %s: the model has no place for %s", field, value, examples(without_place))
 
