@@ -28,7 +28,7 @@ run_files.use_in_pyflyte()
 
 # Raised when what a task makes of the same inputs changes.
 PLAN_CACHE = "1"
-FETCH_CACHE = "2"
+FETCH_CACHE = "3"
 PREPARE_CACHE = "3"
 TRAIN_CACHE = "3"
 

@@ -22,6 +22,7 @@ def test_there_are_errors_to_test():
         "ConfigError",
         "DataError",
         "ModelSourceError",
+        "AdapterError",
         "PublishError",
         "DivergedError",
     }

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from thriftune import artifacts
+from thriftune.errors import AdapterError
 from thriftune.merging import merge
 
 
@@ -84,6 +85,6 @@ def test_an_adapter_that_was_made_elsewhere_can_be_merged(tiny_model_dir, random
 
 def test_a_directory_without_an_adapter_leaves_no_model(tiny_model_dir, tmp_path):
     (tmp_path / "no-adapter").mkdir()
-    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+    with pytest.raises(AdapterError, match=r"adapter = .*no-adapter: has no adapter_config\.json"):
         merge(tiny_model_dir, tmp_path / "no-adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,18 +10,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from zero_weights import LLAMA, LLAMA_SHAPES, safetensors_of
 
 from thriftune import artifacts, models
 from thriftune.errors import ModelSourceError
+from thriftune.model_source import kind_of
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOOLS = "additional_chat_templates/tool_use.jinja"
 FILES = {
-    "config.json": b'{"model_type": "llama"}',
-    "model.safetensors": b"weights",
+    "config.json": json.dumps(LLAMA).encode(),
+    "model.safetensors": safetensors_of(LLAMA_SHAPES),
     "tokenizer.json": b"{}",
     "pytorch_model.bin": b"a pickle",
     "README.md": b"# card",
+    TOOLS: b"{{ tools }}",
+    "adapter_config.json": b"{}",
+    "adapter_model.safetensors": b"weights of an adapter",
 }
 # What the hub answers for each repository: status, X-Error-Code, X-Error-Message.
 ANSWERS = {
@@ -71,9 +78,9 @@ class FakeHub(BaseHTTPRequestHandler):
             if repository in path:
                 headers = {"X-Error-Code": code, "X-Error-Message": message}
                 return self.answer(status, b'{"error": "no"}', {k: v for k, v in headers.items() if v})
-        name = path.rpartition("/")[2]
-        if path.startswith("owner/good/resolve/") and name in FILES:
-            return self.answer(200, FILES[name], {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT})
+        name = path.removeprefix(f"owner/good/resolve/{COMMIT}/")
+        if name in FILES:
+            return self.answer(200, FILES[name], {"ETag": f'"{name.replace("/", "-")}"', "X-Repo-Commit": COMMIT})
         if path.startswith("api/models/owner/good/tree"):
             return self.answer(200, json.dumps([self.entry(name) for name in FILES]).encode())
         if path.startswith("api/models/owner/good"):
@@ -173,8 +180,8 @@ def test_a_hub_id_is_resolved_to_its_commit_and_fetched_at_it(hub):
 def test_no_pickle_is_downloaded_and_no_record_of_the_download_stays(hub):
     directory = hub[3]
     names = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"}
-    assert (directory / "model.safetensors").read_bytes() == b"weights"
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", TOOLS}
+    assert (directory / "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
 def test_the_token_is_sent_to_the_hub_and_shown_nowhere(hub):
@@ -211,13 +218,13 @@ def test_a_hub_that_cannot_be_reached_is_transient(tmp_path):
     ],
 )
 def test_the_kind_of_a_source_follows_its_spelling(source, kind):
-    assert models.kind_of(source) == kind
+    assert kind_of(source) == kind
 
 
 def test_a_directory_that_exists_is_no_hub_id(tmp_path, monkeypatch):
     (tmp_path / "owner" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert models.kind_of("owner/model") == "directory"
+    assert kind_of("owner/model") == "directory"
 
 
 @pytest.fixture
@@ -226,6 +233,7 @@ def own_model(tmp_path):
     directory = tmp_path / "own"
     directory.mkdir()
     for name, content in FILES.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
     (directory / artifacts.MANIFEST).write_text('{"kind": "somebody else\'s"}')
     return directory
@@ -249,6 +257,7 @@ def test_a_local_directory_becomes_a_whole_one_of_safetensors(own_model, tmp_pat
     destination = tmp_path / "fetched"
     models.fetch(str(own_model), "v1", destination)
     assert {p.name for p in destination.iterdir()} == {
+        "additional_chat_templates",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -265,6 +274,70 @@ def test_a_real_model_directory_can_be_fetched_and_loaded(tiny_model_dir, tmp_pa
     models.fetch(str(tiny_model_dir), models.version(str(tiny_model_dir)), tmp_path / "m")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "m").num_parameters() > 1000
     assert AutoTokenizer.from_pretrained(tmp_path / "m").chat_template
+
+
+@pytest.fixture
+def with_templates(tiny_model_dir, tmp_path):
+    """The tiny model with a second chat template, for rows with tools."""
+    directory = tmp_path / "with-templates"
+    shutil.copytree(tiny_model_dir, directory)
+    (directory / TOOLS).parent.mkdir()
+    (directory / TOOLS).write_text("{{ tools[0].function.name }}")
+    (directory / "additional_chat_templates" / "notes.md").write_text("x")
+    return directory
+
+
+@pytest.mark.parametrize("place", ["directory", "store"])
+def test_further_chat_templates_are_taken_over_and_saved_again(with_templates, tiny_tokenizer_dir, tmp_path, place):
+    """Rows with tools were refused for want of a template that the model has, and the saved model lacked it too."""
+    from thriftune.tokenizer import load_tokenizer
+
+    source = str(with_templates) if place == "directory" else f"file://{with_templates}"
+    fetched, copied = tmp_path / "fetched", tmp_path / "copied"
+    models.fetch(source, "v", fetched)
+    models.copy_tokenizer(fetched, copied)
+    load_tokenizer(copied).save_pretrained(tmp_path / "saved")
+    for directory in (fetched, copied, tmp_path / "saved"):
+        tokenizer = load_tokenizer(directory)
+        assert set(tokenizer.chat_template) == {"default", "tool_use"}
+        tools = [{"type": "function", "function": {"name": "add"}}]
+        rendered = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tools=tools, tokenize=False)
+        assert rendered == "add"
+    assert not (fetched / "additional_chat_templates" / "notes.md").exists()
+
+
+def test_an_adapter_beside_the_model_is_left_out_and_that_is_said(tiny_model_dir, random_adapter, tmp_path, caplog):
+    """transformers put it on the model and froze all of it: four attempts died of an empty parameter list."""
+    from transformers import AutoModelForCausalLM
+
+    both = tmp_path / "both"
+    shutil.copytree(tiny_model_dir, both)
+    shutil.copytree(random_adapter(1), both, dirs_exist_ok=True)
+    for place, source in (("a", str(both)), ("b", f"file://{both}")):
+        models.fetch(source, "v", tmp_path / place)
+        assert f"{source} holds an adapter beside the model (adapter_config.json), which is left out." in caplog.text
+        assert not [file for file in (tmp_path / place).iterdir() if file.name.startswith("adapter")]
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / place)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_weights_of_other_programs_are_not_taken_over(own_model, tmp_path):
+    """Mistral ships all of them twice."""
+    (own_model / "consolidated.safetensors").write_bytes(FILES["model.safetensors"])
+    models.fetch(f"file://{own_model}", "v", tmp_path / "m")
+    models.fetch(str(own_model), "v", tmp_path / "n")
+    assert {len(list((tmp_path / name).glob("*.safetensors"))) for name in "mn"} == {1}
+
+
+def test_weights_that_are_missing_are_refused_when_a_model_is_fetched(own_model, tmp_path):
+    """The run trained random ones, and ended well."""
+    shapes = {f"_orig_mod.{name}": shape for name, shape in LLAMA_SHAPES.items()}
+    (own_model / "model.safetensors").write_bytes(safetensors_of(shapes))
+    with pytest.raises(ModelSourceError) as caught:
+        models.fetch(str(own_model), "v", tmp_path / "m")
+    assert f"model.source = {own_model}: 12 of 12 weights are missing" in str(caught.value)
+    assert "`_orig_mod.`, left by torch.compile" in str(caught.value)
+    assert not (tmp_path / "m").exists()
 
 
 def test_everything_that_a_directory_lacks_is_said_at_once(tmp_path):
@@ -293,7 +366,7 @@ def test_a_model_in_a_store_is_fetched_through_fsspec(own_model, tmp_path):
     url = f"file://{own_model}"
     before = models.version(url)
     models.fetch(url, before, tmp_path / "m")
-    assert (tmp_path / "m" / "model.safetensors").read_bytes() == b"weights"
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert artifacts.read_manifest(tmp_path / "m")["kind"] == "base model"
     (own_model / "model.safetensors").write_bytes(b"more weights")
     assert models.version(url) != before

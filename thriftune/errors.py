@@ -76,6 +76,12 @@ class ModelSourceError(UserError):
     headline = "The base model cannot be used"
 
 
+class AdapterError(UserError):
+    """An adapter is none, or does not fit the model that it is put on."""
+
+    headline = "The adapter cannot be used"
+
+
 class PublishError(UserError):
     """The result cannot be pushed where the configuration says."""
 

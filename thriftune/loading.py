@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune.adapter_weights import attach
+from thriftune.completeness import load_causal_lm
 from thriftune.config import RunConfig
 from thriftune.hardware import Device, Precision, torch_dtype
 from thriftune.memory.overhead import GIB, WEIGHTS_SHARE
@@ -107,17 +109,17 @@ def load_model(model_dir: Path, placement: Placement, *, trust_remote_code: bool
 
     Returns:
         The model; large ones are split by layers over the GPUs.
-    """
-    from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    Raises:
+        ModelSourceError: Not all of its weights are there.
+    """
+    model = load_causal_lm(
         model_dir,
+        trust_remote_code=trust_remote_code,
         dtype=torch_dtype(placement.precision),
         quantization_config=_quantization(placement),
         device_map="auto",
         max_memory=_limits(placement.device),
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
     )
     if placement.four_bit:
         _report_quantized_share(model)
@@ -133,15 +135,13 @@ def attach_adapters(model: "PreTrainedModel", adapters: dict[str, Path]) -> Any:
 
     Returns:
         A peft model, or the model itself when there are no adapters.
-    """
-    from peft import PeftModel
 
+    Raises:
+        AdapterError: One of them is not whole, or of another model.
+    """
     attached: Any = model
-    for number, (name, directory) in enumerate(adapters.items()):
-        if number == 0:
-            attached = PeftModel.from_pretrained(model, str(directory), adapter_name=name)
-        else:
-            attached.load_adapter(str(directory), adapter_name=name)
+    for name, directory in adapters.items():
+        attached = attach(attached, directory, name=name)
     return attached
 
 

@@ -1,7 +1,7 @@
 """Low-rank adapters: which modules they attach to, and their configuration."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,8 +34,7 @@ def require_targets(lora: LoraConfig, architecture: "Architecture") -> None:
         raise ConfigError.single(
             "model.source", architecture.name, "has no linear layers to adapt.", "Use method: full, or another model."
         )
-    # As peft matches names: the whole one, or what it ends in after a dot.
-    absent = [t for t in lora.target_modules or () if not any(f".{name}".endswith(f".{t}") for name in present)]
+    absent = [t for t in lora.target_modules or () if not any(_is_target(name, (t,)) for name in present)]
     if absent:
         short = sorted({name.rpartition(".")[2] for name in present})
         raise ConfigError.single(
@@ -93,6 +92,40 @@ def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def require_same_targets(lora: LoraConfig, adapted: Collection[str], architecture: "Architecture") -> None:
+    """Refuse to go on training an adapter of other modules: peft would take the adapter's and ignore the run's.
+
+    Args:
+        lora: The LoRA section; its targets are in the architecture.
+        adapted: Names of the modules that the adapter is on.
+        architecture: The base model's.
+
+    Raises:
+        ConfigError: With those to write.
+    """
+    linear = architecture.linear_shapes
+    theirs = set(linear).intersection(adapted)
+    if theirs == {name for name in linear if _is_target(name, lora.target_modules)}:
+        return
+    short = sorted({name.rpartition(".")[2] for name in theirs})
+    can_be_said = theirs == {name for name in linear if _is_target(name, short)}
+    remedy = f"Write target_modules: [{', '.join(short if can_be_said else sorted(theirs))}]."
+    raise ConfigError.single(
+        "lora.target_modules",
+        ", ".join(lora.target_modules or ()) or "every linear layer",
+        f"the adapter to go on from is on {', '.join(short) or 'none'}{'' if can_be_said else ' of some layers'}.",
+        remedy if theirs else "Start a new adapter.",
+    )
+
+
+def _is_target(name: str, targets: Sequence[str] | None) -> bool:
+    """Whether a linear layer is adapted; where no targets are named, all are.
+
+    As peft matches names: the whole one, or what it ends in after a dot.
+    """
+    return not targets or any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def prepare_base(model: "PreTrainedModel", lora: LoraConfig, *, gradient_checkpointing: bool) -> "PreTrainedModel":

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thriftune import artifacts
+from thriftune.adapter_weights import attach
+from thriftune.completeness import load_causal_lm
 from thriftune.hardware import torch_dtype
 from thriftune.stopping import save_tokenizer
 from thriftune.tokenizer import load_tokenizer
@@ -30,14 +32,15 @@ def merge(
         destination: Model directory to make.
         save_dtype: Precision of the saved weights; `auto` keeps the base model's.
         trust_remote_code: Run model code that the model ships.
-    """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
+    Raises:
+        ModelSourceError: Not all weights of the base model are there.
+        AdapterError: The adapter is not whole, or of another model.
+    """
     dtype: Any = "auto" if save_dtype == "auto" else torch_dtype(save_dtype)
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, trust_remote_code=trust_remote_code)
+    base = load_causal_lm(model_dir, trust_remote_code=trust_remote_code, dtype=dtype)
     logger.info("Merging %s into %s (%s)", adapter_dir, model_dir, base.dtype)
-    merged: Any = PeftModel.from_pretrained(base, str(adapter_dir)).merge_and_unload(safe_merge=True)
+    merged: Any = attach(base, adapter_dir).merge_and_unload(safe_merge=True)
     with artifacts.writing(destination) as directory:
         merged.save_pretrained(directory)
         save_tokenizer(load_tokenizer(model_dir, trust_remote_code=trust_remote_code), directory)

@@ -8,7 +8,7 @@ from typing import Any
 from thriftune import hub
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, TransientError
-from thriftune.models import kind_of
+from thriftune.model_source import kind_of
 
 FIELD = "model.source"
 

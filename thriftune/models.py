@@ -5,16 +5,16 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
 
-from thriftune import artifacts, hub
+from thriftune import artifacts, gguf, hub
+from thriftune.completeness import ADAPTER_CONFIG, require_complete
 from thriftune.errors import ModelSourceError, TransientError
+from thriftune.model_source import kind_of
 from thriftune.tokenizer import fingerprint, load_tokenizer
 
 logger = logging.getLogger(__name__)
-
-SourceKind = Literal["hub", "directory", "url", "gguf"]
 
 # Weights as safetensors only, and what a tokenizer and a configuration consist of; no pickles, no other frameworks.
 _WANTED = (
@@ -27,18 +27,19 @@ _WANTED = (
     "LICENSE*",
     "*.tiktoken",
 )
-_UNWANTED = ("original/*", "*.bin", "*.pth", "*.pt", "onnx/*", "consolidated*")
-
-
-def kind_of(source: str) -> SourceKind:
-    """What a model source is, by its spelling and by what is on this disk."""
-    if "://" in source:
-        return "url"
-    if source.endswith(".gguf"):
-        return "gguf"
-    if Path(source).is_dir() or source.startswith((".", "/", "~")):
-        return "directory"
-    return "hub"
+_UNWANTED = (
+    "original/*",
+    "*.bin",
+    "*.pth",
+    "*.pt",
+    "onnx/*",
+    "consolidated*",
+    # transformers would put an adapter that lies beside a model on it, and freeze the model.
+    "adapter_config.json",
+    "adapter_model*",
+)
+ADAPTER_BESIDE = f"holds an adapter beside the model ({ADAPTER_CONFIG}), which is left out."
+TEMPLATES = "additional_chat_templates"  # a folder of named templates, such as the one for rows with tools
 
 
 def version(source: str, revision: str | None = None, token: str | None = None) -> str:
@@ -82,7 +83,8 @@ def fetch(
         trust_remote_code: Bring the model's Python files too.
 
     Raises:
-        ModelSourceError: Gated, missing, bad token, or not a model with safetensors and a tokenizer.
+        ModelSourceError: Gated, missing, bad token, or not a model with a tokenizer and all of its weights as
+            safetensors.
         TransientError: The hub or the store did not answer.
     """
     kind = kind_of(source)
@@ -94,10 +96,11 @@ def fetch(
         elif kind == "url":
             _fetch_url(source, directory, wanted)
         elif kind == "gguf":
-            _convert_gguf(Path(source).expanduser(), directory)
+            gguf.convert(Path(source).expanduser(), directory)
         else:
             _link_directory(Path(source).expanduser(), directory, wanted)
         require_model_directory(directory, source)
+        require_complete(directory, source, trust_remote_code=trust_remote_code)
         artifacts.write_manifest(directory, "base model", {"source": source, "source_version": version})
 
 
@@ -118,6 +121,8 @@ def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: boo
     with artifacts.writing(destination) as directory:
         for file in sorted(p for p in model_dir.iterdir() if p.is_file() and ".safetensors" not in p.name):
             shutil.copyfile(file, directory / file.name)
+        if (model_dir / TEMPLATES).is_dir():
+            shutil.copytree(model_dir / TEMPLATES, directory / TEMPLATES)
         try:
             tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
         except Exception as error:  # tokenizers raises nothing more particular
@@ -136,8 +141,15 @@ def require_model_directory(directory: Path, source: str) -> None:
     """Refuse a directory that is not a model this package can train.
 
     Raises:
-        ModelSourceError: No config.json, no safetensors, or no tokenizer; all that is missing at once.
+        ModelSourceError: No config.json, no safetensors, or no tokenizer; all that is missing at once. Or an adapter.
     """
+    if (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file():
+        raise ModelSourceError.single(
+            "model.source",
+            source,
+            f"is an adapter ({ADAPTER_CONFIG}), not a model.",
+            "Name its base model; to go on training the adapter, name it as lora.resume_from.",
+        )
     wanted = {
         "config.json": ["config.json"],
         "weights as *.safetensors": ["*.safetensors"],
@@ -171,12 +183,28 @@ def _fetch_hub(repository: str, commit: str, directory: Path, token: str | None,
 
 def _link_directory(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:
     """Take the model's files over without copying their bytes, where the file system can."""
-    wanted = {f for pattern in patterns for f in source.glob(pattern) if f.name != artifacts.MANIFEST}
-    for file in sorted(wanted):
+    names = [
+        p.relative_to(source).as_posix() for p in (*source.iterdir(), *source.glob(f"{TEMPLATES}/*")) if p.is_file()
+    ]
+    for name in _wanted(names, patterns, str(source)):
+        (directory / name).parent.mkdir(exist_ok=True)
         try:
-            os.link(file.resolve(), directory / file.name)
+            os.link((source / name).resolve(), directory / name)
         except OSError:  # another file system
-            shutil.copy(file, directory / file.name)
+            shutil.copy(source / name, directory / name)
+
+
+def _wanted(names: Collection[str], patterns: tuple[str, ...], source: str) -> list[str]:
+    """Those of a model's files to take over, by their names within it."""
+    if ADAPTER_CONFIG in names:
+        logger.warning("%s %s", source, ADAPTER_BESIDE)
+    return [
+        name
+        for name in sorted(names)
+        if name != artifacts.MANIFEST
+        and any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        and not any(fnmatch.fnmatch(name, pattern) for pattern in _UNWANTED)
+    ]
 
 
 def _remote_listing(url: str) -> list[str]:
@@ -211,41 +239,15 @@ def _fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
         if url.endswith(".gguf"):
             with tempfile.TemporaryDirectory() as scratch:
                 filesystem.get(path, f"{scratch}/model.gguf")
-                _convert_gguf(Path(scratch) / "model.gguf", directory)
+                gguf.convert(Path(scratch) / "model.gguf", directory)
             return
-        for file in filesystem.ls(path, detail=False):
-            name = file.rpartition("/")[2]
-            if name != artifacts.MANIFEST and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-                filesystem.get(file, str(directory / name))
+        root = path.rstrip("/")
+        names = [file.removeprefix(f"{root}/") for file in filesystem.find(path)]
+        here = [name for name in names if name.rpartition("/")[0] in ("", TEMPLATES)]
+        for name in _wanted(here, patterns, url):
+            (directory / name).parent.mkdir(exist_ok=True)
+            filesystem.get(f"{root}/{name}", str(directory / name))
     except PermissionError as error:
         raise _not_permitted(url, error) from error
     except OSError as error:
         raise TransientError(f"model.source = {url}: the download failed ({error}).") from error
-
-
-def _convert_gguf(file: Path, directory: Path) -> None:
-    """Unpack a GGUF file into 16-bit safetensors.
-
-    transformers (5.23) reads the tokenizer and chat template out of the same file. `dequantize` gives plain weights;
-    the marks it leaves on model and configuration would make `save_pretrained` refuse.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    if not file.is_file():
-        raise ModelSourceError.single("model.source", file, "no such file.", "Check the path.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-        )
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelSourceError.single(
-            "model.source", file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
-        ) from error
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)

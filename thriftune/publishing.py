@@ -11,7 +11,7 @@ from thriftune import artifacts, hub, run_record
 from thriftune.config import DataSource, MixedSource, PublishConfig, RunConfig
 from thriftune.data.sources import TABLE, is_hub_source
 from thriftune.errors import PublishError
-from thriftune.models import kind_of
+from thriftune.model_source import kind_of
 from thriftune.report import RunMetrics
 from thriftune.run_record import RunRecord
 

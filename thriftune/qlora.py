@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import architecture, artifacts
+from thriftune.adapter_weights import RESUME_FROM, attach, require_alike
 from thriftune.adjustments import Adjustments
 from thriftune.attempts import Attempt, run_record
 from thriftune.config import ModelConfig, RunConfig
@@ -14,7 +15,7 @@ from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError
 from thriftune.loading import load_model, planned_placement
 from thriftune.lora import peft_config, prepare_base, require_same_shape, require_targets, trainable_share
-from thriftune.models import kind_of
+from thriftune.model_source import kind_of
 from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training import TrainingResult, make_trainer, training_arguments
@@ -54,12 +55,15 @@ def train(
         What was measured.
 
     Raises:
-        ConfigError: LoRA targets that the model does not have.
+        ConfigError: LoRA targets that the model does not have, or others than those of the adapter to go on from.
+        AdapterError: The weights of that adapter are not those of an adapter on this model.
     """
     lora, trust = config.lora_or_default, config.model.trust_remote_code
-    require_targets(lora, architecture.of(ModelConfig(source=str(model_dir), trust_remote_code=trust)))
+    shape = architecture.of(ModelConfig(source=str(model_dir), trust_remote_code=trust))
+    require_targets(lora, shape)
     if resume_from is not None:
         require_same_shape(lora, resume_from)
+        require_alike(lora, shape, resume_from)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust)
     with tempfile.TemporaryDirectory() as scratch:
         rows = load_split(dataset_dir, TRAIN)
@@ -94,7 +98,7 @@ def _free_memory() -> None:
 
 
 def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resume_from: Path | None) -> Any:
-    from peft import PeftModel, get_peft_model
+    from peft import get_peft_model
     from transformers import set_seed
 
     lora = config.lora_or_default
@@ -103,7 +107,7 @@ def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resu
     set_seed(config.seed)
     if resume_from is not None:
         logger.info("Going on from the adapter in %s", resume_from)
-        model: Any = PeftModel.from_pretrained(prepared, str(resume_from), is_trainable=True)
+        model: Any = attach(prepared, resume_from, field=RESUME_FROM, is_trainable=True, dropout=lora.dropout)
     else:
         model = get_peft_model(prepared, peft_config(lora))
     logger.info("%.2f %% of the weights train", 100 * trainable_share(model))

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune.completeness import load_causal_lm
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -31,13 +33,11 @@ def map_model(model_dir: Path, *, trust_remote_code: bool = False) -> "PreTraine
 
     Returns:
         The model on the CPU. Nothing may write to its weights.
-    """
-    from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype="auto", trust_remote_code=trust_remote_code, local_files_only=True
-    )
-    return model
+    Raises:
+        ModelSourceError: Not all of its weights are there.
+    """
+    return load_causal_lm(model_dir, trust_remote_code=trust_remote_code, dtype="auto")
 
 
 def partition(model: "PreTrainedModel", config: dict[str, Any], dtype: "torch.dtype", device: "torch.device") -> None:

@@ -120,6 +120,13 @@ def test_a_template_that_marks_the_turns_itself_is_believed(rendered, opening):
     assert text.is_rendered
 
 
+def test_of_several_templates_each_is_asked_itself_whether_it_marks_turns(rendered):
+    """One that marks them made every row of the others one of no turns, which was refused."""
+    marking = CHATML_WITH_TOOLS.replace("{{ '<s>' + m", "{% generation %}{% endgeneration %}{{ '<s>' + m")
+    text = rendered({"default": CHATML, "tool_use": marking}, [USER, ANSWER])
+    assert answers(text) == ["So.</s>"]
+
+
 def test_marked_turns_may_change_when_later_ones_come(rendered):
     """Templates of reasoning models drop earlier thoughts; where they say what to train on, nothing has to be found."""
     template = GENERATION.replace("m.content + '</s>", "m.content + ('!' if loop.last else '') + '</s>")

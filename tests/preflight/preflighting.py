@@ -10,10 +10,11 @@ from typing import Any
 
 from conftest import run_dict
 from planning import planned
+from zero_weights import safetensors_of
 
 import deepspeed_configs
-from thriftune import preflight
-from thriftune.config import RunConfig
+from thriftune import architecture, preflight
+from thriftune.config import ModelConfig, RunConfig
 from thriftune.preflight import Preflight
 from thriftune.training_plan import TrainingPlan
 
@@ -69,6 +70,7 @@ def broken_copy(
     *remove: str,
     write: Mapping[str, str] = _NOTHING,
     change: Mapping[str, Mapping[str, Any]] = _NOTHING,
+    fill: bool = False,
 ) -> Path:
     """A copy of a model directory with something wrong.
 
@@ -78,6 +80,7 @@ def broken_copy(
         remove: Files to leave out.
         write: Texts of files.
         change: Keys of JSON files to change; None removes one.
+        fill: Put weights of zeros in place of the model's, as its config.json asks for them.
     """
     directory = folder / "broken-model"
     shutil.copytree(model, directory, ignore=shutil.ignore_patterns(*remove))
@@ -87,4 +90,7 @@ def broken_copy(
         content = json.loads((directory / name).read_text(encoding="utf-8")) | dict(values)
         kept = {key: value for key, value in content.items() if value is not None}
         (directory / name).write_text(json.dumps(kept), encoding="utf-8")
+    if fill:
+        shapes = architecture.of(ModelConfig(source=str(directory))).shapes
+        (directory / "model.safetensors").write_bytes(safetensors_of(shapes))
     return directory

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import chat_rows, write_jsonl
 from preflighting import Checking, broken_copy, codes
+from safetensors.torch import load_file, save_file
 
 from thriftune.data.selection import select
 from thriftune.errors import ConfigError, ThriftuneError, TransientError
@@ -33,6 +34,12 @@ class World:
 
     def model(self, *remove: str, **options: Any) -> dict[str, Any]:
         return {"model": {"source": str(broken_copy(self.tiny_model, self.folder, *remove, **options))}}
+
+    def weights(self, change: Callable[[bytes], bytes]) -> dict[str, Any]:
+        made = self.model()
+        file = Path(made["model"]["source"]) / "model.safetensors"
+        file.write_bytes(change(file.read_bytes()))
+        return made
 
     def file(self, name: str, content: str | bytes) -> dict[str, Any]:
         file = self.folder / name
@@ -100,6 +107,19 @@ def adapter_without(world: World, name: str) -> Run:
     return run
 
 
+def adapter_for(world: World, **section: Any) -> Run:
+    run = adapter(world)
+    run.overrides["lora"] |= section
+    return run
+
+
+def half_an_adapter(world: World) -> Run:
+    run = adapter(world)
+    file = Path(run.overrides["lora"]["resume_from"]) / "adapter_model.safetensors"
+    save_file({name: weight for name, weight in load_file(file).items() if "layers.0" in name}, file)
+    return run
+
+
 def lora(**section: Any) -> Run:
     return Run({"lora": section}, method="qlora")
 
@@ -135,6 +155,12 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "no tokenizer": ("model-incomplete", lambda w: w.model("tokenizer.json")),
     "pickled weights": ("model-incomplete", lambda w: w.model("model.safetensors", **write("pytorch_model.bin", "x"))),
     "a shard that is not there": ("model-incomplete", two_shards_one_missing),
+    "a file of weights cut short": ("model-incomplete", lambda w: w.weights(lambda content: content[:-100])),
+    "a pointer of Git LFS": ("model-incomplete", lambda w: w.weights(lambda _: b"version https://git-lfs.github.com")),
+    "more layers than weights": ("model-weights-missing", lambda w: w.model(**config_with(num_hidden_layers=3))),
+    "an adapter in place of a model": (
+        "model-incomplete", lambda w: w.model("config.json", **write("adapter_config.json", "{}")),
+    ),
     "config.json that is no JSON": ("model-config-invalid", lambda w: w.model(**write("config.json", "{oops"))),
     "config.json that is a list": ("model-config-invalid", lambda w: w.model(**write("config.json", "[]"))),
     "unknown architecture": ("model-config-invalid", lambda w: w.model(**config_with(model_type="lama"))),
@@ -165,7 +191,10 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "chat-template-fails data-not-found",
         lambda w: w.model(**write("chat_template.jinja", "{{ 1 / 0 }}")) | {"data": {"source": "nowhere.jsonl"}},
     ),
-    "a table too small for the tokens": ("token-outside-embedding", lambda w: w.model(**config_with(vocab_size=200))),
+    "a table too small for the tokens": (
+        "token-outside-embedding",
+        lambda w: w.model(**config_with(vocab_size=200), fill=True),
+    ),
     "a pad token past the table": ("pad-outside-embedding", pad_past_the_table),
     "no such data file": ("data-not-found", lambda w: {"data": {"source": "nowhere.jsonl"}}),
     "a glob that matches nothing": ("data-not-found", lambda w: {"data": {"source": "data/*.parquet"}}),
@@ -214,14 +243,19 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "LoRA targets of another model": ("lora-target-missing", lambda w: lora(target_modules=["query_key_value"])),
     "adapters that peft refuses": (
         "lora-refused",
-        lambda w: Run(w.model(**write("config.json", json.dumps(MIXTRAL))), method="qlora"),
+        lambda w: Run(w.model(**write("config.json", json.dumps(MIXTRAL)), fill=True), method="qlora"),
     ),
     "no adapter to go on from": ("adapter-not-found", lambda w: lora(resume_from=str(w.folder / "nowhere"))),
     "an adapter without weights": ("adapter-not-found", lambda w: adapter_without(w, "adapter_model.safetensors")),
     "an adapter without its configuration": ("adapter-not-found", lambda w: adapter_without(w, "adapter_config.json")),
     "an adapter that is no LoRA": ("adapter-not-found", lambda w: adapter(w, r=None)),
-    "an adapter of another rank": ("adapter-shape-differs", lambda w: adapter(w, r=16)),
-    "an adapter of another alpha": ("adapter-shape-differs", lambda w: adapter(w, lora_alpha=32)),
+    "an adapter of another rank": ("adapter-shape-differs", lambda w: adapter_for(w, rank=16)),
+    "an adapter of another alpha": ("adapter-shape-differs", lambda w: adapter_for(w, alpha=32)),
+    "a configuration of another rank than the weights": (
+        "adapter-shape-differs adapter-weights-misfit", lambda w: adapter(w, r=16),
+    ),
+    "an adapter on other modules": ("adapter-shape-differs", lambda w: adapter_for(w, target_modules=["q_proj"])),
+    "half of an adapter's weights": ("adapter-weights-misfit", half_an_adapter),
     "nothing fits": ("plan-does-not-fit", lambda w: Run(options=refusing("hardware"))),
     "an unknown ZeRO file": ("zero-config-invalid", lambda w: Run(options=refusing("zero.config", "zero9"))),
     "a misspelt ZeRO setting": (

@@ -41,7 +41,8 @@ class FakeHub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = unquote(self.path.partition("?")[0]).strip("/")
-        self.server.seen.append(f"{self.command} {path}")
+        part = self.headers.get("Range", "all") if path.endswith(".safetensors") else ""
+        self.server.seen.append(f"{self.command} {path} {part}".strip())
         for name, refusal in REFUSALS.items():
             if f"owner/{name}" in path:
                 return self.refuse(*refusal)
@@ -234,7 +235,8 @@ def test_a_hub_model_is_pinned_licensed_and_brought_without_its_weights(asked):
     assert facts["examples"] == 60
     brought = {path.rpartition("/")[2] for path in seen if path.startswith("GET owner/good/resolve/")}
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= brought
-    assert not [name for name in brought if name.endswith(".safetensors")]
+    weights = [name for name in brought if ".safetensors" in name]
+    assert weights == ["model.safetensors bytes=0-100000"], "more than the header was asked for"
 
 
 def test_a_hub_dataset_is_read_as_far_as_the_sample_goes(asked):

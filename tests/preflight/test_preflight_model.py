@@ -93,7 +93,7 @@ def test_a_pad_that_is_eos_is_a_warning(check, tiny_model_dir, tmp_path, llama_t
 
 
 def test_a_tokenizer_larger_than_the_table_is_a_warning_where_no_row_shows_it(check, tiny_model_dir, tmp_path):
-    directory = broken_copy(tiny_model_dir, tmp_path, change={"config.json": {"vocab_size": 399}})
+    directory = broken_copy(tiny_model_dir, tmp_path, change={"config.json": {"vocab_size": 399}}, fill=True)
     result = check(model={"source": str(directory)})
     assert codes(result) <= {"token-outside-embedding"}
     assert "tokenizer-larger-than-embedding" in codes(result, "warning")
@@ -123,7 +123,7 @@ def test_adapters_on_named_modules_of_a_mixture_of_experts_are_accepted(check, t
     """peft refuses the defaults there: it cannot drop inputs of fused experts."""
     from test_preflight_broken_inputs import MIXTRAL
 
-    directory = broken_copy(tiny_model_dir, tmp_path, write={"config.json": json.dumps(MIXTRAL)})
+    directory = broken_copy(tiny_model_dir, tmp_path, write={"config.json": json.dumps(MIXTRAL)}, fill=True)
     lora = {"target_modules": ["q_proj", "model.layers.1.self_attn.v_proj"]}
     assert codes(check("qlora", model={"source": str(directory)}, lora=lora)) == set()
     assert codes(check("qlora", model={"source": str(directory)}, lora={"dropout": 0.0})) == set()
@@ -185,3 +185,19 @@ def test_padding_is_another_token_where_its_own_ends_a_turn(check, tiny_model_di
     result = check(model={"source": str(directory)})
     assert codes(result) == set()
     assert "pad-is-eos" not in codes(result, "warning")
+
+
+def test_an_adapter_beside_the_model_and_files_that_are_not_read_are_warnings(check, tiny_model_dir, tmp_path):
+    """transformers put the adapter on the model and froze all of it: four attempts died of an empty parameter list."""
+    directory = broken_copy(tiny_model_dir, tmp_path, write={"adapter_config.json": "{}", "adapter_model.bin": "x"})
+    (directory / "model-00001-of-00001.safetensors").write_bytes((directory / "model.safetensors").read_bytes())
+    result = check(model={"source": str(directory)})
+    assert codes(result) == set()
+    assert codes(result, "warning") == {"model-holds-adapter", "model-weights-unused"}
+
+
+def test_tensors_that_the_model_has_no_place_for_are_a_warning(check, tiny_model_dir, tmp_path):
+    directory = broken_copy(tiny_model_dir, tmp_path, change={"config.json": {"num_hidden_layers": 1}})
+    (found,) = [f for f in check(model={"source": str(directory)}).findings if f.severity == "warning"]
+    assert found.code == "model-weights-unused"
+    assert "model.layers.1.input_layernorm.weight, " in found.message

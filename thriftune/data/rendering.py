@@ -41,7 +41,8 @@ def render(
     text = _apply(messages, conversation.tools, tokenizer, prompt=False)
     _require_everything(messages, conversation.tools, text)
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    if _MARKS_TURNS.search(str(tokenizer.chat_template)):
+    functions: list[Any] | None = list(conversation.tools) or None
+    if _MARKS_TURNS.search(tokenizer.get_chat_template(tools=functions)):  # of several templates, the one for this row
         spans = list(_marked_by_template(messages, conversation.tools, tokenizer))
     else:
         spans = _located(text, turns, messages, conversation.tools, tokenizer)

@@ -15,7 +15,8 @@ Kind = Literal["user", "transient", "memory", "ours"]
 # By name, not by class: a worker's error comes as text, and this module must not import torch. A test holds the first
 # two against our own classes.
 USER_NAMES = frozenset({
-    "UserError", "ConfigError", "DataError", "ModelSourceError", "PublishError", "DivergedError", "PreflightError",
+    "UserError", "ConfigError", "DataError", "ModelSourceError", "AdapterError", "PublishError", "DivergedError",
+    "PreflightError",
 })  # fmt: skip
 TRANSIENT_NAMES = frozenset({
     "TransientError", "PreemptedError", "StartAgainError", "DiskFullError", "IncompleteError",

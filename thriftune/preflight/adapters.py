@@ -6,18 +6,21 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from thriftune.adapter_weights import RESUME_FROM, WEIGHTS, adapted_modules, require_fit, shapes_in
 from thriftune.architecture import Architecture
+from thriftune.completeness import ADAPTER_CONFIG
 from thriftune.config import LoraConfig, RunConfig
 from thriftune.errors import ConfigError, TransientError
-from thriftune.lora import require_adapters, require_same_shape, require_targets
+from thriftune.lora import require_adapters, require_same_shape, require_same_targets, require_targets
 from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import Finding, finding, skipped
 from thriftune.preflight.outcome import attempt
+from thriftune.weight_files import Folder
 
 logger = logging.getLogger(__name__)
 
-_TARGETS, _RESUME = "lora.target_modules", "lora.resume_from"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_TARGETS, _RESUME = "lora.target_modules", RESUME_FROM
+_CONFIG, _WEIGHTS = ADAPTER_CONFIG, WEIGHTS
 
 
 def check(config: RunConfig, base: BaseModel) -> Iterator[Finding]:
@@ -36,7 +39,7 @@ def check(config: RunConfig, base: BaseModel) -> Iterator[Finding]:
     else:
         yield from _targets(lora, base.architecture)
     if lora.resume_from is not None:
-        yield from _adapter_to_go_on_from(config, lora, lora.resume_from)
+        yield from _adapter_to_go_on_from(config, lora, lora.resume_from, base.architecture)
 
 
 def _targets(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding]:
@@ -47,7 +50,9 @@ def _targets(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding]:
         yield from attempt(lambda: require_adapters(lora, architecture), "lora-refused", _TARGETS, named).findings
 
 
-def _adapter_to_go_on_from(config: RunConfig, lora: LoraConfig, place: str) -> Iterator[Finding]:
+def _adapter_to_go_on_from(
+    config: RunConfig, lora: LoraConfig, place: str, architecture: Architecture | None
+) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as scratch:
         brought = attempt(lambda: _bring(place, Path(scratch)), "adapter-not-found", _RESUME, place)
         if brought.value is None:
@@ -57,6 +62,8 @@ def _adapter_to_go_on_from(config: RunConfig, lora: LoraConfig, place: str) -> I
         yield from attempt(
             lambda: require_same_shape(lora, directory), "adapter-shape-differs", _RESUME, place
         ).findings
+        if architecture is not None:
+            yield from _weights(lora, architecture, directory, place)
         saved = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
         other = saved.get("base_model_name_or_path")
         if other and other != config.model.source:
@@ -67,6 +74,26 @@ def _adapter_to_go_on_from(config: RunConfig, lora: LoraConfig, place: str) -> I
                 f"says that it was trained on {other}, and the run's base model is {config.model.source}.",
                 "Use its own base model, unless both are the same.",
             )
+
+
+def _weights(lora: LoraConfig, architecture: Architecture, directory: Path, place: str) -> Iterator[Finding]:
+    """Whether an adapter's weights fit the model, and are those of the modules that the run says."""
+    held = attempt(lambda: shapes_in(Folder(place), _RESUME, place), "adapter-weights-misfit", _RESUME, place)
+    yield from held.findings
+    if held.value is None:
+        return
+    shapes = held.value
+    fits = attempt(
+        lambda: require_fit(architecture, directory, shapes, _RESUME, place), "adapter-weights-misfit", _RESUME, place
+    )
+    yield from fits.findings
+    if not fits.failed:
+        yield from attempt(
+            lambda: require_same_targets(lora, adapted_modules(shapes), architecture),
+            "adapter-shape-differs",
+            _RESUME,
+            place,
+        ).findings
 
 
 def _bring(place: str, scratch: Path) -> Path:

@@ -1,18 +1,18 @@
 """The base model before it is fetched: found, allowed, complete, of a known architecture. No weight is downloaded."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from thriftune import architecture, models
 from thriftune.architecture import Architecture
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, TransientError
-from thriftune.preflight import licenses
+from thriftune.model_source import kind_of
+from thriftune.preflight import licenses, weights
 from thriftune.preflight.access import permitted
 from thriftune.preflight.findings import Finding, finding, skipped
 from thriftune.preflight.outcome import attempt, hub_code
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 FIELD = "model.source"
 _WEIGHTS = "*.safetensors"
-_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,9 @@ def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
         return dataclasses.replace(base, findings=base.findings + lacking.findings)
     shape = attempt(lambda: _architecture(model, directory), "model-config-invalid", FIELD, source)
     named = tuple(_in_words_of(found, directory, source) for found in shape.findings)
-    return dataclasses.replace(base, architecture=shape.value, findings=base.findings + named)
+    base = dataclasses.replace(base, architecture=shape.value, findings=base.findings + named)
+    store = None if source.endswith(".gguf") else weights.store_of(source, version.value, token, directory, names)
+    return dataclasses.replace(base, findings=base.findings + tuple(weights.check(source, store, names, shape.value)))
 
 
 def check_length(base: BaseModel, max_length: int) -> Iterator[Finding]:
@@ -110,7 +111,7 @@ def _bring(
     """The files of a model but its weights, on this disk; the names of all of them; and what the hub says of it."""
     directory = scratch / "model"
     directory.mkdir(parents=True)
-    source, kind = model.source, models.kind_of(model.source)
+    source, kind = model.source, kind_of(model.source)
     code = ("*.py",) if model.trust_remote_code else ()
     patterns = (*(pattern for pattern in models._WANTED if pattern != _WEIGHTS), "README.md", *code)
     if kind == "hub":
@@ -154,7 +155,7 @@ def _unpack_gguf(file: Path, directory: Path) -> None:
 
 
 def _require_complete(directory: Path, names: set[str], source: str) -> None:
-    """Refuse what lacks a configuration, weights or a tokenizer, or a file that the index of the weights names.
+    """Refuse what lacks a configuration, weights or a tokenizer.
 
     Raises:
         ModelSourceError: All that is missing.
@@ -165,22 +166,6 @@ def _require_complete(directory: Path, names: set[str], source: str) -> None:
         if "/" not in name:
             (listing / name).touch()
     models.require_model_directory(listing, source)
-    named = set(_index(directory / _INDEX).get("weight_map", {}).values())
-    if missing := sorted(named - names):
-        raise ModelSourceError.single(
-            FIELD,
-            source,
-            f"lacks {', '.join(missing[:5])}{' and more' if missing[5:] else ''}, which {_INDEX} names.",
-            "Download or save the model again.",
-        )
-
-
-def _index(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:  # transformers, which reads it first, says what is wrong with it
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _architecture(model: ModelConfig, directory: Path) -> Architecture:

@@ -1,0 +1,89 @@
+"""The weights of the base model before it is fetched: all there, by the headers of their files."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from thriftune import hub, models
+from thriftune.architecture import Architecture
+from thriftune.completeness import ADAPTER_CONFIG, NO_PLACE, NOT_READ, examples, require_fit
+from thriftune.errors import ModelSourceError
+from thriftune.model_source import kind_of
+from thriftune.preflight.findings import Finding, finding
+from thriftune.preflight.outcome import attempt
+from thriftune.weight_files import Folder, Shapes, Store, weights_in
+
+_FIELD = "model.source"
+
+
+class _Repository:
+    """A model on the hub. How long its files are is not asked: what was downloaded is looked at again."""
+
+    def __init__(self, repository: str, commit: str, token: str | None, directory: Path, names: set[str]) -> None:
+        self._repository, self._commit, self._token = repository, commit, token
+        self._directory = directory
+        self.names = names
+
+    def content(self, name: str) -> bytes:
+        return (self._directory / name).read_bytes()
+
+    def shapes(self, name: str) -> Shapes:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import SafetensorsParsingError
+
+        with hub.explained_errors(_FIELD, self._repository, ModelSourceError):
+            try:
+                read = HfApi(token=self._token).parse_safetensors_file_metadata
+                found = read(self._repository, name, revision=self._commit)
+            except SafetensorsParsingError as error:
+                raise ValueError("has a header that is none of safetensors") from error
+        return {key: tuple(tensor.shape) for key, tensor in found.tensors.items()}
+
+
+def store_of(source: str, version: str, token: str | None, directory: Path, names: set[str]) -> Store:
+    """Where the weights of a model lie.
+
+    Args:
+        source: As in `ModelConfig`; no GGUF file.
+        version: Its commit, on the hub.
+        token: Hub token.
+        directory: Its other files, on this disk.
+        names: Names of all of its files.
+    """
+    if kind_of(source) == "hub":
+        return _Repository(source, version, token, directory, names)
+    return Folder(source)
+
+
+def check(
+    source: str, store: Store | None, names: Collection[str], architecture: Architecture | None
+) -> Iterator[Finding]:
+    """Whether every weight is there, and what else is.
+
+    Args:
+        source: The base model, as it is named.
+        store: Where its weights lie; None where they are in a GGUF file, which says itself what it lacks.
+        names: Names of all of its files.
+        architecture: What the weights are to fill; None where it is not known.
+    """
+    if ADAPTER_CONFIG in names:
+        remedy = "Nothing is to be done, unless the run is to begin from the adapter: then name it as lora.resume_from."
+        yield finding("model-holds-adapter", _FIELD, source, models.ADAPTER_BESIDE, remedy)
+    if store is None:
+        return
+    held = attempt(lambda: weights_in(store, source), "model-incomplete", _FIELD, source)
+    yield from held.findings
+    if held.value is None:
+        return
+    weights = held.value
+    if weights.unread:
+        yield _unused(source, NOT_READ.format(examples(weights.unread)))
+    if architecture is None:
+        return
+    fits = attempt(lambda: require_fit(architecture, weights.shapes, source), "model-weights-missing", _FIELD, source)
+    yield from fits.findings
+    if fits.value:
+        yield _unused(source, NO_PLACE.format(examples(fits.value)))
+
+
+def _unused(source: str, message: str) -> Finding:
+    return finding("model-weights-unused", _FIELD, source, message, "See that these are the files you mean.")

@@ -1,0 +1,246 @@
+"""Which weight files of a model are read, and what their headers say they hold. No weight is read."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from thriftune.errors import ModelSourceError, Problem, TransientError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+Shapes = dict[str, tuple[int, ...]]
+
+_SUFFIX = ".safetensors"
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
+_FIRST_BYTES = 100_000  # of a file over the network: most headers are shorter, and one request is enough
+_CONNECTIONS = 8
+_LFS_POINTER = b"version https://git-lfs"
+_AGAIN = "Download or save the model again."
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the weight files of a model hold.
+
+    Attributes:
+        shapes: Shape of each tensor, by the name that it has in the files.
+        unread: Other safetensors files beside them, which transformers leaves alone.
+    """
+
+    shapes: Shapes
+    unread: tuple[str, ...] = ()
+
+
+class Store(Protocol):
+    """Where a model lies, as far as its weight files go."""
+
+    @property
+    def names(self) -> set[str]:
+        """Names of its files."""
+
+    def content(self, name: str) -> bytes:
+        """The whole of a small file."""
+
+    def shapes(self, name: str) -> Shapes:
+        """The shape of each tensor of a safetensors file.
+
+        Raises:
+            ValueError: It is damaged; says how.
+        """
+
+
+class Folder:
+    """A folder on this disk or in a store, through fsspec."""
+
+    def __init__(self, place: str | Path) -> None:
+        """Look at a folder.
+
+        Args:
+            place: Path or URL.
+        """
+        import fsspec
+
+        url = str(place) if "://" in str(place) else str(Path(place).expanduser())
+        self._filesystem: AbstractFileSystem
+        self._filesystem, self._path = fsspec.core.url_to_fs(url)
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        entries = self._filesystem.ls(self._path, detail=True)
+        return {_last_part(entry["name"]): entry["size"] for entry in entries if entry["type"] != "directory"}
+
+    @property
+    def names(self) -> set[str]:
+        """Names of its files."""
+        return set(self._sizes)
+
+    def content(self, name: str) -> bytes:
+        """The whole of a small file."""
+        return bytes(self._filesystem.cat_file(f"{self._path}/{name}"))
+
+    def shapes(self, name: str) -> Shapes:
+        """The shape of each tensor of a safetensors file.
+
+        Raises:
+            ValueError: It is damaged; says how.
+        """
+        if name not in self._sizes:
+            raise ValueError("is not there")
+        path, size = f"{self._path}/{name}", self._sizes[name]
+        first = bytes(self._filesystem.cat_file(path, start=0, end=min(_FIRST_BYTES, size)))
+        length = header_length(first, size)
+        end = _LENGTH_BYTES + length
+        header = first[_LENGTH_BYTES:end]
+        if end > len(first):
+            header += bytes(self._filesystem.cat_file(path, start=len(first), end=end))
+        return shapes_of(header, size)
+
+
+def header_length(start: bytes, size: int) -> int:
+    """The length of a safetensors header.
+
+    Args:
+        start: The first bytes of the file.
+        size: All of its bytes.
+
+    Raises:
+        ValueError: There can be no such header.
+    """
+    if start.startswith(_LFS_POINTER):
+        raise ValueError("is the pointer of Git LFS, not the file that it points to (run `git lfs pull`)")
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+        raise ValueError(f"is no whole safetensors file: its {size:,} bytes end before the header does")
+    return length
+
+
+def shapes_of(header: bytes, size: int) -> Shapes:
+    """The shapes in a safetensors header.
+
+    Args:
+        header: The header, without its length.
+        size: All bytes of the file.
+
+    Raises:
+        ValueError: It is no header, or the file holds less or more than it says.
+    """
+    try:
+        entries: dict[str, dict[str, Any]] = json.loads(header)
+        entries.pop("__metadata__", None)
+        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in entries.items()}
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError("has a header that is none of safetensors") from error
+    whole = _LENGTH_BYTES + len(header) + max(ends, default=0)
+    if size != whole:
+        is_cut = "is cut short" if size < whole else "holds more than it should"
+        raise ValueError(f"{is_cut}: it has {size:,} bytes, and its header says {whole:,}")
+    return shapes
+
+
+def weights_in(store: Store, source: str) -> Weights:
+    """What the files that transformers would read hold, by their headers.
+
+    Args:
+        store: Where they lie.
+        source: Its name, for messages.
+
+    Raises:
+        ModelSourceError: Files are missing, damaged or cut short; names each.
+        TransientError: The store did not answer.
+    """
+    try:
+        files = _files_to_read(store, source)
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            read = list(pool.map(lambda name: _or_reason(lambda: store.shapes(name)), files))
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        message = f"its weights cannot be read: {error}."
+        raise ModelSourceError.single(
+            "model.source", source, message, "Check the path, and grant read access to it."
+        ) from error
+    except OSError as error:
+        raise TransientError(f"model.source = {source}: its weights could not be looked at ({error}).") from error
+    bad = {name: found for name, found in zip(files, read, strict=True) if isinstance(found, str)}
+    if bad:
+        raise ModelSourceError([Problem("model.source", source, f"{n} {reason}.", _AGAIN) for n, reason in bad.items()])
+    shapes = {key: shape for found in read if not isinstance(found, str) for key, shape in found.items()}
+    others = {name for name in store.names if _is_weights(name)} - set(files)
+    return Weights(shapes, tuple(sorted(others)))
+
+
+def _files_to_read(store: Store, source: str) -> list[str]:
+    """The files that transformers (5.23) reads: the one file, or those that the index names.
+
+    Raises:
+        ModelSourceError: There are none, or some of them are missing.
+    """
+    named = sorted(set(_weight_map(store, source).values()))
+    if missing := [name for name in named if name not in store.names]:
+        some = f"{', '.join(missing[:5])}{' and more' if missing[5:] else ''}"
+        raise ModelSourceError.single("model.source", source, f"lacks {some}, which {INDEX} names.", _AGAIN)
+    if pickled := [name for name in named if not name.endswith(_SUFFIX)]:
+        raise ModelSourceError.single(
+            "model.source",
+            source,
+            f"{INDEX} names {pickled[0]}, which is no safetensors file.",
+            "Save the model again as safetensors, with save_pretrained.",
+        )
+    if chosen := _explicit(store):
+        return [chosen]
+    if SINGLE in store.names:
+        return [SINGLE]
+    if not named:
+        found = sorted(name for name in store.names if _is_weights(name))
+        raise ModelSourceError.single(
+            "model.source",
+            source,
+            f"has neither {SINGLE} nor {INDEX}, so nothing says which files belong to it; it holds "
+            f"{', '.join(found[:5]) or 'no weights'}.",
+            f"Bring {INDEX} too, or save the model again with save_pretrained.",
+        )
+    return named
+
+
+def _explicit(store: Store) -> str:
+    """The file of weights that config.json itself names, which goes before all others; empty where it names none."""
+    try:
+        named = json.loads(store.content("config.json")).get("transformers_weights")
+    except (ValueError, AttributeError, FileNotFoundError):  # what is wrong with it is said where it is needed
+        return ""
+    return str(named) if named in store.names and str(named).endswith(_SUFFIX) else ""
+
+
+def _weight_map(store: Store, source: str) -> dict[str, str]:
+    """Files of the tensors by their names, as the index says; empty where there is none.
+
+    Raises:
+        ModelSourceError: It is no such index.
+    """
+    if INDEX not in store.names:
+        return {}
+    try:
+        return {str(tensor): str(file) for tensor, file in json.loads(store.content(INDEX))["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"its {INDEX} has no weight_map that can be read."
+        raise ModelSourceError.single("model.source", source, message, _AGAIN) from error
+
+
+def _or_reason(action: Callable[[], Shapes]) -> Shapes | str:
+    try:
+        return action()
+    except ValueError as error:
+        return str(error)
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(_SUFFIX) and not name.startswith(("consolidated", "adapter_model"))
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
