@@ -216,15 +216,11 @@ def places_asked_for_at_once(folder, *runs):
 def test_runs_of_one_name_that_begin_in_one_second_have_a_place_each(tmp_path):
     """Two shared a folder: the second went on from the first one's checkpoint, and both left one model."""
     began = "20260101T000000"
-    runs = [f"{began}-{run}" for run in ("one", "two", "two", "three")]
-    places = places_asked_for_at_once(tmp_path, *runs)
+    *places, own = places_asked_for_at_once(tmp_path, f"{began}-one", f"{began}-two", f"{began}-two", "")
     assert places[1] == places[2], "processes of one run agree"
-    folders = {Path(model).parent for model, _ in places}
-    assert sorted(folder.name for folder in folders) == [began, f"{began}-2", f"{began}-3"]
-    assert all(Path(checkpoints) == Path(model).parent / "checkpoints" for model, checkpoints in places)
-    assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == [began, f"{began}-2", f"{began}-3"]
-
-
-def test_each_process_that_a_person_starts_is_a_run_of_its_own(tmp_path):
-    first, second = places_asked_for_at_once(tmp_path, "", "")
-    assert first != second
+    folders = {Path(model).parent for model, _ in [*places, own]}
+    names = sorted(folder.name for folder in folders)
+    assert names[:2] == [began, f"{began}-2"]
+    assert len(names) == 3, "a process that a person starts is a run of its own"
+    assert all(Path(checkpoints) == Path(model).parent / "checkpoints" for model, checkpoints in [*places, own])
+    assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == names

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from planning import planned
 
 from thriftune import qlora
 from thriftune.checkpoints import restoring
+from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.checkpoints.store import Store
 from thriftune.config import DataConfig
 from thriftune.data import prepare
-from thriftune.errors import DivergedError, UserError
+from thriftune.errors import DivergedError, TransientError, UserError
 from thriftune.resumable import ResumableTrainer
 from thriftune.resumption import CheckpointPlace
 
@@ -162,3 +164,49 @@ def test_the_rows_of_a_step_that_is_left_out_have_no_effect(training, disturbed)
     assert result.skipped_steps == [1]
     assert result.losses[0] == 0.0
     assert all(map(math.isfinite, result.losses))
+
+
+def test_a_run_cut_off_after_its_last_step_has_nothing_to_train_again(training, monkeypatch, tmp_path, caplog):
+    """Nothing was saved at the last step: what was cut off while its result was written lost up to an interval.
+
+    And transformers does one step more after a checkpoint of the last one, where that is not the last of an epoch.
+    """
+    calm = training("calm")
+    save = qlora._save
+
+    def cut_off(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qlora, "_save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        training("cut")
+    monkeypatch.setattr(qlora, "_save", save)
+    _until_whole(tmp_path / "cut" / f"checkpoint-{STEPS}")
+    result = training("cut")
+    assert (result.resumed_at, result.steps) == (STEPS, STEPS)
+    assert (result.loss_steps, result.losses) == (calm.loss_steps, calm.losses)
+    assert 0.05 * calm.seconds < result.seconds < 20 * calm.seconds
+    assert 0.05 * calm.tokens_per_second < result.tokens_per_second < 20 * calm.tokens_per_second
+    assert "prediction was off" not in caplog.text
+    weights = [(tmp_path / f"{name}-out" / "adapter_model.safetensors").read_bytes() for name in ("calm", "cut")]
+    assert weights[0] == weights[1]
+
+
+def _until_whole(checkpoint):
+    deadline = time.monotonic() + 30
+    while not (checkpoint / "manifest.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_whose_checkpoints_cannot_be_saved_any_more_is_finished_at_its_last_step(training, monkeypatch, caplog):
+    """After three failures the next one ends the attempt: at the last step that would lose what is done."""
+    monkeypatch.setattr(BackgroundSaver, "save", _refused)
+    with pytest.raises(TransientError, match="could not be saved"):
+        training("long", steps=4)
+    assert training("short", steps=2).steps == 2
+    assert "the result is saved without one" in caplog.text
+
+
+def _refused(*arguments):
+    raise TransientError("The last 3 checkpoints could not be saved.")

@@ -61,6 +61,7 @@ def train(
         trainer, result = attempt.train(load)
         record = run_record(config, plan, model_dir, dataset_dir, result)
         _save(trainer, config, plan, model_dir, destination, record)
+        attempt.finish()
     return result
 
 
