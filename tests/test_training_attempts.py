@@ -15,7 +15,7 @@ from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.checkpoints.store import Store
 from thriftune.config import DataConfig
 from thriftune.data import prepare
-from thriftune.errors import DivergedError, TransientError, UserError
+from thriftune.errors import ConfigError, DivergedError, TransientError, UserError
 from thriftune.resumable import ResumableTrainer
 from thriftune.resumption import CheckpointPlace
 
@@ -34,12 +34,12 @@ def dataset(tmp_path_factory, tiny_model_dir, chat_rows_file):
 def training(run_config, tiny_model_dir, dataset, tmp_path):
     """Train adapters for some steps, with a checkpoint every third."""
 
-    def train(where="run", steps=STEPS, **overrides):
+    def train(where="run", steps=STEPS, rank=4, **overrides):
         wanted = {"global_batch": 4, "micro_batch": 4, "max_steps": steps, "log_every": 1, "precision": "fp32"}
         config = run_config(
             "qlora",
             training={**wanted, "gradient_checkpointing": False, **overrides},
-            lora={"rank": 4, "dropout": 0.0},
+            lora={"rank": rank, "dropout": 0.0},
             checkpoints={"every_steps": 3},
         )
         place = CheckpointPlace(str(tmp_path / where), "", tmp_path / f"{where}-scratch", 10.0)
@@ -190,6 +190,30 @@ def test_a_run_cut_off_after_its_last_step_has_nothing_to_train_again(training, 
     assert "prediction was off" not in caplog.text
     weights = [(tmp_path / f"{name}-out" / "adapter_model.safetensors").read_bytes() for name in ("calm", "cut")]
     assert weights[0] == weights[1]
+
+
+def test_more_steps_of_a_constant_learning_rate_are_those_of_a_run_that_was_to_have_them(training, tmp_path):
+    """And they are logged as the run says: the log_every of the checkpoint held."""
+    constant = {"scheduler": "constant", "warmup_share": 0.0}
+    expected = training("at-once", steps=7, **constant)
+    assert training("longer", steps=4, **constant).remarks == []
+    result = training("longer", steps=7, log_every=3, **constant)
+    assert (result.resumed_at, result.loss_steps) == (4, [1, 2, 3, 4, 6])
+    assert result.losses[:4] == expected.losses[:4]
+    assert result.losses[4] == pytest.approx(sum(expected.losses[4:6]) / 2)
+    weights = [(tmp_path / f"{name}-out" / "adapter_model.safetensors").read_bytes() for name in ("at-once", "longer")]
+    assert weights[0] == weights[1]
+    (remark,) = json.loads((tmp_path / "longer-out" / "manifest.json").read_text())["training"]["remarks"]
+    assert "the run's 7 steps hold; the checkpoint of step 4" in remark
+    assert remark in result.events[0].text
+
+
+def test_another_rank_is_refused_before_anything_is_loaded(training, monkeypatch):
+    """It ended in an error of torch's about the size of tensors, after model and checkpoint were loaded."""
+    training("run", steps=2)
+    monkeypatch.setattr(qlora, "load_model", None)
+    with pytest.raises(ConfigError, match=r"lora\.rank = 8: the checkpoint of step 2 .* was trained with 4"):
+        training("run", steps=2, rank=8)
 
 
 def _until_whole(checkpoint):

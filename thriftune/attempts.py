@@ -93,12 +93,7 @@ class Attempt:
         with PeakMemory() as peak, ResourceWatch(self.folder) as resources, self._faults_told_apart():
             resumed = self._checkpoints.restore() if self._checkpoints else None
             trainer = load(self._plan, resumed, self._adjustments)
-            before = Effort(**resumed.content.get("effort", {})) if resumed else Effort()
-            started = time.monotonic()
-
-            def effort() -> Effort:
-                return before.with_attempt(trainer, time.monotonic() - started)
-
+            effort = _effort(trainer, resumed)
             self._guard(trainer, resumed, effort)
             with self._stall:
                 trainer.train(resume_from_checkpoint=str(resumed.directory) if resumed else None)
@@ -174,6 +169,13 @@ class Attempt:
                 rank = distributed.current_rank().index
                 raise TransientError(f"Rank {rank} lost the others, or its node: {error}") from error
             raise
+
+
+def _effort(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[], Effort]:
+    """Tells what the training took so far, from now on."""
+    before = Effort(**resumed.content.get("effort", {})) if resumed else Effort()
+    started = time.monotonic()
+    return lambda: before.with_attempt(trainer, time.monotonic() - started)
 
 
 def _is_disk_full(error: Exception) -> bool:

@@ -82,12 +82,12 @@ class ResumableTrainer(Trainer):
         loader.set_sampler(self._order)
         return loader
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """An epoch; nothing where the last step is done: after its checkpoint transformers 5.23 would do one more."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(**kwargs)
+        super()._run_epoch(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save adapters; under DeepSpeed nothing: its shards say it all, and gathering the model takes its memory."""
