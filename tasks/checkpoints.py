@@ -22,18 +22,24 @@ def checkpoint_place(run_name: str) -> CheckpointPlace:
     else:
         flyte = current_context().checkpoint
         here, previous = str(flyte._checkpoint_dest), str(flyte._checkpoint_src or "")
-        _use_credentials_of_flyte(here)
+        use_credentials_of_flyte(here)
     # As early as can be: an attempt that dies before it hides those before it from those after it.
     begin_attempt(here, previous)
     scratch = Path(tempfile.gettempdir()) / f"thriftune-checkpoints-{artifacts.key_of(here)}"
     return CheckpointPlace(here, previous, scratch, settings.PLATFORM.grace_seconds)
 
 
-def _use_credentials_of_flyte(place: str) -> None:
-    """Let fsspec reach the store as flytekit does, which may know it by variables of its own (FLYTE_AWS_ENDPOINT)."""
+def use_credentials_of_flyte(place: str) -> None:
+    """Let fsspec reach the store as flytekit does, which may know it by variables of its own (FLYTE_AWS_ENDPOINT).
+
+    Args:
+        place: Any place in that store; on a disk nothing is needed.
+    """
     import fsspec
     from flytekit.core.data_persistence import get_fsspec_storage_options
 
-    protocol = place.partition("://")[0]
+    protocol, separator, _ = place.partition("://")
+    if not separator:
+        return
     known = get_fsspec_storage_options(protocol, FlyteContextManager.current_context().file_access.data_config)
     fsspec.config.conf.setdefault(protocol, {}).update(known)

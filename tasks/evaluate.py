@@ -21,7 +21,7 @@ def evaluate(
     dataset: FlyteDirectory,
     adapter: FlyteDirectory | None = None,
 ) -> EvalReport:
-    """Measure a model on the held-out rows: in 4 bits where QLoRA trains on them, and in fp32 where it is saved in fp32.
+    """Measure a model on the held-out rows: in 4 bits where QLoRA trains on it, in fp32 where it is saved so.
 
     Args:
         config: The run.

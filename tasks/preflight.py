@@ -10,6 +10,7 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.structured import StructuredDataset
 
 from tasks import pages, settings
+from tasks.checkpoints import use_credentials_of_flyte
 from tasks.declaring import cpu_task, hub_secrets, wandb_secrets
 from tasks.plan import is_for_this_machine, make_plan, zero_files
 from tasks.platform import variable
@@ -86,7 +87,9 @@ def _check(
     config: RunConfig, plan: TrainingPlan | ThriftuneError, table: list[Path] | None = None, version: str = ""
 ) -> Preflight:
     """The checks, shown in the log and as a deck before anything is refused."""
-    token = settings.hub_token()
+    token, other = settings.hub_token(), config.checkpoints.resume_from
+    if other and not settings.is_local():
+        use_credentials_of_flyte(other)
     checked = checks.run(
         config,
         plan=plan,

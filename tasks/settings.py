@@ -4,9 +4,13 @@ The only place besides thriftune/distributed.py that reads the environment. Valu
 when `pyflyte` runs or registers, and again in each pod, which gets the same values through `POD_ENVIRONMENT`.
 """
 
+import functools
+import itertools
 import netrc
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,8 +39,10 @@ os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # What Weights & Biases files runs under; transformers' own default is "huggingface".
 os.environ.setdefault("WANDB_PROJECT", "thriftune")
-# One stamp for all tasks of a local run, handed down to worker processes.
-_STAMP = os.environ.setdefault("THRIFTUNE_RUN_STAMP", datetime.now(UTC).strftime("%Y%m%dT%H%M%S"))
+# Which local run this process belongs to: when it began, and what no other has. Handed down to worker processes.
+_RUN = os.environ.setdefault("THRIFTUNE_RUN_STAMP", f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex}")
+# In the folder of a local run: which run's it is.
+_OWNER = ".run"
 
 WANDB_KEY = "WANDB_API_KEY"
 _WANDB_HOST = "api.wandb.ai"
@@ -80,7 +86,7 @@ def result_place(run_name: str, what: str) -> Path:
     """Where a task writes a result: outputs/<run>/<start time>/<what> locally, a scratch folder in a pod."""
     if not is_local():
         return Path(tempfile.mkdtemp()) / what
-    return _local_root() / run_name / _STAMP / what
+    return _folder_of_run(_local_root() / run_name, _RUN) / what
 
 
 def cached_place(what: str, key: str) -> Path:
@@ -88,6 +94,39 @@ def cached_place(what: str, key: str) -> Path:
     if not is_local():
         return Path(tempfile.mkdtemp()) / what
     return _local_root() / "cache" / f"{what}-{key}"
+
+
+@functools.cache
+def _folder_of_run(parent: Path, run: str) -> Path:
+    """The folder of a local run, which no other has: named by when it began, with a number where that is taken.
+
+    Whichever process of the run asks first makes it.
+
+    Args:
+        parent: Where all runs of one name are.
+        run: Which run, as `_RUN`.
+    """
+    began = run.partition("-")[0]
+    names = itertools.chain([began], (f"{began}-{number}" for number in itertools.count(2)))
+    return next(folder for name in names if _is_taken_by(folder := parent / name, run))
+
+
+def _is_taken_by(folder: Path, run: str) -> bool:
+    """Whether a folder is that of a run: it becomes so if it was not there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Put in place as a whole: nobody sees a folder that does not say whose it is, and only one of several puts it.
+    made = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+    made.chmod(0o755)  # mkdtemp's directories are for their owner only
+    (made / _OWNER).write_text(run, encoding="utf-8")
+    try:
+        made.rename(folder)
+    except OSError:
+        shutil.rmtree(made)
+        if not folder.exists():
+            raise
+        owner = folder / _OWNER
+        return owner.is_file() and owner.read_text(encoding="utf-8") == run
+    return True
 
 
 def _local_root() -> Path:

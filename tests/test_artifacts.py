@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -118,3 +119,16 @@ def test_a_key_differs_when_any_part_does():
     assert len(keys) == 5
     assert key_of("a", "b") == key_of("a", "b")
     assert all(len(key) == 16 for key in keys)
+
+
+def test_several_that_make_the_same_at_once_all_end_well(tmp_path):
+    """Two runs that prepared the same data removed the directory under each other, or failed to rename theirs."""
+
+    def make(number):
+        with writing(tmp_path / "dataset") as directory:
+            write_manifest(directory, "dataset", {"number": number})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make, range(40)))
+    assert read_manifest(tmp_path / "dataset")["kind"] == "dataset"
+    assert [p.name for p in tmp_path.iterdir()] == ["dataset"]

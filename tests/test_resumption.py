@@ -70,13 +70,73 @@ def test_another_run_is_gone_on_from_only_if_it_is_the_same(checkpoints, written
     written(other, 5)
     prefix = str(tmp_path / "other")
     assert checkpoints("mine", resume_from=prefix).restore().step == 5
-    with pytest.raises(ConfigError, match=r"checkpoints\.resume_from.*another seed: 0 and not 1"):
-        checkpoints("mine", identity={**IDENTITY, "seed": 1}, resume_from=prefix).restore()
+    with pytest.raises(ConfigError) as caught:
+        checkpoints("mine", identity={**IDENTITY, "seed": 1, "lora.rank": 8}, resume_from=prefix).restore()
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.value) == ("seed", "1")
+    assert problem.message == f"the checkpoint of step 5 in {prefix} was trained with 0."
+    assert problem.remedy == "Write 0, or begin anew, without checkpoints.resume_from."
+
+
+def test_what_lies_in_the_own_place_is_compared_too(checkpoints, written, tmp_path):
+    """A run that shared its folder with another went on from that one's checkpoint, whatever it was of."""
+    first = checkpoints()
+    first.start_saving()
+    written(first, 5)
+    with pytest.raises(ConfigError, match=r"seed = 1: .* Write 0, or run it where no checkpoints are\."):
+        checkpoints(identity={**IDENTITY, "seed": 1}).restore()
+    with pytest.raises(ConfigError, match="seed = 1"):
+        checkpoints("second", previous="first", identity={**IDENTITY, "seed": 1}).restore()
+
+
+def test_what_an_older_version_did_not_note_is_said_and_not_compared(checkpoints, written, tmp_path, caplog):
+    other = checkpoints("other", identity={})
+    other.start_saving()
+    written(other, 5)
+    resumed = checkpoints("mine", resume_from=str(tmp_path / "other")).restore()
+    (remark,) = resumed.remarks
+    assert "older version, which did not note method, seed" in remark
+    assert remark in caplog.text
 
 
 def test_a_run_that_holds_no_checkpoint_cannot_be_gone_on_from(checkpoints, tmp_path):
     with pytest.raises(ConfigError, match="holds no whole checkpoint"):
         checkpoints(resume_from=str(tmp_path / "nowhere")).restore()
+    with pytest.raises(ConfigError, match="Name the prefix without checkpoint-5"):
+        checkpoints(resume_from=str(tmp_path / "other" / "checkpoint-5")).restore()
+
+
+def damage(prefix):
+    """Damage the newest of two checkpoints, and take the manifest of the other."""
+    (state,) = prefix.glob("checkpoint-10/files/*/trainer_state.json")
+    state.write_text(state.read_text().replace("10", "11"))
+    (prefix / "checkpoint-5" / "manifest.json").unlink()
+
+
+def test_who_names_checkpoints_that_are_all_damaged_is_told_so(checkpoints, written, tmp_path):
+    """The run began at the first step, after two warnings."""
+    other = checkpoints("other")
+    other.start_saving()
+    written(other, 5)
+    written(other, 10)
+    other.finish()
+    damage(tmp_path / "other")
+    with pytest.raises(ConfigError) as caught:
+        checkpoints("mine", resume_from=str(tmp_path / "other")).restore()
+    (problem,) = caught.value.problems
+    assert problem.field == "checkpoints.resume_from"
+    assert "trainer_state.json of step 10 is not what was saved" in problem.message
+    assert "checkpoint-5 has no manifest.json" in problem.message
+    assert checkpoints("third", previous="other").restore() is None, "an attempt that was told of by Flyte begins anew"
+
+
+def test_a_run_with_checkpoints_of_its_own_needs_those_of_the_other_no_more(checkpoints, written, tmp_path):
+    """They may be removed by then: its next attempt was refused."""
+    mine = checkpoints("mine")
+    mine.start_saving()
+    written(mine, 15)
+    again = checkpoints("again", previous="mine", resume_from=str(tmp_path / "removed"))
+    assert again.restore().step == 15
 
 
 def test_nothing_is_left_on_this_disk_when_a_training_ends(checkpoints, written, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from planning import planned
@@ -184,3 +185,42 @@ def test_what_is_set_already_is_left_alone(monkeypatch):
     settings.default_environment({"OMP_NUM_THREADS": "11", "NCCL_IB_DISABLE": "1"})
     assert os.environ["OMP_NUM_THREADS"] == "3"
     assert os.environ["NCCL_IB_DISABLE"] == "1"
+
+
+_ASK = """
+import sys
+from tasks import settings
+sys.stdin.readline()
+print(settings.result_place("tiny", "model"), settings.result_place("tiny", "checkpoints"))
+"""
+
+
+def places_asked_for_at_once(folder, *runs):
+    """The places that processes which begin in the same second get, each of a run; empty: of one of its own."""
+    environment = {**os.environ, "THRIFTUNE_OUTPUTS": str(folder)}
+    environment.pop("THRIFTUNE_RUN_STAMP", None)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ASK], cwd=settings.CHECKOUT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**environment, "PYTHONPATH": str(settings.CHECKOUT), **({"THRIFTUNE_RUN_STAMP": run} if run else {})},
+        )
+        for run in runs
+    ]  # fmt: skip
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return [process.communicate(timeout=60)[0].split() for process in processes]
+
+
+def test_runs_of_one_name_that_begin_in_one_second_have_a_place_each(tmp_path):
+    """Two shared a folder: the second went on from the first one's checkpoint, and both left one model."""
+    began = "20260101T000000"
+    *places, own = places_asked_for_at_once(tmp_path, f"{began}-one", f"{began}-two", f"{began}-two", "")
+    assert places[1] == places[2], "processes of one run agree"
+    folders = {Path(model).parent for model, _ in [*places, own]}
+    names = sorted(folder.name for folder in folders)
+    assert names[:2] == [began, f"{began}-2"]
+    assert len(names) == 3, "a process that a person starts is a run of its own"
+    assert all(Path(checkpoints) == Path(model).parent / "checkpoints" for model, checkpoints in [*places, own])
+    assert sorted(p.name for p in (tmp_path / "tiny").iterdir()) == names

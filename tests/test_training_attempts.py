@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from safetensors.torch import load_file
 
 from thriftune import qlora
 from thriftune.checkpoints import restoring
+from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.checkpoints.store import Store
 from thriftune.config import DataConfig
 from thriftune.data import prepare
-from thriftune.errors import DivergedError, UserError
+from thriftune.errors import ConfigError, DivergedError, TransientError, UserError
 from thriftune.resumable import ResumableTrainer
 from thriftune.resumption import CheckpointPlace
 
@@ -33,12 +35,12 @@ def dataset(tmp_path_factory, tiny_model_dir, chat_rows_file):
 def training(run_config, tiny_model_dir, dataset, tmp_path):
     """Train adapters for some steps, with a checkpoint every third."""
 
-    def train(where="run", steps=STEPS, **overrides):
+    def train(where="run", steps=STEPS, rank=4, **overrides):
         wanted = {"global_batch": 4, "micro_batch": 4, "max_steps": steps, "log_every": 1, "precision": "fp32"}
         config = run_config(
             "qlora",
             training={**wanted, "gradient_checkpointing": False, **overrides},
-            lora={"rank": 4, "dropout": 0.0},
+            lora={"rank": rank, "dropout": 0.0},
             checkpoints={"every_steps": 3},
         )
         place = CheckpointPlace(str(tmp_path / where), "", tmp_path / f"{where}-scratch", 10.0)
@@ -172,3 +174,73 @@ def test_the_rows_of_a_step_that_is_left_out_have_no_effect(training, disturbed)
     assert result.skipped_steps == [1]
     assert result.losses[0] == 0.0
     assert all(map(math.isfinite, result.losses))
+
+
+def test_a_run_cut_off_after_its_last_step_has_nothing_to_train_again(training, monkeypatch, tmp_path, caplog):
+    """Nothing was saved at the last step: what was cut off while its result was written lost up to an interval.
+
+    And transformers does one step more after a checkpoint of the last one, where that is not the last of an epoch.
+    """
+    calm = training("calm")
+    save = qlora._save
+
+    def cut_off(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qlora, "_save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        training("cut")
+    monkeypatch.setattr(qlora, "_save", save)
+    _until_whole(tmp_path / "cut" / f"checkpoint-{STEPS}")
+    result = training("cut")
+    assert (result.resumed_at, result.steps) == (STEPS, STEPS)
+    assert (result.loss_steps, result.losses) == (calm.loss_steps, calm.losses)
+    assert 0.05 * calm.seconds < result.seconds < 20 * calm.seconds
+    assert 0.05 * calm.tokens_per_second < result.tokens_per_second < 20 * calm.tokens_per_second
+    assert "prediction was off" not in caplog.text
+    weights = [(tmp_path / f"{name}-out" / "adapter_model.safetensors").read_bytes() for name in ("calm", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_more_steps_of_a_constant_learning_rate_are_those_of_a_run_that_was_to_have_them(training, tmp_path):
+    """And they are logged as the run says: the log_every of the checkpoint held."""
+    constant = {"scheduler": "constant", "warmup_share": 0.0}
+    expected = training("at-once", steps=7, **constant)
+    assert training("longer", steps=4, **constant).remarks == []
+    result = training("longer", steps=7, log_every=3, **constant)
+    assert (result.resumed_at, result.loss_steps) == (4, [1, 2, 3, 4, 6])
+    assert result.losses[:4] == expected.losses[:4]
+    assert result.losses[4] == pytest.approx(sum(expected.losses[4:6]) / 2)
+    weights = [(tmp_path / f"{name}-out" / "adapter_model.safetensors").read_bytes() for name in ("at-once", "longer")]
+    assert weights[0] == weights[1]
+    (remark,) = json.loads((tmp_path / "longer-out" / "manifest.json").read_text())["training"]["remarks"]
+    assert "the run's 7 steps hold; the checkpoint of step 4" in remark
+    assert remark in result.events[0].text
+
+
+def test_another_rank_is_refused_before_anything_is_loaded(training, monkeypatch):
+    """It ended in an error of torch's about the size of tensors, after model and checkpoint were loaded."""
+    training("run", steps=2)
+    monkeypatch.setattr(qlora, "load_model", None)
+    with pytest.raises(ConfigError, match=r"lora\.rank = 8: the checkpoint of step 2 .* was trained with 4"):
+        training("run", steps=2, rank=8)
+
+
+def _until_whole(checkpoint):
+    deadline = time.monotonic() + 30
+    while not (checkpoint / "manifest.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_run_whose_checkpoints_cannot_be_saved_any_more_is_finished_at_its_last_step(training, monkeypatch, caplog):
+    """After three failures the next one ends the attempt: at the last step that would lose what is done."""
+    monkeypatch.setattr(BackgroundSaver, "save", _refused)
+    with pytest.raises(TransientError, match="could not be saved"):
+        training("long", steps=4)
+    assert training("short", steps=2).steps == 2
+    assert "the result is saved without one" in caplog.text
+
+
+def _refused(*arguments):
+    raise TransientError("The last 3 checkpoints could not be saved.")

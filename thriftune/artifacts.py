@@ -1,12 +1,13 @@
 """Output directories that are whole or not there: written beside their place, and renamed once a manifest is in."""
 
+import errno
 import hashlib
 import json
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,25 @@ def writing(directory: Path) -> Iterator[Path]:
         if not (partial / MANIFEST).is_file():
             raise RuntimeError(f"{partial} has no {MANIFEST}: who writes a directory also writes its manifest, last.")
         partial.chmod(0o755)  # mkdtemp's directories are for their owner only
-        if directory.exists():
-            shutil.rmtree(directory)
-        partial.rename(directory)
+        _put_in_place(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(made: Path, directory: Path) -> None:
+    """Rename a directory to its final name, where others may be doing the same with what they made."""
+    while True:
+        try:
+            made.rename(directory)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # Whoever reads the older one finds it, or the new one, at nearly any moment; and removing takes long.
+        aside = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=_PARTIAL, dir=directory.parent))
+        with suppress(FileNotFoundError):  # another one took it away
+            directory.rename(aside / "older")
+        shutil.rmtree(aside)
 
 
 def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> None:

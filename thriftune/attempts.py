@@ -5,14 +5,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import artifacts, distributed
+from thriftune import artifacts, distributed, identity
 from thriftune.adjustments import Adjustments
 from thriftune.checkpoints.errors import DiskFullError
 from thriftune.checkpoints.universal import to_universal
 from thriftune.config import RunConfig
+from thriftune.data.prepared import TRAIN, count_rows
 from thriftune.errors import StartAgainError, TransientError
 from thriftune.guards.divergence import DivergenceGuard
 from thriftune.guards.faults import kind_of
@@ -20,9 +22,9 @@ from thriftune.guards.resources import ResourceWatch
 from thriftune.guards.stall import StallWatch
 from thriftune.memory_watch import PeakMemory, return_freed_blocks
 from thriftune.notice import Notice
-from thriftune.resumption import CheckpointPlace, Checkpoints, Resumed
+from thriftune.resumption import REMARKS, CheckpointPlace, Checkpoints, Resumed
 from thriftune.run_record import RunRecord
-from thriftune.training import TrainingResult, result_of
+from thriftune.training import Effort, TrainingResult, result_of
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -56,15 +58,15 @@ class Attempt:
         scratch: Path,
     ) -> None:
         self._config, self._planned = config, plan
-        identity = {
-            "method": config.method,
-            "base model": artifacts.source_version(model_dir),
-            "dataset": artifacts.read_manifest(dataset_dir)["fingerprint"],
-            "global batch": plan.global_batch,
-            "seed": config.seed,
-        }
+        own = identity.of(
+            config,
+            plan,
+            model=artifacts.source_version(model_dir),
+            dataset=str(artifacts.read_manifest(dataset_dir)["fingerprint"]),
+            rows=count_rows(dataset_dir, TRAIN),
+        )
         convert = to_universal if plan.zero_stage else None
-        self._checkpoints = Checkpoints(place, config.checkpoints, identity, convert) if place else None
+        self._checkpoints = Checkpoints(place, config.checkpoints, own, convert) if place else None
         self.folder = self._checkpoints.folder if self._checkpoints else scratch
         self._adjustments = (
             Adjustments.from_json(self._checkpoints.adjustments()) if self._checkpoints else Adjustments()
@@ -92,26 +94,32 @@ class Attempt:
         with PeakMemory() as peak, ResourceWatch(self.folder) as resources, self._faults_told_apart():
             resumed = self._checkpoints.restore() if self._checkpoints else None
             trainer = load(self._plan, resumed, self._adjustments)
-            self._guard(trainer, resumed)
-            started = time.monotonic()
+            effort = _effort(trainer, resumed)
+            self._guard(trainer, resumed, effort)
             with self._stall:
                 trainer.train(resume_from_checkpoint=str(resumed.directory) if resumed else None)
-            seconds = time.monotonic() - started
+            spent = effort()
         if self._notice:
             self._notice.stop()
-        result = result_of(
+        return trainer, result_of(
             trainer,
             self._planned,
             peak,
-            seconds,
+            spent,
             resumed_at=resumed.step if resumed else 0,
             halvings=self._adjustments.record(self._planned.micro_batch),
             skipped_steps=list(self._adjustments.skipped_steps),
+            remarks=list(resumed.remarks) if resumed else [],
             resources=resources,
         )
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is in the store, and leave nothing on this disk. Collective.
+
+        To be called when the result is written: what is cut off before goes on from there, and writes it.
+        """
         if self._checkpoints:
             self._checkpoints.finish()
-        return trainer, result
 
     def stop(self) -> None:
         """Let go of what goes on beside the training, in a process that lives on."""
@@ -120,7 +128,7 @@ class Attempt:
         if self._checkpoints:
             self._checkpoints.stop_saving()
 
-    def _guard(self, trainer: "ResumableTrainer", resumed: Resumed | None) -> None:
+    def _guard(self, trainer: "ResumableTrainer", resumed: Resumed | None, effort: Callable[[], Effort]) -> None:
         """Add what looks at each step, and what saves after it."""
         from thriftune.guarding import Guarding
         from thriftune.resumable import KeepCheckpoints
@@ -134,7 +142,12 @@ class Attempt:
             self._checkpoints.start_saving()
 
             def content() -> dict[str, object]:
-                return {"guard": guard.state(), "micro_batch": self._plan.micro_batch}
+                return {
+                    "guard": guard.state(),
+                    "micro_batch": self._plan.micro_batch,
+                    "effort": asdict(effort()),
+                    REMARKS: list(resumed.remarks) if resumed else [],
+                }
 
             self._notice = Notice.heard()
             trainer.add_callback(KeepCheckpoints(self._checkpoints, self._notice, content, self._stall, guard))
@@ -157,6 +170,13 @@ class Attempt:
                 rank = distributed.current_rank().index
                 raise TransientError(f"Rank {rank} lost the others, or its node: {error}") from error
             raise
+
+
+def _effort(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[], Effort]:
+    """Tells what the training took so far, from now on."""
+    before = Effort(**resumed.content.get("effort", {})) if resumed else Effort()
+    started = time.monotonic()
+    return lambda: before.with_attempt(trainer, time.monotonic() - started)
 
 
 def _is_disk_full(error: Exception) -> bool:

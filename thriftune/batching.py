@@ -1,5 +1,6 @@
-"""How a global batch is cut into micro batches: one pure function that refuses what does not divide."""
+"""How a global batch is cut into micro batches, with what does not divide refused; and how many steps that makes."""
 
+import math
 from dataclasses import dataclass
 
 from thriftune.errors import ConfigError
@@ -55,3 +56,27 @@ def split_batch(global_batch: int, micro_batch: int, world_size: int) -> Batch:
             f"Use a global_batch of {near}, or another micro_batch.",
         )
     return Batch(global_batch, micro_batch, accumulation, world_size)
+
+
+def steps_per_epoch(rows: int, global_batch: int) -> int:
+    """Optimizer steps of a pass over the data, of which the last may have fewer rows.
+
+    Args:
+        rows: Token rows to train on.
+        global_batch: Rows per optimizer step.
+    """
+    return math.ceil(rows / global_batch)
+
+
+def total_steps(per_epoch: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a run.
+
+    Args:
+        per_epoch: Those of a pass over the data.
+        epochs: Passes over the data.
+        max_steps: Decides alone where it is given.
+
+    Source:
+        transformers 5.23, Trainer.set_initial_training_values
+    """
+    return max_steps or math.ceil(epochs * per_epoch)

@@ -73,6 +73,7 @@ def train(
         result = replace(result, saved=_decide(trainer, config, plan, model_dir, dataset_dir, base))
         record = run_record(config, plan, model_dir, dataset_dir, result)
         _save(trainer, config, model_dir, destination, record, result.saved)
+        attempt.finish()
     return result
 
 

@@ -83,6 +83,7 @@ def train(
                 attempt.stop()
             _free_memory()
     _save(trainer, config, destination, run_record(config, plan, model_dir, dataset_dir, result))
+    attempt.finish()
     return result
 
 

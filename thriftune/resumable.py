@@ -13,7 +13,7 @@ from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl
 from thriftune import distributed
 from thriftune.checkpoints.universal import separate_steps
 from thriftune.data.tokenization import IGNORED
-from thriftune.errors import PreemptedError
+from thriftune.errors import PreemptedError, ThriftuneError
 from thriftune.guards.divergence import DivergenceGuard
 from thriftune.guards.stall import StallWatch
 from thriftune.notice import Notice
@@ -100,6 +100,13 @@ class ResumableTrainer(Trainer):
         loader.set_sampler(self._order)
         return loader
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch; nothing where the last step is done: after its checkpoint transformers 5.23 would do one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save adapters; under DeepSpeed nothing: its shards say it all, and gathering the model takes its memory."""
         folder = Path(output_dir or str(self.args.output_dir))
@@ -110,7 +117,7 @@ class ResumableTrainer(Trainer):
 
 
 class KeepCheckpoints(TrainerCallback):
-    """Has checkpoints saved when they are due, by steps or by minutes, and one before the node goes.
+    """Has checkpoints saved when they are due, by steps or by minutes, at the last step, and before the node goes.
 
     Args:
         checkpoints: Where they go.
@@ -138,6 +145,7 @@ class KeepCheckpoints(TrainerCallback):
     ) -> None:
         """Count from here."""
         self._saved_at, self._saved_step = time.monotonic(), state.global_step
+        state.compute_steps(args, state.max_steps)  # the checkpoint's would hold: another training.log_every
         # Of a checkpoint of another number of ranks: what DeepSpeed loads is one count of steps for all of them.
         separate_steps(kwargs.get("optimizer"))
 
@@ -150,19 +158,29 @@ class KeepCheckpoints(TrainerCallback):
         self._checkpoints.forget_restored()
         # Before the node goes even a doubtful one is saved, if the one before stays.
         is_calm, keeps_another = not self._guard.is_suspicious, self._checkpoints.config.keep_checkpoints > 1
-        due, preempted = distributed.any_rank(self._is_due(state.global_step), self._notice.was_given)
-        is_last = state.global_step >= state.max_steps
+        is_last = state.global_step >= state.max_steps  # what saves the result may be cut off, too
+        due, preempted = distributed.any_rank(is_last or self._is_due(state.global_step), self._notice.was_given)
         may_save = is_calm or (preempted and keeps_another)
-        control.should_save = (due or preempted) and may_save and not is_last
+        control.should_save = (due or preempted) and may_save
         if preempted and not is_last:
             self._preempted = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Hand the checkpoint over."""
+        """Hand the checkpoint over.
+
+        Raises:
+            TransientError: The last three could not be saved, and there is more to train.
+            UserError: The same, and the store refused access.
+        """
         self._saved_at, self._saved_step = time.monotonic(), state.global_step
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         self._stall.beat()
-        self._checkpoints.save(folder, state.global_step, self._content())
+        try:
+            self._checkpoints.save(folder, state.global_step, self._content())
+        except ThriftuneError as error:
+            if state.global_step < state.max_steps:
+                raise
+            logger.warning("No checkpoint of the last step; the result is saved without one. %s", error)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

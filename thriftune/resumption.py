@@ -17,6 +17,8 @@ from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.checkpoints.store import Store
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError, TransientError
+from thriftune.identity import Comparison, Identity, compare, in_manifest
+from thriftune.resume_from import OR_ELSE, none_whole
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 _OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
 # What the training changed of itself, beside the checkpoints.
 _ADJUSTMENTS = "adjustments.json"
+# In the manifest of a checkpoint: what `Resumed.remarks` said to the run that wrote it.
+REMARKS = "remarks"
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ class Resumed:
         directory: As transformers' Trainer reads it, on this disk.
         is_converted: Whether another number of ranks wrote it.
         content: What its manifest says besides.
+        remarks: What of the run that wrote it is another than in this one, and which value holds. Sentences.
     """
 
     step: int
     directory: Path
     is_converted: bool
     content: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -66,7 +72,7 @@ class Checkpoints:
     Args:
         place: Where they lie.
         config: How many, how often, and a run to go on from.
-        identity: What a checkpoint must have in common with this run to be gone on from, as JSON.
+        own: Identity of the training, which a checkpoint must share to be gone on from.
         convert: Makes a checkpoint of another number of ranks one for this; None: it is of no matter.
     """
 
@@ -74,10 +80,10 @@ class Checkpoints:
         self,
         place: CheckpointPlace,
         config: CheckpointConfig,
-        identity: dict[str, Any],
+        own: Identity,
         convert: Callable[[Path], Path] | None = None,
     ) -> None:
-        self._place, self._config, self._identity, self._convert = place, config, identity, convert
+        self._place, self._config, self._own, self._convert = place, config, own, convert
         self._rank = distributed.current_rank()
         self._saver: BackgroundSaver | None = None
         self._restored = True
@@ -132,16 +138,24 @@ class Checkpoints:
             It, or None where there is none to go on from: the training begins at its beginning.
 
         Raises:
-            ConfigError: `checkpoints.resume_from` names one of another run, or none at all.
+            ConfigError: A checkpoint is of another training, or `checkpoints.resume_from` names none that is whole.
             TransientError: The store does not answer.
         """
+        damages = []
         for prefix, manifest in self._candidates():
             directory = self._place.scratch / "resumed" / f"checkpoint-{manifest.step}"
-            if self._is_fetched(prefix, manifest, directory):
+            problems = self._fetch(prefix, manifest, directory)
+            if not problems:
+                remarks = self._compared(prefix, manifest).remarks
+                for remark in remarks:
+                    logger.warning("%s", remark)
                 logger.info("Going on from step %d (%s)", manifest.step, prefix)
                 self._clear_written()
-                return self._resumed(manifest, directory)
+                return self._resumed(manifest, directory, remarks)
+            damages += problems
         self._clear_written()
+        if self._config.resume_from:
+            raise distributed.from_main(lambda: none_whole(str(self._config.resume_from), damages))
         return None
 
     def start_saving(self) -> None:
@@ -161,7 +175,7 @@ class Checkpoints:
         """Hand over what the Trainer wrote. Collective: every rank calls it, when its own files are written."""
         distributed.barrier()
         if self._saver is not None:
-            self._saver.save(directory, step, {**self._identity, **content})
+            self._saver.save(directory, step, {**in_manifest(self._own), **content})
 
     def forget_restored(self) -> None:
         """Remove what was restored and is loaded by now, and what an earlier process of this node had written."""
@@ -193,7 +207,7 @@ class Checkpoints:
         if self._rank.local_index == 0:
             shutil.rmtree(self._place.scratch, ignore_errors=True)
 
-    def _resumed(self, manifest: Manifest, directory: Path) -> Resumed:
+    def _resumed(self, manifest: Manifest, directory: Path, remarks: tuple[str, ...]) -> Resumed:
         """A fetched checkpoint, converted on each node where other ranks wrote it."""
         convert = self._convert if manifest.world_size != self._rank.world_size else None
         if convert is not None:
@@ -206,7 +220,9 @@ class Checkpoints:
 
             distributed.once_per_node(put_in_place)
             directory = converted
-        return Resumed(manifest.step, directory, convert is not None, dict(manifest.content))
+        content = dict(manifest.content)
+        known = [*content.get(REMARKS, []), *remarks]
+        return Resumed(manifest.step, directory, convert is not None, content, tuple(dict.fromkeys(known)))
 
     def _clear_written(self) -> None:
         """Remove what a process that was killed had written here; what is of use of it is linked to by now."""
@@ -220,28 +236,21 @@ class Checkpoints:
 
         def look() -> list[tuple[str, bytes]]:
             other = self._config.resume_from
-            stores = [*self._stores, *([Store(other)] if other else [])]
-            found = restoring.complete(stores)
-            self._require_own(found, other)
+            found = restoring.complete([*self._stores, *([Store(other)] if other else [])])
+            if problems := [p for store, manifest in found for p in self._compared(store.prefix, manifest).problems]:
+                raise ConfigError(list(dict.fromkeys(problems)))
             return [(store.prefix, manifest.to_bytes()) for store, manifest in found]
 
         return [(prefix, Manifest.from_bytes(data)) for prefix, data in distributed.from_main(look)]
 
-    def _require_own(self, found: list[tuple[Store, Manifest]], other: str | None) -> None:
-        if not other:
-            return
-        if not any(store.prefix == Store(other).prefix for store, _ in found):
-            remedy = "Name the prefix of a run's checkpoints, or leave it out."
-            raise ConfigError.single("checkpoints.resume_from", other, "holds no whole checkpoint.", remedy)
-        for store, manifest in found:
-            differing = {k: manifest.content.get(k) for k, v in self._identity.items() if manifest.content.get(k) != v}
-            if store.prefix == Store(other).prefix and differing:
-                name, value = next(iter(differing.items()))
-                message = f"is of a run with another {name}: {value!r} and not {self._identity[name]!r}."
-                raise ConfigError.single("checkpoints.resume_from", other, message, "Use that run's, or start anew.")
+    def _compared(self, prefix: str, manifest: Manifest) -> Comparison:
+        other = self._config.resume_from
+        is_own = not other or Store(other).prefix != prefix
+        or_else = "run it where no checkpoints are" if is_own else OR_ELSE
+        return compare(self._own, manifest.content, manifest.step, place=prefix, or_else=or_else)
 
-    def _is_fetched(self, prefix: str, manifest: Manifest, directory: Path) -> bool:
-        """Whether every node has the files that its ranks need, brought there now."""
+    def _fetch(self, prefix: str, manifest: Manifest, directory: Path) -> list[str]:
+        """Bring to every node the files that its ranks need; what is wrong with them on any, empty when all is fine."""
         problems: list[str] = []
         unfetched: TransientError | None = None
         if self._rank.local_index == 0:
@@ -253,10 +262,10 @@ class Checkpoints:
         answers = distributed.gather_objects((problems, unfetched))
         if failed := [error for _, error in answers if error is not None]:
             raise failed[0]
-        for found, _ in answers:
-            for problem in found:
-                logger.warning("The checkpoint of step %d is not taken: %s", manifest.step, problem)
-        return not any(found for found, _ in answers)
+        wrong = [problem for found, _ in answers for problem in found]
+        for problem in wrong:
+            logger.warning("The checkpoint of step %d is not taken: %s", manifest.step, problem)
+        return wrong
 
     def _wanted(self, world_size: int) -> Callable[[str], bool]:
         """The files that this node needs: all to convert them to another number of ranks, else those of its ranks."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,21 +31,48 @@ _PAD_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What the steps of a training took, those of earlier attempts included.
+
+    Attributes:
+        seconds: Wall-clock time of the training loop, without steps that were lost and done again.
+        tokens: Trained through in that time, without padding, over all ranks.
+    """
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+
+    def with_attempt(self, trainer: "Trainer", seconds: float) -> "Effort":
+        """With what an attempt adds.
+
+        Args:
+            trainer: That of the attempt.
+            seconds: Since its beginning.
+        """
+        from thriftune.callbacks import ProgressLines
+
+        (progress,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, ProgressLines))
+        tokens = float(trainer.state.num_input_tokens_seen) - progress.tokens_before
+        return Effort(self.seconds + seconds, self.tokens + tokens)
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """What a training did, over all its ranks.
 
     Attributes:
         steps: Optimizer steps done.
-        seconds: Wall-clock time of the training loop, in the attempt that ended it.
+        seconds: Wall-clock time of the training loop, over all attempts, without steps that were done again.
         tokens_per_second: Tokens trained through in that time, without padding, over all ranks.
         loss_steps: Steps at which the loss was logged.
         losses: Training loss at those steps, averaged over the steps since the one before.
-        memory: Peak from loading to the last step, beside what the plan predicted.
+        memory: Peak from loading to the last step, in the last attempt, beside what the plan predicted.
         resumed_at: Step of the checkpoint that the last attempt went on from; 0 if it began at the beginning.
         halvings: How often memory ran out, and what the micro batch is since.
         skipped_steps: Steps whose batch was left out, because the loss diverged there.
         resources: Memory and disk over the last attempt, on the node of rank 0.
         warnings: What was nearly full there.
+        remarks: What of the run whose checkpoint it went on from is another than in its own, and which value holds.
         saved: How the weights are saved, and what rounding does to them; None where nothing is rounded: adapters, and
             weights in fp32 that the run asks for.
     """
@@ -61,13 +88,15 @@ class TrainingResult:
     skipped_steps: list[int]
     resources: Samples
     warnings: list[FillWarning]
+    remarks: list[str] = field(default_factory=list)
     saved: SavedWeights | None = None
 
     @property
     def events(self) -> list[Event]:
         """What happened to it, for its page."""
         at, size = self.resumed_at, self.halvings
-        happened = [Event(at, 0.0, "resumed", f"Went on from the checkpoint of step {at}.")] if at else []
+        went_on = " ".join([f"Went on from the checkpoint of step {at}.", *self.remarks])
+        happened = [Event(at, 0.0, "resumed", went_on)] if at else []
         if size.count:
             text = f"Memory ran out: micro batch {size.after} in place of {size.before}."
             happened.append(Event(at, 0.0, "halved", text))
@@ -167,11 +196,12 @@ def result_of(
     trainer: "Trainer",
     plan: TrainingPlan,
     peak: PeakMemory,
-    seconds: float,
+    effort: Effort,
     *,
     resumed_at: int,
     halvings: Halvings,
     skipped_steps: list[int],
+    remarks: list[str],
     resources: ResourceWatch,
 ) -> TrainingResult:
     """What a training did. Collective: every rank calls it.
@@ -180,10 +210,11 @@ def result_of(
         trainer: After training.
         plan: The plan of the run, with the memory it predicts.
         peak: The memory of this process.
-        seconds: What training took, in this attempt.
+        effort: What training took.
         resumed_at: Step that it went on from.
         halvings: How often memory ran out.
         skipped_steps: Steps whose batch was left out.
+        remarks: What of the run that it went on from is another than in its own.
         resources: Watched what was used meanwhile.
 
     Raises:
@@ -193,29 +224,22 @@ def result_of(
     _require_finite(logged, trainer.args.learning_rate)
     return TrainingResult(
         steps=trainer.state.global_step,
-        seconds=seconds,
-        tokens_per_second=_tokens_of_attempt(trainer) / seconds,
+        seconds=effort.seconds,
+        tokens_per_second=effort.tokens / effort.seconds if effort.seconds else 0.0,
         loss_steps=[int(entry["step"]) for entry in logged],
         losses=[float(entry["loss"]) for entry in logged],
-        memory=_memory_use(peak, plan),
+        memory=_memory_use(peak, plan, has_trained=trainer.state.global_step > resumed_at),
         resumed_at=resumed_at,
         halvings=halvings,
         skipped_steps=skipped_steps,
         resources=resources.samples(),
         warnings=list(resources.warnings),
+        remarks=remarks,
     )
 
 
-def _tokens_of_attempt(trainer: "Trainer") -> float:
-    """Tokens trained through since this attempt began."""
-    from thriftune.callbacks import ProgressLines
-
-    (progress,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, ProgressLines))
-    return float(trainer.state.num_input_tokens_seen) - progress.tokens_before
-
-
-def _memory_use(peak: PeakMemory, plan: TrainingPlan) -> MemoryUse:
-    """The peaks of all ranks beside the prediction. Collective: every rank calls it."""
+def _memory_use(peak: PeakMemory, plan: TrainingPlan, *, has_trained: bool) -> MemoryUse:
+    """The peaks of all ranks beside the prediction, which is of training. Collective: every rank calls it."""
     processes = distributed.gather_objects(peak.process_gib)
     per_node = plan.processes_per_node
     # What a process held before: nothing to speak of in a worker of its own, a whole pipeline in a local QLoRA run.
@@ -227,7 +251,7 @@ def _memory_use(peak: PeakMemory, plan: TrainingPlan) -> MemoryUse:
         host=max(sum(processes[first : first + per_node]) for first in range(0, len(processes), per_node)),
         predicted_host=predicted + (0.0 if plan.hardware.is_gpu else held * per_node),
     )
-    if distributed.current_rank().is_main:
+    if has_trained and distributed.current_rank().is_main:
         warn_if_far_off(use)
     return use
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -81,6 +82,19 @@ def test_a_run_killed_while_it_writes_its_result_leaves_nothing_that_claims_to_b
     outcomes.append(run.finish())
     require_same_training(expected, run, outcomes)
     note(record, "kill -9 while the result is written", method, outcomes)
+
+
+@pytest.mark.parametrize("method", short_for("zero3", *METHODS))
+def test_a_run_cut_off_after_its_last_step_only_writes_its_result(method, new_run, undisturbed, record):
+    """It trained the steps since the last checkpoint again, or one more than it was to."""
+    expected = undisturbed(method)
+    run = new_run(method)
+    shutil.copytree(expected.run.folder / "store", run.folder / "store")
+    run.attempts = list(expected.run.attempts)
+    outcome = run.finish()
+    assert (outcome.begins, outcome.losses) == ([expected.outcome.last_step], {})
+    require_same_training(expected, run, [outcome])
+    note(record, "cut off after the last step", method, [expected.outcome, outcome], limit=0)
 
 
 @whole

@@ -34,6 +34,31 @@ def complete(stores: Sequence[Store]) -> list[tuple[Store, Manifest]]:
     return found
 
 
+def incomplete(stores: Sequence[Store]) -> list[str]:
+    """Why checkpoints have no manifest, or a damaged one, newest first.
+
+    Args:
+        stores: Prefixes.
+
+    Raises:
+        TransientError: A store does not answer.
+    """
+    return [problem for _, problem in _look(stores)[1]]
+
+
+def wrong_sizes(store: Store, manifest: Manifest) -> list[str]:
+    """What the store's listing alone tells of the files of a checkpoint: which are missing, or not whole.
+
+    Args:
+        store: Where it is.
+        manifest: What it consists of.
+
+    Raises:
+        TransientError: The store does not answer.
+    """
+    return _wrong_sizes(store, manifest.step, manifest.files)
+
+
 def verify_and_fetch(
     store: Store,
     manifest: Manifest,

@@ -39,6 +39,18 @@ def load_split(directory: Path, name: str) -> "Dataset":
     return load()
 
 
+def count_rows(directory: Path, name: str) -> int:
+    """Rows of one split of a prepared dataset, without reading them.
+
+    Args:
+        directory: A prepared dataset.
+        name: `TRAIN` or `VALIDATION`.
+    """
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(directory / name).num_rows)
+
+
 def is_packed(rows: "Dataset") -> bool:
     """Whether rows hold several examples."""
     return POSITIONS in rows.column_names

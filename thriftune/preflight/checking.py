@@ -8,14 +8,27 @@ from typing import Any
 
 from thriftune.config import RunConfig
 from thriftune.data import sources
+from thriftune.data.prepare import fingerprint
 from thriftune.errors import ThriftuneError
-from thriftune.preflight import adapters, base_model, data_checks, platform, rows, sampling, steps, target, tokenizer
+from thriftune.preflight import (
+    adapters,
+    base_model,
+    data_checks,
+    platform,
+    resuming,
+    rows,
+    sampling,
+    steps,
+    target,
+    tokenizer,
+)
 from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import UNREACHABLE, Facts, Finding, Preflight, finding, in_order, skipped
 from thriftune.preflight.outcome import attempt, hub_code
 from thriftune.preflight.platform import GRACE_SECONDS, SecretState
 from thriftune.preflight.sampling import Sample
 from thriftune.preflight.tokenizer import CheckedTokenizer
+from thriftune.tokenizer import fingerprint as tokenizer_fingerprint
 from thriftune.training_plan import TrainingPlan
 
 _DATA = "data.source"
@@ -74,6 +87,7 @@ def run(
         sample = _read_data(config, token, Path(scratch), table, table_version, notes)
         _check_rows(config, base, checked, sample, notes)
         notes.findings += adapters.check(config, base)
+    _check_checkpoints(config, plan, checked, notes)
     notes.findings += _check_plan(plan, notes.findings)
     return Preflight(config.name, in_order(notes.findings), notes.facts)
 
@@ -165,6 +179,17 @@ def _check_rows(
         return
     notes.findings += steps.check(counted, config.training)
     notes.learn(training_rows=counted.rows, total_steps=counted.total, warmup_steps=counted.warmup)
+
+
+def _check_checkpoints(
+    config: RunConfig, plan: TrainingPlan | ThriftuneError, checked: CheckedTokenizer, notes: _Notes
+) -> None:
+    """Another run's checkpoints, with what was learned of this run's model and rows."""
+    facts, dataset = notes.facts, ""
+    if checked.tokenizer is not None and facts.data_version:
+        dataset = fingerprint(config.data, config.seed, facts.data_version, tokenizer_fingerprint(checked.tokenizer))
+    rows = facts.training_rows if facts.is_whole else None
+    notes.findings += resuming.check(config, plan, model=facts.model_version, dataset=dataset, rows=rows)
 
 
 def _check_upload(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from thriftune.batching import steps_per_epoch, total_steps
 from thriftune.config import RunConfig, TrainingConfig
 from thriftune.data.report import number, percent
 from thriftune.preflight.findings import Finding, finding
@@ -44,8 +45,8 @@ def count(rows: int, training: TrainingConfig, *, is_exact: bool = True) -> Step
     Source:
         transformers 5.23, Trainer.set_initial_training_values and TrainingArguments.get_warmup_steps
     """
-    per_epoch = math.ceil(rows / training.global_batch)
-    total = training.max_steps or math.ceil(training.epochs * per_epoch)
+    per_epoch = steps_per_epoch(rows, training.global_batch)
+    total = total_steps(per_epoch, training.epochs, training.max_steps)
     return Steps(rows, is_exact, per_epoch, total, math.ceil(total * training.warmup_share))
 
 

@@ -1,0 +1,45 @@
+"""Another run's checkpoints to go on from: they are there, one is whole, and it is of the same training."""
+
+import logging
+from collections.abc import Iterator
+
+from thriftune import identity
+from thriftune.config import RunConfig
+from thriftune.errors import ThriftuneError
+from thriftune.preflight.findings import Finding, finding, of_problem, skipped
+from thriftune.preflight.outcome import attempt
+from thriftune.resume_from import OR_ELSE, RESUME_FROM, newest_whole
+from thriftune.training_plan import TrainingPlan
+
+logger = logging.getLogger(__name__)
+
+
+def check(
+    config: RunConfig, plan: TrainingPlan | ThriftuneError, *, model: str, dataset: str, rows: int | None
+) -> Iterator[Finding]:
+    """What is wrong with the checkpoints to go on from; nothing for a run that names none.
+
+    Args:
+        config: The run.
+        plan: Its plan, or what was raised in place of one.
+        model: What the base model's source holds; empty: not known.
+        dataset: Fingerprint that the prepared dataset will have; empty: not known.
+        rows: Token rows that will be trained on; None: not known.
+    """
+    prefix = config.checkpoints.resume_from
+    if not prefix:
+        return
+    logger.info("Preflight: the checkpoints in %s", prefix)
+    newest = attempt(lambda: newest_whole(prefix), "checkpoint-not-found", RESUME_FROM, prefix)
+    yield from newest.findings
+    if newest.value is None:
+        return
+    if not isinstance(plan, TrainingPlan):
+        yield skipped(RESUME_FROM, "there is no plan to compare with the run that wrote them")
+        return
+    own = identity.of(config, plan, model=model, dataset=dataset, rows=rows)
+    found = newest.value
+    compared = identity.compare(own, found.content, found.step, place=prefix, or_else=OR_ELSE)
+    yield from (of_problem("checkpoint-differs", problem) for problem in compared.problems)
+    for remark in compared.remarks if not compared.problems else ():
+        yield finding("checkpoint-goes-on-otherwise", RESUME_FROM, prefix, remark, "Check that this is what you want.")
