@@ -7,10 +7,9 @@ import pytest
 from thriftune import architecture
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ModelSourceError
-from thriftune.lora import require_targets
+from thriftune.lora import adapter_parameters, require_targets
 from thriftune.memory import Pass
 from thriftune.memory.activations import measure
-from thriftune.memory.adapters import adapter_parameters
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
@@ -29,6 +28,15 @@ KINDS = {
         "num_key_value_heads": 2, "num_experts": 4, "moe_intermediate_size": 256, "mlp_only_layers": [0, 1],
         "shared_expert_intermediate_size": 64,
     },
+    "gpt_oss": {
+        "num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 16, "rope_parameters": {"rope_type": "default"},
+    },
+    "deepseek_v2": {
+        "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+        "v_head_dim": 8, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1,
+    },
+    "llama4_text": {"num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 16, "intermediate_size_mlp": 64},
 }  # fmt: skip
 
 

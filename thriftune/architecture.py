@@ -117,21 +117,17 @@ class Architecture:
 
     @cached_property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(out_features, in_features) of every linear layer but the output head, by the name of its module."""
-        import torch
-        from transformers.pytorch_utils import Conv1D
+        """(out_features, in_features) of every linear layer but the output head, by the name of its module.
 
-        head = self._model.get_output_embeddings()
-        found = {}
-        for name, module in self._model.named_modules():
-            if module is head:
-                continue
-            if isinstance(module, torch.nn.Linear):
-                found[name] = (module.out_features, module.in_features)
-            elif isinstance(module, Conv1D):  # GPT-2's linear layer, transposed
-                inside, out = module.weight.shape
-                found[name] = (int(out), int(inside))
-        return found
+        Which of them are in 4 bits when the model is loaded so, only the quantizer knows: `thriftune.quantization`.
+        """
+        found = linear_layers(self._model)
+        return {name: shape for name, shape in found.items() if name not in self.odd_layers}
+
+    @cached_property
+    def odd_layers(self) -> frozenset[str]:
+        """Names of the modules that are linear layers by their class and do something else, as Llama 4's router."""
+        return frozenset(name for name in linear_layers(self._model) if _is_odd(self._model.get_submodule(name)))
 
     @cached_property
     def layer_kinds(self) -> list[Hashable]:
@@ -148,14 +144,14 @@ class Architecture:
         ]
 
     @cached_property
+    def first_of_kind(self) -> list[int]:
+        """For every decoder layer, the index of the first one of its kind."""
+        return [self.layer_kinds.index(kind) for kind in self.layer_kinds]
+
+    @cached_property
     def parameters(self) -> int:
         """All parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
-
-    @cached_property
-    def linear_parameters(self) -> int:
-        """Weights of the linear layers but the output head: what bitsandbytes can hold in 4 bits."""
-        return sum(out * inside for out, inside in self.linear_shapes.values())
 
     @cached_property
     def largest_parameter(self) -> int:
@@ -273,6 +269,36 @@ def _read_config(content: dict[str, Any], name: str, *, trust_remote_code: bool)
         f"its config.json names the architecture (model_type) {kind!r}, which transformers does not know.{known}",
         "Use a model that transformers knows, or set model.trust_remote_code for one that brings its code.",
     )
+
+
+def linear_layers(model: "PreTrainedModel") -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of every module of a linear layer's class but the output head, by its name."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head, found = model.get_output_embeddings(), {}
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        if isinstance(module, torch.nn.Linear):
+            found[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):  # GPT-2's linear layer, transposed
+            inside, out = module.weight.shape
+            found[name] = (int(out), int(inside))
+    return found
+
+
+def _is_odd(module: "torch.nn.Module") -> bool:
+    """Whether a module of a linear layer's class, on the meta device, does not make [rows, out] of [rows, in]."""
+    import torch
+
+    if type(module) is torch.nn.Linear or not isinstance(module, torch.nn.Linear):
+        return False
+    try:
+        made = module(torch.empty(2, module.in_features, dtype=module.weight.dtype, device="meta"))
+    except _UNBUILDABLE:
+        return True
+    return not isinstance(made, torch.Tensor) or made.shape != (2, module.out_features)
 
 
 def layer_of(name: str) -> str:

@@ -13,7 +13,7 @@ from thriftune.config import ModelConfig, RunConfig
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError
 from thriftune.loading import load_model, planned_placement
-from thriftune.lora import peft_config, prepare_base, require_same_shape, require_targets, trainable_share
+from thriftune.lora import peft_config, prepare_base, require_same_shape, require_trainable, resolved, trainable_share
 from thriftune.models import kind_of
 from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.tokenizer import load_tokenizer
@@ -54,10 +54,11 @@ def train(
         What was measured.
 
     Raises:
-        ConfigError: LoRA targets that the model does not have.
+        ConfigError: Adapters that cannot be trained on this model.
     """
     lora, trust = config.lora_or_default, config.model.trust_remote_code
-    require_targets(lora, architecture.of(ModelConfig(source=str(model_dir), trust_remote_code=trust)))
+    shape = architecture.of(ModelConfig(source=str(model_dir), trust_remote_code=trust))
+    require_trainable(lora, shape)
     if resume_from is not None:
         require_same_shape(lora, resume_from)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust)
@@ -97,14 +98,17 @@ def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resu
     from peft import PeftModel, get_peft_model
     from transformers import set_seed
 
-    lora = config.lora_or_default
-    base = load_model(model_dir, planned_placement(config, plan), trust_remote_code=config.model.trust_remote_code)
+    trust = config.model.trust_remote_code
+    shape = architecture.of(ModelConfig(source=str(model_dir), trust_remote_code=trust))
+    lora = resolved(config.lora_or_default, shape)
+    base = load_model(model_dir, planned_placement(config, plan), trust_remote_code=trust)
     prepared = prepare_base(base, lora, gradient_checkpointing=config.training.gradient_checkpointing)
     set_seed(config.seed)
     if resume_from is not None:
         logger.info("Going on from the adapter in %s", resume_from)
         model: Any = PeftModel.from_pretrained(prepared, str(resume_from), is_trainable=True)
     else:
+        logger.info("Adapters of rank %d with dropout %g", lora.rank, lora.dropout)
         model = get_peft_model(prepared, peft_config(lora))
     logger.info("%.2f %% of the weights train", 100 * trainable_share(model))
     return model
