@@ -12,6 +12,7 @@ from thriftune.config import DataFormat
 from thriftune.data.formats import FORMATS, question_prompt
 from thriftune.errors import DataError
 from thriftune.loading import Placement, attach_adapters, load_model
+from thriftune.positions import answer_room
 from thriftune.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ def complete(
 
     Yields:
         The continuation of each prompt, in order, without special tokens.
+
+    Raises:
+        ConfigError: A prompt leaves no room for an answer in the model's position table.
     """
     import torch
     from transformers import set_seed
@@ -116,13 +120,12 @@ def complete(
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         padded = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(device)
+        longest = answer_room(model, padded["input_ids"].shape[1], sampling.max_new_tokens)
         drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if sampling.temperature > 0:
             drawing = {"do_sample": True, "temperature": sampling.temperature}
         with torch.inference_mode():
-            generated = model.generate(
-                **padded, max_new_tokens=sampling.max_new_tokens, pad_token_id=tokenizer.pad_token_id, **drawing
-            )
+            generated = model.generate(**padded, max_new_tokens=longest, pad_token_id=tokenizer.pad_token_id, **drawing)
         for row in generated[:, padded["input_ids"].shape[1] :]:
             yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
 

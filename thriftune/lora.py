@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from thriftune.architecture import Architecture, layer_of
 from thriftune.config import LoraConfig
-from thriftune.errors import ConfigError, Problem
+from thriftune.errors import ConfigError, Problem, in_a_line
 from thriftune.quantization import require_savings
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _adapters_of_few_layers(architecture: Architecture, lora: LoraConfig, layers
         raise ConfigError.single(
             "lora.target_modules",
             ", ".join(lora.target_modules or ()) or "every linear layer",
-            f"peft cannot put these adapters on {architecture.name}: {error}",
+            f"peft cannot put these adapters on {architecture.name} ({in_a_line(error)}).",
             "Name the modules to adapt, as q_proj, k_proj, v_proj and o_proj.",
         ) from error
     found: dict[str, tuple[int, bool]] = {}

@@ -14,6 +14,7 @@ from thriftune.errors import ConfigError, Problem, UserError
 from thriftune.lora import adapter_parameters, require_trainable
 from thriftune.memory import Estimate
 from thriftune.offers import DISK_BESIDE_GIB, Offer
+from thriftune.positions import require_positions
 from thriftune.search import Choice, Fitting, Refusal, search, zero_choices
 from thriftune.suggestions import changes_that_fit
 from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
@@ -60,6 +61,8 @@ def plan(
     options = found.take(lambda: _zero_options(config, files)) or {}
     model = found.take(lambda: architecture or architectures.of(config.model, token))
     machines = found.take(lambda: _machines(config, catalogue, here)) or []
+    if model is not None:
+        found.take(lambda: require_positions(model, config.data.max_length))
     if model is not None and config.method == "qlora":
         found.take(lambda: require_trainable(config.lora_or_default, model))
     found.raise_all()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune.architecture import Architecture
 from thriftune.config import LoraConfig
-from thriftune.errors import ModelSourceError
+from thriftune.errors import ConfigError, ModelSourceError, in_a_line
 from thriftune.hardware import Precision, torch_dtype
 from thriftune.lora import of_any_layer, peft_config, prepare_base, resolved
 from thriftune.memory_watch import RETURNED_BLOCK
@@ -110,6 +110,7 @@ def measure(architecture: Architecture, one_pass: Pass) -> Activations:
 
     Raises:
         ModelSourceError: The model's code cannot be followed without data.
+        ConfigError: It cannot compute rows of that length.
     """
     kinds = architecture.layer_kinds
     traces: dict[int, _Trace] = {}
@@ -153,10 +154,18 @@ def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_hea
             return _trace(architecture, one_pass, layers, dimensions, with_head=with_head)
         except _UNFOLLOWABLE as error:
             reason = error
+    longest = architecture.longest_input
+    if longest is not None and one_pass.sequence > longest:  # as MPT, whose bias is built for so many positions
+        raise ConfigError.single(
+            "data.max_length",
+            one_pass.sequence,
+            f"{architecture.name} was made for {longest} positions, and cannot compute longer rows.",
+            f"Use at most {longest}.",
+        ) from reason
     raise ModelSourceError.single(
         "model.source",
         architecture.name,
-        f"its forward pass cannot be followed without data, so its memory cannot be planned: {reason}.",
+        f"its forward pass cannot be followed without data, so its memory cannot be planned ({in_a_line(reason)}).",
         "Use another model, and please report this one.",
     ) from reason
 

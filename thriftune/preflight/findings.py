@@ -25,6 +25,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "chat-template-fails": ("error", "The chat template renders none of the conversations."),
     "pad-outside-embedding": ("error", "The pad token has no row in the embedding table."),
     "token-outside-embedding": ("error", "Rows hold tokens that have no row in the embedding table."),
+    "max-length-beyond-table": ("error", "data.max_length is more than the model's position table holds."),
     UNREACHABLE: ("error", "The hub or a store did not answer; Flyte tries again."),
     "hub-token-refused": ("error", "The hub refuses the token."),
     "secret-missing": ("error", "A secret that the tasks ask for is not there."),
