@@ -217,7 +217,7 @@ def _require_causal(model: "PreTrainedModel", name: str) -> None:
         ModelSourceError: It is one.
     """
     causal = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
-    if causal == {False}:
+    if causal == {False} and getattr(model.config, "is_decoder", None) is False:
         raise ModelSourceError.single(
             _FIELD,
             name,

@@ -16,6 +16,7 @@ _FIELD = model_config.FIELD
 # Every decoder has these, under these names or those that its configuration class maps to them. Left out, transformers
 # would fill in the numbers of some other model.
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_UNUSABLE = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError)
 DECODERS = "Use a decoder, as Llama, Mistral or Qwen."
 
 
@@ -37,7 +38,7 @@ def read(content: dict[str, Any], name: str, *, trust_remote_code: bool) -> "Pre
     if kind in CONFIG_MAPPING:
         try:
             config: PretrainedConfig = AutoConfig.for_model(**content)
-        except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, StrictDataclassError) as error:
+        except (*_UNUSABLE, StrictDataclassError) as error:
             raise ModelSourceError.single(
                 _FIELD, name, f"its config.json cannot be used ({in_a_line(error)}).", "Repair config.json."
             ) from error
@@ -79,7 +80,7 @@ def require_language_model(
     elif kind not in known and not brings_code and type(config).__module__.startswith("transformers."):
         what = f"is of model_type {kind}, for which transformers has no causal language model"
     elif kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not _flag(config, "is_decoder", "causal"):
-        what = "is an encoder (is_decoder is not set in its config.json)"
+        what = "is an encoder (its config.json does not set is_decoder)"
     elif getattr(config, "attn_type", "") == "bi":
         what = "is an encoder (attn_type is bi in its config.json)"
     else:
