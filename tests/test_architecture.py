@@ -7,10 +7,9 @@ import pytest
 from thriftune import architecture
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ModelSourceError
-from thriftune.lora import require_targets
+from thriftune.lora import adapter_parameters, require_targets
 from thriftune.memory import Pass
 from thriftune.memory.activations import measure
-from thriftune.memory.adapters import adapter_parameters
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
@@ -29,6 +28,15 @@ KINDS = {
         "num_key_value_heads": 2, "num_experts": 4, "moe_intermediate_size": 256, "mlp_only_layers": [0, 1],
         "shared_expert_intermediate_size": 64,
     },
+    "gpt_oss": {
+        "num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 16, "rope_parameters": {"rope_type": "default"},
+    },
+    "deepseek_v2": {
+        "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+        "v_head_dim": 8, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1,
+    },
+    "llama4_text": {"num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 16, "intermediate_size_mlp": 64},
 }  # fmt: skip
 
 
@@ -45,6 +53,23 @@ def test_many_architectures_can_be_traced(kind, adapters):
     activations = measure(shape_of(kind), Pass(2, 32, True, "bf16", adapters))
     assert len(activations.kept) == 4
     assert all(kept.all > 0 for kept in activations.kept)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "gpt_oss", "deepseek_v2", "llama4_text"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_mixtures_of_experts_can_be_traced_in_every_precision(kind, precision):
+    """The meta device knows grouped products in bf16 only: on a CPU every mixture was refused."""
+    activations = measure(shape_of(kind, num_hidden_layers=3), Pass(2, 32, True, precision, LoraConfig(rank=2)))
+    assert all(kept.all > 0 for kept in activations.kept)
+
+
+def test_in_fp16_frozen_experts_cost_a_gradient_for_a_moment():
+    """Without bf16 transformers computes experts in a loop, whose backward pass makes the gradient of all of them."""
+    shape = shape_of("mixtral", num_local_experts=64)
+    on_attention = LoraConfig(rank=2, target_modules=("q_proj",), four_bit=False)
+    bf16, fp16 = (measure(shape, Pass(1, 32, True, precision, on_attention)) for precision in ("bf16", "fp16"))
+    gradient = 2 * 64 * 2 * 64 * 32  # bytes of a number, experts, gate and up, intermediate and hidden size
+    assert fp16.whole().all - bf16.whole().all > 0.9 * gradient
 
 
 def test_layers_of_different_kinds_are_each_counted_as_they_are():
@@ -73,6 +98,7 @@ def test_the_transposed_layers_of_gpt2_take_adapters():
         ({"model_type": "llama", **SIZES, "num_attention_heads": 0}, "config.json"),
         ({"model_type": "llama", **SIZES, "num_hidden_layers": -1}, "config.json"),
         ({"model_type": "llama", **SIZES, "hidden_size": 33}, "config.json"),
+        ({"model_type": "xlnet", **SIZES}, r"cannot be used \(NotImplementedError"),
         ({"model_type": [1], **SIZES}, "of the wrong type"),
         ({"model_type": "llama", "text_config": None, **SIZES}, "of the wrong type"),
         ({"model_type": "bart", **SIZES, "is_encoder_decoder": True}, "encoder-decoder"),
@@ -82,6 +108,48 @@ def test_the_transposed_layers_of_gpt2_take_adapters():
 def test_what_is_no_shape_of_a_model_is_refused(content, expected):
     with pytest.raises(ModelSourceError, match=expected):
         architecture.from_content(content, "broken")
+
+
+NO_DECODER = {
+    "bert": {},
+    "roberta": {},
+    "xlm": {"emb_dim": 32},
+    "xlnet": {"d_model": 32},
+    "bert-generation": {},
+    "vit": {},
+    "clip": {},
+    "clip_text_model": {},
+    "wav2vec2": {},
+    "whisper": {},
+    "llava": {"text_config": {"model_type": "llama", **SIZES}},
+}
+
+
+@pytest.mark.parametrize("kind", NO_DECODER)
+def test_what_is_no_causal_language_model_is_said_to_be_none_in_a_line(kind):
+    """BERT was trained as if it could not look ahead; of CLIP transformers' list of all its classes was shown."""
+    sizes = {} if kind == "xlnet" else SIZES  # it has no longest input, and raises when it is given one
+    with pytest.raises(ModelSourceError, match=r"not a causal language model. Use a decoder") as caught:
+        _ = architecture.from_content({**sizes, "model_type": kind, **NO_DECODER[kind]}, kind).parameters
+    assert len(str(caught.value)) < 400
+    assert ("the llama model inside it" in str(caught.value)) == (kind == "llava")
+
+
+def test_a_bert_that_is_a_decoder_is_one():
+    assert shape_of("bert", is_decoder=True).parameters > 0
+
+
+def test_a_model_without_attention_is_not_told_to_complete_its_configuration():
+    sizes = {key: value for key, value in SIZES.items() if key != "num_attention_heads"}
+    with pytest.raises(ModelSourceError, match="model_type mamba, which has no attention heads"):
+        architecture.from_content({"model_type": "mamba", **sizes}, "mamba")
+
+
+def test_layers_that_a_configuration_derives_are_not_missing():
+    """Nemotron-H says its layers one by one; it was asked for their number."""
+    sizes = {key: value for key, value in SIZES.items() if key != "num_hidden_layers"}
+    content = {"model_type": "nemotron_h", **sizes, "layers_block_type": ["attention", "moe"]}
+    assert architecture.from_content(content, "hybrid").layers == 2
 
 
 @pytest.mark.parametrize("changes", [{"hidden_act": "nonsense"}, {"pad_token_id": 1000}])

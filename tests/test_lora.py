@@ -3,11 +3,25 @@
 import json
 
 import pytest
+import torch
+from peft import get_peft_model
+from test_architecture import shape_of
 
 from thriftune import architecture as architectures
+from thriftune.adapter_weights import require_same_shape
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ConfigError
-from thriftune.lora import peft_config, require_adapters, require_same_shape, require_targets, trainable_share
+from thriftune.lora import (
+    DROPOUT,
+    adapter_parameters,
+    peft_config,
+    require_adapters,
+    require_targets,
+    resolved,
+    trainable_share,
+)
+from thriftune.preflight import adapters
+from thriftune.preflight.base_model import BaseModel
 
 LLAMA_LAYERS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
@@ -26,9 +40,75 @@ def test_the_linear_layers_are_all_but_the_output_head(architecture):
 def test_adapters_that_peft_refuses_are_refused_before_a_model_is_loaded():
     """Dropout on the fused experts of Mixtral: peft raised on the training node, with the weights in memory."""
     mixtral = architectures.of(ModelConfig(source="mistralai/Mixtral-8x7B-v0.1"))
-    with pytest.raises(ConfigError, match="lora.target_modules = every linear layer: peft cannot.*lora.dropout: 0"):
-        require_adapters(LoraConfig(), mixtral)
-    require_adapters(LoraConfig(target_modules=("q_proj",)), mixtral)
+    with pytest.raises(ConfigError, match=r"lora.dropout = 0.1: peft can do no dropout.*Set lora.dropout: 0"):
+        require_adapters(LoraConfig(dropout=0.1), mixtral)
+    require_adapters(LoraConfig(target_modules=("q_proj",), dropout=0.1), mixtral)
+    require_adapters(LoraConfig(), mixtral)
+
+
+def test_dropout_is_refused_on_experts_that_begin_after_the_first_layer():
+    """DeepSeek's first layer is dense: one layer was tried, peft took it, and the memory could not be traced."""
+    deepseek = shape_of("deepseek_v2")
+    with pytest.raises(ConfigError, match=r"lora.dropout = 0.05: .*Set lora.dropout: 0"):
+        require_adapters(LoraConfig(dropout=0.05), deepseek)
+    require_adapters(LoraConfig(dropout=0.0), deepseek)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora", "dropout"),
+    [
+        ("llama", LoraConfig(), DROPOUT),
+        ("llama", LoraConfig(dropout=0.2), 0.2),
+        ("mixtral", LoraConfig(), 0.0),
+        ("deepseek_v2", LoraConfig(), 0.0),
+        ("mixtral", LoraConfig(target_modules=("q_proj",)), DROPOUT),
+        ("gpt_oss", LoraConfig(), DROPOUT),
+    ],
+)
+def test_dropout_is_left_out_where_peft_can_do_none_and_nobody_asked_for_it(kind, lora, dropout):
+    """The defaults of this package were refused on every mixture."""
+    assert resolved(lora, shape_of(kind)).dropout == dropout
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        ("llama", None),
+        ("llama", ("layers.1.self_attn.q_proj", "down_proj")),
+        ("gpt2", None),
+        ("mixtral", None),
+        ("qwen2_moe", None),
+        ("qwen2_moe", ("q_proj", "gate_proj", "up_proj", "down_proj")),
+        ("deepseek_v2", None),
+        ("llama4_text", None),
+    ],
+)
+def test_as_many_parameters_are_counted_as_peft_trains(kind, targets):
+    """Of Mixtral 55 million were counted where peft trains 1.4 billion: it puts adapters on the experts as well."""
+    shape, lora = shape_of(kind), LoraConfig(rank=2, target_modules=targets)
+    model = get_peft_model(shape.on_meta(torch.float32), peft_config(resolved(lora, shape)))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(adapter_parameters(shape, lora).values()) == trained
+
+
+def test_a_router_that_is_a_linear_layer_by_its_class_gets_no_adapter():
+    """Llama 4's gives two tensors: peft wrapped it, and the first forward pass failed."""
+    shape = shape_of("llama4_text")
+    assert all("router" not in name for name in adapter_parameters(shape, LoraConfig()))
+    with pytest.raises(ConfigError, match="lora.target_modules = router"):
+        require_targets(LoraConfig(target_modules=("router",)), shape)
+
+
+def test_the_preflight_says_what_is_in_four_bits_and_on_experts(run_config):
+    def found(kind, **lora):
+        config = run_config(method="qlora", lora=lora)
+        return {f.code: f.message for f in adapters.check(config, BaseModel(architecture=shape_of(kind)))}
+
+    assert list(found("falcon")) == ["quantization-saves-nothing"]
+    assert found("falcon", four_bit=False) == found("llama") == {}
+    assert list(found("mixtral", target_modules=["q_proj"])) == ["quantization-saves-little"]
+    deepseek = found("deepseek_v2", four_bit=False)
+    assert "The layers down_proj, gate_proj, up_proj beside them get none" in deepseek["lora-on-fused-experts"]
 
 
 @pytest.mark.parametrize("target", ["layers.1.self_attn.q_proj", "self_attn.q_proj", "q_proj"])

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from planning import planned
+from test_architecture import shape_of
 
 from thriftune.hardware import DEVICES
 from thriftune.loading import Placement, load_model
@@ -27,6 +29,27 @@ def test_only_adapters_train_and_linear_layers_are_in_four_bits(run_config, tiny
     state = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight.quant_state
     assert state.quant_type == "nf4"
     assert state.nested, "the quantization constants are quantized too"
+
+
+@pytest.mark.parametrize(
+    ("kind", "four_bit"),
+    [*((kind, True) for kind in ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v2", "llama4_text")), ("mixtral", False)],
+)
+def test_a_mixture_of_experts_is_planned_and_trained(run_config, tmp_path, kind, four_bit):
+    """Each was refused on a CPU: its memory could not be traced, or peft refused the dropout nobody had asked for."""
+    from transformers import AutoModelForCausalLM
+
+    own = {"mlp_only_layers": [0]} if kind == "qwen2_moe" else {}
+    shape = shape_of(kind, hidden_size=64, num_hidden_layers=2, **own)
+    AutoModelForCausalLM.from_config(shape.config(), dtype=torch.float32).save_pretrained(tmp_path)
+    config = run_config(method="qlora", lora={"rank": 2, "four_bit": four_bit})
+    plan = planned(config, model=tmp_path)
+    model = _load_trainable(config, plan, tmp_path, None).train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trained.values()) == plan.trained_parameters
+    ids = torch.arange(32).view(2, 16)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in trained.values())
 
 
 def test_fused_experts_keep_sixteen_bits(run_config, tmp_path):

@@ -1,16 +1,17 @@
 """Putting adapters on models, whole: of weights that do not fit, peft uses those that do and says next to nothing."""
 
+import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.architecture import Architecture
 from thriftune.completeness import ADAPTER_CONFIG, examples, wrapper_in
 from thriftune.config import LoraConfig
-from thriftune.errors import AdapterError, Problem, TransientError
-from thriftune.lora import require_same_targets
+from thriftune.errors import AdapterError, ConfigError, Problem, TransientError
+from thriftune.lora import is_target
 from thriftune.weight_files import Folder, Shapes
 
 if TYPE_CHECKING:
@@ -230,4 +231,49 @@ def _refused(error: Exception, field: str, value: object) -> AdapterError:
     text = " ".join(str(error).split())[:300]
     return AdapterError.single(
         field, value, f"peft cannot put it on the model: {text}.", "Use the base model that it was trained on."
+    )
+
+
+def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
+    """Refuse to go on training an adapter of another shape: peft would take the adapter's and ignore the run's.
+
+    Raises:
+        ConfigError: Rank or alpha differ, or there is no adapter.
+    """
+    file = adapter_dir / "adapter_config.json"
+    if not file.is_file():
+        raise ConfigError.single("lora.resume_from", adapter_dir, "has no adapter_config.json.", "Name an adapter.")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    problems = [
+        Problem(f"lora.{field}", str(value), f"the adapter to go on from has {saved[key]}.", f"Use {saved[key]}.")
+        for field, key, value in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha))
+        if saved[key] != value
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def require_same_targets(lora: LoraConfig, adapted: Collection[str], architecture: Architecture) -> None:
+    """Refuse to go on training an adapter of other modules: peft would take the adapter's and ignore the run's.
+
+    Args:
+        lora: The LoRA section; its targets are in the architecture.
+        adapted: Names of the modules that the adapter is on.
+        architecture: The base model's.
+
+    Raises:
+        ConfigError: With those to write.
+    """
+    linear = architecture.linear_shapes
+    theirs = set(linear).intersection(adapted)
+    if theirs == {name for name in linear if is_target(name, lora.target_modules)}:
+        return
+    short = sorted({name.rpartition(".")[2] for name in theirs})
+    can_be_said = theirs == {name for name in linear if is_target(name, short)}
+    remedy = f"Write target_modules: [{', '.join(short if can_be_said else sorted(theirs))}]."
+    raise ConfigError.single(
+        "lora.target_modules",
+        ", ".join(lora.target_modules or ()) or "every linear layer",
+        f"the adapter to go on from is on {', '.join(short) or 'none'}{'' if can_be_said else ' of some layers'}.",
+        remedy if theirs else "Start a new adapter.",
     )

@@ -4,28 +4,22 @@ The class is built on torch's meta device, where a tensor has a shape and no dat
 embeddings and mixtures of experts are counted as they are.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import model_config
+from thriftune import decoder_config, model_config
 from thriftune.config import ModelConfig
-from thriftune.errors import ModelSourceError
+from thriftune.errors import ModelSourceError, in_a_line
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 _FIELD = model_config.FIELD
-# Every decoder has these, under these names or those that its configuration class maps to them. Left out, transformers
-# would fill in the numbers of some other model.
-_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-
 
 _UNBUILDABLE = (
     ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, ImportError, LookupError, AssertionError,
@@ -52,7 +46,7 @@ class Architecture:
         Args:
             layers: Number of decoder layers, in place of the model's own.
         """
-        config = _read_config(json.loads(self.content), self.name, trust_remote_code=self.trust_remote_code)
+        config = decoder_config.read(json.loads(self.content), self.name, trust_remote_code=self.trust_remote_code)
         text = config.get_text_config()
         if layers is not None:
             text.num_hidden_layers = layers
@@ -83,7 +77,7 @@ class Architecture:
             raise ModelSourceError.single(
                 _FIELD,
                 self.name,
-                f"no causal language model can be built from its config.json: {error}.",
+                f"no causal language model can be built from its config.json ({in_a_line(error)}).",
                 "Repair config.json, or use another model.",
             ) from error
         model.tie_weights()
@@ -107,31 +101,26 @@ class Architecture:
     @cached_property
     def longest_input(self) -> int | None:
         """Positions the model was made for; None where the configuration does not say."""
-        positions = getattr(self._text, "max_position_embeddings", None)
-        return int(positions) if positions else None
+        return decoder_config.positions_of(self._text)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter by name; tied ones once."""
-        return {name: tuple(p.shape) for name, p in self._model.named_parameters()}
+        return {name: tuple(p.shape) for name, p in self.skeleton.named_parameters()}
 
     @cached_property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(out_features, in_features) of every linear layer but the output head, by the name of its module."""
-        import torch
-        from transformers.pytorch_utils import Conv1D
+        """(out_features, in_features) of every linear layer but the output head, by the name of its module.
 
-        head = self._model.get_output_embeddings()
-        found = {}
-        for name, module in self._model.named_modules():
-            if module is head:
-                continue
-            if isinstance(module, torch.nn.Linear):
-                found[name] = (module.out_features, module.in_features)
-            elif isinstance(module, Conv1D):  # GPT-2's linear layer, transposed
-                inside, out = module.weight.shape
-                found[name] = (int(out), int(inside))
-        return found
+        Which of them are in 4 bits when the model is loaded so, only the quantizer knows: `thriftune.quantization`.
+        """
+        found = linear_layers(self.skeleton)
+        return {name: shape for name, shape in found.items() if name not in self.odd_layers}
+
+    @cached_property
+    def odd_layers(self) -> frozenset[str]:
+        """Names of the modules that are linear layers by their class and do something else, as Llama 4's router."""
+        return frozenset(name for name in linear_layers(self.skeleton) if _is_odd(self.skeleton.get_submodule(name)))
 
     @cached_property
     def layer_kinds(self) -> list[Hashable]:
@@ -148,14 +137,14 @@ class Architecture:
         ]
 
     @cached_property
+    def first_of_kind(self) -> list[int]:
+        """For every decoder layer, the index of the first one of its kind."""
+        return [self.layer_kinds.index(kind) for kind in self.layer_kinds]
+
+    @cached_property
     def parameters(self) -> int:
         """All parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
-
-    @cached_property
-    def linear_parameters(self) -> int:
-        """Weights of the linear layers but the output head: what bitsandbytes can hold in 4 bits."""
-        return sum(out * inside for out, inside in self.linear_shapes.values())
 
     @cached_property
     def largest_parameter(self) -> int:
@@ -175,18 +164,21 @@ class Architecture:
     @cached_property
     def head_name(self) -> str:
         """The parameter that the output head multiplies with: its own, or the embedding's where they are tied."""
-        head = self._model.get_output_embeddings().weight
-        return next(name for name, parameter in self._model.named_parameters() if parameter is head)
+        head = self.skeleton.get_output_embeddings().weight
+        return next(name for name, parameter in self.skeleton.named_parameters() if parameter is head)
 
     @cached_property
     def _text(self) -> "PretrainedConfig":
         return self.config().get_text_config()
 
     @cached_property
-    def _model(self) -> "PreTrainedModel":
+    def skeleton(self) -> "PreTrainedModel":
+        """The model in fp32 on the meta device, to look at and not to change."""
         import torch
 
-        return self.on_meta(torch.float32)
+        model = self.on_meta(torch.float32)
+        _require_causal(model, self.name)
+        return model
 
 
 def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bool = False) -> Architecture:
@@ -205,11 +197,8 @@ def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bo
         raise ModelSourceError.single(
             _FIELD, name, "its config.json has a text_config or model_type of the wrong type.", "Repair config.json."
         )
-    config = _read_config(dict(content), name, trust_remote_code=trust_remote_code)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelSourceError.single(
-            _FIELD, name, "is an encoder-decoder, not a causal language model.", "Use a decoder, as Llama or Mistral."
-        )
+    config = decoder_config.read(dict(content), name, trust_remote_code=trust_remote_code)
+    decoder_config.require_language_model(content, config, name, trust_remote_code=trust_remote_code)
     if content.get("quantization_config"):
         raise ModelSourceError.single(
             _FIELD,
@@ -217,21 +206,24 @@ def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bo
             "is quantized already (its config.json has a quantization_config).",
             "Use the unquantized model; method qlora quantizes it while it loads.",
         )
-    theirs = getattr(type(config.get_text_config()), "attribute_map", {})
-    missing = [field for field in _NEEDED if field not in text and theirs.get(field) not in text]
-    if missing:
-        raise ModelSourceError.single(
-            _FIELD, name, f"its config.json has no {', '.join(missing)}.", "Use the model's complete config.json."
-        )
-    bad = [f for f in _NEEDED if not _is_count(getattr(config.get_text_config(), f))]
-    if bad:
+    decoder_config.require_sizes(text, config.get_text_config(), name)
+    return Architecture(name, json.dumps(dict(content), sort_keys=True), trust_remote_code)
+
+
+def _require_causal(model: "PreTrainedModel", name: str) -> None:
+    """Refuse a model of which every attention looks ahead, as BERT's does that is a decoder by its class alone.
+
+    Raises:
+        ModelSourceError: It is one.
+    """
+    causal = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
+    if causal == {False} and getattr(model.config, "is_decoder", None) is False:
         raise ModelSourceError.single(
             _FIELD,
             name,
-            f"its config.json has no positive whole number for {', '.join(bad)}.",
-            "Repair config.json, or use another model.",
+            "its attention looks ahead, as an encoder's; it is not a causal language model.",
+            decoder_config.DECODERS,
         )
-    return Architecture(name, json.dumps(dict(content), sort_keys=True), trust_remote_code)
 
 
 def of(model: ModelConfig, token: str | None = None) -> Architecture:
@@ -249,30 +241,34 @@ def of(model: ModelConfig, token: str | None = None) -> Architecture:
     return from_content(content, model.source, trust_remote_code=model.trust_remote_code)
 
 
-def _read_config(content: dict[str, Any], name: str, *, trust_remote_code: bool) -> "PretrainedConfig":
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING, AutoConfig
+def linear_layers(model: "PreTrainedModel") -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of every module of a linear layer's class but the output head, by its name."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
 
-    kind = content.get("model_type")
-    if kind in CONFIG_MAPPING:
-        try:
-            config: PretrainedConfig = AutoConfig.for_model(**content)
-        except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, StrictDataclassError) as error:
-            raise ModelSourceError.single(
-                _FIELD, name, f"its config.json cannot be used: {error}.", "Repair config.json."
-            ) from error
-        return config
-    if trust_remote_code and Path(name).is_dir():
-        theirs: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=True)
-        return theirs
-    close = difflib.get_close_matches(str(kind), CONFIG_MAPPING.keys(), n=3)
-    known = f" Close to it: {', '.join(close)}." if close else ""
-    raise ModelSourceError.single(
-        _FIELD,
-        name,
-        f"its config.json names the architecture (model_type) {kind!r}, which transformers does not know.{known}",
-        "Use a model that transformers knows, or set model.trust_remote_code for one that brings its code.",
-    )
+    head, found = model.get_output_embeddings(), {}
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        if isinstance(module, torch.nn.Linear):
+            found[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):  # GPT-2's linear layer, transposed
+            inside, out = module.weight.shape
+            found[name] = (int(out), int(inside))
+    return found
+
+
+def _is_odd(module: "torch.nn.Module") -> bool:
+    """Whether a module of a linear layer's class, on the meta device, does not make [rows, out] of [rows, in]."""
+    import torch
+
+    if type(module) is torch.nn.Linear or not isinstance(module, torch.nn.Linear):
+        return False
+    try:
+        made = module(torch.empty(2, module.in_features, dtype=module.weight.dtype, device="meta"))
+    except _UNBUILDABLE:
+        return True
+    return not isinstance(made, torch.Tensor) or made.shape != (2, module.out_features)
 
 
 def layer_of(name: str) -> str:
@@ -280,7 +276,3 @@ def layer_of(name: str) -> str:
     parts = name.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1]) if numbers else ""
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -122,7 +122,13 @@ class LoraConfig(Section):
 
     rank: PositiveInt = Field(default=64, description="Rank r of the two adapter matrices.")
     alpha: PositiveInt = Field(default=16, description="Adapter output is scaled by alpha / rank.")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout on the adapter's input.")
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Dropout on the adapter's input. Left out, 0.05; and 0 where adapters are on fused experts, as "
+        "peft can do none there.",
+    )
     target_modules: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,

@@ -104,3 +104,15 @@ class StartAgainError(TransientError):
 
 class PreemptedError(TransientError):
     """The node goes away. What was trained is saved, and another attempt goes on from there."""
+
+
+def in_a_line(error: BaseException, longest: int = 200) -> str:
+    """What a library raised, in one short line: its kind and the beginning of what it says.
+
+    Args:
+        error: The error.
+        longest: Characters of its text, at the most.
+    """
+    text = " ".join(str(error).split())
+    text = text if len(text) <= longest else f"{text[:longest]}..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

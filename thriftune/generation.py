@@ -11,6 +11,7 @@ from thriftune import artifacts
 from thriftune.config import DataFormat
 from thriftune.data.formats import FORMATS, question_prompt
 from thriftune.loading import Placement, attach_adapters, load_model
+from thriftune.positions import answer_room
 from thriftune.prompts import require_prompts
 from thriftune.stopping import before_stop, stop_tokens
 from thriftune.tokenizer import load_tokenizer
@@ -109,6 +110,9 @@ def complete(
     Yields:
         The continuation of each prompt, in order, without special tokens: up to EOS, the token that the chat template
         ends a turn with, or another that the model's generation_config lists.
+
+    Raises:
+        ConfigError: A prompt leaves no room for an answer in the model's position table.
     """
     import torch
     from transformers import set_seed
@@ -119,13 +123,14 @@ def complete(
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         padded = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(device)
+        longest = answer_room(model, padded["input_ids"].shape[1], sampling.max_new_tokens)
         drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if sampling.temperature > 0:
             drawing = {"do_sample": True, "temperature": sampling.temperature}
         with torch.inference_mode():
             generated = model.generate(
                 **padded,
-                max_new_tokens=sampling.max_new_tokens,
+                max_new_tokens=longest,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=stops,
                 **drawing,

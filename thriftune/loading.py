@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune import quantization
 from thriftune.adapter_weights import attach
 from thriftune.completeness import load_causal_lm
 from thriftune.config import RunConfig
@@ -14,7 +15,7 @@ from thriftune.memory.overhead import GIB, WEIGHTS_SHARE
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -145,21 +146,17 @@ def attach_adapters(model: "PreTrainedModel", adapters: dict[str, Path]) -> Any:
     return attached
 
 
-def _quantization(placement: Placement) -> Any:
+def _quantization(placement: Placement) -> "BitsAndBytesConfig | None":
     if not placement.four_bit:
         return None
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=placement.double_quantization,
-        bnb_4bit_compute_dtype=torch_dtype(placement.precision),
-    )
+    dtype = torch_dtype(placement.precision)
+    return quantization.configuration(dtype, double_quantization=placement.double_quantization)
 
 
 def _report_quantized_share(model: "PreTrainedModel") -> None:
-    """Say how much of the model is really in 4 bits: fused expert tensors of mixture models are not."""
-    quantized = sum(2 * p.numel() for p in model.parameters() if type(p).__name__ == "Params4bit")
+    """Say how much of the model is really in 4 bits: see `thriftune.quantization` for what is not."""
+    layers = quantization.four_bit_layers(model)
+    quantized = sum(2 * model.get_parameter(f"{name}.weight").numel() for name in layers)  # two of them in a byte
     other = sum(p.numel() for p in model.parameters() if type(p).__name__ != "Params4bit")
-    logger.info("%.0f %% of the weights are in 4 bits", 100 * quantized / (quantized + other))
+    level = logging.INFO if quantized else logging.WARNING
+    logger.log(level, "%.0f %% of the weights are in 4 bits", 100 * quantized / (quantized + other))

@@ -9,12 +9,12 @@ from thriftune import architecture as architectures
 from thriftune import offers, zero, zero_layout
 from thriftune.architecture import Architecture
 from thriftune.catalogue import Catalogue
-from thriftune.config import AUTO, LoraConfig, RunConfig
+from thriftune.config import AUTO, RunConfig
 from thriftune.errors import ConfigError, Problem, UserError
-from thriftune.lora import require_adapters, require_targets
+from thriftune.lora import adapter_parameters, require_trainable
 from thriftune.memory import Estimate
-from thriftune.memory.adapters import adapter_parameters
 from thriftune.offers import DISK_BESIDE_GIB, Offer
+from thriftune.positions import require_positions
 from thriftune.search import Choice, Fitting, Refusal, search, zero_choices
 from thriftune.suggestions import changes_that_fit
 from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
@@ -61,8 +61,10 @@ def plan(
     options = found.take(lambda: _zero_options(config, files)) or {}
     model = found.take(lambda: architecture or architectures.of(config.model, token))
     machines = found.take(lambda: _machines(config, catalogue, here)) or []
+    if model is not None:
+        found.take(lambda: require_positions(model, config.data.max_length))
     if model is not None and config.method == "qlora":
-        found.take(lambda: _require_adapters(config.lora_or_default, model))
+        found.take(lambda: require_trainable(config.lora_or_default, model))
     found.raise_all()
     assert model is not None
     fitting, refused = search(config, model, machines, options, 1 + (_ALTERNATIVES if here is None else 0))
@@ -103,11 +105,6 @@ def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None) -> li
         return offers.matching(config, catalogue)
     offers.require_allowed_here(config, here)
     return [here]
-
-
-def _require_adapters(lora: LoraConfig, model: Architecture) -> None:
-    require_targets(lora, model)
-    require_adapters(lora, model)
 
 
 def _zero_options(config: RunConfig, files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

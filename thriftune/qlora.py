@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import architecture, artifacts
-from thriftune.adapter_weights import RESUME_FROM, attach, require_alike
+from thriftune.adapter_weights import RESUME_FROM, attach, require_alike, require_same_shape
 from thriftune.adjustments import Adjustments
 from thriftune.attempts import Attempt, run_record
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError
 from thriftune.loading import load_model, planned_placement
-from thriftune.lora import peft_config, prepare_base, require_same_shape, require_targets, trainable_share
+from thriftune.lora import peft_config, prepare_base, require_trainable, resolved, trainable_share
 from thriftune.model_source import kind_of
 from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.tokenizer import load_tokenizer
@@ -55,12 +55,12 @@ def train(
         What was measured.
 
     Raises:
-        ConfigError: LoRA targets that the model does not have, or others than those of the adapter to go on from.
+        ConfigError: Adapters that cannot be trained on this model, or others than those of the adapter to go on from.
         AdapterError: The weights of that adapter are not those of an adapter on this model.
     """
     lora, trust = config.lora_or_default, config.model.trust_remote_code
     shape = architecture.of(ModelConfig(source=str(model_dir), trust_remote_code=trust))
-    require_targets(lora, shape)
+    require_trainable(lora, shape)
     if resume_from is not None:
         require_same_shape(lora, resume_from)
         require_alike(lora, shape, resume_from)
@@ -102,14 +102,17 @@ def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resu
     from peft import get_peft_model
     from transformers import set_seed
 
-    lora = config.lora_or_default
-    base = load_model(model_dir, planned_placement(config, plan), trust_remote_code=config.model.trust_remote_code)
+    trust = config.model.trust_remote_code
+    shape = architecture.of(ModelConfig(source=str(model_dir), trust_remote_code=trust))
+    lora = resolved(config.lora_or_default, shape)
+    base = load_model(model_dir, planned_placement(config, plan), trust_remote_code=trust)
     prepared = prepare_base(base, lora, gradient_checkpointing=config.training.gradient_checkpointing)
     set_seed(config.seed)
     if resume_from is not None:
         logger.info("Going on from the adapter in %s", resume_from)
         model: Any = attach(prepared, resume_from, field=RESUME_FROM, is_trainable=True, dropout=lora.dropout)
     else:
+        logger.info("Adapters of rank %d with dropout %g", lora.rank, lora.dropout)
         model = get_peft_model(prepared, peft_config(lora))
     logger.info("%.2f %% of the weights train", 100 * trainable_share(model))
     return model

@@ -8,7 +8,7 @@ from thriftune.architecture import Architecture
 from thriftune.catalogue import Catalogue
 from thriftune.config import AUTO, RunConfig
 from thriftune.errors import ConfigError, UserError
-from thriftune.lora import require_adapters, require_targets
+from thriftune.lora import require_trainable
 from thriftune.offers import Offer
 from thriftune.search import search, zero_choices
 
@@ -42,8 +42,7 @@ def changes_that_fit(
         try:
             machines = [here] if here is not None else offers.matching(changed, catalogue)
             if changed.method == "qlora":
-                require_targets(changed.lora_or_default, model)
-                require_adapters(changed.lora_or_default, model)
+                require_trainable(changed.lora_or_default, model)
             options = zero_choices(changed.zero_or_default.config, zero_files) if changed.method == "full" else {}
             fitting, _ = search(changed, model, machines, options, 1)
         except UserError:

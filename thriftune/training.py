@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import distributed
-from thriftune.collation import PackedCollator, PaddingCollator
+from thriftune.collation import PAD_MULTIPLE, PackedCollator, PaddingCollator
 from thriftune.config import RunConfig
 from thriftune.data.prepared import is_packed
 from thriftune.errors import DivergedError
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from thriftune.resumable import ResumableTrainer
 _OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 _SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-# Tensor cores want multiples of 8; padding to them costs at most 7 tokens a row.
-_PAD_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ def make_trainer(
         model=model,
         args=arguments,
         train_dataset=rows,
-        data_collator=collator(tokenizer, _PAD_MULTIPLE),
+        data_collator=collator(tokenizer, PAD_MULTIPLE),
         processing_class=tokenizer,  # it counts the tokens that are not padding by their id where there is no mask
         callbacks=[ProgressLines()],
         skipped_steps=skipped_steps,

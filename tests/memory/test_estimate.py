@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from thriftune import architecture, zero_layout
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.hardware import DEVICES
+from thriftune.lora import adapter_parameters
 from thriftune.memory import Machines, Pass, estimate
-from thriftune.memory.adapters import adapter_parameters, split
+from thriftune.memory.adapters import split
 from thriftune.memory.evaluating import evaluation_gib
+from thriftune.quantization import layer_weights
 
 GIB = 2**30
 SMOL = architecture.of(ModelConfig(source="HuggingFaceTB/SmolLM2-135M-Instruct"))
@@ -102,8 +104,9 @@ def test_with_a_large_vocabulary_logits_dominate():
 def test_qlora_holds_each_weight_in_half_a_byte_and_its_constants():
     lora = LoraConfig(rank=16)
     shares = split(LLAMA_70B, lora, "fp16", 8, int(12e9))
-    assert sum(s.linear for s in shares) == LLAMA_70B.linear_parameters
-    assert sum(s.linear + s.fused + s.other for s in shares) == LLAMA_70B.parameters
+    in_layers = sum(out * inside for out, inside in LLAMA_70B.linear_shapes.values())
+    assert sum(s.weights.quantized for s in shares) == in_layers
+    assert sum(s.weights.all for s in shares) == LLAMA_70B.parameters
     assert sum(len(s.layers) for s in shares) == 80
     assert [s.has_head for s in shares] == [False] * 7 + [True]
     assert sum(s.adapters for s in shares) == sum(adapter_parameters(LLAMA_70B, lora).values())
@@ -116,12 +119,12 @@ def test_double_quantization_saves_what_the_paper_says():
         for d in (False, True)
     )
     saved = sum(a["weights"] - b["weights"] for a, b in zip(single.devices, double.devices, strict=True))
-    assert saved * GIB * 8 / LLAMA_70B.linear_parameters == pytest.approx(0.373, abs=0.01)
+    assert saved * GIB * 8 / layer_weights(LLAMA_70B).quantized == pytest.approx(0.373, abs=0.01)
 
 
 def test_experts_stay_in_sixteen_bits_and_are_counted_so():
     shares = split(MIXTRAL, LoraConfig(rank=8, target_modules=("q_proj",)), "fp16", 8, int(19e9))
-    assert sum(s.fused for s in shares) == 45_097_156_608
+    assert sum(s.weights.fused for s in shares) == 45_097_156_608
     assert split(MIXTRAL, LoraConfig(rank=8, target_modules=("q_proj",)), "fp16", 8, int(13e9)) is None
 
 

@@ -19,7 +19,7 @@ from thriftune.config import LoraConfig, ModelConfig
 from thriftune.hardware import DEVICES
 from thriftune.memory import Machines, Pass, estimate
 from thriftune.memory.activations import measure
-from thriftune.memory.adapters import base_bytes, split
+from thriftune.memory.adapters import split
 
 GB, GIB = 1e9, 2**30
 AGREEMENT = 0.15
@@ -61,7 +61,7 @@ def test_the_weights_in_nf4_agree_with_litgpt(model, peak_gb):
     """resource-tables.md, inference with bnb.nf4 (no double quantization)."""
     adapters = lora(8, four_bit=True)
     (share,) = split(of(model), adapters, "bf16", 1, 0)
-    assert base_bytes(share, adapters, "bf16") / GB == pytest.approx(peak_gb, rel=AGREEMENT)
+    assert share.weights.held_bytes(adapters, "bf16") / GB == pytest.approx(peak_gb, rel=AGREEMENT)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,19 @@
 """What is counted on the meta device is what a real model really keeps: the same code, with data, on the CPU."""
 
+import json
+
 import pytest
 import torch
 from planning import TINY
 
+from thriftune import architecture
 from thriftune.config import LoraConfig
 from thriftune.memory.activations import Pass, measure
 from thriftune.memory.tracing import LiveBytes, RealDevice
+
+MIXTURE = architecture.from_content(
+    {**json.loads(TINY.content), "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}, "mixture"
+)
 
 
 def saved_bytes(model, **inputs) -> int:
@@ -27,16 +34,17 @@ def saved_bytes(model, **inputs) -> int:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_layer_keeps_on_the_meta_device_what_it_keeps_on_the_cpu(rows):
+@pytest.mark.parametrize("shape", [TINY, MIXTURE], ids=lambda shape: shape.name)
+def test_a_layer_keeps_on_the_meta_device_what_it_keeps_on_the_cpu(rows, shape):
     tokens, sizes = 48, []
     for layers in (1, 2):
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(TINY.config(layers), dtype=torch.float32).train()
-        ids = torch.randint(0, TINY.vocabulary, (rows, tokens))
+        model = AutoModelForCausalLM.from_config(shape.config(layers), dtype=torch.float32).train()
+        ids = torch.randint(0, shape.vocabulary, (rows, tokens))
         sizes.append(saved_bytes(model, input_ids=ids, labels=ids, use_cache=False))
-    counted = measure(TINY, Pass(rows, tokens, False, "fp32", masked=False)).kept[-1].all
+    counted = measure(shape, Pass(rows, tokens, False, "fp32", masked=False)).kept[-1].all
     assert counted == pytest.approx(sizes[1] - sizes[0], rel=0.05)
 
 

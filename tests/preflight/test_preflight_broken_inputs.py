@@ -21,6 +21,10 @@ MIXTRAL = {
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400,
     "num_local_experts": 4, "num_experts_per_tok": 2,
 }  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 400}
+FALCON = {
+    "model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400,
+}  # fmt: skip
 ASKING = {"role": "user", "content": "What is red?"}
 
 
@@ -39,6 +43,14 @@ class World:
         made = self.model()
         file = Path(made["model"]["source"]) / "model.safetensors"
         file.write_bytes(change(file.read_bytes()))
+        return made
+
+    def model_of(self, content: dict[str, Any]) -> dict[str, Any]:
+        """A model of another architecture, with weights of its own."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        made = self.model("config.json", "*.safetensors")
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**content)).save_pretrained(made["model"]["source"])
         return made
 
     def file(self, name: str, content: str | bytes) -> dict[str, Any]:
@@ -243,8 +255,16 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "LoRA targets of another model": ("lora-target-missing", lambda w: lora(target_modules=["query_key_value"])),
     "adapters that peft refuses": (
         "lora-refused",
-        lambda w: Run(w.model(**write("config.json", json.dumps(MIXTRAL)), fill=True), method="qlora"),
+        lambda w: Run(
+            w.model(**write("config.json", json.dumps(MIXTRAL)), fill=True) | {"lora": {"dropout": 0.05}},
+            method="qlora",
+        ),
     ),
+    "layers that bitsandbytes leaves alone": (
+        "quantization-saves-nothing",
+        lambda w: Run(w.model_of(FALCON), method="qlora"),
+    ),
+    "rows beyond the position table": ("max-length-beyond-table", lambda w: w.model_of(GPT2)),
     "no adapter to go on from": ("adapter-not-found", lambda w: lora(resume_from=str(w.folder / "nowhere"))),
     "an adapter without weights": ("adapter-not-found", lambda w: adapter_without(w, "adapter_model.safetensors")),
     "an adapter without its configuration": ("adapter-not-found", lambda w: adapter_without(w, "adapter_config.json")),

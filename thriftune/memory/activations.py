@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune.architecture import Architecture
 from thriftune.config import LoraConfig
-from thriftune.errors import ModelSourceError
+from thriftune.errors import ConfigError, ModelSourceError, in_a_line
 from thriftune.hardware import Precision, torch_dtype
-from thriftune.lora import of_any_layer, peft_config, prepare_base
+from thriftune.lora import of_any_layer, peft_config, prepare_base, resolved
 from thriftune.memory_watch import RETURNED_BLOCK
+from thriftune.quantization import replace_layers
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +110,7 @@ def measure(architecture: Architecture, one_pass: Pass) -> Activations:
 
     Raises:
         ModelSourceError: The model's code cannot be followed without data.
+        ConfigError: It cannot compute rows of that length.
     """
     kinds = architecture.layer_kinds
     traces: dict[int, _Trace] = {}
@@ -152,10 +154,18 @@ def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_hea
             return _trace(architecture, one_pass, layers, dimensions, with_head=with_head)
         except _UNFOLLOWABLE as error:
             reason = error
+    longest = architecture.longest_input
+    if longest is not None and one_pass.sequence > longest:  # as MPT, whose bias is built for so many positions
+        raise ConfigError.single(
+            "data.max_length",
+            one_pass.sequence,
+            f"{architecture.name} was made for {longest} positions, and cannot compute longer rows.",
+            f"Use at most {longest}.",
+        ) from reason
     raise ModelSourceError.single(
         "model.source",
         architecture.name,
-        f"its forward pass cannot be followed without data, so its memory cannot be planned: {reason}.",
+        f"its forward pass cannot be followed without data, so its memory cannot be planned ({in_a_line(reason)}).",
         "Use another model, and please report this one.",
     ) from reason
 
@@ -165,7 +175,7 @@ def _trace(architecture: Architecture, one_pass: Pass, layers: int, mask_dimensi
 
     from thriftune.memory.tracing import LiveBytes, RealDevice, meta_autocast_ignored
 
-    dtype = traced_dtype(one_pass.precision)
+    dtype = torch_dtype(one_pass.precision)
     # The Trainer's mixed precision; DeepSpeed, which trains without adapters, computes in the weights' own type.
     autocast = dtype if one_pass.adapters and one_pass.precision != "fp32" else None
     device = RealDevice(autocast)
@@ -180,7 +190,7 @@ def _trace(architecture: Architecture, one_pass: Pass, layers: int, mask_dimensi
             loss = _loss(model, ids, mask, upcast=autocast is not None)
         else:
             inner = model.get_base_model() if one_pass.adapters else model
-            loss = inner.get_decoder()(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
+            loss = _decoder(inner)(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
         device.leave_autocast()
         kept = Peaks(counted.live, counted.small_live)
         loss.backward()
@@ -189,9 +199,10 @@ def _trace(architecture: Architecture, one_pass: Pass, layers: int, mask_dimensi
     return _Trace(Peaks(counted.peak, counted.small_peak) + made, kept)
 
 
-def traced_dtype(precision: Precision) -> "torch.dtype":
-    """bf16 in place of fp16, which takes the same bytes: torch's grouped products of experts know no fp16."""
-    return torch_dtype("fp32" if precision == "fp32" else "bf16")
+def _decoder(model: Any) -> Any:
+    """A model without its output head; Llama 4's (transformers 5.23) takes itself for that."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    return decoder if decoder is not model else next(part for part in model.children() if part is not head)
 
 
 def _loss(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None", *, upcast: bool) -> Any:
@@ -204,13 +215,13 @@ def _loss(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None", *, upcas
 
 def _trainable(architecture: Architecture, one_pass: Pass, layers: int, device: "RealDevice") -> Any:
     """The model as the training code prepares it, on the meta device; gradients of weights are dropped as they come."""
-    dtype = traced_dtype(one_pass.precision)
+    dtype = torch_dtype(one_pass.precision)
     model: Any = architecture.on_meta(dtype, layers)
     model.config.use_cache = False
     if one_pass.adapters:
         if one_pass.adapters.four_bit:
             _quantize(model, one_pass.adapters, dtype)
-        model = _with_adapters(model, one_pass.adapters)
+        model = _with_adapters(model, resolved(one_pass.adapters, architecture))
     if one_pass.gradient_checkpointing:
         # Torch leaves a function mode when the backward pass starts; layers are computed again in a context of ours.
         contexts = partial(_recomputation, device.autocast)
@@ -235,28 +246,13 @@ def _drop_gradient(parameter: "torch.Tensor") -> None:
     parameter.grad = None
 
 
-def quantizer(lora: LoraConfig, dtype: "torch.dtype") -> Any:
-    """Transformers' own quantizer for the 4-bit base of a run."""
-    from transformers import BitsAndBytesConfig
-    from transformers.quantizers.auto import AutoHfQuantizer
-
-    return AutoHfQuantizer.from_config(
-        BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=lora.double_quantization,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    )
-
-
 def _quantize(model: "PreTrainedModel", lora: LoraConfig, dtype: "torch.dtype") -> None:
     """Put bitsandbytes' 4-bit layers into a model on the meta device, with a product that needs no data."""
     from bitsandbytes.nn.modules import Linear4bit
 
     from thriftune.memory.tracing import FourBitProduct
 
-    quantizer(lora, dtype).preprocess_model(model=model, device_map=None)
+    replace_layers(model, dtype, double_quantization=lora.double_quantization)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             replaced: Any = module

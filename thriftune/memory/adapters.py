@@ -4,14 +4,14 @@ Which layers lie on which device is not guessed: transformers' own `device_map="
 asked, for the model on the meta device and the memory that `thriftune.loading` would allow it.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from thriftune.architecture import Architecture, layer_of
 from thriftune.config import LoraConfig
-from thriftune.hardware import Precision
-from thriftune.memory.activations import Pass, measure, quantizer, traced_dtype
+from thriftune.hardware import Precision, torch_dtype
+from thriftune.lora import adapter_parameters
+from thriftune.memory.activations import Pass, measure
 from thriftune.memory.sharded import (
     ACTIVATIONS,
     FORWARD_BACKWARD,
@@ -23,10 +23,8 @@ from thriftune.memory.sharded import (
     WEIGHTS,
     kept_by_malloc,
 )
+from thriftune.quantization import Weights, replace_layers, weights_of
 
-# Source: bitsandbytes 0.50: blocks of 64 weights share an absmax, blocks of 256 absmax share another.
-_BLOCK = 64
-_NESTED_BLOCK = 256
 _STATE_BLOCK = 256  # of the 8-bit optimizers
 _SMALLEST_8_BIT = 4096  # smaller tensors keep fp32 states
 
@@ -43,17 +41,13 @@ class DeviceShare:
     """What one device of a node holds.
 
     Attributes:
-        linear: Weights in linear layers (in 4 bits for QLoRA).
-        fused: Weights in tensors of all experts of a layer, which stay in 16 bits.
-        other: Other weights: embeddings, norms, the output head.
-        adapters: Parameters of the adapters on those layers.
+        weights: Those of the base model.
+        adapters: Parameters of the adapters on them.
         layers: Indices of the decoder layers here.
         has_head: Whether the output head is here.
     """
 
-    linear: int
-    fused: int
-    other: int
+    weights: Weights
     adapters: int
     layers: tuple[int, ...]
     has_head: bool
@@ -77,7 +71,7 @@ def phases(
     """
     assert one_pass.adapters is not None
     needed = measure(architecture, one_pass).of(share.layers, has_head=share.has_head)
-    weights = base_bytes(share, one_pass.adapters, one_pass.precision) + 4 * share.adapters
+    weights = share.weights.held_bytes(one_pass.adapters, one_pass.precision) + 4 * share.adapters
     held = {WEIGHTS: weights, STATES: state_bytes(share.adapters, optimizer), GRADIENTS: 4 * share.adapters}
     forward, step = {**held, ACTIVATIONS: needed.all}, {**held, STEP_BUFFERS: 4 * share.adapters}
     if not on_gpu:
@@ -99,15 +93,6 @@ def _kept_in_autocast(share: DeviceShare, one_pass: Pass, architecture: Architec
     return int(copies) + 2 * share.adapters
 
 
-def base_bytes(share: DeviceShare, lora: LoraConfig, precision: Precision) -> int:
-    """The frozen weights, with the quantization constants."""
-    width = 4 if precision == "fp32" else 2
-    if not lora.four_bit:
-        return width * (share.linear + share.fused + share.other)
-    constants = 1 / _BLOCK + 4 / (_BLOCK * _NESTED_BLOCK) if lora.double_quantization else 4 / _BLOCK
-    return int(share.linear * (0.5 + constants)) + width * share.fused + 4 * share.other
-
-
 def state_bytes(parameters: int, optimizer: str) -> int:
     """The optimizer's states of trained parameters.
 
@@ -118,21 +103,15 @@ def state_bytes(parameters: int, optimizer: str) -> int:
     return int(parameters * _STATE_BYTES.get(optimizer, _EIGHT_BIT))
 
 
-def adapter_parameters(architecture: Architecture, lora: LoraConfig) -> dict[str, int]:
-    """Parameters of the adapter on each linear layer that has one: rank x (in + out), by the layer's name.
-
-    Source: LoRA (arXiv 2106.09685), section 4.1; names match as peft matches them: whole, or after a dot.
-    """
-    return {
-        name: lora.rank * (out + inside)
-        for name, (out, inside) in architecture.linear_shapes.items()
-        if lora.target_modules is None or any(f".{name}".endswith(f".{target}") for target in lora.target_modules)
-    }
-
-
 @lru_cache(maxsize=256)
 def split(
-    architecture: Architecture, lora: LoraConfig, precision: Precision, devices: int, usable_bytes: int
+    architecture: Architecture,
+    lora: LoraConfig,
+    precision: Precision,
+    devices: int,
+    usable_bytes: int,
+    *,
+    trains: bool = True,
 ) -> tuple[DeviceShare, ...] | None:
     """How a base model is split over the devices of a node.
 
@@ -142,6 +121,7 @@ def split(
         precision: Precision of what is not in 4 bits.
         devices: GPUs of the node, or 1 for a CPU.
         usable_bytes: What loading may fill on each (`thriftune.loading.max_memory`).
+        trains: Whether adapters are put on it.
 
     Returns:
         A share per device, or None where the weights do not fit.
@@ -149,23 +129,19 @@ def split(
     placed = {"": 0} if devices == 1 else _device_map(architecture, lora, precision, devices, usable_bytes)
     if placed is None:
         return None
-    adapters = adapter_parameters(architecture, lora)
-    on = [dict.fromkeys(("linear", "fused", "other", "adapters"), 0) for _ in range(devices)]
-    layers: list[set[int]] = [set() for _ in range(devices)]
-    heads = set()
-    for name, shape in architecture.shapes.items():
-        module = name.rpartition(".")[0]
-        device = _device_of(name, placed)
-        is_linear = module in architecture.linear_shapes and name.endswith(".weight")
-        kind = "linear" if is_linear else "fused" if len(shape) > 2 else "other"
-        on[device][kind] += math.prod(shape)
-        on[device]["adapters"] += adapters.get(module, 0) if is_linear else 0
-        if layer_of(name):
-            layers[device].add(int(layer_of(name).rpartition(".")[2]))
-        if name == architecture.head_name:
-            heads.add(device)
+    names: list[list[str]] = [[] for _ in range(devices)]
+    for name in architecture.shapes:
+        names[_device_of(name, placed)].append(name)
+    adapters = [0] * devices
+    for module, count in (adapter_parameters(architecture, lora) if trains else {}).items():
+        adapters[_device_of(f"{module}.weight", placed)] += count
     return tuple(
-        DeviceShare(**on[device], layers=tuple(sorted(layers[device])), has_head=device in heads)
+        DeviceShare(
+            weights_of(architecture, names[device]),
+            adapters[device],
+            layers=tuple(sorted({int(layer_of(name).rpartition(".")[2]) for name in names[device] if layer_of(name)})),
+            has_head=architecture.head_name in names[device],
+        )
         for device in range(devices)
     )
 
@@ -182,11 +158,10 @@ def _device_map(
     from accelerate.utils import modeling
     from transformers.integrations.accelerate import _get_device_map
 
-    dtype = traced_dtype(precision)
+    dtype = torch_dtype(precision)
     model = architecture.on_meta(dtype)
-    quantize = quantizer(lora, dtype) if lora.four_bit else None
-    if quantize is not None:
-        quantize.preprocess_model(model=model, device_map=None)
+    double = lora.double_quantization
+    quantize = replace_layers(model, dtype, double_quantization=double) if lora.four_bit else None
     limits: dict[int | str, int] = dict.fromkeys(range(devices), usable_bytes)
     modeling.logger.setLevel("ERROR")  # it warns that this machine has no such GPUs
     try:

@@ -28,10 +28,11 @@ def evaluation_gib(
     """
     # As `thriftune.loading.planned_placement`: in 4 bits where adapters train on a quantized base.
     held = config.lora_or_default if config.method == "qlora" else LoraConfig(four_bit=False)
-    shares = adapters.split(architecture, held, precision, devices if device.is_gpu else 1, usable_for_weights(gpu_gib))
+    on = devices if device.is_gpu else 1
+    shares = adapters.split(architecture, held, precision, on, usable_for_weights(gpu_gib), trains=False)
     if shares is None:
         return None
-    weights = max(adapters.base_bytes(share, held, precision) for share in shares)
+    weights = max(share.weights.held_bytes(held, precision) for share in shares)
     tokens = config.evaluation.batch * config.data.max_length
     logits = _LOGIT_COPIES * tokens * architecture.vocabulary
     return sum(with_overhead({"weights": weights, "logits": logits}, on_gpu=device.is_gpu).values()) / GIB

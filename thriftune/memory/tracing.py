@@ -1,10 +1,10 @@
 """How many bytes of tensors are alive while code runs on torch's meta device, where tensors have shapes but no data.
 
 The model's own forward and backward pass are executed, so that every architecture that transformers knows is right:
-grouped-query attention, tied embeddings, mixtures of experts, whatever each of them keeps for its backward pass. Three
+grouped-query attention, tied embeddings, mixtures of experts, whatever each of them keeps for its backward pass. Four
 things differ between the meta device and the real one, and are replaced here while a model is traced: attention (the
-meta device takes torch's slow path, which stores every score), autocast (it does nothing there) and 4-bit layers (they
-have no data to dequantize).
+meta device takes torch's slow path, which stores every score), autocast (it does nothing there), grouped products of
+experts (the meta device knows them in bf16 only) and 4-bit layers (they have no data to dequantize).
 """
 
 import weakref
@@ -85,10 +85,10 @@ class LiveBytes(TorchDispatchMode):
 
 
 class RealDevice(TorchFunctionMode):
-    """Makes the meta device keep what a real one keeps: fused attention, and autocast where the training uses it."""
+    """Makes the meta device keep what a real one keeps of attention, of experts, and of autocast where it is used."""
 
     def __init__(self, autocast: torch.dtype | None) -> None:
-        """Replace attention, and cast what autocast casts.
+        """Replace attention and grouped products, and cast what autocast casts.
 
         Args:
             autocast: The 16-bit type that autocast computes in, or None without autocast.
@@ -110,6 +110,8 @@ class RealDevice(TorchFunctionMode):
             args, kwargs = tree_map(self._cast, (args, kwargs))
         if is_attention:
             return _fused_attention(*args, **kwargs)
+        if func is torch._grouped_mm:
+            return _grouped_product(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _cast(self, value: Any) -> Any:
@@ -164,6 +166,36 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *_: torch.Tensor) -> Any:
         query, key, value = ctx.saved_tensors[:3]
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+def _grouped_product(inputs: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor, **_: Any) -> torch.Tensor:
+    """Rows [tokens, in], sorted by expert, times the weights [experts, in, out] of each: [tokens, out].
+
+    In fp16, which stands for a GPU without bf16, transformers takes a loop of its own over the experts, since torch's
+    kernel needs compute capability 8; its backward pass makes the gradient of all experts even where they are frozen.
+
+    Source: `transformers.integrations.moe._can_use_grouped_mm`, 5.23.
+    """
+    from transformers.integrations import moe  # noqa: F401  # registers the operator
+
+    if weights.dtype == torch.float16:
+        return torch.ops.transformers.grouped_mm_fallback(inputs, weights, offs)  # type: ignore[no-any-return]
+    result: torch.Tensor = _GroupedProduct.apply(inputs, weights)
+    return result
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """What torch's grouped product keeps: its inputs; and in the backward pass the gradients that are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inputs, weights)
+        return inputs.new_empty((inputs.shape[0], weights.shape[2]))
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        kept = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        return tuple(torch.empty_like(tensor) if needed else None for tensor, needed in kept)
 
 
 class FourBitProduct(torch.autograd.Function):

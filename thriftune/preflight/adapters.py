@@ -6,20 +6,34 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from thriftune.adapter_weights import RESUME_FROM, WEIGHTS, adapted_modules, require_fit, shapes_in
+from thriftune.adapter_weights import (
+    RESUME_FROM,
+    WEIGHTS,
+    adapted_modules,
+    require_fit,
+    require_same_shape,
+    require_same_targets,
+    shapes_in,
+)
 from thriftune.architecture import Architecture
 from thriftune.completeness import ADAPTER_CONFIG
 from thriftune.config import LoraConfig, RunConfig
 from thriftune.errors import ConfigError, TransientError
-from thriftune.lora import require_adapters, require_same_shape, require_same_targets, require_targets
+from thriftune.lora import (
+    adapter_parameters,
+    fused_adapters,
+    require_adapters,
+    require_targets,
+)
 from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import Finding, finding, skipped
 from thriftune.preflight.outcome import attempt
+from thriftune.quantization import require_savings, saves_little
 from thriftune.weight_files import Folder
 
 logger = logging.getLogger(__name__)
 
-_TARGETS, _RESUME = "lora.target_modules", RESUME_FROM
+_TARGETS, _RESUME, _FOUR_BIT = "lora.target_modules", RESUME_FROM, "lora.four_bit"
 _CONFIG, _WEIGHTS = ADAPTER_CONFIG, WEIGHTS
 
 
@@ -46,8 +60,36 @@ def _targets(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding]:
     named = ", ".join(lora.target_modules or ())
     missing = attempt(lambda: require_targets(lora, architecture), "lora-target-missing", _TARGETS, named)
     yield from missing.findings
-    if not missing.failed:
-        yield from attempt(lambda: require_adapters(lora, architecture), "lora-refused", _TARGETS, named).findings
+    if missing.failed:
+        return
+    refused = attempt(lambda: require_adapters(lora, architecture), "lora-refused", _TARGETS, named)
+    yield from refused.findings
+    if not refused.failed and fused_adapters(lora, architecture):
+        yield _on_experts(lora, architecture)
+    yield from _four_bits(lora, architecture)
+
+
+def _on_experts(lora: LoraConfig, architecture: Architecture) -> Finding:
+    """What peft does with the names of linear layers where an architecture holds its experts in fused tensors."""
+    adapted = adapter_parameters(architecture, lora)
+    passed = sorted({name.rpartition(".")[2] for name in architecture.linear_shapes.keys() - adapted.keys()})
+    without = f" The layers {', '.join(passed)} beside them get none." if passed and not lora.target_modules else ""
+    return finding(
+        "lora-on-fused-experts",
+        "lora.dropout",
+        "left out" if lora.dropout is None else lora.dropout,
+        f"the adapters are on fused experts too, so dropout is 0.{without}",
+        "Name q_proj, k_proj, v_proj and o_proj in lora.target_modules to leave the experts as they are.",
+    )
+
+
+def _four_bits(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding]:
+    """Whether 4 bits are worth it on this architecture."""
+    refused = attempt(lambda: require_savings(lora, architecture), "quantization-saves-nothing", _FOUR_BIT, "true")
+    yield from refused.findings
+    if not refused.failed and (why := saves_little(lora, architecture)):
+        remedy = "lora.four_bit: false trains faster and more exactly, where its memory is there."
+        yield finding("quantization-saves-little", _FOUR_BIT, "true", why, remedy)
 
 
 def _adapter_to_go_on_from(

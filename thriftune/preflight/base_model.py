@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from thriftune import architecture, models
 from thriftune.architecture import Architecture
 from thriftune.config import ModelConfig
-from thriftune.errors import ModelSourceError, TransientError
+from thriftune.errors import ModelSourceError, TransientError, in_a_line
 from thriftune.model_source import kind_of
+from thriftune.positions import require_positions
 from thriftune.preflight import licenses, weights
 from thriftune.preflight.access import permitted
 from thriftune.preflight.findings import Finding, finding, skipped
@@ -78,7 +79,7 @@ def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
 
 
 def check_length(base: BaseModel, max_length: int) -> Iterator[Finding]:
-    """Rows longer than the positions that a model was made for.
+    """Rows longer than the positions that a model was made for, or than it has.
 
     Args:
         base: The base model.
@@ -87,7 +88,14 @@ def check_length(base: BaseModel, max_length: int) -> Iterator[Finding]:
     if base.architecture is None:
         yield skipped("data.max_length", "the base model's architecture is not known")
         return
-    positions = base.architecture.longest_input
+    shape = base.architecture
+    beyond = attempt(
+        lambda: require_positions(shape, max_length), "max-length-beyond-table", "data.max_length", max_length
+    )
+    yield from beyond.findings
+    positions = shape.longest_input
+    if beyond.failed:
+        return
     if positions is not None and max_length > positions:
         yield finding(
             "max-length-beyond-positions",
@@ -180,7 +188,7 @@ def _architecture(model: ModelConfig, directory: Path) -> Architecture:
         raise ModelSourceError.single(
             FIELD,
             model.source,
-            f"its config.json cannot be used ({type(error).__name__}: {error}).",
+            f"its config.json cannot be used ({in_a_line(error)}).",
             "Repair config.json.",
         ) from error
     if not model.trust_remote_code:  # whose code is looked for where the name says

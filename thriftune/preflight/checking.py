@@ -109,11 +109,13 @@ def _check_plan(plan: TrainingPlan | ThriftuneError, found: Sequence[Finding]) -
         plan: The plan.
         found: What the other checks found.
     """
+    said = {(other.field, other.message) for other in found}
     bad = {other.field.partition(".")[0] for other in found if other.severity == "error"}
     return [
         why
         for why in platform.check_plan(plan)
         if why.field.partition(".")[0] not in bad & {"model", "lora"}
+        and (why.field, why.message) not in said
         and not (why.code == UNREACHABLE and "model" in bad)
     ]
 
