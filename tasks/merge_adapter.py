@@ -1,5 +1,7 @@
 """The adapter merged into the base model."""
 
+from typing import NamedTuple
+
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
@@ -8,26 +10,37 @@ from tasks.declaring import TRAIN_CACHE, cache, cpu_task
 from tasks.transfer import download, upload
 from thriftune import merging
 from thriftune.config import RunConfig
+from thriftune.saving import SavedWeights
+
+
+class Merged(NamedTuple):
+    """A merged model, and what merging did to it."""
+
+    model: FlyteDirectory
+    saved: SavedWeights | None
 
 
 @task(**cpu_task(), cache=cache(TRAIN_CACHE))
-def merge_adapter(config: RunConfig, model: FlyteDirectory, adapter: FlyteDirectory) -> FlyteDirectory:
+def merge_adapter(config: RunConfig, model: FlyteDirectory, adapter: FlyteDirectory, dataset: FlyteDirectory) -> Merged:
     """Merge an adapter into the unquantized base model.
 
     Args:
         config: The run.
         model: The base model.
         adapter: The adapter.
+        dataset: The prepared dataset, on whose held-out rows the merged model is compared.
 
     Returns:
-        An ordinary model directory.
+        An ordinary model directory, and its loss beside that of the adapter on the same base.
     """
     place = settings.result_place(config.name, "model")
-    merging.merge(
+    saved = merging.merge(
         download(model),
         download(adapter),
         place,
+        dataset_dir=download(dataset),
         save_dtype=config.training.save_dtype,
+        seed=config.seed,
         trust_remote_code=config.model.trust_remote_code,
     )
-    return upload(place)
+    return Merged(upload(place), saved)

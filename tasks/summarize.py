@@ -13,6 +13,7 @@ from tasks.transfer import place_of
 from thriftune.config import RunConfig
 from thriftune.evaluation import EvalReport
 from thriftune.report import RunMetrics, summary_table
+from thriftune.saving import SavedWeights
 from thriftune.training import TrainingResult
 
 logger = logging.getLogger("thriftune.tasks.summarize")
@@ -26,6 +27,7 @@ def summarize(
     training: TrainingResult,
     model: FlyteDirectory,
     adapter: FlyteDirectory | None = None,
+    merged: SavedWeights | None = None,
 ) -> RunMetrics:
     """Put the numbers of a run together and print them as a table.
 
@@ -36,12 +38,13 @@ def summarize(
         training: What was measured while training.
         model: The model that came out.
         adapter: The adapter that came out, if any.
+        merged: What merging it did to its loss, where it was merged.
 
     Returns:
         All of it; a local run also finds it in outputs/<run>/<start time>/metrics.json.
     """
     outputs = {"model": place_of(model)} | ({"adapter": place_of(adapter)} if adapter else {})
-    metrics = RunMetrics(config.name, config.method, before, after, training, outputs)
+    metrics = RunMetrics(config.name, config.method, before, after, training, outputs, merged)
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)
     return metrics

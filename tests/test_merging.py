@@ -5,8 +5,15 @@ import json
 import pytest
 
 from thriftune import artifacts
+from thriftune.collation import PaddingCollator
+from thriftune.config import DataConfig, LoraConfig
+from thriftune.data import prepare
+from thriftune.data.prepared import VALIDATION, load_split
 from thriftune.errors import AdapterError
-from thriftune.merging import merge
+from thriftune.evaluation import held_out_loss
+from thriftune.lora import peft_config
+from thriftune.merging import _few_rows, merge
+from thriftune.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -74,6 +81,116 @@ def test_the_manifest_carries_the_run_over(tiny_model_dir, random_adapter, tmp_p
     assert (manifest["kind"], manifest["merged_from"]) == ("model", "adapter")
     assert manifest["config"] == {"name": "random"}
     assert manifest["dataset_fingerprint"] == "f"
+
+
+@pytest.fixture(scope="module")
+def in_bf16(tiny_model_dir, chat_rows_file, tmp_path_factory):
+    """The tiny model as base models are stored, and a dataset prepared for it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("bf16")
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16).save_pretrained(folder / "model")
+    load_tokenizer(tiny_model_dir).save_pretrained(folder / "model")
+    data = DataConfig(source=str(chat_rows_file), format="chat", max_length=128, validation_share=0.2)
+    prepare.prepare(data, seed=0, tokenizer_dir=folder / "model", destination=folder / "dataset")
+    return folder / "model", folder / "dataset"
+
+
+@pytest.fixture
+def mixture(in_bf16, tmp_path):
+    """A tiny Mixtral in bf16, an adapter that changes its fused experts, and the dataset."""
+    import torch
+    from peft import get_peft_model
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    tokenizer = load_tokenizer(in_bf16[0])
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, max_position_embeddings=256, dtype="bfloat16",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(config).bfloat16()
+    model.save_pretrained(tmp_path / "mixture")
+    tokenizer.save_pretrained(tmp_path / "mixture")
+    adapted = get_peft_model(model, peft_config(LoraConfig(rank=4, alpha=8, dropout=0.0)))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "mixture", tmp_path / "adapter", in_bf16[1]
+
+
+def held_out(model, in_bf16):
+    rows = load_split(in_bf16[1], VALIDATION)
+    return held_out_loss(model.eval(), load_tokenizer(in_bf16[0]), rows, batch=4)[0]
+
+
+def test_the_sum_is_compared_with_the_adapter_on_the_same_base(in_bf16, random_adapter, tmp_path, caplog):
+    from peft import PeftModel
+
+    adapter = random_adapter(seed=3)
+    with caplog.at_level("WARNING"):
+        compared = merge(in_bf16[0], adapter, tmp_path / "merged", dataset_dir=in_bf16[1])
+    assert (compared.dtype, compared.rounding, compared.rows) == ("bf16", "nearest", 12)
+    with_adapter = PeftModel.from_pretrained(base(in_bf16[0]), str(adapter))
+    assert compared.base_loss == pytest.approx(held_out(base(in_bf16[0]), in_bf16), abs=1e-5)
+    assert compared.trained_loss == pytest.approx(held_out(with_adapter, in_bf16), abs=1e-5)
+    assert compared.saved_loss == pytest.approx(held_out(base(tmp_path / "merged"), in_bf16), abs=1e-5)
+    assert abs(compared.trained_loss - compared.base_loss) > 0.01, "an adapter that does nothing compares to anything"
+    assert not caplog.text
+
+
+@pytest.fixture
+def barely_trained(in_bf16, tmp_path):
+    """An adapter after a few small steps: together they show, and each weight moved less than bf16 can."""
+    import torch
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    adapted = get_peft_model(base(in_bf16[0]), peft_config(LoraConfig(rank=16, alpha=32, dropout=0.0)))
+    rows, collate = load_split(in_bf16[1], VALIDATION), PaddingCollator(load_tokenizer(in_bf16[0]))
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=4e-6)
+    for _ in range(6):
+        adapted(**collate(list(rows))).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_too_small_for_the_nearest_numbers_is_rounded_stochastically(
+    in_bf16, barely_trained, tmp_path, caplog
+):
+    """What it added was less than half the spacing of bf16 for most weights: merged, it was gone."""
+    with caplog.at_level("INFO"):
+        compared = merge(in_bf16[0], barely_trained, tmp_path / "merged", dataset_dir=in_bf16[1])
+    assert compared.rounding == "stochastic", caplog.text
+    assert compared.base_loss - compared.trained_loss > 8e-4
+    assert abs(compared.cost) < 0.3 * (compared.base_loss - compared.trained_loss)
+    assert compared.saved_loss == pytest.approx(held_out(base(tmp_path / "merged"), in_bf16), abs=1e-5)
+
+
+def test_a_sum_that_is_not_what_was_trained_is_a_warning(in_bf16, random_adapter, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("peft.tuners.lora.layer.Linear.get_delta_weight", lambda self, name: 0 * self.weight.float())
+    with caplog.at_level("WARNING"):
+        compared = merge(in_bf16[0], random_adapter(seed=3), tmp_path / "merged", dataset_dir=in_bf16[1])
+    assert compared.saved_loss == pytest.approx(compared.base_loss, abs=1e-5)
+    assert "loses part of what was learnt" in caplog.text
+
+
+def test_fused_experts_are_merged_and_compared_too(mixture, tmp_path):
+    model_dir, adapter, dataset = mixture
+    compared = merge(model_dir, adapter, tmp_path / "merged", dataset_dir=dataset)
+    assert abs(compared.trained_loss - compared.base_loss) > 0.001
+    assert compared.cost == pytest.approx(0, abs=1e-3)
+
+
+def test_a_large_model_is_compared_on_one_row_and_a_small_one_on_all(in_bf16):
+    assert len(_few_rows(in_bf16[1], 140_000)) == 12
+    assert len(_few_rows(in_bf16[1], 70_000_000_000)) in range(1, 12)
+    assert len(_few_rows(in_bf16[1], 10**15)) == 1
 
 
 def test_an_adapter_that_was_made_elsewhere_can_be_merged(tiny_model_dir, random_adapter, tmp_path):

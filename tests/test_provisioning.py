@@ -162,11 +162,11 @@ def test_what_needs_no_gpu_asks_for_none_and_for_what_it_holds(run_config):
 
 
 def test_what_a_model_of_70b_needs_without_a_gpu(run_config):
-    """18 GiB of memory for merging 7B, 143 for 70B; files of a model go through a download without being held."""
+    """20 GiB of memory for merging 7B, 159 for 70B; files of a model go through a download without being held."""
     config = run_config("qlora", model={"source": "meta-llama/Llama-2-70b-hf"}, hardware={"device": "T4"})
     plan = planned(config)
     big = type(plan)(**{**vars(plan), "parameters": 68_976_648_192, "trained_parameters": 207_093_760})
-    assert pod_requests.merging(config, big).memory_gib in range(130, 160)
+    assert pod_requests.merging(config, big).memory_gib in range(150, 165)
     assert pod_requests.merging(config, big).disk_gib in range(255, 265)
     assert pod_requests.fetching(config, big) == pod_requests.PodRequest(4, 129)
     assert pod_requests.publishing(config, big).disk_gib == 129

@@ -14,6 +14,7 @@ from thriftune.errors import PublishError
 from thriftune.model_source import kind_of
 from thriftune.report import RunMetrics
 from thriftune.run_record import RunRecord
+from thriftune.saving import SavedWeights
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
@@ -154,6 +155,7 @@ def _rows(record: RunRecord, metrics: RunMetrics, *, is_merged: bool) -> list[tu
     loss = f"{training.losses[-1]:.4f}" if training.losses else "not logged"
     # What is measured is the adapter on the base model as it trained: in 4 bits, for QLoRA.
     measured = " and before merging" if is_merged else ""
+    saved = metrics.merged or training.saved
     return [
         *rows,
         ("Data", ", ".join(_data(source) for source in run.data.all_sources)),
@@ -166,7 +168,14 @@ def _rows(record: RunRecord, metrics: RunMetrics, *, is_merged: bool) -> list[tu
             "Held-out loss",
             f"{before.loss:.4f} before, {after.loss:.4f} after training{measured}, over {after.tokens:,} tokens",
         ),
+        *([("Saved weights", _saved(saved))] if saved else []),
     ]
+
+
+def _saved(saved: SavedWeights) -> str:
+    """What saving or merging did to the loss."""
+    losses = f"held-out loss {saved.saved_loss:.4f}, and {saved.trained_loss:.4f} before"
+    return f"{saved.how}: {losses}, over {saved.rows} rows"
 
 
 def _data(source: DataSource) -> str:

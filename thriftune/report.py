@@ -78,8 +78,7 @@ def summary_table(metrics: RunMetrics) -> str:
 def _rows_of(saved: SavedWeights, trained_as: str) -> Iterator[tuple[str, str, str]]:
     """What saving did to the loss."""
     yield f"{trained_as} ({saved.rows} rows)", f"{saved.base_loss:.4f}", f"{saved.trained_loss:.4f}"
-    how = {"none": "", "nearest": "", "stochastic": ", rounded stochastically"}[saved.rounding]
-    yield f"as saved, in {saved.dtype}{how}", "", f"{saved.saved_loss:.4f}"
+    yield f"as saved, in {saved.how}", "", f"{saved.saved_loss:.4f}"
     if saved.rounded_loss is not None:
         yield "in 16 bits it would be", "", f"{saved.rounded_loss:.4f}"
 

@@ -7,12 +7,15 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from thriftune.config import RunConfig
 from thriftune.hardware import Precision
 from thriftune.rounding import RoundingMode
 
 logger = logging.getLogger(__name__)
+
+SaveDtype = Literal["auto", "fp16", "bf16", "fp32"]
 
 # What rounding may cost, as a share of what training changed the held-out loss by.
 TOLERATED_SHARE = 0.05
@@ -54,6 +57,11 @@ class SavedWeights:
     def cost(self) -> float:
         """What saving added to the held-out loss, in nats."""
         return self.saved_loss - self.trained_loss
+
+    @property
+    def how(self) -> str:
+        """The type, and how weights were rounded to it where that is not the usual way."""
+        return f"{self.dtype}, rounded stochastically" if self.rounding == "stochastic" else self.dtype
 
 
 # The held-out loss of the trained model, in a type and rounded to it in a way.

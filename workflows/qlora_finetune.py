@@ -35,10 +35,10 @@ def train_qlora_on_plan(
     trained = on_planned_node(train_qlora(**run), plan, as_job=True)
     # What is measured before training also tries whether the model can be packed: a refusal costs no training.
     before >> trained.model
-    result = adapter = trained.model
+    result, adapter, merged = trained.model, trained.model, None
     # Before anything is measured of it: a local run makes one node after the other.
     if config.lora_or_default.merge:
-        result = merge_adapter(config=config, model=model, adapter=adapter)
+        result, merged = merge_adapter(config=config, model=model, adapter=adapter, dataset=dataset)
         on_cpu_node(result, plan, pod_requests.merging(config, plan))
     after = on_planned_node(evaluate(**run, adapter=adapter), plan)
     metrics = summarize(
@@ -48,6 +48,7 @@ def train_qlora_on_plan(
         training=trained.training,
         model=result,
         adapter=adapter,
+        merged=merged,
     )
     if config.publish:
         metrics = publish(result=result, to=config.publish, metrics=metrics)
