@@ -14,7 +14,7 @@ from thriftune.config import ModelConfig, RunConfig
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError
 from thriftune.loading import load_model, planned_placement
-from thriftune.lora import peft_config, prepare_base, require_trainable, resolved, trainable_share
+from thriftune.lora import fused_adapters, peft_config, prepare_base, require_trainable, resolved, trainable_share
 from thriftune.model_source import kind_of
 from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.tokenizer import load_tokenizer
@@ -112,7 +112,8 @@ def _load_trainable(config: RunConfig, plan: TrainingPlan, model_dir: Path, resu
         logger.info("Going on from the adapter in %s", resume_from)
         model: Any = attach(prepared, resume_from, field=RESUME_FROM, is_trainable=True, dropout=lora.dropout)
     else:
-        logger.info("Adapters of rank %d with dropout %g", lora.rank, lora.dropout)
+        on_experts = " (they are on fused experts, where peft can do none)" if fused_adapters(lora, shape) else ""
+        logger.info("Adapters of rank %d with dropout %g%s", lora.rank, lora.dropout, on_experts)
         model = get_peft_model(prepared, peft_config(lora))
     logger.info("%.2f %% of the weights train", 100 * trainable_share(model))
     return model

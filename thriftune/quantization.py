@@ -68,7 +68,7 @@ def configuration(dtype: "torch.dtype", *, double_quantization: bool) -> "BitsAn
     """
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quantization,
@@ -97,7 +97,7 @@ def replace_layers(model: "torch.nn.Module", dtype: "torch.dtype", *, double_qua
 
 def four_bit_layers(model: "torch.nn.Module") -> frozenset[str]:
     """Names of the layers of a model that are in 4 bits, or will be when it is loaded."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     return frozenset(name for name, module in model.named_modules() if isinstance(module, Linear4bit))
 

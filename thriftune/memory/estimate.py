@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from thriftune.architecture import Architecture
 from thriftune.hardware import Device
+from thriftune.lora import adapter_parameters
 from thriftune.memory import adapters, disk, sharded
 from thriftune.memory.activations import Pass, measure
 from thriftune.memory.overhead import (
@@ -202,7 +203,7 @@ def _disk(
     result: int,
 ) -> dict[str, int]:
     """What the disk of the fullest node holds."""
-    of_adapter = adapters.adapter_parameters(architecture, one_pass.adapters) if one_pass.adapters else {}
+    of_adapter = adapter_parameters(architecture, one_pass.adapters) if one_pass.adapters else {}
     checkpoint = disk.checkpoint_bytes(
         sum(of_adapter.values()) or architecture.parameters,
         is_full=layout is not None,
