@@ -22,14 +22,15 @@ from tasks.image import RequiresImage
 from tasks.platform import REGISTRATION_ONLY
 from tasks.settings import CHECKOUT, PLATFORM, POD_ENVIRONMENT, WANDB_KEY
 from thriftune import artifacts, catalogue
+from thriftune.data.prepare import PREPARATION
 
 log.configure()
 run_files.use_in_pyflyte()
 
 # Raised when what a task makes of the same inputs changes.
-PLAN_CACHE = "1"
+PLAN_CACHE = "2"
 FETCH_CACHE = "3"
-PREPARE_CACHE = "3"
+PREPARE_CACHE = PREPARATION
 TRAIN_CACHE = "3"
 
 # Logs, caches in the home directory, compiled kernels.

@@ -77,7 +77,7 @@ class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
             settings.default_environment(node_environment(plan, plan.processes_per_node, plan.nodes))
         settings.default_environment(_NEW_STORE_FOR_EACH_START)
         try:
-            with _listening():
+            with _listening(), settings.run_handed_down():
                 return super().execute(**kwargs)
         except RendezvousError as error:  # a node that has not come may come to the next attempt
             why = f"after {PLATFORM.rendezvous_seconds} s at most: {type(error).__name__} {error}"

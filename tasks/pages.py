@@ -37,8 +37,8 @@ def show(what: str, run_name: str, page: str, content: str) -> None:
     Deck(what.capitalize(), page)
     if not settings.is_local():
         return
-    folder = settings.result_place(run_name, what)
     try:
+        folder = settings.result_place(run_name, what)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{what}.html").write_text(page, encoding="utf-8", errors="backslashreplace")
         (folder / f"{what}.json").write_text(content, encoding="utf-8", errors="backslashreplace")

@@ -19,7 +19,19 @@ def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
     return str(loader.construct_scalar(node))
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping none of whose keys stands twice: YAML would take the last, without a word."""
+    seen: dict[Any, int] = {}
+    for key, _ in node.value:
+        name, line = getattr(key, "value", None), key.start_mark.line + 1
+        if isinstance(name, str) and name in seen and key.tag != "tag:yaml.org,2002:merge":
+            raise ConfigError.single(name, f"line {line}", f"stands in line {seen[name]} too.", "Remove one of them.")
+        seen[name] = line
+    return loader.construct_mapping(node, deep=True)
+
+
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def load(stream: str | IO[str]) -> Any:

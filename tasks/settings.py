@@ -11,7 +11,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,8 +40,10 @@ os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # What Weights & Biases files runs under; transformers' own default is "huggingface".
 os.environ.setdefault("WANDB_PROJECT", "thriftune")
-# Which local run this process belongs to: when it began, and what no other has. Handed down to worker processes.
-_RUN = os.environ.setdefault("THRIFTUNE_RUN_STAMP", f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex}")
+# Which local run this process belongs to: when it began, and what no other has. Taken out of the environment, so that
+# another run that this process starts is not taken for the same.
+_RUN_STAMP = "THRIFTUNE_RUN_STAMP"
+_RUN = os.environ.pop(_RUN_STAMP, None) or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex}"
 # In the folder of a local run: which run's it is.
 _OWNER = ".run"
 
@@ -74,6 +77,16 @@ def default_environment(variables: Mapping[str, str]) -> None:
     """Set what nobody has set, for this process and those it starts."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def run_handed_down() -> Iterator[None]:
+    """Have the processes that are started meanwhile belong to the same local run: the workers of a training."""
+    os.environ[_RUN_STAMP] = _RUN
+    try:
+        yield
+    finally:
+        os.environ.pop(_RUN_STAMP, None)
 
 
 def is_local() -> bool:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from thriftune import architecture as architectures
 from thriftune import qlora
-from thriftune.adapter_weights import WEIGHTS, attach, require_alike
+from thriftune.adapter_weights import WEIGHTS, attach, require_alike, require_same_shape
 from thriftune.config import EvaluationConfig, LoraConfig, ModelConfig
 from thriftune.errors import AdapterError, ConfigError
 from thriftune.evaluation import evaluate
@@ -206,3 +206,21 @@ def test_training_goes_on_from_safetensors_only(random_adapter, shape):
 def test_a_path_that_holds_no_adapter_is_not_looked_for_on_the_hub(tiny_model_dir):
     with pytest.raises(AdapterError, match=r"adapter = owner/name: has no adapter_config\.json"):
         attach(load_model(tiny_model_dir, PLACEMENT), Path("owner/name"))
+
+
+def test_half_of_another_kind_of_adapter_is_refused_too(tiny_model_dir, tmp_path):
+    """peft used what was there of it, and said nothing."""
+    from peft import IA3Config, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    get_peft_model(base, config).save_pretrained(tmp_path)
+    whole = load_file(tmp_path / WEIGHTS)
+    model = load_model(tiny_model_dir, PLACEMENT)
+    assert attach(model, tmp_path)
+    save_file(half(whole), tmp_path / WEIGHTS)
+    with pytest.raises(AdapterError, match="of its weights are missing"):
+        attach(load_model(tiny_model_dir, PLACEMENT), tmp_path)
+    with pytest.raises(ConfigError, match="an adapter of the kind IA3, and LoRA is what trains"):
+        require_same_shape(ALIKE, tmp_path)

@@ -172,12 +172,6 @@ def test_a_long_value_is_shortened_in_the_message(run_file):
             ["bf16", "T4", "7.5", "'fp16'"],
         ),
         ("full", {"training": {"precision": "fp16"}}, "training.precision", ["fp16", "CPU", "'fp32'"]),
-        (
-            "full",
-            {"hardware": {"device": "T4"}, "training": {"save_dtype": "fp32"}},
-            "training.save_dtype",
-            ["fp32", "'auto'"],
-        ),
         ("full", {"training": {"optimizer": "adamw_8bit"}}, "training.optimizer", ["adamw_8bit", "Use 'adamw'"]),
         (
             "full",
@@ -321,3 +315,9 @@ def test_every_section_is_closed_and_frozen():
     for section in sections():
         assert section.model_config["extra"] == "forbid"
         assert section.model_config["frozen"]
+
+
+def test_master_weights_may_be_saved_in_fp32(run_config):
+    """It was refused: "the weights train in fp16", which is true of their copy only."""
+    config = run_config("full", hardware={"device": "T4"}, training={"save_dtype": "fp32"})
+    assert config.training.save_dtype == "fp32"

@@ -36,6 +36,7 @@ FOREIGN = {
 # Files of others that comments and pages cite as sources.
 FOREIGN_FILES = {
     "core/utils.py": "flytekit",
+    "integrations/moe.py": "transformers",
     "elastic/rendezvous/dynamic_rendezvous.py": "torch",
     "runtime/fp16/unfused_optimizer.py": "DeepSpeed",
     "runtime/zero/stage3.py": "DeepSpeed",

@@ -9,7 +9,7 @@ from thriftune.data.examples import Conversation
 from thriftune.data.formats import FORMATS, alpaca_prompt
 from thriftune.data.rendering import render
 from thriftune.data.tokenization import IGNORED, Tokenization
-from thriftune.errors import DataError
+from thriftune.errors import DataError, ModelSourceError
 from thriftune.generation import (
     BASE,
     Answer,
@@ -161,3 +161,9 @@ def test_answers_are_written_as_parquet(tmp_path):
 
     write_answers(ANSWERS, tmp_path / "a.parquet")
     assert [Answer(**row) for row in pq.read_table(tmp_path / "a.parquet").to_pylist()] == ANSWERS
+
+
+def test_an_adapter_is_no_model_to_ask(random_adapter):
+    """It ended in a traceback of the tokenizer that an adapter does not have."""
+    with pytest.raises(ModelSourceError, match="is an adapter, not a model"):
+        generate(random_adapter(1), ["Why?"], adapters={}, placement=CPU, sampling=Sampling(3), batch=2)

@@ -55,3 +55,11 @@ def test_every_run_file_here_is_read_as_by_yaml(typed):
     assert files
     for file in files:
         assert run_files.load(file.read_text()) == yaml.safe_load(file.read_text())
+
+
+@pytest.mark.parametrize("again", ["name: other", "training: {}"])
+def test_a_key_that_stands_twice_is_refused(typed, again):
+    """The last of them won, without a word."""
+    key = again.partition(":")[0]
+    with pytest.raises(ConfigError, match=rf"{key} = line \d+: stands in line \d+ too"):
+        typed(text_of() + again + "\n")

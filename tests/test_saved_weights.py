@@ -39,6 +39,28 @@ def stored_in_bf16(tiny_model_dir, tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
+def test_a_mixture_is_measured_before_it_trains(stored_in_bf16, chat_rows_file, tmp_path):
+    """The experts that transformers joins are in memory of their own, and were zeros when they were read again."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    tokenizer = load_tokenizer(stored_in_bf16)
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, max_position_embeddings=256, dtype="bfloat16",
+    )  # fmt: skip
+    MixtralForCausalLM(config).bfloat16().save_pretrained(tmp_path / "mixture")
+    tokenizer.save_pretrained(tmp_path / "mixture")
+    data = DataConfig(source=str(chat_rows_file), format="chat", max_length=128, validation_share=0.2)
+    prepare.prepare(data, seed=0, tokenizer_dir=stored_in_bf16, destination=tmp_path / "dataset")
+    variant = Variant(1, 2, "zero2", {**SHORT, "save_dtype": "auto"})
+    measured = run(variant, tmp_path / "mixture", tmp_path / "dataset", tmp_path / "saved")
+    for loss, directory in (("base_loss", "mixture"), ("saved_loss", "saved")):
+        in_fp32 = loss_of(tmp_path / directory, tmp_path / "dataset")
+        assert measured["saved"][loss] == pytest.approx(in_fp32, abs=1e-4), loss
+
+
 @pytest.fixture(scope="module")
 def runs(stored_in_bf16, chat_rows_file, tmp_path_factory):
     """Every variant, run once: what was measured, and its output directory."""
@@ -79,7 +101,7 @@ def test_the_fp32_master_weights_are_saved_in_every_stage(runs, stored_in_bf16, 
         changed += int((weight != base[key].float()).sum())
         lost += int((weight.bfloat16() == base[key]).sum())
     total = sum(weight.numel() for weight in trained.values())
-    assert changed > 0.9 * total, "every weight trains"
+    assert changed > 0.7 * total, "every weight trains, but for embeddings of tokens that no row holds"
     assert lost > 0.5 * total, "most changes are smaller than bf16 shows, or the test says nothing"
 
 

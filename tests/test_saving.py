@@ -30,7 +30,7 @@ def decided(losses, *, or_fp32=True, base=2.0, trained=1.6):
         return losses[mode]
 
     dtype = "fp32" if "none" in losses else "bf16"
-    return saving.decide(dtype, 10, lambda: base, lambda: trained, loss_of, or_fp32=or_fp32), measured
+    return saving.decide(dtype, 10, base, lambda: trained, loss_of, or_fp32=or_fp32), measured
 
 
 def test_rounding_to_the_nearest_number_is_enough_where_it_costs_little():
@@ -70,7 +70,7 @@ def test_a_loss_that_is_no_number_is_never_tolerated():
 
 
 def test_noise_costs_no_bits_where_training_changed_nothing():
-    way, _ = decided({"nearest": 2.0003}, trained=2.0)
+    way, _ = decided({"nearest": 2.00001}, trained=2.0)
     assert (way.dtype, way.rounding) == ("bf16", "nearest")
     way, _ = decided({"nearest": 1.9, "stochastic": 1.9}, trained=1.95)
     assert way.rounding == "nearest", "rounding that makes it better is no loss"

@@ -113,3 +113,10 @@ def test_a_file_that_the_configuration_names_goes_before_all(sharded):
 
 def test_a_directory_that_is_not_there_is_no_reason_to_try_again(tmp_path):
     assert "its weights cannot be read" in refusal(tmp_path / "nowhere")
+
+
+def test_one_file_is_read_beside_the_index_of_shards_that_are_gone(sharded):
+    """transformers reads the one file, and it was refused for an index that nobody reads."""
+    (sharded / FIRST).unlink()
+    (sharded / SINGLE).write_bytes(safetensors_of(dict(LLAMA_SHAPES)))
+    assert weights_of(sharded).shapes == dict(LLAMA_SHAPES)

@@ -25,6 +25,8 @@ RESUME_FROM = "lora.resume_from"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of every name in an adapter's file
 _LORA = "lora_"  # in the names of a LoRA adapter's weights
+# The same of those kinds whose every module has weights of its own; others share some, and cannot be told so.
+_PARTS = {"LORA": _LORA, "IA3": "ia3_"}
 _SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")
 
 
@@ -182,7 +184,8 @@ def _fill(
     """
     from peft import set_peft_model_state_dict
 
-    if config.peft_type != "LORA":  # others share weights between layers, and peft says of those what is missing
+    part = _PARTS.get(str(config.peft_type.value))
+    if part is None:
         return
     origin = config.base_model_name_or_path
     remedy = f"Use the base model that it was trained on{f' ({origin})' if origin else ''}, or save it again."
@@ -197,7 +200,7 @@ def _fill(
         shapes = [f"{_in_file(key, name)} is {stored} and should be {needed}" for key, stored, needed in found]
         message = f"has weights of other shapes than the model asks for: {examples(shapes)}."
         raise AdapterError.single(field, value, message, remedy) from error
-    missing = [_in_file(key, name) for key in sorted(loaded.missing_keys) if _LORA in key and f".{name}" in key]
+    missing = [_in_file(key, name) for key in sorted(loaded.missing_keys) if part in key and f".{name}" in key]
     without_place = [_in_file(key, name) for key in sorted(loaded.unexpected_keys)]
     _require_all(missing, without_place, remedy, field, value)
 
@@ -244,6 +247,9 @@ def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
     if not file.is_file():
         raise ConfigError.single("lora.resume_from", adapter_dir, "has no adapter_config.json.", "Name an adapter.")
     saved = json.loads(file.read_text(encoding="utf-8"))
+    if saved.get("peft_type") != "LORA":
+        message = f"is an adapter of the kind {saved.get('peft_type')}, and LoRA is what trains."
+        raise ConfigError.single("lora.resume_from", adapter_dir, message, "Name a LoRA adapter, or start a new one.")
     problems = [
         Problem(f"lora.{field}", str(value), f"the adapter to go on from has {saved[key]}.", f"Use {saved[key]}.")
         for field, key, value in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha))

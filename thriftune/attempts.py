@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NOTES = "notes"  # of the trainer, in each checkpoint
+
 # Makes the trainer, model and all: for the plan as it is now, the checkpoint to go on from, and steps to leave out.
 Load = Callable[[TrainingPlan, Resumed | None, Adjustments], "ResumableTrainer"]
 
@@ -94,6 +96,7 @@ class Attempt:
         with PeakMemory() as peak, ResourceWatch(self.folder) as resources, self._faults_told_apart():
             resumed = self._checkpoints.restore() if self._checkpoints else None
             trainer = load(self._plan, resumed, self._adjustments)
+            trainer.notes.update(resumed.content.get(_NOTES, {}) if resumed else {})
             effort = _effort(trainer, resumed)
             self._guard(trainer, resumed, effort)
             with self._stall:
@@ -143,6 +146,7 @@ class Attempt:
 
             def content() -> dict[str, object]:
                 return {
+                    _NOTES: trainer.notes,
                     "guard": guard.state(),
                     "micro_batch": self._plan.micro_batch,
                     "effort": asdict(effort()),

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -52,3 +53,21 @@ class ProgressLines(TrainerCallback):
             elapsed / max(done, 1),
             f"{remaining // 60:.0f} min {remaining % 60:.0f} s",
         )
+
+
+class BeforeFirstStep(TrainerCallback):
+    """Does something before the first step of a training, and not where one goes on.
+
+    Args:
+        action: What to do; every rank does it.
+    """
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Do it."""
+        if state.global_step == 0:
+            self._action()

@@ -12,9 +12,10 @@ from thriftune.attempts import Attempt, run_record
 from thriftune.checkpoints import universal
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, load_split
-from thriftune.evaluation import held_out_loss, held_out_rows
-from thriftune.hardware import Precision, torch_dtype
-from thriftune.masters import WeightOf, computing_with, masters_of
+from thriftune.evaluation import held_out_rows
+from thriftune.hardware import torch_dtype
+from thriftune.masters import masters_of
+from thriftune.measuring import Measuring
 from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.rounding import RoundingMode, rounded
 from thriftune.saving import SavedWeights
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from thriftune.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
-
-BaseWeights = dict[str, "torch.Tensor"]
 
 
 def train(
@@ -55,22 +54,26 @@ def train(
     Returns:
         What was measured.
     """
+    from thriftune.callbacks import BeforeFirstStep
+
     rank = distributed.join(plan.hardware.backend)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
     with tempfile.TemporaryDirectory() as scratch:
         rows = load_split(dataset_dir, TRAIN)
         attempt = Attempt(config, plan, model_dir, dataset_dir, place, Path(scratch))
-        base: BaseWeights = {}  # pages of the files, which take no memory until they are read again
+        held_out = held_out_rows(dataset_dir, min(saving.ROWS, config.evaluation.max_rows))
 
         def load(now: TrainingPlan, resumed: Resumed | None, adjustments: Adjustments) -> "ResumableTrainer":
             is_converted = resumed is not None and resumed.is_converted
             model = zero_loading.map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
-            base.update((name, parameter.data) for name, parameter in model.named_parameters())
             arguments = _shard(model, config, now, attempt.folder, rank, is_converted=is_converted)
-            return make_trainer(model, arguments, tokenizer, rows, adjustments.skipped_steps)
+            trainer = make_trainer(model, arguments, tokenizer, rows, adjustments.skipped_steps)
+            if config.training.save_dtype != "fp32":
+                trainer.add_callback(BeforeFirstStep(Measuring(trainer, held_out).note_base_loss))
+            return trainer
 
         trainer, result = attempt.train(load)
-        result = replace(result, saved=_decide(trainer, config, plan, model_dir, dataset_dir, base))
+        result = replace(result, saved=_decide(Measuring(trainer, held_out), config, plan, model_dir))
         record = run_record(config, plan, model_dir, dataset_dir, result)
         _save(trainer, config, model_dir, destination, record, result.saved)
         attempt.finish()
@@ -102,42 +105,21 @@ def _shard(
     return arguments
 
 
-def _decide(
-    trainer: "Trainer", config: RunConfig, plan: TrainingPlan, model_dir: Path, dataset_dir: Path, base: BaseWeights
-) -> SavedWeights | None:
+def _decide(measuring: Measuring, config: RunConfig, plan: TrainingPlan, model_dir: Path) -> SavedWeights | None:
     """Measure what rounding would do to the trained model, and decide how to save it. Collective.
 
     Returns:
-        None where the run asks for fp32, which is what the master weights are in.
+        None where nothing is measured: the run asks for fp32, which is what the master weights are in, or it cannot be.
     """
     from transformers import AutoConfig
 
     asked = config.training.save_dtype
     if asked == "fp32":
         return None
+    if asked != "auto":
+        return measuring.decide(asked, config.seed, or_fp32=False)
     stored = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code).dtype
-    dtype = saving.sixteen_bits(plan.precision, str(stored)) if asked == "auto" else asked
-    rows = held_out_rows(dataset_dir, min(saving.ROWS, config.evaluation.max_rows))
-    master, device = masters_of(trainer.deepspeed), trainer.args.device
-    model: Any = trainer.model
-    tokenizer: Any = trainer.processing_class
-    model.eval()
-
-    def loss_with(weight_of: WeightOf) -> float:
-        with computing_with(model, weight_of):
-            return held_out_loss(model, tokenizer, rows, plan.micro_batch, distributed.current_rank())[0]
-
-    def loss_of(dtype: Precision, mode: RoundingMode) -> float:
-        return loss_with(lambda n, p: rounded(master(n, p), torch_dtype(dtype), mode, n, config.seed).float())
-
-    return saving.decide(
-        dtype,
-        len(rows),
-        lambda: loss_with(lambda name, _: base[name].to(device).float()),
-        lambda: loss_with(master),
-        loss_of,
-        or_fp32=asked == "auto",
-    )
+    return measuring.decide(saving.sixteen_bits(plan.precision, str(stored)), config.seed, or_fp32=True)
 
 
 def _save(
@@ -149,8 +131,9 @@ def _save(
     saved: SavedWeights | None,
 ) -> None:
     """Gather the master weights on rank 0 and write an ordinary model directory. Collective: every rank calls it."""
-    dtype = torch_dtype(saved.dtype if saved else "fp32")
-    state = _gathered(trainer, dtype, saved.rounding if saved else "none", config.seed)
+    kept, rounding = (saved.dtype, saved.rounding) if saved else saving.unmeasured(config.training.save_dtype)
+    dtype = torch_dtype(kept)
+    state = _gathered(trainer, dtype, rounding, config.seed)
     if not distributed.current_rank().is_main:
         return
     logger.info("Saving the model in %s to %s", dtype, destination)
@@ -180,8 +163,8 @@ def _gathered(trainer: "Trainer", dtype: "torch.dtype", rounding: RoundingMode, 
         if isinstance(tensor, torch.nn.Parameter):
             name = names[tensor]
             whole = rounded(master(name, tensor), dtype, rounding, name, seed)
-        else:  # a buffer
-            whole = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        else:  # a buffer, which is computed with as it is
+            whole = tensor
         if distributed.current_rank().is_main:
             state[key] = whole.cpu()
     return state

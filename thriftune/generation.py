@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from thriftune import artifacts
+from thriftune.completeness import require_no_adapter
 from thriftune.config import DataFormat
 from thriftune.data.formats import FORMATS, question_prompt
 from thriftune.loading import Placement, attach_adapters, load_model
@@ -165,6 +166,7 @@ def generate(
         DataError: No prompts, or one that asks nothing.
     """
     require_prompts(prompts)
+    require_no_adapter(model_dir)
     tokenizer = load_tokenizer(model_dir, padding_side="left")
     # torch allows no dot in a module's name, and adapters are named by their paths.
     internal = {name: f"adapter_{number}" for number, name in enumerate(adapters)}

@@ -1,11 +1,26 @@
 """A GGUF file as a model directory."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from thriftune.completeness import load_checked
 from thriftune.errors import ModelSourceError
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[Path]:
+    """The same file in a folder of its own: transformers would read an adapter or a tokenizer that lie beside it.
+
+    Args:
+        file: The file.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        link = Path(scratch) / file.name
+        link.symlink_to(file.resolve())
+        yield link
 
 
 def convert(file: Path, directory: Path) -> None:
@@ -27,16 +42,14 @@ def convert(file: Path, directory: Path) -> None:
     if not file.is_file():
         raise ModelSourceError.single("model.source", file, "no such file.", "Check the path.")
     try:
-        with tempfile.TemporaryDirectory() as scratch:  # alone, without an adapter or a tokenizer that lie beside it
-            alone = Path(scratch) / file.name
-            alone.symlink_to(file.resolve())
-            tokenizer = AutoTokenizer.from_pretrained(alone.parent, gguf_file=alone.name)
+        with alone(file) as link:
+            tokenizer = AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name)
             dequantized = GgufConfig(dequantize=True)
             loaded, _ = load_checked(
                 AutoModelForCausalLM,
-                alone.parent,
+                link.parent,
                 str(file),
-                gguf_file=alone.name,
+                gguf_file=link.name,
                 quantization_config=dequantized,
                 dtype=torch.bfloat16,
             )

@@ -119,8 +119,13 @@ def _merged(model: Any, mode: RoundingMode, seed: int) -> Any:
     return model.unload()
 
 
-def _compare(sums: _Sums, tokenizer: Any, dataset_dir: Path) -> SavedWeights:
-    """Measure the adapter on its base and their sum on the same rows, and choose how the sum is rounded."""
+def _compare(sums: _Sums, tokenizer: Any, dataset_dir: Path) -> SavedWeights | None:
+    """Measure the adapter on its base and their sum on the same rows, and choose how the sum is rounded.
+
+    Returns:
+        None where the model's code multiplies with the weight of another module than the one that runs, which is in
+        16 bits still (Jamba's convolutions).
+    """
     adapted = sums.model
     rows = _few_rows(dataset_dir, sum(parameter.numel() for parameter in adapted.parameters()))
 
@@ -128,10 +133,12 @@ def _compare(sums: _Sums, tokenizer: Any, dataset_dir: Path) -> SavedWeights:
         with _in_fp32(model):
             return held_out_loss(model, tokenizer, rows, batch=1)[0]
 
-    def base_loss() -> float:
-        with adapted.disable_adapter():
-            return loss(adapted)
-
+    with adapted.disable_adapter():
+        try:
+            base_loss = loss(adapted)
+        except RuntimeError as error:
+            logger.warning("The merged model cannot be compared with the adapter on its base: %s", error)
+            return None
     names: dict[str, Precision] = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
     return saving.decide(
         names[str(adapted.dtype)],

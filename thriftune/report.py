@@ -56,7 +56,10 @@ def summary_table(metrics: RunMetrics) -> str:
     table.add_column("after")
     table.add_row("held-out loss", f"{before.loss:.4f}", f"{after.loss:.4f}")
     table.add_row("held-out perplexity", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}")
-    for saved, trained_as in ((training.saved, "trained, before rounding"), (metrics.merged, "adapter on 16-bit base")):
+    for saved, trained_as in (
+        (training.saved, "trained, before rounding"),
+        (metrics.merged, "adapter, before merging"),
+    ):
         for row in _rows_of(saved, trained_as) if saved else ():
             table.add_row(*row)
     if before.prompts:

@@ -39,6 +39,7 @@ class ResumableTrainer(Trainer):
         """
         super().__init__(*args, **kwargs)
         self.skipped_steps = frozenset(skipped_steps)
+        self.notes: dict[str, Any] = {}  # what each of its checkpoints says besides; JSON
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
         rows: Any = self.train_dataset

@@ -20,7 +20,7 @@ SaveDtype = Literal["auto", "fp16", "bf16", "fp32"]
 # What rounding may cost, as a share of what training changed the held-out loss by.
 TOLERATED_SHARE = 0.05
 # Nats; below it, losses of the same weights differ by how a device adds.
-_NOISE = 5e-4
+_NOISE = 2e-5
 # Held-out rows that are measured at most: the same rows before and after rounding, so that few tell the difference, and
 # fp32 is slow on the GPUs at hand.
 ROWS = 64
@@ -94,10 +94,22 @@ def bytes_at_most(config: RunConfig) -> int:
     return 4 if may_be_fp32 else 2
 
 
+def unmeasured(asked: SaveDtype) -> tuple[Precision, RoundingMode]:
+    """How to save a model whose loss cannot be measured: nothing is lost, unless the run asks for 16 bits.
+
+    Args:
+        asked: `training.save_dtype`.
+
+    Returns:
+        Type, and way of rounding.
+    """
+    return ("fp32", "none") if asked in ("auto", "fp32") else (asked, "nearest")
+
+
 def decide(
     dtype: Precision,
     rows: int,
-    base_loss: Callable[[], float],
+    base_loss: float,
     trained_loss: Callable[[], float],
     loss_of: LossOf,
     *,
@@ -108,7 +120,7 @@ def decide(
     Args:
         dtype: Type to save it in.
         rows: Held-out rows that the losses are measured on.
-        base_loss: Measures the model before training.
+        base_loss: Of the model before training.
         trained_loss: Measures the trained model before rounding.
         loss_of: Measures what would be saved, in a type and rounded in a way.
         or_fp32: Whether fp32 is saved where 16 bits cost too much; else they are saved, with a warning.
@@ -117,12 +129,12 @@ def decide(
         The first way of rounding that costs no more than `TOLERATED_SHARE` of what training changed; where none does,
         fp32, or the better way.
     """
-    before, trained = base_loss(), trained_loss()
-    logger.info("On %d held-out rows, in fp32: loss %.4f before training, %.4f after it", rows, before, trained)
-    tolerated = max(TOLERATED_SHARE * abs(before - trained), _NOISE)
+    trained = trained_loss()
+    logger.info("On %d held-out rows, in fp32: loss %.4f before training, %.4f after it", rows, base_loss, trained)
+    tolerated = max(TOLERATED_SHARE * abs(base_loss - trained), _NOISE)
     tried: list[SavedWeights] = []
     for mode in _MODES if dtype != "fp32" else _UNROUNDED:
-        way = SavedWeights(dtype, mode, rows, before, trained, loss_of(dtype, mode))
+        way = SavedWeights(dtype, mode, rows, base_loss, trained, loss_of(dtype, mode))
         logger.info("The same rows, as saved in %s: %.4f (rounding: %s)", dtype, way.saved_loss, mode)
         if way.cost <= tolerated:
             return way
@@ -130,10 +142,10 @@ def decide(
     best = min(tried, key=lambda way: math.inf if math.isnan(way.cost) else way.cost)
     lost = (
         f"Saving in {dtype} loses part of what was learnt: on {rows} held-out rows the loss is {best.saved_loss:.4f}, "
-        f"and {trained:.4f} before it is saved ({before:.4f} before training)"
+        f"and {trained:.4f} before it is saved ({base_loss:.4f} before training)"
     )
     if or_fp32:
         logger.warning("%s. The weights are saved in fp32.", lost)
-        return SavedWeights("fp32", "none", rows, before, trained, trained, best.saved_loss)
+        return SavedWeights("fp32", "none", rows, base_loss, trained, trained, best.saved_loss)
     logger.warning("%s. Set training.save_dtype: fp32, or train for longer.", lost)
     return best

@@ -181,6 +181,10 @@ def _files_to_read(store: Store, source: str) -> list[str]:
         ModelSourceError: There are none, or some of them are missing.
     """
     named = sorted(set(_weight_map(store, source).values()))
+    if chosen := _explicit(store):
+        return [chosen]
+    if SINGLE in store.names and SINGLE not in named:  # the index is of shards that were there before
+        return [SINGLE]
     if missing := [name for name in named if name not in store.names]:
         some = f"{', '.join(missing[:5])}{' and more' if missing[5:] else ''}"
         raise ModelSourceError.single("model.source", source, f"lacks {some}, which {INDEX} names.", _AGAIN)
@@ -191,10 +195,6 @@ def _files_to_read(store: Store, source: str) -> list[str]:
             f"{INDEX} names {pickled[0]}, which is no safetensors file.",
             "Save the model again as safetensors, with save_pretrained.",
         )
-    if chosen := _explicit(store):
-        return [chosen]
-    if SINGLE in store.names:
-        return [SINGLE]
     if not named:
         found = sorted(name for name in store.names if _is_weights(name))
         raise ModelSourceError.single(

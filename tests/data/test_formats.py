@@ -350,3 +350,11 @@ def test_a_row_that_cannot_be_used_says_why(name, row, reason):
 def test_a_reason_names_the_column_of_the_data():
     with pytest.raises(RowError, match="column 'response' is empty"):
         read("alpaca", {"question": "Why?", "response": ""}, columns={"instruction": "question", "output": "response"})
+
+
+def test_a_column_that_is_mapped_is_not_also_the_optional_one_whose_name_it_has():
+    """The input was put in once more, as the system prompt."""
+    row = {"instruction": "Answer.", "system": "The sky.", "output": "Blue."}
+    mapped = only("alpaca", row, columns={"input": "system"})
+    assert mapped.text == only("alpaca", {"instruction": "Answer.", "input": "The sky.", "output": "Blue."}).text
+    assert mapped.text.count("The sky.") == 1

@@ -90,3 +90,23 @@ def test_rows_that_all_say_the_same_cannot_be_split(sides):
     """Twenty copies: all of them leaked, and the error named no cause."""
     with pytest.raises(DataError, match="20 rows that all say the same: cannot be split"):
         sides([[{"text": "the only row"}] * 20])
+
+
+def test_copies_that_differ_in_what_a_template_does_not_write_are_copies(sides):
+    """Ids of calls are drawn anew for each copy, and 15 of 40 conversations were held out in place of 2."""
+
+    def called(number, copy):
+        call = {"id": f"call-{number}-{copy}", "type": "function", "function": {"name": "sky", "arguments": {}}}
+        return {
+            "messages": [
+                {"role": "user", "content": f"Question {number}?{' ' * copy}"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": "blue", "tool_call_id": call["id"]},
+                {"role": "assistant", "content": "Blue."},
+            ]
+        }
+
+    found = sides([[called(number, copy) for number in range(10) for copy in range(3)]], name="chat")
+    held_out = {place // 3 for (_, place), is_held_out in found.items() if is_held_out}
+    assert len(held_out) == 2
+    assert sum(found.values()) == 3 * 2

@@ -291,3 +291,11 @@ def test_samples_come_from_every_source_in_turn(prepared, tmp_path):
     sources = [{"source": str(tmp_path / f"{name}.jsonl"), "format": "prompt_completion"} for name in "ab"]
     made = prepared(sources=sources, validation_share=0.4)
     assert [sample["question"][0] for sample in load_samples(made.directory)] == ["a", "b", "a", "b"]
+
+
+def test_rows_that_another_version_made_are_other_rows(monkeypatch):
+    """A checkpoint of before would have gone on over other rows, under the same fingerprint."""
+    config = DataConfig(source="rows.jsonl", format="chat")
+    before = fingerprint(config, 0, "v", "t")
+    monkeypatch.setattr("thriftune.data.prepare.PREPARATION", "other")
+    assert fingerprint(config, 0, "v", "t") != before

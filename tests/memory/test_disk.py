@@ -31,9 +31,17 @@ def test_the_disk_holds_models_and_four_checkpoints():
     needed = estimated(3, Layout(3))
     parameters = of(MODEL).parameters
     assert needed.disk == {
-        "models": pytest.approx(4 * parameters / 2**30),
+        "models": pytest.approx(6 * parameters / 2**30),
         "checkpoints": pytest.approx(4 * 12 * parameters / 3 / 2**30),
     }
+
+
+def test_a_result_in_sixteen_bits_takes_half_of_one_in_fp32():
+    """`save_dtype: auto` may come to fp32: on the disk, and on the host of the rank that gathers it."""
+    parameters = of(MODEL).parameters
+    half, whole = estimated(3, Layout(3), saved_bytes=2), estimated(3, Layout(3))
+    assert whole.disk["models"] - half.disk["models"] == pytest.approx(2 * parameters / 2**30)
+    assert whole.host["gathered model"] - half.host["gathered model"] == pytest.approx(2 * parameters / 2**30)
 
 
 def test_a_run_that_may_convert_has_room_for_the_checkpoint_of_all_nodes():

@@ -264,6 +264,10 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "quantization-saves-nothing",
         lambda w: Run(w.model_of(FALCON), method="qlora"),
     ),
+    "a prompt beyond the position table": (
+        "evaluation-prompt-unusable",
+        lambda w: w.model_of({**GPT2, "n_positions": 64}) | {"evaluation": {"prompts": ["What is red? " * 20]}},
+    ),
     "rows beyond the position table": ("max-length-beyond-table", lambda w: w.model_of(GPT2)),
     "no adapter to go on from": ("adapter-not-found", lambda w: lora(resume_from=str(w.folder / "nowhere"))),
     "an adapter without weights": ("adapter-not-found", lambda w: adapter_without(w, "adapter_model.safetensors")),
@@ -322,9 +326,9 @@ def test_there_are_enough_cases_and_every_code_but_the_hub_s_has_one():
     assert len(CASES) >= 30
     refused = {code for codes, _make in CASES.values() for code in codes.split()}
     errors = {code for code, (severity, _meaning) in CODES.items() if severity == "error"}
-    # test_preflight_hub.py has these.
+    # test_preflight_hub.py and test_preflight_resuming.py have these.
     elsewhere = {
         "model-gated", "model-revision-not-found", "data-gated", "data-revision-not-found", "data-split-not-found",
-        "hub-token-refused", "publish-no-write-access",
+        "hub-token-refused", "publish-no-write-access", "checkpoint-not-found", "checkpoint-differs",
     }  # fmt: skip
     assert errors - refused == elsewhere

@@ -201,3 +201,12 @@ def test_tensors_that_the_model_has_no_place_for_are_a_warning(check, tiny_model
     (found,) = [f for f in check(model={"source": str(directory)}).findings if f.severity == "warning"]
     assert found.code == "model-weights-unused"
     assert "model.layers.1.input_layernorm.weight, " in found.message
+
+
+def test_turns_that_are_trained_through_their_own_end_need_no_eos(check, tiny_model_dir, tmp_path):
+    """Rows whose last turn is flagged out were refused as cut before their end, with a length that held all of them."""
+    directory = broken_copy(tiny_model_dir, tmp_path, write={"chat_template.jinja": TURNS.replace("END", "<unk>")})
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    rows = [{"messages": [*said, {"role": "user", "content": f"{n}?"}, {**said[1], "weight": 0}]} for n in range(20)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert codes(check(model={"source": str(directory)}, data={"source": str(data)})) == set()

@@ -227,8 +227,11 @@ def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
     if not columns:
         return row_format
 
+    # A column that is mapped is not also the optional one whose name it happens to have.
+    optional = tuple(n for n in row_format.optional if n in columns or n not in columns.values())
+
     def mapped(row: Row) -> Row:
-        return {name: row.get(columns.get(name, name)) for name in row_format.all_columns}
+        return {name: row.get(columns.get(name, name)) for name in (*row_format.columns, *optional)}
 
     def read(row: Row) -> Iterable[Example | RowError]:
         try:
@@ -251,7 +254,7 @@ def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
         row_format,
         columns=renamed(row_format.columns),
         read=read,
-        optional=renamed(row_format.optional),
+        optional=renamed(optional),
         unread=unread,
     )
 

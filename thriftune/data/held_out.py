@@ -5,9 +5,9 @@ once more for this, before any is tokenized; what they say is compared as digest
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thriftune.data.batches import progress, used_rows
 from thriftune.data.duplicates import Copy, find_copies
@@ -113,6 +113,12 @@ def _said(example: Example | RowError) -> str:
     if isinstance(example, MarkedText):
         return example.text
     if isinstance(example, Conversation):
-        messages = [{key: part for key, part in m.items() if key != "weight"} for m in example.messages]
-        return repr((messages, example.tools))
+        return repr((list(map(_without_marks, example.messages)), example.tools))
     return str(example)
+
+
+def _without_marks(message: Mapping[str, Any]) -> dict[str, Any]:
+    """What a message says: without its weight, the ids of calls (they differ from copy to copy), outer white space."""
+    said = {key: part for key, part in message.items() if key not in ("weight", "tool_call_id")}
+    said["content"] = said["content"].strip()
+    return {**said, "tool_calls": [call["function"] for call in message.get("tool_calls", ())]}

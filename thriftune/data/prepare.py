@@ -34,6 +34,9 @@ from thriftune.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
+# Raised when the same inputs give other rows: what was trained on the old ones does not go on with the new.
+PREPARATION = "3"
+
 
 def prepare(
     config: DataConfig,
@@ -106,7 +109,7 @@ def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_vers
     # Where the rows lie, and under which name of a revision, says nothing of them; `data_version` does.
     place = {"source", "revision"}
     meaning = config.model_dump_json(exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}})
-    parts = [meaning, str(seed), data_version, tokenizer_version]
+    parts = [PREPARATION, meaning, str(seed), data_version, tokenizer_version]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

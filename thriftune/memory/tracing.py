@@ -174,7 +174,7 @@ def _grouped_product(inputs: torch.Tensor, weights: torch.Tensor, offs: torch.Te
     In fp16, which stands for a GPU without bf16, transformers takes a loop of its own over the experts, since torch's
     kernel needs compute capability 8; its backward pass makes the gradient of all experts even where they are frozen.
 
-    Source: `transformers.integrations.moe._can_use_grouped_mm`, 5.23.
+    Source: transformers 5.23, integrations/moe.py, what decides whether the grouped product can be used.
     """
     from transformers.integrations import moe  # noqa: F401  # registers the operator
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import architecture, models
+from thriftune import architecture, gguf, models
 from thriftune.architecture import Architecture
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, TransientError, in_a_line
@@ -158,7 +158,8 @@ def _unpack_gguf(file: Path, directory: Path) -> None:
 
     shape = architecture.of(ModelConfig(source=str(file)))  # explains what is wrong with the file
     (directory / "config.json").write_text(shape.content, encoding="utf-8")
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(directory)
+    with gguf.alone(file) as link:
+        AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name).save_pretrained(directory)
     licenses.keep(directory, licenses.of_gguf(file))
 
 

@@ -23,6 +23,7 @@ from thriftune.data.tokenization import IGNORED
 from thriftune.errors import UserError
 from thriftune.preflight.outcome import Outcome, attempt
 from thriftune.preflight.sampling import Sample
+from thriftune.stopping import stop_tokens
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -180,7 +181,7 @@ class _Seen:
     """What tokens the examples hold and train."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._eos, self._pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self._stops, self._pad = stop_tokens(tokenizer), tokenizer.pad_token_id
         self.eos = self.pad = 0
         self.largest = -1
         self.documents = False
@@ -194,7 +195,7 @@ class _Seen:
         ids, labels = table.column("input_ids"), table.column("labels")
         self.largest = max(self.largest, int(ids.values.to_numpy().max()))
         trained, ends = labels.values.to_numpy(), labels.offsets.to_numpy()
-        assert IGNORED not in (self._eos, self._pad)
-        self.eos += int(np.logical_or.reduceat(trained == self._eos, ends[:-1]).sum())
+        assert IGNORED not in (*self._stops, self._pad)
+        self.eos += int(np.logical_or.reduceat(np.isin(trained, self._stops), ends[:-1]).sum())
         self.pad += int(np.logical_or.reduceat(trained == self._pad, ends[:-1]).sum())
         self.documents = self.documents or bool(table.column("is_document").to_numpy(zero_copy_only=False).any())

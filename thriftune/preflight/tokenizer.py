@@ -16,6 +16,7 @@ from thriftune.data.rendering import render
 from thriftune.data.tokenization import require_usable
 from thriftune.errors import ModelSourceError
 from thriftune.generation import encode_prompt
+from thriftune.positions import table_length
 from thriftune.preflight.base_model import FIELD, BaseModel
 from thriftune.preflight.findings import Finding, finding, skipped
 from thriftune.preflight.outcome import attempt
@@ -110,10 +111,12 @@ def check_prompts(
         architecture: Of the base model.
     """
     evaluation = config.evaluation
-    positions = architecture.longest_input
+    positions, table = architecture.longest_input, table_length(architecture.skeleton)
     for number, prompt in enumerate(evaluation.prompts):
         field = f"evaluation.prompts.{number}"
         ids, reason = _encoded(prompt, tokenizer, config)
+        if not reason and table is not None and len(ids) >= table:
+            reason = f"it has {len(ids)} tokens, and the model a table of {table} positions"
         if reason:
             yield finding(
                 "evaluation-prompt-unusable", field, prompt[:80], f"{reason}.", "Write another, or remove it."
