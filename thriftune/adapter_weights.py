@@ -184,7 +184,8 @@ def _fill(
     """
     from peft import set_peft_model_state_dict
 
-    part = _PARTS.get(str(config.peft_type.value))
+    kind: Any = config.peft_type
+    part = _PARTS.get(str(kind.value))
     if part is None:
         return
     origin = config.base_model_name_or_path

@@ -103,7 +103,9 @@ def unmeasured(asked: SaveDtype) -> tuple[Precision, RoundingMode]:
     Returns:
         Type, and way of rounding.
     """
-    return ("fp32", "none") if asked in ("auto", "fp32") else (asked, "nearest")
+    if asked == "auto" or asked == "fp32":  # noqa: PLR1714 - mypy narrows these, and no membership
+        return "fp32", "none"
+    return asked, "nearest"
 
 
 def decide(
