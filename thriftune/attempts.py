@@ -180,7 +180,7 @@ def _effort(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[]
     """Tells what the training took so far, from now on."""
     before = Effort(**resumed.content.get("effort", {})) if resumed else Effort()
     started = time.monotonic()
-    return lambda: before.with_attempt(trainer, time.monotonic() - started)
+    return lambda: before.with_attempt(trainer, time.monotonic() - started - trainer.seconds_beside)
 
 
 def _is_disk_full(error: Exception) -> bool:

@@ -69,7 +69,10 @@ def train(
             arguments = _shard(model, config, now, attempt.folder, rank, is_converted=is_converted)
             trainer = make_trainer(model, arguments, tokenizer, rows, adjustments.skipped_steps)
             if config.training.save_dtype != "fp32":
-                trainer.add_callback(BeforeFirstStep(Measuring(trainer, held_out).note_base_loss))
+                # First of them: the others start their clocks when training begins.
+                trainer.callback_handler.callbacks.insert(
+                    0, BeforeFirstStep(Measuring(trainer, held_out).note_base_loss)
+                )
             return trainer
 
         trainer, result = attempt.train(load)

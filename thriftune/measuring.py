@@ -1,6 +1,7 @@
 """What saving would do to a full fine-tuning, measured where the model is: sharded over the ranks, by all of them."""
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from thriftune import distributed, saving
@@ -41,7 +42,7 @@ class Measuring:
         import torch
 
         model: Any = self._trainer.model
-        was_training = model.training
+        was_training, started = model.training, time.monotonic()
         try:
             self._trainer.notes[_BASE_LOSS] = self._loss(self._masters())
         except torch.OutOfMemoryError:
@@ -50,6 +51,7 @@ class Measuring:
             logger.warning("What rounding does to this model's loss cannot be measured: %s", error)
             self._trainer.notes[_BASE_LOSS] = None
         model.train(was_training)
+        self._trainer.seconds_beside += time.monotonic() - started
 
     def decide(self, dtype: Precision, seed: int, *, or_fp32: bool) -> SavedWeights | None:
         """Measure what rounding would do to the trained model, and decide how to save it.

@@ -40,6 +40,7 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.skipped_steps = frozenset(skipped_steps)
         self.notes: dict[str, Any] = {}  # what each of its checkpoints says besides; JSON
+        self.seconds_beside = 0.0  # of the training loop, spent on something else than training
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
         rows: Any = self.train_dataset
