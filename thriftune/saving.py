@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from thriftune import distributed
 from thriftune.config import RunConfig
 from thriftune.hardware import Precision
 from thriftune.rounding import RoundingMode
@@ -132,12 +133,14 @@ def decide(
         fp32, or the better way.
     """
     trained = trained_loss()
-    logger.info("On %d held-out rows, in fp32: loss %.4f before training, %.4f after it", rows, base_loss, trained)
+    _say(
+        logging.INFO, "On %d held-out rows, in fp32: loss %.4f before training, %.4f after it", rows, base_loss, trained
+    )
     tolerated = max(TOLERATED_SHARE * abs(base_loss - trained), _NOISE)
     tried: list[SavedWeights] = []
     for mode in _MODES if dtype != "fp32" else _UNROUNDED:
         way = SavedWeights(dtype, mode, rows, base_loss, trained, loss_of(dtype, mode))
-        logger.info("The same rows, as saved in %s: %.4f (rounding: %s)", dtype, way.saved_loss, mode)
+        _say(logging.INFO, "The same rows, as saved in %s: %.4f (rounding: %s)", dtype, way.saved_loss, mode)
         if way.cost <= tolerated:
             return way
         tried.append(way)
@@ -147,7 +150,13 @@ def decide(
         f"and {trained:.4f} before it is saved ({base_loss:.4f} before training)"
     )
     if or_fp32:
-        logger.warning("%s. The weights are saved in fp32.", lost)
+        _say(logging.WARNING, "%s. The weights are saved in fp32.", lost)
         return SavedWeights("fp32", "none", rows, base_loss, trained, trained, best.saved_loss)
-    logger.warning("%s. Set training.save_dtype: fp32, or train for longer.", lost)
+    _say(logging.WARNING, "%s. Set training.save_dtype: fp32, or train for longer.", lost)
     return best
+
+
+def _say(level: int, message: str, *values: object) -> None:
+    """Log once, and not for every rank."""
+    if distributed.current_rank().is_main:
+        logger.log(level, message, *values)
