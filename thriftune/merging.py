@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Of one pass over the rows that the merged model is compared on: minutes on the four CPUs of a pod. One row at least.
 _COMPARED_OPERATIONS = 2e13
+# Each pass puts every weight into fp32 once; of a large model there are no more rows than this anyway.
+_ROWS_AT_ONCE = 8
 
 
 def merge(
@@ -131,7 +133,7 @@ def _compare(sums: _Sums, tokenizer: Any, dataset_dir: Path) -> SavedWeights | N
 
     def loss(model: Any) -> float:
         with _in_fp32(model):
-            return held_out_loss(model, tokenizer, rows, batch=1)[0]
+            return held_out_loss(model, tokenizer, rows, _ROWS_AT_ONCE)[0]
 
     with adapted.disable_adapter():
         try:
