@@ -70,6 +70,8 @@ def computing_with(model: "torch.nn.Module", weight_of: WeightOf) -> Iterator[No
     finally:
         for hook in hooks:
             hook.remove()
+        for (module, key), weight in held.items():  # of modules that failed
+            module.get_parameter(key).data = weight
 
 
 def _undivided_masters(optimizer: Any) -> "dict[torch.nn.Parameter, torch.Tensor]":
