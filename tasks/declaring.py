@@ -19,6 +19,7 @@ from pod_templates import (
 )
 from tasks import log, run_files
 from tasks.image import RequiresImage
+from tasks.interruption import EndsWhenInterrupted
 from tasks.platform import REGISTRATION_ONLY
 from tasks.settings import CHECKOUT, PLATFORM, POD_ENVIRONMENT, WANDB_KEY
 from thriftune import artifacts, catalogue
@@ -41,7 +42,7 @@ class OnImage:
     """The configuration of a task whose image is checked, and that is otherwise an ordinary one."""
 
 
-class OnImageTask(RequiresImage, PythonFunctionTask[OnImage]):
+class OnImageTask(EndsWhenInterrupted, RequiresImage, PythonFunctionTask[OnImage]):
     """An ordinary task, or a dynamic workflow."""
 
 

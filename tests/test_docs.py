@@ -14,7 +14,7 @@ import pytest
 from documents import FOLDERS, PACKAGES, ROOT, defined_in, files, notes, pages, prose, words
 from pydantic import BaseModel
 
-from tasks.platform import Platform, variable
+from tasks.platform import LOCAL_ONLY, Platform, variable
 from thriftune.config import RunConfig
 from thriftune.preflight import CODES
 
@@ -52,7 +52,7 @@ FOREIGN_FILES = {
 # What looks like a key of a run file: parameters of a model, and files of its directory.
 NO_KEYS = {"model.layers", "model.safetensors", "model.safetensors.index.json", "model.gguf"}
 # Read by a local run beside the settings of a platform.
-LOCAL_VARIABLES = {"THRIFTUNE_OUTPUTS", "THRIFTUNE_RUN_STAMP"}
+LOCAL_VARIABLES = set(LOCAL_ONLY)
 
 EVERYTHING = {**pages(), **notes()}
 _FOLDERS = "|".join(map(re.escape, FOLDERS))
