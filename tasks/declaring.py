@@ -17,7 +17,7 @@ from pod_templates import (
     with_scratch,
     with_shared_memory,
 )
-from tasks import log, run_files
+from tasks import log, run_files, type_descriptions
 from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
 from tasks.platform import REGISTRATION_ONLY
@@ -27,6 +27,7 @@ from thriftune.data.prepare import PREPARATION
 
 log.configure()
 run_files.use_in_pyflyte()
+type_descriptions.remember()
 
 # Raised when what a task makes of the same inputs changes.
 PLAN_CACHE = "2"

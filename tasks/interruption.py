@@ -48,6 +48,7 @@ class _Heard:
         is_on: Whether it listens.
         signal_number: What came; 0: nothing.
         config: The training that goes on, or went on last.
+        checkpoints: Where its checkpoints are.
         is_training: Whether one goes on.
         ended: Set when it ended, on its own or after notice.
     """
@@ -55,6 +56,7 @@ class _Heard:
     is_on: bool = False
     signal_number: int = 0
     config: RunConfig | None = None
+    checkpoints: Path = Path()
     is_training: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -86,6 +88,8 @@ def training(config: RunConfig) -> Iterator[None]:
     Args:
         config: The run.
     """
+    if _heard.is_on:  # asked here, as Flyte's context is another one in another thread
+        _heard.checkpoints = settings.result_place(config.name, "checkpoints")
     _heard.config, _heard.is_training = config, True
     _heard.ended.clear()
     try:
@@ -201,7 +205,7 @@ def _way_on() -> str:
     config = _heard.config
     if config is None:
         return f"To begin again: {shlex.join(command)}"
-    own = settings.result_place(config.name, "checkpoints")
+    own = _heard.checkpoints
     for place in (str(own), config.checkpoints.resume_from or ""):
         step = _newest_step(place) if place else None
         if step is None:

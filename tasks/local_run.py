@@ -6,6 +6,9 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from flytekit.configuration import Config
+from flytekit.core.data_persistence import flyte_tmp_dir
+
 from tasks import settings
 from thriftune import artifacts, scratch
 
@@ -26,6 +29,8 @@ def begin() -> None:
     """
     temporary = Path(tempfile.gettempdir())
     scratch.remove_left([*temporary.glob(f"{_PREFIX}*"), *artifacts.unfinished(settings.local_root())])
-    folder = _until_the_end.enter_context(scratch.folder(temporary, _PREFIX))
-    settings.use_for_temporary_files(folder)
+    settings.use_for_temporary_files(_until_the_end.enter_context(scratch.new_folder(temporary, _PREFIX)))
+    # flytekit made these when it was imported. They hold its copies of our pages, which are among the outputs.
+    for made in (flyte_tmp_dir, Config().local_sandbox_path):
+        _until_the_end.enter_context(scratch.removed(Path(made)))
     atexit.register(_until_the_end.close)

@@ -36,7 +36,7 @@ def writing(directory: Path) -> Iterator[Path]:
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: two runs that make the same thing at once must not write into each other's.
-    with scratch.folder(directory.parent, f"{directory.name}.", _PARTIAL) as partial:
+    with scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL) as partial:
         yield partial
         if not (partial / MANIFEST).is_file():
             raise RuntimeError(f"{partial} has no {MANIFEST}: who writes a directory also writes its manifest, last.")
@@ -63,7 +63,7 @@ def _put_in_place(made: Path, directory: Path) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         # Whoever reads the older one finds it, or the new one, at nearly any moment; and removing takes long.
-        with scratch.folder(directory.parent, f"{directory.name}.", _PARTIAL) as aside:
+        with scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL) as aside:
             with suppress(FileNotFoundError):  # another one took it away
                 directory.rename(aside / "older")
 

@@ -20,7 +20,7 @@ _own: set[Path] = set()
 
 
 @contextmanager
-def folder(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
+def new_folder(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
     """A new folder of this process, removed at the end, if it is still there under its name.
 
     Args:
@@ -38,14 +38,21 @@ def folder(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
         _lock(lock)
         named = made.with_name(f"{prefix}{made.name.removeprefix(_UNCLAIMED)}{suffix}")
         made.rename(named)
-        _own.add(named)
-        try:
+        with removed(named):
             yield named
-        finally:
-            shutil.rmtree(named, ignore_errors=True)
-            _own.discard(named)
     finally:
         os.close(lock)
+
+
+@contextmanager
+def removed(folder: Path) -> Iterator[None]:
+    """Remove a folder at the end, if it is there; also where this process ends by `remove_own`."""
+    _own.add(folder)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _own.discard(folder)
 
 
 def remove_own() -> None:
@@ -58,7 +65,7 @@ def remove_left(folders: Iterable[Path]) -> None:
     """Remove those folders whose process is gone.
 
     Args:
-        folders: Made by `folder`, by this process or others.
+        folders: Made by `new_folder`, by this process or others.
     """
     for left in folders:
         try:
