@@ -48,7 +48,7 @@ def main() -> int:
         say(f"\n=== {name}\n$ {command}")
         returncode = run(command)
         if returncode:
-            say(f"{name} failed with exit status {returncode}; the reason stands above.")
+            say(f"{name} ended with exit status {returncode}; the reason stands above.")
             return returncode
     say(f"\n=== Both recipes ran in {time.monotonic() - started:.0f} s\n")
     for name in COMMANDS:
