@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkout", action="append", type=Path, help="checkout to run from; may be repeated")
     parser.add_argument("--times", type=int, default=3, help="runs of each; 3 when left out")
     asked = parser.parse_args(arguments)
-    pairs = [(config.resolve(), checkout.resolve()) for config in asked.configs for checkout in asked.checkout or [ROOT]]
+    pairs = [
+        (config.resolve(), checkout.resolve()) for config in asked.configs for checkout in asked.checkout or [ROOT]
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / str(number) for number in range(len(pairs))]
         runs = [

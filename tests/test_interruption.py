@@ -28,14 +28,18 @@ def interrupted(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
             [str(PYFLYTE), "run", *command], cwd=ROOT, env=environment, stderr=stderr, stdout=stderr,
             start_new_session=True,
         ) as process:  # fmt: skip
-            until = time.monotonic() + _BEGINNING_S
-            while at not in log.read_text():
-                assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
-                time.sleep(0.05)
-            others = psutil.Process(process.pid).children(recursive=True)
-            sent = time.monotonic()
-            (os.killpg if to_all else os.kill)(process.pid, number)  # a terminal tells all of them
-            process.wait()
+            try:
+                until = time.monotonic() + _BEGINNING_S
+                while at not in log.read_text() and process.poll() is None and time.monotonic() < until:
+                    time.sleep(0.05)
+                assert at in log.read_text(), log.read_text()[-3000:]
+                others = psutil.Process(process.pid).children(recursive=True)
+                sent = time.monotonic()
+                (os.killpg if to_all else os.kill)(process.pid, number)  # a terminal tells all of them
+                process.wait(6 * _SOON_S)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
         assert time.monotonic() - sent < _SOON_S
         assert not [other for other in others if other.is_running() and other.status() != psutil.STATUS_ZOMBIE]
         assert list(temporary.iterdir()) == []
@@ -71,7 +75,8 @@ def test_a_training_goes_on_by_the_line_that_it_ended_with(interrupted, tmp_path
     last = done.stderr.splitlines()[-1]
     step, _, command = last.removeprefix("To go on from step ").partition(": ")
     command, _, place = command.partition("   (checkpoints.resume_from: ")
-    assert int(step) >= 3 and Path(place.rstrip(")")).is_dir()
+    assert int(step) >= 3
+    assert Path(place.rstrip(")")).is_dir()
     program, run, *arguments = shlex.split(command)
     assert (program, run) == ("pyflyte", "run")
     finished = pyflyte_run(tmp_path, *arguments)

@@ -9,7 +9,8 @@ _MAKE = """
 import sys, time
 from pathlib import Path
 from thriftune import artifacts, scratch
-with scratch.new_folder(Path(sys.argv[1]), "thriftune-") as made, artifacts.writing(Path(sys.argv[1]) / "run" / "model"):
+here = Path(sys.argv[1])
+with scratch.new_folder(here, "thriftune-") as made, artifacts.writing(here / "run" / "model"):
     (made / "shard.bin").write_bytes(bytes(1000))
     print(made, flush=True)
     time.sleep(600)

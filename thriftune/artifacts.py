@@ -63,9 +63,9 @@ def _put_in_place(made: Path, directory: Path) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         # Whoever reads the older one finds it, or the new one, at nearly any moment; and removing takes long.
-        with scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL) as aside:
-            with suppress(FileNotFoundError):  # another one took it away
-                directory.rename(aside / "older")
+        aside = scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL)
+        with aside as folder, suppress(FileNotFoundError):  # another one took it away
+            directory.rename(folder / "older")
 
 
 def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> None:
