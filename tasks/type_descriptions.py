@@ -25,4 +25,4 @@ def _to_literal_type(_: type[TypeEngine], python_type: Any) -> LiteralType:
 
 def remember() -> None:
     """Have flytekit describe a section or dataclass once in this process."""
-    TypeEngine.to_literal_type = classmethod(_to_literal_type)  # type: ignore[assignment,method-assign]
+    TypeEngine.to_literal_type = classmethod(_to_literal_type)
