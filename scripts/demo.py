@@ -5,6 +5,7 @@ Usage: make demo
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -24,15 +25,30 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def run(command: str) -> int:
+    """Run a command to its end; it hears of Ctrl-C and SIGTERM itself, and says how to go on.
+
+    Returns:
+        Its exit status.
+    """
+    # The last line pyflyte prints is the whole result again; the summaries say it better.
+    with subprocess.Popen(shlex.split(command), stdout=subprocess.DEVNULL) as process:
+        signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the terminal told it too
+
+
 def main() -> int:
     """Run the commands one after the other; stop at the first that fails."""
     started = time.monotonic()
     for name, command in COMMANDS.items():
         say(f"\n=== {name}\n$ {command}")
-        # The last line pyflyte prints is the whole result again; the summaries below say it better.
-        returncode = subprocess.run(shlex.split(command), check=False, stdout=subprocess.DEVNULL).returncode
+        returncode = run(command)
         if returncode:
-            say(f"{name} failed with exit status {returncode}; the reason stands above.")
+            say(f"{name} ended with exit status {returncode}; the reason stands above.")
             return returncode
     say(f"\n=== Both recipes ran in {time.monotonic() - started:.0f} s\n")
     for name in COMMANDS:

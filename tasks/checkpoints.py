@@ -1,14 +1,17 @@
 """Where the checkpoints of a training lie: under Flyte's prefixes for them, or beside the results of a local run."""
 
+import logging
 import tempfile
 from pathlib import Path
 
 from flytekit import FlyteContextManager, current_context
 
 from tasks import settings
-from thriftune import artifacts
+from thriftune import artifacts, distributed
 from thriftune.checkpoints.attempts import begin_attempt
 from thriftune.resumption import CheckpointPlace
+
+logger = logging.getLogger("thriftune.tasks.checkpoints")
 
 
 def checkpoint_place(run_name: str) -> CheckpointPlace:
@@ -25,6 +28,8 @@ def checkpoint_place(run_name: str) -> CheckpointPlace:
         use_credentials_of_flyte(here)
     # As early as can be: an attempt that dies before it hides those before it from those after it.
     begin_attempt(here, previous)
+    if distributed.current_rank().is_main:
+        logger.info("Checkpoints go to %s", here)
     scratch = Path(tempfile.gettempdir()) / f"thriftune-checkpoints-{artifacts.key_of(here)}"
     return CheckpointPlace(here, previous, scratch, settings.PLATFORM.grace_seconds)
 

@@ -17,8 +17,9 @@ from pod_templates import (
     with_scratch,
     with_shared_memory,
 )
-from tasks import log, run_files
+from tasks import log, run_files, type_descriptions
 from tasks.image import RequiresImage
+from tasks.interruption import EndsWhenInterrupted
 from tasks.platform import REGISTRATION_ONLY
 from tasks.settings import CHECKOUT, PLATFORM, POD_ENVIRONMENT, WANDB_KEY
 from thriftune import artifacts, catalogue
@@ -26,6 +27,7 @@ from thriftune.data.prepare import PREPARATION
 
 log.configure()
 run_files.use_in_pyflyte()
+type_descriptions.remember()
 
 # Raised when what a task makes of the same inputs changes.
 PLAN_CACHE = "2"
@@ -41,7 +43,7 @@ class OnImage:
     """The configuration of a task whose image is checked, and that is otherwise an ordinary one."""
 
 
-class OnImageTask(RequiresImage, PythonFunctionTask[OnImage]):
+class OnImageTask(EndsWhenInterrupted, RequiresImage, PythonFunctionTask[OnImage]):
     """An ordinary task, or a dynamic workflow."""
 
 

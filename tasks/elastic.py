@@ -13,7 +13,6 @@ file and a signal; and SIGTERM is handed on to the workers, which save what they
 import dataclasses
 import functools
 import os
-import pickle
 import signal
 import tempfile
 import time
@@ -25,15 +24,16 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import psutil
+from flytekit import PythonFunctionTask
 from flytekit.exceptions.user import FlyteRecoverableException, FlyteUserRuntimeException
 from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
-from torch.distributed.elastic.rendezvous import RendezvousError
-from torch.distributed.launcher import api as launcher
 
-from tasks import settings
+from tasks import interruption, settings
 from tasks.image import RequiresImage
+from tasks.interruption import EndsWhenInterrupted
 from tasks.settings import PLATFORM
+from thriftune import errors
 from thriftune.errors import PreemptedError, ThriftuneError, UserError
 from thriftune.guards.faults import kind_of_text
 from thriftune.node_environment import node_environment
@@ -47,8 +47,11 @@ _UNTIL_ENDED_SECONDS = 120
 # Without it torch 2.13 keeps one store for all starts of a group, and one that is started again finds the addresses of
 # the processes before it there: gloo is refused, NCCL waits. (torch, elastic/rendezvous/dynamic_rendezvous.py)
 _NEW_STORE_FOR_EACH_START = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-# What torch's agent listens to by itself: all it does by default, but for SIGTERM.
-_SIGNALS_OF_AGENT = "SIGINT,SIGHUP,SIGQUIT"
+# What torch's agent listens to by itself: all it does by default, but for SIGTERM and, in a local run, Ctrl-C, which
+# is heard elsewhere (tasks/interruption.py).
+_SIGNALS_OF_AGENT = "SIGHUP,SIGQUIT"
+# In the folder that workers say something in.
+_SAID = "said.json"
 
 
 @dataclass
@@ -60,8 +63,22 @@ class _WorkerSpokeError(Exception):
     """A worker told its agent why the attempt is over."""
 
 
-class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
+class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, PytorchElasticFunctionTask):
     """Runs the task function in as many worker processes as its plan says."""
+
+    def __init__(self, task_config: Elastic, task_function: Callable[..., Any], **kwargs: Any) -> None:
+        """Declare it as the plugin does, without torch, which the plugin imports to parse a number of nodes.
+
+        torch takes a third of the time of every `--help`, plan and registration. What is registered is held by
+        tests/specification.
+        """
+        nodes = task_config.nnodes
+        kind = self._ELASTIC_TASK_TYPE_STANDALONE if nodes == 1 else self._ELASTIC_TASK_TYPE
+        PythonFunctionTask.__init__(
+            self, task_config=task_config, task_type=kind, task_function=task_function, task_type_version=1, **kwargs
+        )
+        self.min_nodes = self.max_nodes = nodes
+        self.rdzv_backend = "c10d"
 
     def execute(self, **kwargs: Any) -> Any:
         """Start the workers of this node and wait for them.
@@ -70,6 +87,8 @@ class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
             FlyteRecoverableException: Another attempt may succeed: the nodes did not find each other, or one goes away.
             UserError: What a worker found wrong with the run; it is not tried again.
         """
+        from torch.distributed.elastic.rendezvous import RendezvousError
+
         declared: Any = self.task_config
         plan = kwargs["plan"]
         self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
@@ -77,8 +96,16 @@ class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
             settings.default_environment(node_environment(plan, plan.processes_per_node, plan.nodes))
         settings.default_environment(_NEW_STORE_FOR_EACH_START)
         try:
-            with _listening(), settings.run_handed_down():
-                return super().execute(**kwargs)
+            with (
+                interruption.training(kwargs["config"]),
+                tempfile.TemporaryDirectory() as words,
+                settings.run_handed_down(words),
+            ):
+                try:
+                    with _listening():
+                        return super().execute(**kwargs)
+                except _WorkerSpokeError:
+                    _raise_what_was_said(Path(words))
         except RendezvousError as error:  # a node that has not come may come to the next attempt
             why = f"after {PLATFORM.rendezvous_seconds} s at most: {type(error).__name__} {error}"
             raise FlyteRecoverableException(f"The nodes of the job did not find each other {why}") from error
@@ -86,8 +113,6 @@ class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
             if kind_of_text(str(error)) == "transient":
                 raise FlyteRecoverableException(str(error)) from error
             raise
-        except _WorkerSpokeError:
-            _raise_what_was_said()
         finally:
             self._task_config = declared
 
@@ -122,6 +147,7 @@ def in_worker(work: Callable[[], _Result]) -> _Result:
     Args:
         work: Trains.
     """
+    interruption.left_to_parent()
     try:
         return work()
     except (UserError, PreemptedError) as error:
@@ -131,29 +157,23 @@ def in_worker(work: Callable[[], _Result]) -> _Result:
 
 def _tell_agent(error: ThriftuneError) -> None:
     """Leave the error where the agent of this node looks for it, and wake the agent."""
-    agent = os.getppid()
-
-    file = _said_by_workers_of(agent)
-    partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(pickle.dumps(error))
-    partial.replace(file)
+    folder = settings.words_of_workers()
+    if folder is None:  # no agent that listens
+        return
+    partial = folder / f"{os.getpid()}"
+    partial.write_text(errors.to_json(error), encoding="utf-8")
+    partial.replace(folder / _SAID)
     # The agent ends its workers with a SIGTERM, and waits for them; there is nothing left here to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(agent, _SPOKEN)
+    os.kill(os.getppid(), _SPOKEN)
     time.sleep(_UNTIL_ENDED_SECONDS)
 
 
-def _raise_what_was_said() -> NoReturn:
-    file = _said_by_workers_of(os.getpid())
-    error = pickle.loads(file.read_bytes())  # noqa: S301 - a worker of this process wrote it
-    file.unlink()
+def _raise_what_was_said(folder: Path) -> NoReturn:
+    error = errors.from_json((folder / _SAID).read_text(encoding="utf-8"))
     if isinstance(error, PreemptedError):
         raise FlyteRecoverableException(str(error)) from error
     raise error
-
-
-def _said_by_workers_of(agent: int) -> Path:
-    return Path(tempfile.gettempdir()) / f"thriftune-worker-said-{agent}"
 
 
 @contextmanager
@@ -168,10 +188,13 @@ def _listening() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)  # every worker says it; once is enough
         raise _WorkerSpokeError
 
+    from torch.distributed.launcher import api as launcher
+
     configuration = launcher.LaunchConfig
     # The plugin takes the configuration from there when it starts, and has no argument for the signals.
     launcher.LaunchConfig = functools.partial(configuration, signals_to_handle=_SIGNALS_OF_AGENT)  # type: ignore[misc,assignment]
-    before = signal.signal(signal.SIGTERM, hand_on)
+    # An interrupted local run is ended by who hears that, which gives the workers notice first.
+    before = None if interruption.is_heard() else signal.signal(signal.SIGTERM, hand_on)
     signal.signal(_SPOKEN, hear)
     try:
         yield
@@ -179,4 +202,5 @@ def _listening() -> Iterator[None]:
         launcher.LaunchConfig = configuration  # type: ignore[misc]
         # Of the other signal some workers' may still come: its default would end this process.
         signal.signal(_SPOKEN, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

@@ -196,7 +196,7 @@ REGISTRATION_ONLY = (
     "raw_output", "notify", "labels", "nightly_config", "nightly_cron", "weekly_config", "weekly_cron"
 )  # fmt: skip
 # Where local runs write; read by tasks.settings alone, and never handed to a pod.
-LOCAL_ONLY = ("THRIFTUNE_OUTPUTS", "THRIFTUNE_RUN_STAMP")
+LOCAL_ONLY = ("THRIFTUNE_OUTPUTS", "THRIFTUNE_RUN_STAMP", "THRIFTUNE_WORDS_OF_WORKERS")
 
 
 def variable(field: str) -> str:

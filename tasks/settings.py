@@ -38,6 +38,10 @@ POD_ENVIRONMENT = {
 os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
 # Data is tokenized in processes of one thread each, and DataLoader workers fork, which tokenizers with threads warn of.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# bitsandbytes, which peft and the Trainer import, hands functions to torch's compiler when it is imported; loading that
+# takes more than two seconds of each process, and on a CPU nothing here is compiled. The file is the NVIDIA driver's.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # What Weights & Biases files runs under; transformers' own default is "huggingface".
 os.environ.setdefault("WANDB_PROJECT", "thriftune")
 # Which local run this process belongs to: when it began, and what no other has. Taken out of the environment, so that
@@ -46,6 +50,9 @@ _RUN_STAMP = "THRIFTUNE_RUN_STAMP"
 _RUN = os.environ.pop(_RUN_STAMP, None) or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex}"
 # In the folder of a local run: which run's it is.
 _OWNER = ".run"
+# For a worker of a training: where it leaves what its agent must know.
+_WORDS = "THRIFTUNE_WORDS_OF_WORKERS"
+_WORDS_HERE = os.environ.pop(_WORDS, None)
 
 WANDB_KEY = "WANDB_API_KEY"
 _WANDB_HOST = "api.wandb.ai"
@@ -80,13 +87,30 @@ def default_environment(variables: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def run_handed_down() -> Iterator[None]:
-    """Have the processes that are started meanwhile belong to the same local run: the workers of a training."""
-    os.environ[_RUN_STAMP] = _RUN
+def run_handed_down(words: str) -> Iterator[None]:
+    """Have the processes that are started meanwhile, the workers of a training, know where they belong.
+
+    Args:
+        words: A folder of this process alone, where workers leave what it must know.
+    """
+    handed = {_RUN_STAMP: _RUN, _WORDS: words}
+    os.environ.update(handed)
     try:
         yield
     finally:
-        os.environ.pop(_RUN_STAMP, None)
+        for name in handed:
+            os.environ.pop(name, None)
+
+
+def words_of_workers() -> Path | None:
+    """Where a worker of a training leaves what its agent must know; None in any other process."""
+    return Path(_WORDS_HERE) if _WORDS_HERE else None
+
+
+def use_for_temporary_files(folder: Path) -> None:
+    """Have this process, and those it starts, make temporary files in a folder."""
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = str(folder)
 
 
 def is_local() -> bool:
@@ -99,14 +123,14 @@ def result_place(run_name: str, what: str) -> Path:
     """Where a task writes a result: outputs/<run>/<start time>/<what> locally, a scratch folder in a pod."""
     if not is_local():
         return Path(tempfile.mkdtemp()) / what
-    return _folder_of_run(_local_root() / run_name, _RUN) / what
+    return _folder_of_run(local_root() / run_name, _RUN) / what
 
 
 def cached_place(what: str, key: str) -> Path:
     """Where a task writes what later runs can reuse: outputs/cache/<what>-<key> locally, a scratch folder in a pod."""
     if not is_local():
         return Path(tempfile.mkdtemp()) / what
-    return _local_root() / "cache" / f"{what}-{key}"
+    return local_root() / "cache" / f"{what}-{key}"
 
 
 @functools.cache
@@ -142,5 +166,6 @@ def _is_taken_by(folder: Path, run: str) -> bool:
     return True
 
 
-def _local_root() -> Path:
+def local_root() -> Path:
+    """Where local runs write."""
     return Path(os.environ.get("THRIFTUNE_OUTPUTS", "outputs")).absolute()

@@ -3,7 +3,7 @@
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import pages, settings
+from tasks import interruption, pages, settings
 from tasks.checkpoints import checkpoint_place
 from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.train_full import Trained
@@ -38,7 +38,8 @@ def train_qlora(
     with transient_errors_retried():
         checkpoints = checkpoint_place(config.name)
         adapter_dir = download(FlyteDirectory(resume_from)) if resume_from else None
-        result = qlora.train(config, plan, download(model), download(dataset), place, adapter_dir, checkpoints)
+        with interruption.training(config):
+            result = qlora.train(config, plan, download(model), download(dataset), place, adapter_dir, checkpoints)
     output = upload(place)  # first: a page that fails must not cost the adapter
     pages.show_training(config.name, result)
     return Trained(model=output, training=result)

@@ -14,15 +14,15 @@ import pytest
 from documents import FOLDERS, PACKAGES, ROOT, defined_in, files, notes, pages, prose, words
 from pydantic import BaseModel
 
-from tasks.platform import Platform, variable
+from tasks.platform import LOCAL_ONLY, Platform, variable
 from thriftune.config import RunConfig
 from thriftune.preflight import CODES
 
 # Names of other people's things, which our code does not mention outside of comments; by whose they are.
 FOREIGN = {
-    "deepspeed": {"DS_BUILD_FUSED_ADAM", "load_hp_checkpoint_state_from_checkpoint_dir_stage3"},
+    "deepspeed": {"DS_BUILD_FUSED_ADAM", "inference_all_reduce", "load_hp_checkpoint_state_from_checkpoint_dir_stage3"},
     "torch": {"LayerNorm", "MemTracker", "is_bf16_supported", "checkpoint_src", "checkpoint_dest", "ProcessGroupNCCL",
-              "ncclGetErrorString", "terminate"},
+              "ncclGetErrorString", "prctl"},
     "bitsandbytes": {"_functions", "MatMul4Bit"},
     "transformers and accelerate": {"auto_find_batch_size", "find_executable_batch_size", "accepts_loss_kwargs"},
     "flytekit": {"HashMethod", "map_task", "conditional", "SecretsManager"},
@@ -38,6 +38,7 @@ FOREIGN_FILES = {
     "core/utils.py": "flytekit",
     "integrations/moe.py": "transformers",
     "elastic/rendezvous/dynamic_rendezvous.py": "torch",
+    "comm/torch.py": "DeepSpeed",
     "runtime/fp16/unfused_optimizer.py": "DeepSpeed",
     "runtime/zero/stage3.py": "DeepSpeed",
     "runtime/zero/stage_1_and_2.py": "DeepSpeed",
@@ -48,11 +49,13 @@ FOREIGN_FILES = {
     "4bit-transformers-bitsandbytes.md": "the blog of Hugging Face",
     "file.yaml": "an example of a file to run",
     "my-run.yaml": "the README's own run",
+    "outputs/demo-full/20261129T054911/go-on.yaml": "of a run",
+    "go-on.yaml": "of a run",
 }
 # What looks like a key of a run file: parameters of a model, and files of its directory.
 NO_KEYS = {"model.layers", "model.safetensors", "model.safetensors.index.json", "model.gguf"}
 # Read by a local run beside the settings of a platform.
-LOCAL_VARIABLES = {"THRIFTUNE_OUTPUTS", "THRIFTUNE_RUN_STAMP"}
+LOCAL_VARIABLES = set(LOCAL_ONLY)
 
 EVERYTHING = {**pages(), **notes()}
 _FOLDERS = "|".join(map(re.escape, FOLDERS))

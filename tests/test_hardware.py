@@ -1,9 +1,11 @@
 """Precision follows the hardware, never what torch is willing to emulate."""
 
+from dataclasses import replace
+
 import pytest
 
 from thriftune.errors import ConfigError
-from thriftune.hardware import DEVICES, choose_precision, detect_device
+from thriftune.hardware import DEVICES, bf16_flag, choose_precision, detect_device
 
 WITHOUT_BF16 = ("T4", "V100")
 WITH_BF16 = ("A10G", "L4", "A100-40GB", "A100-80GB", "H100")
@@ -57,9 +59,26 @@ def test_the_cpu_talks_gloo_and_is_no_gpu():
     assert not DEVICES["CPU"].is_gpu
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "flag", "precision"),
+    [
+        ("processor : 0\nflags\t\t: fpu sse2 avx2 avx512f avx512_bf16 amx_tile\n", "avx512_bf16", "bf16"),
+        ("flags : fpu avx512_bf16 amx_bf16\n", "amx_bf16", "bf16"),
+        ("Features\t: fp asimd bf16 i8mm\n", "bf16", "bf16"),
+        ("flags\t\t: fpu sse2 avx2 avx512f\n", "", "fp32"),
+        ("model name : a CPU with avx512_bf16\n", "", "fp32"),
+        ("", "", "fp32"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_where_it_has_instructions_for_it(cpuinfo, flag, precision):
+    """auto was fp32 on every CPU: four times as long a step where there are such instructions."""
+    assert bf16_flag(cpuinfo) == flag
+    assert choose_precision("auto", replace(DEVICES["CPU"], bf16_flag=flag)) == precision
+
+
 def test_a_machine_without_cuda_is_the_cpu():
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert detect_device() is DEVICES["CPU"]
+    assert detect_device().name == "CPU"

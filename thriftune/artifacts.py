@@ -3,15 +3,14 @@
 import errno
 import hashlib
 import json
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from thriftune import scratch
 from thriftune.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -37,15 +36,21 @@ def writing(directory: Path) -> Iterator[Path]:
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: two runs that make the same thing at once must not write into each other's.
-    partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=_PARTIAL, dir=directory.parent))
-    try:
+    with scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL) as partial:
         yield partial
         if not (partial / MANIFEST).is_file():
             raise RuntimeError(f"{partial} has no {MANIFEST}: who writes a directory also writes its manifest, last.")
-        partial.chmod(0o755)  # mkdtemp's directories are for their owner only
+        partial.chmod(0o755)  # it was for its owner only
         _put_in_place(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def unfinished(outputs: Path) -> list[Path]:
+    """What runs are writing, or were writing when they were killed: of those in the cache, and of each run's own.
+
+    Args:
+        outputs: Where all local runs write.
+    """
+    return [*outputs.glob(f"*/*{_PARTIAL}"), *outputs.glob(f"*/*/*{_PARTIAL}")]
 
 
 def _put_in_place(made: Path, directory: Path) -> None:
@@ -58,10 +63,9 @@ def _put_in_place(made: Path, directory: Path) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         # Whoever reads the older one finds it, or the new one, at nearly any moment; and removing takes long.
-        aside = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=_PARTIAL, dir=directory.parent))
-        with suppress(FileNotFoundError):  # another one took it away
-            directory.rename(aside / "older")
-        shutil.rmtree(aside)
+        aside = scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL)
+        with aside as folder, suppress(FileNotFoundError):  # another one took it away
+            directory.rename(folder / "older")
 
 
 def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> None:

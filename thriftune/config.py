@@ -75,7 +75,9 @@ class TrainingConfig(Section):
         description="The 8-bit ones (bitsandbytes) are for qlora; paged moves states to host memory under pressure.",
     )
     precision: PrecisionChoice = Field(
-        default="auto", description="auto: bf16 where the hardware has it, fp16 on older GPUs, fp32 on CPU."
+        default="auto",
+        description="auto: bf16 where the hardware has it, fp16 on older GPUs, "
+        "fp32 on a CPU without instructions for bf16.",
     )
     gradient_checkpointing: bool = Field(
         default=True, description="Recompute activations in the backward pass: a third more compute, far less memory."

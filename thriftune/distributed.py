@@ -55,8 +55,14 @@ def current_rank() -> Rank:
 
 
 def use_cpu_accelerator() -> None:
-    """Tell DeepSpeed to train on the CPU. Must run before deepspeed is imported."""
+    """Tell DeepSpeed to train on the CPU, over gloo alone. Must run before deepspeed is imported."""
     os.environ["DS_ACCELERATOR"] = "cpu"
+    from deepspeed import ops
+
+    # By itself it compiles an operator for minutes before the first step. Only a model that is cut by its tensors for
+    # inference sums by that one; ZeRO goes through torch.distributed. (deepspeed 0.19, comm/torch.py: build_shm_op,
+    # inference_all_reduce)
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def join(backend: str) -> Rank:

@@ -1,7 +1,8 @@
 """Errors that say whose fault it is: the user's (fix the input), nobody's (try again), or ours."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 
@@ -104,6 +105,36 @@ class StartAgainError(TransientError):
 
 class PreemptedError(TransientError):
     """The node goes away. What was trained is saved, and another attempt goes on from there."""
+
+
+def to_json(error: ThriftuneError) -> str:
+    """An error as text that another process can read without running anything, as a pickle would."""
+    if isinstance(error, UserError):
+        return json.dumps({"kind": type(error).__name__, "problems": [asdict(p) for p in error.problems]})
+    return json.dumps({"kind": type(error).__name__, "text": str(error)})
+
+
+def from_json(text: str) -> ThriftuneError:
+    """The error that `to_json` wrote down.
+
+    Args:
+        text: What it returned.
+
+    Returns:
+        An error of the same class; of the base of its kind where this process has not loaded that.
+    """
+    content = json.loads(text)
+    classes = {found.__name__: found for found in _below(ThriftuneError)}
+    if "problems" in content:
+        cls = classes.get(content["kind"], UserError)
+        return cls([Problem(**problem) for problem in content["problems"]])
+    return classes.get(content["kind"], TransientError)(content["text"])
+
+
+def _below(base: type[ThriftuneError]) -> Iterator[type[ThriftuneError]]:
+    for found in base.__subclasses__():
+        yield found
+        yield from _below(found)
 
 
 def in_a_line(error: BaseException, longest: int = 200) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import artifacts, distributed, saving, zero, zero_loading
+from thriftune import artifacts, distributed, operators, saving, zero, zero_loading
 from thriftune.adjustments import Adjustments
 from thriftune.attempts import Attempt, run_record
 from thriftune.checkpoints import universal
@@ -95,8 +95,15 @@ def _shard(
     training = config.training
     optimization = zero.Optimization(training.learning_rate, training.weight_decay, training.max_grad_norm)
     deepspeed = zero.complete(
-        plan.deepspeed_config, plan.batch, plan.precision, optimization, model.config.get_text_config().hidden_size
+        plan.deepspeed_config,
+        plan.batch,
+        plan.precision,
+        optimization,
+        model.config.get_text_config().hidden_size,
+        is_gpu=plan.hardware.is_gpu,
     )
+    if zero.compiles_adam(deepspeed, is_gpu=plan.hardware.is_gpu):
+        operators.make_ready("cpu_adam")
     if is_converted:
         deepspeed = universal.universal_config(deepspeed)
     arguments = training_arguments(config, plan, scratch, deepspeed)

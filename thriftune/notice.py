@@ -36,5 +36,7 @@ class Notice:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if not self.was_given:
-            logger.warning("This node is going away: finishing the step, then saving a last checkpoint")
+            logger.warning(
+                "Told to end (the node goes away, or the run was interrupted): after this step, with a last checkpoint"
+            )
         self.was_given = True

@@ -1,5 +1,6 @@
 """The machines a run can have: node types of the catalogue, or this machine; and what a run's file fixes of them."""
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from thriftune.catalogue import Catalogue, NodeType
 from thriftune.config import RunConfig
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, Device, choose_precision, detect_device, gpu_count
+
+logger = logging.getLogger(__name__)
 
 THIS_MACHINE = "this machine"
 _GIB = 2**30
@@ -75,6 +78,9 @@ def this_machine() -> Offer:
             "is this machine's GPU, and not one that this package knows.",
             f"Hide it (CUDA_VISIBLE_DEVICES='') to train on the CPU; known are {', '.join(DEVICES)}.",
         )
+    if not device.is_gpu:
+        has = f"computes bfloat16 ({device.bf16_flag})" if device.bf16_flag else "has no instructions for bfloat16"
+        logger.info("This CPU %s: precision auto is %s", has, choose_precision("auto", device))
     return Offer(
         name=THIS_MACHINE,
         device=device,

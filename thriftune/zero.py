@@ -125,8 +125,27 @@ def offloads_optimizer(config: dict[str, Any]) -> bool:
     return offload_device(config["zero_optimization"], "offload_optimizer") != "none"
 
 
+def compiles_adam(config: dict[str, Any], *, is_gpu: bool) -> bool:
+    """Whether a training steps by DeepSpeed's own Adam, which is compiled where the image has it not.
+
+    It is for the states of a GPU's weights in host memory. On the CPU everything is there, and torch's Adam, which
+    needs no compiler, does the same.
+
+    Args:
+        config: A DeepSpeed configuration.
+        is_gpu: Whether it trains on GPUs.
+    """
+    return is_gpu and offloads_optimizer(config)
+
+
 def complete(
-    config: dict[str, Any], batch: Batch, precision: Precision, optimization: Optimization, hidden_size: int
+    config: dict[str, Any],
+    batch: Batch,
+    precision: Precision,
+    optimization: Optimization,
+    hidden_size: int,
+    *,
+    is_gpu: bool,
 ) -> dict[str, Any]:
     """The configuration DeepSpeed trains with, every number written out.
 
@@ -136,6 +155,7 @@ def complete(
         precision: Precision of weights and gradients.
         optimization: AdamW's numbers.
         hidden_size: Width of the model, which the communication buffers are sized by.
+        is_gpu: Whether it trains on GPUs.
 
     Returns:
         A new dictionary. Buffer sizes for "auto" are the ones that transformers documents for ZeRO-3:
@@ -159,8 +179,7 @@ def complete(
             "betas": [0.9, 0.999],
             "eps": 1e-8,
             "weight_decay": optimization.weight_decay,
-            # DeepSpeed's own CPU Adam is needed for offloaded states only; torch's needs no compiler on the node.
-            "torch_adam": not offloads_optimizer(config),
+            "torch_adam": not compiles_adam(config, is_gpu=is_gpu),
         },
     }
     with_buffers(section, hidden_size)

@@ -33,7 +33,7 @@ def begin_attempt(here: str, previous: str | None) -> list[Store]:
         before = Store(previous)
         learned = [before.prefix, *_read(before)]
     earlier = [prefix for prefix in dict.fromkeys([*learned, *known]) if prefix != own.prefix]
-    if earlier != known or own.get_bytes(ATTEMPTS) is None:
+    if earlier != known:  # a first attempt leaves nothing here before its first checkpoint
         own.put_bytes(ATTEMPTS, json.dumps(earlier, indent=1).encode())
     return [own, *map(Store, earlier)]
 

@@ -1,0 +1,28 @@
+"""flytekit's description of our types, each made once.
+
+flytekit 1.16 makes the JSON schema of a section, and of every section in it, anew for each input and output of each
+task: 160 times each by pydantic and mashumaro, a second and a half of every `--help`, registration, pod and worker.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from flytekit.core.type_engine import TypeEngine
+from flytekit.models.types import LiteralType
+from pydantic import BaseModel
+
+_described = functools.cache(TypeEngine.to_literal_type)
+
+
+def _to_literal_type(_: type[TypeEngine], python_type: Any) -> LiteralType:
+    is_ours = isinstance(python_type, type) and (
+        issubclass(python_type, BaseModel) or dataclasses.is_dataclass(python_type)
+    )
+    # Any other may be described otherwise when more of flytekit's transformers are there.
+    return _described(python_type) if is_ours else _described.__wrapped__(python_type)
+
+
+def remember() -> None:
+    """Have flytekit describe a section or dataclass once in this process."""
+    TypeEngine.to_literal_type = classmethod(_to_literal_type)
