@@ -6,8 +6,8 @@ from itertools import compress
 from typing import TYPE_CHECKING
 
 from thriftune.data.conversion import Batch
-from thriftune.data.formats import all_values
-from thriftune.data.readers import RawRow
+from thriftune.data.examples import RawRow
+from thriftune.data.limits import size_of
 from thriftune.data.selection import Selection
 from thriftune.data.sources import NumberedRow, OpenSource
 
@@ -73,5 +73,5 @@ def _flags(held_out: "Flags", start: int) -> list[bool]:
 def _characters(raw: RawRow) -> int:
     """About how long a row is."""
     if isinstance(raw, dict):
-        return sum(len(text) for _, text in all_values(raw, raw))
+        return size_of(raw)
     return len(raw) if isinstance(raw, bytes) else 0

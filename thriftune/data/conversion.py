@@ -10,6 +10,7 @@ from thriftune.config import DataConfig
 from thriftune.data import rendering, unread
 from thriftune.data.examples import Conversation, Example, MarkedText, RowError
 from thriftune.data.formats import Format, all_values, format_of
+from thriftune.data.limits import shortened
 from thriftune.data.readers import decode
 from thriftune.data.rejection import RejectedRow
 from thriftune.data.sources import NumberedRow
@@ -104,7 +105,7 @@ class Converter:
         for row, is_held_out in zip(batch.rows, batch.held_out, strict=True):
             result.counts[is_held_out, "rows"] += 1
             examples = list(self._examples(row, batch.source, result.unread))
-            bad = [RejectedRow(row.place, row.number, str(e)) for e in examples if isinstance(e, RowError)]
+            bad = [RejectedRow(row.place, row.number, shortened(str(e))) for e in examples if isinstance(e, RowError)]
             good = [example for example in examples if isinstance(example, MarkedText)]
             result.rejected += bad
             result.counts[is_held_out, "rejected"] += not good
