@@ -152,7 +152,7 @@ def test_what_is_not_json_is_refused(text, reason):
     call = {"function": {"name": "sky", "arguments": text}}
     with pytest.raises(RowError, match=f"message 2 has a tool call whose arguments are {reason}"):
         read_messages([USER, {"role": "assistant", "tool_calls": [call]}], "messages")
-    with pytest.raises(RowError, match="column 'tools' is not JSON"):
+    with pytest.raises(RowError, match=f"column 'tools' is {reason}"):
         read_messages([USER, ANSWER], "messages", text)
 
 

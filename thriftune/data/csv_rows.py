@@ -101,14 +101,14 @@ def csv_rows(stream: io.TextIOBase, delimiter: str) -> Iterator[tuple[int, RawRo
             yield number, dict(zip(header, fields, strict=True))
 
 
-def _header(reader: "csv._reader") -> list[str]:
+def _header(reader: Iterator[list[str]]) -> list[str]:
     """The names of the columns.
 
     Raises:
         ValueError: They are none, too many, or not different.
     """
     try:
-        header = next(filter(None, reader), [])
+        header: list[str] = next(filter(None, reader), [])
     except csv.Error as error:
         raise ValueError(f"its header is none ({error})") from error
     except _TooLargeError as error:

@@ -4,7 +4,8 @@ Every limit is far above what rows to train on need, and low enough that a proce
 below 2 GiB (benchmarks/hostile_input.py measures it).
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from typing import Any
 
 # Bytes of a row as it stands in its file, unpacked; characters where a file is read as text. A long novel is 3 MB, a
@@ -29,12 +30,14 @@ REASON_CHARACTERS = 300
 # Characters that a chat template may write, and that anything it computes on the way may have. It writes what the row
 # holds, and a little around it.
 RENDERED_CHARACTERS = 2 * ROW_BYTES
-# Turns of loops, calls and outputs of a chat template over all renderings of a row, which are two for each answer. A
-# step takes 0.1 to 1 microseconds; a conversation of 1,000 messages takes 5 million with the longest templates. Counted
-# in place of time, so that the same rows are set aside on every machine.
+# Turns of loops, calls and outputs of a chat template over all renderings of a row, which are two for each answer: 6
+# million for a conversation of 1,000 messages of 1,000 characters (SmolLM2's template, and Qwen3's). Counted in place
+# of time, so that the same rows are set aside on every machine; a step takes 0.3 to 4 microseconds.
 RENDER_STEPS = 10_000_000
-# Seconds of CPU for the same: for steps that are few and long. Reached by no row that is not made for it.
-RENDER_SECONDS = 30
+# Seconds of CPU for the same: for steps that are few and long.
+RENDER_SECONDS = 60
+# Of both, the part that the simplest conversation may take: a template that needs more needs too much for any.
+SIMPLEST_PART = 10
 # Characters of a chat template itself. The longest that are published have 30,000.
 TEMPLATE_CHARACTERS = 1 << 18
 # Rows over the limits of rendering after which a process gives up on the template, if they are more than half of all.
@@ -57,17 +60,27 @@ def is_too_deep(value: Any) -> bool:
     return True
 
 
-def size_of(value: Any) -> int:
-    """About how much a value holds: the characters of its texts, and eight for everything else in it.
+def size_of(value: Any, most: int = sys.maxsize) -> int:
+    """About how much a value holds: the characters of its texts, and a few for everything else in it.
 
     Args:
-        value: What JSON, or a table, can hold.
+        value: What JSON, a table or a template can hold.
+        most: Where to end: what holds more is said to hold a little more than this.
     """
     size, pending = 0, [value]
-    while pending:
+    while pending and size <= most:
         one = pending.pop()
-        size += len(one) if isinstance(one, str | bytes) else 8
-        pending += _parts(one)
+        kind = type(one)
+        if kind is str:
+            size += len(one)
+        elif kind is int:
+            size += 4 + one.bit_length() // 3
+        elif kind is list or kind is tuple:
+            size += 4
+            pending += one
+        else:
+            size += len(one) if isinstance(one, str | bytes) else 4
+            pending += _parts(one)
     return size
 
 
@@ -94,4 +107,4 @@ def _parts(value: Any) -> list[Any]:
     """What a list or an object holds; nothing for anything else."""
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
-    return list(value) if isinstance(value, list | tuple) else []
+    return [] if isinstance(value, str | bytes | range) or not isinstance(value, Collection) else list(value)
