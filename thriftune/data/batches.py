@@ -33,12 +33,13 @@ def batches(opened: Sequence[OpenSource], selections: Sequence[Selection], held_
     for number, (source, selection) in enumerate(zip(opened, selections, strict=True)):
         batch, characters = Batch(number, [], []), 0
         for row in used_rows(source, selection):
-            batch.rows.append(row)
-            batch.held_out.append(next(sides))
-            characters += _characters(row.raw)
-            if len(batch.rows) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            size = _characters(row.raw)
+            if len(batch.rows) == _BATCH_ROWS or (batch.rows and characters + size > _BATCH_CHARACTERS):
                 yield batch
                 batch, characters = Batch(number, [], []), 0
+            batch.rows.append(row)
+            batch.held_out.append(next(sides))
+            characters += size
         if batch.rows:
             yield batch
 

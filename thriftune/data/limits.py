@@ -1,7 +1,7 @@
 """What one row, one file and one chat template may ask for. A row over a limit is set aside like any other bad row.
 
-Every limit is far above what rows to train on need, and low enough that a process that meets it over and over stays
-below 2 GiB (benchmarks/hostile_input.py measures it).
+Every limit is far above what rows to train on need, and low enough that four processes that meet it over and over stay
+within the 12 GiB of the task that prepares data (benchmarks/hostile_input.py measures it).
 """
 
 import sys
@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 # Bytes of a row as it stands in its file, unpacked; characters where a file is read as text. A long novel is 3 MB, a
-# million tokens of English are 4 MB, and tokenizing takes about 40 times as much memory as it is given.
-ROW_BYTES = 8 << 20
+# million tokens of English are 4 MB. Tokenizing takes 150 times as much memory as it is given English, and 350 times
+# where a token is a letter or two.
+ROW_BYTES = 4 << 20
 # Levels of lists and objects in each other, in a row or in JSON that a row holds as text. Schemas of tools have about
 # 10. Python follows nesting with its own stack, which ends somewhere below 1,000.
 DEPTH = 64
@@ -29,7 +30,7 @@ REASON_CHARACTERS = 300
 
 # Characters that a chat template may write, and that anything it computes on the way may have. It writes what the row
 # holds, and a little around it.
-RENDERED_CHARACTERS = 2 * ROW_BYTES
+RENDERED_CHARACTERS = ROW_BYTES + (1 << 20)
 # Turns of loops, calls and outputs of a chat template over all renderings of a row, which are two for each answer: 6
 # million for a conversation of 1,000 messages of 1,000 characters (SmolLM2's template, and Qwen3's). Counted in place
 # of time, so that the same rows are set aside on every machine; a step takes 0.3 to 4 microseconds.
@@ -61,7 +62,7 @@ def is_too_deep(value: Any) -> bool:
 
 
 def size_of(value: Any, most: int = sys.maxsize) -> int:
-    """About how much a value holds: the characters of its texts, and a few for everything else in it.
+    """About how much a value holds: the characters of its texts, and some for everything else in it.
 
     Args:
         value: What JSON, a table or a template can hold.
@@ -76,8 +77,12 @@ def size_of(value: Any, most: int = sys.maxsize) -> int:
         elif kind is int:
             size += 4 + one.bit_length() // 3
         elif kind is list or kind is tuple:
-            size += 4
+            size += 16
             pending += one
+        elif kind is dict:
+            size += 16
+            pending += one
+            pending += one.values()
         else:
             size += len(one) if isinstance(one, str | bytes) else 4
             pending += _parts(one)
