@@ -46,7 +46,7 @@ class BoundedLoader(yaml.SafeLoader):
         Raises:
             TooMuchYamlError: It is too deep, contains itself, or stands for too much.
         """
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
             node = super().compose_node(parent, index)
             if id(node) not in self._nodes_of:

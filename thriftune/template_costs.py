@@ -94,7 +94,7 @@ def _widths(numbers: list[str]) -> int:
 
 
 def _of_replacing(text: Any, old: Any, new: Any, *_count: Any, **_named: Any) -> int:
-    return len(text) + text.count(old) * len(new)
+    return len(text) + int(text.count(old)) * len(new)
 
 
 def _of_joining(values: Any, between: Any = "", *_attribute: Any, **_named: Any) -> int:
@@ -135,7 +135,7 @@ def _of_translating(text: Any, table: Any) -> int:
 
 
 def _of_tabs(text: Any, tabsize: Any = 8) -> int:
-    return len(text) * abs(tabsize)
+    return len(text) * int(abs(tabsize))
 
 
 def _of_value(value: Any, *_options: Any, **_named: Any) -> int:

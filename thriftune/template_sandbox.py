@@ -94,7 +94,7 @@ def compiled(template: str) -> "Template":
     """
     made = _compiled(template)
     if isinstance(made, Exception):
-        raise made
+        raise made.with_traceback(None)  # or it would hold on to all that ever raised it
     return made
 
 

@@ -1,6 +1,7 @@
 """Rows of Parquet files and of Arrow's batches, as many at once as fit in memory."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,12 @@ def rows_of_file(file: Path, columns: Sequence[str] | None) -> Iterator[RawRow]:
 
     with pq.ParquetFile(file) as table:
         wanted = None if columns is None else [name for name in table.schema_arrow.names if name in columns]
-        for number in range(table.num_row_groups):
-            group = table.metadata.row_group(number)
-            size = _size(group, wanted)
-            if group.num_rows == 1 and size > ROW_BYTES:
-                yield RowError(too_large(size))  # whose value would have to be read to be refused
+        for lot in _lots(table.metadata, wanted):
+            if lot.rows == 1 and lot.size > ROW_BYTES:
+                yield RowError(too_large(lot.size))  # whose value would have to be read to be refused
                 continue
-            rows = max(1, min(_READ_ROWS, READ_BYTES * group.num_rows // max(size, 1)))
-            for batch in table.iter_batches(batch_size=rows, row_groups=[number], columns=wanted):
+            at_once = max(1, min(_READ_ROWS, READ_BYTES * lot.rows // max(lot.size, 1)))
+            for batch in table.iter_batches(batch_size=at_once, row_groups=lot.groups, columns=wanted):
                 yield from rows_of_batch(batch)
 
 
@@ -78,6 +77,34 @@ def _row(batch: "pa.RecordBatch") -> RawRow:
 
 def _checked(row: dict[str, Any]) -> RawRow:
     return RowError(f"is {TOO_DEEP}") if is_too_deep(row) else row
+
+
+@dataclass(frozen=True)
+class _Lot:
+    """Row groups that are read together: one, or several small ones.
+
+    Attributes:
+        groups: Their numbers.
+        rows: Rows in them.
+        size: About how much memory they take, in bytes.
+    """
+
+    groups: list[int]
+    rows: int
+    size: int
+
+
+def _lots(metadata: Any, wanted: Sequence[str] | None) -> Iterator[_Lot]:
+    lot = _Lot([], 0, 0)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows, size = group.num_rows, _size(group, wanted)
+        if lot.groups and (lot.rows + rows > _READ_ROWS or lot.size + size > ROW_BYTES):
+            yield lot
+            lot = _Lot([], 0, 0)
+        lot = _Lot([*lot.groups, number], lot.rows + rows, lot.size + size)
+    if lot.groups:
+        yield lot
 
 
 def _size(group: Any, wanted: Sequence[str] | None) -> int:
