@@ -1,17 +1,22 @@
-"""Reading run files as they are written: a date in one is text."""
+"""Reading run files as they are written: a date in one is text, and what it stands for has an end."""
 
+import json
 import sys
 from types import SimpleNamespace
 from typing import IO, Any
 
 import yaml
 
+from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
+from thriftune.data.limits import TOO_DEEP, is_too_deep
 from thriftune.errors import ConfigError
 
 _CLICK_TYPES = "flytekit.interaction.click_types"
+_RUN = "flytekit.clis.sdk_in_container.run"
+_REMEDY = "Write out the values of one run; configs/ has examples."
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """YAML in which a date is the text that stands there: no key of a run is a date, and a name may look like one."""
 
 
@@ -41,7 +46,7 @@ def load(stream: str | IO[str]) -> Any:
         stream: The file, or its text.
 
     Raises:
-        ConfigError: It is no text in UTF-8, or not YAML.
+        ConfigError: It is no text in UTF-8, not YAML, or stands for more than a run can hold.
     """
     place = str(getattr(stream, "name", "the run file"))
     try:
@@ -49,16 +54,47 @@ def load(stream: str | IO[str]) -> Any:
     except UnicodeDecodeError as error:
         remedy = "Write it in UTF-8; of UTF-16: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE."
         raise ConfigError.single("--config", place, "is not UTF-8.", remedy) from error
+    except TooMuchYamlError as error:
+        raise ConfigError.single("--config", place, f"{error}.", _REMEDY) from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError.single("--config", place, f"is not YAML: {error}.", "Repair it there.") from error
+
+
+def _load_inputs(text: str) -> Any:
+    """What `--inputs-file` gives, which pyflyte reads as JSON where it is not YAML."""
+    try:
+        return BoundedLoader(text).get_single_data()
+    except TooMuchYamlError as error:
+        raise ConfigError.single("--inputs-file", "", f"{error}.", _REMEDY) from error
+
+
+def _load_json(text: str) -> Any:
+    """JSON in place of a run file.
+
+    Raises:
+        ConfigError: It is nested too deep to be copied or compared.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        value = None
+    else:
+        if not is_too_deep(value):
+            return value
+    raise ConfigError.single("--config", f"{text[:40]}...", f"is {TOO_DEEP}.", _REMEDY)
 
 
 def use_in_pyflyte() -> None:
     """Have `pyflyte run` read run files like this, if it is what runs.
 
     flytekit 1.16 reads YAML and writes it as JSON before anybody else sees it (JsonParamType): a date ends it with
-    "Object of type date is not JSON serializable". Remove this when it hands on what it reads as it is.
+    "Object of type date is not JSON serializable", and aliases of aliases fill the memory. Remove this when it hands
+    on what it reads as it is, and has limits.
     """
-    click_types = sys.modules.get(_CLICK_TYPES)
+    click_types, run = sys.modules.get(_CLICK_TYPES), sys.modules.get(_RUN)
     if click_types is not None:
+        read_json = {"loads": _load_json, "load": lambda stream: _load_json(stream.read())}
         vars(click_types)["yaml"] = SimpleNamespace(safe_load=load)
+        vars(click_types)["json"] = SimpleNamespace(**{**vars(json), **read_json})
+    if run is not None:
+        vars(run)["yaml"] = SimpleNamespace(safe_load=_load_inputs, YAMLError=yaml.YAMLError)

@@ -1,10 +1,14 @@
 """Run files as `pyflyte run` reads them: flytekit's own parameter type, on a file."""
 
+import itertools
+import json
 from pathlib import Path
 
 import pytest
+import rich_click as click
 import yaml
 from conftest import run_dict
+from flytekit.clis.sdk_in_container import run
 from flytekit.interaction import click_types
 
 from tasks import run_files
@@ -15,7 +19,8 @@ from thriftune.errors import ConfigError
 @pytest.fixture
 def typed(tmp_path, monkeypatch):
     """What `--config` gives for a file with this text."""
-    monkeypatch.setattr(click_types, "yaml", click_types.yaml)
+    for module, name in ((click_types, "yaml"), (click_types, "json"), (run, "yaml")):
+        monkeypatch.setattr(module, name, getattr(module, name))
     run_files.use_in_pyflyte()
 
     def read(text: str, encoding: str = "utf-8") -> RunConfig:
@@ -63,3 +68,59 @@ def test_a_key_that_stands_twice_is_refused(typed, again):
     key = again.partition(":")[0]
     with pytest.raises(ConfigError, match=rf"{key} = line \d+: stands in line \d+ too"):
         typed(text_of() + again + "\n")
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghi")
+)
+BAD = {
+    "aliases of aliases": (LAUGHS, "stands for more than 20,000 keys and values"),
+    "merged aliases": (
+        "a: &a {k: 1}\n"
+        + "".join(f"{n}: &{n} {{<<: [{', '.join([f'*{b}'] * 9)}]}}\n" for b, n in itertools.pairwise("abcdefghi")),
+        "stands for more than 20,000 keys and values",
+    ),
+    "a list that contains itself": ("name: &a [*a]", "has a value that contains itself, in line 1"),
+    "a mapping that contains itself": ("name: &a\n  b: *a", "has a value that contains itself, in line 2"),
+    "depth": ("name: " + "[" * 100_000, "is nested more than 32 levels deep"),
+    "depth by mappings": ("".join(f"{' ' * n}a:\n" for n in range(200)), "is nested more than 32 levels deep"),
+    "many keys": ("".join(f"k{n}: 1\n" for n in range(21_000)), "stands for more than 20,000 keys and values"),
+    "size": ("name: " + "x" * (1 << 21), "has more than 1,048,576 characters"),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), BAD.values(), ids=BAD)
+def test_a_run_file_without_an_end_is_refused_at_once(typed, text, reason):
+    """Aliases that expand took 1.4 GB in 40 s, depth ended in a RecursionError."""
+    with pytest.raises(ConfigError) as raised:
+        typed(text)
+    assert f": {reason}" in str(raised.value)
+    assert len(raised.value.problems) == 1
+
+
+def test_aliases_that_repeat_a_few_values_are_read(typed):
+    text = text_of() + "# again\n"
+    assert typed(text.replace("name: tiny", "name: &n tiny")).name == "tiny"
+    assert run_files.load("a: &a [1, 2]\nb: [*a, *a]") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
+
+
+@pytest.mark.parametrize("deep", ["[" * 200_000, '{"a":' * 900 + "1" + "}" * 900])
+def test_json_in_place_of_a_run_file_has_an_end_too(typed, tmp_path, deep):
+    with pytest.raises(ConfigError, match="is nested more than 64 levels deep"):
+        click_types.JsonParamType(RunConfig).convert(deep, None, None)
+    file = tmp_path / "run.json"
+    file.write_text(deep)
+    with pytest.raises(ConfigError, match="is nested more than 64 levels deep"):
+        click_types.JsonParamType(RunConfig).convert(str(file), None, None)
+
+
+def test_json_is_read_as_before(typed):
+    assert click_types.JsonParamType(RunConfig).convert(json.dumps(run_dict()), None, None).name == "tiny"
+    with pytest.raises(click.BadParameter, match="should be a valid json object"):
+        click_types.JsonParamType(RunConfig).convert(str(Path(__file__)), None, None)
+
+
+def test_a_file_of_all_inputs_has_an_end_too(typed, monkeypatch):
+    with pytest.raises(ConfigError, match="--inputs-file: stands for more than 20,000 keys and values"):
+        run.yaml.safe_load(LAUGHS)
+    assert run.yaml.safe_load("a: 1") == {"a": 1}

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from thriftune import config_errors
+from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
 from thriftune.config import Section
 from thriftune.errors import ConfigError, Problem, TransientError
 from thriftune.hardware import DEVICES, Device, DeviceName
@@ -246,9 +247,11 @@ def _parse(content: bytes, place: str) -> tuple[dict[str, Any], list[Problem]]:
         ConfigError: It is not YAML, or not a mapping; there is nothing to look at further.
     """
     try:
-        loader = yaml.SafeLoader(content)
+        loader = BoundedLoader(content)
         root = loader.get_single_node()
         data = loader.construct_document(root) if root else None
+    except TooMuchYamlError as error:
+        raise ConfigError.single("catalogue", place, f"{error}.", _EXAMPLE) from error
     except (yaml.YAMLError, ValueError) as error:  # a date such as 2026-02-30 is a plain ValueError
         text = " ".join(str(error).split())
         raise ConfigError.single("catalogue", place, f"is not YAML: {text}.", _EXAMPLE) from error

@@ -1,9 +1,15 @@
 """What a tokenizer's chat template makes of a conversation, and what it ends an assistant's turn with."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from thriftune import template_sandbox
+from thriftune.data.limits import SIMPLEST_PART
+from thriftune.errors import ModelSourceError
+from thriftune.template_costs import OverBudgetError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +27,10 @@ SIMPLEST_CONVERSATIONS = (
 
 class TemplateFailsError(ValueError):
     """A chat template makes nothing of a conversation; the message says why."""
+
+
+class TemplateNeverEndsError(TemplateFailsError):
+    """A chat template costs more for a conversation than any may."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +66,62 @@ def apply(
         The text.
 
     Raises:
-        TemplateFailsError: The template refuses the conversation, or breaks on it.
+        TemplateFailsError: The template refuses the conversation, breaks on it, or costs too much.
     """
-    from jinja2 import TemplateError
-
     plain: list[Any] = [dict(message) for message in messages]
     functions: list[Any] | None = list(tools) or None
-    try:
+    with _explained():
         return str(tokenizer.apply_chat_template(plain, tools=functions, tokenize=False, add_generation_prompt=prompt))
-    except TemplateError as error:
-        raise TemplateFailsError(f"the model's chat template refuses it: {error}") from error
-    except (  # out of a template's expressions, or of arguments nested too deep for it
-        TypeError,
-        LookupError,
-        AttributeError,
-        ValueError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
-        raise TemplateFailsError(f"the model's chat template cannot render it ({type(error).__name__})") from error
+
+
+def marked_turns(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[tuple[int, int], ...]:
+    """The turns of the assistant that a chat template marks itself, with {% generation %}.
+
+    Args:
+        messages: The conversation.
+        tokenizer: A tokenizer whose chat template does.
+        tools: Descriptions of the functions that the assistant may call.
+
+    Returns:
+        Half-open (start, end) character ranges of what `apply` gives.
+
+    Raises:
+        TemplateFailsError: As from `apply`.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    functions: list[Any] | None = list(tools) or None
+    special: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    with _explained():
+        rendered: Any = render_jinja_template(
+            conversations=[[dict(message) for message in messages]],
+            tools=functions,
+            chat_template=tokenizer.get_chat_template(tools=functions),
+            return_assistant_tokens_mask=True,
+            **special,
+        )
+    return tuple((int(start), int(end)) for start, end in rendered[1][0])
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a template raises, as this module's errors."""
+    from jinja2 import TemplateError
+
+    with template_sandbox.budget():
+        try:
+            yield
+        except OverBudgetError as error:
+            raise TemplateNeverEndsError(f"the model's chat template {error}") from error
+        except TemplateError as error:
+            raise TemplateFailsError(f"the model's chat template refuses it: {error}") from error
+        except Exception as error:  # a template is a program: it raises whatever Python and its libraries do
+            raise TemplateFailsError(f"the model's chat template cannot render it ({type(error).__name__})") from error
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> TurnEnd | None:
@@ -88,18 +135,35 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> TurnEnd | None:
 
     Returns:
         The end, or None where there is no chat template, or one that renders none of the simplest conversations.
+
+    Raises:
+        ModelSourceError: The template does not come to an end with the simplest conversation.
     """
     if not tokenizer.chat_template:
         return None
     for messages in SIMPLEST_CONVERSATIONS:
         try:
-            text = apply(messages, tokenizer)
+            with template_sandbox.budget(SIMPLEST_PART):
+                text = apply(messages, tokenizer)
+        except TemplateNeverEndsError as error:
+            raise never_ends(tokenizer, f"for the simplest conversation, {error}") from error
         except TemplateFailsError:
             continue
         _before, found, after = text.rpartition(_ANSWER)
         if found:
             return _end_in(after, tokenizer)
     return None
+
+
+def never_ends(tokenizer: "PreTrainedTokenizerBase", what: str) -> ModelSourceError:
+    """What is said of a chat template that costs too much whatever it is given.
+
+    Args:
+        tokenizer: The tokenizer that it belongs to.
+        what: What it did.
+    """
+    remedy = "Repair chat_template.jinja, or use another instruct model."
+    return ModelSourceError.single("model.source", tokenizer.name_or_path, f"{what}.", remedy)
 
 
 def closings(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:

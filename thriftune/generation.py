@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from thriftune import artifacts
+from thriftune import artifacts, chat_template
 from thriftune.completeness import require_no_adapter
 from thriftune.config import DataFormat
 from thriftune.data.formats import FORMATS, question_prompt
+from thriftune.errors import DataError
 from thriftune.loading import Placement, attach_adapters, load_model
 from thriftune.positions import answer_room
 from thriftune.prompts import require_prompts
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OutputFormat = Literal["jsonl", "parquet"]
+_SHOWN = 80  # characters of a prompt
 BASE = "base"  # the name under which answers without any adapter are listed
 
 
@@ -66,11 +68,17 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: Data
 
     Returns:
         Token ids, with BOS exactly once where the tokenizer uses one.
+
+    Raises:
+        DataError: The model's chat template makes nothing of it.
     """
     if style in FORMATS and FORMATS[style].is_chat:
-        message = [{"role": "user", "content": prompt}]
-        encoded: Any = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        try:
+            text = chat_template.apply([{"role": "user", "content": prompt}], tokenizer, prompt=True)
+        except chat_template.TemplateFailsError as error:
+            remedy = "Ask otherwise, or repair chat_template.jinja."
+            raise DataError.single("prompts", repr(prompt[:_SHOWN]), f"{error}.", remedy) from error
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(question_prompt(style, prompt))["input_ids"])
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # a tokenizer that closes every text with EOS would end the answer before it starts

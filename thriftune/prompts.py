@@ -1,13 +1,13 @@
 """Prompts that a person gives: out of a file of any kind that training data may have, each of them a text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from thriftune.data.examples import RowError
-from thriftune.data.readers import NotAnObjectError, RawRow, decode, ending_of, read_file
+from thriftune.data.examples import RawRow, RowError
+from thriftune.data.readers import NotAnObjectError, decode, ending_of, read_file
 from thriftune.data.tokenization import is_unicode
 from thriftune.errors import DataError
 
@@ -32,13 +32,18 @@ def read_prompts(file: Path) -> list[str]:
     ending = ending_of(file.name) or ""
     column = "text" if ending.startswith(".txt") else _COLUMN
     counted = "line" if ending.startswith(".jsonl") else "row"
+    prompts = [_prompt_in(raw, column, f"{file.name}, {counted} {number}") for number, raw in _rows_of(file, column)]
+    if not prompts:
+        raise DataError.single("prompts_file", file, "holds no prompts.", "Give at least one.")
+    return prompts
+
+
+def _rows_of(file: Path, column: str) -> Iterator[tuple[int, RawRow]]:
+    """The rows of a file, of which none is kept: the first that asks nothing ends it."""
     try:
-        rows = list(read_file(file, "line", (column,)))
+        yield from read_file(file, "line", (column,))
     except DataError as error:
         raise DataError([replace(problem, field="prompts_file") for problem in error.problems]) from error
-    if not rows:
-        raise DataError.single("prompts_file", file, "holds no prompts.", "Give at least one.")
-    return [_prompt_in(raw, column, f"{file.name}, {counted} {number}") for number, raw in rows]
 
 
 def require_prompts(prompts: Sequence[str]) -> None:

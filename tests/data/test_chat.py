@@ -138,12 +138,21 @@ def test_the_arguments_of_a_call_may_be_json_text_as_openai_writes_them(argument
 
 
 # Brackets a hundred thousand deep once ended the run with a RecursionError.
-@pytest.mark.parametrize("text", ["{day: 1}", "sky(1)", "[" * 100_000, '{"a": ' * 100_000])
-def test_what_is_not_json_is_refused(text):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{day: 1}", "not JSON"),
+        ("sky(1)", "not JSON"),
+        ("[" * 100_000, "nested more than 64 levels deep"),
+        ('{"a": ' * 100_000, "nested more than 64 levels deep"),
+        ('{"a": ' * 65 + "1" + "}" * 65, "nested more than 64 levels deep"),
+    ],
+)
+def test_what_is_not_json_is_refused(text, reason):
     call = {"function": {"name": "sky", "arguments": text}}
-    with pytest.raises(RowError, match="message 2 has a tool call whose arguments are not JSON"):
+    with pytest.raises(RowError, match=f"message 2 has a tool call whose arguments are {reason}"):
         read_messages([USER, {"role": "assistant", "tool_calls": [call]}], "messages")
-    with pytest.raises(RowError, match="column 'tools' is not JSON"):
+    with pytest.raises(RowError, match=f"column 'tools' is {reason}"):
         read_messages([USER, ANSWER], "messages", text)
 
 

@@ -191,6 +191,14 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "chat-template-fails",
         lambda w: w.model(**write("chat_template.jinja", "{% for m in messages %}{{ m.content }}")),
     ),
+    "a chat template that never ends": (
+        "chat-template-fails",
+        lambda w: w.model(**write("chat_template.jinja", "{% for a in range(9999) %}" * 5 + "{% endfor %}" * 5)),
+    ),
+    "a chat template that writes gigabytes": (
+        "chat-template-fails",
+        lambda w: w.model(**write("chat_template.jinja", "{{ 'x' * 3000000000 }}")),
+    ),
     "a chat template that refuses": (
         "chat-template-fails",
         lambda w: w.model(**write("chat_template.jinja", "{{ raise_exception('only for tools') }}")),

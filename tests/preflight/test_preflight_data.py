@@ -10,6 +10,7 @@ import pytest
 from conftest import chat_rows, write_jsonl
 from preflighting import Checking, codes
 
+from thriftune.data import limits
 from thriftune.data.prepare import prepare
 from thriftune.data.statistics import Bin
 from thriftune.preflight import rows, sampling
@@ -260,3 +261,33 @@ def test_keys_of_one_of_several_sources_and_of_messages_are_named_there(check, t
     assert warning.remedy == "Rename or remove it in the data."
     (note,) = [found for found in made.findings if found.code == "other-keys"]
     assert "messages[].date (30)" in note.message
+
+
+def test_rows_over_a_limit_are_bad_rows_of_the_sample(check, tmp_path):
+    """Arguments nested 900 deep ended the preflight in a RecursionError, and a giant took its memory."""
+    deep = json.loads("[" * 900 + "]" * 900)
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "sky", "arguments": {"a": deep}}}]}
+    giant = {"messages": "a" * limits.ROW_BYTES}
+    bad = [{"messages": [{"role": "user", "content": "Why?"}, call]}, giant]
+    file = write_jsonl(tmp_path / "rows.jsonl", [*chat_rows()[:30], *bad, *chat_rows()[30:]])
+    with file.open("a") as stream:
+        stream.write("[" * 200_000 + "\n")
+    result = check(data={"source": str(file), "max_rejected": 0.01})
+    assert codes(result) == {"too-many-rejected"}
+    text = "\n".join(str(found) for found in result.findings)
+    assert "row 31, 63" in text
+    assert "is nested more than 64 levels deep" in text
+    assert "is larger than 4 MiB" in text
+    assert codes(check(data={"source": str(file), "max_rejected": 1.0})) == set()
+
+
+def test_no_more_is_sampled_than_fits(check, tmp_path, monkeypatch):
+    """A thousand rows are few, and a thousand long ones are not."""
+    monkeypatch.setattr(sampling, "SAMPLE_BYTES", 10_000)
+    rows = [{"prompt": f"What is {n}?", "completion": "It is. " * 100} for n in range(40)]
+    write_jsonl(tmp_path / "a.jsonl", rows[:30])
+    write_jsonl(tmp_path / "b.jsonl", rows[30:])
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for source in (f"{tmp_path}/*.jsonl", tmp_path / "rows.parquet"):
+        sample = read(check, tmp_path, data={"source": str(source), "format": "prompt_completion"}).value
+        assert (sample.count, sample.is_whole, sample.sources[0].total) == (14, False, 40)

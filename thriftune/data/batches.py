@@ -6,8 +6,8 @@ from itertools import compress
 from typing import TYPE_CHECKING
 
 from thriftune.data.conversion import Batch
-from thriftune.data.formats import all_values
-from thriftune.data.readers import RawRow
+from thriftune.data.examples import RawRow
+from thriftune.data.limits import size_of
 from thriftune.data.selection import Selection
 from thriftune.data.sources import NumberedRow, OpenSource
 
@@ -33,12 +33,13 @@ def batches(opened: Sequence[OpenSource], selections: Sequence[Selection], held_
     for number, (source, selection) in enumerate(zip(opened, selections, strict=True)):
         batch, characters = Batch(number, [], []), 0
         for row in used_rows(source, selection):
-            batch.rows.append(row)
-            batch.held_out.append(next(sides))
-            characters += _characters(row.raw)
-            if len(batch.rows) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            size = _characters(row.raw)
+            if len(batch.rows) == _BATCH_ROWS or (batch.rows and characters + size > _BATCH_CHARACTERS):
                 yield batch
                 batch, characters = Batch(number, [], []), 0
+            batch.rows.append(row)
+            batch.held_out.append(next(sides))
+            characters += size
         if batch.rows:
             yield batch
 
@@ -73,5 +74,5 @@ def _flags(held_out: "Flags", start: int) -> list[bool]:
 def _characters(raw: RawRow) -> int:
     """About how long a row is."""
     if isinstance(raw, dict):
-        return sum(len(text) for _, text in all_values(raw, raw))
+        return size_of(raw)
     return len(raw) if isinstance(raw, bytes) else 0

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from thriftune.chat_template import closings
+from thriftune.chat_template import closings, never_ends
 from thriftune.config import DataConfig
 from thriftune.data import rendering, unread
 from thriftune.data.examples import Conversation, Example, MarkedText, RowError
 from thriftune.data.formats import Format, all_values, format_of
+from thriftune.data.limits import OVERRUNS, shortened
 from thriftune.data.readers import decode
 from thriftune.data.rejection import RejectedRow
 from thriftune.data.sources import NumberedRow
@@ -94,9 +95,17 @@ class Converter:
         self._forbidden = ForbiddenText(tokenizer, allow_special_tokens=config.special_tokens == "keep")
         self._closings = closings(tokenizer)
         self._stops = stop_tokens(tokenizer)
+        self._conversations = self._overruns = 0
 
     def convert(self, batch: Batch) -> Converted:
-        """Read, check, tokenize and cut the rows of a batch. Every row ends up in the table or among the rejected."""
+        """Read, check, tokenize and cut the rows of a batch. Every row ends up in the table or among the rejected.
+
+        Args:
+            batch: The rows.
+
+        Raises:
+            ModelSourceError: The chat template does not come to an end with most of them.
+        """
         result = Converted(table=None)
         texts: list[MarkedText] = []
         held_out: list[bool] = []
@@ -104,7 +113,7 @@ class Converter:
         for row, is_held_out in zip(batch.rows, batch.held_out, strict=True):
             result.counts[is_held_out, "rows"] += 1
             examples = list(self._examples(row, batch.source, result.unread))
-            bad = [RejectedRow(row.place, row.number, str(e)) for e in examples if isinstance(e, RowError)]
+            bad = [RejectedRow(row.place, row.number, shortened(str(e))) for e in examples if isinstance(e, RowError)]
             good = [example for example in examples if isinstance(example, MarkedText)]
             result.rejected += bad
             result.counts[is_held_out, "rejected"] += not good
@@ -152,7 +161,17 @@ class Converter:
         parsed = {"tool_calls": [m.get("tool_calls") for m in conversation.messages], "tools": conversation.tools}
         for reason in self._forbidden.reasons(all_values(parsed, parsed)):
             raise RowError(reason)
-        return rendering.render(conversation, self._tokenization.tokenizer, self._closings)
+        tokenizer = self._tokenization.tokenizer
+        self._conversations += 1
+        try:
+            return rendering.render(conversation, tokenizer, self._closings)
+        except rendering.OverrunError as error:
+            self._overruns += 1
+            # Each of them takes seconds: where they are most of the rows, it is not the rows.
+            if self._overruns >= OVERRUNS and 2 * self._overruns > self._conversations:
+                rows = f"for {self._overruns} of the first {self._conversations} conversations"
+                raise never_ends(tokenizer, f"{rows}, {error}") from error
+            raise
 
     def _cut(
         self, text: MarkedText, row: TokenRow, held_out: bool, counts: Counter[tuple[bool, str]]

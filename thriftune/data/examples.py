@@ -5,12 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from thriftune.data.limits import TOO_DEEP, is_too_deep
+
 Row = Mapping[str, Any]
 NOTHING: tuple[object, ...] = (None, "", [], {})  # what a key holds that says nothing
 
 
 class RowError(ValueError):
     """A row, or a part of one, cannot be used; the message says why."""
+
+
+# A line of JSON stays bytes until a worker parses it.
+RawRow = bytes | dict[str, Any] | RowError
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,25 @@ def structure_in(value: Any, column: str) -> Any:
     """
     if not isinstance(value, str):
         return value
+    return json_in(value, f"column {column!r} is") if value.strip() else None
+
+
+def json_in(text: str, named: str) -> Any:
+    """What a text says that is JSON.
+
+    Args:
+        text: The text.
+        named: How an error begins: what it is, and "is" or "are".
+
+    Raises:
+        RowError: It is not JSON, or nested too deep to be handed on.
+    """
     try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"column {column!r} is not JSON") from error
+        value = json.loads(text)
+    except RecursionError as error:
+        raise RowError(f"{named} {TOO_DEEP}") from error
+    except ValueError as error:
+        raise RowError(f"{named} not JSON") from error
+    if is_too_deep(value):
+        raise RowError(f"{named} {TOO_DEEP}")
+    return value

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from io import TextIOBase
 from typing import Any
 
+from thriftune.data.limits import ROW_BYTES, too_large
+
 _CHARACTERS = 1 << 18  # read at once; more where an item is longer
 _AT_THE_END = 64  # characters before the end of what was read in which an error may come from the cut
 
@@ -16,7 +18,8 @@ def items_of_list(stream: TextIOBase) -> Iterator[Any]:
     integers, all of which Python writes and `json.loads` reads.
 
     Raises:
-        ValueError: It is not a list, or ends early.
+        ValueError: It is not a list, or ends early; or an item is longer than a row may be, which ends only where the
+            list is read as a whole.
     """
     decode = json.JSONDecoder().raw_decode
     text = stream.read(_CHARACTERS).lstrip()[1:].lstrip()
@@ -25,8 +28,7 @@ def items_of_list(stream: TextIOBase) -> Iterator[Any]:
         while not text and (more := stream.read(_CHARACTERS)):
             text = more.lstrip()
         if text[:1] == "]":
-            if (text[1:] + stream.read()).strip():
-                raise ValueError("something follows the list")
+            _require_nothing(text[1:], stream)
             return
         if not is_first:
             text = text[1:].lstrip()  # the comma, which the item before ended at
@@ -43,7 +45,9 @@ def items_of_list(stream: TextIOBase) -> Iterator[Any]:
                 end = -1
             if rest[:1] in {",", "]"}:
                 break
-            more = stream.read(max(_CHARACTERS, len(text)))
+            if len(text) > ROW_BYTES:
+                raise ValueError(f"an item {too_large()}")
+            more = stream.read(min(max(_CHARACTERS, len(text)), ROW_BYTES + 1 - len(text)))
             if not more and rest:
                 raise ValueError(f"a comma is missing before {rest[:20]!r}")
             if not more:
@@ -51,3 +55,12 @@ def items_of_list(stream: TextIOBase) -> Iterator[Any]:
             text = (text + more).lstrip()
         yield value
         text, is_first = rest, False
+
+
+def _require_nothing(rest: str, stream: TextIOBase) -> None:
+    """Refuse what follows the list."""
+    while rest.isspace() or not rest:
+        rest = stream.read(_CHARACTERS)
+        if not rest:
+            return
+    raise ValueError("something follows the list")

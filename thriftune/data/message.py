@@ -1,10 +1,9 @@
 """One message of a conversation, as OpenAI writes it: role, content, calls, and whether it is trained on."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from thriftune.data.examples import RowError
+from thriftune.data.examples import RowError, json_in
 
 _LONGEST_ROLE = 20  # characters shown of what is none
 ROLES = ("system", "user", "assistant", "tool")
@@ -117,10 +116,7 @@ def _tool_call(call: Any, number: int) -> dict[str, Any]:
     elif isinstance(arguments, Mapping):
         arguments = _without_nulls(arguments)
     elif isinstance(arguments, str):  # in which a null was meant
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise RowError(f"message {number} has a tool call whose arguments are not JSON") from error
+        arguments = json_in(arguments, f"message {number} has a tool call whose arguments are")
     if not isinstance(arguments, Mapping):
         raise RowError(f"message {number} has a tool call whose arguments are not an object")
     return {**call, "function": {**function, "arguments": arguments}}
@@ -138,8 +134,5 @@ def _without_nulls(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def calls_in(calls: Any) -> list[dict[str, Any]]:
     """The calls of a function_call, ShareGPT's or OpenAI's: {name, arguments}, a list of them, or their JSON."""
     if isinstance(calls, str):
-        try:
-            calls = json.loads(calls)
-        except (ValueError, RecursionError) as error:
-            raise RowError("a function_call is not JSON") from error
+        calls = json_in(calls, "a function_call is")
     return [{"type": "function", "function": call} for call in (calls if isinstance(calls, list) else [calls])]

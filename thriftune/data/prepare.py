@@ -35,7 +35,7 @@ from thriftune.tokenizer import load_tokenizer
 logger = logging.getLogger(__name__)
 
 # Raised when the same inputs give other rows: what was trained on the old ones does not go on with the new.
-PREPARATION = "3"
+PREPARATION = "4"
 
 
 def prepare(

@@ -3,30 +3,28 @@
 A row that cannot be read is an error in its place, never the end of the file; one error says why a file cannot be.
 """
 
-import csv
-import gzip
-import io
 import itertools
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal
 
-from thriftune.data.examples import Row, RowError
+from thriftune.data import parquet
+from thriftune.data.csv_rows import csv_rows
+from thriftune.data.examples import RawRow, Row, RowError
 from thriftune.data.json_list import items_of_list
+from thriftune.data.limits import COLUMNS, ROW_BYTES, TOO_DEEP, is_too_deep, too_large
 from thriftune.data.misnamed import cause_in
+from thriftune.data.unpacking import open_binary, open_text
 from thriftune.errors import DataError
 
 SampleBy = Literal["line", "paragraph", "document"]
-# A line of JSON stays bytes until a worker parses it.
-RawRow = bytes | dict[str, Any] | RowError
 Columns = Sequence[str] | None
 _NumberedRows = Iterator[tuple[int, RawRow]]
 
-_READ_ROWS = 1000
 _ROWS_FOR_COLUMNS = 100
 _OPENING_BYTES = 1 << 16
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -49,13 +47,11 @@ def decode(raw: RawRow) -> Row:
     """A row as a mapping from columns to values.
 
     Raises:
-        RowError: It is not one.
+        RowError: It is not one, or nested too deep.
     """
     if isinstance(raw, RowError):
         raise raw
-    if isinstance(raw, bytes):
-        raw = _parse_json_line(raw)
-    return raw
+    return _parse_json_line(raw) if isinstance(raw, bytes) else raw
 
 
 def _parse_json_line(line: bytes) -> dict[str, Any]:
@@ -65,114 +61,120 @@ def _parse_json_line(line: bytes) -> dict[str, Any]:
         raise RowError("is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise RowError(f"is not JSON ({error.msg})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+    except RecursionError as error:
+        raise RowError(f"is {TOO_DEEP}") from error
+    except ValueError as error:  # a number of thousands of digits
         raise RowError("is not JSON that can be read") from error
+    return _object(value)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A row that is JSON.
+
+    Raises:
+        RowError: It is no object, or nested too deep for what comes after: templates, processes, digests.
+    """
+    if is_too_deep(value):
+        raise RowError(f"is {TOO_DEEP}")
     if not isinstance(value, dict):
         raise NotAnObjectError(value)
     return value
 
 
 def _read_json_lines(file: Path, _sample_by: SampleBy, _columns: Columns) -> _NumberedRows:
-    with _open_binary(file) as stream:
-        for number, line in enumerate(stream, 1):
+    with open_binary(file) as stream:
+        for number, line in enumerate(iter(partial(stream.readline, ROW_BYTES + 1), b""), 1):
+            if len(line) > ROW_BYTES and not line.endswith(b"\n"):
+                yield number, RowError(too_large(len(line) + _rest_of_line(stream)))
+                continue
             content = line.removeprefix(_UTF8_BOM) if number == 1 else line
             if not content.isspace() and content:
                 yield number, content.rstrip(b"\r\n")
 
 
+def _rest_of_line(stream: IO[bytes]) -> int:
+    """Read to the end of a line without keeping it; gives how many bytes that were."""
+    size = 0
+    while part := stream.readline(ROW_BYTES):
+        size += len(part)
+        if part.endswith(b"\n"):
+            break
+    return size
+
+
 def _read_json(file: Path, sample_by: SampleBy, columns: Columns) -> _NumberedRows:
     """A list of objects; or JSON Lines, which many write under this ending too."""
-    with _open_binary(file) as stream:
+    with open_binary(file) as stream:
         opening = stream.read(1 << 16).removeprefix(_UTF8_BOM).lstrip()[:1]
     if opening != b"[":
         yield from _read_json_lines(file, sample_by, columns)
         return
-    with _open_text(file) as stream:
+    with open_text(file) as stream:
         try:
             for number, value in enumerate(items_of_list(stream), 1):
-                yield number, value if isinstance(value, dict) else NotAnObjectError(value)
-        except (ValueError, RecursionError) as error:
-            raise _unreadable(file, "JSON", error) from error
+                try:
+                    yield number, _object(value)
+                except RowError as error:
+                    yield number, error
+        except RecursionError as error:
+            raise unreadable(file, "JSON", f"an item is {TOO_DEEP}") from error
+        except ValueError as error:
+            raise unreadable(file, "JSON", error) from error
 
 
 def _read_csv(file: Path, _sample_by: SampleBy, _columns: Columns) -> _NumberedRows:
-    """Every value is text: an answer "NA" is not missing, and "007" is not the number 7."""
-    csv.field_size_limit(sys.maxsize)
-    with _open_text(file) as stream:
-        reader = csv.reader(stream, delimiter="\t" if _reader_of(file).name == "TSV" else ",", strict=True)
+    kind = _reader_of(file).name
+    with open_text(file) as stream:
         try:
-            header = next(filter(None, reader), [])
-        except csv.Error as error:
-            raise _unreadable(file, "CSV", f"its header is none ({error})") from error
-        if repeated := {name or "a column without a name" for name in header if header.count(name) > 1}:
-            raise _unreadable(file, "CSV", f"its header has {', '.join(sorted(repeated))} more than once")
-        number = 0
-        while True:
-            number, line = number + 1, reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if "unexpected end" in str(error):
-                    why = f"the quote that opens in line {line} is never closed"
-                    raise _unreadable(file, "CSV", why) from error
-                yield number, RowError(f"is not CSV ({error}){_lines(line, reader.line_num)}")
-                continue
-            if not fields:
-                number -= 1  # an empty line is no row
-            elif len(fields) != len(header):
-                found = f"has {len(fields)} fields, and the header has {len(header)}"
-                yield number, RowError(found + _lines(line, reader.line_num))
-            else:
-                yield number, dict(zip(header, fields, strict=True))
-
-
-def _lines(first: int, last: int) -> str:
-    """Where a bad row lies that took up several lines: a stray quote may have swallowed good ones."""
-    return f", from line {first} to {last}" if last > first else ""
+            yield from csv_rows(stream, "\t" if kind == "TSV" else ",")
+        except ValueError as error:
+            raise unreadable(file, "CSV", error) from error
 
 
 def _read_text(file: Path, sample_by: SampleBy, _columns: Columns) -> _NumberedRows:
-    with _open_text(file) as stream:
-        if sample_by == "document":
-            text = stream.read()
-            if text and not text.isspace():
-                yield 1, {"text": text}
-            return
-        number, paragraph = 0, ""
-        for line in itertools.chain(stream, [""]):
-            is_empty = not line or line.isspace()
-            if not is_empty:
-                paragraph += line
-            if paragraph and (is_empty or sample_by == "line"):
-                number += 1
-                yield number, {"text": paragraph.rstrip("\r\n")}
-                paragraph = ""
+    with open_text(file) as stream:
+        number, row, starts_line = 0, _TextRow(sample_by), True
+        for piece in itertools.chain(iter(partial(stream.readline, ROW_BYTES + 1), ""), [""]):
+            is_blank = not piece or (starts_line and piece.isspace())
+            starts_line = piece.endswith(("\n", "\r"))
+            if sample_by == "document" or not is_blank:
+                row.add(piece)
+            ends = {"document": not piece, "paragraph": is_blank, "line": starts_line or not piece}
+            if ends[sample_by] and row.size:
+                if (raw := row.read()) is not None:
+                    number += 1
+                    yield number, raw
+                row = _TextRow(sample_by)
+
+
+class _TextRow:
+    """A row of text as it comes; what is over the limit is counted, and no longer kept."""
+
+    def __init__(self, sample_by: SampleBy) -> None:
+        self.size = 0
+        self._is_document = sample_by == "document"
+        self._pieces: list[str] = []
+
+    def add(self, piece: str) -> None:
+        self.size += len(piece)
+        if self.size <= ROW_BYTES:
+            self._pieces.append(piece)
+        else:
+            self._pieces.clear()
+
+    def read(self) -> RawRow | None:
+        """The row; None for a document of white space."""
+        if self.size > ROW_BYTES:
+            remedy = "; data.sample_by: paragraph cuts a file into rows" if self._is_document else ""
+            return RowError(too_large(self.size) + remedy)
+        text = "".join(self._pieces)
+        if self._is_document:
+            return {"text": text} if not text.isspace() else None
+        return {"text": text.rstrip("\r\n")}
 
 
 def _read_parquet(file: Path, _sample_by: SampleBy, columns: Columns) -> _NumberedRows:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file) as table:
-        number = 0
-        wanted = None if columns is None else [name for name in table.schema_arrow.names if name in columns]
-        for batch in table.iter_batches(batch_size=_READ_ROWS, columns=wanted):
-            for row in rows_of_batch(batch):
-                number += 1
-                yield number, row
-
-
-def rows_of_batch(batch: Any) -> Iterator[RawRow]:
-    """The rows of an Arrow record batch; text that is not UTF-8 spoils its row only."""
-    try:
-        yield from batch.to_pylist()
-    except (ValueError, OverflowError):  # bytes that are no text, dates that Python has no numbers for
-        for index in range(batch.num_rows):
-            try:
-                yield batch.slice(index, 1).to_pylist()[0]
-            except (ValueError, OverflowError):
-                yield RowError("holds a value that is not UTF-8, or that cannot be read")
+    yield from enumerate(parquet.rows_of_file(file, columns), 1)
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def read_file(file: Path, sample_by: SampleBy = "paragraph", columns: Columns = 
         _require_kind(file, reader.name)
         yield from reader.read(file, sample_by, columns)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise _unreadable(file, reader.name, error) from error
+        raise unreadable(file, reader.name, error) from error
 
 
 def count_rows(file: Path, sample_by: SampleBy = "paragraph") -> int:
@@ -248,12 +250,14 @@ def columns_of(file: Path, sample_by: SampleBy = "paragraph") -> list[str]:
     names: dict[str, None] = {}
     first_error = ""
     for number, raw in itertools.islice(read_file(file, sample_by), _ROWS_FOR_COLUMNS):
+        if len(names) > COLUMNS:
+            break
         try:
             names |= dict.fromkeys(decode(raw))
         except RowError as error:
             first_error = first_error or f"row {number} {error}"
     if first_error and not names:
-        raise _unreadable(file, _reader_of(file).name, f"none of its first rows can be, {first_error}")
+        raise unreadable(file, _reader_of(file).name, f"none of its first rows can be, {first_error}")
     return list(names)
 
 
@@ -263,7 +267,7 @@ def _require_kind(file: Path, kind: str) -> None:
     Raises:
         DataError: It begins as something else; it says as what.
     """
-    with _open_binary(file) as stream:
+    with open_binary(file) as stream:
         opening = stream.read(_OPENING_BYTES)
         cause = cause_in(opening, kind, is_whole=len(opening) < _OPENING_BYTES)
     if cause:
@@ -278,33 +282,18 @@ def _parquet_metadata(file: Path) -> Any:
         _require_kind(file, "Parquet")
         return pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(file, "Parquet", error) from error
+        raise unreadable(file, "Parquet", error) from error
 
 
 def _reader_of(file: Path) -> _Reader:
     ending = ending_of(file.name)
     if ending is None:
-        raise _unreadable(file, "rows", f"it does not end in {ENDINGS_IN_WORDS}")
+        raise unreadable(file, "rows", f"it does not end in {ENDINGS_IN_WORDS}")
     return READERS["." + ending.split(".")[1]]
 
 
-def _open_binary(file: Path) -> io.BufferedReader:
-    if file.suffix.lower() == ".gz":
-        return cast("io.BufferedReader", gzip.open(file, "rb"))
-    if file.suffix.lower() == ".zst":
-        import pyarrow as pa
-
-        # Arrow reads it, and is here anyway; Python 3.11 and fsspec would need another package for it.
-        return io.BufferedReader(pa.CompressedInputStream(str(file), "zstd"))
-    return file.open("rb")
-
-
-def _open_text(file: Path) -> io.TextIOWrapper:
-    """Text as it is, line breaks included; bytes that are not UTF-8 become surrogates, which no row may hold."""
-    return io.TextIOWrapper(_open_binary(file), encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _unreadable(file: Path, kind: str, why: object) -> DataError:
+def unreadable(file: Path, kind: str, why: object) -> DataError:
+    """What is said of a file that cannot be read as what its name says."""
     remedy = "Repair the file, or write JSON Lines, where one bad row spoils no other."
     return DataError.single(
         "data.source", file, f"could not be read as {kind}: {why}.", remedy if kind == "JSON" else "Repair the file."

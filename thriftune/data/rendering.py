@@ -5,15 +5,22 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from thriftune import chat_template
+from thriftune import chat_template, template_sandbox
 from thriftune.data.examples import Conversation, MarkedText, RowError
 from thriftune.data.message import REASONING
+from thriftune.template_costs import OverBudgetError
+from thriftune.template_sandbox import Budget
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARKS_TURNS = re.compile(r"{%-?\s*generation\s*-?%}")
+_SEARCHED_IN_A_STEP = 1000  # characters
 _STAND_IN = "\u2063thriftune\u2063"  # with invisible separators, so that no row says it
+
+
+class OverrunError(RowError):
+    """A row for which the chat template costs more than for any other row it may."""
 
 
 def render(
@@ -34,16 +41,31 @@ def render(
         The text with every assistant turn to train on marked, up to its closing token, and what the last one answers.
 
     Raises:
+        OverrunError: The template costs too much for it.
         RowError: The template refuses the conversation, leaves out a part of it, or changes earlier turns when later
             ones come.
     """
+    with template_sandbox.budget() as spent:
+        try:
+            return _rendered(conversation, tokenizer, closings, spent)
+        except chat_template.TemplateNeverEndsError as error:
+            raise OverrunError(str(error)) from error
+        except OverBudgetError as error:
+            raise OverrunError(f"finding what it says in what the model's chat template makes {error}") from error
+        except chat_template.TemplateFailsError as error:
+            raise RowError(str(error)) from error
+
+
+def _rendered(
+    conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", closings: tuple[str, ...], spent: Budget
+) -> MarkedText:
     messages = [dict(m) for m in conversation.messages]
-    text = _apply(messages, conversation.tools, tokenizer, prompt=False)
-    _require_everything(messages, conversation.tools, text)
+    text = chat_template.apply(messages, tokenizer, tools=conversation.tools, prompt=False)
+    _require_everything(messages, conversation.tools, text, spent)
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     functions: list[Any] | None = list(conversation.tools) or None
     if _MARKS_TURNS.search(tokenizer.get_chat_template(tools=functions)):  # of several templates, the one for this row
-        spans = list(_marked_by_template(messages, conversation.tools, tokenizer))
+        spans = list(chat_template.marked_turns(messages, tokenizer, tools=conversation.tools))
     else:
         spans = _located(text, turns, messages, conversation.tools, tokenizer)
     if len(spans) != len(turns):
@@ -82,9 +104,9 @@ def _located(
     """What the template adds for each turn of the assistant."""
     spans = []
     for number in turns:
-        before = _apply(messages[:number], tools, tokenizer, prompt=True)
+        before = chat_template.apply(messages[:number], tokenizer, tools=tools, prompt=True)
         is_last = number == len(messages) - 1
-        through = text if is_last else _apply(messages[: number + 1], tools, tokenizer, prompt=False)
+        through = text if is_last else chat_template.apply(messages[: number + 1], tokenizer, tools=tools, prompt=False)
         if through.startswith(before) and text.startswith(through):
             spans.append((len(before), len(through)))
         elif is_last:
@@ -108,7 +130,7 @@ def _located_by_content(
     """
     said = messages[number]["content"].strip()
     replaced = [{**m, "content": _STAND_IN} if i == number else m for i, m in enumerate(messages)]
-    other = _apply(replaced, tools, tokenizer, prompt=False)
+    other = chat_template.apply(replaced, tokenizer, tools=tools, prompt=False)
     before, found, after = other.partition(_STAND_IN)
     if not said or not found or text != before + said + after:
         raise RowError(
@@ -117,48 +139,25 @@ def _located_by_content(
     return len(before), len(before) + len(said)
 
 
-def _require_everything(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], text: str) -> None:
+def _require_everything(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], text: str, spent: Budget
+) -> None:
     """Refuse a template that silently leaves out what a message says: many know nothing of tools, some of systems."""
+
+    def holds(part: str) -> bool:
+        spent.step(1 + len(text) // _SEARCHED_IN_A_STEP)
+        return part in text
+
     names = [
         str(tool.get("function", tool).get("name", ""))
         for tool in tools
         if isinstance(tool.get("function", tool), Mapping)
     ]
-    if not all(name in text for name in names):
+    if not all(map(holds, names)):
         raise RowError("the model's chat template leaves out the tools")
     for number, message in enumerate(messages, 1):
         said = [message["content"].strip(), *(str(message[key]).strip() for key in REASONING if key in message)]
         said += [call["function"]["name"] for call in message.get("tool_calls", ())]
         # Many templates write what a tool returned as JSON.
-        if not all(part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text for part in said):
+        if not all(holds(part) or holds(json.dumps(part, ensure_ascii=False)[1:-1]) for part in said):
             raise RowError(f"the model's chat template leaves out what message {number} ({message['role']}) says")
-
-
-def _marked_by_template(
-    messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[tuple[int, int], ...]:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    functions: list[Any] | None = list(tools) or None
-    special: dict[str, Any] = dict(tokenizer.special_tokens_map)
-    rendered: Any = render_jinja_template(
-        conversations=[messages],
-        tools=functions,
-        chat_template=tokenizer.get_chat_template(tools=functions),
-        return_assistant_tokens_mask=True,
-        **special,
-    )
-    return tuple((int(start), int(end)) for start, end in rendered[1][0])
-
-
-def _apply(
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    prompt: bool,
-) -> str:
-    try:
-        return chat_template.apply(messages, tokenizer, tools=tools, prompt=prompt)
-    except chat_template.TemplateFailsError as error:
-        raise RowError(str(error)) from error

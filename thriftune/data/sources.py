@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from thriftune import hub
-from thriftune.data import readers
-from thriftune.data.readers import RawRow
+from thriftune.data import parquet, readers
+from thriftune.data.examples import RawRow
 from thriftune.errors import DataError, TransientError
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _open_hub(config: "DataSource", token: str | None, scratch: Path, columns: r
     def read() -> Iterator[NumberedRow]:
         numbers = itertools.count(1)
         for table in needed.with_format("arrow").iter(_BATCH_ROWS):
-            for raw in readers.rows_of_batch(table):
+            for raw in parquet.rows_of_batch(table):
                 yield NumberedRow(config.source, next(numbers), raw)
 
     return OpenSource(config.source, tuple(rows.column_names), len(rows), read)

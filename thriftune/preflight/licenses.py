@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from thriftune.bounded_yaml import MOST_CHARACTERS, BoundedLoader
+
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
 
@@ -47,13 +49,13 @@ def keep(directory: Path, found: str) -> None:
 def _in_front_matter(readme: Path) -> str:
     if not readme.is_file():
         return ""
-    _before, mark, rest = readme.read_text(encoding="utf-8", errors="replace").partition("---\n")
+    _before, mark, rest = _opening_of(readme).partition("---\n")
     head, end, _text = rest.partition("\n---")
     if not mark or not end:
         return ""
     try:
-        content: Any = yaml.safe_load(head)
-    except yaml.YAMLError:
+        content: Any = BoundedLoader(head).get_single_data()
+    except (yaml.YAMLError, ValueError):  # of which TooMuchYamlError is one
         return ""
     named = content.get("license_name") or content.get("license") if isinstance(content, dict) else None
     return str(named)[:_LONGEST] if named else ""
@@ -61,7 +63,13 @@ def _in_front_matter(readme: Path) -> str:
 
 def _first_line(folder: Path) -> str:
     for file in sorted(folder.glob("LICENSE*")):
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+        lines = _opening_of(file).splitlines() if file.is_file() else []
         if first := next((line.strip() for line in lines if line.strip()), ""):
             return first[:_LONGEST]
     return ""
+
+
+def _opening_of(file: Path) -> str:
+    """How a text begins, which may be anything: it came with a model."""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(MOST_CHARACTERS)

@@ -91,7 +91,13 @@ def convert(sample: Sample, config: RunConfig, tokenizer: "PreTrainedTokenizerBa
         chosen = attempt(lambda: _split(sample, data, config.seed, scratch), "too-few-rows", "data.source", "")
         if chosen.value is None:
             return Outcome(findings=chosen.findings)
-        return Outcome(_converted(chosen.value, sample, data, tokenizer, scratch))
+        batches_of_rows = chosen.value
+        return attempt(
+            lambda: _converted(batches_of_rows, sample, data, tokenizer, scratch),
+            "chat-template-fails",
+            "data.format",
+            "",
+        )
 
 
 def too_many_rejected(tried: Tried, total: int, max_rejected: float) -> UserError | None:

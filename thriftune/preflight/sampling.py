@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune import hub
 from thriftune.config import DataConfig, DataSource, RunConfig
-from thriftune.data import prepare, readers, sources
+from thriftune.data import parquet, prepare, readers, sources
 from thriftune.data.conversion import formats
-from thriftune.data.readers import RawRow
+from thriftune.data.examples import RawRow
+from thriftune.data.limits import SAMPLE_BYTES, size_of
 from thriftune.data.selection import shares
 from thriftune.data.sources import TABLE, NumberedRow, OpenSource
 from thriftune.errors import DataError, TransientError
@@ -174,15 +175,17 @@ class _Reader:
         """Files one after the other, until there are rows enough."""
         rows: list[NumberedRow] = []
         columns: dict[str, None] = {}
-        is_whole = True
+        is_whole, room = True, SAMPLE_BYTES
         for number, name in enumerate(names):
-            if len(rows) >= self.limit:
+            if len(rows) >= self.limit or room <= 0:
                 is_whole = False
                 break
             for file, place in self._here(name, number).items():
                 columns |= dict.fromkeys(readers.columns_of(file, self.source.sample_by))
                 coming = readers.read_file(file, self.source.sample_by, self.columns)
-                rows += (NumberedRow(place, *row) for row in itertools.islice(coming, self.limit - len(rows)))
+                while len(rows) < self.limit and room > 0 and (row := next(coming, None)) is not None:
+                    rows.append(NumberedRow(place, *row))
+                    room -= size_of(row[1])
                 is_whole = is_whole and next(coming, None) is None
         total = len(rows) if is_whole else self._count(names)
         return SampledSource(self.source.source, tuple(columns), rows, total, is_whole)
@@ -240,20 +243,24 @@ class _Reader:
         import pyarrow as pa
 
         raws: list[RawRow] = []
+        room = SAMPLE_BYTES
         names: tuple[str, ...] = tuple(stream.column_names or ())
         with hub.explained_errors(_FIELD, self.source.source, DataError):
             try:
                 for table in stream.with_format("arrow").iter(self.limit + 1):
                     names = names or tuple(table.column_names)
                     kept = table.select([c for c in table.column_names if c in self.columns])
-                    raws += (raw for batch in kept.to_batches() for raw in readers.rows_of_batch(batch))
-                    if len(raws) > self.limit:
+                    coming = (raw for batch in kept.to_batches() for raw in parquet.rows_of_batch(batch))
+                    while len(raws) <= self.limit and room > 0 and (raw := next(coming, None)) is not None:
+                        raws.append(raw)
+                        room -= size_of(raw)
+                    if len(raws) > self.limit or room <= 0:
                         break
             except (ValueError, RuntimeError, pa.ArrowException) as error:
                 message = f"could not be read: {error}."
                 raise DataError.single(_FIELD, self.source.source, message, "Repair the dataset.") from error
         is_part = str(stream.split) != self.source.split
-        is_whole = len(raws) <= self.limit and not is_part
+        is_whole = len(raws) <= self.limit and room > 0 and not is_part
         rows = [NumberedRow(self.source.source, n, raw) for n, raw in enumerate(raws[: self.limit], 1)]
         total = len(rows) if is_whole else None if is_part else _rows_said(stream, self.source.split)
         return SampledSource(self.source.source, names, rows, total, is_whole)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune.architecture import Architecture
-from thriftune.chat_template import SIMPLEST_CONVERSATIONS, turn_end
+from thriftune.chat_template import SIMPLEST_CONVERSATIONS, TemplateFailsError, turn_end
 from thriftune.config import RunConfig
 from thriftune.data.chat import read_messages
 from thriftune.data.conversion import formats
 from thriftune.data.examples import RowError
 from thriftune.data.rendering import render
 from thriftune.data.tokenization import require_usable
-from thriftune.errors import ModelSourceError
+from thriftune.errors import DataError, ModelSourceError, UserError
 from thriftune.generation import encode_prompt
 from thriftune.positions import table_length
 from thriftune.preflight.base_model import FIELD, BaseModel
@@ -57,9 +57,9 @@ def check(config: RunConfig, base: BaseModel) -> CheckedTokenizer:
         return CheckedTokenizer(findings=(skipped("tokenizer", reason),))
     logger.info("Preflight: the tokenizer")
     trust = config.model.trust_remote_code
-    loaded = attempt(lambda: _load(directory, source, trust_remote_code=trust), "tokenizer-broken", FIELD, source)
+    loaded = attempt(lambda: _load(directory, source, trust_remote_code=trust), _code_of_loading, FIELD, source)
     if loaded.value is None:
-        return CheckedTokenizer(findings=loaded.findings)
+        return CheckedTokenizer(findings=tuple(_named(found, source) for found in loaded.findings))
     tokenizer = loaded.value
     needs_template = any(row_format.is_chat for row_format in formats(config.data))
     code = _code_of(tokenizer)
@@ -133,20 +133,20 @@ def check_prompts(
 
 def _encoded(prompt: str, tokenizer: "PreTrainedTokenizerBase", config: RunConfig) -> tuple[Sequence[int], str]:
     """The tokens of a prompt, or why there are none."""
-    from jinja2 import TemplateError
-
     if not prompt.strip():
         return [], "it asks nothing"
     try:
         ids = encode_prompt(prompt, tokenizer, config.data.prompt_format)
-    except (TemplateError, TypeError, LookupError, AttributeError, ValueError) as error:
-        return [], f"the model's chat template refuses it: {error}"
+    except DataError as error:
+        return [], error.problems[0].message.removesuffix(".")
     return ids, "" if ids else "it makes no tokens"
 
 
 def _load(directory: Path, source: str, *, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
     try:
         return load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises nothing more particular
         text = " ".join(str(error).split())[:300]
         raise ModelSourceError.single(
@@ -155,6 +155,10 @@ def _load(directory: Path, source: str, *, trust_remote_code: bool) -> "PreTrain
             f"its tokenizer cannot be loaded ({type(error).__name__}: {text}).",
             "Repair tokenizer.json and tokenizer_config.json; code of its own needs model.trust_remote_code.",
         ) from error
+
+
+def _code_of_loading(error: UserError) -> str:
+    return "chat-template-fails" if isinstance(error.__cause__, TemplateFailsError) else "tokenizer-broken"
 
 
 def _code_of(tokenizer: "PreTrainedTokenizerBase") -> str:

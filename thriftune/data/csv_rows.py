@@ -1,0 +1,125 @@
+"""Rows of CSV, one at a time: a stray quote, or a field that never ends, is read past and not kept."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from typing import Self
+
+from thriftune.data.examples import RawRow, RowError
+from thriftune.data.limits import COLUMNS, ROW_BYTES, too_large
+
+
+class _TooLargeError(Exception):
+    """A row over the limit, which was read to its end; its argument is how large it is."""
+
+
+class _Lines:
+    """The lines of a file as `csv.reader` takes them, which would put together all that one quote opens."""
+
+    def __init__(self, stream: io.TextIOBase) -> None:
+        self._stream = stream
+        self._size = self._quotes = 0
+        self._starts_line = True
+        self.number = 0  # of the line that was read last
+
+    def begin_row(self) -> None:
+        """Say that what comes is another row."""
+        self._size = self._quotes = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._read()
+        if not line:
+            raise StopIteration
+        if self._size > ROW_BYTES:
+            self._read_on(line)
+            raise _TooLargeError(self._size)
+        return line
+
+    def _read(self) -> str:
+        line = self._stream.readline(ROW_BYTES + 1)
+        self._size += len(line)
+        self._quotes += line.count('"')
+        self.number += bool(line) and self._starts_line
+        self._starts_line = line.endswith(("\n", "\r"))
+        return line
+
+    def _read_on(self, line: str) -> None:
+        """To the end of the row: a line break that stands in no quotes, of which an even number came before it.
+
+        Raises:
+            csv.Error: There is none.
+        """
+        while line and not (self._starts_line and self._quotes % 2 == 0):
+            line = self._read()
+        if self._quotes % 2:
+            raise csv.Error("unexpected end of data")
+
+
+def csv_rows(stream: io.TextIOBase, delimiter: str) -> Iterator[tuple[int, RawRow]]:
+    """Read CSV. Every value is text: an answer "NA" is not missing, and "007" is not the number 7.
+
+    Args:
+        stream: The file, with its line breaks as they are.
+        delimiter: What stands between two values.
+
+    Yields:
+        The number of each row, from the one after the header, and the row, or why it is none.
+
+    Raises:
+        ValueError: The file cannot be read on: its header is none, or a quote is never closed.
+    """
+    csv.field_size_limit(ROW_BYTES + 1)
+    lines = _Lines(stream)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = _header(reader)
+    number = 0
+    while True:
+        number, line = number + 1, lines.number + 1
+        lines.begin_row()
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except _TooLargeError as error:
+            yield number, RowError(too_large(error.args[0]) + _lines(line, lines.number))
+            continue
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise ValueError(f"the quote that opens in line {line} is never closed") from error
+            yield number, RowError(f"is not CSV ({error}){_lines(line, lines.number)}")
+            continue
+        if not fields:
+            number -= 1  # an empty line is no row
+        elif len(fields) != len(header):
+            found = f"has {len(fields)} fields, and the header has {len(header)}"
+            yield number, RowError(found + _lines(line, lines.number))
+        else:
+            yield number, dict(zip(header, fields, strict=True))
+
+
+def _header(reader: Iterator[list[str]]) -> list[str]:
+    """The names of the columns.
+
+    Raises:
+        ValueError: They are none, too many, or not different.
+    """
+    try:
+        header: list[str] = next(filter(None, reader), [])
+    except csv.Error as error:
+        raise ValueError(f"its header is none ({error})") from error
+    except _TooLargeError as error:
+        raise ValueError(f"its header {too_large(error.args[0])}") from error
+    if len(header) > COLUMNS:
+        raise ValueError(f"its header has {len(header)} columns, and at most {COLUMNS} are read")
+    if repeated := {name or "a column without a name" for name, count in Counter(header).items() if count > 1}:
+        raise ValueError(f"its header has {', '.join(sorted(repeated))} more than once")
+    return header
+
+
+def _lines(first: int, last: int) -> str:
+    """Where a bad row lies that took up several lines: a stray quote may have swallowed good ones."""
+    return f", from line {first} to {last}" if last > first else ""
