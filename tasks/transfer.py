@@ -12,14 +12,20 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
-from thriftune import artifacts, distributed
+from thriftune import artifacts, damage, distributed
 from thriftune.errors import TransientError
 
 
 def download(directory: FlyteDirectory) -> Path:
-    """Bring a directory to this disk, in a task that is one process."""
+    """Bring a directory to this disk, in a task that is one process.
+
+    Raises:
+        UserError: It is a finished one, and files of it are missing or cut short.
+    """
     with _store_errors_retried():
-        return Path(directory.download())
+        place = Path(directory.download())
+    damage.require_undamaged(place, content=False)
+    return place
 
 
 def download_once_per_node(*directories: FlyteDirectory) -> list[Path]:

@@ -1,7 +1,7 @@
 """What files hold, as checksums: of checkpoints and of finished directories, computed in this one way.
 
-SHA-256, as the hub's and the stores' own: 1.45 GB/s on one core of an AMD EPYC, which has instructions for it, and about
-a third of that on one without. xxh3 does 12.7 GB/s, faster than a disk gives the bytes.
+SHA-256: 1.45 GB/s on one core of an AMD EPYC, which has instructions for it; one without does about a third. xxh3 does
+12.7 GB/s there, which is more than most disks give; and would be a second way beside that of the checkpoints there are.
 """
 
 import hashlib

@@ -8,6 +8,7 @@ from typing import Any
 from thriftune import hub
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, TransientError
+from thriftune.model_files import exists, files_of
 from thriftune.model_source import kind_of
 
 FIELD = "model.source"
@@ -45,8 +46,9 @@ def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
     elif kind == "url":
         text = _read_url(f"{source.rstrip('/')}/config.json", source)
     else:
-        file = Path(source).expanduser() / "config.json"
-        if not file.is_file():
+        directory = Path(source).expanduser()
+        file = files_of(directory, FIELD, ModelSourceError).get("config.json") if exists(directory) else None
+        if file is None:
             raise ModelSourceError.single(
                 FIELD, source, "does not exist or has no config.json.", "Give a transformers model directory."
             )

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from thriftune import damage
 from thriftune.adapter_weights import (
     RESUME_FROM,
     WEIGHTS,
@@ -25,6 +26,7 @@ from thriftune.lora import (
     require_adapters,
     require_targets,
 )
+from thriftune.model_files import ADAPTER_FILES, exists, files_of
 from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import Finding, finding, skipped
 from thriftune.preflight.outcome import attempt
@@ -142,13 +144,18 @@ def _bring(place: str, scratch: Path) -> Path:
     """The configuration of an adapter, on this disk.
 
     Raises:
-        ConfigError: There is no adapter.
+        ConfigError: There is no adapter, or it is links to elsewhere.
+        UserError: It is not what was saved.
         TransientError: The store did not answer.
     """
     import fsspec
 
+    here = Path(place).expanduser()
+    if "://" not in place and exists(here):
+        files_of(here, _RESUME, ConfigError, ADAPTER_FILES, ())
+        damage.require_undamaged(here, _RESUME, content=True)
     try:
-        filesystem, path = fsspec.core.url_to_fs(place if "://" in place else str(Path(place).expanduser()))
+        filesystem, path = fsspec.core.url_to_fs(place if "://" in place else str(here))
         missing = [name for name in (_CONFIG, _WEIGHTS) if not filesystem.exists(f"{path}/{name}")]
         if not missing:
             filesystem.get(f"{path}/{_CONFIG}", str(scratch / _CONFIG))
