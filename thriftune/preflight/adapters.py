@@ -97,6 +97,10 @@ def _four_bits(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding
 def _adapter_to_go_on_from(
     config: RunConfig, lora: LoraConfig, place: str, architecture: Architecture | None
 ) -> Iterator[Finding]:
+    readable = attempt(lambda: _require_readable(place), "adapter-unreadable", _RESUME, place)
+    yield from readable.findings
+    if readable.failed:
+        return
     with tempfile.TemporaryDirectory() as scratch:
         brought = attempt(lambda: _bring(place, Path(scratch)), "adapter-not-found", _RESUME, place)
         if brought.value is None:
@@ -140,27 +144,34 @@ def _weights(lora: LoraConfig, architecture: Architecture, directory: Path, plac
         ).findings
 
 
-def _bring(place: str, scratch: Path) -> Path:
-    """The configuration of an adapter, on this disk.
+def _require_readable(place: str) -> None:
+    """Refuse an adapter on this disk whose links lead elsewhere, or that is not what was saved.
 
     Raises:
-        ConfigError: There is no adapter, or it is links to elsewhere.
-        UserError: It is not what was saved.
-        TransientError: The store did not answer.
+        UserError: Names each file.
     """
-    import fsspec
-
     here = Path(place).expanduser()
     if "://" not in place and exists(here):
         files_of(here, _RESUME, ConfigError, ADAPTER_FILES, ())
         damage.require_undamaged(here, _RESUME, content=True)
+
+
+def _bring(place: str, scratch: Path) -> Path:
+    """The configuration of an adapter, on this disk.
+
+    Raises:
+        ConfigError: There is no adapter.
+        TransientError: The store did not answer.
+    """
+    import fsspec
+
     try:
-        filesystem, path = fsspec.core.url_to_fs(place if "://" in place else str(here))
+        filesystem, path = fsspec.core.url_to_fs(place if "://" in place else str(Path(place).expanduser()))
         missing = [name for name in (_CONFIG, _WEIGHTS) if not filesystem.exists(f"{path}/{name}")]
         if not missing:
             filesystem.get(f"{path}/{_CONFIG}", str(scratch / _CONFIG))
             _require_lora(json.loads((scratch / _CONFIG).read_text(encoding="utf-8")))
-    except (ImportError, ValueError, PermissionError) as error:
+    except (ImportError, ValueError, PermissionError, RecursionError) as error:
         message = f"cannot be read: {error}."
         raise ConfigError.single(_RESUME, place, message, "Check the place and the permissions.") from error
     except OSError as error:
