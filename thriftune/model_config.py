@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from thriftune import hub
+from thriftune import gguf_file, hub
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, TransientError
 from thriftune.model_files import exists, files_of
@@ -81,14 +81,11 @@ def _read_url(url: str, source: str) -> bytes:
 
 
 def _read_gguf(file: Path) -> dict[str, Any]:
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
     if not file.is_file():
         raise ModelSourceError.single(FIELD, file, "no such file.", "Check the path.")
     try:
-        content: dict[str, Any] = load_gguf_checkpoint(str(file), return_tensors=False)["config"]
+        return gguf_file.config_of(file)
     except (ValueError, OSError, KeyError) as error:
         raise ModelSourceError.single(
             FIELD, file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
         ) from error
-    return content

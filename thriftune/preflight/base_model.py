@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import architecture, damage, gguf, models
+from thriftune import architecture, damage, gguf_file, models
 from thriftune.architecture import Architecture
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, TransientError, in_a_line
@@ -170,13 +170,10 @@ def _local_gguf(source: str, scratch: Path) -> Path:
 
 def _unpack_gguf(file: Path, directory: Path) -> None:
     """Write the tokenizer and the configuration in a GGUF file as those of a model directory."""
-    from transformers import AutoTokenizer
-
     shape = architecture.of(ModelConfig(source=str(file)))  # explains what is wrong with the file
     (directory / "config.json").write_text(shape.content, encoding="utf-8")
-    with gguf.alone(file) as link:
-        AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name).save_pretrained(directory)
-    licenses.keep(directory, licenses.of_gguf(file))
+    gguf_file.save_tokenizer(file, directory)
+    licenses.keep(directory, gguf_file.license_of(file))
 
 
 def _require_complete(directory: Path, names: set[str], source: str) -> None:
