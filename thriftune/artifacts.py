@@ -1,11 +1,15 @@
 """Output directories that are whole or not there: written beside their place, and renamed once a manifest is in."""
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -17,6 +21,7 @@ from thriftune.errors import UserError
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
+_BEGUN_S = 10
 # What every manifest says besides what it is given.
 _ADDED = ("kind", "versions", "git_commit", "files")
 # What decides the numbers of a run; anything else is in the lock file of the commit.
@@ -37,8 +42,10 @@ def writing(directory: Path) -> Iterator[Path]:
         RuntimeError: The block ended without writing a manifest.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(directory)
     # A name of its own: two runs that make the same thing at once must not write into each other's.
     partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=_PARTIAL, dir=directory.parent))
+    held = _hold(partial)
     try:
         yield partial
         if not (partial / MANIFEST).is_file():
@@ -46,7 +53,30 @@ def writing(directory: Path) -> Iterator[Path]:
         partial.chmod(0o755)  # mkdtemp's directories are for their owner only
         _put_in_place(partial, directory)
     finally:
+        os.close(held)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _hold(partial: Path) -> int:
+    """Lock a directory for as long as this process lives: others see by it that somebody is at work there."""
+    held = os.open(partial, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return held
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove what processes that were killed had begun to write under this name: a model is gigabytes."""
+    for partial in directory.parent.glob(f"{glob.escape(directory.name)}.*{_PARTIAL}"):
+        with suppress(OSError):  # somebody else holds or removes it, or the file system has no locks
+            if time.time() - partial.stat().st_mtime < _BEGUN_S:  # and may not hold it yet
+                continue
+            held = os.open(partial, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(partial)
+            finally:
+                os.close(held)
 
 
 def _put_in_place(made: Path, directory: Path) -> None:
@@ -97,7 +127,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(file.read_bytes())
         is_whole = manifest.pop("checksum", None) in (None, _checksum(manifest))
-    except (ValueError, AttributeError, RecursionError, OSError):
+    except (ValueError, AttributeError, TypeError, RecursionError, OSError):
         is_whole = False
     if not is_whole:
         raise UserError.single(

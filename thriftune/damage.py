@@ -24,19 +24,18 @@ _AGAIN = (
 )
 
 
-def damages(directory: Path, *, content: bool, record: Mapping[str, Any] | None = None) -> list[str]:
+def damages(directory: Path, *, content: bool) -> list[str]:
     """What of a finished directory is not as it was finished. Files that came to it later are not looked at.
 
     Args:
         directory: A finished directory.
         content: Whether every file is read, once in this process; else sizes alone are looked at.
-        record: The manifest to hold it against; its own when None.
 
     Returns:
         A sentence for each file; none where all is well, or where the manifest is of a version that noted no files.
     """
     try:
-        recorded = _recorded(artifacts.read_manifest(directory) if record is None else record)
+        recorded = _recorded(artifacts.read_manifest(directory))
     except UserError as error:
         return [error.problems[0].message]
     except (AttributeError, TypeError, ValueError):
