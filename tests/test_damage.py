@@ -134,10 +134,8 @@ def test_what_was_changed_on_purpose_can_be_said_so(directory):
 @pytest.mark.parametrize("name", ["/dev/zero", "../outside", ""])
 def test_no_file_outside_of_the_directory_is_read(directory, name):
     """A list of a device would have been read without end."""
-    record = {"files": {name: {"size": 0, "sha256": "x"}}}
-    assert damage.damages(directory, content=True, record=record) == [
-        "manifest.json lists no files that can be looked for."
-    ]
+    (directory / "manifest.json").write_text(json.dumps({"files": {name: {"size": 0, "sha256": "x"}}}))
+    assert damage.damages(directory, content=True) == ["manifest.json lists no files that can be looked for."]
 
 
 def test_a_file_that_the_disk_does_not_give_is_damage(directory, monkeypatch):
