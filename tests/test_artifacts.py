@@ -137,7 +137,7 @@ def test_several_that_make_the_same_at_once_all_end_well(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
 
 
-def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes_the_same(tmp_path):
+def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes_beside_it(tmp_path):
     """A fetch that was killed left a whole model behind, and each one after it another."""
     final = tmp_path / "model"
     code = f"""
@@ -152,9 +152,9 @@ with writing(Path({str(final)!r})) as directory:
     (abandoned,) = tmp_path.glob("model.*.partial")
     os.utime(abandoned, (0, 0))
     (other := tmp_path / "model.of-another.x").mkdir()
-    with writing(final) as directory:
+    with writing(tmp_path / "model-of-another-key") as directory:
         write_manifest(directory, "model", {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", other.name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model-of-another-key", other.name]
 
 
 def test_what_another_process_is_writing_is_left_to_it(tmp_path):

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -42,7 +41,7 @@ def writing(directory: Path) -> Iterator[Path]:
         RuntimeError: The block ended without writing a manifest.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(directory)
+    _remove_abandoned(directory.parent)
     # A name of its own: two runs that make the same thing at once must not write into each other's.
     partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=_PARTIAL, dir=directory.parent))
     held = _hold(partial)
@@ -65,9 +64,9 @@ def _hold(partial: Path) -> int:
     return held
 
 
-def _remove_abandoned(directory: Path) -> None:
-    """Remove what processes that were killed had begun to write under this name: a model is gigabytes."""
-    for partial in directory.parent.glob(f"{glob.escape(directory.name)}.*{_PARTIAL}"):
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write in a folder: a model is gigabytes."""
+    for partial in folder.glob(f"*.*{_PARTIAL}"):
         with suppress(OSError):  # somebody else holds or removes it, or the file system has no locks
             if time.time() - partial.stat().st_mtime < _BEGUN_S:  # and may not hold it yet
                 continue
