@@ -7,6 +7,7 @@ from tiny_gguf import write_gguf
 
 from thriftune import architecture, gguf_file, models
 from thriftune.config import ModelConfig, RunConfig
+from thriftune.errors import ModelSourceError
 from thriftune.preflight import base_model
 
 
@@ -67,3 +68,15 @@ def test_transformers_parses_by_itself_again_afterwards(source):
         assert before[0] is not gguf.GGUFReader
         raise KeyError
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.3, 0.6, 0.9])
+def test_a_file_that_was_cut_is_refused_wherever_it_ends(source, tmp_path, share):
+    """Cut within its head it ended in a traceback of the library's."""
+    source.write_bytes(source.read_bytes()[: int(share * source.stat().st_size)])
+    for action in (
+        lambda: architecture.of(ModelConfig(source=str(source))),
+        lambda: models.fetch(str(source), "v", tmp_path / "m"),
+    ):
+        with pytest.raises(ModelSourceError, match="cannot be read as GGUF"):
+            action()

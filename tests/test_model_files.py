@@ -6,10 +6,12 @@ import shutil
 import pytest
 
 from thriftune import artifacts, model_files, models
+from thriftune.config import ModelConfig
 from thriftune.errors import AdapterError, ModelSourceError, UserError
 from thriftune.generation import Sampling, generate
 from thriftune.hardware import DEVICES
 from thriftune.loading import Placement
+from thriftune.preflight import base_model
 
 
 @pytest.fixture
@@ -48,6 +50,8 @@ def test_a_model_of_links_into_the_blobs_of_the_hub_s_cache_is_taken(own_model, 
     own_model.rename(repository / "blobs")
     for file in (repository / "blobs").iterdir():
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    found = base_model.check(ModelConfig(source=str(snapshot)), None, tmp_path / "scratch")
+    assert [finding for finding in found.findings if finding.severity != "note"] == []
     fetched = fetch(snapshot, tmp_path / "fetched")
     assert not [file for file in fetched.iterdir() if file.is_symlink()]
     assert (fetched / "model.safetensors").read_bytes() == (repository / "blobs" / "model.safetensors").read_bytes()

@@ -39,7 +39,7 @@ def convert(file: Path, directory: Path) -> None:
                 quantization_config=dequantized,
                 dtype=torch.bfloat16,
             )
-    except (ValueError, OSError, KeyError) as error:
+    except gguf_file.UNREADABLE as error:
         raise ModelSourceError.single(
             "model.source", file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
         ) from error

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# What a damaged file ends in: the readers look at little before they use it.
+UNREADABLE = (ArithmeticError, LookupError, OSError, ValueError)
 # Longer lists are of the tokenizer, which transformers reads by itself; of 49,152 tokens they take 167 MB.
 _LONGEST_LIST = 1000
 
@@ -40,7 +42,7 @@ def config_of(file: Path) -> dict[str, Any]:
         file: The file.
 
     Raises:
-        ValueError: It is no GGUF file, or of an architecture that transformers does not know; also OSError, KeyError.
+        ValueError: It is no GGUF file, or of an unknown architecture; or another of `UNREADABLE`.
     """
     return copy.deepcopy(_parsed(file).config)
 

@@ -85,7 +85,7 @@ def _read_gguf(file: Path) -> dict[str, Any]:
         raise ModelSourceError.single(FIELD, file, "no such file.", "Check the path.")
     try:
         return gguf_file.config_of(file)
-    except (ValueError, OSError, KeyError) as error:
+    except gguf_file.UNREADABLE as error:
         raise ModelSourceError.single(
             FIELD, file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
         ) from error
