@@ -13,7 +13,7 @@ from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
 from thriftune import artifacts, damage, distributed
-from thriftune.errors import TransientError
+from thriftune.errors import TransientError, UserError
 
 
 def download(directory: FlyteDirectory) -> Path:
@@ -24,7 +24,12 @@ def download(directory: FlyteDirectory) -> Path:
     """
     with _store_errors_retried():
         place = Path(directory.download())
-    damage.require_undamaged(place, content=False)
+    try:
+        damage.require_undamaged(place, content=False)
+    except UserError as error:
+        if settings.is_local():
+            raise
+        raise error.advising("`pyflyte run --remote --overwrite-cache` makes what Flyte has cached anew.") from error
     return place
 
 

@@ -1,7 +1,8 @@
 """What files hold, as checksums: of checkpoints and of finished directories, computed in this one way.
 
-SHA-256: 1.45 GB/s on one core of an AMD EPYC, which has instructions for it; one without does about a third. xxh3 does
-12.7 GB/s there, which is more than most disks give; and would be a second way beside that of the checkpoints there are.
+SHA-256: 1.4 GB/s on one core of an AMD EPYC, which has instructions for it; one without does about a third (on paper).
+xxh3 does 10 GB/s there (benchmarks/cache_checks.py), which is more than most disks give; and would be a second way beside
+that of the checkpoints there are.
 """
 
 import hashlib
