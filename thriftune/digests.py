@@ -1,8 +1,8 @@
 """What files hold, as checksums: of checkpoints and of finished directories, computed in this one way.
 
 SHA-256: 1.4 GB/s on one core of an AMD EPYC, which has instructions for it; one without does about a third (on paper).
-xxh3 does 10 GB/s there (benchmarks/cache_checks.py), which is more than most disks give; and would be a second way beside
-that of the checkpoints there are.
+xxh3 does 10 GB/s there (benchmarks/cache_checks.py), which is more than most disks give; and would be a second way
+beside that of the checkpoints there are.
 """
 
 import hashlib
