@@ -31,9 +31,9 @@ type_descriptions.remember()
 
 # Raised when what a task makes of the same inputs changes.
 PLAN_CACHE = "2"
-FETCH_CACHE = "3"
-PREPARE_CACHE = PREPARATION
-TRAIN_CACHE = "3"
+FETCH_CACHE = "4"
+PREPARE_CACHE = f"{PREPARATION}.1"  # manifests list files since; rows are those of PREPARATION
+TRAIN_CACHE = "4"
 
 # Logs, caches in the home directory, compiled kernels.
 _BESIDE_TEMPORARY_FILES_GIB = 2

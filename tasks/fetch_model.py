@@ -9,7 +9,7 @@ from flytekit.types.directory import FlyteDirectory
 from tasks import settings
 from tasks.declaring import FETCH_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried, upload
-from thriftune import artifacts, models
+from thriftune import artifacts, damage, models
 from thriftune.config import ModelConfig
 
 logger = logging.getLogger("thriftune.tasks.fetch_model")
@@ -36,12 +36,12 @@ def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
     """
     key = artifacts.key_of(model.model_dump_json(), version, FETCH_CACHE)
     place, tokenizer_place = settings.cached_place("model", key), settings.cached_place("tokenizer", key)
-    if artifacts.is_whole(place):
+    if damage.is_reusable(place):
         logger.info("The base model is already in %s", place)
     else:
         with transient_errors_retried():
             models.fetch(model.source, version, place, settings.hub_token(), trust_remote_code=model.trust_remote_code)
-    if artifacts.is_whole(tokenizer_place):
+    if damage.is_reusable(tokenizer_place):
         tokenizer_version = str(artifacts.read_manifest(tokenizer_place)["fingerprint"])
     else:
         tokenizer_version = models.copy_tokenizer(place, tokenizer_place, trust_remote_code=model.trust_remote_code)

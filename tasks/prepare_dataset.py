@@ -10,7 +10,7 @@ from flytekit.types.structured import StructuredDataset
 from tasks import settings
 from tasks.declaring import PREPARE_CACHE, PREPARE_POD, cache, hub_task
 from tasks.transfer import download, download_table, transient_errors_retried, upload
-from thriftune import artifacts
+from thriftune import artifacts, damage
 from thriftune.config import DataConfig
 from thriftune.data import prepare, report, sources
 
@@ -51,7 +51,7 @@ def prepare_dataset(
     files = download_table(table) if table is not None else []
     key = prepare.fingerprint(data, seed, data_version, tokenizer_version)
     place = settings.cached_place("dataset", artifacts.key_of(key, PREPARE_CACHE))
-    if artifacts.is_whole(place):
+    if damage.is_reusable(place):
         logger.info("The prepared dataset is already in %s; its report: %s", place, place / report.HTML)
     else:
         with transient_errors_retried():

@@ -9,6 +9,7 @@ from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.train_full import Trained
 from tasks.transfer import download, transient_errors_retried, upload
 from thriftune import models, qlora
+from thriftune.adapter_weights import RESUME_FROM
 from thriftune.config import RunConfig
 from thriftune.training_plan import TrainingPlan
 
@@ -51,4 +52,4 @@ def adapter_version(config: RunConfig) -> str:
     if not resume_from:
         return ""
     with transient_errors_retried():
-        return models.version(resume_from)
+        return models.version(resume_from, field=RESUME_FROM)

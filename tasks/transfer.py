@@ -12,14 +12,25 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
-from thriftune import artifacts, distributed
-from thriftune.errors import TransientError
+from thriftune import artifacts, damage, distributed
+from thriftune.errors import TransientError, UserError
 
 
 def download(directory: FlyteDirectory) -> Path:
-    """Bring a directory to this disk, in a task that is one process."""
+    """Bring a directory to this disk, in a task that is one process.
+
+    Raises:
+        UserError: It is a finished one, and files of it are missing or cut short.
+    """
     with _store_errors_retried():
-        return Path(directory.download())
+        place = Path(directory.download())
+    try:
+        damage.require_undamaged(place, content=False)
+    except UserError as error:
+        if settings.is_local():
+            raise
+        raise error.advising("`pyflyte run --remote --overwrite-cache` makes what Flyte has cached anew.") from error
+    return place
 
 
 def download_once_per_node(*directories: FlyteDirectory) -> list[Path]:

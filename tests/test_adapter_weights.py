@@ -10,7 +10,7 @@ from planning import planned
 from safetensors.torch import load_file, save_file
 
 from thriftune import architecture as architectures
-from thriftune import qlora
+from thriftune import artifacts, qlora
 from thriftune.adapter_weights import WEIGHTS, attach, require_alike, require_same_shape
 from thriftune.config import EvaluationConfig, LoraConfig, ModelConfig
 from thriftune.errors import AdapterError, ConfigError
@@ -93,6 +93,7 @@ def test_weights_that_do_not_fit_are_refused_before_and_while_they_are_loaded(mi
 def half_an_adapter(random_adapter):
     directory = random_adapter(3)
     save_file(half(load_file(directory / WEIGHTS)), directory / WEIGHTS)
+    artifacts.write_manifest(directory, "adapter", artifacts.read_content(directory))  # it was never whole
     return directory
 
 

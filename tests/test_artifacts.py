@@ -1,7 +1,10 @@
 """An output directory is whole or not there."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -132,3 +135,45 @@ def test_several_that_make_the_same_at_once_all_end_well(tmp_path):
         list(pool.map(make, range(40)))
     assert read_manifest(tmp_path / "dataset")["kind"] == "dataset"
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes_beside_it(tmp_path):
+    """A fetch that was killed left a whole model behind, and each one after it another."""
+    final = tmp_path / "model"
+    code = f"""
+import os, signal
+from pathlib import Path
+from thriftune.artifacts import writing
+with writing(Path({str(final)!r})) as directory:
+    (directory / "weights").write_text("w")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    (abandoned,) = tmp_path.glob("model.*.partial")
+    (other := tmp_path / "model.of-another.x").mkdir()
+    with writing(tmp_path / "model-of-another-key") as directory:
+        write_manifest(directory, "model", {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model-of-another-key", other.name]
+
+
+def test_what_another_process_is_writing_is_left_to_it(tmp_path):
+    final = tmp_path / "model"
+    with writing(final) as first:
+        with writing(final) as second:
+            assert first.is_dir()
+            write_manifest(second, "model", {})
+        write_manifest(first, "model", {})
+    assert is_whole(final)
+
+
+def test_a_manifest_that_is_not_what_was_written_is_refused(tmp_path):
+    """A manifest that was cut ended in an error of the JSON parser, which named no file."""
+    write_manifest(tmp_path, "dataset", {"fingerprint": "abc"})
+    file = tmp_path / "manifest.json"
+    whole = file.read_text()
+    for broken in (whole[:-20], whole.replace("abc", "abd"), "[]", "[" * 100_000, ""):
+        file.write_text(broken)
+        with pytest.raises(UserError, match=r"manifest\.json is not what was written"):
+            read_manifest(tmp_path)
+    file.write_text(whole)
+    assert read_manifest(tmp_path)["fingerprint"] == "abc"

@@ -1,6 +1,7 @@
 """What would be pushed of what a real run made: the result, a card that says what its run says, and no token."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -209,3 +210,21 @@ def test_a_missing_token_is_noticed_without_a_result_to_publish():
 def test_metrics_of_a_real_run_come_back_from_json_as_they_were(metrics):
     """What was measured besides losses came back as dictionaries."""
     assert metrics_from_json(json.loads(json.dumps(asdict(metrics)))) == metrics
+
+
+def test_what_is_not_what_was_saved_is_not_published(results, metrics, tmp_path):
+    """A damaged file would be pushed under a card that vouches for it."""
+    damaged = shutil.copytree(results["adapter"], tmp_path / "damaged")
+    with (damaged / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"x" * 100)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors holds something else than was saved"):
+        publish(damaged, CONFIG, metrics, tmp_path / "staging", None)
+    assert not (tmp_path / "staging").exists()
+
+
+def test_a_damaged_adapter_is_not_merged(results, tiny_model_dir, tmp_path):
+    damaged = shutil.copytree(results["adapter"], tmp_path / "damaged")
+    (damaged / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"adapter = .*adapter_model\.safetensors is missing"):
+        merging.merge(tiny_model_dir, damaged, tmp_path / "merged")

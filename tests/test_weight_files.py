@@ -6,7 +6,7 @@ import pytest
 from zero_weights import LLAMA_SHAPES, safetensors_of
 
 from thriftune.errors import ModelSourceError
-from thriftune.weight_files import INDEX, SINGLE, Folder, weights_in
+from thriftune.weight_files import INDEX, SINGLE, Folder, shapes_in_entries, weights_in
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -120,3 +120,90 @@ def test_one_file_is_read_beside_the_index_of_shards_that_are_gone(sharded):
     (sharded / FIRST).unlink()
     (sharded / SINGLE).write_bytes(safetensors_of(dict(LLAMA_SHAPES)))
     assert weights_of(sharded).shapes == dict(LLAMA_SHAPES)
+
+
+def header_of(text, weights=64):
+    """A file with any header."""
+    header = text if isinstance(text, bytes) else json.dumps(text).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(weights)
+
+
+def entry(begin, end, **others):
+    """A tensor of a header, in fp32."""
+    return {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end], **others}
+
+
+WHOLE = entry(0, 64)
+# Headers of 64 bytes of weights, all of which Python's JSON reads.
+BROKEN_HEADERS = {
+    "overlapping": {"a": entry(0, 40), "b": entry(32, 64)},
+    "with a hole": {"a": entry(0, 16), "b": entry(32, 64)},
+    "that begin late": {"a": entry(16, 64)},
+    "that end before they begin": {"a": WHOLE, "b": entry(64, 48, shape=[4])},
+    "beyond the file": {"a": entry(0, 128)},
+    "of another shape": {"a": {**WHOLE, "shape": [17]}},
+    "of another type": {"a": {**WHOLE, "dtype": "F16"}},
+    "of an unknown type": {"a": {**WHOLE, "dtype": "F33"}},
+    "of negative shape": {"a": {**WHOLE, "shape": [-4, -4]}},
+    "at negative offsets": {"a": {**WHOLE, "data_offsets": [-64, 0]}},
+    "of more elements than can be counted": {"a": {**WHOLE, "shape": [2**62, 2**62]}},
+    "of a broken number of elements": {"a": {**WHOLE, "shape": [16.0]}},
+    "with three offsets": {"a": {**WHOLE, "data_offsets": [0, 64, 64]}},
+    "and metadata that is a list": {"__metadata__": [], "a": WHOLE},
+    "and metadata that is no text": {"__metadata__": {"format": 1}, "a": WHOLE},
+    "twice under one name": b'{"a": ' + json.dumps(entry(0, 32)).encode() + b', "a": '
+    + json.dumps(entry(32, 64)).encode() + b"}",
+    "nested without end": b'{"a": ' + b'{"x": ' * 100_000 + b"1" + b"}" * 100_001,
+    "lists without end": b"[" * 100_000 + b"]" * 100_000,
+    "that are a list": [],
+    "that are no JSON": b"hello",
+    "in UTF-16": json.dumps({"a": WHOLE}).encode("utf-16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN_HEADERS)
+def test_a_header_that_safetensors_refuses_is_refused_before_a_model_is_fetched(tmp_path, kind):
+    """The preflight passed overlapping and missing weights, and types that nobody reads; nesting was a traceback."""
+    (tmp_path / SINGLE).write_bytes(header_of(BROKEN_HEADERS[kind]))
+    text = refusal(tmp_path)
+    assert text.count("my-model") == 1
+    assert f"my-model: {SINGLE} " in text
+
+
+def test_a_header_that_is_whole_is_read_whatever_the_order_and_the_kind(tmp_path):
+    tensors = {"b": entry(32, 64), "a": {**entry(0, 32), "dtype": "F8_E4M3", "shape": [4, 8]}, "none": entry(64, 64)}
+    (tmp_path / SINGLE).write_bytes(header_of({"__metadata__": {"format": "pt"}, **tensors}))
+    assert weights_of(tmp_path).shapes == {"a": (4, 8), "b": (8,), "none": (0,)}
+
+
+def test_a_header_longer_than_safetensors_reads_is_not_even_fetched(tmp_path):
+    with (tmp_path / SINGLE).open("wb") as file:
+        file.write((100_000_001).to_bytes(8, "little"))
+        file.truncate(200_000_000)  # a hole: nothing is on the disk
+    assert "has a header of 100,000,001 bytes" in refusal(tmp_path)
+    (tmp_path / SINGLE).write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    assert "no whole safetensors file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, header in BROKEN_HEADERS.items() if isinstance(header, dict)])
+def test_a_header_that_the_hub_s_library_has_read_is_looked_at_in_the_same_way(kind):
+    if kind == "beyond the file":  # how long the file is, is not known there
+        assert shapes_in_entries(BROKEN_HEADERS[kind]) == {"a": (32,)}
+        return
+    with pytest.raises(ValueError, match=r"header that is none|bytes"):
+        shapes_in_entries(BROKEN_HEADERS[kind])
+
+
+@pytest.mark.parametrize("name", [INDEX, "config.json"])
+def test_json_that_is_nested_without_end_is_no_traceback(sharded, name):
+    (sharded / name).write_text("[" * 100_000)
+    if name == INDEX:
+        assert "has no weight_map that can be read" in refusal(sharded)
+    else:
+        assert weights_of(sharded).shapes  # model_config says what is wrong with it
+
+
+def test_links_in_a_circle_are_no_reason_to_try_again(tmp_path):
+    (tmp_path / SINGLE).symlink_to(SINGLE)
+    (tmp_path / "config.json").symlink_to("config.json")
+    assert "cannot be read" in refusal(tmp_path)

@@ -162,7 +162,7 @@ def _config_of(adapter_dir: Path, field: str) -> "PeftConfig":
         raise AdapterError.single(field, adapter_dir, f"has no {ADAPTER_CONFIG}.", "Name the directory of an adapter.")
     try:
         config: PeftConfig = PeftConfig.from_pretrained(str(adapter_dir))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise AdapterError.single(
             field, adapter_dir, f"its {ADAPTER_CONFIG} cannot be used: {error}.", "Save the adapter again."
         ) from error

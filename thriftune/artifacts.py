@@ -10,13 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from thriftune import scratch
+from thriftune import digests, scratch
 from thriftune.errors import UserError
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 # What every manifest says besides what it is given.
-_ADDED = ("kind", "versions", "git_commit")
+_ADDED = ("kind", "versions", "git_commit", "files")
 # What decides the numbers of a run; anything else is in the lock file of the commit.
 _VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate", "flytekit")
 
@@ -35,6 +35,7 @@ def writing(directory: Path) -> Iterator[Path]:
         RuntimeError: The block ended without writing a manifest.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch.remove_left(directory.parent.glob(f"*{_PARTIAL}"))
     # A name of its own: two runs that make the same thing at once must not write into each other's.
     with scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL) as partial:
         yield partial
@@ -68,15 +69,18 @@ def _put_in_place(made: Path, directory: Path) -> None:
             directory.rename(folder / "older")
 
 
-def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Write `manifest.json`: what this directory is and how it came to be.
+def write_manifest(directory: Path, kind: str, content: Mapping[str, Any], *, checksums: bool = True) -> None:
+    """Write `manifest.json`: what this directory is and how it came to be, and which files it holds.
 
     Args:
         directory: Where the other files already are.
         kind: What it holds: model, adapter, dataset ...
         content: Configuration, fingerprints, metrics. Never a secret.
+        checksums: Whether damage is to be found by content too, which reads every file; without it by size alone.
     """
     manifest = {"kind": kind, **content, "versions": versions(), "git_commit": git_commit()}
+    manifest = json.loads(json.dumps({**manifest, "files": _files(directory, checksums=checksums)}))
+    manifest["checksum"] = _checksum(manifest)
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -84,7 +88,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a finished directory.
 
     Raises:
-        UserError: There is none, so the directory is not a finished output of this package.
+        UserError: There is none, so the directory is not a finished output of this package; or it is damaged.
     """
     file = directory / MANIFEST
     if not file.is_file():
@@ -94,7 +98,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"has no {MANIFEST}: it was deleted, or it is not a finished output of this package.",
             "Run the step that makes it again.",
         )
-    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_bytes())
+        is_whole = manifest.pop("checksum", None) in (None, _checksum(manifest))
+    except (ValueError, AttributeError, TypeError, RecursionError, OSError):
+        is_whole = False
+    if not is_whole:
+        raise UserError.single(
+            "directory", directory, f"{MANIFEST} is not what was written.", "Run the step that makes it again."
+        )
     return manifest
 
 
@@ -141,3 +153,18 @@ def git_commit() -> str | None:
         check=False,
     )
     return result.stdout.strip() or None
+
+
+def _files(directory: Path, *, checksums: bool) -> dict[str, dict[str, Any]]:
+    """What every file of a directory holds, but for the manifest."""
+    files = sorted(file for file in directory.rglob("*") if file.is_file() and file != directory / MANIFEST)
+    names = [file.relative_to(directory).as_posix() for file in files]
+    found = digests.checksums(directory, names) if checksums else [""] * len(names)
+    sizes = [file.stat().st_size for file in files]
+    if failed := next((error for error in found if isinstance(error, OSError)), None):
+        raise failed
+    return {name: {"size": size, "sha256": digest} for name, size, digest in zip(names, sizes, found, strict=True)}
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

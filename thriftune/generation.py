@@ -2,17 +2,18 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from thriftune import artifacts, chat_template
+from thriftune import artifacts, chat_template, damage
 from thriftune.completeness import require_no_adapter
 from thriftune.config import DataFormat
 from thriftune.data.formats import FORMATS, question_prompt
-from thriftune.errors import DataError
+from thriftune.errors import AdapterError, DataError, ModelSourceError
 from thriftune.loading import Placement, attach_adapters, load_model
+from thriftune.model_files import ADAPTER_FILES, files_of
 from thriftune.positions import answer_room
 from thriftune.prompts import require_prompts
 from thriftune.stopping import before_stop, stop_tokens
@@ -172,8 +173,10 @@ def generate(
 
     Raises:
         DataError: No prompts, or one that asks nothing.
+        UserError: The model or an adapter is damaged, or has links out of its directory.
     """
     require_prompts(prompts)
+    _require_whole(model_dir, adapters.values())
     require_no_adapter(model_dir)
     tokenizer = load_tokenizer(model_dir, padding_side="left")
     # torch allows no dot in a module's name, and adapters are named by their paths.
@@ -190,6 +193,19 @@ def generate(
         texts = complete(model, tokenizer, encoded, sampling, batch)
         answers += [Answer(prompt, name, text) for prompt, text in zip(prompts, texts, strict=True)]
     return answers
+
+
+def _require_whole(model_dir: Path, adapters: Iterable[Path]) -> None:
+    """Refuse what a person hands on where its links lead elsewhere, or it is not what was saved.
+
+    Raises:
+        UserError: Names each file.
+    """
+    files_of(model_dir, "model_dir", ModelSourceError)
+    damage.require_undamaged(model_dir, "model_dir", content=True)
+    for adapter in adapters:
+        files_of(adapter, "adapters", AdapterError, ADAPTER_FILES, ())
+        damage.require_undamaged(adapter, "adapters", content=True)
 
 
 def write_answers(answers: Sequence[Answer], file: Path) -> None:

@@ -1,26 +1,11 @@
 """A GGUF file as a model directory."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from thriftune import gguf_file
 from thriftune.completeness import load_checked
 from thriftune.errors import ModelSourceError
-
-
-@contextmanager
-def alone(file: Path) -> Iterator[Path]:
-    """The same file in a folder of its own: transformers would read an adapter or a tokenizer that lie beside it.
-
-    Args:
-        file: The file.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        link = Path(scratch) / file.name
-        link.symlink_to(file.resolve())
-        yield link
 
 
 def convert(file: Path, directory: Path) -> None:
@@ -37,23 +22,24 @@ def convert(file: Path, directory: Path) -> None:
         ModelSourceError: No such file, or it is damaged, or lacks weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     if not file.is_file():
         raise ModelSourceError.single("model.source", file, "no such file.", "Check the path.")
     try:
-        with alone(file) as link:
-            tokenizer = AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name)
+        config = AutoConfig.for_model(**gguf_file.config_of(file))
+        with gguf_file.alone(file) as link, gguf_file.known(file):
             dequantized = GgufConfig(dequantize=True)
             loaded, _ = load_checked(
                 AutoModelForCausalLM,
                 link.parent,
                 str(file),
                 gguf_file=link.name,
+                config=config,
                 quantization_config=dequantized,
                 dtype=torch.bfloat16,
             )
-    except (ValueError, OSError, KeyError) as error:
+    except gguf_file.UNREADABLE as error:
         raise ModelSourceError.single(
             "model.source", file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
         ) from error
@@ -63,4 +49,4 @@ def convert(file: Path, directory: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    gguf_file.save_tokenizer(file, directory)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import artifacts, saving
+from thriftune import artifacts, damage, saving
 from thriftune.adapter_weights import attach
 from thriftune.completeness import load_causal_lm
 from thriftune.evaluation import held_out_loss, held_out_rows
@@ -58,7 +58,9 @@ def merge(
     Raises:
         ModelSourceError: Not all weights of the base model are there.
         AdapterError: The adapter is not whole, or of another model.
+        UserError: It is not what was saved.
     """
+    damage.require_undamaged(adapter_dir, "adapter", content=True)
     dtype: Any = "auto" if save_dtype == "auto" else torch_dtype(save_dtype)
 
     def load() -> Any:

@@ -5,9 +5,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from thriftune import hub
+from thriftune import gguf_file, hub
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, TransientError
+from thriftune.model_files import exists, files_of
 from thriftune.model_source import kind_of
 
 FIELD = "model.source"
@@ -45,8 +46,9 @@ def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
     elif kind == "url":
         text = _read_url(f"{source.rstrip('/')}/config.json", source)
     else:
-        file = Path(source).expanduser() / "config.json"
-        if not file.is_file():
+        directory = Path(source).expanduser()
+        file = files_of(directory, FIELD, ModelSourceError).get("config.json") if exists(directory) else None
+        if file is None:
             raise ModelSourceError.single(
                 FIELD, source, "does not exist or has no config.json.", "Give a transformers model directory."
             )
@@ -79,14 +81,11 @@ def _read_url(url: str, source: str) -> bytes:
 
 
 def _read_gguf(file: Path) -> dict[str, Any]:
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
     if not file.is_file():
         raise ModelSourceError.single(FIELD, file, "no such file.", "Check the path.")
     try:
-        content: dict[str, Any] = load_gguf_checkpoint(str(file), return_tensors=False)["config"]
-    except (ValueError, OSError, KeyError) as error:
+        return gguf_file.config_of(file)
+    except gguf_file.UNREADABLE as error:
         raise ModelSourceError.single(
             FIELD, file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
         ) from error
-    return content

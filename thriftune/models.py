@@ -1,72 +1,55 @@
 """The base model: from a hub id, a directory, a URL or a GGUF file to one directory of safetensors + tokenizer."""
 
-import fnmatch
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from thriftune import artifacts, gguf, hub
+from thriftune import artifacts, damage, gguf, hub
 from thriftune.completeness import ADAPTER_CONFIG, require_complete
 from thriftune.errors import ModelSourceError, TransientError
+from thriftune.model_files import CODE, TEMPLATES, UNWANTED, WANTED, copy_files, files_of, is_wanted, real_path
 from thriftune.model_source import kind_of
 from thriftune.tokenizer import fingerprint, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Weights as safetensors only, and what a tokenizer and a configuration consist of; no pickles, no other frameworks.
-_WANTED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.model",
-    "*.jinja",
-    "*.txt",
-    "LICENSE*",
-    "*.tiktoken",
-)
-_UNWANTED = (
-    "original/*",
-    "*.bin",
-    "*.pth",
-    "*.pt",
-    "onnx/*",
-    "consolidated*",
-    # transformers would put an adapter that lies beside a model on it, and freeze the model.
-    "adapter_config.json",
-    "adapter_model*",
-)
+_FIELD = "model.source"
+
 ADAPTER_BESIDE = f"holds an adapter beside the model ({ADAPTER_CONFIG}), which is left out."
-TEMPLATES = "additional_chat_templates"  # a folder of named templates, such as the one for rows with tools
 
 
-def version(source: str, revision: str | None = None, token: str | None = None) -> str:
+def version(source: str, revision: str | None = None, token: str | None = None, *, field: str = _FIELD) -> str:
     """What a source holds now: a text that changes when the model does, without reading the weights.
 
     Args:
         source: As in `ModelConfig`.
         revision: Commit, tag or branch of a hub id.
         token: Hub token.
+        field: What names it, for messages.
 
     Returns:
         The commit for a hub id; else a digest over names, sizes and times of the files.
 
     Raises:
-        ModelSourceError: No such model.
+        ModelSourceError: No such model, or links in its directory lead elsewhere.
         TransientError: The hub or the store did not answer.
     """
     kind = kind_of(source)
     if kind == "hub":
-        with hub.explained_errors("model.source", source, ModelSourceError):
+        with hub.explained_errors(field, source, ModelSourceError):
             return hub.commit_of(source, revision, token, repo_type="model")
     if kind == "url":
         return artifacts.key_of(*_remote_listing(source))
     path = Path(source).expanduser()
+    if kind == "directory":
+        files_of(path, field, ModelSourceError)
+    else:
+        real_path(path, field, ModelSourceError)
     files = [path] if kind == "gguf" else sorted(p for p in path.rglob("*") if p.is_file())
-    if not path.exists() or not files:
-        raise ModelSourceError.single("model.source", source, "does not exist or is empty.", "Check the path.")
+    if not files:
+        raise ModelSourceError.single(field, source, "does not exist or is empty.", "Check the path.")
     return artifacts.key_of(*(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files))
 
 
@@ -88,7 +71,7 @@ def fetch(
         TransientError: The hub or the store did not answer.
     """
     kind = kind_of(source)
-    wanted = (*_WANTED, "*.py") if trust_remote_code else _WANTED
+    wanted = (*WANTED, CODE) if trust_remote_code else WANTED
     with artifacts.writing(destination) as directory:
         logger.info("Fetching %s (%s, version %s)", source, kind, version[:12])
         if kind == "hub":
@@ -98,7 +81,9 @@ def fetch(
         elif kind == "gguf":
             gguf.convert(Path(source).expanduser(), directory)
         else:
-            _link_directory(Path(source).expanduser(), directory, wanted)
+            here = Path(source).expanduser()
+            damage.require_undamaged(here, _FIELD, content=True)
+            copy_directory(here, directory, wanted)
         require_model_directory(directory, source)
         require_complete(directory, source, trust_remote_code=trust_remote_code)
         artifacts.write_manifest(directory, "base model", {"source": source, "source_version": version})
@@ -176,35 +161,34 @@ def _fetch_hub(repository: str, commit: str, directory: Path, token: str | None,
             local_dir=directory,
             token=token,
             allow_patterns=list(patterns),
-            ignore_patterns=list(_UNWANTED),
+            ignore_patterns=list(UNWANTED),
         )
     shutil.rmtree(directory / ".cache", ignore_errors=True)  # the hub's download records, not part of the model
 
 
-def _link_directory(source: Path, directory: Path, patterns: tuple[str, ...]) -> None:
-    """Take the model's files over without copying their bytes, where the file system can."""
-    names = [
-        p.relative_to(source).as_posix() for p in (*source.iterdir(), *source.glob(f"{TEMPLATES}/*")) if p.is_file()
-    ]
-    for name in _wanted(names, patterns, str(source)):
-        (directory / name).parent.mkdir(exist_ok=True)
-        try:
-            os.link((source / name).resolve(), directory / name)
-        except OSError:  # another file system
-            shutil.copy(source / name, directory / name)
+def copy_directory(source: Path, directory: Path, patterns: Collection[str]) -> None:
+    """Copy those files of a model directory that are taken.
+
+    Args:
+        source: The directory.
+        directory: Where to; it is there.
+        patterns: Of what is taken.
+
+    Raises:
+        ModelSourceError: Links in it lead elsewhere, or the disk has no room.
+    """
+    files = files_of(source, _FIELD, ModelSourceError, patterns)
+    if (source / ADAPTER_CONFIG).is_file():
+        logger.warning("%s %s", source, ADAPTER_BESIDE)
+    files.pop(artifacts.MANIFEST, None)
+    copy_files(files, directory, _FIELD, ModelSourceError)
 
 
 def _wanted(names: Collection[str], patterns: tuple[str, ...], source: str) -> list[str]:
     """Those of a model's files to take over, by their names within it."""
     if ADAPTER_CONFIG in names:
         logger.warning("%s %s", source, ADAPTER_BESIDE)
-    return [
-        name
-        for name in sorted(names)
-        if name != artifacts.MANIFEST
-        and any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-        and not any(fnmatch.fnmatch(name, pattern) for pattern in _UNWANTED)
-    ]
+    return [name for name in sorted(names) if name != artifacts.MANIFEST and is_wanted(name, patterns)]
 
 
 def _remote_listing(url: str) -> list[str]:

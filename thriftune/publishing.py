@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import artifacts, hub, run_record
+from thriftune import artifacts, damage, hub, run_record
 from thriftune.config import DataSource, MixedSource, PublishConfig, RunConfig
 from thriftune.data.sources import TABLE, is_hub_source
 from thriftune.errors import PublishError
@@ -55,7 +55,7 @@ def publish(result_dir: Path, config: PublishConfig, metrics: RunMetrics, stagin
 
     Raises:
         PublishError: No token, or no right to write there.
-        UserError: The manifest does not say which run made the result.
+        UserError: The manifest does not say which run made the result, or the files are not what was saved.
         TransientError: The hub did not answer.
     """
     stage(result_dir, config, metrics, staging)
@@ -90,6 +90,7 @@ def require_token(config: PublishConfig, token: str | None) -> None:
 def stage(result_dir: Path, config: PublishConfig, metrics: RunMetrics, staging: Path) -> None:
     """Write the files of the repository: the result, its manifest and a model card."""
     kind, record = artifacts.read_manifest(result_dir)["kind"], run_record.read(result_dir)
+    damage.require_undamaged(result_dir, content=True)
     with artifacts.writing(staging) as directory:
         shutil.copytree(result_dir, directory, dirs_exist_ok=True, copy_function=_copy)
         model_card(record, metrics, config.repository, is_adapter=kind == "adapter").save(directory / "README.md")

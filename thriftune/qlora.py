@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import architecture, artifacts
+from thriftune import architecture, artifacts, damage
 from thriftune.adapter_weights import RESUME_FROM, attach, require_alike, require_same_shape
 from thriftune.adjustments import Adjustments
 from thriftune.attempts import Attempt, run_record
@@ -15,6 +15,7 @@ from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError
 from thriftune.loading import load_model, planned_placement
 from thriftune.lora import fused_adapters, peft_config, prepare_base, require_trainable, resolved, trainable_share
+from thriftune.model_files import ADAPTER_FILES
 from thriftune.model_source import kind_of
 from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.tokenizer import load_tokenizer
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from thriftune.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
-
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def train(
@@ -62,6 +61,7 @@ def train(
     shape = architecture.of(ModelConfig(source=str(model_dir), trust_remote_code=trust))
     require_trainable(lora, shape)
     if resume_from is not None:
+        damage.require_undamaged(resume_from, RESUME_FROM, content=True)
         require_same_shape(lora, resume_from)
         require_alike(lora, shape, resume_from)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust)
@@ -129,6 +129,6 @@ def _save(trainer: "Trainer", config: RunConfig, destination: Path, record: dict
     model.peft_config["default"].revision = record["model_version"] if is_on_hub else None
     with tempfile.TemporaryDirectory() as scratch, artifacts.writing(destination) as directory:
         model.save_pretrained(scratch, save_embedding_layers=False)
-        for name in _ADAPTER_FILES:
+        for name in ADAPTER_FILES:
             shutil.copy(Path(scratch) / name, directory / name)
         artifacts.write_manifest(directory, "adapter", record)

@@ -1,7 +1,8 @@
 """Which weight files of a model are read, and what their headers say they hold. No weight is read."""
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thriftune.errors import ModelSourceError, Problem, TransientError
+from thriftune.model_files import is_circle
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -17,9 +19,13 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Shapes = dict[str, tuple[int, ...]]
 
 _SUFFIX = ".safetensors"
+_METADATA = "__metadata__"
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
 _FIRST_BYTES = 100_000  # of a file over the network: most headers are shorter, and one request is enough
 _CONNECTIONS = 8
+_LONGEST_HEADER = 100_000_000  # MAX_HEADER_SIZE of safetensors
+# What safetensors (0.8) says of a header, and of one that is right but for the size of the file.
+_DESERIALIZING, _NOT_COVERED = "Error while deserializing header: ", "file not fully covered"
 _LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "Download or save the model again."
 
@@ -96,10 +102,10 @@ class Folder:
         first = bytes(self._filesystem.cat_file(path, start=0, end=min(_FIRST_BYTES, size)))
         length = header_length(first, size)
         end = _LENGTH_BYTES + length
-        header = first[_LENGTH_BYTES:end]
+        start = first[:end]
         if end > len(first):
-            header += bytes(self._filesystem.cat_file(path, start=len(first), end=end))
-        return shapes_of(header, size)
+            start += bytes(self._filesystem.cat_file(path, start=len(first), end=end))
+        return shapes_of(start, size)
 
 
 def header_length(start: bytes, size: int) -> int:
@@ -117,31 +123,61 @@ def header_length(start: bytes, size: int) -> int:
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
     if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
         raise ValueError(f"is no whole safetensors file: its {size:,} bytes end before the header does")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"has a header of {length:,} bytes, and safetensors reads {_LONGEST_HEADER:,} at the most")
     return length
 
 
-def shapes_of(header: bytes, size: int) -> Shapes:
-    """The shapes in a safetensors header.
+def shapes_of(start: bytes, size: int) -> Shapes:
+    """The shapes in a safetensors header, as safetensors itself reads it.
+
+    It refuses what Python's JSON would let through: offsets that overlap, leave holes or do not go with the shape,
+    unknown types, negative numbers, nesting without end. It is shown a file with the same beginning, and a hole for the
+    weights.
 
     Args:
-        header: The header, without its length.
+        start: The beginning of the file, through its header.
         size: All bytes of the file.
 
     Raises:
         ValueError: It is no header, or the file holds less or more than it says.
     """
+    from safetensors import SafetensorError, safe_open
+
+    with tempfile.NamedTemporaryFile(suffix=_SUFFIX) as hollow:
+        hollow.write(start)
+        hollow.truncate(size)
+        hollow.flush()
+        try:
+            with safe_open(hollow.name, framework="numpy") as opened:
+                return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            if _NOT_COVERED not in str(error):
+                reason = str(error).removeprefix(_DESERIALIZING)
+                raise ValueError(f"has a header that is none of safetensors ({reason})") from error
+    # Everything else of the header was looked at before that.
+    entries: dict[str, dict[str, Any]] = json.loads(start[_LENGTH_BYTES:])
+    ends = (entry["data_offsets"][1] for name, entry in entries.items() if name != _METADATA)
+    whole = len(start) + max(ends, default=0)
+    is_cut = "is cut short" if size < whole else "holds more than it should"
+    raise ValueError(f"{is_cut}: it has {size:,} bytes, and its header says {whole:,}")
+
+
+def shapes_in_entries(entries: Mapping[str, Any]) -> Shapes:
+    """The shapes in a safetensors header that somebody else has read, of a file whose size is not known.
+
+    Args:
+        entries: Its JSON.
+
+    Raises:
+        ValueError: It is no header.
+    """
+    header = json.dumps(entries).encode()
     try:
-        entries: dict[str, dict[str, Any]] = json.loads(header)
-        entries.pop("__metadata__", None)
-        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in entries.items()}
-        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != _METADATA), default=0)
+        return shapes_of(len(header).to_bytes(_LENGTH_BYTES, "little") + header, _LENGTH_BYTES + len(header) + end)
+    except (TypeError, OSError) as error:  # no number, or one that no file has
         raise ValueError("has a header that is none of safetensors") from error
-    whole = _LENGTH_BYTES + len(header) + max(ends, default=0)
-    if size != whole:
-        is_cut = "is cut short" if size < whole else "holds more than it should"
-        raise ValueError(f"{is_cut}: it has {size:,} bytes, and its header says {whole:,}")
-    return shapes
 
 
 def weights_in(store: Store, source: str) -> Weights:
@@ -159,13 +195,13 @@ def weights_in(store: Store, source: str) -> Weights:
         files = _files_to_read(store, source)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             read = list(pool.map(lambda name: _or_reason(lambda: store.shapes(name)), files))
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if not _is_definite(error):
+            raise TransientError(f"model.source = {source}: its weights could not be looked at ({error}).") from error
         message = f"its weights cannot be read: {error}."
         raise ModelSourceError.single(
             "model.source", source, message, "Check the path, and grant read access to it."
         ) from error
-    except OSError as error:
-        raise TransientError(f"model.source = {source}: its weights could not be looked at ({error}).") from error
     bad = {name: found for name, found in zip(files, read, strict=True) if isinstance(found, str)}
     if bad:
         raise ModelSourceError([Problem("model.source", source, f"{n} {reason}.", _AGAIN) for n, reason in bad.items()])
@@ -211,8 +247,8 @@ def _explicit(store: Store) -> str:
     """The file of weights that config.json itself names, which goes before all others; empty where it names none."""
     try:
         named = json.loads(store.content("config.json")).get("transformers_weights")
-    except (ValueError, AttributeError, FileNotFoundError):  # what is wrong with it is said where it is needed
-        return ""
+    except (ValueError, AttributeError, FileNotFoundError, RecursionError):
+        return ""  # what is wrong with it is said where it is needed
     return str(named) if named in store.names and str(named).endswith(_SUFFIX) else ""
 
 
@@ -226,9 +262,14 @@ def _weight_map(store: Store, source: str) -> dict[str, str]:
         return {}
     try:
         return {str(tensor): str(file) for tensor, file in json.loads(store.content(INDEX))["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = f"its {INDEX} has no weight_map that can be read."
         raise ModelSourceError.single("model.source", source, message, _AGAIN) from error
+
+
+def _is_definite(error: OSError) -> bool:
+    """Whether asking again gives the same answer."""
+    return isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError) or is_circle(error)
 
 
 def _or_reason(action: Callable[[], Shapes]) -> Shapes | str:

@@ -108,6 +108,7 @@ def slow_tokenizer(world: World) -> dict[str, Any]:
 
 def adapter(world: World, **change: Any) -> Run:
     place = world.adapter(1)
+    (place / "manifest.json").unlink()  # made so, and not damaged
     file = place / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     return Run({"lora": {"resume_from": str(place), "rank": 4, "alpha": 8}}, method="qlora")
@@ -130,6 +131,24 @@ def half_an_adapter(world: World) -> Run:
     file = Path(run.overrides["lora"]["resume_from"]) / "adapter_model.safetensors"
     save_file({name: weight for name, weight in load_file(file).items() if "layers.0" in name}, file)
     return run
+
+
+def damaged_adapter(world: World) -> Run:
+    place = world.adapter(1)
+    with (place / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"x" * 100)
+    return Run({"lora": {"resume_from": str(place), "rank": 4, "alpha": 8}}, method="qlora")
+
+
+def linked(made: Run | dict[str, Any], name: str, to: Path) -> Run | dict[str, Any]:
+    """The same with a link in place of a file of the model or the adapter."""
+    place = Path(made.overrides["lora"]["resume_from"] if isinstance(made, Run) else made["model"]["source"])
+    if (place / name).exists():
+        to.write_bytes((place / name).read_bytes())
+    (place / name).unlink(missing_ok=True)
+    (place / name).symlink_to(to)
+    return made
 
 
 def lora(**section: Any) -> Run:
@@ -161,6 +180,18 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "a GGUF file that is none": (
         "model-unreadable",
         lambda w: {"model": {"source": w.file("m.gguf", b"not GGUF")["data"]["source"]}},
+    ),
+    "a model that links out of its directory": (
+        "model-unreadable", lambda w: linked(w.model(), "tokenizer.json", w.folder / "elsewhere"),
+    ),
+    "a model that links in a circle": (
+        "model-unreadable", lambda w: linked(w.model("config.json"), "config.json", Path("config.json")),
+    ),
+    "a model that links to nothing": (
+        "model-unreadable", lambda w: linked(w.model("config.json"), "config.json", Path("nowhere")),
+    ),
+    "weights that overlap": (
+        "model-incomplete", lambda w: w.weights(lambda content: content.replace(b'offsets":[0,', b'offsets":[4,')),
     ),
     "no weights": ("model-incomplete", lambda w: w.model("model.safetensors")),
     "no config.json": ("model-incomplete", lambda w: w.model("config.json")),
@@ -280,6 +311,13 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "no adapter to go on from": ("adapter-not-found", lambda w: lora(resume_from=str(w.folder / "nowhere"))),
     "an adapter without weights": ("adapter-not-found", lambda w: adapter_without(w, "adapter_model.safetensors")),
     "an adapter without its configuration": ("adapter-not-found", lambda w: adapter_without(w, "adapter_config.json")),
+    "an adapter with a hundred changed bytes": ("adapter-unreadable", damaged_adapter),
+    "an adapter that links out of its directory": (
+        "adapter-unreadable", lambda w: linked(adapter(w), "adapter_config.json", w.folder / "elsewhere"),
+    ),
+    "an adapter that links in a circle": (
+        "adapter-unreadable", lambda w: linked(adapter(w), "adapter_config.json", Path("adapter_config.json")),
+    ),
     "an adapter that is no LoRA": ("adapter-not-found", lambda w: adapter(w, r=None)),
     "an adapter of another rank": ("adapter-shape-differs", lambda w: adapter_for(w, rank=16)),
     "an adapter of another alpha": ("adapter-shape-differs", lambda w: adapter_for(w, alpha=32)),

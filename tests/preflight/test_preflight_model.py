@@ -104,6 +104,7 @@ def test_an_adapter_of_the_same_shape_can_be_gone_on_from(check, random_adapter,
     lora = {"resume_from": str(place), "rank": 4, "alpha": 8}
     result = check("qlora", lora=lora)
     assert codes(result) == codes(result, "warning") == set()
+    (place / "manifest.json").unlink()  # changed on purpose
     content = json.loads((place / "adapter_config.json").read_text()) | {"base_model_name_or_path": "owner/other"}
     (place / "adapter_config.json").write_text(json.dumps(content))
     assert codes(check("qlora", lora=lora), "warning") == {"adapter-other-base"}

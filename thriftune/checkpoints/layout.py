@@ -1,8 +1,6 @@
 """Names inside the prefix of an attempt, in one place."""
 
-import hashlib
 import re
-from pathlib import Path
 
 ATTEMPTS = "attempts.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -42,9 +40,3 @@ def step_of(name: str) -> int | None:
     """The step of the checkpoint that a name belongs to; None for anything else."""
     match = _CHECKPOINT.fullmatch(name.partition("/")[0])
     return int(match[1]) if match else None
-
-
-def sha256_of(file: Path) -> str:
-    """The checksum of a file, as hexadecimal digits. Lets other threads run: the hash holds no lock of Python's."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,26 +4,21 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, Self
+
+from thriftune.digests import FileDigest, require_inside
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class FileEntry:
+class FileEntry(FileDigest):
     """One file of a checkpoint.
 
     Attributes:
-        name: Path relative to the checkpoint, with `/`.
-        size: Bytes.
-        sha256: Checksum of its content, hexadecimal.
         node: Which node wrote it.
     """
 
-    name: str
-    size: int
-    sha256: str
     node: int
 
 
@@ -86,7 +81,7 @@ class Manifest:
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"The manifest is damaged: {error}.") from error
         for entry in files:
-            _require_inside(entry.name)
+            require_inside(entry.name)
         return manifest
 
 
@@ -102,9 +97,3 @@ def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _encoded(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
-
-
-def _require_inside(name: str) -> None:
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise ValueError(f"The manifest names {name!r}, which is not inside the checkpoint.")

@@ -10,6 +10,7 @@ from thriftune.checkpoints import layout
 from thriftune.checkpoints.errors import DiskFullError, free_bytes
 from thriftune.checkpoints.manifest import FileEntry, Manifest
 from thriftune.checkpoints.store import Store
+from thriftune.digests import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def _wrong_sizes(store: Store, step: int, entries: Sequence[FileEntry]) -> list[
 
 
 def _is_right(file: Path, entry: FileEntry) -> bool:
-    return file.is_file() and file.stat().st_size == entry.size and layout.sha256_of(file) == entry.sha256
+    return file.is_file() and file.stat().st_size == entry.size and sha256_of(file) == entry.sha256
 
 
 def _is_here(entry: FileEntry, destination: Path, places: Sequence[Path]) -> bool:

@@ -17,6 +17,7 @@ from thriftune.checkpoints import local_files
 from thriftune.checkpoints.errors import DiskFullError
 from thriftune.checkpoints.local_files import PARTIAL
 from thriftune.errors import TransientError, UserError
+from thriftune.model_files import is_circle
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -203,6 +204,8 @@ class Store:
         """Raise what trying again does not mend."""
         if isinstance(error, OSError) and error.errno in _FULL and disk is not None:
             raise DiskFullError.at(disk) from error
+        if is_circle(error):
+            raise self._refused(error, "Give a directory whose links lead in no circle.") from error
         # gcsfs says 403 with a plain OSError.
         forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
         if forbidden or isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from thriftune import artifacts
+from thriftune import artifacts, damage
 from thriftune.checkpoints.errors import DiskFullError, free_bytes
 from thriftune.errors import UserError
 
@@ -54,7 +54,7 @@ def to_universal(checkpoint: Path, destination: Path | None = None) -> Path:
     """
     # Not "checkpoint-<step>-...": the Trainer's rotation would take it for one of its checkpoints.
     destination = destination or checkpoint.with_name(f"universal-{checkpoint.name}")
-    if artifacts.is_whole(destination):
+    if damage.is_reusable(destination):
         return destination
     for abandoned in destination.parent.glob(f"{destination.name}.*.partial"):
         shutil.rmtree(abandoned, ignore_errors=True)
@@ -69,7 +69,9 @@ def to_universal(checkpoint: Path, destination: Path | None = None) -> Path:
             # Without `latest`, resuming from here in the ordinary way is refused and cannot load something wrong.
             if file.is_file() and file.name != "latest":
                 shutil.copyfile(file, directory / file.name)
-        artifacts.write_manifest(directory, "checkpoint", {"source": checkpoint.name, "world_size": world_size})
+        about = {"source": checkpoint.name, "world_size": world_size}
+        # By size alone: all ranks wait for this, and for 7B there are 84 GB of it.
+        artifacts.write_manifest(directory, "checkpoint", about, checksums=False)
     logger.info("Converted it in %.0f s to %s", time.monotonic() - started, destination)
     return destination
 

@@ -10,6 +10,7 @@ from thriftune.checkpoints import layout
 from thriftune.checkpoints.errors import IncompleteError
 from thriftune.checkpoints.manifest import FileEntry, Manifest
 from thriftune.checkpoints.store import Store
+from thriftune.digests import sha256_of
 from thriftune.errors import ThriftuneError
 
 
@@ -48,7 +49,7 @@ def upload_part(store: Store, place: Place, directory: Path, step: int, content:
     entries = []
     for file in sorted(path for path in directory.rglob("*") if path.is_file()):
         name = file.relative_to(directory).as_posix()
-        entry = FileEntry(name, file.stat().st_size, layout.sha256_of(file), place.node)
+        entry = FileEntry(name, file.stat().st_size, sha256_of(file), place.node)
         store.upload(file, layout.file_name(step, place.node, name))
         entries.append(entry)
     part = Manifest(step, place.world_size, place.nodes, tuple(entries), content)

@@ -1,6 +1,5 @@
 """The rows that are used, in order and in bounded lots, as conversion takes them."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING
@@ -12,8 +11,6 @@ from thriftune.data.selection import Selection
 from thriftune.data.sources import NumberedRow, OpenSource
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from thriftune.data.held_out import Flags
 
 _BATCH_ROWS = 1000
@@ -47,19 +44,6 @@ def batches(opened: Sequence[OpenSource], selections: Sequence[Selection], held_
 def used_rows(source: OpenSource, selection: Selection) -> Iterator[NumberedRow]:
     """The rows of a source that are used, in order."""
     return compress(source.read(), _uses(selection))
-
-
-def progress(total: int, what: str) -> "tqdm[None]":
-    """A bar that counts rows.
-
-    Args:
-        total: Rows there are.
-        what: Is done with them.
-    """
-    from tqdm import tqdm
-
-    seconds = 0.2 if sys.stderr.isatty() else 15  # a pod's log keeps every state of the bar
-    return tqdm(total=total, desc=what, unit=" rows", mininterval=seconds)
 
 
 def _uses(selection: Selection) -> Iterator[bool]:

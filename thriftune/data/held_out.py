@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune.data.batches import progress, used_rows
+from thriftune.data.batches import used_rows
 from thriftune.data.duplicates import Copy, find_copies
 from thriftune.data.examples import Conversation, Example, MarkedText, RowError
 from thriftune.data.formats import Format
 from thriftune.data.readers import decode
 from thriftune.data.selection import Selection, held_out_shares, nth_lowest, too_few
 from thriftune.data.sources import NumberedRow, OpenSource
+from thriftune.progress import progress
 
 if TYPE_CHECKING:
     import numpy as np

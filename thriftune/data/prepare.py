@@ -15,7 +15,7 @@ from pathlib import Path
 from thriftune import artifacts
 from thriftune.config import DataConfig
 from thriftune.data import report, unread
-from thriftune.data.batches import batches, progress
+from thriftune.data.batches import batches
 from thriftune.data.conversion import Batch, formats
 from thriftune.data.held_out import hold_out
 from thriftune.data.pieces import Pieces
@@ -29,6 +29,7 @@ from thriftune.data.summary import summary
 from thriftune.data.tokenization import require_usable
 from thriftune.data.workers import Workers, convert_all
 from thriftune.errors import DataError, Problem
+from thriftune.progress import progress
 from thriftune.tokenizer import fingerprint as tokenizer_fingerprint
 from thriftune.tokenizer import load_tokenizer
 

@@ -4,20 +4,23 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import distributed
+from thriftune import artifacts, damage, digests, distributed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 TRAIN, VALIDATION = "train.parquet", "validation.parquet"
 _SAMPLES = "samples.json"
+_ROWS = "rows.arrow"
+_BATCH_ROWS = 1000  # as datasets writes them: a row is found within its batch
 POSITIONS = "position_ids"
 
 
 def load_split(directory: Path, name: str) -> "Dataset":
     """One split of a prepared dataset, memory-mapped. In a job of several processes, every rank of a node calls it.
 
-    Parquet cannot be mapped: it is unpacked beside the dataset, once for each node and not once for each rank.
+    Parquet cannot be mapped: it is unpacked beside the dataset, once for each node and not once for each rank. What an
+    earlier run unpacked is read through before it is used, which takes a quarter of the time that unpacking does.
 
     Args:
         directory: A prepared dataset.
@@ -28,15 +31,29 @@ def load_split(directory: Path, name: str) -> "Dataset":
     """
     from datasets import Dataset
 
-    cache = str(directory.with_name(directory.name + ".mapped"))
+    file = directory / name
+    place = directory.with_name(f"{directory.name}.mapped") / file.stem
+    distributed.once_per_node(lambda: _unpack(file, place))
+    return Dataset.from_file(str(place / _ROWS))
 
-    def load() -> "Dataset":
-        loaded = Dataset.from_parquet(str(directory / name), cache_dir=cache)
-        assert isinstance(loaded, Dataset)
-        return loaded
 
-    distributed.once_per_node(load)
-    return load()
+def _unpack(file: Path, place: Path) -> None:
+    """Write Parquet as rows that can be mapped, unless they are there and whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    of = {"sha256": digests.sha256_of(file)}
+    if damage.is_reusable(place) and artifacts.read_content(place) == of:
+        return
+    with artifacts.writing(place) as directory:
+        rows = pq.ParquetFile(file)
+        with (
+            pa.OSFile(str(directory / _ROWS), "wb") as stream,
+            pa.ipc.new_stream(stream, rows.schema_arrow) as writer,
+        ):
+            for batch in rows.iter_batches(_BATCH_ROWS):
+                writer.write_batch(batch)
+        artifacts.write_manifest(directory, "rows", of)
 
 
 def count_rows(directory: Path, name: str) -> int:

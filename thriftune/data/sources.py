@@ -1,6 +1,5 @@
 """Where rows come from: local or remote files, datasets on the hub, and the table that a workflow was given."""
 
-import glob
 import hashlib
 import itertools
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from thriftune import hub
-from thriftune.data import parquet, readers
+from thriftune.data import local_files, parquet, readers
 from thriftune.data.examples import RawRow
 from thriftune.errors import DataError, TransientError
 
@@ -259,9 +258,7 @@ def _load_from_hub(config: "DataSource", token: str | None, scratch: Path) -> "D
 def _files(source: str) -> list[str]:
     """The files a path, glob or URL stands for, in a fixed order."""
     if "://" not in source:
-        path = str(Path(source).expanduser())  # with [brackets] in it, a file need not match its own name
-        found = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
-        files = sorted(f for f in found if os.path.isfile(f))
+        files = local_files.matching(source)
     else:
         import fsspec
 

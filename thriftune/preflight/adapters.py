@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from thriftune import damage
 from thriftune.adapter_weights import (
     RESUME_FROM,
     WEIGHTS,
@@ -25,6 +26,7 @@ from thriftune.lora import (
     require_adapters,
     require_targets,
 )
+from thriftune.model_files import ADAPTER_FILES, exists, files_of
 from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import Finding, finding, skipped
 from thriftune.preflight.outcome import attempt
@@ -95,6 +97,10 @@ def _four_bits(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding
 def _adapter_to_go_on_from(
     config: RunConfig, lora: LoraConfig, place: str, architecture: Architecture | None
 ) -> Iterator[Finding]:
+    readable = attempt(lambda: _require_readable(place), "adapter-unreadable", _RESUME, place)
+    yield from readable.findings
+    if readable.failed:
+        return
     with tempfile.TemporaryDirectory() as scratch:
         brought = attempt(lambda: _bring(place, Path(scratch)), "adapter-not-found", _RESUME, place)
         if brought.value is None:
@@ -138,6 +144,18 @@ def _weights(lora: LoraConfig, architecture: Architecture, directory: Path, plac
         ).findings
 
 
+def _require_readable(place: str) -> None:
+    """Refuse an adapter on this disk whose links lead elsewhere, or that is not what was saved.
+
+    Raises:
+        UserError: Names each file.
+    """
+    here = Path(place).expanduser()
+    if "://" not in place and exists(here):
+        files_of(here, _RESUME, ConfigError, ADAPTER_FILES, ())
+        damage.require_undamaged(here, _RESUME, content=True)
+
+
 def _bring(place: str, scratch: Path) -> Path:
     """The configuration of an adapter, on this disk.
 
@@ -153,7 +171,7 @@ def _bring(place: str, scratch: Path) -> Path:
         if not missing:
             filesystem.get(f"{path}/{_CONFIG}", str(scratch / _CONFIG))
             _require_lora(json.loads((scratch / _CONFIG).read_text(encoding="utf-8")))
-    except (ImportError, ValueError, PermissionError) as error:
+    except (ImportError, ValueError, PermissionError, RecursionError) as error:
         message = f"cannot be read: {error}."
         raise ConfigError.single(_RESUME, place, message, "Check the place and the permissions.") from error
     except OSError as error:

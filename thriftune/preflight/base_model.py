@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import architecture, gguf, models
+from thriftune import architecture, damage, gguf_file, models
 from thriftune.architecture import Architecture
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, TransientError, in_a_line
+from thriftune.model_files import CODE, WANTED, exists, files_of
 from thriftune.model_source import kind_of
 from thriftune.positions import require_positions
 from thriftune.preflight import licenses, weights
@@ -59,6 +60,9 @@ def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
     """
     source, of_model = model.source, hub_code("model")
     logger.info("Preflight: the base model %s", source)
+    readable = attempt(lambda: _require_readable(source), "model-unreadable", FIELD, source)
+    if readable.failed:
+        return BaseModel(findings=readable.findings)
     version = attempt(lambda: models.version(source, model.revision, token), of_model, FIELD, source)
     if version.value is None:
         return BaseModel(findings=version.findings)
@@ -76,6 +80,18 @@ def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
     base = dataclasses.replace(base, architecture=shape.value, findings=base.findings + named)
     store = None if source.endswith(".gguf") else weights.store_of(source, version.value, token, directory, names)
     return dataclasses.replace(base, findings=base.findings + tuple(weights.check(source, store, names, shape.value)))
+
+
+def _require_readable(source: str) -> None:
+    """Refuse a directory whose links lead elsewhere, or whose files are not those that its manifest names.
+
+    Raises:
+        UserError: Names each of them.
+    """
+    directory = Path(source).expanduser()
+    if kind_of(source) == "directory" and exists(directory):
+        files_of(directory, FIELD, ModelSourceError)
+        damage.require_undamaged(directory, FIELD, content=False)
 
 
 def check_length(base: BaseModel, max_length: int) -> Iterator[Finding]:
@@ -120,8 +136,8 @@ def _bring(
     directory = scratch / "model"
     directory.mkdir(parents=True)
     source, kind = model.source, kind_of(model.source)
-    code = ("*.py",) if model.trust_remote_code else ()
-    patterns = (*(pattern for pattern in models._WANTED if pattern != _WEIGHTS), "README.md", *code)
+    code = (CODE,) if model.trust_remote_code else ()
+    patterns = (*(pattern for pattern in WANTED if pattern != _WEIGHTS), "README.md", *code)
     if kind == "hub":
         info = permitted(source, version, token, field=FIELD, error_class=ModelSourceError, repo_type="model")
         models._fetch_hub(source, version, directory, token, patterns)
@@ -133,7 +149,7 @@ def _bring(
         names = {entry.partition(" ")[0].rpartition("/")[2] for entry in models._remote_listing(source)}
         models._fetch_url(source, directory, patterns)
         return directory, names, None
-    models._link_directory(Path(source).expanduser(), directory, patterns)
+    models.copy_directory(Path(source).expanduser(), directory, patterns)
     return directory, {p.name for p in Path(source).expanduser().iterdir()}, None
 
 
@@ -154,13 +170,10 @@ def _local_gguf(source: str, scratch: Path) -> Path:
 
 def _unpack_gguf(file: Path, directory: Path) -> None:
     """Write the tokenizer and the configuration in a GGUF file as those of a model directory."""
-    from transformers import AutoTokenizer
-
     shape = architecture.of(ModelConfig(source=str(file)))  # explains what is wrong with the file
     (directory / "config.json").write_text(shape.content, encoding="utf-8")
-    with gguf.alone(file) as link:
-        AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name).save_pretrained(directory)
-    licenses.keep(directory, licenses.of_gguf(file))
+    gguf_file.save_tokenizer(file, directory)
+    licenses.keep(directory, gguf_file.license_of(file))
 
 
 def _require_complete(directory: Path, names: set[str], source: str) -> None:

@@ -53,6 +53,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "lora-refused": ("error", "peft refuses these adapters on this architecture."),
     "quantization-saves-nothing": ("error", "Too little of the model can be in 4 bits for that to save memory."),
     "adapter-not-found": ("error", "There is no adapter to go on from at lora.resume_from."),
+    "adapter-unreadable": ("error", "The adapter to go on from is not what was saved, or links out of its directory."),
     "adapter-shape-differs": ("error", "The adapter to go on from has another rank, alpha or modules than the run."),
     "adapter-weights-misfit": ("error", "The weights of the adapter to go on from are not all there, or do not fit."),
     "checkpoint-not-found": ("error", "There is no whole checkpoint to go on from at checkpoints.resume_from."),

@@ -32,14 +32,6 @@ def of(directory: Path, info: "ModelInfo | DatasetInfo | None" = None) -> str:
     return _in_front_matter(directory / "README.md") or _first_line(directory)
 
 
-def of_gguf(file: Path) -> str:
-    """What a GGUF file says of its license."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(file).fields.get("general.license")
-    return str(field.contents()) if field is not None else ""
-
-
 def keep(directory: Path, found: str) -> None:
     """Write a license beside the files of a model, for `of` to find."""
     if found:

@@ -10,7 +10,7 @@ from thriftune.errors import ModelSourceError
 from thriftune.model_source import kind_of
 from thriftune.preflight.findings import Finding, finding
 from thriftune.preflight.outcome import attempt
-from thriftune.weight_files import Folder, Shapes, Store, weights_in
+from thriftune.weight_files import Folder, Shapes, Store, shapes_in_entries, weights_in
 
 _FIELD = "model.source"
 
@@ -34,9 +34,11 @@ class _Repository:
             try:
                 read = HfApi(token=self._token).parse_safetensors_file_metadata
                 found = read(self._repository, name, revision=self._commit)
-            except SafetensorsParsingError as error:
+            except (SafetensorsParsingError, AttributeError, IndexError, TypeError, RecursionError) as error:
                 raise ValueError("has a header that is none of safetensors") from error
-        return {key: tuple(tensor.shape) for key, tensor in found.tensors.items()}
+        tensors = {name: vars(tensor) for name, tensor in found.tensors.items()}
+        kept = ("dtype", "shape", "data_offsets")
+        return shapes_in_entries({name: {key: tensor[key] for key in kept} for name, tensor in tensors.items()})
 
 
 def store_of(source: str, version: str, token: str | None, directory: Path, names: set[str]) -> Store:
