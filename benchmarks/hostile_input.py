@@ -45,10 +45,10 @@ def json_lines(stream: IO[str], rows: Path, giant: int) -> None:
 
 
 def nearly_giants(stream: IO[str], rows: Path, giant: int) -> None:
-    """Rows, and four that are just small enough to be used."""
+    """Rows, and two that are just small enough to be used."""
     for number, line in enumerate(rows.open()):
         stream.write(line)
-        if number < 4 and giant:
+        if number < 2 and giant:
             text = "".join(pieces(ROW_BYTES - (1 << 20)))
             stream.write(json.dumps({"instruction": f"{number}", "output": text}) + "\n")
 
@@ -93,7 +93,7 @@ def streamed(write: Callable[[IO[str], Path, int], None], file: Path, rows: Path
 
 KINDS: dict[str, tuple[str, Callable[[Path, Path, int], None]]] = {
     "a line, and nesting": ("rows.jsonl", partial(streamed, json_lines)),
-    "four rows of 3 MiB, which are used": ("rows.jsonl", partial(streamed, nearly_giants)),
+    "two rows of 3 MiB, which are used": ("rows.jsonl", partial(streamed, nearly_giants)),
     "a field, packed": ("rows.csv.gz", partial(streamed, comma_separated)),
     "a bomb, packed": ("rows.jsonl.gz", partial(streamed, bomb)),
     "a bomb, packed as text": ("rows.txt.gz", partial(streamed, bomb)),

@@ -5,7 +5,7 @@ import string
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from thriftune.data.limits import RENDERED_CHARACTERS, size_of
+from thriftune.data.limits import TEXT_CHARACTERS, size_of
 
 _MOST_DECIMALS = 100
 _MOST_BITS = 1 << 16  # of a whole number: multiplying longer ones takes seconds
@@ -26,8 +26,8 @@ def require_size(size: int) -> None:
     Raises:
         OverBudgetError: It is.
     """
-    if size > RENDERED_CHARACTERS:
-        raise OverBudgetError(f"writes more than {RENDERED_CHARACTERS:,} characters")
+    if size > TEXT_CHARACTERS:
+        raise OverBudgetError(f"writes more than {TEXT_CHARACTERS:,} characters")
 
 
 def written(value: Any) -> int:
@@ -36,7 +36,7 @@ def written(value: Any) -> int:
     Args:
         value: Anything that a template can hold.
     """
-    return len(value) if isinstance(value, str) else size_of(value, RENDERED_CHARACTERS)
+    return len(value) if isinstance(value, str) else size_of(value, TEXT_CHARACTERS)
 
 
 def of_operator(operator: str, left: Any, right: Any) -> int:
@@ -53,7 +53,7 @@ def of_operator(operator: str, left: Any, right: Any) -> int:
         return _of_percent(left, right)
     if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length() + right.bit_length() if operator == "*" else left.bit_length() * max(right, 0)
-        return 0 if bits <= _MOST_BITS else RENDERED_CHARACTERS + 1
+        return 0 if bits <= _MOST_BITS else TEXT_CHARACTERS + 1
     if operator == "*":
         times, repeated = (left, right) if isinstance(left, int) else (right, left)
         return written(repeated) * max(times, 0) if isinstance(times, int) else 0
@@ -88,9 +88,7 @@ def _of_format(text: str, *values: Any, **named: Any) -> int:
 
 def _widths(numbers: list[str]) -> int:
     """The sum of widths in a format; those that are values themselves may be anything."""
-    return sum(
-        int(number) if number.isdecimal() and len(number) < 10 else RENDERED_CHARACTERS + 1 for number in numbers
-    )
+    return sum(int(number) if number.isdecimal() and len(number) < 10 else TEXT_CHARACTERS + 1 for number in numbers)
 
 
 def _of_replacing(text: Any, old: Any, new: Any, *_count: Any, **_named: Any) -> int:
@@ -111,7 +109,7 @@ def _of_json(value: Any, _ascii: Any = False, indent: Any = None, *_options: Any
 
 
 def _of_sum(_values: Any, _attribute: Any = None, start: Any = 0) -> int:
-    return 0 if isinstance(start, int | float) else RENDERED_CHARACTERS + 1  # lists are copied again for each
+    return 0 if isinstance(start, int | float) else TEXT_CHARACTERS + 1  # lists are copied again for each
 
 
 def _of_number(_value: Any, number: Any = 0, *_options: Any, **named: Any) -> int:
@@ -127,7 +125,7 @@ def _of_replacing_text(text: Any, old: Any, new: Any, *_count: Any, **_named: An
 
 
 def _of_rounding(_value: Any, precision: Any = 0, *_method: Any, **_named: Any) -> int:
-    return 0 if abs(precision) < _MOST_DECIMALS else RENDERED_CHARACTERS + 1  # it is a power of ten
+    return 0 if abs(precision) < _MOST_DECIMALS else TEXT_CHARACTERS + 1  # it is a power of ten
 
 
 def _of_translating(text: Any, table: Any) -> int:

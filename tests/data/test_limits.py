@@ -15,6 +15,7 @@ from thriftune.config import DataConfig
 from thriftune.data import json_list, limits, unpacking
 from thriftune.data.batches import batches
 from thriftune.data.examples import RowError
+from thriftune.data.formats import format_of
 from thriftune.data.limits import ROW_BYTES
 from thriftune.data.readers import COLUMNS, columns_of, count_rows, decode, read_file
 from thriftune.data.selection import select
@@ -298,6 +299,34 @@ def test_hostile_rows_are_set_aside_and_the_others_trained_on(tmp_path, tiny_tok
     assert made.count("rejected") == len(reasons)
     assert made.count("examples") == 60
     assert max(map(len, made.stats.reasons)) <= limits.REASON_CHARACTERS + 3
+
+
+MANY = [["a", "b"]] * (limits.TURNS + 1)
+WORDS = "word " * 20_000
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("alpaca", {"instruction": "a", "output": "b", "history": MANY}, "has more than 10,000 turns"),
+        (
+            "alpaca",
+            {"instruction": "a", "output": "b", "history": [[WORDS, "b"]] * 60},
+            "makes more than 5 MiB of text",
+        ),
+        ("grammar", {"sentence": "a", "corrections": ["b"] * (limits.TURNS + 1)}, "has more than 10,000 turns"),
+        ("grammar", {"sentence": WORDS, "corrections": ["b"] * 60}, "makes more than 5 MiB of text"),
+        ("template", {"a": WORDS, "b": "b"}, "makes more than 5 MiB of text"),
+        ("chat", {"messages": [{"role": "user", "content": "a"}] * (limits.TURNS + 1)}, "has more than 10,000 turns"),
+        ("sharegpt", {"conversations": [{"from": "gpt", "value": "a"}] * 20_000}, "has more than 10,000 turns"),
+    ],
+)
+def test_a_row_that_would_become_much_more_than_it_is_is_set_aside(name, row, reason):
+    """A long sentence of many corrections is repeated for each; many short turns took hours to be found in the text."""
+    template = "{a} " * 60 + "{b}" if name == "template" else None
+    with pytest.raises(RowError) as raised:
+        list(format_of(name, template=template).read(row))
+    assert str(raised.value) == reason
 
 
 def test_prompts_have_the_same_limits(tmp_path):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from thriftune.data.examples import NOTHING, Conversation, RowError, structure_in
+from thriftune.data.examples import NOTHING, Conversation, RowError, require_moderate, structure_in
 from thriftune.data.message import FLAGS, MESSAGE_KEYS, calls_in, flag, read_message
 
 # Who may speak after whom; None is the start. A system message only opens a conversation.
@@ -51,6 +51,7 @@ def read_messages(messages: Any, column: str, tools: Any = None, system: str = "
         raise RowError(f"column {column!r} is not a list of messages")
     if not messages:
         raise RowError(f"column {column!r} is empty")
+    require_moderate(0, len(messages))
     checked = [read_message(message, number) for number, message in enumerate(messages, 1)]
     speaker: str | None = None
     for number, message in enumerate(checked, 1):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from thriftune.chat_template import closings, never_ends
 from thriftune.config import DataConfig
 from thriftune.data import rendering, unread
-from thriftune.data.examples import Conversation, Example, MarkedText, RowError
-from thriftune.data.formats import Format, all_values, format_of
+from thriftune.data.examples import Conversation, Example, MarkedText, RowError, all_values
+from thriftune.data.formats import Format, format_of
 from thriftune.data.limits import OVERRUNS, shortened
 from thriftune.data.readers import decode
 from thriftune.data.rejection import RejectedRow

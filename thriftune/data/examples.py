@@ -1,11 +1,11 @@
 """What rows become before they are tokens: texts with marked answers, and conversations."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thriftune.data.limits import TOO_DEEP, is_too_deep
+from thriftune.data.limits import TEXT_CHARACTERS, TOO_DEEP, TURNS, is_too_deep
 
 Row = Mapping[str, Any]
 NOTHING: tuple[object, ...] = (None, "", [], {})  # what a key holds that says nothing
@@ -54,6 +54,22 @@ class Conversation:
 
 
 Example = MarkedText | Conversation
+
+
+def require_moderate(characters: int, turns: int = 1) -> None:
+    """Refuse a row that would become much more than it is, before it does.
+
+    Args:
+        characters: Of all texts that would be made of it.
+        turns: Messages, earlier turns or corrections in it.
+
+    Raises:
+        RowError: It is too much.
+    """
+    if turns > TURNS:
+        raise RowError(f"has more than {TURNS:,} turns")
+    if characters > TEXT_CHARACTERS:
+        raise RowError(f"makes more than {TEXT_CHARACTERS >> 20} MiB of text")
 
 
 def text_in(row: Row, column: str) -> str:
@@ -113,3 +129,16 @@ def json_in(text: str, named: str) -> Any:
     if is_too_deep(value):
         raise RowError(f"{named} {TOO_DEEP}")
     return value
+
+
+def all_values(row: Row, columns: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Every text in the columns of a row, however deep, with the name of its column."""
+    pending: list[tuple[str, Any]] = [(name, row.get(name)) for name in columns]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, Mapping):
+            pending += [(name, part) for part in (*value.keys(), *value.values())]
+        elif isinstance(value, list | tuple):
+            pending += [(name, part) for part in value]

@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from thriftune.data import chat
-from thriftune.data.examples import Example, MarkedText, Row, RowError, optional_text_in, structure_in, text_in
+from thriftune.data.examples import (
+    Example,
+    MarkedText,
+    Row,
+    RowError,
+    optional_text_in,
+    require_moderate,
+    structure_in,
+    text_in,
+)
 
 # The prompt of Stanford Alpaca, word for word, so that models trained elsewhere on it stay comparable.
 # Source: https://github.com/tatsu-lab/stanford_alpaca#data-release
@@ -18,6 +27,7 @@ _ALPACA_OPENING_WITH_INPUT = (
     "Write a response that appropriately completes the request."
 )
 _OPENING_CHARACTERS = 200
+_ALPACA_CHARACTERS = 40  # around a turn
 
 
 @dataclass(frozen=True)
@@ -78,13 +88,15 @@ def _read_alpaca(row: Row) -> list[MarkedText]:
     context, system = optional_text_in(row, "input"), optional_text_in(row, "system")
     instruction, answer = text_in(row, "instruction"), text_in(row, "output")
     turns = [*_history(row.get("history")), (instruction, context, answer)]
-    text, answers = "", []
+    require_moderate(sum(_ALPACA_CHARACTERS + sum(map(len, turn)) for turn in turns) + len(system), len(turns))
+    parts, answers, end = list[str](), [], 0
     for number, (asked, given, said) in enumerate(turns):
         # The layout of LLaMA-Factory's alpaca template, which learns earlier answers too.
-        text += f"\n\n{_alpaca_turn(asked, given)}" if number else alpaca_prompt(asked, given, system)
-        start, text = len(text), text + said
-        answers.append((start, len(text)))
-    return [MarkedText(text, tuple(answers), f"{instruction}\n{context}" if context else instruction)]
+        prompt = f"\n\n{_alpaca_turn(asked, given)}" if number else alpaca_prompt(asked, given, system)
+        parts += (prompt, said)
+        answers.append((end + len(prompt), end + len(prompt) + len(said)))
+        end = answers[-1][1]
+    return [MarkedText("".join(parts), tuple(answers), f"{instruction}\n{context}" if context else instruction)]
 
 
 def _history(history: Any) -> list[tuple[str, str, str]]:
@@ -125,6 +137,8 @@ def _read_grammar(row: Row) -> list[MarkedText | RowError]:
         corrections = [corrections]
     if not isinstance(corrections, Sequence) or not corrections:
         raise RowError("column 'corrections' holds no correction")
+    said = sum(len(correction) for correction in corrections if isinstance(correction, str))
+    require_moderate(said + len(corrections) * len(correction_prompt(sentence)), len(corrections))
     examples: list[MarkedText | RowError] = []
     for number, correction in enumerate(corrections, 1):
         if isinstance(correction, str) and correction.strip():
@@ -202,6 +216,7 @@ def template_format(template: str, trained_fields: Sequence[str] = ()) -> Format
 
     def read(row: Row) -> list[MarkedText]:
         values = {name: text_in(row, name) for name in fields}
+        require_moderate(sum(len(literal) + len(values.get(name or "", "")) for literal, name in pieces))
         text, answers = "", []
         for literal, name in pieces:
             text += literal
@@ -280,16 +295,3 @@ def format_of(
 def question_prompt(name: str, question: str) -> str:
     """A bare question as a model that was trained on a format expects it; as it is for template."""
     return FORMATS[name].prompt(question) if name in FORMATS else question
-
-
-def all_values(row: Row, columns: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Every text in the columns of a row, however deep, with the name of its column."""
-    pending: list[tuple[str, Any]] = [(name, row.get(name)) for name in columns]
-    while pending:
-        name, value = pending.pop()
-        if isinstance(value, str):
-            yield name, value
-        elif isinstance(value, Mapping):
-            pending += [(name, part) for part in (*value.keys(), *value.values())]
-        elif isinstance(value, list | tuple):
-            pending += [(name, part) for part in value]

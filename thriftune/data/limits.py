@@ -15,6 +15,12 @@ ROW_BYTES = 4 << 20
 # Levels of lists and objects in each other, in a row or in JSON that a row holds as text. Schemas of tools have about
 # 10. Python follows nesting with its own stack, which ends somewhere below 1,000.
 DEPTH = 64
+# Messages, turns of a history, or corrections in a row: finding each answer in the tokens takes as long as there are
+# tokens, and each correction repeats its sentence.
+TURNS = 10_000
+# Characters of all texts that are made of a row, by a format or by a chat template: what the row holds, and a little
+# around it.
+TEXT_CHARACTERS = ROW_BYTES + (1 << 20)
 # How many times as large as the file its unpacked content may be. Text packs 3 to 10 times, rows of logs up to 100.
 EXPANSION = 200
 # Bytes that any file may unpack to, whatever it was packed from: read in a second, and never kept.
@@ -28,9 +34,6 @@ COLUMNS = 10_000
 # Characters of a reason in rejected.parquet, in reports and in the log: some quote what is in the row.
 REASON_CHARACTERS = 300
 
-# Characters that a chat template may write, and that anything it computes on the way may have. It writes what the row
-# holds, and a little around it.
-RENDERED_CHARACTERS = ROW_BYTES + (1 << 20)
 # Turns of loops, calls and outputs of a chat template over all renderings of a row, which are two for each answer: 6
 # million for a conversation of 1,000 messages of 1,000 characters (SmolLM2's template, and Qwen3's). Counted in place
 # of time, so that the same rows are set aside on every machine; a step takes 0.3 to 4 microseconds.
