@@ -18,6 +18,7 @@ from pod_templates import (
     with_shared_memory,
 )
 from tasks import log, run_files
+from tasks.failures import ExplainsErrors
 from tasks.image import RequiresImage
 from tasks.platform import REGISTRATION_ONLY
 from tasks.settings import CHECKOUT, PLATFORM, POD_ENVIRONMENT, WANDB_KEY
@@ -41,7 +42,7 @@ class OnImage:
     """The configuration of a task whose image is checked, and that is otherwise an ordinary one."""
 
 
-class OnImageTask(RequiresImage, PythonFunctionTask[OnImage]):
+class OnImageTask(RequiresImage, ExplainsErrors, PythonFunctionTask[OnImage]):
     """An ordinary task, or a dynamic workflow."""
 
 

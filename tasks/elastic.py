@@ -32,6 +32,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import api as launcher
 
 from tasks import settings
+from tasks.failures import ExplainsErrors
 from tasks.image import RequiresImage
 from tasks.settings import PLATFORM
 from thriftune.errors import PreemptedError, ThriftuneError, UserError
@@ -60,7 +61,7 @@ class _WorkerSpokeError(Exception):
     """A worker told its agent why the attempt is over."""
 
 
-class PlannedElasticTask(RequiresImage, PytorchElasticFunctionTask):
+class PlannedElasticTask(RequiresImage, ExplainsErrors, PytorchElasticFunctionTask):
     """Runs the task function in as many worker processes as its plan says."""
 
     def execute(self, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from tasks.declaring import FETCH_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried, upload
 from thriftune import artifacts, models
 from thriftune.config import ModelConfig
+from thriftune.redaction import unsigned
 
 logger = logging.getLogger("thriftune.tasks.fetch_model")
 
@@ -34,7 +35,9 @@ def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
     Returns:
         The directory, its tokenizer in another, and the tokenizer's fingerprint.
     """
-    key = artifacts.key_of(model.model_dump_json(), version, FETCH_CACHE)
+    # Whoever signed a URL, and when: the same model is not fetched again for a new signature.
+    named = model.model_copy(update={"source": unsigned(model.source)})
+    key = artifacts.key_of(named.model_dump_json(), version, FETCH_CACHE)
     place, tokenizer_place = settings.cached_place("model", key), settings.cached_place("tokenizer", key)
     if artifacts.is_whole(place):
         logger.info("The base model is already in %s", place)

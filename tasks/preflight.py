@@ -98,6 +98,7 @@ def _check(
         table_version=version,
         secrets=_secrets(config, token),
         output=try_output(),
+        folder=settings.local_root() if settings.is_local() else None,
         zero_files=zero_files(config),
         network_gbps=_network_gbps(plan),
         grace_seconds=settings.PLATFORM.grace_seconds,

@@ -99,14 +99,14 @@ def result_place(run_name: str, what: str) -> Path:
     """Where a task writes a result: outputs/<run>/<start time>/<what> locally, a scratch folder in a pod."""
     if not is_local():
         return Path(tempfile.mkdtemp()) / what
-    return _folder_of_run(_local_root() / run_name, _RUN) / what
+    return _folder_of_run(local_root() / run_name, _RUN) / what
 
 
 def cached_place(what: str, key: str) -> Path:
     """Where a task writes what later runs can reuse: outputs/cache/<what>-<key> locally, a scratch folder in a pod."""
     if not is_local():
         return Path(tempfile.mkdtemp()) / what
-    return _local_root() / "cache" / f"{what}-{key}"
+    return local_root() / "cache" / f"{what}-{key}"
 
 
 @functools.cache
@@ -142,5 +142,6 @@ def _is_taken_by(folder: Path, run: str) -> bool:
     return True
 
 
-def _local_root() -> Path:
+def local_root() -> Path:
+    """Where local runs write."""
     return Path(os.environ.get("THRIFTUNE_OUTPUTS", "outputs")).absolute()

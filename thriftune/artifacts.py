@@ -12,7 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from thriftune.disk import writing_to
 from thriftune.errors import UserError
+from thriftune.redaction import redacted
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -23,18 +25,27 @@ _VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "d
 
 
 @contextmanager
-def writing(directory: Path) -> Iterator[Path]:
+def writing(directory: Path, what: str, needed: int = 0) -> Iterator[Path]:
     """Write an output directory: it appears under its name only when the block ends without an error.
 
     Args:
         directory: Final place. An older directory there is replaced at the end.
+        what: What is being done, for the message when the disk refuses it, as: saving the model.
+        needed: Bytes that are to be written; 0 when unknown.
 
     Yields:
         An empty directory to write into.
 
     Raises:
+        DiskFullError: The disk is full.
+        NotWritableError: This user may not write there.
         RuntimeError: The block ended without writing a manifest.
     """
+    with writing_to(directory, what, needed):
+        yield from _written_whole(directory)
+
+
+def _written_whole(directory: Path) -> Iterator[Path]:
     directory.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: two runs that make the same thing at once must not write into each other's.
     partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=_PARTIAL, dir=directory.parent))
@@ -64,16 +75,28 @@ def _put_in_place(made: Path, directory: Path) -> None:
         shutil.rmtree(aside)
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a text that says something of a run, without the secrets that it may hold: they lie in places and messages.
+
+    Every such file is written by this: reports, pages, manifests, cards. A test looks for others that write.
+
+    Args:
+        file: Where to.
+        text: Of any kind.
+    """
+    file.write_text(redacted(text), encoding="utf-8", errors="backslashreplace")
+
+
 def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write `manifest.json`: what this directory is and how it came to be.
 
     Args:
         directory: Where the other files already are.
         kind: What it holds: model, adapter, dataset ...
-        content: Configuration, fingerprints, metrics. Never a secret.
+        content: Configuration, fingerprints, metrics. Secrets in it are taken out.
     """
     manifest = {"kind": kind, **content, "versions": versions(), "git_commit": git_commit()}
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(directory / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

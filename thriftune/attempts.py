@@ -1,6 +1,5 @@
 """One attempt at a training: restored, guarded and measured; and what it leaves to the next if it does not end well."""
 
-import errno
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from thriftune import artifacts, distributed, identity
 from thriftune.adjustments import Adjustments
-from thriftune.checkpoints.errors import DiskFullError
 from thriftune.checkpoints.universal import to_universal
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, count_rows
+from thriftune.disk import DiskFullError, is_full
 from thriftune.errors import StartAgainError, TransientError
 from thriftune.guards.divergence import DivergenceGuard
 from thriftune.guards.faults import kind_of
@@ -162,8 +161,8 @@ class Attempt:
         try:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
-            if _is_disk_full(error):
-                raise DiskFullError.at(self.folder) from error
+            if is_full(error):
+                raise DiskFullError.at(self.folder, what="training and writing checkpoints") from error
             kind = kind_of(error)
             if kind == "memory" and self._checkpoints:
                 changed = self._adjustments.after_out_of_memory(self._plan)
@@ -181,13 +180,6 @@ def _effort(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[]
     before = Effort(**resumed.content.get("effort", {})) if resumed else Effort()
     started = time.monotonic()
     return lambda: before.with_attempt(trainer, time.monotonic() - started - trainer.seconds_beside)
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Whether the disk is full, as Python says it or as torch's file writer does."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(text in str(error) for text in ("failed writing file", "file write failed", "No space left on device"))
 
 
 def run_record(

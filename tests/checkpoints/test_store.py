@@ -14,7 +14,8 @@ import pytest
 from checkpointing import Bucket
 
 from thriftune.checkpoints import store as store_module
-from thriftune.checkpoints.errors import DiskFullError, IncompleteError
+from thriftune.checkpoints.errors import IncompleteError
+from thriftune.disk import DiskFullError
 from thriftune.checkpoints.store import Store
 from thriftune.errors import TransientError, UserError
 
@@ -182,7 +183,7 @@ def test_a_tmpfs_that_is_really_full(local, tmp_path):
     script = """
         import sys
         from pathlib import Path
-        from thriftune.checkpoints.errors import DiskFullError
+        from thriftune.disk import DiskFullError
         from thriftune.checkpoints.store import Store
         source, tiny = Store(sys.argv[1], pauses=(60.0,)), Path(sys.argv[2])
         for act in (lambda: source.download("shard", tiny / "down"),

@@ -1,6 +1,5 @@
 """A prefix of the blob store, or of a local disk, whose short failures are waited out."""
 
-import errno
 import logging
 import os
 import threading
@@ -14,8 +13,8 @@ from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
 from thriftune.checkpoints import local_files
-from thriftune.checkpoints.errors import DiskFullError
 from thriftune.checkpoints.local_files import PARTIAL
+from thriftune.disk import DiskFullError, is_full
 from thriftune.errors import TransientError, UserError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ S3_PARTS_AT_ONCE = 4
 
 _LOCAL = ("file", "local")
 _S3 = ("s3", "s3a")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Store:
@@ -201,8 +199,8 @@ class Store:
 
     def _raise_definite(self, error: Exception, disk: Path | None) -> None:
         """Raise what trying again does not mend."""
-        if isinstance(error, OSError) and error.errno in _FULL and disk is not None:
-            raise DiskFullError.at(disk) from error
+        if disk is not None and is_full(error):
+            raise DiskFullError.at(disk, what="writing a checkpoint") from error
         # gcsfs says 403 with a plain OSError.
         forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
         if forbidden or isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):

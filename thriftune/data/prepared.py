@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import distributed
+from thriftune import artifacts, distributed
+from thriftune.disk import writing_to
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,7 +32,8 @@ def load_split(directory: Path, name: str) -> "Dataset":
     cache = str(directory.with_name(directory.name + ".mapped"))
 
     def load() -> "Dataset":
-        loaded = Dataset.from_parquet(str(directory / name), cache_dir=cache)
+        with writing_to(Path(cache), "unpacking the prepared dataset"):
+            loaded = Dataset.from_parquet(str(directory / name), cache_dir=cache)
         assert isinstance(loaded, Dataset)
         return loaded
 
@@ -58,7 +60,7 @@ def is_packed(rows: "Dataset") -> bool:
 
 def write_samples(samples: list[dict[str, Any]], directory: Path) -> None:
     """Keep held-out questions for the answers before and after training."""
-    (directory / _SAMPLES).write_text(json.dumps(samples, indent=2), encoding="utf-8")
+    artifacts.write_text(directory / _SAMPLES, json.dumps(samples, indent=2))
 
 
 def load_samples(directory: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from thriftune.data.examples import Row, RowError
 from thriftune.data.json_list import items_of_list
 from thriftune.data.misnamed import cause_in
 from thriftune.errors import DataError
+from thriftune.remote import path_of
 
 SampleBy = Literal["line", "paragraph", "document"]
 # A line of JSON stays bytes until a worker parses it.
@@ -204,8 +205,8 @@ ENDINGS_IN_WORDS = (
 
 
 def ending_of(path: str) -> str | None:
-    """The ending in `ENDINGS` that a path or glob has, or None."""
-    name = path.lower().rstrip("*")
+    """The ending in `ENDINGS` that a path, glob or URL has, or None."""
+    name = path_of(path).lower().rstrip("*")
     return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from thriftune import artifacts
+
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
 
@@ -41,7 +43,7 @@ def of_gguf(file: Path) -> str:
 def keep(directory: Path, found: str) -> None:
     """Write a license beside the files of a model, for `of` to find."""
     if found:
-        (directory / _KEPT).write_text(found + "\n", encoding="utf-8")
+        artifacts.write_text(directory / _KEPT, found + "\n")
 
 
 def _in_front_matter(readme: Path) -> str:
