@@ -18,14 +18,16 @@ def explained(task: str) -> Iterator[None]:
     Args:
         task: Which is running, for what no phase of its own says of a disk.
     """
-    caught: BaseException | None = None
+    shown: BaseException | None = None
     try:
         with _of_disk(task):
             yield
-    except Exception as error:  # noqa: BLE001 - nothing is hidden: it is raised below
-        caught = error
-    if caught is not None:  # outside of the block, so that the first one is no context of the other
-        raise without_secrets(caught)
+    except Exception as error:
+        shown = without_secrets(error)
+        if shown is error:
+            raise
+    if shown is not None:  # outside of the block, so that the first one is no context of the other
+        raise shown
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What the fields of a run must say together. Every rule looks at the whole file and adds what it finds to one list."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from thriftune import data_rules, zero
@@ -50,6 +50,19 @@ def with_user(field: str, place: str) -> Iterator[Problem]:
             "Take it out, and give the store its own credentials: in the environment (AWS_ACCESS_KEY_ID, "
             "GOOGLE_APPLICATION_CREDENTIALS, on a cluster from a secret), or in fsspec's configuration (docs/data.md).",
         )
+
+
+def require_no_user(given: Iterable[tuple[str, str]]) -> None:
+    """Refuse places with a user or a password in their URLs, which no run file names.
+
+    Args:
+        given: What names each, and the place.
+
+    Raises:
+        ConfigError: With each of them.
+    """
+    if problems := [problem for field, place in given for problem in with_user(field, place)]:
+        raise ConfigError(problems)
 
 
 def _method(config: "RunConfig") -> Iterator[Problem]:

@@ -45,7 +45,7 @@ class DiskFullError(TransientError):
         need = f", and {needed / _GIB:.2f} GiB are needed" if needed else ""
         while_doing = f" while {what}" if what else ""
         free = f"{free_bytes(path)} bytes free{need}"
-        return cls(f"{path}: {why}{while_doing} ({free}). {_REMEDY}")
+        return cls(f"{path}: {why} ({free}){while_doing}. {_REMEDY}")
 
 
 class NotWritableError(UserError):
@@ -127,6 +127,14 @@ def free_bytes(path: Path) -> int:
     return int(psutil.disk_usage(str(existing(path))).free)
 
 
+def temporary() -> Path:
+    """Where temporary files go."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:  # none of the places that Python knows can be written to
+        return Path("/tmp")  # noqa: S108
+
+
 def existing(path: Path) -> Path:
     """A path, or the folder nearest above it that is there."""
     there = path.absolute()
@@ -149,7 +157,7 @@ def _place_of(error: BaseException, path: Path, number: int) -> Path:
         if isinstance(link, OSError) and link.errno == number and isinstance(link.filename, str):
             return Path(link.filename)
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return min((path, Path(tempfile.gettempdir())), key=free_bytes)
+        return min((path, temporary()), key=free_bytes)
     return path
 
 

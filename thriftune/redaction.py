@@ -21,8 +21,8 @@ _BESIDE_SIGNATURE = frozenset(
 )
 # What comes before a parameter: as it is, in HTML, in JSON that is safe in HTML, and in a URL that another one holds.
 _BEFORE = r"(?:[?&;#]|&amp;|\\u0026|%3F|%26|%23)"
-_VALUE = r"[\w%+/=.~:*!$@,-]"
-_PARAMETER = re.compile(rf"({_BEFORE}{_LETS_IN}(?:=|%3D)){_VALUE}+", re.IGNORECASE)
+_VALUE = r"[\w%+/=.~:*!$@,-]*[\w%+/=~*$@-]"  # not the colon or the comma of the sentence that it stands in
+_PARAMETER = re.compile(rf"({_BEFORE}{_LETS_IN}(?:=|%3D)){_VALUE}", re.IGNORECASE)
 _NAME_LETS_IN = re.compile(_LETS_IN, re.IGNORECASE)
 # What stands between :// and @ of a URL; a colon with a number and a slash after it is a port, and the @ is in a path.
 _USER = re.compile(r"[^\s/:\"'<>?#]*(?::(?!\d{1,5}[/?#])[^\s\"'<>]*)?")
@@ -32,7 +32,7 @@ _NAMES_NO_SECRET = ("abfs", "abfss", "wasb", "wasbs", "sftp", "ssh")
 _SCHEME = re.compile(r"[\w+.-]{1,20}$")
 # Long, and of letters and digits: nobody but a machine wrote it, under whatever name.
 _OPAQUE = re.compile(
-    rf"({_BEFORE}(?:[\w.-]{{1,40}}=)?)(?=[^&]{{0,200}}?\d)(?=[^&]{{0,200}}?[A-Za-z])[\w%+/~-]{{24,}}=*"
+    rf"({_BEFORE}(?:[\w.-]{{1,40}}=)?)(?=[^&]{{0,200}}?\d)(?=[^&]{{0,200}}?[A-Za-z])[\w%+/~-]{{20,}}=*"
     r"(?=[).,\]]*(?:$|[\s\"'<>|&;#\\]))"
 )
 _LONGEST_URL = 2000

@@ -6,7 +6,7 @@ empty then, and its info says "not found". So what comes of it empty is asked fo
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,11 +121,21 @@ def files(url: str) -> list[str]:
 def listing(url: str) -> dict[str, dict[str, Any]]:
     """What lies below a URL: names, as the store has them, with what it knows of each. Raises as `files` does."""
     filesystem, path = _opened(url)
-    found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
-    if not found and url.startswith(_WEB):
-        filesystem.ls(path)
+    found = found_below(filesystem, path)
     # Of a file itself nothing is said there.
     return {name: entry or filesystem.info(name) for name, entry in found.items()}
+
+
+def found_below(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
+    """What lies below a path of a filesystem of fsspec; empty where there is nothing.
+
+    Raises whatever fsspec does where it cannot be asked.
+    """
+    found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+    if not found and path.startswith(_WEB):
+        with suppress(FileNotFoundError):
+            filesystem.ls(path)
+    return found
 
 
 def root_of(url: str) -> str:

@@ -10,10 +10,10 @@ import pytest
 from checkpointing import content_of, flip, restore, save_steps, stored_names, truncate, write_checkpoint
 
 from thriftune.checkpoints import layout, restoring
-from thriftune.disk import DiskFullError
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.restoring import complete, verify_and_fetch
 from thriftune.checkpoints.store import Store
+from thriftune.disk import DiskFullError
 from thriftune.errors import TransientError
 
 pytest_plugins = ("checkpoint_stores",)

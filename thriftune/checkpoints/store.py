@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
+from thriftune import remote
 from thriftune.checkpoints import local_files
 from thriftune.checkpoints.local_files import PARTIAL
 from thriftune.disk import DiskFullError, is_full
@@ -123,7 +124,7 @@ class Store:
         def find(filesystem: Any, path: str) -> dict[str, int]:
             if self._protocol in _LOCAL:
                 return local_files.sizes_below(path)
-            found = filesystem.find(path, detail=True)
+            found = remote.found_below(filesystem, path)
             return {n: int(info["size"]) for n, info in found.items() if f"{n}/".startswith(f"{path}/")}
 
         start = len(self._path("")) + 1
@@ -201,9 +202,8 @@ class Store:
         """Raise what trying again does not mend."""
         if disk is not None and is_full(error):
             raise DiskFullError.at(disk, what="writing a checkpoint") from error
-        # gcsfs says 403 with a plain OSError.
-        forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
-        if forbidden or isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
+        is_no_folder = isinstance(error, NotADirectoryError | IsADirectoryError)
+        if is_no_folder or remote.failure_of(error) == "forbidden":
             raise self._refused(error, "Let the pods' service account read, write and remove there.") from error
 
     def _refused(self, error: Exception, remedy: str) -> UserError:

@@ -17,7 +17,7 @@ Kind = Literal["user", "transient", "memory", "ours"]
 # two against our own classes.
 USER_NAMES = frozenset({
     "UserError", "ConfigError", "DataError", "ModelSourceError", "AdapterError", "PublishError", "DivergedError",
-    "PreflightError",
+    "PreflightError", "NotWritableError",
 })  # fmt: skip
 TRANSIENT_NAMES = frozenset({
     "TransientError", "PreemptedError", "StartAgainError", "DiskFullError", "IncompleteError",

@@ -81,7 +81,7 @@ def run(
     """
     notes = _Notes([*platform.check_secrets(secrets), *outputs.check(*output)])
     notes.findings += outputs.check_local(folder, plan, config.checkpoints.keep_checkpoints)
-    if folder is not None and notes.findings:  # there may be no place for what the other checks write
+    if any(found.field == outputs.TEMPORARY for found in notes.findings):  # which the other checks write to
         return Preflight(config.name, in_order(notes.findings), notes.facts)
     notes.findings += target.check(config.publish, token)
     notes.findings += platform.check_zero(config, plan, zero_files)

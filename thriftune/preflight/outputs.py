@@ -1,10 +1,9 @@
 """Whether what a run makes can be written where it goes: the bucket of a cluster, or the folders of a local run."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from thriftune.disk import DiskFullError, existing, free_bytes, refusal
+from thriftune.disk import DiskFullError, existing, free_bytes, refusal, temporary
 from thriftune.errors import ThriftuneError
 from thriftune.memory import disk
 from thriftune.preflight.findings import Finding, finding, of_problem
@@ -43,7 +42,7 @@ def check_local(folder: Path | None, plan: TrainingPlan | ThriftuneError, keep_c
     """
     if folder is None:
         return
-    places = {OUTPUTS: folder, TEMPORARY: _temporary()}
+    places = {OUTPUTS: folder, TEMPORARY: temporary()}
     refused = False
     for setting, place in places.items():
         error = refusal(place, "what the run makes" if setting == OUTPUTS else "temporary files")
@@ -85,10 +84,3 @@ def _room(places: dict[str, Path], needs: dict[str, float]) -> Iterator[Finding]
                 f"{wanted:.1f} GiB are needed there for models and checkpoints, and {free:.1f} GiB are free.",
                 "Free some, or name a larger disk; checkpoints.keep_checkpoints: 1 keeps fewer.",
             )
-
-
-def _temporary() -> Path:
-    try:
-        return Path(tempfile.gettempdir())
-    except FileNotFoundError:  # none of the places that Python knows can be written
-        return Path("/tmp")  # noqa: S108
