@@ -17,8 +17,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 # safetensors and tokenizers, written in Rust, have no number of an error but in its text.
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
-# torch's own file writer has none at all.
-_FULL_TEXTS = ("failed writing file", "file write failed", "No space left on device", "Disk quota exceeded")
+# torch's own file writer, and others, have none at all.
+_FULL_TEXTS = (
+    "failed writing file", "file write failed", "unexpected pos ", "No space left on device", "Disk quota exceeded",
+    "Not enough disk space",  # datasets, before it begins
+)  # fmt: skip
 _REMEDY = (
     "Free some there, or name a larger disk: THRIFTUNE_OUTPUTS for what a local run makes, TMPDIR for temporary files, "
     "on a cluster THRIFTUNE_DISK_GIB or THRIFTUNE_SCRATCH."
@@ -155,7 +158,8 @@ def _place_of(error: BaseException, path: Path, number: int) -> Path:
     """The path that was refused: of a full disk nobody says which, and temporary files may lie on another."""
     for link in _causes(error):
         if isinstance(link, OSError) and link.errno == number and isinstance(link.filename, str):
-            return Path(link.filename)
+            # Of a copy the second one is where it goes.
+            return Path(link.filename2 if isinstance(link.filename2, str) else link.filename)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return min((path, temporary()), key=free_bytes)
     return path

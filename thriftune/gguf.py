@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thriftune.completeness import load_checked
+from thriftune.disk import is_full
 from thriftune.errors import ModelSourceError
 
 
@@ -54,6 +55,8 @@ def convert(file: Path, directory: Path) -> None:
                 dtype=torch.bfloat16,
             )
     except (ValueError, OSError, KeyError) as error:
+        if is_full(error):  # of temporary files
+            raise
         raise ModelSourceError.single(
             "model.source", file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
         ) from error

@@ -1,5 +1,6 @@
 """A prefix of the blob store, or of a local disk, whose short failures are waited out."""
 
+import errno
 import logging
 import os
 import threading
@@ -15,7 +16,7 @@ from fsspec.utils import get_protocol
 from thriftune import remote
 from thriftune.checkpoints import local_files
 from thriftune.checkpoints.local_files import PARTIAL
-from thriftune.disk import DiskFullError, is_full
+from thriftune.disk import DiskFullError, is_full, reason_of
 from thriftune.errors import TransientError, UserError
 
 logger = logging.getLogger(__name__)
@@ -202,9 +203,10 @@ class Store:
         """Raise what trying again does not mend."""
         if disk is not None and is_full(error):
             raise DiskFullError.at(disk, what="writing a checkpoint") from error
-        is_no_folder = isinstance(error, NotADirectoryError | IsADirectoryError)
-        if is_no_folder or remote.failure_of(error) == "forbidden":
-            raise self._refused(error, "Let the pods' service account read, write and remove there.") from error
+        is_definite = isinstance(error, NotADirectoryError | IsADirectoryError) or reason_of(error) == errno.EROFS
+        if is_definite or remote.failure_of(error) == "forbidden":
+            who = "this user" if self._protocol in _LOCAL else "the pods' service account"
+            raise self._refused(error, f"Let {who} read, write and remove there.") from error
 
     def _refused(self, error: Exception, remedy: str) -> UserError:
         return UserError.single(
