@@ -18,7 +18,6 @@ def explained(task: str) -> Iterator[None]:
     Args:
         task: Which is running, for what no phase of its own says of a disk.
     """
-    shown: BaseException | None = None
     try:
         with _of_disk(task):
             yield
@@ -26,8 +25,7 @@ def explained(task: str) -> Iterator[None]:
         shown = without_secrets(error)
         if shown is error:
             raise
-    if shown is not None:  # outside of the block, so that the first one is no context of the other
-        raise shown
+        raise shown from shown.__cause__  # which also keeps the first one from being shown as what came before
 
 
 @contextmanager
