@@ -7,19 +7,20 @@ from pathlib import Path
 
 from flytekit import FlyteContextManager
 from flytekit.exceptions.system import FlyteDownloadDataException, FlyteUploadDataException
-from flytekit.exceptions.user import FlyteRecoverableException
+from flytekit.exceptions.user import FlyteDataNotFoundException, FlyteRecoverableException
 from flytekit.types.directory import FlyteDirectory
+from flytekit.types.file import FlyteFile
 from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
-from thriftune import artifacts, distributed
-from thriftune.errors import TransientError
+from thriftune import artifacts, distributed, remote
+from thriftune.errors import TransientError, UserError
 
 
-def download(directory: FlyteDirectory) -> Path:
-    """Bring a directory to this disk, in a task that is one process."""
-    with _store_errors_retried():
-        return Path(directory.download())
+def download(given: FlyteDirectory | FlyteFile) -> Path:
+    """Bring a directory or a file to this disk, in a task that is one process."""
+    with _store_errors_retried(), _reached(place_of(given)):
+        return Path(given.download())
 
 
 def download_once_per_node(*directories: FlyteDirectory) -> list[Path]:
@@ -122,9 +123,21 @@ def try_output() -> tuple[str, str]:
     return prefix, ""
 
 
-def place_of(directory: FlyteDirectory) -> str:
-    """Where a directory is, for a person: its URL, or in a local run its path."""
-    return str(directory.remote_source or directory.path)
+def place_of(given: FlyteDirectory | FlyteFile) -> str:
+    """Where a directory or a file is, for a person: its URL, or in a local run its path."""
+    return str(given.remote_source or given.path)
+
+
+@contextmanager
+def _reached(place: str) -> Iterator[None]:
+    """Tell a place that holds nothing from a web server that does not answer, which flytekit calls the same."""
+    try:
+        yield
+    except FlyteDataNotFoundException:
+        if remote.is_remote(place):
+            with transient_errors_retried(), remote.explained("input", place, UserError):
+                remote.listing(place)
+        raise
 
 
 @contextmanager
