@@ -329,7 +329,7 @@ def make_dataset(run: Run, directory: Path) -> None:
     labels = [[IGNORED, *row[1:]] for row in rows]
     lists = pa.list_(pa.int32())
     columns = [pa.array(rows, lists), pa.array(labels, lists), pa.array([run.length] * count, pa.int32())]
-    with artifacts.writing(directory) as place:
+    with artifacts.writing(directory, "preparing rows") as place:
         pq.write_table(pa.table(columns, names=["input_ids", "labels", "length"]), place / TRAIN)
         artifacts.write_manifest(place, "dataset", {"fingerprint": run.name})
 

@@ -18,6 +18,7 @@ from pod_templates import (
     with_shared_memory,
 )
 from tasks import log, run_files, type_descriptions
+from tasks.failures import ExplainsErrors
 from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
 from tasks.platform import REGISTRATION_ONLY
@@ -43,7 +44,7 @@ class OnImage:
     """The configuration of a task whose image is checked, and that is otherwise an ordinary one."""
 
 
-class OnImageTask(EndsWhenInterrupted, RequiresImage, PythonFunctionTask[OnImage]):
+class OnImageTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, PythonFunctionTask[OnImage]):
     """An ordinary task, or a dynamic workflow."""
 
 

@@ -11,6 +11,7 @@ from tasks.declaring import FETCH_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried, upload
 from thriftune import artifacts, damage, models
 from thriftune.config import ModelConfig
+from thriftune.redaction import unsigned
 
 logger = logging.getLogger("thriftune.tasks.fetch_model")
 
@@ -34,7 +35,7 @@ def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
     Returns:
         The directory, its tokenizer in another, and the tokenizer's fingerprint.
     """
-    key = artifacts.key_of(model.model_dump_json(), version, FETCH_CACHE)
+    key = _key(model, version)
     place, tokenizer_place = settings.cached_place("model", key), settings.cached_place("tokenizer", key)
     if damage.is_reusable(place):
         logger.info("The base model is already in %s", place)
@@ -46,3 +47,9 @@ def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
     else:
         tokenizer_version = models.copy_tokenizer(place, tokenizer_place, trust_remote_code=model.trust_remote_code)
     return FetchedModel(upload(place), upload(tokenizer_place), tokenizer_version)
+
+
+def _key(model: ModelConfig, version: str) -> str:
+    """What a fetched model is found by again, whoever signed its URL."""
+    named = model.model_copy(update={"source": unsigned(model.source)})
+    return artifacts.key_of(named.model_dump_json(), version, FETCH_CACHE)

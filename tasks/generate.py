@@ -1,15 +1,15 @@
 """Answering prompts with a model directory."""
 
-from pathlib import Path
-
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 from tasks import settings
 from tasks.declaring import generating_task
-from tasks.transfer import download
+from tasks.transfer import download, place_of
 from thriftune import generation, hardware
+from thriftune.config_rules import require_no_user
+from thriftune.disk import writing_to
 from thriftune.generation import Sampling
 from thriftune.loading import Placement
 from thriftune.prompts import read_prompts
@@ -46,9 +46,11 @@ def generate_answers(
     Returns:
         A file with the columns prompt, adapter (adapter-1, adapter-2 ... in the order given, or base) and answer.
     """
+    inputs = {"model_dir": [model_dir], "prompts_file": [prompts_file] if prompts_file else [], "adapters": adapters}
+    require_no_user((field, place_of(one)) for field, given in inputs.items() for one in given)
     device = hardware.detect_device()
     placement = Placement(device, hardware.choose_precision("auto", device), four_bit=quantize)
-    asked = [*prompts, *(read_prompts(Path(prompts_file.download())) if prompts_file else [])]
+    asked = [*prompts, *(read_prompts(download(prompts_file)) if prompts_file else [])]
     answers = generation.generate(
         download(model_dir),
         asked,
@@ -59,6 +61,7 @@ def generate_answers(
         batch=batch,
     )
     place = settings.result_place("generate", f"answers.{output_format}")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    generation.write_answers(answers, place)
+    with writing_to(place, "writing the answers"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        generation.write_answers(answers, place)
     return FlyteFile(str(place), remote_path=False) if settings.is_local() else FlyteFile(str(place))

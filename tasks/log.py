@@ -3,10 +3,20 @@
 import logging
 import sys
 import warnings
+from typing import Any
+
+from thriftune.redaction import redacted
+
+_PLAIN = logging.Formatter()
 
 
 def configure() -> None:
-    """Show this package's progress lines, and silence what its libraries say that nobody could act on."""
+    """Show this package's progress lines without secrets, and silence what its libraries say that nobody could act on.
+
+    Secrets are taken out of every record of this process, whoever logs it and wherever it goes: libraries log URLs.
+    """
+    if logging.getLogRecordFactory() is not _record_without_secrets:
+        logging.setLogRecordFactory(_record_without_secrets)
     package_logger = logging.getLogger("thriftune")
     if not package_logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -27,3 +37,18 @@ def configure() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # That it found no faster kernel for 4-bit products on the CPU; its own is what the numbers here are measured with.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def _record_without_secrets(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    try:
+        said = record.getMessage()
+    except (TypeError, ValueError, KeyError):  # arguments that do not fit: logging says so where it formats
+        return record
+    if (clean := redacted(said)) != said:
+        record.msg, record.args = clean, None
+    if record.exc_info:
+        traceback = _PLAIN.formatException(record.exc_info)
+        if (clean := redacted(traceback)) != traceback:
+            record.exc_text, record.exc_info = clean, None
+    return record

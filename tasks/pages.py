@@ -7,7 +7,9 @@ from dataclasses import asdict
 from flytekit import Deck
 
 from tasks import settings
-from thriftune import training_report
+from thriftune import artifacts, training_report
+from thriftune.disk import DiskFullError, NotWritableError, writing_to
+from thriftune.redaction import redacted
 from thriftune.training import TrainingResult
 
 logger = logging.getLogger("thriftune.tasks.pages")
@@ -25,6 +27,16 @@ def show_training(run_name: str, result: TrainingResult) -> None:
     show("training", run_name, page, json.dumps(asdict(result), indent=2) + "\n")
 
 
+def show_deck(name: str, page: str) -> None:
+    """Show a page as a deck of the running task, without secrets.
+
+    Args:
+        name: Of the deck.
+        page: HTML.
+    """
+    Deck(name, redacted(page))
+
+
 def show(what: str, run_name: str, page: str, content: str) -> None:
     """Show a page as a deck of the running task; a local run also finds it on disk.
 
@@ -34,15 +46,16 @@ def show(what: str, run_name: str, page: str, content: str) -> None:
         page: HTML.
         content: The same as JSON.
     """
-    Deck(what.capitalize(), page)
+    show_deck(what.capitalize(), page)
     if not settings.is_local():
         return
     try:
         folder = settings.result_place(run_name, what)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{what}.html").write_text(page, encoding="utf-8", errors="backslashreplace")
-        (folder / f"{what}.json").write_text(content, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:  # a full disk; what the page is about goes on without it
+        with writing_to(folder, f"writing the page of the {what}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            artifacts.write_text(folder / f"{what}.html", page)
+            artifacts.write_text(folder / f"{what}.json", content)
+    except (OSError, DiskFullError, NotWritableError) as error:  # what the page is about goes on without it
         logger.warning("The page of the %s is not written: %s", what, error)
         return
     logger.info("To look at: %s", folder / f"{what}.html")

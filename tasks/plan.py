@@ -66,7 +66,7 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
             catalogue.load(settings.PLATFORM.catalogue),
             zero_files(config),
             token=settings.hub_token(),
-            here=offers.this_machine() if on_this_machine else None,
+            here=offers.this_machine(settings.local_root()) if on_this_machine else None,
         )
     logger.info("\n%s", plan_report.plan_table(made, config.name))
     page, content = plan_report.plan_html(made, config.name), plan_report.plan_json(made, config.name)

@@ -15,6 +15,8 @@ from pydantic_core import PydanticCustomError
 from pod_templates import INSTANCE_LABEL, GangScheduler
 from thriftune import config_errors
 from thriftune.config import Section
+from thriftune.config_rules import with_user
+from thriftune.data_config import PLACE, places
 from thriftune.errors import ConfigError, Problem
 
 _PREFIX = "THRIFTUNE_"
@@ -115,7 +117,7 @@ class Platform(Section):
     wandb_secret: SecretName = Field(
         default="", description="group/key of the Flyte secret that holds a Weights & Biases key."
     )
-    catalogue: str | None = Field(
+    catalogue: Annotated[str | None, PLACE] = Field(
         default=None, min_length=1, description="Path, s3:// or gs:// URL of node types and prices; else the shipped."
     )
     cpu: PositiveInt = Field(default=2, description="CPUs of tasks that need no GPU.")
@@ -169,7 +171,7 @@ class Platform(Section):
     )
     queue: Queue = Field(default="", description="Kueue's LocalQueue that the pods of a job wait in.")
     service_account_token: bool = Field(default=False, description="Let pods talk to the Kubernetes API.")
-    raw_output: Bucket | None = Field(
+    raw_output: Annotated[Bucket | None, PLACE] = Field(
         default=None, description="Bucket and prefix that launch plans write models and data to; else Flyte's own."
     )
     notify: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_addresses)] = Field(
@@ -228,6 +230,8 @@ def read(environment: Mapping[str, str]) -> Platform:
         )
         remedy = "Name the LocalQueue of the project's namespace, with THRIFTUNE_GANG=kueue; else leave it out."
         problems.append(Problem(variable("queue"), platform.queue, message, remedy))
+    for field, place in places(platform):
+        problems += with_user(variable(field), place)
     if problems:
         raise ConfigError(problems)
     return platform

@@ -98,6 +98,7 @@ def _check(
         table_version=version,
         secrets=_secrets(config, token),
         output=try_output(),
+        folder=settings.local_root() if _writes_here(plan) else None,
         zero_files=zero_files(config),
         network_gbps=_network_gbps(plan),
         grace_seconds=settings.PLATFORM.grace_seconds,
@@ -119,6 +120,11 @@ def _secrets(config: RunConfig, token: str | None) -> list[SecretState]:
         there = settings.has_wandb_login()
         states.append(SecretState(variable("wandb_secret"), wandb, there, "reporting to Weights & Biases"))
     return states
+
+
+def _writes_here(plan: TrainingPlan | ThriftuneError) -> bool:
+    """Whether the run would write to this disk: not where it is only looked at here, and planned for a cluster."""
+    return settings.is_local() and not (isinstance(plan, TrainingPlan) and plan.instance != offers.THIS_MACHINE)
 
 
 def _network_gbps(plan: TrainingPlan | ThriftuneError) -> float | None:

@@ -1,13 +1,12 @@
 """The tokenized dataset, once, in the blob store, with a report of what became of its rows."""
 
 import logging
-from pathlib import Path
 
-from flytekit import Deck, task
+from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.structured import StructuredDataset
 
-from tasks import settings
+from tasks import pages, settings
 from tasks.declaring import PREPARE_CACHE, PREPARE_POD, cache, hub_task
 from tasks.transfer import download, download_table, transient_errors_retried, upload
 from thriftune import artifacts, damage
@@ -66,9 +65,5 @@ def prepare_dataset(
                 table=files,
                 processes=None if settings.is_local() else settings.PLATFORM.prepare_cpu,
             )
-    _show(place)
+    pages.show_deck("Data", (place / report.HTML).read_text(encoding="utf-8"))
     return upload(place)
-
-
-def _show(dataset: Path) -> None:
-    Deck("Data", (dataset / report.HTML).read_text(encoding="utf-8"))

@@ -10,7 +10,9 @@ from flytekit.types.directory import FlyteDirectory
 from tasks import settings
 from tasks.declaring import cpu_task
 from tasks.transfer import place_of
+from thriftune import artifacts
 from thriftune.config import RunConfig
+from thriftune.disk import writing_to
 from thriftune.evaluation import EvalReport
 from thriftune.report import RunMetrics, summary_table
 from thriftune.saving import SavedWeights
@@ -54,4 +56,5 @@ def write_metrics(metrics: RunMetrics) -> None:
     """Write the numbers of a local run to where a person finds them; on a cluster Flyte keeps them."""
     if settings.is_local():
         file = settings.result_place(metrics.name, "metrics.json")
-        file.write_text(json.dumps(asdict(metrics), indent=2) + "\n", encoding="utf-8")
+        with writing_to(file, "writing the metrics"):
+            artifacts.write_text(file, json.dumps(asdict(metrics), indent=2) + "\n")

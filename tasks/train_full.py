@@ -11,6 +11,7 @@ from tasks import pages, settings
 from tasks.checkpoints import checkpoint_place
 from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
+from tasks.failures import explained
 from tasks.transfer import download_once_per_node, transient_errors_retried, upload
 from thriftune import distributed, full
 from thriftune.config import RunConfig
@@ -45,7 +46,7 @@ def _train_full(
     Returns:
         An ordinary model directory, and what was measured.
     """
-    with transient_errors_retried():
+    with explained("a worker of the training"), transient_errors_retried():
         return in_worker(lambda: _train(config, plan, model, dataset))
 
 

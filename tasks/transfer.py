@@ -7,23 +7,24 @@ from pathlib import Path
 
 from flytekit import FlyteContextManager
 from flytekit.exceptions.system import FlyteDownloadDataException, FlyteUploadDataException
-from flytekit.exceptions.user import FlyteRecoverableException
+from flytekit.exceptions.user import FlyteDataNotFoundException, FlyteRecoverableException
 from flytekit.types.directory import FlyteDirectory
+from flytekit.types.file import FlyteFile
 from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
-from thriftune import artifacts, damage, distributed
+from thriftune import artifacts, damage, distributed, remote
 from thriftune.errors import TransientError, UserError
 
 
-def download(directory: FlyteDirectory) -> Path:
-    """Bring a directory to this disk, in a task that is one process.
+def download(given: FlyteDirectory | FlyteFile) -> Path:
+    """Bring a directory or a file to this disk, in a task that is one process.
 
     Raises:
         UserError: It is a finished one, and files of it are missing or cut short.
     """
-    with _store_errors_retried():
-        place = Path(directory.download())
+    with _store_errors_retried(), _reached(place_of(given)):
+        place = Path(given.download())
     try:
         damage.require_undamaged(place, content=False)
     except UserError as error:
@@ -133,9 +134,21 @@ def try_output() -> tuple[str, str]:
     return prefix, ""
 
 
-def place_of(directory: FlyteDirectory) -> str:
-    """Where a directory is, for a person: its URL, or in a local run its path."""
-    return str(directory.remote_source or directory.path)
+def place_of(given: FlyteDirectory | FlyteFile) -> str:
+    """Where a directory or a file is, for a person: its URL, or in a local run its path."""
+    return str(given.remote_source or given.path)
+
+
+@contextmanager
+def _reached(place: str) -> Iterator[None]:
+    """Tell a place that holds nothing from a web server that does not answer, which flytekit calls the same."""
+    try:
+        yield
+    except FlyteDataNotFoundException:
+        if remote.is_remote(place):
+            with transient_errors_retried(), remote.explained("input", place, UserError):
+                remote.listing(place)
+        raise
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from thriftune.errors import UserError
 
 def test_a_directory_appears_only_when_the_block_ends(tmp_path):
     final = tmp_path / "deep" / "model"
-    with writing(final) as directory:
+    with writing(final, "testing") as directory:
         (directory / "weights").write_text("w")
         write_manifest(directory, "model", {"a": 1})
         assert not final.exists()
@@ -27,7 +27,7 @@ def test_a_directory_appears_only_when_the_block_ends(tmp_path):
 
 def write_and_fail(final, run):
     """Fail at the last moment, with the manifest already written."""
-    with writing(final) as directory:
+    with writing(final, "testing") as directory:
         write_manifest(directory, "model", {"run": run})
         raise KeyError
 
@@ -42,7 +42,7 @@ def test_an_error_inside_leaves_no_final_directory(tmp_path):
 
 def test_an_error_inside_keeps_the_older_directory(tmp_path):
     final = tmp_path / "model"
-    with writing(final) as directory:
+    with writing(final, "testing") as directory:
         write_manifest(directory, "model", {"run": 1})
     with pytest.raises(KeyError):
         write_and_fail(final, 2)
@@ -50,7 +50,10 @@ def test_an_error_inside_keeps_the_older_directory(tmp_path):
 
 
 def test_a_block_without_a_manifest_is_our_mistake_and_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match=r"has no manifest\.json"), writing(tmp_path / "model") as directory:
+    with (
+        pytest.raises(RuntimeError, match=r"has no manifest\.json"),
+        writing(tmp_path / "model", "testing") as directory,
+    ):
         (directory / "weights").write_text("w")
     assert not (tmp_path / "model").exists()
 
@@ -58,7 +61,7 @@ def test_a_block_without_a_manifest_is_our_mistake_and_leaves_nothing(tmp_path):
 def test_an_older_directory_is_replaced_whole(tmp_path):
     final = tmp_path / "model"
     for name in ("old", "new"):
-        with writing(final) as directory:
+        with writing(final, "testing") as directory:
             (directory / name).write_text(name)
             write_manifest(directory, "model", {"which": name})
     assert sorted(p.name for p in final.iterdir()) == ["manifest.json", "new"]
@@ -68,10 +71,10 @@ def test_an_older_directory_is_replaced_whole(tmp_path):
 def test_leftovers_of_a_killed_writer_are_not_taken_over(tmp_path):
     """A process that is killed runs no clean-up: its half-written files must not reach the next result."""
     final = tmp_path / "model"
-    killed = writing(final)
+    killed = writing(final, "testing")
     (killed.__enter__() / "half-written").write_text("x")
     assert not is_whole(final)
-    with writing(final) as directory:
+    with writing(final, "testing") as directory:
         assert list(directory.iterdir()) == []
         write_manifest(directory, "model", {})
     assert not (final / "half-written").exists()
@@ -79,7 +82,7 @@ def test_leftovers_of_a_killed_writer_are_not_taken_over(tmp_path):
 
 def test_two_writers_at_once_do_not_write_into_each_others_directory(tmp_path):
     final = tmp_path / "model"
-    with writing(final) as first, writing(final) as second:
+    with writing(final, "testing") as first, writing(final, "testing") as second:
         assert first != second
         for number, directory in enumerate((first, second)):
             (directory / f"of-{number}").touch()
@@ -89,7 +92,7 @@ def test_two_writers_at_once_do_not_write_into_each_others_directory(tmp_path):
 
 
 def test_a_finished_directory_can_be_read_by_other_users(tmp_path):
-    with writing(tmp_path / "model") as directory:
+    with writing(tmp_path / "model", "testing") as directory:
         write_manifest(directory, "model", {})
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
 
@@ -127,7 +130,7 @@ def test_several_that_make_the_same_at_once_all_end_well(tmp_path):
     """Two runs that prepared the same data removed the directory under each other, or failed to rename theirs."""
 
     def make(number):
-        with writing(tmp_path / "dataset") as directory:
+        with writing(tmp_path / "dataset", "testing") as directory:
             write_manifest(directory, "dataset", {"number": number})
 
     with ThreadPoolExecutor(8) as pool:

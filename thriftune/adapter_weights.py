@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune import remote
 from thriftune.architecture import Architecture
 from thriftune.completeness import ADAPTER_CONFIG, examples, wrapper_in
 from thriftune.config import LoraConfig
-from thriftune.errors import AdapterError, ConfigError, Problem, TransientError
+from thriftune.errors import AdapterError, ConfigError, Problem
 from thriftune.lora import is_target
 from thriftune.weight_files import Folder, Shapes
 
@@ -126,12 +127,11 @@ def shapes_in(folder: Folder, field: str, value: object) -> Shapes:
         AdapterError: The file is missing, damaged or cut short.
         TransientError: The store did not answer.
     """
-    try:
-        return folder.shapes(WEIGHTS)
-    except ValueError as error:
-        raise AdapterError.single(field, value, f"{WEIGHTS} {error}.", "Copy or save the adapter again.") from error
-    except OSError as error:
-        raise TransientError(f"{field} = {value}: its weights could not be looked at ({error}).") from error
+    with remote.explained(field, str(value), AdapterError, f"has no {WEIGHTS}."):
+        try:
+            return folder.shapes(WEIGHTS)
+        except ValueError as error:
+            raise AdapterError.single(field, value, f"{WEIGHTS} {error}.", "Copy or save the adapter again.") from error
 
 
 def adapted_modules(shapes: Shapes) -> set[str]:

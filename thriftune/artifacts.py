@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from thriftune import digests, scratch
+from thriftune.disk import writing_to
 from thriftune.errors import UserError
+from thriftune.redaction import redacted
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
@@ -22,18 +24,27 @@ _VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "d
 
 
 @contextmanager
-def writing(directory: Path) -> Iterator[Path]:
+def writing(directory: Path, what: str, needed: int = 0) -> Iterator[Path]:
     """Write an output directory: it appears under its name only when the block ends without an error.
 
     Args:
         directory: Final place. An older directory there is replaced at the end.
+        what: What is being done, for the message when the disk refuses it, as: saving the model.
+        needed: Bytes that are to be written; 0 when unknown.
 
     Yields:
         An empty directory to write into.
 
     Raises:
+        DiskFullError: The disk is full.
+        NotWritableError: This user may not write there.
         RuntimeError: The block ended without writing a manifest.
     """
+    with writing_to(directory, what, needed):
+        yield from _written_whole(directory)
+
+
+def _written_whole(directory: Path) -> Iterator[Path]:
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch.remove_left(directory.parent.glob(f"*{_PARTIAL}"))
     # A name of its own: two runs that make the same thing at once must not write into each other's.
@@ -69,19 +80,31 @@ def _put_in_place(made: Path, directory: Path) -> None:
             directory.rename(folder / "older")
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a text that says something of a run, without the secrets that it may hold: they lie in places and messages.
+
+    Every such file is written by this: reports, pages, manifests, cards. A test looks for others that write.
+
+    Args:
+        file: Where to.
+        text: Of any kind.
+    """
+    file.write_text(redacted(text), encoding="utf-8", errors="backslashreplace")
+
+
 def write_manifest(directory: Path, kind: str, content: Mapping[str, Any], *, checksums: bool = True) -> None:
     """Write `manifest.json`: what this directory is and how it came to be, and which files it holds.
 
     Args:
         directory: Where the other files already are.
         kind: What it holds: model, adapter, dataset ...
-        content: Configuration, fingerprints, metrics. Never a secret.
+        content: Configuration, fingerprints, metrics. Secrets in it are taken out.
         checksums: Whether damage is to be found by content too, which reads every file; without it by size alone.
     """
     manifest = {"kind": kind, **content, "versions": versions(), "git_commit": git_commit()}
-    manifest = json.loads(json.dumps({**manifest, "files": _files(directory, checksums=checksums)}))
+    manifest = json.loads(redacted(json.dumps({**manifest, "files": _files(directory, checksums=checksums)})))
     manifest["checksum"] = _checksum(manifest)
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(directory / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

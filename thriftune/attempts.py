@@ -1,20 +1,19 @@
 """One attempt at a training: restored, guarded and measured; and what it leaves to the next if it does not end well."""
 
-import errno
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune import artifacts, distributed, identity
 from thriftune.adjustments import Adjustments
-from thriftune.checkpoints.errors import DiskFullError
 from thriftune.checkpoints.universal import to_universal
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, count_rows
+from thriftune.disk import writing_to
 from thriftune.errors import StartAgainError, TransientError
 from thriftune.guards.divergence import DivergenceGuard
 from thriftune.guards.faults import kind_of
@@ -92,8 +91,9 @@ class Attempt:
             TransientError: Another attempt may succeed.
         """
         return_freed_blocks()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with PeakMemory() as peak, ResourceWatch(self.folder) as resources, self._faults_told_apart():
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with PeakMemory() as peak, ResourceWatch(self.folder) as resources, self._faults_told_apart(), self._writing():
             resumed = self._checkpoints.restore() if self._checkpoints else None
             trainer = load(self._plan, resumed, self._adjustments)
             trainer.notes.update(resumed.content.get(_NOTES, {}) if resumed else {})
@@ -156,14 +156,15 @@ class Attempt:
             self._notice = Notice.heard()
             trainer.add_callback(KeepCheckpoints(self._checkpoints, self._notice, content, self._stall, guard))
 
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing_to(self.folder, "training and writing checkpoints")
+
     @contextmanager
     def _faults_told_apart(self) -> Iterator[None]:
         """Give up on what another attempt would fail of too; change what can be changed; leave the rest to the next."""
         try:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
-            if _is_disk_full(error):
-                raise DiskFullError.at(self.folder) from error
             kind = kind_of(error)
             if kind == "memory" and self._checkpoints:
                 changed = self._adjustments.after_out_of_memory(self._plan)
@@ -181,13 +182,6 @@ def _effort(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[]
     before = Effort(**resumed.content.get("effort", {})) if resumed else Effort()
     started = time.monotonic()
     return lambda: before.with_attempt(trainer, time.monotonic() - started - trainer.seconds_beside)
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Whether the disk is full, as Python says it or as torch's file writer does."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(text in str(error) for text in ("failed writing file", "file write failed", "No space left on device"))
 
 
 def run_record(

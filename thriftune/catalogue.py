@@ -24,10 +24,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from thriftune import config_errors
+from thriftune import config_errors, remote
 from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
 from thriftune.config import Section
-from thriftune.errors import ConfigError, Problem, TransientError
+from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, Device, DeviceName
 
 Interconnect = Literal["none", "pcie", "nvlink", "nvswitch"]
@@ -215,24 +215,16 @@ def _contradiction(message: str) -> PydanticCustomError:
 
 def _fetch(place: str) -> bytes:
     """The bytes of a file or URL."""
-    is_url = "://" in place
+    if remote.is_remote(place):
+        with remote.explained("catalogue", place, ConfigError):
+            return remote.content(place)
     try:
-        if not is_url:
-            return Path(place).expanduser().read_bytes()
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(place)
-        return bytes(filesystem.cat_file(path))
+        return Path(place).expanduser().read_bytes()
     except FileNotFoundError as error:
         raise ConfigError.single("catalogue", place, "no such file.", "Check the path.") from error
     except PermissionError as error:
         raise ConfigError.single("catalogue", place, f"may not be read: {error}.", "Grant read access.") from error
-    except (ImportError, ValueError) as error:
-        remedy = "Give a path, s3:// or gs:// URL."
-        raise ConfigError.single("catalogue", place, f"cannot be read: {error}.", remedy) from error
     except OSError as error:
-        if is_url:
-            raise TransientError(f"catalogue = {place}: the store did not answer ({error}).") from error
         raise ConfigError.single("catalogue", place, f"cannot be read: {error}.", "Give a file.") from error
 
 

@@ -3,7 +3,7 @@
 Nothing here imports a heavy library: the file is read on the laptop that types `pyflyte run` and again in each pod.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from thriftune import config_errors, config_rules
-from thriftune.data_config import DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
+from thriftune.data_config import PLACE, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
 from thriftune.errors import ConfigError
 from thriftune.hardware import DeviceName, PrecisionChoice
 
@@ -31,7 +31,9 @@ AUTO = "auto"
 class ModelConfig(Section):
     """The base model."""
 
-    source: str = Field(min_length=1, description="Hub id, local directory, s3:// or gs:// URL, or a .gguf file.")
+    source: Annotated[str, PLACE] = Field(
+        min_length=1, description="Hub id, local directory, s3:// or gs:// URL, or a .gguf file."
+    )
     revision: str | None = Field(
         default=None,
         description="Commit, tag or branch of a hub id. The commit it stands for is resolved once, before anything "
@@ -142,7 +144,7 @@ class LoraConfig(Section):
     double_quantization: bool = Field(
         default=True, description="Quantize the quantization constants too: 0.4 bit per weight less."
     )
-    resume_from: str | None = Field(
+    resume_from: Annotated[str | None, PLACE] = Field(
         default=None, description="Directory (local, s3://, gs://) of an adapter to go on training."
     )
     merge: bool = Field(default=True, description="Also write the base model with the adapter merged into it.")
@@ -158,7 +160,7 @@ class CheckpointConfig(Section):
         default=15.0, gt=0, description="Minutes between two checkpoints; whichever of the two comes first."
     )
     keep_checkpoints: PositiveInt = Field(default=2, description="Whole checkpoints to keep while training.")
-    resume_from: str | None = Field(
+    resume_from: Annotated[str | None, PLACE] = Field(
         default=None,
         description="Prefix (directory, s3://, gs://) of another run's checkpoints to go on from, on as many GPUs as "
         "this run has.",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from thriftune.errors import Problem
+from thriftune.redaction import redacted
 
 _LONGEST_VALUE = 80
 # What YAML 1.1 makes of words that nobody put in quotes, by the type that comes of it; a bool is an int too.
@@ -134,7 +135,7 @@ def _description(model: type[BaseModel], names: list[str]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = redacted(repr(value))  # before it is cut: half a secret does not look like one
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 

@@ -1,12 +1,14 @@
 """What the fields of a run must say together. Every rule looks at the whole file and adds what it finds to one list."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from thriftune import data_rules, zero
 from thriftune.batching import split_batch
+from thriftune.data_config import places
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, choose_precision
+from thriftune.redaction import names_user
 
 if TYPE_CHECKING:
     from thriftune.config import RunConfig
@@ -24,8 +26,43 @@ def check(config: "RunConfig") -> list[Problem]:
     Returns:
         The problems, empty when the run can be planned.
     """
-    rules = (_method, _nodes, _qlora_devices, _batch, _precision, _optimizer, _inline_zero)
+    rules = (_places, _method, _nodes, _qlora_devices, _batch, _precision, _optimizer, _inline_zero)
     return [problem for rule in (data_rules.check, *rules) for problem in rule(config)]
+
+
+def _places(config: "RunConfig") -> Iterator[Problem]:
+    for field, place in places(config):
+        yield from with_user(field, place)
+
+
+def with_user(field: str, place: str) -> Iterator[Problem]:
+    """Why a place cannot be used that has a user or a password in its URL.
+
+    Args:
+        field: What names it.
+        place: Path or URL.
+    """
+    if names_user(place):
+        yield Problem(
+            field,
+            place,
+            "has a user or a password in its URL, which whoever sees the run would see.",
+            "Take it out, and give the store its own credentials: in the environment (AWS_ACCESS_KEY_ID, "
+            "GOOGLE_APPLICATION_CREDENTIALS, on a cluster from a secret), or in fsspec's configuration (docs/data.md).",
+        )
+
+
+def require_no_user(given: Iterable[tuple[str, str]]) -> None:
+    """Refuse places with a user or a password in their URLs, which no run file names.
+
+    Args:
+        given: What names each, and the place.
+
+    Raises:
+        ConfigError: With each of them.
+    """
+    if problems := [problem for field, place in given for problem in with_user(field, place)]:
+        raise ConfigError(problems)
 
 
 def _method(config: "RunConfig") -> Iterator[Problem]:

@@ -1,11 +1,21 @@
 """The sections of a run file that say what rows to train on, and what every section has in common."""
 
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 DataFormat = Literal["alpaca", "prompt_completion", "chat", "sharegpt", "text", "quotes", "grammar", "template"]
 LongRows = Literal["truncate", "drop", "split"]
+
+
+@dataclass(frozen=True)
+class _IsPlace:
+    """Marks a text of a run file as one that may be a URL."""
+
+
+PLACE = _IsPlace()
 
 
 class Section(BaseModel):
@@ -17,7 +27,7 @@ class Section(BaseModel):
 class DataSource(Section):
     """Rows from one place, and what their columns mean."""
 
-    source: str = Field(
+    source: Annotated[str, PLACE] = Field(
         default="",
         description="Hub dataset id; or a path, glob, s3:// or gs:// URL of .jsonl, .json, .csv, .tsv, .txt (each also "
         ".gz or .zst) or .parquet files; or input:table, the table that a workflow was given.",
@@ -107,3 +117,21 @@ class DataConfig(DataSource):
     def prompt_format(self) -> DataFormat:
         """The format that questions are put to the model in: that of the first source."""
         return self.all_sources[0].format or "text"
+
+
+def places(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Whatever a section names by a place: the field, as the file has it, and the place.
+
+    Args:
+        section: A run, or a part of one.
+        prefix: What comes before its fields' names.
+    """
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from places(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple):
+            for number, item in enumerate(value):
+                yield from places(item, f"{prefix}{name}.{number}.") if isinstance(item, Section) else ()
+        elif PLACE in field.metadata and value:
+            yield f"{prefix}{name}", value

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Self
 
+from thriftune.redaction import redacted
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with what a person gave us.
+    """One thing that is wrong with what a person gave us. Secrets in its texts are taken out when it is made.
 
     Attributes:
         field: Where it stands, in the words of the YAML file: `training.micro_batch`.
@@ -22,13 +24,20 @@ class Problem:
     message: str
     remedy: str
 
+    def __post_init__(self) -> None:
+        for name in ("field", "value", "message", "remedy"):
+            object.__setattr__(self, name, redacted(getattr(self, name)))
+
     def __str__(self) -> str:
         value = f" = {self.value}" if self.value else ""
         return f"{self.field}{value}: {self.message} {self.remedy}"
 
 
 class ThriftuneError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose. Secrets in its text are taken out when it is made."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(value) if isinstance(value, str) else value for value in args))
 
 
 class UserError(ThriftuneError):
@@ -144,6 +153,45 @@ def in_a_line(error: BaseException, longest: int = 200) -> str:
         error: The error.
         longest: Characters of its text, at the most.
     """
-    text = " ".join(str(error).split())
+    text = " ".join(redacted(str(error)).split())
     text = text if len(text) <= longest else f"{text[:longest]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class RedactedError(ThriftuneError):
+    """What a library raised, without the secrets that its text held."""
+
+
+def without_secrets(error: BaseException) -> BaseException:
+    """An error as it may be shown: whoever prints it prints what led to it, too.
+
+    Args:
+        error: The error.
+
+    Returns:
+        It, if neither its text nor that of any of its causes holds a secret; else the same chain, in which errors of
+        the same name stand for those that do.
+    """
+    links = list(chain_of(error))
+    if all(redacted(str(link)) == str(link) for link in links):
+        return error
+    cause: BaseException | None = None
+    for link in reversed(links):
+        shown, text = link, redacted(str(link))
+        if text != str(link):
+            # By the name of the error: readers know it, and `thriftune.guards.faults` judges by it.
+            shown = type(type(link).__name__, (RedactedError,), {})(text).with_traceback(link.__traceback__)
+        shown.__cause__ = cause
+        shown.__context__ = None
+        cause = shown
+    return shown
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it, as Python would show it, from the last to the first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

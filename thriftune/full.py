@@ -150,7 +150,8 @@ def _save(
     model: Any = trainer.model
     model.config.dtype = dtype
     model.config.use_cache = True
-    with artifacts.writing(destination) as directory:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    with artifacts.writing(destination, "saving the trained model", size) as directory:
         model.save_pretrained(directory, state_dict=state)
         tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
         save_tokenizer(tokenizer, directory)

@@ -5,6 +5,7 @@ from typing import Any
 
 from thriftune import gguf_file
 from thriftune.completeness import load_checked
+from thriftune.disk import is_full
 from thriftune.errors import ModelSourceError
 
 
@@ -40,6 +41,8 @@ def convert(file: Path, directory: Path) -> None:
                 dtype=torch.bfloat16,
             )
     except gguf_file.UNREADABLE as error:
+        if is_full(error):  # of temporary files
+            raise
         raise ModelSourceError.single(
             "model.source", file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
         ) from error

@@ -13,6 +13,7 @@ from thriftune.batching import steps_per_epoch, total_steps
 from thriftune.config import RunConfig
 from thriftune.errors import Problem
 from thriftune.lora import DROPOUT
+from thriftune.redaction import redacted, unsigned
 from thriftune.training_plan import TrainingPlan
 
 # By the key of the run file that decides it; values as JSON has them.
@@ -53,6 +54,8 @@ def of(config: RunConfig, plan: TrainingPlan, *, model: str, dataset: str, rows:
         identity[_ZERO] = plan.zero_stage
     else:
         identity |= {f"lora.{name}": getattr(lora, name) for name in _OF_LORA}
+        # As a manifest holds it, and whoever signed it.
+        identity["lora.resume_from"] = redacted(unsigned(lora.resume_from)) if lora.resume_from else None
         identity["lora.dropout"] = DROPOUT if lora.dropout is None else lora.dropout
         identity["lora.target_modules"] = sorted(lora.target_modules) if lora.target_modules else None
     if model:

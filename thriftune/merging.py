@@ -72,7 +72,8 @@ def merge(
     sums = _Sums(load, seed)
     compared = _compare(sums, tokenizer, dataset_dir) if dataset_dir else None
     merged = sums.rounded(compared.rounding if compared else "nearest")
-    with artifacts.writing(destination) as directory:
+    size = sum(parameter.numel() * parameter.element_size() for parameter in merged.parameters())
+    with artifacts.writing(destination, "saving the merged model", size) as directory:
         merged.save_pretrained(directory)
         save_tokenizer(tokenizer, directory)
         # The whole record of the run that made the adapter, where this package did.

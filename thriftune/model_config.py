@@ -5,9 +5,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from thriftune import gguf_file, hub
+from thriftune import gguf_file, hub, remote
 from thriftune.config import ModelConfig
-from thriftune.errors import ModelSourceError, TransientError
+from thriftune.errors import ModelSourceError
 from thriftune.model_files import exists, files_of
 from thriftune.model_source import kind_of
 
@@ -44,7 +44,8 @@ def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
         with hub.explained_errors(FIELD, source, ModelSourceError):
             text = Path(hf_hub_download(source, "config.json", revision=model.revision, token=token)).read_bytes()
     elif kind == "url":
-        text = _read_url(f"{source.rstrip('/')}/config.json", source)
+        with remote.explained(FIELD, source, ModelSourceError, "holds no config.json."):
+            text = remote.content(f"{source.rstrip('/')}/config.json")
     else:
         directory = Path(source).expanduser()
         file = files_of(directory, FIELD, ModelSourceError).get("config.json") if exists(directory) else None
@@ -62,22 +63,6 @@ def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelSourceError.single(FIELD, source, "its config.json is not a mapping.", "Repair the file.")
     return content
-
-
-def _read_url(url: str, source: str) -> bytes:
-    import fsspec
-
-    try:
-        with fsspec.open(url, "rb") as file:
-            return bytes(file.read())
-    except FileNotFoundError as error:
-        raise ModelSourceError.single(FIELD, source, "holds no config.json.", "Check the URL.") from error
-    except (PermissionError, ImportError, ValueError) as error:
-        raise ModelSourceError.single(
-            FIELD, source, f"cannot be read: {error}.", "Check the URL and the permissions."
-        ) from error
-    except OSError as error:
-        raise TransientError(f"{FIELD} = {source}: the store did not answer ({error}).") from error
 
 
 def _read_gguf(file: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ system that can (Btrfs, XFS) shares the blocks until one of the two is written t
 twice.
 """
 
-import errno
 import fcntl
 import fnmatch
 import os
@@ -18,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from thriftune.disk import is_circle
 from thriftune.errors import Problem, UserError
 from thriftune.progress import bytes_progress
 
@@ -183,11 +183,6 @@ def _said(cause: OSError) -> str:
     if isinstance(cause, PermissionError):
         return "may not be read"
     return f"is a link that leads in a circle ({cause.strerror})" if is_circle(cause) else f"({cause.strerror})"
-
-
-def is_circle(cause: BaseException | None) -> bool:
-    """Whether what failed is following links that lead in a circle."""
-    return isinstance(cause, OSError) and cause.errno == errno.ELOOP
 
 
 def _unreadable(path: Path, field: str, error: type[UserError], cause: OSError) -> UserError:

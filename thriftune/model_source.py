@@ -3,14 +3,21 @@
 from pathlib import Path
 from typing import Literal
 
+from thriftune.remote import path_of
+
 SourceKind = Literal["hub", "directory", "url", "gguf"]
+
+
+def is_gguf(source: str) -> bool:
+    """Whether a model source is a GGUF file, on this disk or elsewhere."""
+    return path_of(source).endswith(".gguf")
 
 
 def kind_of(source: str) -> SourceKind:
     """What a model source is, by its spelling and by what is on this disk."""
     if "://" in source:
         return "url"
-    if source.endswith(".gguf"):
+    if is_gguf(source):
         return "gguf"
     if Path(source).is_dir() or source.startswith((".", "/", "~")):
         return "directory"

@@ -5,12 +5,13 @@ import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from thriftune import artifacts, damage, gguf, hub
+from thriftune import artifacts, damage, gguf, hub, remote
 from thriftune.completeness import ADAPTER_CONFIG, require_complete
-from thriftune.errors import ModelSourceError, TransientError
+from thriftune.errors import ModelSourceError
 from thriftune.model_files import CODE, TEMPLATES, UNWANTED, WANTED, copy_files, files_of, is_wanted, real_path
-from thriftune.model_source import kind_of
+from thriftune.model_source import is_gguf, kind_of
 from thriftune.tokenizer import fingerprint, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def version(source: str, revision: str | None = None, token: str | None = None, 
         with hub.explained_errors(field, source, ModelSourceError):
             return hub.commit_of(source, revision, token, repo_type="model")
     if kind == "url":
-        return artifacts.key_of(*_remote_listing(source))
+        return artifacts.key_of(*(remote.of_entry(name, entry) for name, entry in listing(source).items()))
     path = Path(source).expanduser()
     if kind == "directory":
         files_of(path, field, ModelSourceError)
@@ -72,7 +73,7 @@ def fetch(
     """
     kind = kind_of(source)
     wanted = (*WANTED, CODE) if trust_remote_code else WANTED
-    with artifacts.writing(destination) as directory:
+    with artifacts.writing(destination, "fetching the base model") as directory:
         logger.info("Fetching %s (%s, version %s)", source, kind, version[:12])
         if kind == "hub":
             _fetch_hub(source, version, directory, token, wanted)
@@ -103,7 +104,7 @@ def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: boo
     Raises:
         ModelSourceError: The tokenizer cannot be loaded.
     """
-    with artifacts.writing(destination) as directory:
+    with artifacts.writing(destination, "copying the tokenizer") as directory:
         for file in sorted(p for p in model_dir.iterdir() if p.is_file() and ".safetensors" not in p.name):
             shutil.copyfile(file, directory / file.name)
         if (model_dir / TEMPLATES).is_dir():
@@ -191,47 +192,42 @@ def _wanted(names: Collection[str], patterns: tuple[str, ...], source: str) -> l
     return [name for name in sorted(names) if name != artifacts.MANIFEST and is_wanted(name, patterns)]
 
 
-def _remote_listing(url: str) -> list[str]:
-    import fsspec
+def listing(url: str) -> dict[str, dict[str, Any]]:
+    """The files of a model in a store: what the store knows of each, by the name that it has there.
 
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        entries = filesystem.find(path, detail=True)
-    except (ImportError, ValueError) as error:
-        raise ModelSourceError.single(
-            "model.source", url, f"cannot be read: {error}.", "Use s3:// or gs://."
-        ) from error
-    except PermissionError as error:
-        raise _not_permitted(url, error) from error
-    except OSError as error:
-        raise TransientError(f"model.source = {url}: the store did not answer ({error}).") from error
-    if not entries:
-        raise ModelSourceError.single("model.source", url, "holds no files.", "Check the URL and the permissions.")
-    return [f"{name} {info.get('size')} {info.get('ETag') or info.get('mtime')}" for name, info in entries.items()]
-
-
-def _not_permitted(url: str, error: PermissionError) -> ModelSourceError:
-    return ModelSourceError.single("model.source", url, f"may not be read: {error}.", "Grant read access to it.")
+    Raises:
+        ModelSourceError: There are none, or they may not be read.
+        TransientError: The store did not answer.
+    """
+    with remote.explained("model.source", url, ModelSourceError, "holds no files."):
+        entries = remote.listing(url)
+        if not entries:
+            raise FileNotFoundError(url)
+    return entries
 
 
 def _fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
-    import fsspec
-
-    _remote_listing(url)
-    filesystem, path = fsspec.core.url_to_fs(url)
-    try:
-        if url.endswith(".gguf"):
-            with tempfile.TemporaryDirectory() as scratch:
-                filesystem.get(path, f"{scratch}/model.gguf")
-                gguf.convert(Path(scratch) / "model.gguf", directory)
-            return
-        root = path.rstrip("/")
-        names = [file.removeprefix(f"{root}/") for file in filesystem.find(path)]
+    if is_gguf(url):
+        with tempfile.TemporaryDirectory() as scratch:
+            gguf.convert(fetch_gguf(url, Path(scratch)), directory)
+        return
+    entries = listing(url)
+    with remote.explained("model.source", url, ModelSourceError, "holds no such file any more."):
+        root = remote.root_of(url)
+        names = [file.removeprefix(f"{root}/") for file in entries]
         here = [name for name in names if name.rpartition("/")[0] in ("", TEMPLATES)]
         for name in _wanted(here, patterns, url):
-            (directory / name).parent.mkdir(exist_ok=True)
-            filesystem.get(f"{root}/{name}", str(directory / name))
-    except PermissionError as error:
-        raise _not_permitted(url, error) from error
-    except OSError as error:
-        raise TransientError(f"model.source = {url}: the download failed ({error}).") from error
+            remote.fetch(f"{url.rstrip('/')}/{name}", directory / name)
+
+
+def fetch_gguf(url: str, folder: Path) -> Path:
+    """A GGUF file of a store on this disk.
+
+    Raises:
+        ModelSourceError: There is none, or it may not be read.
+        TransientError: The store did not answer.
+    """
+    file = folder / "model.gguf"
+    with remote.explained("model.source", url, ModelSourceError):
+        remote.fetch(url, file)
+    return file

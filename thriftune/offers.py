@@ -2,12 +2,12 @@
 
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from thriftune.catalogue import Catalogue, NodeType
 from thriftune.config import RunConfig
+from thriftune.disk import free_bytes
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, Device, choose_precision, detect_device, gpu_count
 
@@ -62,8 +62,11 @@ def of_node(node: NodeType) -> Offer:
     )
 
 
-def this_machine() -> Offer:
-    """The machine this runs on, with the memory that is free now.
+def this_machine(folder: Path = Path()) -> Offer:
+    """The machine this runs on, with the memory and the disk that are free now.
+
+    Args:
+        folder: Where results go; need not exist.
 
     Raises:
         ConfigError: It has a GPU that this package does not know.
@@ -88,7 +91,7 @@ def this_machine() -> Offer:
         gpu_gib=_gpu_gib() if device.is_gpu else 0.0,
         host_gib=psutil.virtual_memory().available / _GIB,
         cpus=os.cpu_count() or 1,
-        disk_gib=shutil.disk_usage(Path.cwd()).free / _GIB,
+        disk_gib=free_bytes(folder) / _GIB,
         price_per_hour=0.0,
     )
 

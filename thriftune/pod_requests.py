@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from thriftune import saving
 from thriftune.config import RunConfig
+from thriftune.model_source import is_gguf
 from thriftune.training_plan import TrainingPlan
 
 _GIB = 2**30
@@ -44,7 +45,7 @@ def fetching(config: RunConfig, plan: TrainingPlan) -> PodRequest:
         The request. For a base model in 16 bits; one of 32 bits needs as much disk again.
     """
     model = _HALF * plan.parameters
-    if config.model.source.endswith(".gguf"):  # the file is at most as large as what is made of it
+    if is_gguf(config.model.source):  # the file is at most as large as what is made of it
         return PodRequest(_LIBRARIES_GIB + _gib(_UNPACKING * model), _gib(2 * model))
     return PodRequest(_LIBRARIES_GIB, _gib(model))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune import artifacts, damage, hub, run_record
+from thriftune.completeness import ADAPTER_CONFIG
 from thriftune.config import DataSource, MixedSource, PublishConfig, RunConfig
 from thriftune.data.sources import TABLE, is_hub_source
 from thriftune.errors import PublishError
@@ -91,9 +92,13 @@ def stage(result_dir: Path, config: PublishConfig, metrics: RunMetrics, staging:
     """Write the files of the repository: the result, its manifest and a model card."""
     kind, record = artifacts.read_manifest(result_dir)["kind"], run_record.read(result_dir)
     damage.require_undamaged(result_dir, content=True)
-    with artifacts.writing(staging) as directory:
+    with artifacts.writing(staging, "putting together what is published") as directory:
         shutil.copytree(result_dir, directory, dirs_exist_ok=True, copy_function=_copy)
-        model_card(record, metrics, config.repository, is_adapter=kind == "adapter").save(directory / "README.md")
+        card = model_card(record, metrics, config.repository, is_adapter=kind == "adapter")
+        artifacts.write_text(directory / "README.md", str(card))
+        for file in (directory / artifacts.MANIFEST, directory / ADAPTER_CONFIG):
+            if file.is_file():  # of an older version, it may name places with what was in their URLs
+                artifacts.write_text(file, file.read_text(encoding="utf-8"))
 
 
 def _copy(source: str, destination: str) -> None:

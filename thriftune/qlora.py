@@ -17,6 +17,7 @@ from thriftune.loading import load_model, planned_placement
 from thriftune.lora import fused_adapters, peft_config, prepare_base, require_trainable, resolved, trainable_share
 from thriftune.model_files import ADAPTER_FILES
 from thriftune.model_source import kind_of
+from thriftune.redaction import redacted
 from thriftune.resumption import CheckpointPlace, Resumed
 from thriftune.tokenizer import load_tokenizer
 from thriftune.training import TrainingResult, make_trainer, training_arguments
@@ -124,10 +125,10 @@ def _save(trainer: "Trainer", config: RunConfig, destination: Path, record: dict
     logger.info("Saving the adapter to %s", destination)
     model: Any = trainer.model
     # Where the base model came from, not where it lay on this node.
-    model.peft_config["default"].base_model_name_or_path = config.model.source
+    model.peft_config["default"].base_model_name_or_path = redacted(config.model.source)
     is_on_hub = kind_of(config.model.source) == "hub"
     model.peft_config["default"].revision = record["model_version"] if is_on_hub else None
-    with tempfile.TemporaryDirectory() as scratch, artifacts.writing(destination) as directory:
+    with artifacts.writing(destination, "saving the adapter") as directory, tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch, save_embedding_layers=False)
         for name in ADAPTER_FILES:
             shutil.copy(Path(scratch) / name, directory / name)

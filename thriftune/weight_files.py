@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from thriftune.errors import ModelSourceError, Problem, TransientError
-from thriftune.model_files import is_circle
+from thriftune import remote
+from thriftune.errors import ModelSourceError, Problem
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -191,17 +191,10 @@ def weights_in(store: Store, source: str) -> Weights:
         ModelSourceError: Files are missing, damaged or cut short; names each.
         TransientError: The store did not answer.
     """
-    try:
+    with remote.explained("model.source", source, ModelSourceError, "its weights cannot be read."):
         files = _files_to_read(store, source)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             read = list(pool.map(lambda name: _or_reason(lambda: store.shapes(name)), files))
-    except OSError as error:
-        if not _is_definite(error):
-            raise TransientError(f"model.source = {source}: its weights could not be looked at ({error}).") from error
-        message = f"its weights cannot be read: {error}."
-        raise ModelSourceError.single(
-            "model.source", source, message, "Check the path, and grant read access to it."
-        ) from error
     bad = {name: found for name, found in zip(files, read, strict=True) if isinstance(found, str)}
     if bad:
         raise ModelSourceError([Problem("model.source", source, f"{n} {reason}.", _AGAIN) for n, reason in bad.items()])
@@ -265,11 +258,6 @@ def _weight_map(store: Store, source: str) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = f"its {INDEX} has no weight_map that can be read."
         raise ModelSourceError.single("model.source", source, message, _AGAIN) from error
-
-
-def _is_definite(error: OSError) -> bool:
-    """Whether asking again gives the same answer."""
-    return isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError) or is_circle(error)
 
 
 def _or_reason(action: Callable[[], Shapes]) -> Shapes | str:

@@ -10,10 +10,10 @@ import pytest
 from checkpointing import content_of, flip, restore, save_steps, stored_names, truncate, write_checkpoint
 
 from thriftune.checkpoints import layout, restoring
-from thriftune.checkpoints.errors import DiskFullError
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.restoring import complete, verify_and_fetch
 from thriftune.checkpoints.store import Store
+from thriftune.disk import DiskFullError
 from thriftune.errors import TransientError
 
 pytest_plugins = ("checkpoint_stores",)
@@ -152,7 +152,7 @@ def test_a_disk_too_small_is_said_before_anything_is_downloaded(local, tmp_path)
     save_steps(local, tmp_path / "run", 10)
     manifest = manifest_of(local, 10)
     script = (
-        "import sys; from pathlib import Path; from thriftune.checkpoints.errors import DiskFullError\n"
+        "import sys; from pathlib import Path; from thriftune.disk import DiskFullError\n"
         "from checkpointing import restore; from thriftune.checkpoints.store import Store\n"
         "try: restore([Store(sys.argv[1])], Path(sys.argv[2]) / 'new')\n"
         "except DiskFullError as error: print(error, list(Path(sys.argv[2]).rglob('*')))\n"

@@ -14,8 +14,9 @@ import pytest
 from checkpointing import Bucket
 
 from thriftune.checkpoints import store as store_module
-from thriftune.checkpoints.errors import DiskFullError, IncompleteError
+from thriftune.checkpoints.errors import IncompleteError
 from thriftune.checkpoints.store import Store
+from thriftune.disk import DiskFullError
 from thriftune.errors import TransientError, UserError
 
 pytest_plugins = ("checkpoint_stores",)
@@ -182,7 +183,7 @@ def test_a_tmpfs_that_is_really_full(local, tmp_path):
     script = """
         import sys
         from pathlib import Path
-        from thriftune.checkpoints.errors import DiskFullError
+        from thriftune.disk import DiskFullError
         from thriftune.checkpoints.store import Store
         source, tiny = Store(sys.argv[1], pauses=(60.0,)), Path(sys.argv[2])
         for act in (lambda: source.download("shard", tiny / "down"),
@@ -209,3 +210,10 @@ def test_errors_pickle_with_their_message(error):
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (type(error), str(error))
     assert isinstance(copy, TransientError)
+
+
+@pytest.mark.parametrize("prefix", ["http://127.0.0.1:9/run", "http://no.such.host.invalid/run"])
+def test_a_server_that_is_not_there_is_unreachable(prefix):
+    """fsspec lists nothing there: the run held "no whole checkpoint"."""
+    with pytest.raises(TransientError, match="the store did not answer for its listing"):
+        Store(prefix, pauses=()).names()

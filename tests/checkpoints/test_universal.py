@@ -14,8 +14,8 @@ import pytest
 
 from thriftune import architecture, artifacts
 from thriftune.checkpoints import universal
-from thriftune.checkpoints.errors import DiskFullError
 from thriftune.config import ModelConfig
+from thriftune.disk import DiskFullError
 from thriftune.errors import UserError
 from thriftune.memory.disk import checkpoint_bytes
 

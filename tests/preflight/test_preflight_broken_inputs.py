@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import chat_rows, write_jsonl
-from preflighting import Checking, broken_copy, codes
+from preflighting import Checking, broken_copy, codes, plan_for
 from safetensors.torch import load_file, save_file
 
 from thriftune.data.selection import select
 from thriftune.errors import ConfigError, ThriftuneError, TransientError
 from thriftune.preflight import CODES, SecretState
+from thriftune.training_plan import TrainingPlan
 
 MIXTRAL = {
     "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
@@ -69,6 +70,16 @@ class Run:
     overrides: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     method: str = "full"
+
+
+def outputs_in_a_file(world: World) -> Path:
+    (world.folder / "file").touch()
+    return world.folder / "file/outputs"
+
+
+def larger_than_the_disk(world: World) -> TrainingPlan:
+    plan = plan_for("full", world.tiny_model)
+    return replace(plan, memory=replace(plan.memory, disk={"models": 1e9}))
 
 
 def answered(answer: str, question: str = "What is red?") -> dict[str, Any]:
@@ -345,6 +356,11 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         lambda w: Run(options={"secrets": [SecretState("THRIFTUNE_HUB_SECRET", "group/key", False, "the hub")]}),
     ),
     "a bucket that refuses": ("output-not-writable", lambda w: Run(options={"output": ("s3://b/x", "Access Denied")})),
+    "a folder that is none": ("output-not-writable", lambda w: Run(options={"folder": outputs_in_a_file(w)})),
+    "a plan for a larger disk": (
+        "output-too-little-room",
+        lambda w: Run(options={"folder": w.folder / "outputs", "plan": larger_than_the_disk(w)}),
+    ),
     "publishing without a token": ("publish-no-token", lambda w: {"publish": {"repository": "me/tuned"}}),
     "a blank prompt": ("evaluation-prompt-unusable", lambda w: {"evaluation": {"prompts": ["What is red?", " "]}}),
 }  # fmt: skip

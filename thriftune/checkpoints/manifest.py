@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from thriftune.digests import FileDigest, require_inside
+from thriftune.redaction import redacted
 
 _FORMAT = 1
 
@@ -86,12 +87,12 @@ class Manifest:
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of free content as JSON would give it back, so that it cannot change any more.
+    """A copy of free content as JSON would give it back, so that it cannot change any more; without secrets.
 
     Raises:
         TypeError: Something in it has no form in JSON.
     """
-    copy: dict[str, Any] = json.loads(json.dumps(dict(content)))
+    copy: dict[str, Any] = json.loads(redacted(json.dumps(dict(content))))
     return copy
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from thriftune.checkpoints import layout
-from thriftune.checkpoints.errors import DiskFullError, free_bytes
 from thriftune.checkpoints.manifest import FileEntry, Manifest
 from thriftune.checkpoints.store import Store
 from thriftune.digests import sha256_of
+from thriftune.disk import DiskFullError, free_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def verify_and_fetch(
     places = [] if local is None else [local / layout.checkpoint_name(manifest.step), local]
     absent = [entry for entry in entries if not _is_here(entry, destination, places)]
     if (needed := sum(entry.size for entry in absent)) > free_bytes(destination):
-        raise DiskFullError.at(destination, needed)
+        raise DiskFullError.at(destination, needed, "fetching a checkpoint")
     for entry in absent:
         if problem := _fetch(store, manifest.step, entry, destination):
             return [problem]

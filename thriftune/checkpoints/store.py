@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
+from thriftune import remote
 from thriftune.checkpoints import local_files
-from thriftune.checkpoints.errors import DiskFullError
 from thriftune.checkpoints.local_files import PARTIAL
+from thriftune.disk import DiskFullError, is_circle, is_full, reason_of
 from thriftune.errors import TransientError, UserError
-from thriftune.model_files import is_circle
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,7 +39,6 @@ S3_PARTS_AT_ONCE = 4
 
 _LOCAL = ("file", "local")
 _S3 = ("s3", "s3a")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Store:
@@ -126,7 +125,7 @@ class Store:
         def find(filesystem: Any, path: str) -> dict[str, int]:
             if self._protocol in _LOCAL:
                 return local_files.sizes_below(path)
-            found = filesystem.find(path, detail=True)
+            found = remote.found_below(filesystem, path)
             return {n: int(info["size"]) for n, info in found.items() if f"{n}/".startswith(f"{path}/")}
 
         start = len(self._path("")) + 1
@@ -202,14 +201,14 @@ class Store:
 
     def _raise_definite(self, error: Exception, disk: Path | None) -> None:
         """Raise what trying again does not mend."""
-        if isinstance(error, OSError) and error.errno in _FULL and disk is not None:
-            raise DiskFullError.at(disk) from error
+        if disk is not None and is_full(error):
+            raise DiskFullError.at(disk, what="writing a checkpoint") from error
         if is_circle(error):
             raise self._refused(error, "Give a directory whose links lead in no circle.") from error
-        # gcsfs says 403 with a plain OSError.
-        forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")
-        if forbidden or isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
-            raise self._refused(error, "Let the pods' service account read, write and remove there.") from error
+        is_definite = isinstance(error, NotADirectoryError | IsADirectoryError) or reason_of(error) == errno.EROFS
+        if is_definite or remote.failure_of(error) == "forbidden":
+            who = "this user" if self._protocol in _LOCAL else "the pods' service account"
+            raise self._refused(error, f"Let {who} read, write and remove there.") from error
 
     def _refused(self, error: Exception, remedy: str) -> UserError:
         return UserError.single(

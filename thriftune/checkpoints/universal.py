@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from thriftune import artifacts, damage
-from thriftune.checkpoints.errors import DiskFullError, free_bytes
+from thriftune.disk import DiskFullError, free_bytes
 from thriftune.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def to_universal(checkpoint: Path, destination: Path | None = None) -> Path:
     size = _require_room(shards, destination)
     started = time.monotonic()
     logger.info("Converting %s, written by %d ranks (%.2f GiB), for any number of them", checkpoint, world_size, size)
-    with artifacts.writing(destination) as directory:
+    with artifacts.writing(destination, "converting a checkpoint") as directory:
         _convert(shards, directory / f"{shards.name}{_SUFFIX}")
         for file in checkpoint.iterdir():
             # Without `latest`, resuming from here in the ordinary way is refused and cannot load something wrong.
@@ -161,7 +161,7 @@ def _require_room(shards: Path, destination: Path) -> float:
     # Everything once in pieces and once joined, and one rank's optimizer shard that DeepSpeed copies as a whole.
     needed = 2 * sum(sizes) + max(sizes)
     if needed > free_bytes(destination):
-        raise DiskFullError.at(destination, needed)
+        raise DiskFullError.at(destination, needed, "converting a checkpoint")
     return sum(sizes) / _GIB
 
 

@@ -4,8 +4,8 @@ import glob
 from collections.abc import Iterable
 from pathlib import Path
 
+from thriftune.disk import is_circle
 from thriftune.errors import DataError
-from thriftune.model_files import is_circle
 
 
 def matching(source: str) -> list[str]:

@@ -77,7 +77,10 @@ def prepare(
     tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code=trust_remote_code)
     require_usable(tokenizer, needs_chat_template=any(f.is_chat for f in formats(config)))
     workers = Workers(tokenizer_dir, trust_remote_code, processes)
-    with tempfile.TemporaryDirectory() as scratch_name, artifacts.writing(destination) as directory:
+    with (
+        artifacts.writing(destination, "preparing the dataset") as directory,
+        tempfile.TemporaryDirectory() as scratch_name,
+    ):
         scratch = Path(scratch_name)
         opened = _open(config, scratch, token, table)
         selections = _select(opened, config, seed)

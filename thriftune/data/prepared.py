@@ -45,7 +45,7 @@ def _unpack(file: Path, place: Path) -> None:
     of = {"sha256": digests.sha256_of(file)}
     if damage.is_reusable(place) and artifacts.read_content(place) == of:
         return
-    with artifacts.writing(place) as directory:
+    with artifacts.writing(place, "unpacking the prepared dataset") as directory:
         rows = pq.ParquetFile(file)
         with (
             pa.OSFile(str(directory / _ROWS), "wb") as stream,
@@ -75,7 +75,7 @@ def is_packed(rows: "Dataset") -> bool:
 
 def write_samples(samples: list[dict[str, Any]], directory: Path) -> None:
     """Keep held-out questions for the answers before and after training."""
-    (directory / _SAMPLES).write_text(json.dumps(samples, indent=2), encoding="utf-8")
+    artifacts.write_text(directory / _SAMPLES, json.dumps(samples, indent=2))
 
 
 def load_samples(directory: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from thriftune.data.limits import COLUMNS, ROW_BYTES, TOO_DEEP, is_too_deep, too
 from thriftune.data.misnamed import cause_in
 from thriftune.data.unpacking import open_binary, open_text
 from thriftune.errors import DataError
+from thriftune.remote import path_of
 
 SampleBy = Literal["line", "paragraph", "document"]
 Columns = Sequence[str] | None
@@ -206,8 +207,8 @@ ENDINGS_IN_WORDS = (
 
 
 def ending_of(path: str) -> str | None:
-    """The ending in `ENDINGS` that a path or glob has, or None."""
-    name = path.lower().rstrip("*")
+    """The ending in `ENDINGS` that a path, glob or URL has, or None."""
+    name = path_of(path).lower().rstrip("*")
     return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
 
 

@@ -3,11 +3,12 @@
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from thriftune.errors import DataError, Problem
+from thriftune.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Rejections:
 
         if not rows:
             return
+        # Reasons may quote what a template or a library says of a row.
+        rows = [replace(row, source=redacted(row.source), reason=redacted(row.reason)) for row in rows]
         self._writer.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=self._schema))
         self._rows += whole
         for row in rows:

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from thriftune import artifacts
 from thriftune.data.prepared import POSITIONS, TRAIN
 from thriftune.data.statistics import DataStats, SplitStats
 from thriftune.data.tokenization import IGNORED
@@ -75,10 +76,10 @@ def write(stats: DataStats, directory: Path, tokenizer: "PreTrainedTokenizerBase
         directory: The prepared dataset, with train.parquet in it.
         tokenizer: The tokenizer of its rows.
     """
-    (directory / JSON).write_text(json.dumps(asdict(stats), indent=2) + "\n", encoding="utf-8")
+    artifacts.write_text(directory / JSON, json.dumps(asdict(stats), indent=2) + "\n")
     page = render(stats, read_samples(directory / TRAIN, tokenizer))
     # A file name that is not UTF-8 comes as half of a surrogate pair, which UTF-8 has no bytes for.
-    (directory / HTML).write_text(page, encoding="utf-8", errors="backslashreplace")
+    artifacts.write_text(directory / HTML, page)
 
 
 def render(stats: DataStats, samples: Sequence[Sample]) -> str:

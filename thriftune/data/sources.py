@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from thriftune import hub
+from thriftune import hub, remote
 from thriftune.data import local_files, parquet, readers
 from thriftune.data.examples import RawRow
+from thriftune.disk import writing_to
 from thriftune.errors import DataError, TransientError
+from thriftune.redaction import redacted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from thriftune.config import DataConfig, DataSource
 
 Source = TypeVar("Source", bound="DataSource")
+_FIELD = "data.source"
 TABLE = "input:table"  # the table that a workflow was given
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _CHUNK_BYTES = 1 << 20
@@ -61,7 +64,7 @@ def is_file_source(source: str) -> bool:
     """Whether a data source is a path, glob or URL of files, as opposed to a hub id."""
     if source == TABLE:
         return False
-    if "://" in source or source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
+    if remote.is_remote(source) or source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
         return True
     # Hub ids without an owner have no dot; with one, it is a file of a kind that is not read, or that is not there.
     is_named_as_file = "/" not in source and "." in source
@@ -118,8 +121,8 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
         token: Hub token.
 
     Returns:
-        A SHA-256 over the content of local files, over the store's own checksums for remote files, or the hub
-        dataset's commit; empty for a workflow's table.
+        A SHA-256 over the content of local files, over the store's own checksums for remote files (whoever signed
+        their URLs), or the hub dataset's commit; empty for a workflow's table.
 
     Raises:
         DataError: No such file or dataset.
@@ -132,8 +135,8 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
             return hub.commit_of(source, revision, token, repo_type="dataset")
     digest = hashlib.sha256()
     for file in _files(source):
-        digest.update(Path(file).name.encode())
-        digest.update(_remote_checksum(file) if "://" in file else _content_digest(file))
+        digest.update(remote.name_of(file).encode())
+        digest.update(_remote_stamp(file) if remote.is_remote(file) else _content_digest(file))
     return digest.hexdigest()[:16]
 
 
@@ -184,7 +187,7 @@ def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path], colu
     for file in map(Path, places):
         found |= dict.fromkeys(readers.columns_of(file, config.sample_by))
         count += readers.count_rows(file, config.sample_by)
-    return OpenSource(config.source, tuple(found), count, read)
+    return OpenSource(redacted(config.source), tuple(found), count, read)
 
 
 def _local_files(source: str, scratch: Path) -> dict[str, str]:
@@ -197,36 +200,29 @@ def _local_files(source: str, scratch: Path) -> dict[str, str]:
             f"Give files that end in {readers.ENDINGS_IN_WORDS}, a glob of them, or a hub dataset id (owner/name).",
         )
     files = _files(source)
-    if "://" not in source:
+    if not remote.is_remote(source):
         return {file: file for file in files}
-    import fsspec
-
-    filesystem, _path = fsspec.core.url_to_fs(source)
     places = {}
     for number, url in enumerate(files):
-        local = scratch / f"{number:05}" / url.rpartition("/")[2]
-        local.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            filesystem.get(filesystem._strip_protocol(url), str(local))
-        except PermissionError as error:
-            raise _not_permitted(url, error) from error
-        except OSError as error:
-            raise TransientError(f"The store of {url} did not answer: {error}") from error
-        places[str(local)] = url
+        local = scratch / f"{number:05}" / remote.name_of(url)
+        with writing_to(local, "fetching data"), remote.explained(_FIELD, url, DataError):
+            remote.fetch(url, local)
+        places[str(local)] = redacted(url)
     return places
 
 
 def _open_hub(config: "DataSource", token: str | None, scratch: Path, columns: readers.Columns) -> OpenSource:
     rows = _load_from_hub(config, token, scratch)
+    name = redacted(config.source)
     needed = rows if columns is None else rows.select_columns([c for c in rows.column_names if c in columns])
 
     def read() -> Iterator[NumberedRow]:
         numbers = itertools.count(1)
         for table in needed.with_format("arrow").iter(_BATCH_ROWS):
             for raw in parquet.rows_of_batch(table):
-                yield NumberedRow(config.source, next(numbers), raw)
+                yield NumberedRow(name, next(numbers), raw)
 
-    return OpenSource(config.source, tuple(rows.column_names), len(rows), read)
+    return OpenSource(name, tuple(rows.column_names), len(rows), read)
 
 
 def _load_from_hub(config: "DataSource", token: str | None, scratch: Path) -> "Dataset":
@@ -257,27 +253,14 @@ def _load_from_hub(config: "DataSource", token: str | None, scratch: Path) -> "D
 
 def _files(source: str) -> list[str]:
     """The files a path, glob or URL stands for, in a fixed order."""
-    if "://" not in source:
+    if not remote.is_remote(source):
         files = local_files.matching(source)
     else:
-        import fsspec
-
-        try:
-            filesystem, path = fsspec.core.url_to_fs(source)
-            files = sorted(filesystem.unstrip_protocol(f) for f in filesystem.glob(path))
-        except (ImportError, ValueError) as error:
-            raise DataError.single("data.source", source, f"cannot be read: {error}.", "Use s3:// or gs://.") from error
-        except PermissionError as error:
-            raise _not_permitted(source, error) from error
-        except OSError as error:
-            raise TransientError(f"The store of {source} did not answer: {error}") from error
+        with remote.explained(_FIELD, source, DataError):
+            files = remote.files(source)
     if not files:
         raise _missing(source)
     return files
-
-
-def _not_permitted(source: str, error: PermissionError) -> DataError:
-    return DataError.single("data.source", source, f"may not be read: {error}.", "Grant read access.")
 
 
 def _no_rows(source: str) -> DataError:
@@ -286,7 +269,7 @@ def _no_rows(source: str) -> DataError:
 
 def _missing(source: str) -> DataError:
     folder = Path(source).parent
-    is_folder = "://" not in source and folder.is_dir()
+    is_folder = not remote.is_remote(source) and folder.is_dir()
     found = sorted(p.name for p in folder.iterdir() if readers.ending_of(p.name))[:10] if is_folder else []
     found_text = f" {folder}/ holds {', '.join(found)}." if found else ""
     return DataError.single("data.source", source, f"no such file.{found_text}", "Check the path.")
@@ -294,14 +277,15 @@ def _missing(source: str) -> DataError:
 
 def _content_digest(file: str) -> bytes:
     digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    try:
+        with open(file, "rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except PermissionError as error:
+        raise DataError.single(_FIELD, file, "may not be read by this user.", "Grant read access.") from error
     return digest.digest()
 
 
-def _remote_checksum(url: str) -> bytes:
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return str(filesystem.checksum(path)).encode()
+def _remote_stamp(url: str) -> bytes:
+    with remote.explained(_FIELD, url, DataError):
+        return remote.stamp(url).encode()

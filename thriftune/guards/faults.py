@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Literal
 
+from thriftune.errors import chain_of
 from thriftune.guards.stall import STALLED
 
 Kind = Literal["user", "transient", "memory", "ours"]
@@ -16,7 +17,7 @@ Kind = Literal["user", "transient", "memory", "ours"]
 # two against our own classes.
 USER_NAMES = frozenset({
     "UserError", "ConfigError", "DataError", "ModelSourceError", "AdapterError", "PublishError", "DivergedError",
-    "PreflightError",
+    "PreflightError", "NotWritableError",
 })  # fmt: skip
 TRANSIENT_NAMES = frozenset({
     "TransientError", "PreemptedError", "StartAgainError", "DiskFullError", "IncompleteError",
@@ -84,7 +85,7 @@ def kind_of(error: BaseException) -> Kind:
     Returns:
         user (change the input), transient (try again), memory (try with fewer rows at a time), or ours.
     """
-    for link in _chain(error):
+    for link in chain_of(error):
         names, text = {cls.__name__ for cls in type(link).__mro__}, str(link)
         if _ROOT_CAUSE in text or _TRACE_STARTS[0] in text:  # it carries the error of another process
             kind = _judged(names, "") or _judged_text(text)
@@ -105,16 +106,6 @@ def kind_of_text(message: str) -> Kind:
         As `kind_of`. Of several failed workers, the first one counts: the others were stopped for it.
     """
     return _judged_text(message) or "ours"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, as Python would show it, from the last to the first."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
 def _judged(names: Collection[str], message: str) -> Kind | None:

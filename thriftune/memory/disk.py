@@ -9,7 +9,7 @@ CHECKPOINTS = "checkpoints"
 # The newest whole one, the one that is uploaded, the one that waits and the one that is written: see
 # `thriftune.checkpoints.saving.BackgroundSaver`. Before that, and gone by then: one that is restored; and for other
 # ranks it in pieces, it joined, and one rank's part again: see `thriftune.checkpoints.universal`.
-_CHECKPOINTS_AT_ONCE = 4
+CHECKPOINTS_AT_ONCE = 4
 _FP32, _MOMENTS, _HALF = 4, 8, 2
 
 
@@ -49,5 +49,5 @@ def disk(architecture: Architecture, *, result: int, offloaded: int, checkpoint:
         checkpoint: Bytes of one checkpoint on this node.
     """
     models = _HALF * architecture.parameters + result
-    items = {MODELS: models, OFFLOADED: offloaded, CHECKPOINTS: _CHECKPOINTS_AT_ONCE * checkpoint}
+    items = {MODELS: models, OFFLOADED: offloaded, CHECKPOINTS: CHECKPOINTS_AT_ONCE * checkpoint}
     return {item: count for item, count in items.items() if count}

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from thriftune import damage
+from thriftune import damage, remote
 from thriftune.adapter_weights import (
     RESUME_FROM,
     WEIGHTS,
@@ -19,7 +19,7 @@ from thriftune.adapter_weights import (
 from thriftune.architecture import Architecture
 from thriftune.completeness import ADAPTER_CONFIG
 from thriftune.config import LoraConfig, RunConfig
-from thriftune.errors import ConfigError, TransientError
+from thriftune.errors import ConfigError
 from thriftune.lora import (
     adapter_parameters,
     fused_adapters,
@@ -31,6 +31,7 @@ from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import Finding, finding, skipped
 from thriftune.preflight.outcome import attempt
 from thriftune.quantization import require_savings, saves_little
+from thriftune.redaction import redacted
 from thriftune.weight_files import Folder
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _adapter_to_go_on_from(
             yield from _weights(lora, architecture, directory, place)
         saved = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
         other = saved.get("base_model_name_or_path")
-        if other and other != config.model.source:
+        if other and other != redacted(config.model.source):
             yield finding(
                 "adapter-other-base",
                 _RESUME,
@@ -163,19 +164,12 @@ def _bring(place: str, scratch: Path) -> Path:
         ConfigError: There is no adapter.
         TransientError: The store did not answer.
     """
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.core.url_to_fs(place if "://" in place else str(Path(place).expanduser()))
-        missing = [name for name in (_CONFIG, _WEIGHTS) if not filesystem.exists(f"{path}/{name}")]
+    with remote.explained(_RESUME, place, ConfigError, f"has no {_CONFIG} and no {_WEIGHTS}."):
+        names = Folder(place).names
+        missing = [name for name in (_CONFIG, _WEIGHTS) if name not in names]
         if not missing:
-            filesystem.get(f"{path}/{_CONFIG}", str(scratch / _CONFIG))
+            (scratch / _CONFIG).write_bytes(Folder(place).content(_CONFIG))
             _require_lora(json.loads((scratch / _CONFIG).read_text(encoding="utf-8")))
-    except (ImportError, ValueError, PermissionError, RecursionError) as error:
-        message = f"cannot be read: {error}."
-        raise ConfigError.single(_RESUME, place, message, "Check the place and the permissions.") from error
-    except OSError as error:
-        raise TransientError(f"{_RESUME} = {place}: the store did not answer ({error}).") from error
     if missing:
         raise ConfigError.single(
             _RESUME, place, f"has no {' and no '.join(missing)}.", "Name the directory of an adapter."

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from thriftune import architecture, damage, gguf_file, models
 from thriftune.architecture import Architecture
 from thriftune.config import ModelConfig
-from thriftune.errors import ModelSourceError, TransientError, in_a_line
+from thriftune.errors import ModelSourceError, in_a_line
 from thriftune.model_files import CODE, WANTED, exists, files_of
-from thriftune.model_source import kind_of
+from thriftune.model_source import is_gguf, kind_of
 from thriftune.positions import require_positions
 from thriftune.preflight import licenses, weights
 from thriftune.preflight.access import permitted
@@ -78,7 +78,7 @@ def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
     shape = attempt(lambda: _architecture(model, directory), "model-config-invalid", FIELD, source)
     named = tuple(_in_words_of(found, directory, source) for found in shape.findings)
     base = dataclasses.replace(base, architecture=shape.value, findings=base.findings + named)
-    store = None if source.endswith(".gguf") else weights.store_of(source, version.value, token, directory, names)
+    store = None if is_gguf(source) else weights.store_of(source, version.value, token, directory, names)
     return dataclasses.replace(base, findings=base.findings + tuple(weights.check(source, store, names, shape.value)))
 
 
@@ -142,11 +142,11 @@ def _bring(
         info = permitted(source, version, token, field=FIELD, error_class=ModelSourceError, repo_type="model")
         models._fetch_hub(source, version, directory, token, patterns)
         return directory, {file.rfilename for file in info.siblings or ()}, info
-    if source.endswith(".gguf"):
+    if is_gguf(source):
         _unpack_gguf(_local_gguf(source, scratch), directory)
         return directory, {"model.safetensors", *(p.name for p in directory.iterdir())}, None  # the weights are inside
     if kind == "url":
-        names = {entry.partition(" ")[0].rpartition("/")[2] for entry in models._remote_listing(source)}
+        names = {entry.rpartition("/")[2] for entry in models.listing(source)}
         models._fetch_url(source, directory, patterns)
         return directory, names, None
     models.copy_directory(Path(source).expanduser(), directory, patterns)
@@ -155,17 +155,10 @@ def _bring(
 
 def _local_gguf(source: str, scratch: Path) -> Path:
     """A GGUF file on this disk: its tokenizer is inside, so all of it is needed."""
-    if "://" not in source:
+    if kind_of(source) == "gguf":
         return Path(source).expanduser()
-    import fsspec
-
     logger.info("Preflight: downloading %s, whose tokenizer is inside", source)
-    filesystem, path = fsspec.core.url_to_fs(source)
-    try:
-        filesystem.get(path, str(scratch / "model.gguf"))
-    except OSError as error:
-        raise TransientError(f"{FIELD} = {source}: the download failed ({error}).") from error
-    return scratch / "model.gguf"
+    return models.fetch_gguf(source, scratch)
 
 
 def _unpack_gguf(file: Path, directory: Path) -> None:

@@ -14,6 +14,7 @@ from thriftune.preflight import (
     adapters,
     base_model,
     data_checks,
+    outputs,
     platform,
     resuming,
     rows,
@@ -55,6 +56,7 @@ def run(
     table_version: str = "",
     secrets: Sequence[SecretState] = (),
     output: tuple[str, str] = ("", ""),
+    folder: Path | None = None,
     zero_files: Mapping[str, dict[str, Any]] = {},
     network_gbps: float | None = None,
     grace_seconds: float = GRACE_SECONDS,
@@ -69,6 +71,7 @@ def run(
         table_version: What that table holds now.
         secrets: Those that the tasks of the run ask for.
         output: Where results go, and what the store answered to an attempt to write there; empty where it wrote.
+        folder: Where results of a local run go; None where it is none.
         zero_files: The DeepSpeed configurations that `zero.config` can name, for a run without a plan.
         network_gbps: Network of a planned node, in Gbit/s; None where it is not known.
         grace_seconds: Notice that a spot node is given.
@@ -76,7 +79,10 @@ def run(
     Returns:
         All findings, and what was learned.
     """
-    notes = _Notes([*platform.check_secrets(secrets), *platform.check_output(*output)])
+    notes = _Notes([*platform.check_secrets(secrets), *outputs.check(*output)])
+    notes.findings += outputs.check_local(folder, plan, config.checkpoints.keep_checkpoints)
+    if any(found.field == outputs.TEMPORARY for found in notes.findings):  # which the other checks write to
+        return Preflight(config.name, in_order(notes.findings), notes.facts)
     notes.findings += target.check(config.publish, token)
     notes.findings += platform.check_zero(config, plan, zero_files)
     _check_upload(plan, network_gbps, grace_seconds, notes)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from thriftune.data.statistics import Bin
 from thriftune.errors import Problem, TransientError, UserError
+from thriftune.redaction import redacted
 
 Severity = Literal["error", "warning", "note"]
 
@@ -30,7 +31,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     UNREACHABLE: ("error", "The hub or a store did not answer; Flyte tries again."),
     "hub-token-refused": ("error", "The hub refuses the token."),
     "secret-missing": ("error", "A secret that the tasks ask for is not there."),
-    "output-not-writable": ("error", "The bucket that results go to cannot be written."),
+    "output-not-writable": ("error", "The bucket or folder that results go to cannot be written."),
+    "output-too-little-room": ("error", "The disk that a local run writes to has too little room for what it makes."),
     "publish-no-token": ("error", "Publishing needs a hub token, and there is none."),
     "publish-no-write-access": ("error", "The token may not write to the repository to publish to."),
     "data-not-found": ("error", "There is no such file or dataset, or the token cannot see it."),
@@ -98,7 +100,7 @@ class PreflightError(UserError):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One thing that was found. Secrets in its texts are taken out when it is made.
 
     Attributes:
         code: Key of `CODES`; it does not change between versions.
@@ -115,6 +117,10 @@ class Finding:
     value: str
     message: str
     remedy: str
+
+    def __post_init__(self) -> None:
+        for name in ("field", "value", "message", "remedy"):
+            object.__setattr__(self, name, redacted(getattr(self, name)))
 
     @property
     def problem(self) -> Problem:

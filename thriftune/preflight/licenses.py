@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from thriftune import artifacts
 from thriftune.bounded_yaml import MOST_CHARACTERS, BoundedLoader
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def of(directory: Path, info: "ModelInfo | DatasetInfo | None" = None) -> str:
 def keep(directory: Path, found: str) -> None:
     """Write a license beside the files of a model, for `of` to find."""
     if found:
-        (directory / _KEPT).write_text(found + "\n", encoding="utf-8")
+        artifacts.write_text(directory / _KEPT, found + "\n")
 
 
 def _in_front_matter(readme: Path) -> str:

@@ -6,6 +6,8 @@ from typing import Generic, Literal, TypeVar
 
 from thriftune.errors import TransientError, UserError
 from thriftune.preflight.findings import UNREACHABLE, Finding, finding, of_problem
+from thriftune.redaction import redacted
+from thriftune.remote import failure_of
 
 T = TypeVar("T")
 Coded = str | Callable[[UserError], str]
@@ -52,7 +54,7 @@ def attempt(action: Callable[[], T], code: Coded, field: str, value: object) -> 
 
 def unreachable(error: TransientError, field: str, value: object) -> Finding:
     """What did not answer, as a finding."""
-    message = str(error).removeprefix(f"{field} = {value}: ")
+    message = str(error).removeprefix(redacted(f"{field} = {value}: "))
     return finding(UNREACHABLE, field, value, message, "Try again in a minute.")
 
 
@@ -73,10 +75,11 @@ def hub_code(what: Literal["model", "data"]) -> Callable[[UserError], str]:
             return f"{what}-gated"
         if isinstance(cause, hub_errors.RevisionNotFoundError):
             return f"{what}-revision-not-found"
-        if isinstance(cause, hub_errors.RepositoryNotFoundError | hub_errors.HFValidationError | FileNotFoundError):
-            return f"{what}-not-found"
-        if isinstance(cause, hub_errors.HfHubHTTPError) and "token" in error.problems[0].message:
+        is_unknown = isinstance(cause, hub_errors.RepositoryNotFoundError | hub_errors.HFValidationError)
+        if isinstance(cause, hub_errors.HfHubHTTPError) and not is_unknown and "token" in error.problems[0].message:
             return "hub-token-refused"
-        return f"{what}-not-found" if cause is None else f"{what}-unreadable"
+        # As a missing file fsspec says what a server refused, too.
+        is_missing = isinstance(cause, FileNotFoundError) and failure_of(cause) == "missing"
+        return f"{what}-not-found" if cause is None or is_missing or is_unknown else f"{what}-unreadable"
 
     return code

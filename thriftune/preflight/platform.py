@@ -107,24 +107,6 @@ def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Finding]:
         yield finding("secret-missing", secret.setting, secret.name, message, remedy)
 
 
-def check_output(place: str, refused: str) -> Iterator[Finding]:
-    """Whether what the run makes can be written where it goes.
-
-    Args:
-        place: Bucket and prefix.
-        refused: What the store answered to an attempt; empty where it was written.
-    """
-    if refused:
-        yield finding(
-            "output-not-writable",
-            "THRIFTUNE_RAW_OUTPUT",
-            place,
-            f"is where the run's models and data go, and cannot be written: {refused}.",
-            "Let the pods' service account write there, or name another place: THRIFTUNE_RAW_OUTPUT for launch plans, "
-            "--raw-output-data-prefix for pyflyte run.",
-        )
-
-
 def checkpoint_bytes(plan: TrainingPlan) -> int:
     """Bytes of a checkpoint that the node with the most uploads: weights, and AdamW's two moments.
 

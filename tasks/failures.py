@@ -1,0 +1,50 @@
+"""Errors on their way out of a task: without secrets, and of a disk that refuses with its place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flytekit.exceptions.base import FlyteException
+
+from thriftune.disk import writing_to
+from thriftune.errors import without_secrets
+
+
+@contextmanager
+def explained(task: str) -> Iterator[None]:
+    """Let no error out whose text, or that of a cause, holds a secret: Flyte prints and keeps all of them.
+
+    Args:
+        task: Which is running, for what no phase of its own says of a disk.
+    """
+    try:
+        with _of_disk(task):
+            yield
+    except Exception as error:
+        shown = without_secrets(error)
+        if shown is error:
+            raise
+        raise shown from shown.__cause__  # which also keeps the first one from being shown as what came before
+
+
+@contextmanager
+def _of_disk(task: str) -> Iterator[None]:
+    carried: FlyteException | None = None
+    with writing_to(Path(), f"running {task}"):
+        try:
+            yield
+        except FlyteException as error:  # it may carry the text of another process, which has said it
+            carried = error
+    if carried is not None:
+        raise carried
+
+
+class ExplainsErrors:
+    """Mixed into a task class: whatever a task raises is fit to be shown."""
+
+    def execute(self, **kwargs: Any) -> Any:
+        """Run the task."""
+        above: Any = super()
+        with explained(str(getattr(self, "name", "a task"))):
+            return above.execute(**kwargs)

@@ -1,0 +1,141 @@
+"""What leaves a task, as an error, in the log or as a page, holds no secret, and names a disk that refuses."""
+
+import errno
+import io
+import logging
+import os
+
+import pytest
+from flytekit import current_context
+from flytekit.exceptions.user import FlyteRecoverableException, FlyteUserRuntimeException
+
+from tasks import log, pages
+from tasks.declaring import OnImageTask
+from tasks.elastic import PlannedElasticTask
+from tasks.failures import ExplainsErrors, explained
+from tasks.fetch_model import _key
+from thriftune.config import ModelConfig
+from thriftune.disk import DiskFullError
+from thriftune.errors import TransientError, UserError, chain_of
+
+URL = "http://h/rows.jsonl?X-Amz-Signature=s3cr3t"
+
+
+class Task:
+    name = "tasks.some.task"
+
+    def execute(self, **kwargs):
+        return kwargs["work"]()
+
+
+class Explaining(ExplainsErrors, Task):
+    """A task of ours."""
+
+
+def raised(work):
+    with pytest.raises(Exception) as caught:
+        Explaining().execute(work=work)
+    return caught.value
+
+
+def test_every_task_of_ours_explains_its_errors():
+    assert issubclass(OnImageTask, ExplainsErrors)
+    assert issubclass(PlannedElasticTask, ExplainsErrors)
+
+
+def test_a_task_gives_what_it_gave():
+    assert Explaining().execute(work=lambda: 7) == 7
+
+
+def test_what_a_library_raised_has_no_secret_and_keeps_its_name():
+    """A server that refused was printed with the whole URL, as the cause of what we say of it."""
+
+    def work():
+        try:
+            raise FileNotFoundError(URL)
+        except FileNotFoundError as error:
+            raise UserError.single("data.source", URL, "no such file.", "Check it.") from error
+
+    error = raised(work)
+    assert [type(link).__name__ for link in chain_of(error)] == ["UserError", "FileNotFoundError"]
+    assert not [link for link in chain_of(error) if "s3cr3t" in str(link)]
+    assert isinstance(error, UserError)
+
+
+def test_an_error_of_the_task_itself_is_shown_without_the_secret():
+    def work():
+        raise ConnectionRefusedError(URL)
+
+    error = raised(work)
+    assert (type(error).__name__, str(error)) == ("ConnectionRefusedError", URL.replace("s3cr3t", "REDACTED"))
+    assert error.__suppress_context__  # nobody prints the first one
+    assert error.__cause__ is None
+
+
+def test_a_full_disk_that_no_phase_speaks_of_is_said_with_the_task():
+    def work():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x")
+
+    error = raised(work)
+    assert isinstance(error, DiskFullError)
+    assert str(error).startswith("/data/x: no space left on the disk (")
+    assert "while running tasks.some.task" in str(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FlyteRecoverableException("its worker said: No space left on device"),
+        FlyteUserRuntimeException(RuntimeError("its worker said: No space left on device")),
+        TransientError("away"),
+        ValueError("ours"),
+    ],
+)
+def test_other_errors_go_on_as_they_are(error):
+    def work():
+        raise error
+
+    assert raised(work) is error
+
+
+def test_the_log_holds_no_secret_whoever_writes_it():
+    """Libraries log URLs, and errors with them."""
+    log.configure()
+    stream = io.StringIO()
+    logger = logging.getLogger("somebody.else")
+    handler = logging.StreamHandler(stream)
+    logger.addHandler(handler)
+    try:
+        logger.warning("fetching %s (%d)", URL, 3)
+        try:
+            raise OSError(URL)
+        except OSError:
+            logger.exception("failed")
+        logger.warning("100 % of %s")
+        logger.warning("%d", 5)
+    finally:
+        logger.removeHandler(handler)
+    said = stream.getvalue()
+    assert "s3cr3t" not in said
+    assert said.count("X-Amz-Signature=REDACTED") == 2
+    assert "fetching http://h/rows.jsonl?X-Amz-Signature=REDACTED (3)" in said
+    assert "OSError: http" in said
+    assert "Traceback" in said
+    assert "100 % of %s" in said
+
+
+def test_a_deck_holds_no_secret():
+    pages.show_deck("Some page", f"<p>{URL}&amp;token=s3cr3t</p>")
+    (deck,) = [deck for deck in current_context().decks if deck.name == "Some page"]
+    assert deck.html == "<p>http://h/rows.jsonl?X-Amz-Signature=REDACTED&amp;token=REDACTED</p>"
+
+
+def test_a_worker_of_a_training_explains_its_errors_too():
+    with pytest.raises(DiskFullError, match="while running a worker"), explained("a worker"):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+def test_a_model_is_found_in_the_cache_again_whoever_signed_its_url():
+    first = _key(ModelConfig(source="https://h/model.gguf?X-Amz-Date=1&X-Amz-Signature=a"), "1")
+    assert first == _key(ModelConfig(source="https://h/model.gguf?X-Amz-Date=2&X-Amz-Signature=b"), "1")
+    assert first != _key(ModelConfig(source="https://h/other.gguf?X-Amz-Date=2&X-Amz-Signature=b"), "1")

@@ -1,0 +1,86 @@
+"""Whether what a run makes can be written where it goes: the bucket of a cluster, or the folders of a local run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from thriftune.disk import DiskFullError, existing, free_bytes, refusal, temporary
+from thriftune.errors import ThriftuneError
+from thriftune.memory import disk
+from thriftune.preflight.findings import Finding, finding, of_problem
+from thriftune.training_plan import TrainingPlan
+
+OUTPUTS, TEMPORARY = "THRIFTUNE_OUTPUTS", "TMPDIR"
+_CODE = "output-not-writable"
+_GIB = 2**30
+
+
+def check(place: str, refused: str) -> Iterator[Finding]:
+    """Whether what the run makes can be written to the store.
+
+    Args:
+        place: Bucket and prefix.
+        refused: What the store answered to an attempt; empty where it was written.
+    """
+    if refused:
+        yield finding(
+            _CODE,
+            "THRIFTUNE_RAW_OUTPUT",
+            place,
+            f"is where the run's models and data go, and cannot be written: {refused}.",
+            "Let the pods' service account write there, or name another place: THRIFTUNE_RAW_OUTPUT for launch plans, "
+            "--raw-output-data-prefix for pyflyte run.",
+        )
+
+
+def check_local(folder: Path | None, plan: TrainingPlan | ThriftuneError, keep_checkpoints: int) -> Iterator[Finding]:
+    """Whether a local run can write its results and its temporary files, and has room for them.
+
+    Args:
+        folder: Where results go; need not exist. None: it is no local run.
+        plan: Its plan, which says how much it writes; or what was raised in place of one.
+        keep_checkpoints: How many of them are kept beside the results.
+    """
+    if folder is None:
+        return
+    places = {OUTPUTS: folder, TEMPORARY: temporary()}
+    refused = False
+    for setting, place in places.items():
+        error = refusal(place, "what the run makes" if setting == OUTPUTS else "temporary files")
+        if isinstance(error, DiskFullError):
+            yield finding(_CODE, setting, place, f"{error}")
+        elif error is not None:
+            yield from (of_problem(_CODE, problem) for problem in error.problems)
+        refused = refused or error is not None
+    if not refused and isinstance(plan, TrainingPlan):
+        yield from _room(places, needed(plan, keep_checkpoints))
+
+
+def needed(plan: TrainingPlan, keep_checkpoints: int) -> dict[str, float]:
+    """GiB that a local run writes, by the setting that says where.
+
+    Args:
+        plan: Its plan.
+        keep_checkpoints: How many of them are kept; one more lies there while another is written.
+    """
+    items = plan.memory.disk
+    at_once = items.get(disk.CHECKPOINTS, 0.0)
+    kept = at_once / disk.CHECKPOINTS_AT_ONCE * (keep_checkpoints + 1)
+    return {OUTPUTS: items.get(disk.MODELS, 0.0) + kept, TEMPORARY: at_once + items.get(disk.OFFLOADED, 0.0)}
+
+
+def _room(places: dict[str, Path], needs: dict[str, float]) -> Iterator[Finding]:
+    """What is free on each disk, beside all that is to be written there."""
+    disks: dict[int, list[str]] = {}
+    for setting, place in places.items():
+        disks.setdefault(existing(place).stat().st_dev, []).append(setting)
+    for settings in disks.values():
+        wanted, place = sum(needs[setting] for setting in settings), places[settings[0]]
+        free = free_bytes(place) / _GIB
+        if wanted > free:
+            yield finding(
+                "output-too-little-room",
+                " and ".join(settings),
+                place,
+                f"{wanted:.1f} GiB are needed there for models and checkpoints, and {free:.1f} GiB are free.",
+                "Free some, or name a larger disk; checkpoints.keep_checkpoints: 1 keeps fewer.",
+            )

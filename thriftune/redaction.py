@@ -1,0 +1,109 @@
+"""Secrets in texts: passwords, signatures and tokens, taken out before anything is written or shown.
+
+The one place that knows what a secret looks like. Files go through `thriftune.artifacts.write_text`, errors through the
+classes in `thriftune.errors`, the log through tasks/log.py, pages through tasks/pages.py; all of them ask here.
+"""
+
+import re
+
+MARK = "REDACTED"
+
+# Names of parameters of a URL that let somebody in, whole or in part: presigned URLs of S3, GCS, Azure, OSS, CloudFront
+# and Akamai, and what people call keys. Lengths are bounded so that no text takes more than linear time.
+_LETS_IN = (
+    r"(?:[\w.-]{0,40}(?:signature|token|secret|passw(?:or)?d|passphrase|credential|access-?_?key|api-?_?key)[\w.-]{0,40}"
+    r"|x-(?:amz|goog|oss|cos|ms)-[\w-]{1,40}|googleaccessid|key-pair-id|policy|security|authorization|auth|jwt|sas|sign?"
+    r"|g?key|pass|pwd|pin|code|hdn(?:ts|ea)|__gda__|session(?:id)?)"
+)
+# Of a signature, and no secrets themselves: they are others each time that a place is signed (Azure, S3 and GCS v2).
+_BESIDE_SIGNATURE = frozenset(
+    {"expires", "sv", "ss", "srt", "sp", "st", "se", "sr", "sip", "spr", "skoid", "sktid", "skt", "ske", "sks", "skv"}
+)
+# What comes before a parameter: as it is, in HTML, in JSON that is safe in HTML, and in a URL that another one holds.
+_BEFORE = r"(?:[?&;#]|&amp;|\\u0026|%3F|%26|%23)"
+_VALUE = r"[\w%+/=.~:*!$@,-]*[\w%+/=~*$@-]"  # not the colon or the comma of the sentence that it stands in
+_PARAMETER = re.compile(rf"({_BEFORE}{_LETS_IN}(?:=|%3D)){_VALUE}", re.IGNORECASE)
+_NAME_LETS_IN = re.compile(_LETS_IN, re.IGNORECASE)
+# What stands between :// and @ of a URL; a colon with a number and a slash after it is a port, and the @ is in a path.
+_USER = re.compile(r"[^\s/:\"'<>?#]*(?::(?!\d{1,5}[/?#])[^\s\"'<>]*)?")
+_LONGEST_USER = 1000
+# Where one name before the @ says which container or account, and opens nothing.
+_NAMES_NO_SECRET = ("abfs", "abfss", "wasb", "wasbs", "sftp", "ssh")
+_SCHEME = re.compile(r"[\w+.-]{1,20}$")
+# Long, and of letters and digits: nobody but a machine wrote it, under whatever name.
+_OPAQUE = re.compile(
+    rf"({_BEFORE}(?:[\w.-]{{1,40}}=)?)(?=[^&]{{0,200}}?\d)(?=[^&]{{0,200}}?[A-Za-z])[\w%+/~-]{{20,}}=*"
+    r"(?=[).,\]]*(?:$|[\s\"'<>|&;#\\]))"
+)
+_LONGEST_URL = 2000
+_NOT_IN_URLS = re.compile(r"[\s\"'<>|]")
+_TOKEN = re.compile(
+    r"\b(?:(?:hf|api_org|gh[opsur])_[A-Za-z0-9]{16,}|github_pat_\w{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|glpat-[\w-]{16,}"
+    r"|eyJ[\w-]{8,2000}\.eyJ[\w-]{8,4000}(?:\.[\w-]{1,2000})?)"
+)
+_BEARER = re.compile(r"(\b(?:bearer|authorization:\s*\w{1,20})\s{1,4})(?=\S{0,200}?\d)[\w.~+/=-]{8,}", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """A text without the secrets that are in it: REDACTED stands in their place.
+
+    Args:
+        text: Of any kind: a message, a page, JSON.
+    """
+    if "://" in text:
+        text = _without_users(text)
+    text = _PARAMETER.sub(rf"\1{MARK}", text)
+    if "://" in text:
+        text = _OPAQUE.sub(_without_opaque, text)
+    text = _TOKEN.sub(MARK, text)
+    return _BEARER.sub(rf"\1{MARK}", text)
+
+
+def names_user(place: str) -> bool:
+    """Whether a URL has a user or a password in it, as http://user:password@host has."""
+    return _without_users(place) != place
+
+
+def unsigned(place: str) -> str:
+    """A place as it is called whoever signed it and when: a URL without the parameters of its signature.
+
+    What is made of the same file has one name, as in a cache, whatever the signature it was fetched with.
+
+    Args:
+        place: Path, hub id or URL.
+    """
+    start, mark, query = place.partition("?")
+    if "://" not in start or not mark:
+        return place
+    parameters = query.partition("#")[0].split("&")
+    names = [parameter.partition("=")[0] for parameter in parameters]
+    signing = {name for name in names if _NAME_LETS_IN.fullmatch(name)}
+    if not signing:
+        return place
+    signing |= {name for name in names if name.lower() in _BESIDE_SIGNATURE}
+    kept = [parameter for name, parameter in zip(names, parameters, strict=True) if name not in signing]
+    return start + (f"?{'&'.join(kept)}" if kept else "")
+
+
+def _without_users(text: str) -> str:
+    parts: list[str] = []
+    done = 0
+    for at in re.finditer("@", text):
+        # From the @ back, so that a text without any blank takes no longer.
+        before = text[max(done, at.start() - _LONGEST_USER) : at.start()]
+        scheme, separator, user = before.rpartition("://")
+        if not separator or not _USER.fullmatch(user) or _is_harmless(scheme, user):
+            continue
+        parts += [text[done : at.start() - len(user)], MARK]
+        done = at.start()
+    return "".join([*parts, text[done:]])
+
+
+def _is_harmless(before: str, user: str) -> bool:
+    scheme = _SCHEME.search(before)
+    return scheme is not None and scheme[0].lower() in _NAMES_NO_SECRET and ":" not in user
+
+
+def _without_opaque(found: re.Match[str]) -> str:
+    before = found.string[max(0, found.start() - _LONGEST_URL) : found.start()].rpartition("://")
+    return f"{found[1]}{MARK}" if before[1] and not _NOT_IN_URLS.search(before[2]) else found[0]
