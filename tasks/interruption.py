@@ -24,8 +24,10 @@ import yaml
 
 from tasks import local_run, settings
 from thriftune import resume_from, scratch
+from thriftune.artifacts import write_text
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError
+from thriftune.redaction import redacted
 
 logger = logging.getLogger("thriftune.tasks.interruption")
 
@@ -196,7 +198,7 @@ def _children(*, recursive: bool) -> list[psutil.Process]:
 
 
 def _say(text: str) -> None:
-    os.write(2, f"{text}\n".encode())  # not by the log, whose lock the main thread may hold
+    os.write(2, f"{redacted(text)}\n".encode())  # not by the log, whose lock the main thread may hold
 
 
 def _way_on() -> str:
@@ -231,8 +233,11 @@ def _command_from(command: list[str], config: RunConfig, checkpoints: Path) -> s
         file = checkpoints.with_name("go-on.yaml")
         content = config.model_dump(mode="json", exclude_defaults=True)
         content.setdefault("checkpoints", {})["resume_from"] = place
-        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    except (ValueError, OSError):  # the run file came in another way, or the disk is full
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if redacted(text) != text:
+            raise ValueError("A copy would lack the signatures of the run's places.")
+        write_text(file, text)
+    except (ValueError, OSError):  # that, or the run file came in another way, or the disk is full
         return f"set checkpoints.resume_from: {place} in the run file, and: {shlex.join(command)}"
     command[at] = _shown(file)
     return f"{shlex.join(command)}   (checkpoints.resume_from: {place})"
