@@ -1,17 +1,19 @@
 """No task that could have a GPU is started before the preflight has passed: in the graph of every workflow, and run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import run_dict
 from flytekit.core.base_task import PythonTask
-from preflighting import broken_copy
+from preflighting import broken_copy, plan_for
 
 from tasks.evaluate import evaluate
-from tasks.preflight import preflight
+from tasks.preflight import _writes_here, preflight
 from tasks.train_full import TRAIN_FULL
 from tasks.train_qlora import train_qlora
 from thriftune.config import RunConfig
+from thriftune.errors import TransientError
 from workflows.full_finetune import full_finetune, full_finetune_on_table
 from workflows.plan import preflight as preflight_workflow
 from workflows.qlora_finetune import qlora_finetune, qlora_finetune_on_table
@@ -150,3 +152,11 @@ def test_a_good_run_passes_alone(started, tmp_path, tiny_model_dir, chat_rows_fi
     report = json.loads(preflight_workflow(config=RunConfig.model_validate(run)))
     assert report["ok"]
     assert report["facts"]["plan"]
+
+
+def test_this_disk_is_of_no_matter_to_a_run_that_is_planned_for_a_cluster(tiny_model_dir):
+    """A checkpoint of 301 GiB, for nodes that have the room, is no matter of the laptop that only looks at it."""
+    here = plan_for("full", tiny_model_dir)
+    assert _writes_here(here)
+    assert not _writes_here(replace(here, instance="g4dn.metal"))
+    assert _writes_here(TransientError("no plan"))
