@@ -209,3 +209,10 @@ def test_errors_pickle_with_their_message(error):
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (type(error), str(error))
     assert isinstance(copy, TransientError)
+
+
+def test_links_in_a_circle_are_no_reason_to_try_again(tmp_path):
+    """A place that leads to itself was asked five times, and then another attempt was to ask."""
+    (tmp_path / "self").symlink_to("self")
+    with pytest.raises(UserError, match="links lead in no circle"):
+        Store(str(tmp_path / "self")).names()
