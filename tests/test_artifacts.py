@@ -146,22 +146,22 @@ def test_what_a_killed_process_had_begun_is_removed_by_the_next_that_writes_besi
 import os, signal
 from pathlib import Path
 from thriftune.artifacts import writing
-with writing(Path({str(final)!r})) as directory:
+with writing(Path({str(final)!r}), "a test") as directory:
     (directory / "weights").write_text("w")
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob("model.*.partial"))) == 1
     (other := tmp_path / "model.of-another.x").mkdir()
-    with writing(tmp_path / "model-of-another-key") as directory:
+    with writing(tmp_path / "model-of-another-key", "a test") as directory:
         write_manifest(directory, "model", {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model-of-another-key", other.name]
 
 
 def test_what_another_process_is_writing_is_left_to_it(tmp_path):
     final = tmp_path / "model"
-    with writing(final) as first:
-        with writing(final) as second:
+    with writing(final, "a test") as first:
+        with writing(final, "a test") as second:
             assert first.is_dir()
             write_manifest(second, "model", {})
         write_manifest(first, "model", {})

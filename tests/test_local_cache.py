@@ -6,7 +6,7 @@ import pytest
 from conftest import run_dict
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import transfer
+from tasks import settings, transfer
 from tasks.fetch_model import fetch_model
 from tasks.prepare_dataset import prepare_dataset
 from thriftune import damage
@@ -149,3 +149,11 @@ def test_what_one_task_hands_to_the_next_is_whole(fetch, harm):
         return
     with pytest.raises(UserError, match=said.format("model.safetensors")):
         transfer.download(handed)
+
+
+def test_on_a_cluster_it_says_how_to_leave_out_the_cache(fetch, monkeypatch):
+    model, *_ = fetch()
+    (model / "config.json").unlink()
+    monkeypatch.setattr(settings, "is_local", lambda: False)
+    with pytest.raises(UserError, match="config.json is missing.*--overwrite-cache"):
+        transfer.download(FlyteDirectory(str(model), remote_directory=False))

@@ -10,7 +10,7 @@ import sys, time
 from pathlib import Path
 from thriftune import artifacts, scratch
 here = Path(sys.argv[1])
-with scratch.new_folder(here, "thriftune-") as made, artifacts.writing(here / "run" / "model"):
+with scratch.new_folder(here, "thriftune-") as made, artifacts.writing(here / "run" / "model", "a test"):
     (made / "shard.bin").write_bytes(bytes(1000))
     print(made, flush=True)
     time.sleep(600)

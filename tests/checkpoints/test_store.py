@@ -217,3 +217,10 @@ def test_a_server_that_is_not_there_is_unreachable(prefix):
     """fsspec lists nothing there: the run held "no whole checkpoint"."""
     with pytest.raises(TransientError, match="the store did not answer for its listing"):
         Store(prefix, pauses=()).names()
+
+
+def test_links_in_a_circle_are_no_reason_to_try_again(tmp_path):
+    """A place that leads to itself was asked five times, and then another attempt was to ask."""
+    (tmp_path / "self").symlink_to("self")
+    with pytest.raises(UserError, match="links lead in no circle"):
+        Store(str(tmp_path / "self")).names()
