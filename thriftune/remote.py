@@ -67,8 +67,8 @@ def explained(field: str, place: str, error_class: type[UserError], missing: str
         raise
     except Exception as error:  # each store's library has errors of its own; what is none of them goes on as it is
         failure = failure_of(error)
-        is_of_disk = is_remote(place) and type(error).__module__ == "builtins" and disk.reason_of(error) is not None
-        if failure is None or is_of_disk:
+        is_refused = is_remote(place) and type(error).__module__ == "builtins" and disk.reason_of(error) is not None
+        if failure is None or is_refused or disk.is_full(error):  # of this disk: nothing is said of the place
             raise
         if failure == "unreachable":
             message = f"the store cannot be reached, or does not answer ({_in_words(error)})."
