@@ -167,7 +167,7 @@ def test_a_place_is_tried_and_left_as_it_was(tmp_path):
 
 
 def test_room_is_told_of_a_folder_that_another_process_takes_away_meanwhile(tmp_path, monkeypatch):
-    """Two runs that make the same thing put theirs in the place of the other's: one of them failed without a word why."""
+    """Two runs that make the same thing put theirs in the place of the other's: one of them failed."""
     folder = tmp_path / "cache"
     folder.mkdir()
     usage = disk.psutil.disk_usage
