@@ -23,8 +23,7 @@ import psutil
 import yaml
 
 from tasks import local_run, settings
-from thriftune import resume_from, scratch
-from thriftune.artifacts import write_text
+from thriftune import artifacts, resume_from, scratch
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError
 from thriftune.redaction import redacted
@@ -236,7 +235,7 @@ def _command_from(command: list[str], config: RunConfig, checkpoints: Path) -> s
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         if redacted(text) != text:
             raise ValueError("A copy would lack the signatures of the run's places.")
-        write_text(file, text)
+        artifacts.write_text(file, text)
     except (ValueError, OSError):  # that, or the run file came in another way, or the disk is full
         return f"set checkpoints.resume_from: {place} in the run file, and: {shlex.join(command)}"
     command[at] = _shown(file)

@@ -179,3 +179,11 @@ def test_a_manifest_that_is_not_what_was_written_is_refused(tmp_path):
             read_manifest(tmp_path)
     file.write_text(whole)
     assert read_manifest(tmp_path)["fingerprint"] == "abc"
+
+
+def test_a_manifest_is_what_was_written_whatever_was_taken_out_of_it(tmp_path):
+    """Its text was looked through for secrets again after its checksum was taken, in another order of its keys."""
+    urls = ["https://host/get?file=averylongnamewithoutanydigits", "http://h/x?" + "&".join([f"a={'b1' * 600}"] * 4)]
+    for source in (*urls, f"http://{'u' * 1500}:p@{urls[0]}"):
+        artifacts.write_manifest(tmp_path, "dataset", {"source": source, "note": "x" * 300})
+        artifacts.read_manifest(tmp_path)

@@ -164,3 +164,18 @@ def test_a_place_is_tried_and_left_as_it_was(tmp_path):
     refused = refusal(tmp_path / "file/outputs", "results")
     assert isinstance(refused, NotWritableError)
     assert str(tmp_path / "file") in str(refused)
+
+
+def test_room_is_told_of_a_folder_that_another_process_takes_away_meanwhile(tmp_path, monkeypatch):
+    """Two runs that make the same thing put theirs in the place of the other's: one of them failed."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    usage = disk.psutil.disk_usage
+
+    def taken_away(place):
+        if folder.exists():
+            folder.rmdir()
+        return usage(place)
+
+    monkeypatch.setattr(disk.psutil, "disk_usage", taken_away)
+    assert disk.free_bytes(folder) > 0

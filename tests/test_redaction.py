@@ -13,6 +13,7 @@ WITH_SECRETS = {
     "https://s3cr3t@host/data.jsonl": "https://REDACTED@host/data.jsonl",
     "http://user:pa/s3cr3t@host": "http://REDACTED@host",
     "http://:s3cr3t@host": "http://REDACTED@host",
+    "http://user:p@s3cr3t@host/x, me@example.org": "http://REDACTED@host/x, me@example.org",
     "simplecache::s3://key:s3cr3t@bucket/x": "simplecache::s3://REDACTED@bucket/x",
     "abfs://container:s3cr3t@account/x": "abfs://REDACTED@account/x",
     "http://h/d.jsonl?sig=s3cr3t": "http://h/d.jsonl?sig=REDACTED",
@@ -32,6 +33,7 @@ WITH_SECRETS = {
     "http://h/d?s=s3cr3t4f0e1d2c3b4a59687": "http://h/d?s=REDACTED",
     "http://h/d?s3cr3t4f0e1d2c3b4a59687": "http://h/d?REDACTED",
     "hf_s3cr3tAbCdEfGhIjKlMn": "REDACTED",
+    r'"a line\nhf_s3cr3tAbCdEfGhIjKlMn"': r'"a line\nREDACTED"',
     "Authorization: Bearer s3cr3t.abc": "Authorization: Bearer REDACTED",
     '{"authorization": "bearer s3cr3t.abc"}': '{"authorization": "bearer REDACTED"}',
 }  # fmt: skip
@@ -42,6 +44,7 @@ WITHOUT = [
     "write to me@example.org about s3://bucket/rows.jsonl",
     "https://www.youtube.com/watch?v=dQw4w9WgXcQ",
     "http://h/d?file=training-data-2024-part-one-of-the-whole-thing.jsonl",
+    '{"source": "http://h/d?file=the-rows-of-a-larger-data-set", "rows": "b2"}',
     "author=x&authors=y",
     "the standard bearer organization",
     "hf_raise_for_status(response)",

@@ -264,7 +264,7 @@ def test_the_data_of_a_presigned_url_is_the_same_whoever_signed_it():
 # Who writes a file but through artifacts.write_text, and why no secret can be in it. A new writer is to be added here,
 # or to go through it.
 OTHER_WRITERS = {
-    ("thriftune/artifacts.py", "write_text"): "the one",
+    ("thriftune/artifacts.py", "write_text"): "the one; and manifests, redacted before their checksum is taken",
     ("thriftune/checkpoints/store.py", "write_bytes"): "what is given to put_bytes",
     ("thriftune/data/duplicates.py", "write_bytes"): "marks of rows",
     ("thriftune/data/held_out.py", "open"): "digests",
@@ -276,7 +276,9 @@ OTHER_WRITERS = {
     ("thriftune/preflight/adapters.py", "write_bytes"): "a copy of the adapter's configuration, removed at once",
     ("thriftune/preflight/base_model.py", "write_text"): "a copy of the model's configuration, removed at once",
     ("thriftune/stopping.py", "write_text"): "the model's generation_config.json",
-    ("tasks/elastic.py", "write_bytes"): "an error of ours that a worker tells its agent, removed at once",
+    ("tasks/elastic.py", "write_text"): "an error of ours that a worker tells its agent, removed at once",
+    ("tasks/elastic.py", "to_json"): "the same",
+    ("thriftune/model_files.py", "open"): "copies of a model's files",
     ("tasks/settings.py", "write_text"): "which run a folder is of",
     ("tasks/transfer.py", "to_parquet"): "rows of a table, removed at once",
     ("thriftune/checkpoints/attempts.py", "put_bytes"): "places that Flyte made, to be read again",

@@ -104,7 +104,8 @@ def write_manifest(directory: Path, kind: str, content: Mapping[str, Any], *, ch
     manifest = {"kind": kind, **content, "versions": versions(), "git_commit": git_commit()}
     manifest = json.loads(redacted(json.dumps({**manifest, "files": _files(directory, checksums=checksums)})))
     manifest["checksum"] = _checksum(manifest)
-    write_text(directory / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    # Not by `write_text`: what it took out besides would no longer go with the checksum.
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import errno
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -132,7 +132,10 @@ def refusal(folder: Path, what: str) -> DiskFullError | NotWritableError | None:
 
 def free_bytes(path: Path) -> int:
     """Bytes free on the disk of a path, which need not exist yet."""
-    return int(psutil.disk_usage(str(existing(path))).free)
+    while True:
+        there = existing(path)
+        with suppress(FileNotFoundError):  # another process took it away, or puts another one in its place
+            return int(psutil.disk_usage(str(there)).free)
 
 
 def temporary() -> Path:

@@ -26,19 +26,22 @@ _PARAMETER = re.compile(rf"({_BEFORE}{_LETS_IN}(?:=|%3D)){_VALUE}", re.IGNORECAS
 _NAME_LETS_IN = re.compile(_LETS_IN, re.IGNORECASE)
 # What stands between :// and @ of a URL; a colon with a number and a slash after it is a port, and the @ is in a path.
 _USER = re.compile(r"[^\s/:\"'<>?#]*(?::(?!\d{1,5}[/?#])[^\s\"'<>]*)?")
+# Of several @ the last one ends it, as for who parses URLs: somebody wrote a password as it is.
+_AT_IN_PASSWORD = re.compile(r"(?:@[^\s/:\"'<>?#@,;]{0,1000}(?=@))*")
 _LONGEST_USER = 1000
 # Where one name before the @ says which container or account, and opens nothing.
 _NAMES_NO_SECRET = ("abfs", "abfss", "wasb", "wasbs", "sftp", "ssh")
 _SCHEME = re.compile(r"[\w+.-]{1,20}$")
 # Long, and of letters and digits: nobody but a machine wrote it, under whatever name.
 _OPAQUE = re.compile(
-    rf"({_BEFORE}(?:[\w.-]{{1,40}}=)?)(?=[^&]{{0,200}}?\d)(?=[^&]{{0,200}}?[A-Za-z])[\w%+/~-]{{20,}}=*"
+    rf"({_BEFORE}(?:[\w.-]{{1,40}}=)?)([\w%+/~-]{{20,}}=*)"
     r"(?=[).,\]]*(?:$|[\s\"'<>|&;#\\]))"
 )
 _LONGEST_URL = 2000
 _NOT_IN_URLS = re.compile(r"[\s\"'<>|]")
+_DIGIT, _LETTER = re.compile(r"\d"), re.compile("[A-Za-z]")
 _TOKEN = re.compile(
-    r"\b(?:(?:hf|api_org|gh[opsur])_[A-Za-z0-9]{16,}|github_pat_\w{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|glpat-[\w-]{16,}"
+    r"(?:\b|(?<=\\[nrtbf]))(?:(?:hf|api_org|gh[opsur])_[A-Za-z0-9]{16,}|github_pat_\w{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|glpat-[\w-]{16,}"
     r"|eyJ[\w-]{8,2000}\.eyJ[\w-]{8,4000}(?:\.[\w-]{1,2000})?)"
 )
 _BEARER = re.compile(r"(\b(?:bearer|authorization:\s*\w{1,20})\s{1,4})(?=\S{0,200}?\d)[\w.~+/=-]{8,}", re.IGNORECASE)
@@ -95,7 +98,7 @@ def _without_users(text: str) -> str:
         if not separator or not _USER.fullmatch(user) or _is_harmless(scheme, user):
             continue
         parts += [text[done : at.start() - len(user)], MARK]
-        done = at.start()
+        done = _AT_IN_PASSWORD.match(text, at.start()).end()  # type: ignore[union-attr]
     return "".join([*parts, text[done:]])
 
 
@@ -105,5 +108,8 @@ def _is_harmless(before: str, user: str) -> bool:
 
 
 def _without_opaque(found: re.Match[str]) -> str:
+    # Looked for in the value alone: what a text is without secrets must not hang on what comes after it.
+    if not (_DIGIT.search(found[2]) and _LETTER.search(found[2])):
+        return found[0]
     before = found.string[max(0, found.start() - _LONGEST_URL) : found.start()].rpartition("://")
     return f"{found[1]}{MARK}" if before[1] and not _NOT_IN_URLS.search(before[2]) else found[0]

@@ -68,6 +68,16 @@ def test_content_that_json_writes_otherwise_comes_back_readable():
         as_json({"model": object()})
 
 
+def test_one_that_an_older_version_wrote_is_whole_also_with_a_secret_in_it(monkeypatch):
+    content = {"source": "http://h/rows?sig=s3cr3t"}
+    with monkeypatch.context() as older:
+        older.setattr("thriftune.checkpoints.manifest.redacted", lambda text: text)
+        written = Manifest(1, 1, 1, (), content).to_bytes()
+    read = Manifest.from_bytes(written)
+    assert read.content == content
+    assert Manifest.from_bytes(read.to_bytes()).content == {"source": "http://h/rows?sig=REDACTED"}
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", "a\\b"])
 def test_a_name_outside_the_checkpoint_is_refused(name):
     written = Manifest(1, 1, 1, (FileEntry(name, 1, "0" * 64, 0),)).to_bytes()
