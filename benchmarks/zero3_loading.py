@@ -74,7 +74,8 @@ def worker(mode: str, model_dir: Path, output: Path) -> None:
     deepspeed.init_distributed()
     width = json.loads((model_dir / "config.json").read_text())["hidden_size"]
     batch = split_batch(rank.world_size, 1, rank.world_size)
-    config = zero.complete(deepspeed_configs.load("zero3"), batch, "bf16", zero.Optimization(1e-4, 0.0, 1.0), width)
+    optimization = zero.Optimization(1e-4, 0.0, 1.0)
+    config = zero.complete(deepspeed_configs.load("zero3"), batch, "bf16", optimization, width, is_gpu=False)
     peaks = RollupPeak()
 
     def arguments() -> TrainingArguments:

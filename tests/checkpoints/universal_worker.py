@@ -122,6 +122,7 @@ def trainer_of(job: Job) -> RecordingTrainer:
         job.precision,
         zero.Optimization(1e-2, 0.01, 1.0),
         model.config.hidden_size,
+        is_gpu=False,
     )
     if job.precision == "fp16":
         # The scale moves within these few steps, but not to where it would overflow with some numbers of ranks.
@@ -201,6 +202,7 @@ def run(job: Job) -> bool:
 
 def main() -> None:
     torch.set_num_threads(1)
+    distributed.use_cpu_accelerator()
     for content in json.loads(Path(sys.argv[1]).read_text()):
         if not run(Job(**content)):
             sys.stderr.write(f"failed {content}\n")
