@@ -135,7 +135,7 @@ def _size(columns: Sequence[Any]) -> int:
     """
     unpacked = sum(column.total_uncompressed_size for column in columns)
     require_plausible(sum(column.total_compressed_size for column in columns), unpacked)
-    return unpacked + sum(_CELL_BYTES * column.num_values for column in columns)
+    return int(unpacked + sum(_CELL_BYTES * column.num_values for column in columns))
 
 
 def _shared(column: Any, stream: IO[bytes]) -> int:
