@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from flytekit.exceptions.base import FlyteException
+from flytekit.exceptions.user import FlyteRecoverableException
 
 from thriftune.disk import writing_to
 from thriftune.errors import without_secrets
+from thriftune.redaction import redacted
 
 
 @contextmanager
@@ -25,6 +27,9 @@ def explained(task: str) -> Iterator[None]:
         shown = without_secrets(error)
         if shown is error:
             raise
+        if isinstance(error, FlyteRecoverableException):  # by its class, and no other, Flyte knows what to try again
+            text = ", ".join(redacted(str(part)) for part in error.args)
+            raise FlyteRecoverableException(text, timestamp=error.timestamp) from shown.__cause__
         raise shown from shown.__cause__  # which also keeps the first one from being shown as what came before
 
 

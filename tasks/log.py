@@ -43,7 +43,7 @@ def _record_without_secrets(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = logging.LogRecord(*args, **kwargs)
     try:
         said = record.getMessage()
-    except (TypeError, ValueError, KeyError):  # arguments that do not fit: logging says so where it formats
+    except Exception:  # noqa: BLE001 - arguments that do not fit, or are no text: logging says so where it formats
         return record
     if (clean := redacted(said)) != said:
         record.msg, record.args = clean, None

@@ -98,9 +98,30 @@ def test_other_errors_go_on_as_they_are(error):
     assert raised(work) is error
 
 
-def test_the_log_holds_no_secret_whoever_writes_it():
+@pytest.mark.parametrize("secret", ["", URL])
+def test_what_flyte_may_try_again_stays_that(secret):
+    """By its class alone Flyte tells it: with a signature in its text, a store that did not answer ended the run."""
+
+    def work():
+        raise FlyteRecoverableException(f"The blob store did not answer: {secret}") from OSError(secret)
+
+    error = raised(work)
+    assert isinstance(error, FlyteRecoverableException)
+    assert "The blob store did not answer" in str(error)
+    assert all("s3cr3t" not in str(link) for link in chain_of(error))
+
+
+class Unspeakable:
+    """Something that cannot be put in words."""
+
+    def __str__(self):
+        raise RuntimeError("it is on another device")
+
+
+def test_the_log_holds_no_secret_whoever_writes_it(monkeypatch):
     """Libraries log URLs, and errors with them."""
     log.configure()
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # or what logging cannot format is on stderr
     stream = io.StringIO()
     logger = logging.getLogger("somebody.else")
     handler = logging.StreamHandler(stream)
@@ -113,6 +134,7 @@ def test_the_log_holds_no_secret_whoever_writes_it():
             logger.exception("failed")
         logger.warning("100 % of %s")
         logger.warning("%d", 5)
+        logger.warning("%s", Unspeakable())
     finally:
         logger.removeHandler(handler)
     said = stream.getvalue()

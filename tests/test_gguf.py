@@ -1,11 +1,13 @@
 """GGUF files: parsed once, and converted to what they hold."""
 
+import struct
+
 import pytest
 from conftest import run_dict
 from safetensors.torch import load_file
 from tiny_gguf import write_gguf
 
-from thriftune import architecture, gguf_file, models
+from thriftune import architecture, gguf_file, model_config, models
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.errors import ModelSourceError
 from thriftune.preflight import base_model
@@ -80,3 +82,19 @@ def test_a_file_that_was_cut_is_refused_wherever_it_ends(source, tmp_path, share
     ):
         with pytest.raises(ModelSourceError, match="cannot be read as GGUF"):
             action()
+
+
+HEADER = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
+
+
+@pytest.mark.parametrize(
+    ("lists", "reason"),
+    [(struct.pack("<IQ", 0, 2**62), "it is cut short"), (struct.pack("<IQ", 9, 1) * 5000, "recursion")],
+    ids=["longer than the file", "nested without end"],
+)
+def test_a_list_of_a_hostile_file_has_an_end(tmp_path, lists, reason):
+    """A file of a hundred bytes was read for ever: past its end there was always another nothing."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(HEADER + lists)
+    with pytest.raises(ModelSourceError, match=f"cannot be read as GGUF: .*{reason}"):
+        model_config.read(ModelConfig(source=str(file)), None)

@@ -39,6 +39,7 @@ WITH_SECRETS = {
 }  # fmt: skip
 WITHOUT = [
     "http://host:8080/a@b.jsonl",
+    "http://[::1]:8080/a@b.jsonl",
     "hf://datasets/owner/name@main/train.jsonl",
     "abfs://container@account.dfs.core.windows.net/x",
     "write to me@example.org about s3://bucket/rows.jsonl",

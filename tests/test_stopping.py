@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import save_tiny_llama
 
+from thriftune import models
 from thriftune.artifacts import MANIFEST
 from thriftune.config import DataConfig
 from thriftune.data.prepare import prepare
 from thriftune.data.prepared import TRAIN, VALIDATION, load_samples, load_split
 from thriftune.data.tokenization import ForbiddenText
+from thriftune.errors import ModelSourceError
 from thriftune.generation import Sampling, complete, encode_prompt
 from thriftune.merging import merge
 from thriftune.stopping import before_stop, save_tokenizer, stop_tokens
@@ -186,3 +189,14 @@ def test_an_answer_ends_before_the_first_token_that_stops():
     assert before_stop([5, 6, 401, 7, 2], [2, 401]) == [5, 6]
     assert before_stop([401], [401]) == []
     assert before_stop([5, 6], [401]) == [5, 6]
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 20_000, "[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [1, {}]}'])
+def test_a_generation_config_that_is_none_is_refused_before_anything_is_trained(tiny_model_dir, tmp_path, text):
+    """It ended the run as the model was loaded on its GPUs; or after the training, as it was saved."""
+    source = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, source)
+    (source / "manifest.json").unlink(missing_ok=True)
+    (source / "generation_config.json").write_text(text)
+    with pytest.raises(ModelSourceError, match="its generation_config.json is no JSON object"):
+        models.fetch(str(source), "1", tmp_path / "fetched")

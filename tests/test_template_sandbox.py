@@ -99,6 +99,8 @@ TOO_LARGE = {
     "text": "{% for a in range(99999) %}" + "y" * 1000 + "{% endfor %}",
     "values": "{{ {'a': ['x' * 1000000] * 100}.values() }}",
     "a long template": "x" * 300_000,
+    "a long number": "{{ ('f' * 1000000)|int(base=16) // 3 }}",
+    "a long number of bytes": "{{ (1).from_bytes(('f' * 1000000).encode(), 'big') // 3 }}",
 }
 
 
@@ -117,6 +119,19 @@ def test_a_template_that_would_write_gigabytes_refuses_the_conversation(rendered
     with pytest.raises(TemplateNeverEndsError, match=r"chat template (writes|has) more than [\d,]+ characters"):
         rendered(template)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10, "KiB"
+
+
+@pytest.mark.parametrize("made", ["b.upper()", "b|upper", "b[loop.index:]", "b ~ loop.index", "b.split(' ')", "m()"])
+def test_what_a_template_keeps_of_long_texts_has_an_end(rendered, made):
+    """Six hundred variables of five million characters, each within its limit, took 3 GB."""
+    begin = "{% set b = 'xyz ' * 1000000 %}{% set ns = namespace(l=[]) %}{% macro m() %}{{ b }}{% endmacro %}"
+    loop = "{% for i in range(600) %}{% set ns.l = ns.l + [" + made + "] %}{% endfor %}"
+    with pytest.raises(TemplateNeverEndsError, match=r"(makes|writes) more than [\d,]+ characters"):
+        rendered(begin + loop)
+    once = made.replace("loop.index", "1")
+    variables = "".join(f"{{% set a{n} = {once} %}}" for n in range(600))
+    with pytest.raises(TemplateNeverEndsError, match="makes more than 335,544,320 characters on the way"):
+        rendered(begin + variables)
 
 
 def test_steps_that_are_long_are_ended_by_the_clock(rendered, monkeypatch):

@@ -14,6 +14,10 @@ MOST_CHARACTERS = 1 << 20
 MOST_LEVELS = 32
 # Keys and values, with those that aliases stand for counted each time. Run files have 100, catalogues 2,000.
 MOST_NODES = 20_000
+# Characters of a number. PyYAML reads 1:30:59 as sixtieths, and a megabyte of them for minutes.
+MOST_DIGITS = 100
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class TooMuchYamlError(ValueError):
@@ -59,9 +63,24 @@ class BoundedLoader(yaml.SafeLoader):
         before = self._nodes
         self._count(1)
         node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MOST_DIGITS:
+            line = node.start_mark.line + 1
+            raise TooMuchYamlError(f"has a number of more than {MOST_DIGITS} characters, in line {line}")
         self._nodes_of[id(node)] = self._nodes - before
         self._levels -= 1
         return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """What a node stands for.
+
+        Raises:
+            yaml.YAMLError: It is tagged as what it is not, which PyYAML ends with an IndexError or a KeyError.
+        """
+        try:
+            return super().construct_object(node, deep)
+        except (IndexError, KeyError) as error:
+            what = f"this is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
 
     def _count(self, nodes: int) -> None:
         self._nodes += nodes

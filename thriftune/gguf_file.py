@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 # What a damaged file ends in: the readers look at little before they use it.
-UNREADABLE = (ArithmeticError, LookupError, OSError, ValueError)
+UNREADABLE = (ArithmeticError, LookupError, OSError, RecursionError, ValueError)
 # Longer lists are of the tokenizer, which transformers reads by itself; of 49,152 tokens they take 167 MB.
 _LONGEST_LIST = 1000
+# Values that are read of a file, each an object of Python: a vocabulary of 300,000 tokens and merges takes 2 million.
+_MOST_VALUES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -98,16 +100,34 @@ def _parsed(file: Path) -> _Parsed:
 
 @functools.lru_cache(maxsize=1)
 def _parse(file: Path, size: int, changed_ns: int) -> _Parsed:  # noqa: ARG001 - by which a changed file is another
-    from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    reader = GGUFReader(file)
+    reader = _opened(file)
     with _reading_with(reader):
         config: dict[str, Any] = load_gguf_checkpoint(str(file), return_tensors=False)["config"]  # type: ignore[no-untyped-call]
     field = reader.fields.get("general.license")
     for name in [name for name, field in reader.fields.items() if len(field.data) > _LONGEST_LIST]:
         del reader.fields[name]
     return _Parsed(config, str(field.contents()) if field is not None else "", reader)
+
+
+def _opened(file: Path) -> Any:
+    """The reader of gguf (0.19), which would go on for ever where a list is longer than the file."""
+    from gguf import GGUFReader
+
+    class Bounded(GGUFReader):
+        read = 0
+
+        def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+            self.read += 1
+            if self.read > _MOST_VALUES:
+                raise ValueError(f"it says more than {_MOST_VALUES:,} values of itself")
+            found = super()._get(offset, dtype, count, override_order)
+            if len(found) < int(count):
+                raise ValueError("it is cut short")
+            return found
+
+    return Bounded(file)
 
 
 @contextmanager

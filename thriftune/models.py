@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from thriftune import artifacts, damage, gguf, hub, remote
+from thriftune import artifacts, damage, gguf, hub, remote, stopping
 from thriftune.completeness import ADAPTER_CONFIG, require_complete
 from thriftune.errors import ModelSourceError
 from thriftune.model_files import CODE, TEMPLATES, UNWANTED, WANTED, copy_files, files_of, is_wanted, real_path
@@ -86,6 +86,7 @@ def fetch(
             damage.require_undamaged(here, _FIELD, content=True)
             copy_directory(here, directory, wanted)
         require_model_directory(directory, source)
+        stopping.require_readable(directory, source)
         require_complete(directory, source, trust_remote_code=trust_remote_code)
         artifacts.write_manifest(directory, "base model", {"source": source, "source_version": version})
 

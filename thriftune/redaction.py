@@ -24,8 +24,9 @@ _BEFORE = r"(?:[?&;#]|&amp;|\\u0026|%3F|%26|%23)"
 _VALUE = r"[\w%+/=.~:*!$@,-]*[\w%+/=~*$@-]"  # not the colon or the comma of the sentence that it stands in
 _PARAMETER = re.compile(rf"({_BEFORE}{_LETS_IN}(?:=|%3D)){_VALUE}", re.IGNORECASE)
 _NAME_LETS_IN = re.compile(_LETS_IN, re.IGNORECASE)
-# What stands between :// and @ of a URL; a colon with a number and a slash after it is a port, and the @ is in a path.
-_USER = re.compile(r"[^\s/:\"'<>?#]*(?::(?!\d{1,5}[/?#])[^\s\"'<>]*)?")
+# What stands between :// and @ of a URL; a colon with a number and a slash after it is a port, and the @ is in a path,
+# as it is after an address in brackets.
+_USER = re.compile(r"(?!\[[\da-fA-F:.]*\](?::\d{1,5})?/)[^\s/:\"'<>?#]*(?::(?!\d{1,5}[/?#])[^\s\"'<>]*)?")
 # Of several @ the last one ends it, as for who parses URLs: somebody wrote a password as it is.
 _AT_IN_PASSWORD = re.compile(r"(?:@[^\s/:\"'<>?#@,;]{0,1000}(?=@))*")
 _LONGEST_USER = 1000

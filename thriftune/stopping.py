@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.chat_template import turn_end
+from thriftune.data.limits import is_too_deep
+from thriftune.errors import ModelSourceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +35,31 @@ def stop_tokens(tokenizer: "PreTrainedTokenizerBase", listed: int | Sequence[int
     if end is not None and end.token is not None:
         found.append(tokenizer.convert_tokens_to_ids(end.token))
     return list(dict.fromkeys(int(token) for token in found if token is not None))
+
+
+def require_readable(directory: Path, source: str) -> None:
+    """Refuse a model whose generation_config.json is none: it is read to load the model, and to save what was trained.
+
+    Args:
+        directory: The model's files.
+        source: What it is called, for the message.
+
+    Raises:
+        ModelSourceError: It is no JSON object, nested too deep, or stops at what is no token.
+    """
+    file = directory / _FILE
+    if not file.is_file():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        listed = content.get("eos_token_id")
+        tokens = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        is_readable = not is_too_deep(content) and all(isinstance(token, int) for token in tokens)
+    except (ValueError, RecursionError, AttributeError):
+        is_readable = False
+    if not is_readable:
+        message = f"its {_FILE} is no JSON object whose eos_token_id are numbers."
+        raise ModelSourceError.single("model.source", source, message, "Repair the file, or leave it away.")
 
 
 def before_stop(tokens: Sequence[int], stops: Collection[int]) -> list[int]:

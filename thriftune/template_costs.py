@@ -8,7 +8,8 @@ from typing import Any
 from thriftune.data.limits import TEXT_CHARACTERS, size_of
 
 _MOST_DECIMALS = 100
-_MOST_BITS = 1 << 16  # of a whole number: multiplying longer ones takes seconds
+_MOST_BITS = 1 << 16  # of a whole number: multiplying and dividing longer ones takes seconds
+_OBJECT_CHARACTERS = 50  # of memory that a text takes, however short it is
 # The width and the precision in a text that % formats.
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\d+|\*)?(?:\.(\d+|\*))?")
 
@@ -60,6 +61,19 @@ def of_operator(operator: str, left: Any, right: Any) -> int:
     return 0
 
 
+def of_result(value: Any) -> int:
+    """Characters that a text, or a list of texts, keeps in memory; 0 for what holds nothing new.
+
+    Args:
+        value: What an expression made.
+    """
+    if isinstance(value, str | bytes):
+        return len(value)
+    if not isinstance(value, list | tuple):
+        return 0
+    return len(value) + sum(_OBJECT_CHARACTERS + len(part) for part in value if isinstance(part, str))
+
+
 def of_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Characters that a method of a text or a number makes beyond those that it is given; 0 for other functions.
 
@@ -70,7 +84,7 @@ def of_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     """
     method = getattr(function, "__wrapped__", function)  # as Jinja's sandbox wraps format
     owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-    if name in _METHODS and isinstance(owner, str | bytes | int):
+    if name in _METHODS and (owner is int or isinstance(owner, str | bytes | int)):
         return int(_METHODS[name](owner, *args, **kwargs))
     return 0
 
@@ -128,6 +142,11 @@ def _of_rounding(_value: Any, precision: Any = 0, *_method: Any, **_named: Any) 
     return 0 if abs(precision) < _MOST_DECIMALS else TEXT_CHARACTERS + 1  # it is a power of ten
 
 
+def _of_reading_number(text: Any, *_options: Any, **_named: Any) -> int:
+    is_text = isinstance(text, str | bytes)
+    return TEXT_CHARACTERS + 1 if is_text and len(text) > _MOST_BITS // 8 else 0  # eight bits a letter at the most
+
+
 def _of_translating(text: Any, table: Any) -> int:
     return len(text) * written(table)
 
@@ -146,6 +165,7 @@ OF_FILTERS: dict[str, Callable[..., int]] = {
     "center": _of_number,
     "format": lambda text, *values, **named: _of_percent(str(text), values or named),
     "indent": _of_indenting,
+    "int": _of_reading_number,
     "join": _of_joining,
     "pprint": _of_value,
     "replace": _of_replacing_text,
@@ -165,6 +185,7 @@ _METHODS: dict[str, Callable[..., int]] = {
     "expandtabs": _of_tabs,
     "format": _of_format,
     "format_map": _of_format,
+    "from_bytes": lambda _kind, number, *options, **named: _of_reading_number(number, *options, **named),
     "join": lambda between, values: _of_joining(values, between),
     "ljust": _of_number,
     "replace": _of_replacing,

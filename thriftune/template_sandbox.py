@@ -13,13 +13,14 @@ from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from thriftune import template_costs
-from thriftune.data.limits import RENDER_SECONDS, RENDER_STEPS, TEMPLATE_CHARACTERS
+from thriftune.data.limits import RENDER_CHARACTERS, RENDER_SECONDS, RENDER_STEPS, TEMPLATE_CHARACTERS
 from thriftune.template_costs import OverBudgetError, require_size, written
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 _COUNTED, _CONCATENATED, _BOUNDED = "thriftune_counted", "thriftune_concatenated", "thriftune_bounded"
+_KEPT = "thriftune_kept"
 _LOOK_AT_CLOCK = 64  # steps from one look to the next
 _STEPS_OF_A_CALL = 10  # as long as so many turns of an empty loop
 _WRITTEN_IN_A_STEP = 1024  # characters
@@ -37,8 +38,25 @@ class Budget:
             part: How many times less than a row it may cost.
         """
         self._most_steps, self._most_seconds = RENDER_STEPS // part, RENDER_SECONDS // part
-        self._steps = self._seen = 0
+        self._steps = self._seen = self._characters = 0
         self._started = time.thread_time()
+
+    def begin_rendering(self) -> None:
+        """Say that what was made before is gone."""
+        self._characters = 0
+
+    def keep(self, size: int) -> None:
+        """Make something that may be kept until the end of the rendering.
+
+        Args:
+            size: Characters that it has.
+
+        Raises:
+            OverBudgetError: They are too many, with those that were made before.
+        """
+        self._characters += size
+        if self._characters > RENDER_CHARACTERS:
+            raise OverBudgetError(f"makes more than {RENDER_CHARACTERS:,} characters on the way")
 
     def step(self, count: int = 1) -> None:
         """Take steps.
@@ -113,7 +131,7 @@ def _compiled(template: str) -> "Template | Exception":
     except Exception as error:  # noqa: BLE001 - out of the source: of Jinja, of Python's own compiler, of its stack
         return error
     render = made.root_render_func
-    made.root_render_func = lambda context: _measured(render(context))
+    made.root_render_func = lambda context: _whole(render(context))
     return made  # type: ignore[no-any-return]
 
 
@@ -126,15 +144,15 @@ def _bound(environment: Any) -> None:
         return tree.set_environment(environment)
 
     environment._parse = parse_counted
-    environment.call = lambda context, function, /, *args, **kwargs: call(
-        context, function, *_charged(function, args, kwargs), **kwargs
+    environment.call = lambda context, function, /, *args, **kwargs: _kept(
+        call(context, function, *_charged(function, args, kwargs), **kwargs)
     )
     environment.intercepted_binops = frozenset(("+", "*", "**", "%"))
     environment.binop_table = {name: _charged_operator(name, f) for name, f in environment.binop_table.items()}
     environment.finalize = _bounded
-    environment.concat = lambda pieces: "".join(_measured(pieces))
+    environment.concat = lambda pieces: _kept("".join(_measured(pieces)))
     environment.filters = {name: _charged_filter(name, f) for name, f in environment.filters.items()}
-    environment.filters |= {_COUNTED: _counted, _CONCATENATED: _concatenated, _BOUNDED: _bounded}
+    environment.filters |= {_COUNTED: _counted, _CONCATENATED: _concatenated, _BOUNDED: _bounded, _KEPT: _kept}
     # Its own text would be all that it holds.
     environment.globals["namespace"] = type("Namespace", (namespace,), {"__repr__": lambda _self: "<Namespace>"})
     del environment.globals["lipsum"]
@@ -155,6 +173,8 @@ def _instrumented(node: Any) -> Any:
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), _CONCATENATED)
     elif isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
         return _filtered(node, _BOUNDED)
+    elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        return _filtered(node, _KEPT)
     return node
 
 
@@ -197,12 +217,24 @@ def _pay(size: int) -> None:
 
 def _concatenated(values: list[Any]) -> str:
     _pay(written(values))
-    return "".join(map(str, values))
+    return str(_kept("".join(map(str, values))))
 
 
 def _bounded(value: Any) -> Any:
     _pay(written(value))
     return value
+
+
+def _kept(made: Any) -> Any:
+    """Something that was made, which variables may keep."""
+    _current().keep(template_costs.of_result(made))
+    return made
+
+
+def _whole(pieces: Iterable[str]) -> Iterator[str]:
+    """What a template writes, from its beginning."""
+    _current().begin_rendering()
+    yield from _measured(pieces)
 
 
 def _measured(pieces: Iterable[str]) -> Iterator[str]:
@@ -228,7 +260,7 @@ def _charged(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 def _charged_operator(name: str, operator: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def charged(left: Any, right: Any) -> Any:
         _pay(template_costs.of_operator(name, left, right))
-        return operator(left, right)
+        return _kept(operator(left, right))
 
     return charged
 
@@ -243,6 +275,6 @@ def _charged_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         if name not in _STREAMING and isinstance(args[context], Iterator):
             args = (*args[:context], _gathered(args[context]), *args[context + 1 :])
         _pay(cost(*args[context:], **kwargs) if cost is not None else 0)
-        return function(*args, **kwargs)
+        return _kept(function(*args, **kwargs))
 
     return charged

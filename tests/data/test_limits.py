@@ -225,11 +225,29 @@ def test_rows_of_parquet_are_read_as_many_at_once_as_fit(tmp_path, monkeypatch):
     assert sizes == [limits.READ_BYTES // (3 * ROW_BYTES // 8)]
 
 
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_rows_that_repeat_one_text_are_read_as_many_at_once_as_fit(tmp_path, monkeypatch, is_nested):
+    """Of a file of 42 kB a thousand rows took 1.6 GB: it holds the text once, and memory holds it for each row."""
+    file, texts = tmp_path / "rows.parquet", pa.array(["a" * 900_000]).take(pa.array([0] * 2000))
+    column = pa.ListArray.from_arrays(list(range(0, 2001, 2)), texts) if is_nested else texts[:1000]
+    pq.write_table(pa.table({"text": column}), file)
+    del column, texts
+    sizes = []
+    batches_of = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile, "iter_batches", lambda *args, **o: sizes.append(o["batch_size"]) or batches_of(*args, **o)
+    )
+    next(read_file(file))
+    assert sizes == [4 * limits.READ_BYTES // (900_004 * (2 if is_nested else 1))]
+
+
 def test_a_dictionary_that_rows_share_is_no_giant(tmp_path):
     file = tmp_path / "rows.parquet"
-    column = pa.array(["a" * ROW_BYTES, "b" * (ROW_BYTES // 2)] * 3).dictionary_encode()
-    pq.write_table(pa.table({"text": column, "n": list(range(6))}), file)
-    assert {len(row["text"]) for row in read(file).values()} == {ROW_BYTES, ROW_BYTES // 2}
+    column = pa.array(["a" * (ROW_BYTES - 100), "b" * (ROW_BYTES // 2), GIANT] * 3).dictionary_encode()
+    pq.write_table(pa.table({"text": column, "n": list(range(9))}), file)
+    rows = read(file)
+    assert all(rows.pop(number).startswith(TOO_LARGE) for number in (3, 6, 9))
+    assert {len(row["text"]) for row in rows.values()} == {ROW_BYTES - 100, ROW_BYTES // 2}
 
 
 def test_columns_nested_deep_are_refused_by_arrow_itself(tmp_path):

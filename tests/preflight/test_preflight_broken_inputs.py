@@ -216,6 +216,9 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "model-incomplete", lambda w: w.model("config.json", **write("adapter_config.json", "{}")),
     ),
     "config.json that is no JSON": ("model-config-invalid", lambda w: w.model(**write("config.json", "{oops"))),
+    "generation_config.json that is no JSON": (
+        "model-config-invalid", lambda w: w.model(**write("generation_config.json", "{oops")),
+    ),
     "config.json that is a list": ("model-config-invalid", lambda w: w.model(**write("config.json", "[]"))),
     "unknown architecture": ("model-config-invalid", lambda w: w.model(**config_with(model_type="lama"))),
     "no hidden size": ("model-config-invalid", lambda w: w.model(**config_with(hidden_size=None))),

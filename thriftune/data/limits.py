@@ -40,7 +40,11 @@ REASON_CHARACTERS = 300
 RENDER_STEPS = 10_000_000
 # Seconds of CPU for the same: for steps that are few and long.
 RENDER_SECONDS = 60
-# Of both, the part that the simplest conversation may take: a template that needs more needs too much for any.
+# Characters of all texts that one rendering makes on the way, which it may keep until its end: of a row of 4 MiB, each
+# of its texts a dozen times. At four bytes a character they take 1.3 GB.
+RENDER_CHARACTERS = 64 * TEXT_CHARACTERS
+# Of steps and seconds, the part that the simplest conversation may take: a template that needs more needs too much for
+# any.
 SIMPLEST_PART = 10
 # Characters of a chat template itself. The longest that are published have 30,000.
 TEMPLATE_CHARACTERS = 1 << 18

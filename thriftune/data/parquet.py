@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from thriftune.data.examples import RawRow, RowError
 from thriftune.data.limits import READ_BYTES, ROW_BYTES, TOO_DEEP, is_too_deep, too_large
@@ -16,6 +16,12 @@ _READ_ROWS = 1000  # at the most, at once
 # Bytes that are no text, dates that Python has no numbers for, columns nested deeper than Python's stack.
 _UNREADABLE = (ValueError, OverflowError, RecursionError)
 _CELL_BYTES = 16  # of memory that a value takes, however few bytes it has in the file
+# Bytes that rows which are read at once may take where each of them repeats all that a dictionary of the file holds.
+# Those that libraries write by themselves have 1 MB at the most.
+_REPEATED_BYTES = 4 * READ_BYTES
+_PAGE_HEADER_BYTES = 16
+# How the header of a dictionary page begins (parquet.thrift, in the compact protocol): its type, 2, and then a number.
+_DICTIONARY_PAGE = b"\x15\x04\x15"
 
 
 def rows_of_file(file: Path, columns: Sequence[str] | None) -> Iterator[RawRow]:
@@ -34,13 +40,14 @@ def rows_of_file(file: Path, columns: Sequence[str] | None) -> Iterator[RawRow]:
     """
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file) as table:
+    with pq.ParquetFile(file) as table, file.open("rb") as stream:
         wanted = None if columns is None else [name for name in table.schema_arrow.names if name in columns]
-        for lot in _lots(table.metadata, wanted):
+        for lot in _lots(table.metadata, wanted, stream):
             if lot.rows == 1 and lot.size > ROW_BYTES:
                 yield RowError(too_large(lot.size))  # whose value would have to be read to be refused
                 continue
-            at_once = max(1, min(_READ_ROWS, READ_BYTES * lot.rows // max(lot.size, 1)))
+            fitting = min(READ_BYTES * lot.rows // max(lot.size, 1), _REPEATED_BYTES // max(lot.repeated, 1))
+            at_once = max(1, min(_READ_ROWS, fitting))
             for batch in table.iter_batches(batch_size=at_once, row_groups=lot.groups, columns=wanted):
                 yield from rows_of_batch(batch)
 
@@ -65,8 +72,9 @@ def _row(batch: "pa.RecordBatch") -> RawRow:
     """The only row of a batch."""
     import pyarrow as pa
 
-    # All that a dictionary holds counts as part of a batch, and is shared by its rows.
-    sizes = [column.nbytes for column in batch.columns if not pa.types.is_dictionary(column.type)]
+    # All that a dictionary holds counts as part of a batch, and is shared by its rows: each has its own value.
+    columns = (c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns)
+    sizes = [column.nbytes for column in columns]
     if sum(sizes) > ROW_BYTES:
         return RowError(too_large(sum(sizes)))
     try:
@@ -86,38 +94,62 @@ class _Lot:
     Attributes:
         groups: Their numbers.
         rows: Rows in them.
-        size: About how much memory they take, in bytes.
+        size: About how much memory they take, in bytes, if no value is repeated.
+        repeated: Bytes that each row may repeat of what the file holds once.
     """
 
     groups: list[int]
     rows: int
     size: int
+    repeated: int
 
 
-def _lots(metadata: Any, wanted: Sequence[str] | None) -> Iterator[_Lot]:
-    lot = _Lot([], 0, 0)
+def _lots(metadata: Any, wanted: Sequence[str] | None, stream: IO[bytes]) -> Iterator[_Lot]:
+    lot = _Lot([], 0, 0, 0)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        rows, size = group.num_rows, _size(group, wanted)
+        columns = list(_columns(group, wanted))
+        rows, size = group.num_rows, _size(columns)
+        repeated = sum(_shared(column, stream) * -(-column.num_values // max(rows, 1)) for column in columns)
         if lot.groups and (lot.rows + rows > _READ_ROWS or lot.size + size > ROW_BYTES):
             yield lot
-            lot = _Lot([], 0, 0)
-        lot = _Lot([*lot.groups, number], lot.rows + rows, lot.size + size)
+            lot = _Lot([], 0, 0, 0)
+        lot = _Lot([*lot.groups, number], lot.rows + rows, lot.size + size, max(lot.repeated, repeated))
     if lot.groups:
         yield lot
 
 
-def _size(group: Any, wanted: Sequence[str] | None) -> int:
-    """About how much memory the wanted columns of a row group take, in bytes.
+def _columns(group: Any, wanted: Sequence[str] | None) -> Iterator[Any]:
+    """What is known of the wanted columns of a row group."""
+    for index in range(group.num_columns):
+        column = group.column(index)
+        if wanted is None or any(f"{column.path_in_schema}.".startswith(f"{name}.") for name in wanted):
+            yield column
+
+
+def _size(columns: Sequence[Any]) -> int:
+    """About how much memory columns of a row group take, in bytes.
 
     Raises:
         OSError: They unpack to absurdly much.
     """
-    size = packed = unpacked = 0
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if wanted is None or any(f"{column.path_in_schema}.".startswith(f"{name}.") for name in wanted):
-            packed, unpacked = packed + column.total_compressed_size, unpacked + column.total_uncompressed_size
-            size += column.total_uncompressed_size + _CELL_BYTES * column.num_values
-    require_plausible(packed, unpacked)
-    return size
+    unpacked = sum(column.total_uncompressed_size for column in columns)
+    require_plausible(sum(column.total_compressed_size for column in columns), unpacked)
+    return int(unpacked + sum(_CELL_BYTES * column.num_values for column in columns))
+
+
+def _shared(column: Any, stream: IO[bytes]) -> int:
+    """Bytes of the dictionary of a column: rows that repeat one text hold it once in the file, each again in memory."""
+    if column.physical_type not in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
+        return 0
+    stream.seek(min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset))
+    header = stream.read(_PAGE_HEADER_BYTES)
+    if not header.startswith(_DICTIONARY_PAGE):
+        return int(column.total_uncompressed_size) if column.has_dictionary_page else 0
+    number = shift = 0
+    for byte in header[len(_DICTIONARY_PAGE) :]:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return number >> 1  # zigzag

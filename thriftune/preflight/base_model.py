@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import architecture, damage, gguf_file, models
+from thriftune import architecture, damage, gguf_file, models, stopping
 from thriftune.architecture import Architecture
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, in_a_line
@@ -189,6 +189,7 @@ def _architecture(model: ModelConfig, directory: Path) -> Architecture:
     Raises:
         ModelSourceError: It cannot.
     """
+    stopping.require_readable(directory, model.source)
     try:
         shape = architecture.of(model.model_copy(update={"source": str(directory)}))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of configuration classes
