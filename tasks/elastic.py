@@ -98,7 +98,7 @@ class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, Pyt
         settings.default_environment(_NEW_STORE_FOR_EACH_START)
         try:
             with (
-                interruption.training(kwargs["config"]),
+                interruption.training(kwargs["config"], in_workers=True),
                 tempfile.TemporaryDirectory() as words,
                 settings.run_handed_down(words),
             ):

@@ -1,7 +1,8 @@
 """Ctrl-C or SIGTERM ends a local run within ten seconds, whatever it is doing, and says how to go on.
 
 The main thread may be in a library's code for minutes, where no exception reaches it. So a thread of its own hears the
-signal, gives a training notice to save a last checkpoint, ends every process of the run, and then this one.
+signal, gives a training notice to save a last checkpoint, ends every process of the run, and then this one. Meanwhile
+the main thread stands still: it would start workers again, or end with an error of its own, which is not the news.
 """
 
 import logging
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -33,9 +34,14 @@ logger = logging.getLogger("thriftune.tasks.interruption")
 # What a shell adds to the number of the signal that ended a program.
 _ENDED_BY = 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Has the main thread stand still; neither torch nor flytekit uses it.
+_HALT = signal.SIGUSR1
+_HALT_S = 0.5
 # For a training to end its step and save. After that whatever runs is killed, which takes the rest of ten seconds.
 _NOTICE_S = 6.0
 _KILL_S = 1.0
+# What may take longer, as a store that does not answer or a file system that hangs, is left as it is.
+_LIMIT_S = 9.0
 # Removes shared memory and semaphores when the processes that used them are gone.
 _CLEANER = "multiprocessing.resource_tracker"
 _QUIET_CLEANER = f"ignore::UserWarning:{_CLEANER}"
@@ -51,7 +57,9 @@ class _Heard:
         config: The training that goes on, or went on last.
         checkpoints: Where its checkpoints are.
         is_training: Whether one goes on.
+        has_workers: Whether it goes on in other processes.
         ended: Set when it ended, on its own or after notice.
+        halted: Set when the main thread stands still.
     """
 
     is_on: bool = False
@@ -59,7 +67,9 @@ class _Heard:
     config: RunConfig | None = None
     checkpoints: Path = Path()
     is_training: bool = False
+    has_workers: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
+    halted: threading.Event = field(default_factory=threading.Event)
 
 
 _heard = _Heard()
@@ -83,16 +93,18 @@ def is_heard() -> bool:
 
 
 @contextmanager
-def training(config: RunConfig) -> Iterator[None]:
+def training(config: RunConfig, *, in_workers: bool) -> Iterator[None]:
     """While a training goes on, an interruption gives it notice first, and afterwards its checkpoints are named.
 
     Args:
         config: The run.
+        in_workers: Whether other processes train, and not this one.
     """
     if _heard.is_on:  # asked here, as Flyte's context is another one in another thread
         _heard.checkpoints = settings.result_place(config.name, "checkpoints")
-    _heard.config, _heard.is_training = config, True
+    _heard.config, _heard.has_workers = config, in_workers
     _heard.ended.clear()
+    _heard.is_training = True
     try:
         yield
     finally:
@@ -127,6 +139,7 @@ def _listen() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, lambda *_: None)
+    signal.signal(_HALT, _halted)
     # Started here, it is quiet: what it finds left at the end is what it is there to remove.
     sys.warnoptions.append(_QUIET_CLEANER)
     resource_tracker.ensure_running()
@@ -150,37 +163,62 @@ def _end(number: int) -> None:
     _heard.signal_number = number
     logging.disable()  # what libraries say of the processes that go is no news
     until = time.monotonic() + _NOTICE_S
+    threading.Thread(target=_end_late, args=(number,), name="interruption limit", daemon=True).start()
     try:
         _say(f"\nInterrupted by {signal.Signals(number).name}: ending, within ten seconds.")
-        if _heard.is_training:
+        # Listed first: the children of a process that has ended are no longer found.
+        processes = _children(recursive=True)
+        if _heard.is_training and not _heard.has_workers:
+            os.kill(os.getpid(), signal.SIGTERM)
+            _heard.ended.wait(max(until - time.monotonic(), 0))
+        _halt()
+        if _heard.is_training and _heard.has_workers:
             _give_notice(until)
-        _kill_all()
+        _kill({*processes, *_children(recursive=True)})
         scratch.remove_own()
+        scratch.remove_left(artifacts.unfinished(settings.local_root()))  # of its workers
         _say(_way_on())
     finally:
         os._exit(_ENDED_BY + number)
 
 
+def _end_late(number: int) -> None:
+    """End when something that is done before the end takes too long."""
+    time.sleep(_LIMIT_S)
+    try:
+        _kill(set(_children(recursive=True)))
+        place = f"; checkpoints, if there are any, are in {_shown(_heard.checkpoints)}" if _heard.config else ""
+        _say(f"To begin again: {_command()}{place}")
+    finally:
+        os._exit(_ENDED_BY + number)
+
+
+def _halt() -> None:
+    """Have the main thread stand still, at the latest when it comes back from a library's code."""
+    signal.pthread_kill(threading.main_thread().ident or 0, _HALT)
+    _heard.halted.wait(_HALT_S)
+
+
+def _halted(*_: object) -> None:
+    """Stand still. What a worker of the training has to say, by a signal of its own, is still heard."""
+    _heard.halted.set()
+    threading.Event().wait()
+
+
 def _give_notice(until: float) -> None:
-    """Have a training save what it trained, as before a node goes away."""
+    """Have workers save what they trained, as before a node goes away."""
     workers = _children(recursive=False)
-    if workers:
-        for worker in workers:
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
             worker.terminate()
-    else:  # it goes on in this process
-        os.kill(os.getpid(), signal.SIGTERM)
     psutil.wait_procs(workers, max(until - time.monotonic(), 0))
-    _heard.ended.wait(max(until - time.monotonic(), 0))
 
 
-def _kill_all() -> None:
-    left = _children(recursive=True)
-    for process in left:
-        try:
+def _kill(processes: set[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, _KILL_S)
+    psutil.wait_procs(processes, _KILL_S)
     # Now, or its complaints would be the last words of the run.
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
@@ -197,36 +235,37 @@ def _children(*, recursive: bool) -> list[psutil.Process]:
 
 
 def _say(text: str) -> None:
-    os.write(2, f"{redacted(text)}\n".encode())  # not by the log, whose lock the main thread may hold
+    with suppress(OSError):  # whoever read this may be gone, as tee is, which the terminal tells as well
+        os.write(2, f"{redacted(text)}\n".encode())  # not by the log, whose lock the main thread may hold
+
+
+def _command() -> str:
+    return shlex.join(["pyflyte", *sys.argv[1:]])
 
 
 def _way_on() -> str:
     """How to go on, in one line."""
-    command = ["pyflyte", *sys.argv[1:]]
     config = _heard.config
     if config is None:
-        return f"To begin again: {shlex.join(command)}"
-    own = _heard.checkpoints
-    for place in (str(own), config.checkpoints.resume_from or ""):
-        step = _newest_step(place) if place else None
-        if step is None:
-            continue
-        if place == config.checkpoints.resume_from:
-            return f"To go on from step {step} of {place} again: {shlex.join(command)}"
-        return f"To go on from step {step}: {_command_from(command, config, own)}"
-    return f"No checkpoint was saved yet. To begin the training again: {shlex.join(command)}"
+        return f"To begin again: {_command()}"
+    step = _newest_step(_heard.checkpoints)
+    if step is not None:
+        return f"To go on from step {step}: {_command_from(config, _heard.checkpoints)}"
+    if config.checkpoints.resume_from:  # not looked at again: the store may be far away
+        return f"No checkpoint was saved yet. To go on from {config.checkpoints.resume_from} again: {_command()}"
+    return f"No checkpoint was saved yet. To begin the training again: {_command()}"
 
 
-def _newest_step(place: str) -> int | None:
+def _newest_step(checkpoints: Path) -> int | None:
     try:
-        return resume_from.newest_whole(place).step
-    except ThriftuneError:
+        return resume_from.newest_whole(str(checkpoints)).step
+    except (ThriftuneError, OSError):
         return None
 
 
-def _command_from(command: list[str], config: RunConfig, checkpoints: Path) -> str:
+def _command_from(config: RunConfig, checkpoints: Path) -> str:
     """The command that goes on: with a copy of the run file that names the checkpoints."""
-    place = _shown(checkpoints)
+    place, command = _shown(checkpoints), ["pyflyte", *sys.argv[1:]]
     try:
         at = command.index("--config") + 1
         file = checkpoints.with_name("go-on.yaml")
@@ -237,7 +276,7 @@ def _command_from(command: list[str], config: RunConfig, checkpoints: Path) -> s
             raise ValueError("A copy would lack the signatures of the run's places.")
         artifacts.write_text(file, text)
     except (ValueError, OSError):  # that, or the run file came in another way, or the disk is full
-        return f"set checkpoints.resume_from: {place} in the run file, and: {shlex.join(command)}"
+        return f"set checkpoints.resume_from: {place} in the run file, and: {_command()}"
     command[at] = _shown(file)
     return f"{shlex.join(command)}   (checkpoints.resume_from: {place})"
 

@@ -12,7 +12,8 @@ from flytekit.core.data_persistence import flyte_tmp_dir
 from tasks import settings
 from thriftune import artifacts, scratch
 
-_PREFIX = "thriftune-"
+# Not the prefix alone: a checkout of this package may lie beside it, under a name of that beginning.
+_PREFIX, _SUFFIX = "thriftune-", ".scratch"
 _until_the_end = ExitStack()
 
 
@@ -28,8 +29,9 @@ def begin() -> None:
     model on its way is up to 300 GiB. What a process of this run makes is in one place, and goes with it.
     """
     temporary = Path(tempfile.gettempdir())
-    scratch.remove_left([*temporary.glob(f"{_PREFIX}*"), *artifacts.unfinished(settings.local_root())])
-    settings.use_for_temporary_files(_until_the_end.enter_context(scratch.new_folder(temporary, _PREFIX)))
+    left = temporary.glob(f"{_PREFIX}{scratch.RANDOM}{_SUFFIX}")
+    scratch.remove_left([*left, *artifacts.unfinished(settings.local_root())])
+    settings.use_for_temporary_files(_until_the_end.enter_context(scratch.new_folder(temporary, _PREFIX, _SUFFIX)))
     # flytekit made these when it was imported. They hold its copies of our pages, which are among the outputs.
     for made in (flyte_tmp_dir, Config().local_sandbox_path):
         _until_the_end.enter_context(scratch.removed(Path(made)))

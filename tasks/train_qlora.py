@@ -39,7 +39,7 @@ def train_qlora(
     with transient_errors_retried():
         checkpoints = checkpoint_place(config.name)
         adapter_dir = download(FlyteDirectory(resume_from)) if resume_from else None
-        with interruption.training(config):
+        with interruption.training(config, in_workers=False):
             result = qlora.train(config, plan, download(model), download(dataset), place, adapter_dir, checkpoints)
     output = upload(place)  # first: a page that fails must not cost the adapter
     pages.show_training(config.name, result)

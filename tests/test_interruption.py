@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,37 @@ from test_workflows import FULL, PYFLYTE, QLORA, ROOT, pyflyte_run, write_config
 
 _SOON_S = 10.0
 _BEGINNING_S = 240.0
+# A run that stands still in the middle of something, `{doing}`, with a process of its own.
+_RUN = """
+import subprocess, sys, time
+sys.argv = ["pyflyte", "run", "workflow"]
+from tasks import interruption, local_run
+local_run.begin()
+interruption._listen()
+if __name__ == "__main__":
+    child = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    print(child.pid, child.stdout.readline(), sep="\\n", flush=True)
+    {doing}
+"""
+
+
+def interrupt(tmp_path: Path, doing: str, *, is_read: bool = True) -> tuple[int, str]:
+    """Interrupt such a run, and see that no process and no file is left; its exit status and its last line."""
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "THRIFTUNE_OUTPUTS": str(tmp_path / "outputs"), "TMPDIR": str(tmp_path / "temporary")}
+    command = [sys.executable, "-c", _RUN.format(doing=doing)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True) as run:
+        children = [psutil.Process(int(run.stdout.readline())), psutil.Process(int(run.stdout.readline()))]
+        time.sleep(0.2)  # until it does what it does
+        if not is_read:
+            run.stderr.close()
+        run.send_signal(signal.SIGINT)
+        run.wait(2 * _SOON_S)
+        said = run.stderr.read().splitlines() if is_read else [""]
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert list((tmp_path / "temporary").iterdir()) == []
+    return run.returncode, said[-1]
 
 
 @pytest.fixture
@@ -81,3 +113,26 @@ def test_a_training_goes_on_by_the_line_that_it_ended_with(interrupted, tmp_path
     assert (program, run) == ("pyflyte", "run")
     finished = pyflyte_run(tmp_path, *arguments)
     assert f"Going on from step {step} " in finished.stderr
+
+
+def test_an_error_that_comes_of_the_end_is_not_the_end(tmp_path):
+    """The main thread found its processes killed, and ended with status 1 before the line that says how to go on."""
+    assert interrupt(tmp_path, "child.wait(); sys.exit(1)") == (130, "To begin again: pyflyte run workflow")
+
+
+def test_nobody_need_read_what_is_said(tmp_path):
+    """`pyflyte run ... | tee log`: tee ends first, and the run ended with neither a checkpoint nor a look behind it."""
+    assert interrupt(tmp_path, "time.sleep(600)", is_read=False)[0] == 130
+
+
+def test_the_processes_of_a_worker_that_ends_first_end_too(tmp_path):
+    """A compiler that a worker had started went on without it."""
+    config = "from thriftune.config import RunConfig; config = RunConfig.model_construct(name='run')"
+    training = "with interruption.training(config, in_workers=True): time.sleep(600)"
+    said = interrupt(tmp_path, f"{config}; interruption._way_on = lambda: 'on'\n    {training}")
+    assert said == (130, "on")
+
+
+def test_a_store_that_does_not_answer_keeps_nobody(tmp_path):
+    slow = "interruption._LIMIT_S = 1.0; interruption._way_on = lambda: time.sleep(600); time.sleep(600)"
+    assert interrupt(tmp_path, slow) == (130, "To begin again: pyflyte run workflow")

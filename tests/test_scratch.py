@@ -10,7 +10,7 @@ import sys, time
 from pathlib import Path
 from thriftune import artifacts, scratch
 here = Path(sys.argv[1])
-with scratch.new_folder(here, "thriftune-") as made, artifacts.writing(here / "run" / "model", "a test"):
+with scratch.new_folder(here, "thriftune-", ".scratch") as made, artifacts.writing(here / "run" / "model", "a test"):
     (made / "shard.bin").write_bytes(bytes(1000))
     print(made, flush=True)
     time.sleep(600)
@@ -21,7 +21,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     """After 26 kills 22 folders were left, each with the shards of a checkpoint, and nothing ever found them again."""
     with subprocess.Popen([sys.executable, "-c", _MAKE, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         made = other.stdout.readline().strip()
-        left = [*tmp_path.glob("thriftune-*"), *artifacts.unfinished(tmp_path)]
+        left = [*tmp_path.glob(f"thriftune-{scratch.RANDOM}.scratch"), *artifacts.unfinished(tmp_path)]
         scratch.remove_left(left)
         there = [folder.is_dir() for folder in left]
         other.kill()
@@ -29,6 +29,19 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     assert str(left[0]) == made
     scratch.remove_left(left)
     assert not any(folder.exists() for folder in left)
+
+
+def test_what_a_person_calls_by_the_same_beginning_or_end_is_not_removed(tmp_path, monkeypatch):
+    """A checkout in the temporary directory, thriftune-main, was removed by the first run that was started in it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("THRIFTUNE_OUTPUTS", str(tmp_path / "outputs"))
+    theirs = [tmp_path / "thriftune-checkout", tmp_path / "outputs" / "models" / "download.partial"]
+    left = tmp_path / "thriftune-0a_b1c2d.scratch"
+    for folder in (*theirs, left):
+        folder.mkdir(parents=True)
+    script = "import sys; sys.argv = ['pyflyte']; from tasks import local_run; local_run.begin()"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert [folder.is_dir() for folder in (*theirs, left)] == [True, True, False]
 
 
 def test_a_folder_goes_at_the_end_and_when_its_process_says_so(tmp_path):

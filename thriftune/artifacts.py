@@ -17,6 +17,7 @@ from thriftune.redaction import redacted
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
+_LEFT = f"*.{scratch.RANDOM}{_PARTIAL}"
 # What every manifest says besides what it is given.
 _ADDED = ("kind", "versions", "git_commit", "files")
 # What decides the numbers of a run; anything else is in the lock file of the commit.
@@ -46,7 +47,7 @@ def writing(directory: Path, what: str, needed: int = 0) -> Iterator[Path]:
 
 def _written_whole(directory: Path) -> Iterator[Path]:
     directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch.remove_left(directory.parent.glob(f"*{_PARTIAL}"))
+    scratch.remove_left(directory.parent.glob(_LEFT))
     # A name of its own: two runs that make the same thing at once must not write into each other's.
     with scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL) as partial:
         yield partial
@@ -62,7 +63,7 @@ def unfinished(outputs: Path) -> list[Path]:
     Args:
         outputs: Where all local runs write.
     """
-    return [*outputs.glob(f"*/*{_PARTIAL}"), *outputs.glob(f"*/*/*{_PARTIAL}")]
+    return [*outputs.glob(f"*/{_LEFT}"), *outputs.glob(f"*/*/{_LEFT}")]
 
 
 def _put_in_place(made: Path, directory: Path) -> None:

@@ -15,6 +15,10 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+# As a pattern, what `new_folder` puts between prefix and suffix. Whoever looks for folders that were left looks for
+# that too: what somebody else calls by the same prefix or suffix is removed by nobody.
+RANDOM = "[a-z0-9_]" * 8
+
 _UNCLAIMED = ".unclaimed-"
 _own: set[Path] = set()
 
