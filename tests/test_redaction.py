@@ -47,6 +47,9 @@ WITHOUT = [
     "http://h/d?file=training-data-2024-part-one-of-the-whole-thing.jsonl",
     '{"source": "http://h/d?file=the-rows-of-a-larger-data-set", "rows": "b2"}',
     "author=x&authors=y",
+    "for (i = 0;code=3;) a;key=5",
+    "/data/run;key=3/adapter",
+    "What does ?key=abc mean, and &pass=1?",
     "the standard bearer organization",
     "hf_raise_for_status(response)",
     "owner/model",
@@ -97,6 +100,7 @@ def test_a_place_is_one_whoever_signed_it(first, second):
 
 def test_places_that_differ_stay_apart():
     assert unsigned("https://h/get?file=a&token=1") != unsigned("https://h/get?file=b&token=1")
+    assert unsigned("https://h/get?key=a") != unsigned("https://h/get?key=b")
     assert unsigned("s3://bucket/rows-?.jsonl") == "s3://bucket/rows-?.jsonl"
 
 

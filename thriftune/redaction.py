@@ -10,9 +10,13 @@ MARK = "REDACTED"
 
 # Names of parameters of a URL that let somebody in, whole or in part: presigned URLs of S3, GCS, Azure, OSS, CloudFront
 # and Akamai, and what people call keys. Lengths are bounded so that no text takes more than linear time.
-_LETS_IN = (
+_SURELY_LETS_IN = (
     r"(?:[\w.-]{0,40}(?:signature|token|secret|passw(?:or)?d|passphrase|credential|access-?_?key|api-?_?key)[\w.-]{0,40}"
-    r"|x-(?:amz|goog|oss|cos|ms)-[\w-]{1,40}|googleaccessid|key-pair-id|policy|security|authorization|auth|jwt|sas|sign?"
+    r"|x-(?:amz|goog|oss|cos|ms)-[\w-]{1,40}|googleaccessid|key-pair-id|sig)"
+)
+# In a URL those too; in other texts they are words like any other.
+_LETS_IN = (
+    rf"(?:{_SURELY_LETS_IN}|policy|security|authorization|auth|jwt|sas|sign"
     r"|g?key|pass|pwd|pin|code|hdn(?:ts|ea)|__gda__|session(?:id)?)"
 )
 # Of a signature, and no secrets themselves: they are others each time that a place is signed (Azure, S3 and GCS v2).
@@ -22,8 +26,8 @@ _BESIDE_SIGNATURE = frozenset(
 # What comes before a parameter: as it is, in HTML, in JSON that is safe in HTML, and in a URL that another one holds.
 _BEFORE = r"(?:[?&;#]|&amp;|\\u0026|%3F|%26|%23)"
 _VALUE = r"[\w%+/=.~:*!$@,-]*[\w%+/=~*$@-]"  # not the colon or the comma of the sentence that it stands in
-_PARAMETER = re.compile(rf"({_BEFORE}{_LETS_IN}(?:=|%3D)){_VALUE}", re.IGNORECASE)
-_NAME_LETS_IN = re.compile(_LETS_IN, re.IGNORECASE)
+_PARAMETER = re.compile(rf"({_BEFORE}({_LETS_IN})(?:=|%3D)){_VALUE}", re.IGNORECASE)
+_NAME_SURELY_LETS_IN = re.compile(_SURELY_LETS_IN, re.IGNORECASE)
 # What stands between :// and @ of a URL; a colon with a number and a slash after it is a port, and the @ is in a path,
 # as it is after an address in brackets.
 _USER = re.compile(r"(?!\[[\da-fA-F:.]*\](?::\d{1,5})?/)[^\s/:\"'<>?#]*(?::(?!\d{1,5}[/?#])[^\s\"'<>]*)?")
@@ -56,7 +60,7 @@ def redacted(text: str) -> str:
     """
     if "://" in text:
         text = _without_users(text)
-    text = _PARAMETER.sub(rf"\1{MARK}", text)
+    text = _PARAMETER.sub(_without_parameter, text)
     if "://" in text:
         text = _OPAQUE.sub(_without_opaque, text)
     text = _TOKEN.sub(MARK, text)
@@ -81,7 +85,7 @@ def unsigned(place: str) -> str:
         return place
     parameters = query.partition("#")[0].split("&")
     names = [parameter.partition("=")[0] for parameter in parameters]
-    signing = {name for name in names if _NAME_LETS_IN.fullmatch(name)}
+    signing = {name for name in names if _NAME_SURELY_LETS_IN.fullmatch(name)}
     if not signing:
         return place
     signing |= {name for name in names if name.lower() in _BESIDE_SIGNATURE}
@@ -108,9 +112,17 @@ def _is_harmless(before: str, user: str) -> bool:
     return scheme is not None and scheme[0].lower() in _NAMES_NO_SECRET and ":" not in user
 
 
+def _without_parameter(found: re.Match[str]) -> str:
+    is_sure = found[1][0] != ";" and _NAME_SURELY_LETS_IN.fullmatch(found[2])
+    return f"{found[1]}{MARK}" if is_sure or _is_in_url(found) else found[0]
+
+
 def _without_opaque(found: re.Match[str]) -> str:
     # Looked for in the value alone: what a text is without secrets must not hang on what comes after it.
-    if not (_DIGIT.search(found[2]) and _LETTER.search(found[2])):
-        return found[0]
+    is_opaque = _DIGIT.search(found[2]) and _LETTER.search(found[2])
+    return f"{found[1]}{MARK}" if is_opaque and _is_in_url(found) else found[0]
+
+
+def _is_in_url(found: re.Match[str]) -> bool:
     before = found.string[max(0, found.start() - _LONGEST_URL) : found.start()].rpartition("://")
-    return f"{found[1]}{MARK}" if before[1] and not _NOT_IN_URLS.search(before[2]) else found[0]
+    return bool(before[1]) and not _NOT_IN_URLS.search(before[2])
