@@ -45,6 +45,8 @@ _Result = TypeVar("_Result")
 _SPOKEN = signal.SIGUSR2
 # Longer than an agent takes to end its workers after it was told.
 _UNTIL_ENDED_SECONDS = 120
+# Longer than an agent takes to hear that another worker spoke.
+_UNTIL_HEARD_SECONDS = 1
 # Without it torch 2.13 keeps one store for all starts of a group, and one that is started again finds the addresses of
 # the processes before it there: gloo is refused, NCCL waits. (torch, elastic/rendezvous/dynamic_rendezvous.py)
 _NEW_STORE_FOR_EACH_START = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -161,11 +163,14 @@ def _tell_agent(error: ThriftuneError) -> None:
     folder = settings.words_of_workers()
     if folder is None:  # no agent that listens
         return
+    # The agent ends its workers with a SIGTERM, and waits for them; there is nothing left here to save.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if (folder / _SAID).exists():  # another one told it, and its SIGTERM may have been taken for notice already
+        time.sleep(_UNTIL_HEARD_SECONDS)
+        return
     partial = folder / f"{os.getpid()}"
     partial.write_text(errors.to_json(error), encoding="utf-8")
     partial.replace(folder / _SAID)
-    # The agent ends its workers with a SIGTERM, and waits for them; there is nothing left here to save.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getppid(), _SPOKEN)
     time.sleep(_UNTIL_ENDED_SECONDS)
 

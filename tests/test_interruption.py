@@ -13,6 +13,9 @@ import psutil
 import pytest
 from test_workflows import FULL, PYFLYTE, QLORA, ROOT, pyflyte_run, write_config
 
+from tasks import elastic, settings
+from thriftune.errors import PreemptedError
+
 _SOON_S = 10.0
 _BEGINNING_S = 240.0
 # A run that stands still in the middle of something, `{doing}`, with a process of its own.
@@ -134,5 +137,18 @@ def test_the_processes_of_a_worker_that_ends_first_end_too(tmp_path):
 
 
 def test_a_store_that_does_not_answer_keeps_nobody(tmp_path):
-    slow = "interruption._LIMIT_S = 1.0; interruption._way_on = lambda: time.sleep(600); time.sleep(600)"
+    slow = "interruption._LIMIT_S = 3.0; interruption._way_on = lambda: time.sleep(600); time.sleep(600)"
     assert interrupt(tmp_path, slow) == (130, "To begin again: pyflyte run workflow")
+
+
+def test_a_worker_does_not_wait_for_a_signal_that_it_has_had(tmp_path, monkeypatch):
+    """Of two workers that were given notice the second waited, for 30 s of the grace period, to be ended."""
+    monkeypatch.setattr(settings, "_WORDS_HERE", str(tmp_path))
+    (tmp_path / elastic._SAID).write_text("the first one's")
+    before, began = signal.getsignal(signal.SIGTERM), time.monotonic()
+    try:
+        elastic._tell_agent(PreemptedError("the node goes away"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - began < _SOON_S
+    assert (tmp_path / elastic._SAID).read_text() == "the first one's"
