@@ -39,8 +39,9 @@ os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
 # Data is tokenized in processes of one thread each, and DataLoader workers fork, which tokenizers with threads warn of.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # bitsandbytes, which peft and the Trainer import, hands functions to torch's compiler when it is imported; loading that
-# takes more than two seconds of each process, and on a CPU nothing here is compiled. The file is the NVIDIA driver's.
-if not Path("/dev/nvidiactl").exists():
+# takes more than two seconds of each process, and on a CPU nothing here is compiled. The files are those of NVIDIA's
+# driver, on Linux and under WSL.
+if not any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg")):
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # What Weights & Biases files runs under; transformers' own default is "huggingface".
 os.environ.setdefault("WANDB_PROJECT", "thriftune")

@@ -5,6 +5,7 @@ leaves the file there, and everyone after it would wait for ever.
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -50,7 +51,11 @@ def release_if_dead(lock: Path) -> None:
 
 def _is_left(lock: Path) -> bool:
     """Whether the file is there and nobody has it open, as torch's FileBaton does while it holds it."""
-    return lock.exists() and not any(_has_open(process, lock.resolve()) for process in psutil.process_iter())
+    try:
+        is_own = lock.stat().st_uid == os.geteuid()  # what processes of others have open cannot be seen
+    except FileNotFoundError:
+        return False
+    return is_own and not any(_has_open(process, lock.resolve()) for process in psutil.process_iter())
 
 
 def _has_open(process: psutil.Process, file: Path) -> bool:
