@@ -59,7 +59,7 @@ _SAID = "said.json"
 
 @dataclass
 class PlannedElastic(Elastic):
-    """Elastic for a task with an argument `plan` (TrainingPlan)."""
+    """Elastic for a task with the arguments `config` (RunConfig) and `plan` (TrainingPlan)."""
 
 
 class _WorkerSpokeError(Exception):

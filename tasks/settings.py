@@ -53,7 +53,6 @@ _RUN = os.environ.pop(_RUN_STAMP, None) or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{
 _OWNER = ".run"
 # For a worker of a training: where it leaves what its agent must know.
 _WORDS = "THRIFTUNE_WORDS_OF_WORKERS"
-_WORDS_HERE = os.environ.pop(_WORDS, None)
 
 WANDB_KEY = "WANDB_API_KEY"
 _WANDB_HOST = "api.wandb.ai"
@@ -105,7 +104,8 @@ def run_handed_down(words: str) -> Iterator[None]:
 
 def words_of_workers() -> Path | None:
     """Where a worker of a training leaves what its agent must know; None in any other process."""
-    return Path(_WORDS_HERE) if _WORDS_HERE else None
+    folder = os.environ.get(_WORDS)
+    return Path(folder) if folder else None
 
 
 def use_for_temporary_files(folder: Path) -> None:

@@ -70,14 +70,14 @@ def train_weights(job: Job) -> None:
 
 
 @task(task_config=elastic(1))
-def one_node(plan: TrainingPlan, job_file: str) -> str:
+def one_node(config: RunConfig, plan: TrainingPlan, job_file: str) -> str:
     """A full attempt on one node."""
     train_weights(Job.read(job_file))
     return ""
 
 
 @task(task_config=elastic(2))
-def two_nodes(plan: TrainingPlan, job_file: str) -> str:
+def two_nodes(config: RunConfig, plan: TrainingPlan, job_file: str) -> str:
     """A full attempt on two nodes."""
     train_weights(Job.read(job_file))
     return ""
@@ -109,7 +109,8 @@ def run(file: str) -> int:
             os.environ.update(job.environment)
             declared = one_node if job.nodes == 1 else two_nodes
             declared._task_config = dataclasses.replace(declared.task_config, start_method=job.start_method)
-            declared.execute(plan=plan_of(job, RunConfig.model_validate(job.config)), job_file=file)
+            config = RunConfig.model_validate(job.config)
+            declared.execute(config=config, plan=plan_of(job, config), job_file=file)
     except FlyteRecoverableException as error:
         events.add("end", outcome="recoverable", message=str(error))
     except IgnoreOutputs:  # that of a node without global rank 0
