@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_a_limit_of_files_is_said_in_every_phase(tmp_path, inputs):
         if phase in NEED_MORE or not kind:
             continue
         assert kind == "DiskFullError", (phase, kind, said)
-        assert str(place) in said
+        assert str(place) in said or f"{tempfile.gettempdir()}: " in said, "there headers of weights are looked at"
         assert "a file became larger than" in said or "no space left" in said
 
 

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
-from thriftune import artifacts, model_files, models
+from thriftune import artifacts, disk, models
 from thriftune.config import ModelConfig
+from thriftune.disk import DiskFullError
 from thriftune.errors import AdapterError, ModelSourceError, UserError
 from thriftune.generation import Sampling, generate
 from thriftune.hardware import DEVICES
@@ -143,9 +144,9 @@ def test_a_result_of_an_earlier_run_is_not_taken_as_a_model_when_it_is_damaged(o
 
 
 def test_a_disk_without_room_is_said_before_anything_is_copied(own_model, tmp_path, monkeypatch):
-    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr(model_files.shutil, "disk_usage", lambda _: free)
-    text = refusal(lambda: fetch(own_model, tmp_path / "fetched"))
-    assert f"copying it needs 0.0 GiB in {tmp_path}" in text
-    assert "THRIFTUNE_OUTPUTS" in text
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 100_000)
+    with pytest.raises(
+        DiskFullError, match=r"100000 bytes free, .* while fetching the base model\. .*THRIFTUNE_OUTPUTS"
+    ):
+        fetch(own_model, tmp_path / "fetched")
     assert not list(tmp_path.glob("fetched*"))

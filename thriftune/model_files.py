@@ -12,12 +12,11 @@ twice.
 import fcntl
 import fnmatch
 import os
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from thriftune.disk import is_circle
+from thriftune.disk import is_circle, writing_to
 from thriftune.errors import Problem, UserError
 from thriftune.progress import bytes_progress
 
@@ -54,7 +53,6 @@ _HUB_FOLDERS, _HUB_BLOBS, _HUB_SNAPSHOTS = ("models--*", "datasets--*"), "blobs"
 _NO_LINKS = "Put the file itself in its place; `cp -rL` copies a directory with what its links lead to."
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of a file
 _CHUNK_BYTES = 1 << 24
-_GIB = 2**30
 
 
 def is_wanted(name: str, patterns: Collection[str] = WANTED, unwanted: Collection[str] = UNWANTED) -> bool:
@@ -137,25 +135,19 @@ def real_path(path: Path, field: str, error: type[UserError]) -> Path:
         raise _unreadable(path, field, error, cause) from cause
 
 
-def copy_files(files: Mapping[str, Path], directory: Path, field: str, error: type[UserError]) -> None:
+def copy_files(files: Mapping[str, Path], directory: Path) -> None:
     """Copy files into a directory, so that nothing that happens to one happens to the other.
 
     Args:
         files: Where each lies, by the name to give it.
         directory: Where to; it is there.
-        field: What names the files, for the message.
-        error: What is raised.
 
     Raises:
-        UserError: As `error`: the disk has no room.
+        DiskFullError: The disk has no room; nothing is copied then.
     """
     left = {name: file for name, file in files.items() if not _is_cloned(file, _ready(directory / name))}
-    needed, free = sum(file.stat().st_size for file in left.values()), shutil.disk_usage(directory).free
-    if needed > free:
-        place = directory.parent
-        message = f"copying it needs {needed / _GIB:.1f} GiB in {place}, and {free / _GIB:.1f} are free."
-        raise error.single(field, "", message, "Make room there, or have outputs elsewhere (THRIFTUNE_OUTPUTS).")
-    with bytes_progress(needed, "Copying") as bar:
+    needed = sum(file.stat().st_size for file in left.values())
+    with writing_to(directory, "fetching the base model", needed), bytes_progress(needed, "Copying") as bar:
         for name, file in left.items():
             with file.open("rb") as source, (directory / name).open("wb") as target:
                 _copy(source, target, bar)

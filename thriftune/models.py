@@ -183,7 +183,7 @@ def copy_directory(source: Path, directory: Path, patterns: Collection[str]) -> 
     if (source / ADAPTER_CONFIG).is_file():
         logger.warning("%s %s", source, ADAPTER_BESIDE)
     files.pop(artifacts.MANIFEST, None)
-    copy_files(files, directory, _FIELD, ModelSourceError)
+    copy_files(files, directory)
 
 
 def _wanted(names: Collection[str], patterns: tuple[str, ...], source: str) -> list[str]:

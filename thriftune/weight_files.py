@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from thriftune import remote
+from thriftune import disk, remote
 from thriftune.errors import ModelSourceError, Problem
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def shapes_of(start: bytes, size: int) -> Shapes:
     """
     from safetensors import SafetensorError, safe_open
 
-    with tempfile.NamedTemporaryFile(suffix=_SUFFIX) as hollow:
+    looking = disk.writing_to(disk.temporary(), "looking at the header of a safetensors file")
+    with looking, tempfile.NamedTemporaryFile(suffix=_SUFFIX) as hollow:
         hollow.write(start)
         hollow.truncate(size)
         hollow.flush()
