@@ -29,8 +29,6 @@ from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError
 from thriftune.redaction import redacted
 
-logger = logging.getLogger("thriftune.tasks.interruption")
-
 # What a shell adds to the number of the signal that ended a program.
 _ENDED_BY = 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
