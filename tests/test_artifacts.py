@@ -186,4 +186,4 @@ def test_a_manifest_is_what_was_written_whatever_was_taken_out_of_it(tmp_path):
     urls = ["https://host/get?file=averylongnamewithoutanydigits", "http://h/x?" + "&".join([f"a={'b1' * 600}"] * 4)]
     for source in (*urls, f"http://{'u' * 1500}:p@{urls[0]}"):
         artifacts.write_manifest(tmp_path, "dataset", {"source": source, "note": "x" * 300})
-        artifacts.read_manifest(tmp_path)
+        assert artifacts.read_manifest(tmp_path)["note"] == "x" * 300, "it is refused as damaged otherwise"
