@@ -143,7 +143,7 @@ def test_a_store_that_does_not_answer_keeps_nobody(tmp_path):
 
 def test_a_worker_does_not_wait_for_a_signal_that_it_has_had(tmp_path, monkeypatch):
     """Of two workers that were given notice the second waited, for 30 s of the grace period, to be ended."""
-    monkeypatch.setattr(settings, "_WORDS_HERE", str(tmp_path))
+    monkeypatch.setenv(settings._WORDS, str(tmp_path))
     (tmp_path / elastic._SAID).write_text("the first one's")
     before, began = signal.getsignal(signal.SIGTERM), time.monotonic()
     try:
