@@ -60,7 +60,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 #
 # DeepSpeed compiles for the very CPU that it is built on: an image built on a machine with AVX-512 dies of an illegal
 # instruction where there is none (https://github.com/deepspeedai/DeepSpeed/issues/1886). x86-64-v3, with AVX2, is what
-# every machine of thriftune/catalogue.yaml has. The last line looks for AVX-512 registers.
+# every machine of thriftune/planning/catalogue.yaml has. The last line looks for AVX-512 registers.
 ARG CUDA_ARCHITECTURES=7.5
 ARG WITH_ASYNC_IO=0
 WORKDIR /build/deepspeed

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import xxhash
 
-from thriftune import artifacts, damage, digests, model_files
+from thriftune import artifacts, damage, digests
 from thriftune.errors import ModelSourceError
+from thriftune.models import files as model_files
 
 _BYTES = 1 << 28
 _REPEATS = 3

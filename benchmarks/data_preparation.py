@@ -93,7 +93,7 @@ def one_row_a_call(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
     from thriftune.data.conversion import Batch, Converter
     from thriftune.data.pieces import Pieces
     from thriftune.data.sources import NumberedRow
-    from thriftune.tokenizer import load_tokenizer
+    from thriftune.models.tokenizer import load_tokenizer
 
     converter = Converter(config(rows), load_tokenizer(tokenizer_dir))
     with Pieces(folder).writing() as write, rows.open("rb") as stream:
@@ -106,7 +106,7 @@ def datasets_map(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
     from datasets import load_dataset
 
     from thriftune.data.formats import FORMATS
-    from thriftune.tokenizer import load_tokenizer
+    from thriftune.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_dir)
     read = FORMATS["alpaca"].read
@@ -127,7 +127,7 @@ def datasets_map(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
 def tokenizer_call(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
     """The tokenizer alone, called through transformers."""
     from thriftune.data.formats import FORMATS
-    from thriftune.tokenizer import load_tokenizer
+    from thriftune.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_dir)
     texts = [FORMATS["alpaca"].read(json.loads(line))[0].text for line in rows.open()]
@@ -146,7 +146,7 @@ def measure(work: Callable[[Path, Path, Path], None], tokenizer_dir: Path, rows:
     import tqdm  # noqa: F401
 
     from thriftune.data import prepare  # noqa: F401
-    from thriftune.tokenizer import load_tokenizer
+    from thriftune.models.tokenizer import load_tokenizer
 
     load_tokenizer(tokenizer_dir)
     with tempfile.TemporaryDirectory() as folder:

@@ -44,8 +44,9 @@ TOO_LITTLE = 0.9
 def prepared(run: Run, work: Path, steps: int, every: int | None) -> Iterator[Path]:
     """A folder with everything that a training needs, for as long as it is of use."""
     import deepspeed_configs
-    from thriftune import architecture, catalogue, planner
     from thriftune.config import ModelConfig, RunConfig
+    from thriftune.models import architecture
+    from thriftune.planning import catalogue, planner
 
     content = run_file(run)
     content["hardware"] = {"device": "T4", "instance": "g4dn.2xlarge"}
@@ -95,8 +96,9 @@ def work_in_process(folder: Path, attempt: int, gib: float) -> None:
     import torch
     from transformers import TrainerCallback, trainer
 
-    from thriftune import distributed, full, qlora
-    from thriftune.resumption import CheckpointPlace
+    from thriftune import distributed
+    from thriftune.checkpoints.resumption import CheckpointPlace
+    from thriftune.training import full, qlora
 
     logging.basicConfig(level=logging.INFO)
     config, plan, model = pickle.loads((folder / "job.pickle").read_bytes())

@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from data_preparation import in_fresh_process, write_rows
 
-from thriftune.data.limits import ROW_BYTES
 from thriftune.errors import UserError
+from thriftune.limits import ROW_BYTES
 
 NESTED = ("[" * 200_000, '{"instruction": "a", "output": ' + "[" * 900 + "]" * 900 + "}")
 

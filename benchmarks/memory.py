@@ -3,8 +3,8 @@
     python benchmarks/memory_runs.py RESULTS.jsonl        (measures; about an hour)
     python benchmarks/memory.py RESULTS.jsonl [--by-item]
 
-For each run of RESULTS.jsonl: the peak of the fullest rank as it was measured, and as `thriftune.memory.estimate`
-predicts it from the model's config.json and the run file. Beside it, per rank:
+For each run of RESULTS.jsonl: the peak of the fullest rank as it was measured, and as
+`thriftune.planning.memory.estimate` predicts it from the model's config.json and the run file. Beside it, per rank:
 
     DeepSpeed   its estimators of model states (`estimate_zero2/3_model_states_mem_needs`), for the stages they cover.
                 They leave activations out by design; on a CPU, the device's and the host's share are one memory.
@@ -28,7 +28,7 @@ CLOSE, TOO_LOW = 0.10, -0.05
 
 def architecture_of(measured: Measurement) -> Any:
     """The architecture of the model that was measured."""
-    from thriftune import architecture
+    from thriftune.models import architecture
 
     return architecture.from_content(measured.model, measured.run.model)
 
@@ -36,10 +36,10 @@ def architecture_of(measured: Measurement) -> Any:
 def predicted(measured: Measurement) -> Any:
     """What the planner says of a run, of one rank."""
     import deepspeed_configs
-    from thriftune import zero_layout
     from thriftune.config import LoraConfig
     from thriftune.hardware import DEVICES
-    from thriftune.memory import Machines, Pass, estimate
+    from thriftune.planning.memory import Machines, Pass, estimate
+    from thriftune.strategies.zero import layout as zero_layout
 
     run, model = measured.run, architecture_of(measured)
     lora = measured.config.get("lora")

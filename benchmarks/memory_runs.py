@@ -2,10 +2,10 @@
 
     python benchmarks/memory_runs.py RESULTS.jsonl [--only zero3] [--list]
 
-Trains random Llamas of 42M, 135M and 381M parameters on the CPU through `thriftune.full.train` and
-`thriftune.qlora.train`, two optimizer steps of two micro batches each, every row exactly as long as the run allows.
-ZeRO runs have two gloo ranks, LoRA and QLoRA runs one process; every process is a fresh one. Each result is appended
-to RESULTS.jsonl as soon as it is there, and runs that the file already holds are skipped: delete a line to repeat it.
+Trains random Llamas of 42M, 135M and 381M parameters on the CPU through `thriftune.training.full.train` and
+`thriftune.training.qlora.train`, two optimizer steps of two micro batches each, every row exactly as long as the run
+allows. ZeRO runs have two gloo ranks, LoRA and QLoRA runs one process; every process is a fresh one. Each result is
+appended to RESULTS.jsonl as soon as it is there, and runs that the file already holds are skipped: delete a line to repeat it.
 All of them take about an hour on two cores and at most 20 GB. Linux only: it reads /proc.
 
 What is measured of each rank, from /proc/self/status, until the last step (saving is not part of it):
@@ -404,8 +404,9 @@ def measure(run: Run, work: Path) -> Measurement:
 def _plan(config: "RunConfig", model_dir: Path) -> "TrainingPlan":
     """The plan of a run on this machine, as if its memory had no end: what a run takes is measured, not foretold."""
     import deepspeed_configs
-    from thriftune import architecture, catalogue, offers, planner
     from thriftune.config import ModelConfig
+    from thriftune.models import architecture
+    from thriftune.planning import catalogue, offers, planner
 
     zero_files = {name: deepspeed_configs.load(name) for name in deepspeed_configs.names()}
     shape = architecture.of(ModelConfig(source=str(model_dir)))
@@ -449,8 +450,9 @@ def _work_as_rank(model_dir: Path, scratch: Path) -> None:
     """Train in one rank, and write what was measured."""
     import logging
 
-    from thriftune import distributed, full, qlora
+    from thriftune import distributed
     from thriftune.config import RunConfig
+    from thriftune.training import full, qlora
 
     logging.basicConfig(level=logging.INFO)
     config = RunConfig.model_validate_json((scratch / "run.json").read_text())

@@ -58,9 +58,9 @@ def tokens_per_second(options: argparse.Namespace, rows: Any, config: Any, scrat
     import torch
     from transformers import AutoModelForCausalLM, TrainerCallback
 
-    from thriftune import catalogue, offers, planner
-    from thriftune.tokenizer import load_tokenizer
-    from thriftune.training import make_trainer, training_arguments
+    from thriftune.models.tokenizer import load_tokenizer
+    from thriftune.planning import catalogue, offers, planner
+    from thriftune.training.trainer import make_trainer, training_arguments
 
     plan = planner.plan(config, catalogue.load(), here=offers.this_machine())
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)

@@ -18,9 +18,9 @@ ROWS_A_STEP = 2
 
 def fetched(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     """The model as fetching makes it, in 16 bits, and the dataset prepared for it."""
-    from thriftune import models
     from thriftune.config import DataConfig
     from thriftune.data.prepare import prepare
+    from thriftune.models import fetching as models
 
     models.fetch(options.model, models.version(options.model), folder / "model")
     data = DataConfig(source=str(options.rows), format="chat", max_length=options.max_length, packing=True,
@@ -33,7 +33,7 @@ def train(model: Any, rows: Any, tokenizer: Any, options: argparse.Namespace) ->
     """Train every weight for a few steps, with a warmup over the first two."""
     import torch
 
-    from thriftune.collation import PackedCollator
+    from thriftune.training.collation import PackedCollator
 
     collate = PackedCollator(tokenizer, 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.0)
@@ -63,9 +63,9 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     from thriftune.data.prepared import TRAIN, load_split
-    from thriftune.evaluation import held_out_loss, held_out_rows
-    from thriftune.rounding import rounded
-    from thriftune.tokenizer import load_tokenizer
+    from thriftune.inference.evaluation import held_out_loss, held_out_rows
+    from thriftune.models.rounding import rounded
+    from thriftune.models.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         model_dir, dataset = fetched(options, Path(folder))

@@ -7,7 +7,7 @@ once per way of loading and number of ranks, each in fresh processes:
 
     zero.Init   from_pretrained under transformers' zero.Init (TrainingArguments made before the model)
     mapped      from_pretrained before TrainingArguments; DeepSpeed partitions the memory-mapped weights
-    streamed    what thriftune does (thriftune/zero_loading.py)
+    streamed    what thriftune does (thriftune/strategies/zero/loading.py)
 
 Reported per rank, as the highest of all ranks and above the idle process: peak anonymous memory (Anonymous in
 /proc/self/smaps_rollup: private, in nobody's page cache) and peak proportional memory (Pss: that, plus the rank's share
@@ -64,8 +64,10 @@ def worker(mode: str, model_dir: Path, output: Path) -> None:
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
     import deepspeed_configs
-    from thriftune import distributed, zero, zero_loading
+    from thriftune import distributed
     from thriftune.batching import split_batch
+    from thriftune.strategies.zero import configuration as zero
+    from thriftune.strategies.zero import loading as zero_loading
 
     distributed.use_cpu_accelerator()
     import deepspeed  # here, so that it counts as part of the idle process

@@ -21,7 +21,7 @@ _INTRODUCTION = """\
 A run is one YAML file; `configs/` holds complete ones to copy. Every key is below. A key that is not here is an error,
 and so is a value of another type; all problems of a file are reported at once, before any GPU is asked for.
 
-This page is made from `thriftune/config.py` by `python scripts/config_docs.py > docs/configuration.md`.
+This page is made from `thriftune/config/schema.py` by `python scripts/config_docs.py > docs/configuration.md`.
 """
 _SETTINGS = """\
 # The settings of a platform
@@ -103,7 +103,7 @@ def _row(name: str, info: FieldInfo) -> str:
     section = _section(info)
     meaning = info.description or (section.__doc__ if section else None)
     if not meaning:
-        raise ValueError(f"The key {name} has no description in thriftune/config.py: say there what it means.")
+        raise ValueError(f"The key {name} has no description in thriftune/config/schema.py: say there what it means.")
     type_name = f"section, see [{name}](#{name})" if section else _type_name(info.annotation) + _limits(info)
     cells = [f"`{name}`", type_name, _default(info, section), " ".join(meaning.split())]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

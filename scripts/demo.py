@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from thriftune.report import metrics_from_json, summary_table
+from thriftune.inference.report import metrics_from_json, summary_table
 
 COMMANDS = {
     "demo-full": "pyflyte run workflows/full_finetune.py full_finetune --config configs/demo-full.yaml",

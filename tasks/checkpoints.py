@@ -9,7 +9,7 @@ from flytekit import FlyteContextManager, current_context
 from tasks import settings
 from thriftune import artifacts, distributed
 from thriftune.checkpoints.attempts import begin_attempt
-from thriftune.resumption import CheckpointPlace
+from thriftune.checkpoints.resumption import CheckpointPlace
 
 logger = logging.getLogger("thriftune.tasks.checkpoints")
 

@@ -23,8 +23,9 @@ from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
 from tasks.platform import REGISTRATION_ONLY
 from tasks.settings import CHECKOUT, PLATFORM, POD_ENVIRONMENT, WANDB_KEY
-from thriftune import artifacts, catalogue
+from thriftune import artifacts
 from thriftune.data.prepare import PREPARATION
+from thriftune.planning import catalogue
 
 log.configure()
 run_files.use_in_pyflyte()

@@ -36,8 +36,8 @@ from tasks.interruption import EndsWhenInterrupted
 from tasks.settings import PLATFORM
 from thriftune import errors
 from thriftune.errors import PreemptedError, ThriftuneError, UserError
-from thriftune.guards.faults import kind_of_text
-from thriftune.node_environment import node_environment
+from thriftune.planning.node_environment import node_environment
+from thriftune.training.guards.faults import kind_of_text
 
 _Result = TypeVar("_Result")
 

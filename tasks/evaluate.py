@@ -5,10 +5,10 @@ from flytekit.types.directory import FlyteDirectory
 
 from tasks.declaring import TRAIN_CACHE, cache, node_task
 from tasks.transfer import download
-from thriftune import evaluation
 from thriftune.config import RunConfig
-from thriftune.evaluation import EvalReport
-from thriftune.loading import as_stored, planned_placement
+from thriftune.inference import evaluation
+from thriftune.inference.evaluation import EvalReport
+from thriftune.models.loading import as_stored, planned_placement
 from thriftune.training_plan import TrainingPlan
 
 

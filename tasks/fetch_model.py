@@ -9,8 +9,9 @@ from flytekit.types.directory import FlyteDirectory
 from tasks import settings
 from tasks.declaring import FETCH_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried, upload
-from thriftune import artifacts, damage, models
+from thriftune import artifacts, damage
 from thriftune.config import ModelConfig
+from thriftune.models import fetching as models
 from thriftune.redaction import unsigned
 
 logger = logging.getLogger("thriftune.tasks.fetch_model")

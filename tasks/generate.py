@@ -7,12 +7,13 @@ from flytekit.types.file import FlyteFile
 from tasks import settings
 from tasks.declaring import generating_task
 from tasks.transfer import download, place_of
-from thriftune import generation, hardware
-from thriftune.config_rules import require_no_user
+from thriftune import hardware
+from thriftune.config.rules import require_no_user
 from thriftune.disk import writing_to
-from thriftune.generation import Sampling
-from thriftune.loading import Placement
-from thriftune.prompts import read_prompts
+from thriftune.inference import generation
+from thriftune.inference.generation import Sampling
+from thriftune.inference.prompts import read_prompts
+from thriftune.models.loading import Placement
 
 
 @task(**generating_task())

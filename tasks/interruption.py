@@ -24,7 +24,8 @@ import psutil
 import yaml
 
 from tasks import local_run, settings
-from thriftune import artifacts, resume_from, scratch
+from thriftune import artifacts, scratch
+from thriftune.checkpoints import resume_from
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError
 from thriftune.redaction import redacted

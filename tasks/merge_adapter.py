@@ -8,9 +8,9 @@ from flytekit.types.directory import FlyteDirectory
 from tasks import settings
 from tasks.declaring import TRAIN_CACHE, cache, cpu_task
 from tasks.transfer import download, upload
-from thriftune import merging
 from thriftune.config import RunConfig
-from thriftune.saving import SavedWeights
+from thriftune.models import merging
+from thriftune.models.saving import SavedWeights
 
 
 class Merged(NamedTuple):

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from flytekit import Deck
 
 from tasks import settings
-from thriftune import artifacts, training_report
+from thriftune import artifacts
 from thriftune.disk import DiskFullError, NotWritableError, writing_to
 from thriftune.redaction import redacted
-from thriftune.training import TrainingResult
+from thriftune.training import report as training_report
+from thriftune.training.trainer import TrainingResult
 
 logger = logging.getLogger("thriftune.tasks.pages")
 

@@ -10,9 +10,11 @@ import thriftune
 from tasks import settings
 from tasks.declaring import hub_task, marking_registration
 from tasks.plan import zero_files
-from thriftune import artifacts, catalogue, models
+from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError
+from thriftune.models import fetching as models
+from thriftune.planning import catalogue
 
 logger = logging.getLogger("thriftune.tasks.pin")
 

@@ -8,9 +8,11 @@ import deepspeed_configs
 from tasks import pages, settings
 from tasks.declaring import PLAN_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried
-from thriftune import catalogue, offers, plan_report, planner, workflow_rules, zero_layout
-from thriftune.config import AUTO, Method, RunConfig
+from thriftune.config import AUTO, Method, RunConfig, workflow_rules
 from thriftune.errors import ConfigError
+from thriftune.planning import catalogue, offers, planner
+from thriftune.planning import report as plan_report
+from thriftune.strategies.zero import layout as zero_layout
 from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger("thriftune.tasks.plan")

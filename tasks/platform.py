@@ -13,10 +13,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, Pos
 from pydantic_core import PydanticCustomError
 
 from pod_templates import INSTANCE_LABEL, GangScheduler
-from thriftune import config_errors
 from thriftune.config import Section
-from thriftune.config_rules import with_user
-from thriftune.data_config import PLACE, places
+from thriftune.config import messages as config_errors
+from thriftune.config.data import PLACE, places
+from thriftune.config.rules import with_user
 from thriftune.errors import ConfigError, Problem
 
 _PREFIX = "THRIFTUNE_"

@@ -15,10 +15,10 @@ from tasks.declaring import cpu_task, hub_secrets, wandb_secrets
 from tasks.plan import is_for_this_machine, make_plan, zero_files
 from tasks.platform import variable
 from tasks.transfer import download_table, table_version, transient_errors_retried, try_output
-from thriftune import catalogue, offers
 from thriftune import preflight as checks
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError, TransientError, UserError
+from thriftune.planning import catalogue, offers
 from thriftune.preflight import Preflight, SecretState, report
 from thriftune.training_plan import TrainingPlan
 

@@ -8,9 +8,9 @@ from flytekit.extras.accelerators import A10G, A100, A100_80GB, H100, L4, T4, V1
 from pod_templates import in_gang, in_one_zone, on_instance, with_environment, with_grace, with_shared_memory
 from tasks.declaring import CpuPod, bare_pod, ephemeral_storage
 from tasks.settings import PLATFORM
-from thriftune.node_environment import node_environment
-from thriftune.offers import THIS_MACHINE
-from thriftune.pod_requests import PodRequest
+from thriftune.planning.node_environment import node_environment
+from thriftune.planning.offers import THIS_MACHINE
+from thriftune.planning.pod_requests import PodRequest
 from thriftune.training_plan import TrainingPlan
 
 ACCELERATORS: dict[str, GPUAccelerator] = {

@@ -13,10 +13,10 @@ from tasks import settings
 from tasks.declaring import hub_task
 from tasks.summarize import write_metrics
 from tasks.transfer import download, place_of, transient_errors_retried, upload
-from thriftune import publishing
 from thriftune.config import PublishConfig
 from thriftune.errors import PublishError, TransientError
-from thriftune.report import RunMetrics
+from thriftune.inference.report import RunMetrics
+from thriftune.models import publishing
 
 logger = logging.getLogger("thriftune.tasks.publish")
 

@@ -8,8 +8,8 @@ from typing import IO, Any
 import yaml
 
 from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
-from thriftune.data.limits import TOO_DEEP, is_too_deep
 from thriftune.errors import ConfigError
+from thriftune.limits import TOO_DEEP, is_too_deep
 
 _CLICK_TYPES = "flytekit.interaction.click_types"
 _RUN = "flytekit.clis.sdk_in_container.run"

@@ -13,10 +13,10 @@ from tasks.transfer import place_of
 from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.disk import writing_to
-from thriftune.evaluation import EvalReport
-from thriftune.report import RunMetrics, summary_table
-from thriftune.saving import SavedWeights
-from thriftune.training import TrainingResult
+from thriftune.inference.evaluation import EvalReport
+from thriftune.inference.report import RunMetrics, summary_table
+from thriftune.models.saving import SavedWeights
+from thriftune.training.trainer import TrainingResult
 
 logger = logging.getLogger("thriftune.tasks.summarize")
 

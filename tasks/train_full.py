@@ -13,10 +13,11 @@ from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
 from tasks.transfer import download_once_per_node, transient_errors_retried, upload
-from thriftune import distributed, full
+from thriftune import distributed
 from thriftune.config import RunConfig
-from thriftune.config_rules import NODE_COUNTS
-from thriftune.training import TrainingResult
+from thriftune.config.rules import NODE_COUNTS
+from thriftune.training import full
+from thriftune.training.trainer import TrainingResult
 from thriftune.training_plan import TrainingPlan
 
 

@@ -8,9 +8,10 @@ from tasks.checkpoints import checkpoint_place
 from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.train_full import Trained
 from tasks.transfer import download, transient_errors_retried, upload
-from thriftune import models, qlora
-from thriftune.adapter_weights import RESUME_FROM
 from thriftune.config import RunConfig
+from thriftune.models import fetching as models
+from thriftune.models.adapter_weights import RESUME_FROM
+from thriftune.training import qlora
 from thriftune.training_plan import TrainingPlan
 
 

@@ -176,7 +176,7 @@ def random_adapter(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., Path]:
 
         from thriftune import artifacts
         from thriftune.config import LoraConfig
-        from thriftune.lora import peft_config
+        from thriftune.methods.adapters import peft_config
 
         base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
         model = get_peft_model(base, peft_config(LoraConfig(rank=rank, alpha=2 * rank, dropout=0.0)))

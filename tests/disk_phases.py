@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from thriftune import artifacts, generation, merging, models
+from thriftune import artifacts
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.disk import writing_to
+from thriftune.inference import generation
+from thriftune.models import fetching as models
+from thriftune.models import merging
 
 
 def fill(disk: Path) -> None:

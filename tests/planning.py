@@ -7,8 +7,9 @@ from flytekit import FlyteContextManager
 from flytekit.configuration import ImageConfig, SerializationSettings
 
 from tasks.settings import PLATFORM
-from thriftune import architecture, catalogue, offers, planner
 from thriftune.config import ModelConfig, RunConfig
+from thriftune.models import architecture
+from thriftune.planning import catalogue, offers, planner
 from thriftune.training_plan import TrainingPlan
 
 TINY = architecture.from_content(

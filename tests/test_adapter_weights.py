@@ -9,16 +9,17 @@ import torch
 from planning import planned
 from safetensors.torch import load_file, save_file
 
-from thriftune import architecture as architectures
-from thriftune import artifacts, qlora
-from thriftune.adapter_weights import WEIGHTS, attach, require_alike, require_same_shape
+from thriftune import artifacts
 from thriftune.config import EvaluationConfig, LoraConfig, ModelConfig
 from thriftune.errors import AdapterError, ConfigError
-from thriftune.evaluation import evaluate
-from thriftune.generation import Sampling, generate
 from thriftune.hardware import DEVICES
-from thriftune.loading import Placement, attach_adapters, load_model
-from thriftune.merging import merge
+from thriftune.inference.evaluation import evaluate
+from thriftune.inference.generation import Sampling, generate
+from thriftune.models import architecture as architectures
+from thriftune.models.adapter_weights import WEIGHTS, attach, require_alike, require_same_shape
+from thriftune.models.loading import Placement, attach_adapters, load_model
+from thriftune.models.merging import merge
+from thriftune.training import qlora
 
 ALIKE = LoraConfig(rank=4, alpha=8)
 PLACEMENT = Placement(DEVICES["CPU"], "fp32")
@@ -137,7 +138,7 @@ def test_an_adapter_on_named_modules_is_not_taken_for_one_on_all(tiny_model_dir,
     """The default, every linear layer, was ignored as well."""
     from peft import get_peft_model
 
-    from thriftune.lora import peft_config
+    from thriftune.methods.adapters import peft_config
 
     few = LoraConfig(rank=4, alpha=8, target_modules=("q_proj", "layers.0.self_attn.v_proj"))
     get_peft_model(load_model(tiny_model_dir, PLACEMENT), peft_config(few)).save_pretrained(tmp_path)
@@ -151,7 +152,7 @@ def test_adapters_on_fused_experts_fit_when_they_are_put_back(tmp_path):
     from peft import get_peft_model
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    from thriftune.lora import peft_config
+    from thriftune.methods.adapters import peft_config
 
     lora = LoraConfig(rank=2, alpha=4, dropout=0.0)
     config = MixtralConfig(

@@ -5,8 +5,8 @@ import json
 import pytest
 from planning import planned
 
-from thriftune.adjustments import MOST_SKIPPED, Adjustments
 from thriftune.errors import DivergedError, UserError
+from thriftune.training.adjustments import MOST_SKIPPED, Adjustments
 
 
 @pytest.fixture

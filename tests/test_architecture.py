@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from thriftune import architecture
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ModelSourceError
-from thriftune.lora import adapter_parameters, require_targets
-from thriftune.memory import Pass
-from thriftune.memory.activations import measure
+from thriftune.methods.adapters import adapter_parameters, require_targets
+from thriftune.models import architecture
+from thriftune.planning.memory import Pass
+from thriftune.planning.memory.activations import measure
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,

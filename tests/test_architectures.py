@@ -21,11 +21,11 @@ PARAMETERS = {
 
 def architecture(model):
     name = model.lower().replace("/", "--") + ".json"
-    return json.loads((resources.files("thriftune.architectures") / name).read_text(encoding="utf-8"))
+    return json.loads((resources.files("thriftune.models.architectures") / name).read_text(encoding="utf-8"))
 
 
 def test_every_file_has_a_published_count_to_be_tested_against():
-    files = {f.name for f in resources.files("thriftune.architectures").iterdir() if f.name.endswith(".json")}
+    files = {f.name for f in resources.files("thriftune.models.architectures").iterdir() if f.name.endswith(".json")}
     assert files == {model.lower().replace("/", "--") + ".json" for model in PARAMETERS}
 
 

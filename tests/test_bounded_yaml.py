@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from thriftune import catalogue
 from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
 from thriftune.errors import ConfigError
+from thriftune.planning import catalogue
 from thriftune.preflight import licenses
 
 HOSTILE = {

@@ -5,10 +5,10 @@ import pickle
 import pytest
 import yaml
 
-from thriftune import catalogue
-from thriftune.catalogue import NodeType
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
+from thriftune.planning import catalogue
+from thriftune.planning.catalogue import NodeType
 
 FAMILIES = {
     "g4dn": ["xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge", "metal"],

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from thriftune.chat_template import TurnEnd, closings, turn_end
+from thriftune.models.chat_template import TurnEnd, closings, turn_end
 
 OWN = ("<|im_start|>", "<|im_end|>", "<end_of_turn>")  # special tokens that are not EOS
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

@@ -24,8 +24,9 @@ from tasks.declaring import CpuPod
 from tasks.image import require_image
 from tasks.platform import Platform, variable
 from tasks.provisioning import node_resources, on_cpu_node
-from thriftune import architecture, catalogue, planner, pod_requests
 from thriftune.config import RunConfig
+from thriftune.models import architecture
+from thriftune.planning import catalogue, planner, pod_requests
 from workflows import launch_plans
 
 ROOT = Path(__file__).parent.parent

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from zero_weights import LLAMA, LLAMA_SHAPES, safetensors_of
 
-from thriftune import completeness
-from thriftune.architecture import from_content
-from thriftune.completeness import load_causal_lm, require_complete, require_fit
 from thriftune.errors import ModelSourceError
+from thriftune.models import completeness
+from thriftune.models.architecture import from_content
+from thriftune.models.completeness import load_causal_lm, require_complete, require_fit
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TIED = {**LLAMA, "tie_word_embeddings": True}

@@ -8,9 +8,9 @@ from datetime import date
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from thriftune import config as config_module
 from thriftune.config import HardwareConfig, RunConfig, Section
-from thriftune.config_rules import NODE_COUNTS
+from thriftune.config import schema as config_module
+from thriftune.config.rules import NODE_COUNTS
 from thriftune.errors import ConfigError
 
 

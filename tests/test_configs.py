@@ -9,8 +9,9 @@ import yaml
 from pydantic import BaseModel
 
 import deepspeed_configs
-from thriftune import architecture, catalogue, offers, planner
 from thriftune.config import ModelConfig, RunConfig
+from thriftune.models import architecture
+from thriftune.planning import catalogue, offers, planner
 from thriftune.training_plan import TrainingPlan
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -37,7 +37,7 @@ def inputs(tmp_path_factory, tiny_model_dir, chat_rows_file):
     from transformers import AutoModelForCausalLM
 
     from thriftune.config import LoraConfig
-    from thriftune.lora import peft_config
+    from thriftune.methods.adapters import peft_config
 
     folder = tmp_path_factory.mktemp("inputs")
     shutil.copytree(tiny_model_dir, folder / "model")

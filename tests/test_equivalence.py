@@ -15,8 +15,8 @@ import pytest
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import VALIDATION, load_split
-from thriftune.evaluation import held_out_loss
-from thriftune.tokenizer import load_tokenizer
+from thriftune.inference.evaluation import held_out_loss
+from thriftune.models.tokenizer import load_tokenizer
 
 WORKER = Path(__file__).parent / "training_worker.py"
 STEPS = 6

@@ -7,9 +7,9 @@ import pytest
 from thriftune.config import DataConfig, EvaluationConfig
 from thriftune.data import prepare, prepared
 from thriftune.data.tokenization import IGNORED
-from thriftune.evaluation import evaluate, held_out_loss
 from thriftune.hardware import DEVICES
-from thriftune.loading import Placement
+from thriftune.inference.evaluation import evaluate, held_out_loss
+from thriftune.models.loading import Placement
 
 _ = IGNORED
 ROWS = [

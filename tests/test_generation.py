@@ -10,7 +10,8 @@ from thriftune.data.formats import FORMATS, alpaca_prompt
 from thriftune.data.rendering import render
 from thriftune.data.tokenization import IGNORED, Tokenization
 from thriftune.errors import DataError, ModelSourceError
-from thriftune.generation import (
+from thriftune.hardware import DEVICES
+from thriftune.inference.generation import (
     BASE,
     Answer,
     Sampling,
@@ -20,8 +21,7 @@ from thriftune.generation import (
     prompt_style,
     write_answers,
 )
-from thriftune.hardware import DEVICES
-from thriftune.loading import Placement
+from thriftune.models.loading import Placement
 
 PROMPTS = ["What is the capital of France?", "hi", "The quick brown fox jumps over the lazy dog", "Two and two"]
 CPU = Placement(DEVICES["CPU"], "fp32")

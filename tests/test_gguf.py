@@ -7,9 +7,11 @@ from conftest import run_dict
 from safetensors.torch import load_file
 from tiny_gguf import write_gguf
 
-from thriftune import architecture, gguf_file, model_config, models
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.errors import ModelSourceError
+from thriftune.models import architecture, gguf_file
+from thriftune.models import config_json as model_config
+from thriftune.models import fetching as models
 from thriftune.preflight import base_model
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import run_dict
 from planning import planned
 
-from thriftune import identity
+from thriftune.checkpoints import identity
 from thriftune.config import LoraConfig, RunConfig, TrainingConfig
 
 STEP = 9

@@ -189,11 +189,11 @@ def test_the_code_comes_after_every_layer_that_takes_long():
      "tests/a.py"],
 )  # fmt: skip
 def test_environments_weights_outputs_and_secrets_do_not_reach_docker(name, tmp_path):
-    for file in (name, "thriftune/planner.py", "thriftune/data/report.html.jinja"):
+    for file in (name, "thriftune/planning/planner.py", "thriftune/data/report.html.jinja"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("")
     context = exclude_paths(str(tmp_path), IGNORED)
-    assert {"thriftune/planner.py", "thriftune/data/report.html.jinja"} <= context
+    assert {"thriftune/planning/planner.py", "thriftune/data/report.html.jinja"} <= context
     assert name not in context
 
 

@@ -21,7 +21,8 @@ ORCHESTRATION = {"flytekit", "flytekitplugins", "kubernetes"}
 READS_ENVIRONMENT = {"tasks/settings.py", "thriftune/distributed.py"}
 # Subclasses of the Trainer's callback and of torch's modes need their base classes; the modules are imported late.
 IMPORTS_HEAVY = {
-    "thriftune/callbacks.py", "thriftune/guarding.py", "thriftune/memory/tracing.py", "thriftune/resumable.py"
+    "thriftune/planning/memory/tracing.py", "thriftune/training/callbacks.py", "thriftune/training/guarding.py",
+    "thriftune/training/resumable.py",
 }  # fmt: skip
 
 FILES = sorted(file for layer in LAYERS for file in (ROOT / layer).rglob("*.py"))

@@ -3,7 +3,7 @@
 import pytest
 
 from thriftune.hardware import DEVICES
-from thriftune.loading import Placement, attach_adapters, load_model, max_memory
+from thriftune.models.loading import Placement, attach_adapters, load_model, max_memory
 
 GIB = 2**30
 

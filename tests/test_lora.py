@@ -7,11 +7,9 @@ import torch
 from peft import get_peft_model
 from test_architecture import shape_of
 
-from thriftune import architecture as architectures
-from thriftune.adapter_weights import require_same_shape
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ConfigError
-from thriftune.lora import (
+from thriftune.methods.adapters import (
     DROPOUT,
     adapter_parameters,
     peft_config,
@@ -20,6 +18,8 @@ from thriftune.lora import (
     resolved,
     trainable_share,
 )
+from thriftune.models import architecture as architectures
+from thriftune.models.adapter_weights import require_same_shape
 from thriftune.preflight import adapters
 from thriftune.preflight.base_model import BaseModel
 

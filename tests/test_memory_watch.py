@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from thriftune.memory_watch import MemoryUse, PeakMemory, warn_if_far_off
+from thriftune.training.memory_watch import MemoryUse, PeakMemory, warn_if_far_off
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,15 @@ import json
 import pytest
 
 from thriftune import artifacts
-from thriftune.collation import PaddingCollator
 from thriftune.config import DataConfig, LoraConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import VALIDATION, load_split
 from thriftune.errors import AdapterError
-from thriftune.evaluation import held_out_loss
-from thriftune.lora import peft_config
-from thriftune.merging import _few_rows, merge
-from thriftune.tokenizer import load_tokenizer
+from thriftune.inference.evaluation import held_out_loss
+from thriftune.methods.adapters import peft_config
+from thriftune.models.merging import _few_rows, merge
+from thriftune.models.tokenizer import load_tokenizer
+from thriftune.training.collation import PaddingCollator
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 
-from thriftune import artifacts, disk, models
+from thriftune import artifacts, disk
 from thriftune.config import ModelConfig
 from thriftune.disk import DiskFullError
 from thriftune.errors import AdapterError, ModelSourceError, UserError
-from thriftune.generation import Sampling, generate
 from thriftune.hardware import DEVICES
-from thriftune.loading import Placement
+from thriftune.inference.generation import Sampling, generate
+from thriftune.models import fetching as models
+from thriftune.models.loading import Placement
 from thriftune.preflight import base_model
 
 

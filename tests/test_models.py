@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from zero_weights import LLAMA, LLAMA_SHAPES, safetensors_of
 
-from thriftune import artifacts, models
+from thriftune import artifacts
 from thriftune.errors import ModelSourceError
-from thriftune.model_source import kind_of
+from thriftune.models import fetching as models
+from thriftune.models.source import kind_of
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -44,7 +45,7 @@ _CLIENT = """
 import json, logging, sys
 logging.basicConfig(level=logging.DEBUG)
 from pathlib import Path
-from thriftune import models
+from thriftune.models import fetching as models
 from thriftune.data import sources
 from thriftune.errors import ThriftuneError
 
@@ -290,7 +291,7 @@ def with_templates(tiny_model_dir, tmp_path):
 @pytest.mark.parametrize("place", ["directory", "store"])
 def test_further_chat_templates_are_taken_over_and_saved_again(with_templates, tiny_tokenizer_dir, tmp_path, place):
     """Rows with tools were refused for want of a template that the model has, and the saved model lacked it too."""
-    from thriftune.tokenizer import load_tokenizer
+    from thriftune.models.tokenizer import load_tokenizer
 
     source = str(with_templates) if place == "directory" else f"file://{with_templates}"
     fetched, copied = tmp_path / "fetched", tmp_path / "copied"

@@ -5,7 +5,7 @@ import sys
 
 from torch.utils.file_baton import FileBaton
 
-from thriftune import operators
+from thriftune.strategies.zero import operators
 
 _HOLD = """
 import sys, time

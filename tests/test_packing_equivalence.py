@@ -5,13 +5,13 @@ import torch
 from conftest import write_jsonl
 from planning import planned
 
-from thriftune.collation import PackedCollator, PaddingCollator
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import TRAIN, VALIDATION, is_packed, load_split
 from thriftune.data.tokenization import IGNORED
-from thriftune.tokenizer import load_tokenizer
-from thriftune.training import make_trainer, training_arguments
+from thriftune.models.tokenizer import load_tokenizer
+from thriftune.training.collation import PackedCollator, PaddingCollator
+from thriftune.training.trainer import make_trainer, training_arguments
 
 TOLERANCE = 1e-4
 

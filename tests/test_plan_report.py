@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from thriftune import catalogue, plan_report, planner
 from thriftune.config import RunConfig
 from thriftune.hardware import DEVICES
-from thriftune.memory import Estimate
-from thriftune.offers import THIS_MACHINE, Offer
+from thriftune.planning import catalogue, planner
+from thriftune.planning import report as plan_report
+from thriftune.planning.memory import Estimate
+from thriftune.planning.offers import THIS_MACHINE, Offer
 from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
 
 HOSTILE = '</div><script>alert("x")</script>[bold]\x1b[31m'

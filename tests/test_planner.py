@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from planning import TINY, planned
 
 import deepspeed_configs
-from thriftune import architecture, catalogue, offers, planner, zero_layout
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
-from thriftune.offers import THIS_MACHINE, Offer
+from thriftune.models import architecture
+from thriftune.planning import catalogue, offers, planner
+from thriftune.planning.offers import THIS_MACHINE, Offer
+from thriftune.strategies.zero import layout as zero_layout
 
 CATALOGUE = catalogue.load()
 

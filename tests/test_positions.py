@@ -4,11 +4,11 @@ import pytest
 import torch
 from test_architecture import SIZES, shape_of
 
-from thriftune import architecture
 from thriftune.errors import ConfigError
-from thriftune.memory import Pass
-from thriftune.memory.activations import measure
-from thriftune.positions import answer_room, require_positions, table_length
+from thriftune.models import architecture
+from thriftune.models.positions import answer_room, require_positions, table_length
+from thriftune.planning.memory import Pass
+from thriftune.planning.memory.activations import measure
 from thriftune.preflight.base_model import BaseModel, check_length
 
 END = 64

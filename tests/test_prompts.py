@@ -8,7 +8,7 @@ import pytest
 
 from thriftune.data.readers import ENDINGS
 from thriftune.errors import DataError
-from thriftune.prompts import read_prompts
+from thriftune.inference.prompts import read_prompts
 
 LINE_SEPARATOR, BOM = "\u2028", "\ufeff"
 PROMPTS = [f"One{LINE_SEPARATOR}and a half?", "Où,\there?", "None"]

@@ -8,8 +8,8 @@ from tasks import declaring, provisioning
 from tasks.declaring import PREPARE_POD
 from tasks.platform import Platform
 from tasks.provisioning import ACCELERATORS, node_pod, node_resources
-from thriftune import pod_requests
 from thriftune.hardware import DEVICES
+from thriftune.planning import pod_requests
 from workflows.full_finetune import train_full_on_plan
 from workflows.qlora_finetune import train_qlora_on_plan
 

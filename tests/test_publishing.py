@@ -8,14 +8,16 @@ import pytest
 from conftest import run_dict
 from planning import planned
 
-from thriftune import artifacts, merging, qlora, run_record
+from thriftune import artifacts
 from thriftune.config import PublishConfig, RunConfig
 from thriftune.data import prepare
 from thriftune.errors import PublishError, UserError
-from thriftune.evaluation import EvalReport
-from thriftune.publishing import model_card, publish, require_token, stage
-from thriftune.report import RunMetrics, metrics_from_json
-from thriftune.run_record import RunRecord
+from thriftune.inference.evaluation import EvalReport
+from thriftune.inference.report import RunMetrics, metrics_from_json
+from thriftune.models import merging
+from thriftune.models.publishing import model_card, publish, require_token, stage
+from thriftune.training import qlora, run_record
+from thriftune.training.run_record import RunRecord
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
 CONFIG = PublishConfig(repository="me/tuned", dry_run=True)

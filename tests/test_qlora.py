@@ -8,9 +8,9 @@ from planning import planned
 from test_architecture import shape_of
 
 from thriftune.hardware import DEVICES
-from thriftune.loading import Placement, load_model
-from thriftune.lora import fused_experts
-from thriftune.qlora import _load_trainable
+from thriftune.methods.adapters import fused_experts
+from thriftune.models.loading import Placement, load_model
+from thriftune.training.qlora import _load_trainable
 
 
 def trainable(run_config, model_dir, **lora):

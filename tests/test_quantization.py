@@ -4,12 +4,12 @@ import pytest
 import torch
 from test_architecture import shape_of
 
-from thriftune import architecture, quantization
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
-from thriftune.loading import Placement, load_model
-from thriftune.lora import prepare_base
+from thriftune.methods.adapters import prepare_base
+from thriftune.models import architecture, quantization
+from thriftune.models.loading import Placement, load_model
 
 # Kinds of linear layers, by architecture: plain, transposed, a subclass, fused experts, a router that is a subclass.
 TINY = {

@@ -7,11 +7,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 
-from thriftune import architecture, catalogue, models, remote
+from thriftune import remote
 from thriftune.config import ModelConfig
 from thriftune.data import sources
 from thriftune.errors import ConfigError, DataError, ModelSourceError, TransientError
-from thriftune.weight_files import Folder, weights_in
+from thriftune.models import architecture
+from thriftune.models import fetching as models
+from thriftune.models.weight_files import Folder, weights_in
+from thriftune.planning import catalogue
 
 CLOSED, UNKNOWN = "http://127.0.0.1:9", "http://no.such.host.invalid"
 INDEX = b'<a href="rows-1.jsonl">1</a> <a href="rows-2.jsonl">2</a>'

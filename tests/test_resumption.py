@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from thriftune.checkpoints.resumption import CheckpointPlace, Checkpoints
 from thriftune.checkpoints.store import Store
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError
-from thriftune.resumption import CheckpointPlace, Checkpoints
 
 IDENTITY = {"method": "qlora", "seed": 0}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from thriftune.rounding import _PIECE, rounded
+from thriftune.models.rounding import _PIECE, rounded
 
 DTYPES = [torch.bfloat16, torch.float16]
 

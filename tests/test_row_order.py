@@ -6,7 +6,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thriftune.row_order import ByLength, RowOrder, filler
+from thriftune.training.row_order import ByLength, RowOrder, filler
 
 LENGTHS = [3, 50, 7, 41, 12, 33, 25, 8, 19, 44, 5, 28]
 

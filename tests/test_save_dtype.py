@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from thriftune import saving
+from thriftune.models import saving
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
-from thriftune.schedule import rate_share
+from thriftune.training.schedule import rate_share
 
 SCHEDULERS = ["constant_with_warmup", "linear", "cosine"]
 

@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from tasks.platform import Platform
 from tasks.platform import read as read_settings
 from thriftune.config import RunConfig
+from thriftune.config.data import PLACE
 from thriftune.data import sources
-from thriftune.data_config import PLACE
 from thriftune.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -271,19 +271,19 @@ OTHER_WRITERS = {
     ("thriftune/data/held_out.py", "write_bytes"): "marks of rows",
     ("thriftune/data/pieces.py", "open"): "tokens and digests",
     ("thriftune/data/rejection.py", "write_table"): "rejected rows, redacted there",
-    ("thriftune/generation.py", "write_table"): "prompts and answers, which are the user's",
-    ("thriftune/generation.py", "write_text"): "prompts and answers, which are the user's",
+    ("thriftune/inference/generation.py", "write_table"): "prompts and answers, which are the user's",
+    ("thriftune/inference/generation.py", "write_text"): "prompts and answers, which are the user's",
     ("thriftune/preflight/adapters.py", "write_bytes"): "a copy of the adapter's configuration, removed at once",
     ("thriftune/preflight/base_model.py", "write_text"): "a copy of the model's configuration, removed at once",
-    ("thriftune/stopping.py", "write_text"): "the model's generation_config.json",
+    ("thriftune/models/stopping.py", "write_text"): "the model's generation_config.json",
     ("tasks/elastic.py", "write_text"): "an error of ours that a worker tells its agent, removed at once",
     ("tasks/elastic.py", "to_json"): "the same",
-    ("thriftune/model_files.py", "open"): "copies of a model's files",
+    ("thriftune/models/files.py", "open"): "copies of a model's files",
     ("tasks/settings.py", "write_text"): "which run a folder is of",
     ("tasks/transfer.py", "to_parquet"): "rows of a table, removed at once",
     ("thriftune/checkpoints/attempts.py", "put_bytes"): "places that Flyte made, to be read again",
     ("thriftune/checkpoints/uploading.py", "put_bytes"): "manifests, redacted in thriftune/checkpoints/manifest.py",
-    ("thriftune/resumption.py", "put_bytes"): "steps and numbers of rows",
+    ("thriftune/checkpoints/resumption.py", "put_bytes"): "steps and numbers of rows",
     ("tasks/transfer.py", "pipe_file"): "nothing: whether it can be written",
     ("thriftune/checkpoints/store.py", "pipe_file"): "what is given to put_bytes",
     ("tasks/pages.py", "Deck"): "the one that shows decks",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from thriftune.errors import ConfigError
-from thriftune.separation import leakage, require_separation
+from thriftune.models.separation import leakage, require_separation
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

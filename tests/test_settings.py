@@ -11,7 +11,7 @@ from planning import planned
 from tasks import settings
 from tasks.platform import Platform, read, variable
 from thriftune.errors import ConfigError
-from thriftune.node_environment import node_environment
+from thriftune.planning.node_environment import node_environment
 
 
 def problems_of(environment):

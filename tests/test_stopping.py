@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from conftest import save_tiny_llama
 
-from thriftune import models
 from thriftune.artifacts import MANIFEST
 from thriftune.config import DataConfig
 from thriftune.data.prepare import prepare
 from thriftune.data.prepared import TRAIN, VALIDATION, load_samples, load_split
 from thriftune.data.tokenization import ForbiddenText
 from thriftune.errors import ModelSourceError
-from thriftune.generation import Sampling, complete, encode_prompt
-from thriftune.merging import merge
-from thriftune.stopping import before_stop, save_tokenizer, stop_tokens
-from thriftune.tokenizer import load_tokenizer
+from thriftune.inference.generation import Sampling, complete, encode_prompt
+from thriftune.models import fetching as models
+from thriftune.models.merging import merge
+from thriftune.models.stopping import before_stop, save_tokenizer, stop_tokens
+from thriftune.models.tokenizer import load_tokenizer
 
 WORKER = Path(__file__).parent / "training_worker.py"
 CHATML = (

@@ -8,15 +8,15 @@ import pytest
 from conftest import chat_rows, write_jsonl
 from transformers.utils import chat_template_utils
 
-from thriftune import chat_template, template_sandbox
-from thriftune.chat_template import TemplateFailsError, TemplateNeverEndsError
 from thriftune.config import DataConfig
 from thriftune.data.conversion import Batch, Converter
 from thriftune.data.prepare import prepare
 from thriftune.data.sources import NumberedRow
 from thriftune.errors import DataError, ModelSourceError
-from thriftune.generation import encode_prompt
-from thriftune.tokenizer import load_tokenizer
+from thriftune.inference.generation import encode_prompt
+from thriftune.models import chat_template, template_sandbox
+from thriftune.models.chat_template import TemplateFailsError, TemplateNeverEndsError
+from thriftune.models.tokenizer import load_tokenizer
 
 MESSAGES = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
 TURNS = (

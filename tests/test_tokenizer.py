@@ -2,7 +2,7 @@
 
 import pytest
 
-from thriftune.tokenizer import choose_pad_token, load_tokenizer
+from thriftune.models.tokenizer import choose_pad_token, load_tokenizer
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from thriftune.errors import DivergedError
-from thriftune.training import _require_finite
+from thriftune.training.trainer import _require_finite
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

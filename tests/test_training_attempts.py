@@ -10,15 +10,15 @@ import torch
 from planning import planned
 from safetensors.torch import load_file
 
-from thriftune import qlora
 from thriftune.checkpoints import restoring
+from thriftune.checkpoints.resumption import CheckpointPlace
 from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.checkpoints.store import Store
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.errors import ConfigError, DivergedError, TransientError, UserError
-from thriftune.resumable import ResumableTrainer
-from thriftune.resumption import CheckpointPlace
+from thriftune.training import qlora
+from thriftune.training.resumable import ResumableTrainer
 
 STEPS = 10
 

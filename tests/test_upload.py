@@ -24,7 +24,7 @@ PLANTED = [
     "venv/bin/python",
     "outputs/demo-full/20260101T000000/model/model.safetensors",
     "outputs/demo-full/20260101T000000/metrics.json",
-    "build/lib/thriftune/config.py",
+    "build/lib/thriftune/config/schema.py",
     "build/flyte-package.tgz",
     "dist/thriftune-0.1.0.tar.gz",
     "wandb/run-1/files/output.log",

@@ -6,7 +6,7 @@ import pytest
 from zero_weights import LLAMA_SHAPES, safetensors_of
 
 from thriftune.errors import ModelSourceError
-from thriftune.weight_files import INDEX, SINGLE, Folder, shapes_in_entries, weights_in
+from thriftune.models.weight_files import INDEX, SINGLE, Folder, shapes_in_entries, weights_in
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

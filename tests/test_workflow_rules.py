@@ -2,8 +2,8 @@
 
 import pytest
 
+from thriftune.config.workflow_rules import require_method, require_table
 from thriftune.errors import ConfigError
-from thriftune.workflow_rules import require_method, require_table
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from refusing_hub import refusing_hub
 
-from thriftune.report import metrics_from_json
+from thriftune.inference.report import metrics_from_json
 
 ROOT = Path(__file__).parent.parent
 PYFLYTE = Path(sys.executable).parent / "pyflyte"

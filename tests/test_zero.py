@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import deepspeed_configs
-from thriftune import zero
 from thriftune.batching import Batch
+from thriftune.strategies.zero import configuration as zero
 
 BATCH = Batch(global_batch=16, micro_batch=2, accumulation=4, world_size=2)
 OPTIMIZATION = zero.Optimization(learning_rate=1e-4, weight_decay=0.1, max_grad_norm=0.5)

@@ -13,12 +13,14 @@ from pathlib import Path
 from planning import planned
 
 import deepspeed_configs
-from thriftune import distributed, full, training
+from thriftune import distributed
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, VALIDATION, load_split
-from thriftune.evaluation import held_out_loss
 from thriftune.hardware import torch_dtype
-from thriftune.tokenizer import load_tokenizer
+from thriftune.inference.evaluation import held_out_loss
+from thriftune.models.tokenizer import load_tokenizer
+from thriftune.training import full
+from thriftune.training import trainer as training
 from thriftune.training_plan import TrainingPlan
 
 

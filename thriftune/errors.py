@@ -179,7 +179,7 @@ def without_secrets(error: BaseException) -> BaseException:
     for link in reversed(links):
         shown, text = link, redacted(str(link))
         if text != str(link):
-            # By the name of the error: readers know it, and `thriftune.guards.faults` judges by it.
+            # By the name of the error: readers know it, and `thriftune.training.guards.faults` judges by it.
             shown = type(type(link).__name__, (RedactedError,), {})(text).with_traceback(link.__traceback__)
         shown.__cause__ = cause
         shown.__context__ = None

@@ -1,6 +1,7 @@
 """The GPUs people can get, and what follows from each: memory, precision, attention, backend.
 
-Sources: NVIDIA's data sheets for memory and compute capability. Which machines carry them: thriftune/catalogue.yaml.
+Sources: NVIDIA's data sheets for memory and compute capability. Which machines carry them:
+thriftune/planning/catalogue.yaml.
 """
 
 from dataclasses import dataclass, replace

@@ -8,7 +8,7 @@ from typing import Any
 from thriftune.batching import Batch
 from thriftune.config import Method
 from thriftune.hardware import DEVICES, Device, Precision
-from thriftune.memory import Estimate
+from thriftune.planning.memory import Estimate
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 from tasks.generate import generate_answers
-from thriftune.generation import OutputFormat
+from thriftune.inference.generation import OutputFormat
 
 
 @workflow

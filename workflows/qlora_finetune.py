@@ -13,8 +13,8 @@ from tasks.provisioning import on_cpu_node, on_planned_node
 from tasks.publish import publish
 from tasks.summarize import summarize
 from tasks.train_qlora import adapter_version, train_qlora
-from thriftune import pod_requests
 from thriftune.config import RunConfig
+from thriftune.planning import pod_requests
 from thriftune.training_plan import TrainingPlan
 from workflows.stages import FinetuneResult, TrainedOnPlan, fetch_and_prepare, plan_and_check
 

@@ -10,9 +10,9 @@ from tasks.plan import plan
 from tasks.preflight import Checked, preflight
 from tasks.prepare_dataset import prepare_dataset
 from tasks.provisioning import on_cpu_node
-from thriftune import pod_requests
 from thriftune.config import Method, RunConfig
-from thriftune.report import RunMetrics
+from thriftune.inference.report import RunMetrics
+from thriftune.planning import pod_requests
 from thriftune.training_plan import TrainingPlan
 
 

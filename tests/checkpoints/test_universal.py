@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from thriftune import architecture, artifacts
-from thriftune.checkpoints import universal
+from thriftune import artifacts
 from thriftune.config import ModelConfig
 from thriftune.disk import DiskFullError
 from thriftune.errors import UserError
-from thriftune.memory.disk import checkpoint_bytes
+from thriftune.models import architecture
+from thriftune.planning.memory.disk import checkpoint_bytes
+from thriftune.strategies.zero import universal
 
 WORKER = Path(__file__).parent / "universal_worker.py"
 STEPS, SAVED_AT = 8, 4

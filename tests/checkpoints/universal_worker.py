@@ -22,10 +22,12 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.checkpoint import ds_to_universal  # noqa: F401  (in memory before the fork)
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from thriftune import artifacts, distributed, zero, zero_loading
+from thriftune import artifacts, distributed
 from thriftune.batching import Batch
-from thriftune.checkpoints import universal
 from thriftune.hardware import torch_dtype
+from thriftune.strategies.zero import configuration as zero
+from thriftune.strategies.zero import loading as zero_loading
+from thriftune.strategies.zero import universal
 
 GLOBAL_BATCH = 12
 

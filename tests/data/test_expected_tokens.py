@@ -14,7 +14,7 @@ from thriftune.data.conversion import Batch, Converter
 from thriftune.data.formats import FORMATS, format_of
 from thriftune.data.sources import NumberedRow
 from thriftune.data.tokenization import IGNORED
-from thriftune.tokenizer import load_tokenizer
+from thriftune.models.tokenizer import load_tokenizer
 
 SMOLLM2_FILES = Path(__file__).parent / "fixtures" / "smollm2"
 _ = IGNORED

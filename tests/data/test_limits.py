@@ -11,17 +11,18 @@ import pytest
 from conftest import chat_rows, write_jsonl
 from preparing import Preparation
 
+from thriftune import limits
 from thriftune.config import DataConfig
-from thriftune.data import json_list, limits, unpacking
+from thriftune.data import json_list, unpacking
 from thriftune.data.batches import batches
 from thriftune.data.examples import RowError
 from thriftune.data.formats import format_of
-from thriftune.data.limits import ROW_BYTES
 from thriftune.data.readers import COLUMNS, columns_of, count_rows, decode, read_file
 from thriftune.data.selection import select
 from thriftune.data.sources import open_source
 from thriftune.errors import DataError
-from thriftune.prompts import read_prompts
+from thriftune.inference.prompts import read_prompts
+from thriftune.limits import ROW_BYTES
 
 GIANT = "giant, " * (ROW_BYTES // 7 + 1)  # with what separates values of CSV
 TOO_LARGE = "is larger than 4 MiB"

@@ -12,15 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thriftune.data.arrangement import Rows
-from thriftune.data.statistics import (
-    Bin,
-    DataStats,
-    SourceStats,
-    SplitCounter,
-    bins,
-    padding_share,
-    stats_from_json,
-)
+from thriftune.data.statistics import Bin, DataStats, SourceStats, SplitCounter, bins, padding_share, stats_from_json
 from thriftune.data.tokenization import IGNORED
 
 # A busy machine is slow at times.

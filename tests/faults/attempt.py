@@ -22,10 +22,11 @@ from faults.recording import Events, Recorder, plant_in_process
 from tasks import log
 from tasks.elastic import elastic, in_worker
 from tasks.transfer import transient_errors_retried
-from thriftune import distributed, full, qlora
+from thriftune import distributed
+from thriftune.checkpoints.resumption import CheckpointPlace
 from thriftune.config import RunConfig
 from thriftune.errors import UserError
-from thriftune.resumption import CheckpointPlace
+from thriftune.training import full, qlora
 from thriftune.training_plan import TrainingPlan
 
 

@@ -12,9 +12,9 @@ import yaml
 from faults.comparing import flip, note, require_same_training, stored
 from faults.conftest import Undisturbed
 from faults.running import ROOT, Run
-from thriftune import models
 from thriftune.config import RunConfig
 from thriftune.data import prepare
+from thriftune.models import fetching as models
 
 pytestmark = pytest.mark.faults
 STEPS = 8

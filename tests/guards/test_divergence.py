@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from thriftune.guards.divergence import PATIENCE, DivergenceGuard
+from thriftune.training.guards.divergence import PATIENCE, DivergenceGuard
 
 
 def shown(guard, losses, first_step=1, loss_scale=None):

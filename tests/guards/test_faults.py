@@ -12,8 +12,8 @@ import pytest
 
 import thriftune
 from thriftune.errors import ConfigError, TransientError
-from thriftune.guards import faults
-from thriftune.guards.faults import kind_of, kind_of_text
+from thriftune.training.guards import faults
+from thriftune.training.guards.faults import kind_of, kind_of_text
 
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thriftune.errors import UserError
-from thriftune.guards.oom import halved
+from thriftune.training.guards.oom import halved
 
 
 @pytest.mark.parametrize(

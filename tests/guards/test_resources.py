@@ -11,8 +11,8 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from thriftune.guards.readings import Fill, Reading, SystemReader, cgroup_memory
-from thriftune.guards.resources import MOST_POINTS, FillWatch, History, ResourceWatch, Samples
+from thriftune.training.guards.readings import Fill, Reading, SystemReader, cgroup_memory
+from thriftune.training.guards.resources import MOST_POINTS, FillWatch, History, ResourceWatch, Samples
 
 GIB = 2**30
 CALM = Reading(process=1.0, host=Fill(8.0, 16.0), disk=Fill(40.0, 100.0), shared_memory=Fill(0.5, 8.0))

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from thriftune.guards.stall import STALLED, StallWatch
+from thriftune.training.guards.stall import STALLED, StallWatch
 
 GLOO = """
     from datetime import timedelta
@@ -25,7 +25,9 @@ GLOO = """
 
 def script(tmp_path, body):
     file = tmp_path / "stalling.py"
-    file.write_text("import os, sys, time\nfrom thriftune.guards.stall import StallWatch\n" + textwrap.dedent(body))
+    file.write_text(
+        "import os, sys, time\nfrom thriftune.training.guards.stall import StallWatch\n" + textwrap.dedent(body)
+    )
     return [sys.executable, str(file)]
 
 
@@ -72,7 +74,7 @@ def test_code_that_hangs_with_the_interpreter_lock_ends_too(tmp_path):
 @pytest.mark.parametrize("on_stall", ["lambda seconds: 1 / 0", "lambda seconds: time.sleep(60)"])
 def test_a_callback_that_fails_or_hangs_does_not_keep_the_process(on_stall, tmp_path):
     body = f"""
-        import thriftune.guards.stall as stall
+        import thriftune.training.guards.stall as stall
         stall._LAST_WORDS_SECONDS = 0.3
         with StallWatch(0.2, {on_stall}):
             time.sleep(60)

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from thriftune.guards.resources import Samples
-from thriftune.training_report import Event, duration, html, loss_chart, resource_charts, thinned
+from thriftune.training.guards.resources import Samples
+from thriftune.training.report import Event, duration, html, loss_chart, resource_charts, thinned
 
 HOSTILE = '</div><script>alert("x")</script>'
 SAMPLES = Samples(

@@ -1,12 +1,12 @@
 import pytest
 
-from thriftune import zero_layout
-from thriftune.architecture import of
 from thriftune.config import ModelConfig
 from thriftune.hardware import DEVICES
-from thriftune.memory import Machines, Pass, estimate
-from thriftune.memory.disk import checkpoint_bytes
-from thriftune.zero_layout import Layout
+from thriftune.models.architecture import of
+from thriftune.planning.memory import Machines, Pass, estimate
+from thriftune.planning.memory.disk import checkpoint_bytes
+from thriftune.strategies.zero import layout as zero_layout
+from thriftune.strategies.zero.layout import Layout
 
 MODEL = ModelConfig(source="meta-llama/Llama-2-13b-hf")
 

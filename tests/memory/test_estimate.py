@@ -4,14 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thriftune import architecture, zero_layout
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.hardware import DEVICES
-from thriftune.lora import adapter_parameters
-from thriftune.memory import Machines, Pass, estimate
-from thriftune.memory.adapters import split
-from thriftune.memory.evaluating import evaluation_gib
-from thriftune.quantization import layer_weights
+from thriftune.methods.adapters import adapter_parameters
+from thriftune.models import architecture
+from thriftune.models.quantization import layer_weights
+from thriftune.planning.memory import Machines, Pass, estimate
+from thriftune.planning.memory.adapters import split
+from thriftune.planning.memory.evaluating import evaluation_gib
+from thriftune.strategies.zero import layout as zero_layout
 
 GIB = 2**30
 SMOL = architecture.of(ModelConfig(source="HuggingFaceTB/SmolLM2-135M-Instruct"))

@@ -14,12 +14,13 @@ Left out, because another thing was measured than what this package does:
 
 import pytest
 
-from thriftune import architecture, zero_layout
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.hardware import DEVICES
-from thriftune.memory import Machines, Pass, estimate
-from thriftune.memory.activations import measure
-from thriftune.memory.adapters import split
+from thriftune.models import architecture
+from thriftune.planning.memory import Machines, Pass, estimate
+from thriftune.planning.memory.activations import measure
+from thriftune.planning.memory.adapters import split
+from thriftune.strategies.zero import layout as zero_layout
 
 GB, GIB = 1e9, 2**30
 AGREEMENT = 0.15

@@ -13,8 +13,9 @@ from planning import planned
 from zero_weights import safetensors_of
 
 import deepspeed_configs
-from thriftune import architecture, preflight
+from thriftune import preflight
 from thriftune.config import ModelConfig, RunConfig
+from thriftune.models import architecture
 from thriftune.preflight import Preflight
 from thriftune.training_plan import TrainingPlan
 

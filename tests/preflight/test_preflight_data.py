@@ -10,11 +10,11 @@ import pytest
 from conftest import chat_rows, write_jsonl
 from preflighting import Checking, codes
 
-from thriftune.data import limits
+from thriftune import limits
 from thriftune.data.prepare import prepare
 from thriftune.data.statistics import Bin
+from thriftune.models.tokenizer import load_tokenizer
 from thriftune.preflight import rows, sampling
-from thriftune.tokenizer import load_tokenizer
 
 
 @pytest.fixture

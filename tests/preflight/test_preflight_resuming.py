@@ -6,10 +6,11 @@ import shutil
 import pytest
 from preflighting import Checking, codes, plan_for
 
-from thriftune import models, qlora
 from thriftune.checkpoints.manifest import Manifest
+from thriftune.checkpoints.resumption import CheckpointPlace
 from thriftune.data import prepare, sources
-from thriftune.resumption import CheckpointPlace
+from thriftune.models import fetching as models
+from thriftune.training import qlora
 
 RUN = {
     "training": {"max_steps": 3, "gradient_checkpointing": False},

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from thriftune.data.conversion import Batch
 from thriftune.data.examples import RawRow
-from thriftune.data.limits import size_of
 from thriftune.data.selection import Selection
 from thriftune.data.sources import NumberedRow, OpenSource
+from thriftune.limits import size_of
 
 if TYPE_CHECKING:
     from thriftune.data.held_out import Flags

@@ -5,18 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from thriftune.chat_template import closings, never_ends
 from thriftune.config import DataConfig
 from thriftune.data import rendering, unread
 from thriftune.data.examples import Conversation, Example, MarkedText, RowError, all_values
 from thriftune.data.formats import Format, format_of
-from thriftune.data.limits import OVERRUNS, shortened
 from thriftune.data.readers import decode
 from thriftune.data.rejection import RejectedRow
 from thriftune.data.sources import NumberedRow
 from thriftune.data.tokenization import ForbiddenText, Tokenization, TokenRow, digest, fit
 from thriftune.errors import DataError
-from thriftune.stopping import before_stop, stop_tokens
+from thriftune.limits import OVERRUNS, shortened
+from thriftune.models.chat_template import closings, never_ends
+from thriftune.models.stopping import before_stop, stop_tokens
 
 if TYPE_CHECKING:
     import pyarrow as pa

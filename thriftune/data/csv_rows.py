@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from thriftune.data.examples import RawRow, RowError
-from thriftune.data.limits import COLUMNS, ROW_BYTES, too_large
+from thriftune.limits import COLUMNS, ROW_BYTES, too_large
 
 
 class _TooLargeError(Exception):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thriftune.data.limits import TEXT_CHARACTERS, TOO_DEEP, TURNS, is_too_deep
+from thriftune.limits import TEXT_CHARACTERS, TOO_DEEP, TURNS, is_too_deep
 
 Row = Mapping[str, Any]
 NOTHING: tuple[object, ...] = (None, "", [], {})  # what a key holds that says nothing

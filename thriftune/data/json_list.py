@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from io import TextIOBase
 from typing import Any
 
-from thriftune.data.limits import ROW_BYTES, too_large
+from thriftune.limits import ROW_BYTES, too_large
 
 _CHARACTERS = 1 << 18  # read at once; more where an item is longer
 _AT_THE_END = 64  # characters before the end of what was read in which an error may come from the cut

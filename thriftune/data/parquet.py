@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from thriftune.data.examples import RawRow, RowError
-from thriftune.data.limits import READ_BYTES, ROW_BYTES, TOO_DEEP, is_too_deep, too_large
 from thriftune.data.unpacking import require_plausible
+from thriftune.limits import READ_BYTES, ROW_BYTES, TOO_DEEP, is_too_deep, too_large
 
 if TYPE_CHECKING:
     import pyarrow as pa

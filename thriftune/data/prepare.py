@@ -29,9 +29,9 @@ from thriftune.data.summary import summary
 from thriftune.data.tokenization import require_usable
 from thriftune.data.workers import Workers, convert_all
 from thriftune.errors import DataError, Problem
+from thriftune.models.tokenizer import fingerprint as tokenizer_fingerprint
+from thriftune.models.tokenizer import load_tokenizer
 from thriftune.progress import progress
-from thriftune.tokenizer import fingerprint as tokenizer_fingerprint
-from thriftune.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_vers
         config: The data section of a run.
         seed: Of the run.
         data_version: What `sources.versions` said.
-        tokenizer_version: What `thriftune.tokenizer.fingerprint` said: the chat template is part of it.
+        tokenizer_version: What `thriftune.models.tokenizer.fingerprint` said: the chat template is part of it.
     """
     # Where the rows lie, and under which name of a revision, says nothing of them; `data_version` does.
     place = {"source", "revision"}

@@ -16,10 +16,10 @@ from thriftune.data import parquet
 from thriftune.data.csv_rows import csv_rows
 from thriftune.data.examples import RawRow, Row, RowError
 from thriftune.data.json_list import items_of_list
-from thriftune.data.limits import COLUMNS, ROW_BYTES, TOO_DEEP, is_too_deep, too_large
 from thriftune.data.misnamed import cause_in
 from thriftune.data.unpacking import open_binary, open_text
 from thriftune.errors import DataError
+from thriftune.limits import COLUMNS, ROW_BYTES, TOO_DEEP, is_too_deep, too_large
 from thriftune.remote import path_of
 
 SampleBy = Literal["line", "paragraph", "document"]

@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from thriftune import chat_template, template_sandbox
 from thriftune.data.examples import Conversation, MarkedText, RowError
 from thriftune.data.message import REASONING
-from thriftune.template_costs import OverBudgetError
-from thriftune.template_sandbox import Budget
+from thriftune.models import chat_template, template_sandbox
+from thriftune.models.template_costs import OverBudgetError
+from thriftune.models.template_sandbox import Budget
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

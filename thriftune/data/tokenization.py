@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from thriftune.chat_template import turn_end
 from thriftune.config import LongRows
 from thriftune.data.examples import MarkedText
 from thriftune.errors import DataError
+from thriftune.models.chat_template import turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import IO, Any
 
-from thriftune.data.limits import EXPANSION, EXPANSION_FREE_BYTES
+from thriftune.limits import EXPANSION, EXPANSION_FREE_BYTES
 
 
 class ExpandsTooMuchError(OSError):

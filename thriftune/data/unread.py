@@ -12,7 +12,7 @@ from thriftune.data.sources import reads_by_column
 from thriftune.data.statistics import UnreadKey
 
 if TYPE_CHECKING:
-    from thriftune.data_config import DataSource
+    from thriftune.config.data import DataSource
 
 _KNOWN_KEYS = 200  # counted apart; where keys are values, there can be endlessly many
 _OTHER_KEYS = "other keys"

@@ -14,7 +14,7 @@ from pathlib import Path
 from thriftune.config import DataConfig
 from thriftune.data.conversion import Batch, Converted, Converter
 from thriftune.errors import DataError
-from thriftune.tokenizer import load_tokenizer
+from thriftune.models.tokenizer import load_tokenizer
 
 # Other processes take about this long to start: what is done by then needs none.
 _SECONDS_ALONE = 4.0

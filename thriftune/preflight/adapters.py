@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from thriftune import damage, remote
-from thriftune.adapter_weights import (
+from thriftune.config import LoraConfig, RunConfig
+from thriftune.errors import ConfigError
+from thriftune.methods.adapters import adapter_parameters, fused_adapters, require_adapters, require_targets
+from thriftune.models.adapter_weights import (
     RESUME_FROM,
     WEIGHTS,
     adapted_modules,
@@ -16,23 +19,15 @@ from thriftune.adapter_weights import (
     require_same_targets,
     shapes_in,
 )
-from thriftune.architecture import Architecture
-from thriftune.completeness import ADAPTER_CONFIG
-from thriftune.config import LoraConfig, RunConfig
-from thriftune.errors import ConfigError
-from thriftune.lora import (
-    adapter_parameters,
-    fused_adapters,
-    require_adapters,
-    require_targets,
-)
-from thriftune.model_files import ADAPTER_FILES, exists, files_of
+from thriftune.models.architecture import Architecture
+from thriftune.models.completeness import ADAPTER_CONFIG
+from thriftune.models.files import ADAPTER_FILES, exists, files_of
+from thriftune.models.quantization import require_savings, saves_little
+from thriftune.models.weight_files import Folder
 from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import Finding, finding, skipped
 from thriftune.preflight.outcome import attempt
-from thriftune.quantization import require_savings, saves_little
 from thriftune.redaction import redacted
-from thriftune.weight_files import Folder
 
 logger = logging.getLogger(__name__)
 

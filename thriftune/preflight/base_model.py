@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import architecture, damage, gguf_file, models, stopping
-from thriftune.architecture import Architecture
+from thriftune import damage
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, in_a_line
-from thriftune.model_files import CODE, WANTED, exists, files_of
-from thriftune.model_source import is_gguf, kind_of
-from thriftune.positions import require_positions
+from thriftune.models import architecture, gguf_file, stopping
+from thriftune.models import fetching as models
+from thriftune.models.architecture import Architecture
+from thriftune.models.files import CODE, WANTED, exists, files_of
+from thriftune.models.positions import require_positions
+from thriftune.models.source import is_gguf, kind_of
 from thriftune.preflight import licenses, weights
 from thriftune.preflight.access import permitted
 from thriftune.preflight.findings import Finding, finding, skipped
@@ -33,7 +35,7 @@ class BaseModel:
     """A base model without its weights.
 
     Attributes:
-        version: What `thriftune.models.version` says.
+        version: What `thriftune.models.fetching.version` says.
         license: As it says itself; empty if it does not.
         directory: config.json and the tokenizer's files, on this disk.
         architecture: Its shape.

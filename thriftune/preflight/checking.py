@@ -10,6 +10,7 @@ from thriftune.config import RunConfig
 from thriftune.data import sources
 from thriftune.data.prepare import fingerprint
 from thriftune.errors import ThriftuneError
+from thriftune.models.tokenizer import fingerprint as tokenizer_fingerprint
 from thriftune.preflight import (
     adapters,
     base_model,
@@ -29,7 +30,6 @@ from thriftune.preflight.outcome import attempt, hub_code
 from thriftune.preflight.platform import GRACE_SECONDS, SecretState
 from thriftune.preflight.sampling import Sample
 from thriftune.preflight.tokenizer import CheckedTokenizer
-from thriftune.tokenizer import fingerprint as tokenizer_fingerprint
 from thriftune.training_plan import TrainingPlan
 
 _DATA = "data.source"

@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from thriftune.architecture import Architecture
 from thriftune.config import DataConfig
 from thriftune.data.report import number, percent
 from thriftune.data.statistics import Bin, bins, where_rows_went
+from thriftune.models.architecture import Architecture
+from thriftune.models.stopping import stop_tokens
 from thriftune.preflight.findings import Finding, finding, of_problem
 from thriftune.preflight.rows import Tried, too_many_rejected
 from thriftune.preflight.sampling import Sample
-from thriftune.stopping import stop_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

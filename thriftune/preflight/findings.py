@@ -133,7 +133,7 @@ class Facts:
     """What was learned of a run, besides what is wrong with it. Empty or None: it could not be found out.
 
     Attributes:
-        model_version: What `thriftune.models.version` says of the base model.
+        model_version: What `thriftune.models.fetching.version` says of the base model.
         data_version: What `thriftune.data.sources.versions` says of the data.
         license: Of the base model.
         parameters: Of the base model.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from thriftune.disk import DiskFullError, existing, free_bytes, refusal, temporary
 from thriftune.errors import ThriftuneError
-from thriftune.memory import disk
+from thriftune.planning.memory import disk
 from thriftune.preflight.findings import Finding, finding, of_problem
 from thriftune.training_plan import TrainingPlan
 

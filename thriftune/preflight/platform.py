@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from thriftune import zero
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError, TransientError, UserError
-from thriftune.memory import disk
+from thriftune.planning.memory import disk
 from thriftune.preflight.findings import Finding, finding, of_problem, skipped
 from thriftune.preflight.outcome import unreachable
+from thriftune.strategies.zero import configuration as zero
 from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)

@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Iterator
 
-from thriftune import identity
+from thriftune.checkpoints import identity
+from thriftune.checkpoints.resume_from import OR_ELSE, RESUME_FROM, newest_whole
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError
 from thriftune.preflight.findings import Finding, finding, of_problem, skipped
 from thriftune.preflight.outcome import attempt
-from thriftune.resume_from import OR_ELSE, RESUME_FROM, newest_whole
 from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)

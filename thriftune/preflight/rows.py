@@ -21,9 +21,9 @@ from thriftune.data.splits import SplitWriter
 from thriftune.data.statistics import SplitStats, UnreadKey
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import UserError
+from thriftune.models.stopping import stop_tokens
 from thriftune.preflight.outcome import Outcome, attempt
 from thriftune.preflight.sampling import Sample
-from thriftune.stopping import stop_tokens
 
 if TYPE_CHECKING:
     import pyarrow as pa

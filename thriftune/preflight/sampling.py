@@ -14,10 +14,10 @@ from thriftune.config import DataConfig, DataSource, RunConfig
 from thriftune.data import parquet, prepare, readers, sources
 from thriftune.data.conversion import formats
 from thriftune.data.examples import RawRow
-from thriftune.data.limits import SAMPLE_BYTES, size_of
 from thriftune.data.selection import shares
 from thriftune.data.sources import TABLE, NumberedRow, OpenSource
 from thriftune.errors import DataError, TransientError
+from thriftune.limits import SAMPLE_BYTES, size_of
 from thriftune.preflight.access import permitted
 from thriftune.preflight.findings import Finding, finding
 from thriftune.preflight.outcome import Outcome, attempt, hub_code

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from thriftune import hub, publishing
+from thriftune import hub
 from thriftune.config import PublishConfig
 from thriftune.errors import PublishError
+from thriftune.models import publishing
 from thriftune.preflight.findings import Finding
 from thriftune.preflight.outcome import attempt
 

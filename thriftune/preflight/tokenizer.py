@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune.architecture import Architecture
-from thriftune.chat_template import SIMPLEST_CONVERSATIONS, TemplateFailsError, turn_end
 from thriftune.config import RunConfig
 from thriftune.data.chat import read_messages
 from thriftune.data.conversion import formats
@@ -15,12 +13,14 @@ from thriftune.data.examples import RowError
 from thriftune.data.rendering import render
 from thriftune.data.tokenization import require_usable
 from thriftune.errors import DataError, ModelSourceError, UserError
-from thriftune.generation import encode_prompt
-from thriftune.positions import table_length
+from thriftune.inference.generation import encode_prompt
+from thriftune.models.architecture import Architecture
+from thriftune.models.chat_template import SIMPLEST_CONVERSATIONS, TemplateFailsError, turn_end
+from thriftune.models.positions import table_length
+from thriftune.models.tokenizer import load_tokenizer
 from thriftune.preflight.base_model import FIELD, BaseModel
 from thriftune.preflight.findings import Finding, finding, skipped
 from thriftune.preflight.outcome import attempt
-from thriftune.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,14 +3,15 @@
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from thriftune import hub, models
-from thriftune.architecture import Architecture
-from thriftune.completeness import ADAPTER_CONFIG, NO_PLACE, NOT_READ, examples, require_fit
+from thriftune import hub
 from thriftune.errors import ModelSourceError
-from thriftune.model_source import kind_of
+from thriftune.models import fetching as models
+from thriftune.models.architecture import Architecture
+from thriftune.models.completeness import ADAPTER_CONFIG, NO_PLACE, NOT_READ, examples, require_fit
+from thriftune.models.source import kind_of
+from thriftune.models.weight_files import Folder, Shapes, Store, shapes_in_entries, weights_in
 from thriftune.preflight.findings import Finding, finding
 from thriftune.preflight.outcome import attempt
-from thriftune.weight_files import Folder, Shapes, Store, shapes_in_entries, weights_in
 
 _FIELD = "model.source"
 

@@ -1,0 +1,281 @@
+"""Going on where an attempt left off: which checkpoint, agreed on by all ranks, and who uploads the next ones."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thriftune import distributed
+from thriftune.checkpoints import layout, restoring
+from thriftune.checkpoints.attempts import begin_attempt
+from thriftune.checkpoints.identity import Comparison, Identity, compare, in_manifest
+from thriftune.checkpoints.manifest import Manifest
+from thriftune.checkpoints.resume_from import OR_ELSE, none_whole
+from thriftune.checkpoints.saving import BackgroundSaver
+from thriftune.checkpoints.store import Store
+from thriftune.config import CheckpointConfig
+from thriftune.errors import ConfigError, TransientError
+
+logger = logging.getLogger(__name__)
+
+# What one rank writes for itself: DeepSpeed's shards, and the state of its random numbers.
+_OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
+# What the training changed of itself, beside the checkpoints.
+_ADJUSTMENTS = "adjustments.json"
+# In the manifest of a checkpoint: what `Resumed.remarks` said to the run that wrote it.
+REMARKS = "remarks"
+
+
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """Where checkpoints of a training lie.
+
+    Attributes:
+        here: Prefix in the blob store that this attempt writes to; a directory in a local run.
+        previous: That of the attempt before; empty in the first.
+        scratch: Folder on this disk, the same for all processes of a node and for those that are started again.
+        grace_seconds: How long a process may go on after a notice that its node goes.
+    """
+
+    here: str
+    previous: str
+    scratch: Path
+    grace_seconds: float
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint to go on from.
+
+    Attributes:
+        step: Optimizer steps done.
+        directory: As transformers' Trainer reads it, on this disk.
+        is_converted: Whether another number of ranks wrote it.
+        content: What its manifest says besides.
+        remarks: What of the run that wrote it is another than in this one, and which value holds. Sentences.
+    """
+
+    step: int
+    directory: Path
+    is_converted: bool
+    content: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+
+
+class Checkpoints:
+    """The checkpoints of one training: found by all ranks together, and uploaded by one process per node.
+
+    Args:
+        place: Where they lie.
+        config: How many, how often, and a run to go on from.
+        own: Identity of the training, which a checkpoint must share to be gone on from.
+        convert: Makes a checkpoint of another number of ranks one for this; None: it is of no matter.
+    """
+
+    def __init__(
+        self,
+        place: CheckpointPlace,
+        config: CheckpointConfig,
+        own: Identity,
+        convert: Callable[[Path], Path] | None = None,
+    ) -> None:
+        self._place, self._config, self._own, self._convert = place, config, own, convert
+        self._rank = distributed.current_rank()
+        self._saver: BackgroundSaver | None = None
+        self._restored = True
+        self._stores = begin_attempt(place.here, place.previous)
+
+    @property
+    def folder(self) -> Path:
+        """Where the Trainer writes checkpoints before they are uploaded."""
+        return self._place.scratch / "written"
+
+    @property
+    def grace_seconds(self) -> float:
+        """How long a process may go on after a notice that its node goes."""
+        return self._place.grace_seconds
+
+    @property
+    def config(self) -> CheckpointConfig:
+        """How many, and how often."""
+        return self._config
+
+    def adjustments(self) -> dict[str, Any]:
+        """What this training changed of itself, in this attempt or an earlier one. Collective: every rank calls it."""
+
+        def look() -> dict[str, Any]:
+            for store in self._stores:
+                content = store.get_bytes(_ADJUSTMENTS)
+                if content is not None:
+                    found: dict[str, Any] = json.loads(content)
+                    return found
+            return {}
+
+        return distributed.from_main(look)
+
+    def adjust(self, content: dict[str, Any]) -> None:
+        """Write down what is changed from now on. Several ranks may write the same."""
+        self._stores[0].put_bytes(_ADJUSTMENTS, json.dumps(content, indent=1).encode())
+
+    def drop_from(self, step: int) -> None:
+        """Remove the checkpoints of a step and later ones, which must not be gone on from. Collective."""
+        self.wait()
+        distributed.barrier()
+        if self._rank.is_main:
+            for store, manifest in restoring.complete(self._stores):
+                if manifest.step >= step:
+                    store.remove(layout.checkpoint_name(manifest.step))
+        distributed.barrier()
+
+    def restore(self) -> Resumed | None:
+        """Bring the newest checkpoint that is whole on every node to this disk. Collective: every rank calls it.
+
+        Returns:
+            It, or None where there is none to go on from: the training begins at its beginning.
+
+        Raises:
+            ConfigError: A checkpoint is of another training, or `checkpoints.resume_from` names none that is whole.
+            TransientError: The store does not answer.
+        """
+        damages = []
+        for prefix, manifest in self._candidates():
+            directory = self._place.scratch / "resumed" / f"checkpoint-{manifest.step}"
+            problems = self._fetch(prefix, manifest, directory)
+            if not problems:
+                remarks = self._compared(prefix, manifest).remarks
+                for remark in remarks:
+                    logger.warning("%s", remark)
+                logger.info("Going on from step %d (%s)", manifest.step, prefix)
+                self._clear_written()
+                return self._resumed(manifest, directory, remarks)
+            damages += problems
+        self._clear_written()
+        if self._config.resume_from:
+            raise distributed.from_main(lambda: none_whole(str(self._config.resume_from), damages))
+        return None
+
+    def start_saving(self) -> None:
+        """Begin to upload what is saved from now on; one process per node does."""
+        if self._rank.local_index == 0:
+            self._saver = BackgroundSaver(
+                self._stores[0],
+                node=self._rank.node,
+                nodes=self._rank.nodes,
+                world_size=self._rank.world_size,
+                keep=self._config.keep_checkpoints,
+                earlier=self._stores[1:],
+            )
+        distributed.barrier()  # each node's saver clears what it left behind before any of them saves
+
+    def save(self, directory: Path, step: int, content: dict[str, Any]) -> None:
+        """Hand over what the Trainer wrote. Collective: every rank calls it, when its own files are written."""
+        distributed.barrier()
+        if self._saver is not None:
+            self._saver.save(directory, step, {**in_manifest(self._own), **content})
+
+    def forget_restored(self) -> None:
+        """Remove what was restored and is loaded by now, and what an earlier process of this node had written."""
+        if self._restored and self._rank.local_index == 0:
+            shutil.rmtree(self._place.scratch / "resumed", ignore_errors=True)
+        self._restored = False
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until what was handed over is in the store.
+
+        Args:
+            seconds: At the most.
+
+        Returns:
+            Whether it is, as far as this process knows.
+        """
+        return self._saver.wait(seconds) if self._saver is not None else True
+
+    def stop_saving(self) -> None:
+        """Wait for what was handed over, and take no more."""
+        if self._saver is not None:
+            self._saver.close()
+            self._saver = None
+
+    def finish(self) -> None:
+        """Stop uploading, and leave nothing on this disk."""
+        self.stop_saving()
+        distributed.barrier()
+        if self._rank.local_index == 0:
+            shutil.rmtree(self._place.scratch, ignore_errors=True)
+
+    def _resumed(self, manifest: Manifest, directory: Path, remarks: tuple[str, ...]) -> Resumed:
+        """A fetched checkpoint, converted on each node where other ranks wrote it."""
+        convert = self._convert if manifest.world_size != self._rank.world_size else None
+        if convert is not None:
+            converted = directory.with_name(f"{directory.name}-converted")
+            logger.info("Converting it from %d ranks to %d", manifest.world_size, self._rank.world_size)
+            fetched = directory
+
+            def put_in_place() -> None:
+                convert(fetched).rename(converted)
+
+            distributed.once_per_node(put_in_place)
+            directory = converted
+        content = dict(manifest.content)
+        known = [*content.get(REMARKS, []), *remarks]
+        return Resumed(manifest.step, directory, convert is not None, content, tuple(dict.fromkeys(known)))
+
+    def _clear_written(self) -> None:
+        """Remove what a process that was killed had written here; what is of use of it is linked to by now."""
+        distributed.barrier()
+        if self._rank.local_index == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        distributed.barrier()
+
+    def _candidates(self) -> list[tuple[str, Manifest]]:
+        """Whole checkpoints, newest first, the same on every rank: one asks the store and tells the others."""
+
+        def look() -> list[tuple[str, bytes]]:
+            other = self._config.resume_from
+            found = restoring.complete([*self._stores, *([Store(other)] if other else [])])
+            if problems := [p for store, manifest in found for p in self._compared(store.prefix, manifest).problems]:
+                raise ConfigError(list(dict.fromkeys(problems)))
+            return [(store.prefix, manifest.to_bytes()) for store, manifest in found]
+
+        return [(prefix, Manifest.from_bytes(data)) for prefix, data in distributed.from_main(look)]
+
+    def _compared(self, prefix: str, manifest: Manifest) -> Comparison:
+        other = self._config.resume_from
+        is_own = not other or Store(other).prefix != prefix
+        or_else = "run it where no checkpoints are" if is_own else OR_ELSE
+        return compare(self._own, manifest.content, manifest.step, place=prefix, or_else=or_else)
+
+    def _fetch(self, prefix: str, manifest: Manifest, directory: Path) -> list[str]:
+        """Bring to every node the files that its ranks need; what is wrong with them on any, empty when all is fine."""
+        problems: list[str] = []
+        unfetched: TransientError | None = None
+        if self._rank.local_index == 0:
+            wanted = self._wanted(manifest.world_size)
+            try:
+                problems = restoring.verify_and_fetch(Store(prefix), manifest, directory, wanted, self.folder)
+            except TransientError as error:  # raised below, on every rank: the others wait to be told
+                unfetched = error
+        answers = distributed.gather_objects((problems, unfetched))
+        if failed := [error for _, error in answers if error is not None]:
+            raise failed[0]
+        wrong = [problem for found, _ in answers for problem in found]
+        for problem in wrong:
+            logger.warning("The checkpoint of step %d is not taken: %s", manifest.step, problem)
+        return wrong
+
+    def _wanted(self, world_size: int) -> Callable[[str], bool]:
+        """The files that this node needs: all to convert them to another number of ranks, else those of its ranks."""
+        rank = self._rank
+        if world_size != rank.world_size:
+            return lambda _: True
+        own = range(rank.node * rank.local_world_size, (rank.node + 1) * rank.local_world_size)
+
+        def is_own(name: str) -> bool:
+            match = _OF_RANK.search(name.rpartition("/")[2])
+            return match is None or int(match[1]) in own
+
+        return is_own

@@ -1,0 +1,27 @@
+"""What a person types: the schema of the run file, the rules over several fields, and the messages."""
+
+from thriftune.config.schema import (
+    AUTO,
+    CheckpointConfig,
+    DataConfig,
+    DataFormat,
+    DataSource,
+    EvaluationConfig,
+    HardwareConfig,
+    LongRows,
+    LoraConfig,
+    Method,
+    MixedSource,
+    ModelConfig,
+    PublishConfig,
+    RunConfig,
+    Section,
+    TrainingConfig,
+    ZeroConfig,
+)
+
+__all__ = [
+    "AUTO", "CheckpointConfig", "DataConfig", "DataFormat", "DataSource", "EvaluationConfig", "HardwareConfig",
+    "LongRows", "LoraConfig", "Method", "MixedSource", "ModelConfig", "PublishConfig", "RunConfig", "Section",
+    "TrainingConfig", "ZeroConfig",
+]  # fmt: skip

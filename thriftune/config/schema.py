@@ -1,0 +1,253 @@
+"""The YAML file of a run: the whole truth of that run. Every key is documented here, once, with its unit.
+
+Nothing here imports a heavy library: the file is read on the laptop that types `pyflyte run` and again in each pod.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from thriftune.config import messages as config_errors
+from thriftune.config import rules as config_rules
+from thriftune.config.data import PLACE, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
+from thriftune.errors import ConfigError
+from thriftune.hardware import DeviceName, PrecisionChoice
+
+__all__ = [
+    "AUTO", "CheckpointConfig", "DataConfig", "DataFormat", "DataSource", "EvaluationConfig", "HardwareConfig",
+    "LongRows", "LoraConfig", "Method", "MixedSource", "ModelConfig", "PublishConfig", "RunConfig", "Section",
+    "TrainingConfig", "ZeroConfig",
+]  # fmt: skip
+
+Method = Literal["full", "qlora"]
+AUTO = "auto"
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    source: Annotated[str, PLACE] = Field(
+        min_length=1, description="Hub id, local directory, s3:// or gs:// URL, or a .gguf file."
+    )
+    revision: str | None = Field(
+        default=None,
+        description="Commit, tag or branch of a hub id. The commit it stands for is resolved once, before anything "
+        "is fetched, and recorded; pin a commit to get the same weights for ever.",
+    )
+    trust_remote_code: bool = Field(default=False, description="Run Python code that the model's repository ships.")
+
+
+class HardwareConfig(Section):
+    """What to run on. The planner chooses what is left out: the cheapest that fits; a local run takes this machine."""
+
+    device: DeviceName | None = Field(default=None, description="Kind of GPU, or CPU for a laptop.")
+    instance: str | None = Field(
+        default=None, min_length=1, description="Node type of the catalogue, as g4dn.metal; it says the device too."
+    )
+    nodes: PositiveInt | None = Field(default=None, description="Number of machines; one for qlora.")
+    devices_per_node: PositiveInt | None = Field(
+        default=None,
+        description="GPUs per machine, all of them when left out; on CPU, worker processes (full) or 1 (qlora).",
+    )
+
+
+class TrainingConfig(Section):
+    """The optimization, for both methods."""
+
+    global_batch: PositiveInt = Field(default=16, description="Rows per optimizer step, over all devices.")
+    micro_batch: PositiveInt | None = Field(
+        default=None, description="Rows per device and forward pass; the planner takes the largest that fits."
+    )
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the training rows, where no max_steps is given.")
+    max_steps: PositiveInt | None = Field(default=None, description="Optimizer steps, in place of epochs.")
+    learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate, after warmup.")
+    scheduler: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="How the learning rate falls after warmup."
+    )
+    warmup_share: float = Field(default=0.03, ge=0, lt=1, description="Share of the steps that the rate rises over.")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw",
+        description="The 8-bit ones (bitsandbytes) are for qlora; paged moves states to host memory under pressure.",
+    )
+    precision: PrecisionChoice = Field(
+        default="auto",
+        description="auto: bf16 where the hardware has it, fp16 on older GPUs, "
+        "fp32 on a CPU without instructions for bf16.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=True, description="Recompute activations in the backward pass: a third more compute, far less memory."
+    )
+    save_dtype: Literal["auto", "fp16", "bf16", "fp32"] = Field(
+        default="auto",
+        description="Precision of the saved weights. auto, for full: the 16-bit type it trained in, and after fp32 "
+        "training the base model's own (bf16 if it has none); but fp32 where rounding would cost more than 5 % of what "
+        "was learnt, measured on held-out rows. For qlora: the base model's.",
+    )
+    group_by_length: bool = Field(
+        default=False,
+        description="Put rows of like length into a batch, which saves padding where data.packing is off.",
+    )
+    log_every: PositiveInt = Field(default=10, description="Optimizer steps between two progress lines.")
+    on_divergence: Literal["stop", "rollback"] = Field(
+        default="stop",
+        description="When the loss is not a number, stays far above its recent range, or the loss scale stays at its "
+        "floor. stop: the run ends with an error. rollback: it goes back to a checkpoint and leaves the batch out.",
+    )
+    stall_timeout: PositiveInt = Field(
+        default=1800, description="Seconds without a step after which an attempt ends, to be tried again."
+    )
+    report_to: Literal["none", "wandb"] = Field(
+        default="none",
+        description="Where losses are sent besides the log. wandb: Weights & Biases (project thriftune, or "
+        "WANDB_PROJECT of the pods' environment, set with --env).",
+    )
+
+
+class ZeroConfig(Section):
+    """DeepSpeed ZeRO, for method full."""
+
+    config: str | dict[str, Any] = Field(
+        default=AUTO,
+        description="auto: the planner chooses among the files in deepspeed_configs/. Or the name of one of them "
+        "(zero1, zero2, zero2_offload, zero3, zero3_offload), or the DeepSpeed configuration itself, as YAML. Batch "
+        "sizes, precision and learning rate come from `training`.",
+    )
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on a frozen base model, for method qlora. Defaults: QLoRA (arXiv 2305.14314), appendix B."""
+
+    rank: PositiveInt = Field(default=64, description="Rank r of the two adapter matrices.")
+    alpha: PositiveInt = Field(default=16, description="Adapter output is scaled by alpha / rank.")
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Dropout on the adapter's input. Left out, 0.05; and 0 where adapters are on fused experts, as "
+        "peft can do none there.",
+    )
+    target_modules: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Names of the modules to adapt, as q_proj; every linear layer but the output head when left out.",
+    )
+    four_bit: bool = Field(
+        default=True, description="Hold the base model in NF4. false: plain LoRA on a 16-bit base, four times as large."
+    )
+    double_quantization: bool = Field(
+        default=True, description="Quantize the quantization constants too: 0.4 bit per weight less."
+    )
+    resume_from: Annotated[str | None, PLACE] = Field(
+        default=None, description="Directory (local, s3://, gs://) of an adapter to go on training."
+    )
+    merge: bool = Field(default=True, description="Also write the base model with the adapter merged into it.")
+
+
+class CheckpointConfig(Section):
+    """What is kept of a running training, so that another attempt goes on from there."""
+
+    every_steps: PositiveInt | None = Field(
+        default=None, description="Optimizer steps between two checkpoints; by minutes alone when left out."
+    )
+    every_minutes: float = Field(
+        default=15.0, gt=0, description="Minutes between two checkpoints; whichever of the two comes first."
+    )
+    keep_checkpoints: PositiveInt = Field(default=2, description="Whole checkpoints to keep while training.")
+    resume_from: Annotated[str | None, PLACE] = Field(
+        default=None,
+        description="Prefix (directory, s3://, gs://) of another run's checkpoints to go on from, on as many GPUs as "
+        "this run has.",
+    )
+
+
+class EvaluationConfig(Section):
+    """What is measured before and after training."""
+
+    max_rows: PositiveInt = Field(default=500, description="Held-out rows to measure loss on, at the most.")
+    batch: PositiveInt = Field(default=4, description="Rows per forward pass.")
+    prompts: tuple[str, ...] = Field(
+        default=(), description="Questions to answer before and after; the first held-out rows when left out."
+    )
+    max_new_tokens: PositiveInt = Field(default=64, description="Longest answer, in tokens.")
+
+
+class PublishConfig(Section):
+    """Where to push the result."""
+
+    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="Hub repository, as owner/name.")
+    private: bool = Field(default=True, description="Create the repository as a private one.")
+    dry_run: bool = Field(default=False, description="Only write what would be pushed to a directory.")
+
+
+# Stand in for what is wrong or missing, so that the rules can look at the rest; no rule reads the first three.
+_UNRULED = {"name": "any", "seed": 0, "model": {"source": "any"}}
+_ANY_DATA = {"source": "any", "format": "text"}
+
+
+class RunConfig(Section):
+    """One run, complete."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$",
+        description="Name of the run: lower-case letters, digits and dashes, at most 40.",
+    )
+    method: Method = Field(description="full: every weight trains, under DeepSpeed ZeRO. qlora: adapters on 4-bit.")
+    seed: int = Field(default=0, ge=0, description="Seed of the split, the data order, the adapter's start, sampling.")
+    model: ModelConfig
+    data: DataConfig
+    hardware: HardwareConfig = HardwareConfig()
+    training: TrainingConfig = TrainingConfig()
+    zero: ZeroConfig | None = Field(
+        default=None, description="Only for method full; the planner chooses when left out."
+    )
+    lora: LoraConfig | None = Field(default=None, description="Only for method qlora; QLoRA's own when left out.")
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    publish: PublishConfig | None = Field(default=None, description="Nothing is pushed when left out.")
+
+    @property
+    def zero_or_default(self) -> ZeroConfig:
+        """The ZeRO section, with every default when the file has none."""
+        return self.zero or ZeroConfig()
+
+    @property
+    def lora_or_default(self) -> LoraConfig:
+        """The LoRA section, with every default when the file has none."""
+        return self.lora or LoraConfig()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _collect_problems(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Report everything that is wrong at once: what pydantic finds, and what the fields say together.
+
+        Raises:
+            ConfigError: With every problem. Not a ValueError, so pydantic passes it on unchanged.
+        """
+        if isinstance(data, cls):
+            return data
+        try:
+            config = handler(data)
+        except ValidationError as error:
+            problems = config_errors.explain(error, cls)
+            try:
+                # Without the keys that were wrong, do the others make sense together?
+                rest = handler({"data": _ANY_DATA} | config_errors.without_errors(data, error) | _UNRULED)
+            except (ValidationError, TypeError):
+                raise ConfigError(problems) from None
+            named = config_errors.intended_fields(problems) | {problem.field for problem in problems}
+            if any(field.startswith("data.sources") for field in named):  # each of them has its own
+                named |= {f"data.{name}" for name in DataSource.model_fields}
+            problems += [p for p in config_rules.check(rest) if p.field not in named]
+            raise ConfigError(problems) from None
+        problems = config_rules.check(config)
+        if problems:
+            raise ConfigError(problems)
+        return config

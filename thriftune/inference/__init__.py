@@ -1,0 +1,1 @@
+"""A model in use: measured on held-out rows, and answering prompts."""

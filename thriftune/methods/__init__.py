@@ -1,0 +1,1 @@
+"""WHAT trains and what comes out: one small module a method, and the table METHODS."""

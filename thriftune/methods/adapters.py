@@ -1,0 +1,261 @@
+"""Low-rank adapters: which modules they attach to, and their configuration."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from thriftune.config import LoraConfig
+from thriftune.errors import ConfigError, in_a_line
+from thriftune.models.architecture import Architecture, layer_of
+from thriftune.models.quantization import require_savings
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig as PeftLoraConfig
+    from transformers import PreTrainedModel
+
+DROPOUT = 0.05  # where a run says nothing; QLoRA (arXiv 2305.14314), appendix B
+ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
+
+
+def require_trainable(lora: LoraConfig, architecture: Architecture) -> None:
+    """Refuse adapters that cannot be trained on an architecture, or not in 4 bits. Needs no weights.
+
+    Args:
+        lora: The LoRA section.
+        architecture: The base model's.
+
+    Raises:
+        ConfigError: Targets that are not there, peft's refusal, or 4 bits that save nothing.
+    """
+    require_targets(lora, architecture)
+    require_adapters(lora, architecture)
+    require_savings(lora, architecture)
+
+
+def require_targets(lora: LoraConfig, architecture: Architecture) -> None:
+    """Refuse target modules that an architecture does not have. Needs no weights.
+
+    Args:
+        lora: The LoRA section.
+        architecture: The base model's.
+
+    Raises:
+        ConfigError: Names that match no linear layer; lists the ones there are.
+    """
+    present = architecture.linear_shapes
+    if not present:
+        raise ConfigError.single(
+            "model.source", architecture.name, "has no linear layers to adapt.", "Use method: full, or another model."
+        )
+    absent = [t for t in lora.target_modules or () if not any(is_target(name, (t,)) for name in present)]
+    if absent:
+        short = sorted({name.rpartition(".")[2] for name in present})
+        raise ConfigError.single(
+            "lora.target_modules",
+            ", ".join(absent),
+            f"no linear layer of this model has that name; it has {', '.join(short)}.",
+            "Use those names, or leave target_modules out to adapt every linear layer.",
+        )
+
+
+def require_adapters(lora: LoraConfig, architecture: Architecture) -> None:
+    """Refuse adapters that peft does not put on an architecture, as on fused experts with dropout. Needs no weights.
+
+    Args:
+        lora: The LoRA section; its targets are in the architecture.
+        architecture: The base model's.
+
+    Raises:
+        ConfigError: With peft's reason.
+    """
+    if lora.dropout and fused_adapters(lora, architecture):
+        raise ConfigError.single(
+            "lora.dropout",
+            lora.dropout,
+            f"peft can do no dropout on the fused experts of {architecture.name}, and they get adapters.",
+            "Set lora.dropout: 0 or leave it out, or name other modules in lora.target_modules, as q_proj and v_proj.",
+        )
+    adapter_parameters(architecture, lora)
+
+
+def resolved(lora: LoraConfig, architecture: Architecture) -> LoraConfig:
+    """What adapters a run gets on an architecture: what its file leaves out, decided.
+
+    Args:
+        lora: The LoRA section; its targets are in the architecture.
+        architecture: The base model's.
+
+    Returns:
+        The section with a dropout, and with names of targets where "every linear layer" holds for some of them only.
+
+    Raises:
+        ConfigError: peft refuses the adapters.
+    """
+    decided = lora.model_copy(update={"target_modules": _targets(lora, architecture)})
+    if lora.dropout is not None:
+        return decided
+    return decided.model_copy(update={"dropout": 0.0 if fused_adapters(lora, architecture) else DROPOUT})
+
+
+def _targets(lora: LoraConfig, architecture: Architecture) -> tuple[str, ...] | None:
+    """Names of the targets; None for all linear layers, unless some by their class are none by what they do."""
+    if lora.target_modules is not None or not architecture.odd_layers:
+        return lora.target_modules
+    odd = {name.rpartition(".")[2] for name in architecture.odd_layers}
+    short = {name: name.rpartition(".")[2] for name in architecture.linear_shapes}
+    return tuple(sorted({name if last in odd else last for name, last in short.items()}))
+
+
+def fused_adapters(lora: LoraConfig, architecture: Architecture) -> bool:
+    """Whether peft would put adapters on parameters rather than layers: on the fused experts of a mixture."""
+    return any(is_fused for _, is_fused in _adapters(architecture, lora).values())
+
+
+def adapter_parameters(architecture: Architecture, lora: LoraConfig) -> dict[str, int]:
+    """Parameters of the adapters by the name of the module that they are on.
+
+    peft is asked, since it gives the experts of some architectures adapters that no linear layer accounts for, under
+    the names of linear layers.
+
+    Args:
+        architecture: The base model's.
+        lora: The LoRA section.
+
+    Raises:
+        ConfigError: peft refuses the adapters.
+
+    Source: LoRA (arXiv 2106.09685), section 4.1: rank x (in + out) for each layer.
+    """
+    return {name: count for name, (count, _) in _adapters(architecture, lora).items()}
+
+
+@lru_cache(maxsize=64)
+def _adapters(architecture: Architecture, lora: LoraConfig) -> dict[str, tuple[int, bool]]:
+    """Parameters of the adapter on each module, and whether it is on a parameter rather than on a layer.
+
+    Counted on a model of as few layers as show every kind of them: peft takes seconds for a model of eighty.
+    """
+    first = architecture.first_of_kind
+    on_few = _adapters_of_few_layers(architecture, lora, max(first, default=0) + 1)
+    found = {}
+    for name, adapter in on_few.items():
+        layer = layer_of(name)
+        stem, _, number = layer.rpartition(".")
+        alike = [i for i, j in enumerate(first) if layer and j == int(number)]
+        for other in [f"{stem}.{i}{name.removeprefix(layer)}" for i in alike] or [name]:
+            if adapter[1] or is_target(other, lora.target_modules):
+                found[other] = adapter
+    return found
+
+
+def _adapters_of_few_layers(architecture: Architecture, lora: LoraConfig, layers: int) -> dict[str, tuple[int, bool]]:
+    import torch
+    from peft import get_peft_model
+    from peft.tuners.lora.layer import ParamWrapper
+
+    targets = _targets(lora, architecture)
+    asked = of_any_layer(lora.model_copy(update={"target_modules": targets, "dropout": 0.0}))
+    try:
+        model = get_peft_model(architecture.on_meta(torch.bfloat16, layers=layers), peft_config(asked))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError.single(
+            "lora.target_modules",
+            ", ".join(lora.target_modules or ()) or "every linear layer",
+            f"peft cannot put these adapters on {architecture.name} ({in_a_line(error)}).",
+            "Name the modules to adapt, as q_proj, k_proj, v_proj and o_proj.",
+        ) from error
+    found: dict[str, tuple[int, bool]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        wrapper, _, _ = name.partition(".lora_")
+        module = wrapper.removeprefix("base_model.model.").replace(".base_layer", "")
+        count, is_fused = found.get(module, (0, False))
+        is_fused |= isinstance(model.get_submodule(wrapper), ParamWrapper)
+        found[module] = (count + parameter.numel(), is_fused)
+    return found
+
+
+def of_any_layer(lora: LoraConfig) -> LoraConfig:
+    """The same adapters without layer numbers in the names of their targets, for a model of fewer layers."""
+    targets = lora.target_modules and tuple(sorted({name.rpartition(".")[2] for name in lora.target_modules}))
+    return lora.model_copy(update={"target_modules": targets})
+
+
+def is_target(name: str, targets: Sequence[str] | None) -> bool:
+    """Whether a linear layer is adapted; where no targets are named, all are.
+
+    As peft matches names: the whole one, or what it ends in after a dot.
+    """
+    return not targets or any(f".{name}".endswith(f".{target}") for target in targets)
+
+
+def prepare_base(model: "PreTrainedModel", lora: LoraConfig, *, gradient_checkpointing: bool) -> "PreTrainedModel":
+    """Freeze a base model, and where it is in 4 bits put everything else into fp32.
+
+    Args:
+        model: The base model.
+        lora: The LoRA section.
+        gradient_checkpointing: Recompute activations in the backward pass.
+
+    Returns:
+        The same model, for peft to put adapters on.
+    """
+    if not lora.four_bit:
+        return model  # peft freezes it, and the Trainer turns checkpointing on
+    from peft import prepare_model_for_kbit_training
+
+    with _set_aside(fused_experts(model)):
+        prepared: PreTrainedModel = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    return prepared
+
+
+def fused_experts(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
+    """Parameters that hold all experts of a layer in one 3-D tensor, which bitsandbytes leaves in 16 bits."""
+    return [p for p in model.parameters() if p.ndim > 2]
+
+
+@contextmanager
+def _set_aside(parameters: list["torch.nn.Parameter"]) -> Iterator[None]:
+    """Keep the precision of parameters while peft prepares a model.
+
+    `prepare_model_for_kbit_training` (peft 0.21) turns every weight that is not in 4 bits into fp32, which is meant for
+    norms and embeddings; it would double the 84 GiB of Mixtral-8x7B's experts.
+    """
+    import torch
+
+    kept = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    yield
+    for parameter, data in zip(parameters, kept, strict=True):
+        parameter.data = data
+
+
+def peft_config(lora: LoraConfig) -> "PeftLoraConfig":
+    """The configuration for peft."""
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=DROPOUT if lora.dropout is None else lora.dropout,
+        target_modules=list(lora.target_modules) if lora.target_modules else ALL_LINEAR,
+        task_type="CAUSAL_LM",
+    )
+
+
+def trainable_share(model: "torch.nn.Module") -> float:
+    """Share of the parameters that training changes; a 4-bit weight counts as the two parameters it holds per byte."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable / total

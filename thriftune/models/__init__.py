@@ -1,0 +1,1 @@
+"""A base model: found, fetched, checked, its shape, loaded, merged, exported, published."""

@@ -1,0 +1,286 @@
+"""Putting adapters on models, whole: of weights that do not fit, peft uses those that do and says next to nothing."""
+
+import json
+import logging
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune import remote
+from thriftune.config import LoraConfig
+from thriftune.errors import AdapterError, ConfigError, Problem
+from thriftune.methods.adapters import is_target
+from thriftune.models.architecture import Architecture
+from thriftune.models.completeness import ADAPTER_CONFIG, examples, wrapper_in
+from thriftune.models.weight_files import Folder, Shapes
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+RESUME_FROM = "lora.resume_from"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # of every name in an adapter's file
+_LORA = "lora_"  # in the names of a LoRA adapter's weights
+# The same of those kinds whose every module has weights of its own; others share some, and cannot be told so.
+_PARTS = {"LORA": _LORA, "IA3": "ia3_"}
+_SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")
+
+
+def attach(
+    model: "PreTrainedModel | PeftModel",
+    adapter_dir: Path,
+    *,
+    name: str = "default",
+    field: str = "adapter",
+    is_trainable: bool = False,
+    dropout: float | None = None,
+) -> "PeftModel":
+    """Put an adapter on a model, or beside the adapters that are on it.
+
+    Args:
+        model: The base model, or what this returned for another adapter.
+        adapter_dir: The adapter.
+        name: Under which it can be chosen.
+        field: What names it, for messages.
+        is_trainable: Whether it trains.
+        dropout: Dropout on its input while it trains; None: as when it was made.
+
+    Returns:
+        The model with the adapter; the first one is active.
+
+    Raises:
+        AdapterError: There is none, or its weights are not those that its configuration and the model ask for.
+    """
+    from peft import LoraConfig as LoraOfPeft
+    from peft.utils import load_peft_weights
+
+    config = _config_of(adapter_dir, field)
+    if (adapter_dir / WEIGHTS).is_file():
+        shapes_in(Folder(adapter_dir), field, adapter_dir)
+    if dropout is not None and isinstance(config, LoraOfPeft):
+        config.lora_dropout = dropout
+    try:
+        attached = _put_on(model, adapter_dir, config, name, is_trainable=is_trainable)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _refused(error, field, adapter_dir) from error
+    # Loaded once more, for what peft keeps to itself of the first time.
+    _fill(attached, load_peft_weights(str(adapter_dir), device="cpu"), config, name, field, adapter_dir)
+    return attached
+
+
+def require_fit(architecture: Architecture, adapter_dir: Path, shapes: Shapes, field: str, value: object) -> None:
+    """Refuse an adapter whose weights are not those that its configuration and a model ask for. Reads none of them.
+
+    Args:
+        architecture: The base model's.
+        adapter_dir: Where its configuration is.
+        shapes: The shape of each of its weights, by name.
+        field: What names it, for messages.
+        value: How it is named.
+
+    Raises:
+        AdapterError: Names what is missing, has another shape, or has no place in the model.
+    """
+    import torch
+    from peft import get_peft_model
+
+    config = _config_of(adapter_dir, field)
+    try:
+        model = get_peft_model(architecture.on_meta(torch.bfloat16), config)
+    except (KeyError, TypeError, ValueError, NotImplementedError) as error:
+        raise _refused(error, field, value) from error
+    tensors = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
+    _fill(model, tensors, config, "default", field, value)
+
+
+def require_alike(lora: LoraConfig, architecture: Architecture, adapter_dir: Path) -> None:
+    """Refuse to go on training an adapter that is none of the base model, or is on other modules than the run says.
+
+    Args:
+        lora: The LoRA section; its targets are in the architecture.
+        architecture: The base model's.
+        adapter_dir: The adapter.
+
+    Raises:
+        AdapterError: Its weights do not fit.
+        ConfigError: The run says other modules.
+    """
+    shapes = shapes_in(Folder(adapter_dir), RESUME_FROM, adapter_dir)
+    require_fit(architecture, adapter_dir, shapes, RESUME_FROM, adapter_dir)
+    require_same_targets(lora, adapted_modules(shapes), architecture)
+
+
+def shapes_in(folder: Folder, field: str, value: object) -> Shapes:
+    """The shape of each weight in an adapter's file, by its header.
+
+    Args:
+        folder: The adapter.
+        field: What names it, for messages.
+        value: How it is named.
+
+    Raises:
+        AdapterError: The file is missing, damaged or cut short.
+        TransientError: The store did not answer.
+    """
+    with remote.explained(field, str(value), AdapterError, f"has no {WEIGHTS}."):
+        try:
+            return folder.shapes(WEIGHTS)
+        except ValueError as error:
+            raise AdapterError.single(field, value, f"{WEIGHTS} {error}.", "Copy or save the adapter again.") from error
+
+
+def adapted_modules(shapes: Shapes) -> set[str]:
+    """Names of the modules that an adapter is on.
+
+    Args:
+        shapes: The shape of each of its weights, by name.
+    """
+    return {name.removeprefix(_PREFIX).partition(f".{_LORA}")[0] for name in shapes if f".{_LORA}" in name}
+
+
+def _put_on(
+    model: "PreTrainedModel | PeftModel", adapter_dir: Path, config: "PeftConfig", name: str, *, is_trainable: bool
+) -> "PeftModel":
+    """As peft does it, whatever of the weights fits; the rest is refused afterwards, by name."""
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(adapter_dir), name, is_trainable=is_trainable, ignore_mismatched_sizes=True)
+        return model
+    return PeftModel.from_pretrained(model, str(adapter_dir), name, is_trainable, config, ignore_mismatched_sizes=True)
+
+
+def _config_of(adapter_dir: Path, field: str) -> "PeftConfig":
+    from peft import PeftConfig
+
+    if not (adapter_dir / ADAPTER_CONFIG).is_file():  # peft would look for it on the hub
+        raise AdapterError.single(field, adapter_dir, f"has no {ADAPTER_CONFIG}.", "Name the directory of an adapter.")
+    try:
+        config: PeftConfig = PeftConfig.from_pretrained(str(adapter_dir))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise AdapterError.single(
+            field, adapter_dir, f"its {ADAPTER_CONFIG} cannot be used: {error}.", "Save the adapter again."
+        ) from error
+    return config
+
+
+def _fill(
+    model: "PeftModel",
+    tensors: Mapping[str, "torch.Tensor"],
+    config: "PeftConfig",
+    name: str,
+    field: str,
+    value: object,
+) -> None:
+    """Load the weights of an adapter that is on a model already.
+
+    Raises:
+        AdapterError: They are not the adapter's.
+    """
+    from peft import set_peft_model_state_dict
+
+    kind: Any = config.peft_type
+    part = _PARTS.get(str(kind.value))
+    if part is None:
+        return
+    origin = config.base_model_name_or_path
+    remedy = f"Use the base model that it was trained on{f' ({origin})' if origin else ''}, or save it again."
+    try:
+        loaded: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
+    except KeyError as error:  # of a module that was trained whole
+        raise AdapterError.single(field, value, f"has no weights for {error}.", remedy) from error
+    except RuntimeError as error:
+        found = _SIZE_MISMATCH.findall(str(error))
+        if not found:
+            raise
+        shapes = [f"{_in_file(key, name)} is {stored} and should be {needed}" for key, stored, needed in found]
+        message = f"has weights of other shapes than the model asks for: {examples(shapes)}."
+        raise AdapterError.single(field, value, message, remedy) from error
+    missing = [_in_file(key, name) for key in sorted(loaded.missing_keys) if part in key and f".{name}" in key]
+    without_place = [_in_file(key, name) for key in sorted(loaded.unexpected_keys)]
+    _require_all(missing, without_place, remedy, field, value)
+
+
+def _require_all(missing: list[str], without_place: list[str], remedy: str, field: str, value: object) -> None:
+    """Refuse an adapter of which weights were not found, or found no place.
+
+    Raises:
+        AdapterError: Names them.
+    """
+    if wrapped := wrapper_in([key.replace(_PREFIX, "", 1) for key in without_place]):
+        remedy = f"{wrapped} There, unwrap the model before its adapter is saved; or take that part out of every name."
+    misplaced = [key for key in without_place if _LORA in key]
+    messages = []
+    if missing:
+        messages.append(f"{len(missing)} of its weights are missing, such as {examples(missing)}.")
+    if misplaced:
+        messages.append(f"the model has no place for {len(misplaced)} of its weights, such as {examples(misplaced)}.")
+    if messages:
+        raise AdapterError([Problem(field, str(value), message, remedy) for message in messages])
+    if without_place:
+        logger.warning("%s = %s: the model has no place for %s", field, value, examples(without_place))
+
+
+def _in_file(key: str, name: str) -> str:
+    """What a weight is called in an adapter's file, where its own name is left out."""
+    return key.replace(f".{name}", "", 1)
+
+
+def _refused(error: Exception, field: str, value: object) -> AdapterError:
+    text = " ".join(str(error).split())[:300]
+    return AdapterError.single(
+        field, value, f"peft cannot put it on the model: {text}.", "Use the base model that it was trained on."
+    )
+
+
+def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
+    """Refuse to go on training an adapter of another shape: peft would take the adapter's and ignore the run's.
+
+    Raises:
+        ConfigError: Rank or alpha differ, or there is no adapter.
+    """
+    file = adapter_dir / "adapter_config.json"
+    if not file.is_file():
+        raise ConfigError.single("lora.resume_from", adapter_dir, "has no adapter_config.json.", "Name an adapter.")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    if saved.get("peft_type") != "LORA":
+        message = f"is an adapter of the kind {saved.get('peft_type')}, and LoRA is what trains."
+        raise ConfigError.single("lora.resume_from", adapter_dir, message, "Name a LoRA adapter, or start a new one.")
+    problems = [
+        Problem(f"lora.{field}", str(value), f"the adapter to go on from has {saved[key]}.", f"Use {saved[key]}.")
+        for field, key, value in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha))
+        if saved[key] != value
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def require_same_targets(lora: LoraConfig, adapted: Collection[str], architecture: Architecture) -> None:
+    """Refuse to go on training an adapter of other modules: peft would take the adapter's and ignore the run's.
+
+    Args:
+        lora: The LoRA section; its targets are in the architecture.
+        adapted: Names of the modules that the adapter is on.
+        architecture: The base model's.
+
+    Raises:
+        ConfigError: With those to write.
+    """
+    linear = architecture.linear_shapes
+    theirs = set(linear).intersection(adapted)
+    if theirs == {name for name in linear if is_target(name, lora.target_modules)}:
+        return
+    short = sorted({name.rpartition(".")[2] for name in theirs})
+    can_be_said = theirs == {name for name in linear if is_target(name, short)}
+    remedy = f"Write target_modules: [{', '.join(short if can_be_said else sorted(theirs))}]."
+    raise ConfigError.single(
+        "lora.target_modules",
+        ", ".join(lora.target_modules or ()) or "every linear layer",
+        f"the adapter to go on from is on {', '.join(short) or 'none'}{'' if can_be_said else ' of some layers'}.",
+        remedy if theirs else "Start a new adapter.",
+    )

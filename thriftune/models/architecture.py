@@ -1,0 +1,280 @@
+"""A model's shape from its config.json alone: parameters counted on the real model class, without any weights.
+
+The class is built on torch's meta device, where a tensor has a shape and no data, so grouped-query attention, tied
+embeddings and mixtures of experts are counted as they are.
+"""
+
+import json
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from thriftune.config import ModelConfig
+from thriftune.errors import ModelSourceError, in_a_line
+from thriftune.models import config_json as model_config
+from thriftune.models import decoder_config
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_FIELD = model_config.FIELD
+
+_UNBUILDABLE = (
+    ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, ImportError, LookupError, AssertionError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of one model. Two with the same `content` are equal.
+
+    Attributes:
+        name: Where it came from, for messages.
+        content: Its config.json.
+        trust_remote_code: Whether model code that the repository ships may run.
+    """
+
+    name: str
+    content: str
+    trust_remote_code: bool = False
+
+    def config(self, layers: int | None = None) -> "PretrainedConfig":
+        """The configuration for transformers.
+
+        Args:
+            layers: Number of decoder layers, in place of the model's own.
+        """
+        config = decoder_config.read(json.loads(self.content), self.name, trust_remote_code=self.trust_remote_code)
+        text = config.get_text_config()
+        if layers is not None:
+            text.num_hidden_layers = layers
+            for name, value in vars(text).items():  # such as layer_types: one entry per layer
+                if isinstance(value, list) and len(value) == self.layers:
+                    setattr(text, name, value[:layers])
+        return config
+
+    def on_meta(self, dtype: "torch.dtype", layers: int | None = None) -> "PreTrainedModel":
+        """The model on the meta device.
+
+        Args:
+            dtype: Type of its weights.
+            layers: Number of decoder layers, in place of the model's own.
+
+        Raises:
+            ModelSourceError: transformers cannot build it from this configuration.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with torch.device("meta"):
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    self.config(layers), dtype=dtype, trust_remote_code=self.trust_remote_code
+                )
+        except _UNBUILDABLE as error:
+            raise ModelSourceError.single(
+                _FIELD,
+                self.name,
+                f"no causal language model can be built from its config.json ({in_a_line(error)}).",
+                "Repair config.json, or use another model.",
+            ) from error
+        model.tie_weights()
+        return model
+
+    @cached_property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return int(json.loads(self.content).get("num_hidden_layers") or self._text.num_hidden_layers)
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self._text.hidden_size)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table."""
+        return int(self._text.vocab_size)
+
+    @cached_property
+    def longest_input(self) -> int | None:
+        """Positions the model was made for; None where the configuration does not say."""
+        return decoder_config.positions_of(self._text)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter by name; tied ones once."""
+        return {name: tuple(p.shape) for name, p in self.skeleton.named_parameters()}
+
+    @cached_property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(out_features, in_features) of every linear layer but the output head, by the name of its module.
+
+        Which of them are in 4 bits when the model is loaded so, only the quantizer knows:
+        `thriftune.models.quantization`.
+        """
+        found = linear_layers(self.skeleton)
+        return {name: shape for name, shape in found.items() if name not in self.odd_layers}
+
+    @cached_property
+    def odd_layers(self) -> frozenset[str]:
+        """Names of the modules that are linear layers by their class and do something else, as Llama 4's router."""
+        return frozenset(name for name in linear_layers(self.skeleton) if _is_odd(self.skeleton.get_submodule(name)))
+
+    @cached_property
+    def layer_kinds(self) -> list[Hashable]:
+        """What kind each decoder layer is of, in order: equal for layers of equal parameters and equal attention."""
+        per_layer: dict[str, list[Any]] = {}
+        for name, shape in self.shapes.items():
+            layer = layer_of(name)
+            if layer:
+                per_layer.setdefault(layer, []).append((name.removeprefix(layer), shape))
+        types = getattr(self._text, "layer_types", None) or [""] * len(per_layer)
+        ordered = sorted(per_layer, key=lambda layer: int(layer.rpartition(".")[2]))
+        return [
+            (tuple(sorted(per_layer[layer])), types[i] if i < len(types) else "") for i, layer in enumerate(ordered)
+        ]
+
+    @cached_property
+    def first_of_kind(self) -> list[int]:
+        """For every decoder layer, the index of the first one of its kind."""
+        return [self.layer_kinds.index(kind) for kind in self.layer_kinds]
+
+    @cached_property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def largest_parameter(self) -> int:
+        """Elements of the largest one, the embedding table in most models."""
+        return max(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def layer_parameters(self) -> int:
+        """Parameters of the largest decoder layer."""
+        per_layer: dict[str, int] = {}
+        for name, shape in self.shapes.items():
+            layer = layer_of(name)
+            if layer:
+                per_layer[layer] = per_layer.get(layer, 0) + math.prod(shape)
+        return max(per_layer.values())
+
+    @cached_property
+    def head_name(self) -> str:
+        """The parameter that the output head multiplies with: its own, or the embedding's where they are tied."""
+        head = self.skeleton.get_output_embeddings().weight
+        return next(name for name, parameter in self.skeleton.named_parameters() if parameter is head)
+
+    @cached_property
+    def _text(self) -> "PretrainedConfig":
+        return self.config().get_text_config()
+
+    @cached_property
+    def skeleton(self) -> "PreTrainedModel":
+        """The model in fp32 on the meta device, to look at and not to change."""
+        import torch
+
+        model = self.on_meta(torch.float32)
+        _require_causal(model, self.name)
+        return model
+
+
+def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bool = False) -> Architecture:
+    """An architecture from the content of a config.json.
+
+    Args:
+        content: The parsed file.
+        name: Where it came from, for messages.
+        trust_remote_code: Run model code that the repository ships.
+
+    Raises:
+        ModelSourceError: An unknown architecture, or fields without which the model has no size.
+    """
+    text = content.get("text_config", content)
+    if not isinstance(text, dict) or not isinstance(content.get("model_type", ""), str):
+        raise ModelSourceError.single(
+            _FIELD, name, "its config.json has a text_config or model_type of the wrong type.", "Repair config.json."
+        )
+    config = decoder_config.read(dict(content), name, trust_remote_code=trust_remote_code)
+    decoder_config.require_language_model(content, config, name, trust_remote_code=trust_remote_code)
+    if content.get("quantization_config"):
+        raise ModelSourceError.single(
+            _FIELD,
+            name,
+            "is quantized already (its config.json has a quantization_config).",
+            "Use the unquantized model; method qlora quantizes it while it loads.",
+        )
+    decoder_config.require_sizes(text, config.get_text_config(), name)
+    return Architecture(name, json.dumps(dict(content), sort_keys=True), trust_remote_code)
+
+
+def _require_causal(model: "PreTrainedModel", name: str) -> None:
+    """Refuse a model of which every attention looks ahead, as BERT's does that is a decoder by its class alone.
+
+    Raises:
+        ModelSourceError: It is one.
+    """
+    causal = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
+    if causal == {False} and getattr(model.config, "is_decoder", None) is False:
+        raise ModelSourceError.single(
+            _FIELD,
+            name,
+            "its attention looks ahead, as an encoder's; it is not a causal language model.",
+            decoder_config.DECODERS,
+        )
+
+
+def of(model: ModelConfig, token: str | None = None) -> Architecture:
+    """The architecture of a run's base model; no weights are read.
+
+    Args:
+        model: The model section of a run.
+        token: Hub token, for a hub id whose architecture is not shipped with this package.
+
+    Raises:
+        ModelSourceError: No such model, or no config.json that makes sense.
+        TransientError: The hub or the store did not answer.
+    """
+    content = model_config.shipped(model.source) or model_config.read(model, token)
+    return from_content(content, model.source, trust_remote_code=model.trust_remote_code)
+
+
+def linear_layers(model: "PreTrainedModel") -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of every module of a linear layer's class but the output head, by its name."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head, found = model.get_output_embeddings(), {}
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        if isinstance(module, torch.nn.Linear):
+            found[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):  # GPT-2's linear layer, transposed
+            inside, out = module.weight.shape
+            found[name] = (int(out), int(inside))
+    return found
+
+
+def _is_odd(module: "torch.nn.Module") -> bool:
+    """Whether a module of a linear layer's class, on the meta device, does not make [rows, out] of [rows, in]."""
+    import torch
+
+    if type(module) is torch.nn.Linear or not isinstance(module, torch.nn.Linear):
+        return False
+    try:
+        made = module(torch.empty(2, module.in_features, dtype=module.weight.dtype, device="meta"))
+    except _UNBUILDABLE:
+        return True
+    return not isinstance(made, torch.Tensor) or made.shape != (2, module.out_features)
+
+
+def layer_of(name: str) -> str:
+    """The decoder layer a parameter is in, as model.layers.7; empty outside of them."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else ""

@@ -1,0 +1,256 @@
+"""Whether every weight of a model is really there: transformers fills in what is missing with random numbers.
+
+It also renames, joins and ties weights while it loads them. So what a checkpoint lacks is what transformers itself
+says after loading it: before any weight is read, of tensors without data made from the headers of the files.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune.config import ModelConfig
+from thriftune.errors import ModelSourceError, Problem
+from thriftune.models import architecture as architectures
+from thriftune.models import config_json as model_config
+from thriftune.models.architecture import Architecture, layer_of
+from thriftune.models.weight_files import Folder, Shapes, weights_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+# Parts of names that a wrapper leaves behind when it is saved in place of the model in it.
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_checkpoint_wrapped_module.": "activation checkpointing",
+    "_forward_module.": "Lightning",
+    "base_model.model.": "peft",
+    "module.": "DistributedDataParallel",
+}
+_NAMED = 3  # examples in a message
+NO_PLACE = "the model has no place for {}, which will not be used."
+NOT_READ = "holds {} too, which will not be read."
+
+
+def require_complete(directory: Path, source: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse a model directory whose weights do not fill the architecture in its config.json. Reads none of them.
+
+    Args:
+        directory: The directory.
+        source: Where it is from, for messages.
+        trust_remote_code: Run model code that the model ships.
+
+    Raises:
+        ModelSourceError: Names what is missing, damaged or of another shape.
+    """
+    weights = weights_in(Folder(directory), source)
+    content = model_config.read(ModelConfig(source=str(directory)), token=None)
+    name = str(directory) if trust_remote_code else source  # code is looked for where the name says
+    shape = architectures.from_content(content, name, trust_remote_code=trust_remote_code)
+    require_fit(shape, weights.shapes, source)
+    if weights.unread:
+        logger.warning("%s %s", source, NOT_READ.format(examples(weights.unread)))
+
+
+def require_fit(architecture: Architecture, shapes: Shapes, source: str) -> tuple[str, ...]:
+    """Refuse weights that do not fill an architecture. Reads none of them.
+
+    Args:
+        architecture: What is to be filled.
+        shapes: The shape of each tensor there is, by the name it has in the files.
+        source: Where they are from, for messages.
+
+    Returns:
+        Names of tensors that the architecture has no place for.
+
+    Raises:
+        ModelSourceError: Names what is missing or has another shape, and the likely cause.
+    """
+    import torch
+
+    model = architecture.on_meta(torch.bfloat16)
+    tensors = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
+    with _quiet():
+        _, unexpected = load_checked(
+            type(model),
+            None,
+            source,
+            config=model.config,
+            state_dict=tensors,
+            device_map={"": "meta"},
+            dtype=torch.bfloat16,
+        )
+    return unexpected
+
+
+def load_causal_lm(model_dir: Path, *, trust_remote_code: bool = False, **options: Any) -> "PreTrainedModel":
+    """`AutoModelForCausalLM.from_pretrained`, but for what it does in silence: the only way that a model is loaded.
+
+    Args:
+        model_dir: Model directory.
+        trust_remote_code: Run model code that the model ships.
+        options: Further arguments, as `dtype` and `device_map`.
+
+    Returns:
+        The model, all of whose weights are out of the directory.
+
+    Raises:
+        ModelSourceError: Weights are missing, of another shape or cut short, or there is an adapter beside them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    require_no_adapter(model_dir)
+    weights_in(Folder(model_dir), str(model_dir))
+    model, _ = load_checked(
+        AutoModelForCausalLM,
+        model_dir,
+        str(model_dir),
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        **options,
+    )
+    return model
+
+
+def load_checked(
+    model_class: Any, place: Path | None, source: str, **options: Any
+) -> tuple["PreTrainedModel", tuple[str, ...]]:
+    """`from_pretrained`, and a look at what it says of its success.
+
+    A missing buffer is no failure: what it holds is computed from the configuration, not drawn.
+
+    Args:
+        model_class: The class, or an auto class.
+        place: What to load; None where `options` has the tensors.
+        source: Where it is from, for messages.
+        options: Further arguments of `from_pretrained`.
+
+    Returns:
+        The model, and the names of tensors that it has no place for.
+
+    Raises:
+        ModelSourceError: Names what is missing or has another shape, and the likely cause.
+    """
+    try:
+        model, info = model_class.from_pretrained(
+            place,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
+            output_loading_info=True,
+            **options,
+        )
+    except RuntimeError as error:
+        if "conversion of the weights" not in str(error):
+            raise
+        raise ModelSourceError.single(
+            "model.source",
+            source,
+            "some of its weights are parts of one (such as the matrices of all experts), and not all parts are there.",
+            "Download or save the model again.",
+        ) from error
+    unexpected = tuple(sorted(info["unexpected_keys"]))
+    if problems := _problems(model, info["missing_keys"], info["mismatched_keys"], unexpected, source):
+        raise ModelSourceError(problems)
+    if unexpected:
+        logger.warning("%s: %s", source, NO_PLACE.format(examples(unexpected)))
+    return model, unexpected
+
+
+def require_no_adapter(model_dir: Path) -> None:
+    """Refuse a directory that holds an adapter: transformers would put it on the model, or load another model for it.
+
+    Args:
+        model_dir: Model directory.
+
+    Raises:
+        ModelSourceError: There is one.
+    """
+    if not (model_dir / ADAPTER_CONFIG).is_file():
+        return
+    if not (model_dir / "config.json").is_file():
+        raise ModelSourceError.single(
+            "model", model_dir, "is an adapter, not a model.", "Name the base model, and this as its adapter."
+        )
+    raise ModelSourceError.single(
+        "model",
+        model_dir,
+        f"holds an adapter beside the model ({ADAPTER_CONFIG}), which transformers would put on it unasked.",
+        "Move the adapter into a directory of its own, and name that where an adapter is wanted.",
+    )
+
+
+def wrapper_in(names: Collection[str]) -> str:
+    """What the names of tensors say of how they were saved: a sentence to put before a remedy, or nothing."""
+    for part, wrapper in _WRAPPERS.items():
+        if any(f".{part}" in f".{name}" for name in names):
+            return f"Their names hold `{part}`, left by {wrapper}."
+    return ""
+
+
+def examples(names: Collection[str]) -> str:
+    """The first of several names, and how many more there are."""
+    first = ", ".join(list(names)[:_NAMED])
+    more = len(names) - _NAMED
+    return f"{first} and {more} more" if more > 0 else first
+
+
+def _problems(
+    model: "PreTrainedModel",
+    missing: Collection[str],
+    mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]],
+    unexpected: Collection[str],
+    source: str,
+) -> list[Problem]:
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    absent = sorted(parameters.intersection(missing))
+    problems = []
+    if absent:
+        message = f"{len(absent)} of {len(parameters)} weights are missing, such as {examples(absent)}."
+        problems.append(Problem("model.source", source, message, _remedy(model, absent, unexpected)))
+    shapes = [f"{name} is {_shape(stored)} and should be {_shape(needed)}" for name, stored, needed in mismatched]
+    if shapes:
+        message = f"weights have other shapes than config.json says: {examples(sorted(shapes))}."
+        remedy = "Use the config.json that the weights were saved with."
+        problems.append(Problem("model.source", source, message, remedy))
+    return problems
+
+
+def _remedy(model: "PreTrainedModel", missing: Collection[str], unexpected: Collection[str]) -> str:
+    """What to do about missing weights, by what else is known of them."""
+    if wrapped := wrapper_in(unexpected):
+        is_adapted = any(".base_layer." in name or "lora_" in name for name in unexpected)
+        what = "merge the adapter into the model" if is_adapted else "unwrap the model"
+        return f"{wrapped} There, {what} before it is saved; or take that part out of every name."
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if head is not None and all(model.get_parameter(name) is head.weight for name in missing):
+        return (
+            "Save the model with its head; if its head is its embedding, set tie_word_embeddings: true in config.json."
+        )
+    if all(layer_of(name) for name in missing):
+        return "Bring all of its files, or the config.json that they were saved with if this one has more layers."
+    return "Download or save the model again."
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(str(n) for n in shape)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the table and the progress bar of a load that is none."""
+    from transformers.utils import logging as transformers_logging
+
+    level, shows_progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if shows_progress:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,55 @@
+"""A GGUF file as a model directory."""
+
+from pathlib import Path
+from typing import Any
+
+from thriftune.disk import is_full
+from thriftune.errors import ModelSourceError
+from thriftune.models import gguf_file
+from thriftune.models.completeness import load_checked
+
+
+def convert(file: Path, directory: Path) -> None:
+    """Unpack a GGUF file into 16-bit safetensors.
+
+    transformers (5.23) reads the tokenizer and chat template out of the same file. `dequantize` gives plain weights;
+    the marks it leaves on model and configuration would make `save_pretrained` refuse.
+
+    Args:
+        file: The file.
+        directory: Where to write to.
+
+    Raises:
+        ModelSourceError: No such file, or it is damaged, or lacks weights.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+
+    if not file.is_file():
+        raise ModelSourceError.single("model.source", file, "no such file.", "Check the path.")
+    try:
+        config = AutoConfig.for_model(**gguf_file.config_of(file))
+        with gguf_file.alone(file) as link, gguf_file.known(file):
+            dequantized = GgufConfig(dequantize=True)
+            loaded, _ = load_checked(
+                AutoModelForCausalLM,
+                link.parent,
+                str(file),
+                gguf_file=link.name,
+                config=config,
+                quantization_config=dequantized,
+                dtype=torch.bfloat16,
+            )
+    except gguf_file.UNREADABLE as error:
+        if is_full(error):  # of temporary files
+            raise
+        raise ModelSourceError.single(
+            "model.source", file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
+        ) from error
+    model: Any = loaded
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(directory)
+    gguf_file.save_tokenizer(file, directory)

@@ -1,0 +1,162 @@
+"""Loading a model to run on the devices of one node: plain or in 4 bits, with or without adapters."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune.config import RunConfig
+from thriftune.hardware import Device, Precision, torch_dtype
+from thriftune.models import quantization
+from thriftune.models.adapter_weights import attach
+from thriftune.models.completeness import load_causal_lm
+from thriftune.planning.memory.overhead import GIB, WEIGHTS_SHARE
+from thriftune.training_plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How to hold a model in memory.
+
+    Attributes:
+        device: What it runs on.
+        precision: Precision to compute in.
+        four_bit: Whether linear layers are stored in NF4.
+        double_quantization: Whether the quantization constants are quantized too.
+    """
+
+    device: Device
+    precision: Precision
+    four_bit: bool = False
+    double_quantization: bool = True
+
+
+def planned_placement(config: RunConfig, plan: TrainingPlan) -> Placement:
+    """How a run holds its model outside ZeRO: in 4 bits where adapters train on a quantized base."""
+    double = config.lora_or_default.double_quantization
+    return Placement(plan.hardware, plan.precision, four_bit=plan.four_bit, double_quantization=double)
+
+
+def as_stored(placement: Placement, model_dir: Path) -> Placement:
+    """Hold a model that is stored in fp32 in fp32 where there is room: in 16 bits it is another model.
+
+    Args:
+        placement: How to hold it otherwise, not in 4 bits.
+        model_dir: Directory with safetensors.
+
+    Returns:
+        The placement. A warning says where the weights are rounded.
+    """
+    if placement.precision == "fp32" or _stored_dtype(model_dir) != "float32":
+        return placement
+    needed = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
+    if needed <= sum(_limits(placement.device).values()):
+        return replace(placement, precision="fp32")
+    logger.warning(
+        "%s is stored in fp32, and held in %s here: its %.1f GiB do not fit. Answers and losses are those of the "
+        "rounded weights.",
+        model_dir,
+        placement.precision,
+        needed / GIB,
+    )
+    return placement
+
+
+def _stored_dtype(model_dir: Path) -> str:
+    """The type that config.json names, as float32; older ones call it torch_dtype."""
+    content = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    return str(content.get("dtype") or content.get("torch_dtype") or "")
+
+
+def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> dict[int | str, int]:
+    """What accelerate may fill on each device, from what is free there now.
+
+    Args:
+        device: Kind of device of this machine.
+        free_bytes: Free memory of each GPU, by index; empty on CPU.
+        host_bytes: Available host memory.
+
+    Returns:
+        Bytes per GPU index, or for the key "cpu". On a GPU machine the host gets none: bitsandbytes cannot train
+        layers that are not on a GPU, and a layer left on the host would be slow without saying so.
+    """
+    if not device.is_gpu:
+        return {"cpu": int(host_bytes * WEIGHTS_SHARE)}
+    return {index: int(free * WEIGHTS_SHARE) for index, free in free_bytes.items()}
+
+
+def _limits(device: Device) -> dict[int | str, int]:
+    """What accelerate may fill of this machine now."""
+    import psutil
+    import torch
+
+    free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
+    return max_memory(device, free, psutil.virtual_memory().available)
+
+
+def load_model(model_dir: Path, placement: Placement, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """Load a model over every visible device of this node (`device_map="auto"`).
+
+    Args:
+        model_dir: Directory with safetensors.
+        placement: How to hold it.
+        trust_remote_code: Run model code that the model ships.
+
+    Returns:
+        The model; large ones are split by layers over the GPUs.
+
+    Raises:
+        ModelSourceError: Not all of its weights are there.
+    """
+    model = load_causal_lm(
+        model_dir,
+        trust_remote_code=trust_remote_code,
+        dtype=torch_dtype(placement.precision),
+        quantization_config=_quantization(placement),
+        device_map="auto",
+        max_memory=_limits(placement.device),
+    )
+    if placement.four_bit:
+        _report_quantized_share(model)
+    return model
+
+
+def attach_adapters(model: "PreTrainedModel", adapters: dict[str, Path]) -> Any:
+    """Put trained adapters on a model.
+
+    Args:
+        model: The base model.
+        adapters: Directories by name; the first one is active.
+
+    Returns:
+        A peft model, or the model itself when there are no adapters.
+
+    Raises:
+        AdapterError: One of them is not whole, or of another model.
+    """
+    attached: Any = model
+    for name, directory in adapters.items():
+        attached = attach(attached, directory, name=name)
+    return attached
+
+
+def _quantization(placement: Placement) -> "BitsAndBytesConfig | None":
+    if not placement.four_bit:
+        return None
+    dtype = torch_dtype(placement.precision)
+    return quantization.configuration(dtype, double_quantization=placement.double_quantization)
+
+
+def _report_quantized_share(model: "PreTrainedModel") -> None:
+    """Say how much of the model is really in 4 bits: see `thriftune.models.quantization` for what is not."""
+    layers = quantization.four_bit_layers(model)
+    quantized = sum(2 * model.get_parameter(f"{name}.weight").numel() for name in layers)  # two of them in a byte
+    other = sum(p.numel() for p in model.parameters() if type(p).__name__ != "Params4bit")
+    level = logging.INFO if quantized else logging.WARNING
+    logger.log(level, "%.0f %% of the weights are in 4 bits", 100 * quantized / (quantized + other))

@@ -1,0 +1,183 @@
+"""Merging an adapter into the unquantized base model: an ordinary model, loadable with nothing of ours."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune import artifacts, damage
+from thriftune.hardware import Precision, torch_dtype
+from thriftune.inference.evaluation import held_out_loss, held_out_rows
+from thriftune.models import saving
+from thriftune.models.adapter_weights import attach
+from thriftune.models.completeness import load_causal_lm
+from thriftune.models.rounding import RoundingMode, rounded
+from thriftune.models.saving import SaveDtype, SavedWeights
+from thriftune.models.stopping import save_tokenizer
+from thriftune.models.tokenizer import load_tokenizer
+from thriftune.strategies.zero.masters import computing_with
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+# Of one pass over the rows that the merged model is compared on: minutes on the four CPUs of a pod. One row at least.
+_COMPARED_OPERATIONS = 2e13
+# Each pass puts every weight into fp32 once; of a large model there are no more rows than this anyway.
+_ROWS_AT_ONCE = 8
+
+
+def merge(
+    model_dir: Path,
+    adapter_dir: Path,
+    destination: Path,
+    *,
+    dataset_dir: Path | None = None,
+    save_dtype: SaveDtype = "auto",
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> SavedWeights | None:
+    """Add an adapter's weights to the base model's, and save the sum.
+
+    The base is loaded unquantized: adding to dequantized NF4 weights would keep their rounding errors for ever.
+
+    Args:
+        model_dir: Base model.
+        adapter_dir: Adapter.
+        destination: Model directory to make.
+        dataset_dir: A prepared dataset, on whose held-out rows the sum is compared with the adapter on the same base;
+            None: it is rounded to the nearest numbers, and not compared.
+        save_dtype: Precision of the saved weights; `auto` keeps the base model's.
+        seed: Of stochastic rounding.
+        trust_remote_code: Run model code that the model ships.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ModelSourceError: Not all weights of the base model are there.
+        AdapterError: The adapter is not whole, or of another model.
+        UserError: It is not what was saved.
+    """
+    damage.require_undamaged(adapter_dir, "adapter", content=True)
+    dtype: Any = "auto" if save_dtype == "auto" else torch_dtype(save_dtype)
+
+    def load() -> Any:
+        base = load_causal_lm(model_dir, trust_remote_code=trust_remote_code, dtype=dtype)
+        logger.info("Merging %s into %s (%s)", adapter_dir, model_dir, base.dtype)
+        return attach(base, adapter_dir).eval()
+
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
+    sums = _Sums(load, seed)
+    compared = _compare(sums, tokenizer, dataset_dir) if dataset_dir else None
+    merged = sums.rounded(compared.rounding if compared else "nearest")
+    size = sum(parameter.numel() * parameter.element_size() for parameter in merged.parameters())
+    with artifacts.writing(destination, "saving the merged model", size) as directory:
+        merged.save_pretrained(directory)
+        save_tokenizer(tokenizer, directory)
+        # The whole record of the run that made the adapter, where this package did.
+        record = artifacts.read_content(adapter_dir) if artifacts.is_whole(adapter_dir) else {}
+        artifacts.write_manifest(directory, "model", {**record, "merged_from": "adapter"})
+    return compared
+
+
+class _Sums:
+    """A base model with an adapter on it, then their sum, rounded in one way or another: one model in memory at a time.
+
+    Args:
+        load: Gives the base model with the adapter on it.
+        seed: Of stochastic rounding.
+    """
+
+    def __init__(self, load: Callable[[], Any], seed: int) -> None:
+        self._load, self._seed = load, seed
+        self._mode: RoundingMode | None = None
+        self.model = load()
+
+    def rounded(self, mode: RoundingMode) -> Any:
+        """The sum, rounded in a way to the type of the base model."""
+        if self._mode not in (None, mode):
+            del self.model
+            self.model = self._load()
+            self._mode = None
+        if self._mode is None:
+            self.model = _merged(self.model, mode, self._seed)
+            self._mode = mode
+        return self.model
+
+
+def _merged(model: Any, mode: RoundingMode, seed: int) -> Any:
+    """Merge layer by layer in fp32, and round each sum once; peft by itself rounds the addend as well."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        held = {key: p for key, p in layer.get_base_layer().named_parameters(recurse=False) if p.is_floating_point()}
+        types = {key: parameter.dtype for key, parameter in held.items()}
+        for parameter in held.values():
+            parameter.data = parameter.data.float()
+        layer.merge(safe_merge=True)
+        for key, parameter in held.items():
+            parameter.data = rounded(parameter.data, types[key], mode, f"{name}.{key}", seed)
+    return model.unload()
+
+
+def _compare(sums: _Sums, tokenizer: Any, dataset_dir: Path) -> SavedWeights | None:
+    """Measure the adapter on its base and their sum on the same rows, and choose how the sum is rounded.
+
+    Returns:
+        None where the model's code multiplies with the weight of another module than the one that runs, which is in
+        16 bits still (Jamba's convolutions).
+    """
+    adapted = sums.model
+    rows = _few_rows(dataset_dir, sum(parameter.numel() for parameter in adapted.parameters()))
+
+    def loss(model: Any) -> float:
+        with _in_fp32(model):
+            return held_out_loss(model, tokenizer, rows, _ROWS_AT_ONCE)[0]
+
+    with adapted.disable_adapter():
+        try:
+            base_loss = loss(adapted)
+        except RuntimeError as error:
+            logger.warning("The merged model cannot be compared with the adapter on its base: %s", error)
+            return None
+    names: dict[str, Precision] = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
+    return saving.decide(
+        names[str(adapted.dtype)],
+        len(rows),
+        base_loss,
+        lambda: loss(adapted),
+        lambda _, mode: loss(sums.rounded(mode)),
+        or_fp32=False,
+    )
+
+
+def _few_rows(dataset_dir: Path, parameters: int) -> "Dataset":
+    """Held-out rows that take minutes on a CPU: all of them for a small model, one for a very large one."""
+    rows = held_out_rows(dataset_dir, saving.ROWS)
+    tokens, taken = _COMPARED_OPERATIONS / (2 * parameters), 0
+    for length in rows["length"]:
+        tokens -= length
+        if taken and tokens < 0:
+            break
+        taken += 1
+    return rows.select(range(taken))
+
+
+@contextmanager
+def _in_fp32(model: Any) -> Iterator[None]:
+    """Compute in fp32, weight by weight: what CPUs are fast in, and what tells small differences.
+
+    Not where peft wraps a parameter (fused experts): it puts another in its place while the module runs.
+    """
+    from peft.tuners.lora.layer import ParamWrapper
+
+    if any(isinstance(module, ParamWrapper) for module in model.modules()):
+        yield
+        return
+    with computing_with(model, lambda _, parameter: parameter.detach().float()):
+        yield

@@ -1,0 +1,195 @@
+"""A base model in 4 bits: the one configuration of it, and which of a model's weights it is true of.
+
+transformers replaces layers of exactly the classes `nn.Linear` and `Conv1D`, but for the output head and what a model
+wants in fp32. A subclass (Falcon's) and the fused experts of a mixture stay as they are. So nothing here guesses: the
+quantizer that loads a model is given the model on the meta device, and what it replaced is counted.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from thriftune.config import LoraConfig
+from thriftune.errors import ConfigError
+from thriftune.hardware import Precision
+from thriftune.models.architecture import Architecture, layer_of, linear_layers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+# Source: bitsandbytes 0.50: blocks of 64 weights share an absmax, blocks of 256 absmax share another.
+_BLOCK = 64
+_NESTED_BLOCK = 256
+# Of the layers' weights; with less in 4 bits the layers take more than 60 % of what they take in 16 bits.
+LITTLE = 0.5
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights by how a base model in 4 bits holds them.
+
+    Attributes:
+        quantized: In layers that the quantizer replaces.
+        fused: In tensors of all experts of a layer, which stay in 16 bits.
+        other: The rest, which peft makes fp32: embeddings, norms, the output head, linear layers of other classes.
+    """
+
+    quantized: int = 0
+    fused: int = 0
+    other: int = 0
+
+    @property
+    def all(self) -> int:
+        """Their sum."""
+        return self.quantized + self.fused + self.other
+
+    def held_bytes(self, lora: LoraConfig, precision: Precision) -> int:
+        """Bytes of the frozen base that adapters train on, with the quantization constants.
+
+        Source:
+            QLoRA (arXiv 2305.14314), sections 2 and 3.
+        """
+        width = 4 if precision == "fp32" else 2
+        if not lora.four_bit:
+            return width * self.all
+        constants = 1 / _BLOCK + 4 / (_BLOCK * _NESTED_BLOCK) if lora.double_quantization else 4 / _BLOCK
+        return int(self.quantized * (0.5 + constants)) + width * self.fused + 4 * self.other
+
+
+def configuration(dtype: "torch.dtype", *, double_quantization: bool) -> "BitsAndBytesConfig":
+    """NF4, as bitsandbytes holds the linear layers of every base model in 4 bits.
+
+    Args:
+        dtype: Type that products are computed in.
+        double_quantization: Whether the quantization constants are quantized too.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def replace_layers(model: "torch.nn.Module", dtype: "torch.dtype", *, double_quantization: bool) -> Any:
+    """Do to a model on the meta device what loading it in 4 bits does, before any weight is read.
+
+    Args:
+        model: The model; layers of it are replaced.
+        dtype: Type that products are computed in.
+        double_quantization: Whether the quantization constants are quantized too.
+
+    Returns:
+        The quantizer, for who asks it more.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    asked = configuration(dtype, double_quantization=double_quantization)
+    quantizer = AutoHfQuantizer.from_config(asked, pre_quantized=False)  # as `from_pretrained` does for plain weights
+    quantizer.preprocess_model(model=model, device_map=None)
+    return quantizer
+
+
+def four_bit_layers(model: "torch.nn.Module") -> frozenset[str]:
+    """Names of the layers of a model that are in 4 bits, or will be when it is loaded."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    return frozenset(name for name, module in model.named_modules() if isinstance(module, Linear4bit))
+
+
+@lru_cache(maxsize=64)
+def quantized_layers(architecture: Architecture) -> frozenset[str]:
+    """Names of the layers that loading an architecture in 4 bits quantizes.
+
+    Args:
+        architecture: The model.
+    """
+    import torch
+
+    model = architecture.on_meta(torch.bfloat16)
+    replace_layers(model, torch.bfloat16, double_quantization=True)
+    return four_bit_layers(model)
+
+
+def weights_of(architecture: Architecture, names: Iterable[str]) -> Weights:
+    """Parameters by how a base in 4 bits holds them.
+
+    Args:
+        architecture: The model.
+        names: The parameters to count.
+    """
+    quantized, counts = quantized_layers(architecture), [0, 0, 0]
+    for name in names:
+        shape = architecture.shapes[name]
+        module, _, kind = name.rpartition(".")
+        in_four_bits = kind == "weight" and module in quantized
+        counts[0 if in_four_bits else 1 if len(shape) > 2 else 2] += math.prod(shape)
+    return Weights(*counts)
+
+
+def layer_weights(architecture: Architecture) -> Weights:
+    """Those of the decoder layers, without embeddings and the output head, which are never in 4 bits."""
+    return weights_of(architecture, filter(layer_of, architecture.shapes))
+
+
+def require_savings(lora: LoraConfig, architecture: Architecture) -> None:
+    """Refuse a base in 4 bits whose layers would take no less memory than in 16 bits.
+
+    What is not quantized becomes fp32, so a model of which nothing is quantized takes twice the memory of plain LoRA.
+    A mixture whose fused experts stay in 16 bits saves little, but it saves: it is not refused.
+
+    Args:
+        lora: The LoRA section.
+        architecture: The base model's.
+
+    Raises:
+        ConfigError: With what stays out, and both sizes.
+    """
+    if not lora.four_bit:
+        return
+    layers = layer_weights(architecture)
+    plain = layers.held_bytes(lora.model_copy(update={"four_bit": False}), "bf16")
+    held = layers.held_bytes(lora, "bf16")
+    if held >= plain:
+        raise ConfigError.single(
+            "lora.four_bit",
+            "true",
+            f"{layers.quantized / layers.all:.0%} of the weights in the layers of {architecture.name} would be in 4 "
+            f"bits{_left_alone(architecture)}, and the rest becomes fp32: {_gib(held)} where 16 bits take "
+            f"{_gib(plain)}.",
+            "Set lora.four_bit: false, which trains the same adapters on a 16-bit base.",
+        )
+
+
+def saves_little(lora: LoraConfig, architecture: Architecture) -> str:
+    """Why a base in 4 bits saves less than one expects of it; empty where it does not, or is not asked for."""
+    layers = layer_weights(architecture)
+    if not lora.four_bit or layers.quantized >= LITTLE * layers.all:
+        return ""
+    everything = weights_of(architecture, architecture.shapes)
+    plain = everything.held_bytes(lora.model_copy(update={"four_bit": False}), "bf16")
+    return (
+        f"only {layers.quantized / layers.all:.0%} of the weights in the layers of {architecture.name} are in 4 "
+        f"bits{_left_alone(architecture)}: the base takes {_gib(everything.held_bytes(lora, 'bf16'))}, in 16 bits "
+        f"{_gib(plain)}."
+    )
+
+
+def _left_alone(architecture: Architecture) -> str:
+    """What of a model the quantizer leaves alone, in words."""
+    import torch
+
+    quantized = quantized_layers(architecture)
+    model = architecture.on_meta(torch.bfloat16)
+    kinds = {type(model.get_submodule(name)).__name__ for name in linear_layers(model) if name not in quantized}
+    kinds |= {"fused experts"} if any(len(shape) > 2 for shape in architecture.shapes.values()) else set()
+    return f" (bitsandbytes leaves {', '.join(sorted(kinds))} alone)" if kinds else ""
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,60 @@
+"""Weights in fewer bits: to the nearest number, or stochastically, which keeps a sum of many small changes.
+
+Weights of a 16-bit base model lie exactly on the grid of their type, and a short training at a small learning rate
+moves most of them by less than half its spacing: rounding to the nearest number puts those back where they were.
+Stochastic rounding takes the two neighbours with probabilities whose mean is the weight, so that what many weights
+learnt together survives. What each costs is measured on held-out rows before a model is saved
+(`thriftune.models.saving`).
+"""
+
+import hashlib
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+RoundingMode = Literal["none", "nearest", "stochastic"]
+
+# Temporaries of one piece are 20 bytes an element: 320 MiB, whatever the size of an embedding table.
+_PIECE = 2**24
+
+
+def rounded(weight: "torch.Tensor", dtype: "torch.dtype", mode: RoundingMode, name: str, seed: int) -> "torch.Tensor":
+    """A weight in another type. The same on every rank and at every call with the same name and seed.
+
+    Args:
+        weight: In fp32.
+        dtype: Type to give it.
+        mode: How to round; `none` where the type holds every number of the weight's.
+        name: Of the weight: each has random numbers of its own.
+        seed: Of the run.
+    """
+    if mode != "stochastic":
+        return weight.to(dtype)
+    import torch
+
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator(weight.device).manual_seed(int.from_bytes(digest[:7], "big"))
+    result = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    for piece, into in zip(weight.reshape(-1).split(_PIECE), result.view(-1).split(_PIECE), strict=True):
+        into.copy_(_stochastically(piece, dtype, generator))
+    return result
+
+
+def _stochastically(weight: "torch.Tensor", dtype: "torch.dtype", generator: "torch.Generator") -> "torch.Tensor":
+    """One of the two neighbours of each number, each the more likely the nearer it is. Source: arXiv 2010.06192."""
+    import torch
+
+    near = weight.to(dtype)
+    away = weight - near.float()  # exact: the two are within a factor of two, or one is 0
+    # Bits of a float count its magnitudes in order: one more is the next number away from zero.
+    bits = near.view(torch.int16)
+    outwards = torch.where((near > 0) | ((near == 0) & (away > 0)), away > 0, away < 0)
+    step = torch.where(outwards, 1, -1).to(torch.int16)
+    # From zero both ways lead outwards, and the sign is the weight's.
+    signed_zero = torch.copysign(torch.zeros_like(near), away.to(dtype)).view(torch.int16)
+    other = (torch.where(near == 0, signed_zero, bits) + torch.where(near == 0, 1, step).to(torch.int16)).view(dtype)
+    chance = away.abs() / (other.float() - near.float()).abs()
+    taken = torch.rand(weight.shape, generator=generator, device=weight.device) < chance
+    # A number that is infinite, or rounds to an infinite one, has no neighbour to share with.
+    return torch.where(taken & torch.isfinite(near) & torch.isfinite(other), other, near)

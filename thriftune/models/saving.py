@@ -1,0 +1,162 @@
+"""In how many bits a result is saved: 16 where that keeps what was learnt, which is measured on held-out rows.
+
+The precision of saved weights is decided here and nowhere else.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from thriftune import distributed
+from thriftune.config import RunConfig
+from thriftune.hardware import Precision
+from thriftune.models.rounding import RoundingMode
+
+logger = logging.getLogger(__name__)
+
+SaveDtype = Literal["auto", "fp16", "bf16", "fp32"]
+
+# What rounding may cost, as a share of what training changed the held-out loss by.
+TOLERATED_SHARE = 0.05
+# Nats; below it, losses of the same weights differ by how a device adds.
+_NOISE = 2e-5
+# Held-out rows that are measured at most: the same rows before and after rounding, so that few tell the difference, and
+# fp32 is slow on the GPUs at hand.
+ROWS = 64
+# The first costs less where changes are larger than the spacing of the numbers, as after long trainings.
+_MODES: tuple[RoundingMode, ...] = ("nearest", "stochastic")
+_UNROUNDED: tuple[RoundingMode, ...] = ("none",)
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """How a result is saved, and what that does to it.
+
+    Losses are means over the trained tokens of held-out rows, in nats, computed in fp32.
+
+    Attributes:
+        dtype: Type of the saved weights.
+        rounding: How they were rounded to it.
+        rows: Held-out rows that were measured.
+        base_loss: Of the model before training.
+        trained_loss: Of the trained model before rounding.
+        saved_loss: Of the model as it is saved.
+        rounded_loss: The lowest of those in 16 bits, where fp32 is saved because of it.
+    """
+
+    dtype: Precision
+    rounding: RoundingMode
+    rows: int
+    base_loss: float
+    trained_loss: float
+    saved_loss: float
+    rounded_loss: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What saving added to the held-out loss, in nats."""
+        return self.saved_loss - self.trained_loss
+
+    @property
+    def how(self) -> str:
+        """The type, and how weights were rounded to it where that is not the usual way."""
+        return f"{self.dtype}, rounded stochastically" if self.rounding == "stochastic" else self.dtype
+
+
+# The held-out loss of the trained model, in a type and rounded to it in a way.
+LossOf = Callable[[Precision, RoundingMode], float]
+
+
+def sixteen_bits(trained_in: Precision, base_dtype: str) -> Precision:
+    """The 16-bit type of a result.
+
+    Args:
+        trained_in: Precision it was trained in.
+        base_dtype: Type that the base model is stored in, as torch prints it (torch.float16).
+
+    Returns:
+        The type it trained in; after fp32 training the base model's own, or bf16.
+    """
+    if trained_in != "fp32":
+        return trained_in
+    return "fp16" if base_dtype == "torch.float16" else "bf16"
+
+
+def bytes_at_most(config: RunConfig) -> int:
+    """Bytes of a weight of the result, at the most: `auto` comes to fp32 where 16 bits lose what full training learnt.
+
+    Args:
+        config: The run.
+    """
+    asked = config.training.save_dtype
+    may_be_fp32 = asked == "fp32" or (asked == "auto" and config.method == "full")
+    return 4 if may_be_fp32 else 2
+
+
+def unmeasured(asked: SaveDtype) -> tuple[Precision, RoundingMode]:
+    """How to save a model whose loss cannot be measured: nothing is lost, unless the run asks for 16 bits.
+
+    Args:
+        asked: `training.save_dtype`.
+
+    Returns:
+        Type, and way of rounding.
+    """
+    if asked == "auto" or asked == "fp32":  # noqa: PLR1714 - mypy narrows these, and no membership
+        return "fp32", "none"
+    return asked, "nearest"
+
+
+def decide(
+    dtype: Precision,
+    rows: int,
+    base_loss: float,
+    trained_loss: Callable[[], float],
+    loss_of: LossOf,
+    *,
+    or_fp32: bool,
+) -> SavedWeights:
+    """How to save a trained model so that it stays what was trained.
+
+    Args:
+        dtype: Type to save it in.
+        rows: Held-out rows that the losses are measured on.
+        base_loss: Of the model before training.
+        trained_loss: Measures the trained model before rounding.
+        loss_of: Measures what would be saved, in a type and rounded in a way.
+        or_fp32: Whether fp32 is saved where 16 bits cost too much; else they are saved, with a warning.
+
+    Returns:
+        The first way of rounding that costs no more than `TOLERATED_SHARE` of what training changed; where none does,
+        fp32, or the better way.
+    """
+    trained = trained_loss()
+    _say(
+        logging.INFO, "On %d held-out rows, in fp32: loss %.4f before training, %.4f after it", rows, base_loss, trained
+    )
+    tolerated = max(TOLERATED_SHARE * abs(base_loss - trained), _NOISE)
+    tried: list[SavedWeights] = []
+    for mode in _MODES if dtype != "fp32" else _UNROUNDED:
+        way = SavedWeights(dtype, mode, rows, base_loss, trained, loss_of(dtype, mode))
+        _say(logging.INFO, "The same rows, as saved in %s: %.4f (rounding: %s)", dtype, way.saved_loss, mode)
+        if way.cost <= tolerated:
+            return way
+        tried.append(way)
+    best = min(tried, key=lambda way: math.inf if math.isnan(way.cost) else way.cost)
+    lost = (
+        f"Saving in {dtype} loses part of what was learnt: on {rows} held-out rows the loss is {best.saved_loss:.4f}, "
+        f"and {trained:.4f} before it is saved ({base_loss:.4f} before training)"
+    )
+    if or_fp32:
+        _say(logging.WARNING, "%s. The weights are saved in fp32.", lost)
+        return SavedWeights("fp32", "none", rows, base_loss, trained, trained, best.saved_loss)
+    _say(logging.WARNING, "%s. Set training.save_dtype: fp32, or train for longer.", lost)
+    return best
+
+
+def _say(level: int, message: str, *values: object) -> None:
+    """Log once, and not for every rank."""
+    if distributed.current_rank().is_main:
+        logger.log(level, message, *values)

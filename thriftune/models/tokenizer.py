@@ -1,0 +1,80 @@
+"""The tokenizer of a model directory: pad token, padding side and end of text, decided in this one place."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from thriftune.models.chat_template import turn_end
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Names under which tokenizers ship a token that never occurs in text, best first.
+_PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "[UNK]")
+
+
+def load_tokenizer(
+    model_dir: Path, *, padding_side: Literal["left", "right"] = "right", trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model directory.
+
+    Args:
+        model_dir: Directory with tokenizer files.
+        padding_side: `right` for training, `left` for generation.
+        trust_remote_code: Run tokenizer code that the model ships.
+
+    Returns:
+        The tokenizer, with a pad token that is in the vocabulary and, where there is any other, not EOS.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        model_dir, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    tokenizer.padding_side = padding_side
+    tokenizer.pad_token = choose_pad_token(tokenizer)
+    return tokenizer
+
+
+def choose_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A pad token that needs no new row in the embedding table.
+
+    A pad that equals EOS, or what the chat template ends a turn with, is dangerous where padding is masked by id: the
+    end of an answer is then never learned. This package labels by position, so it is safe here, but the saved
+    tokenizer goes on to other tools.
+
+    Args:
+        tokenizer: Any tokenizer.
+
+    Returns:
+        The tokenizer's own pad token if it ends nothing, else a token of the vocabulary that serves, else the
+        tokenizer's own or EOS.
+    """
+    current, eos, end = tokenizer.pad_token, tokenizer.eos_token, turn_end(tokenizer)
+    ends = (eos, end.token if end else None)
+    if current is not None and current not in ends:
+        return str(current)
+    vocabulary = tokenizer.get_vocab()
+    for name in (*_PAD_NAMES, tokenizer.unk_token):
+        if name in vocabulary and name not in (*ends, tokenizer.bos_token):
+            return str(name)
+    return str(current or eos)
+
+
+def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A SHA-256 of what decides how text becomes tokens, whatever model the tokenizer came with.
+
+    Args:
+        tokenizer: Any tokenizer.
+
+    Returns:
+        A digest of its rules and vocabulary, its special tokens and its chat template.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    if backend is not None:  # how it was last called, not what it is
+        rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    parts = json.dumps([rules, special, tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()

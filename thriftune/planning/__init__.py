@@ -1,0 +1,1 @@
+"""What fits, and what it costs: catalogue, offers, memory, search, suggestions."""

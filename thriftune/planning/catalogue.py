@@ -1,0 +1,299 @@
+"""The node types a planner chooses among, with what they offer and cost: catalogue.yaml, or a file like it.
+
+Prices are somebody else's to change, so they stand in a file that can be replaced, never in code.
+"""
+
+import datetime
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from thriftune import remote
+from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
+from thriftune.config import Section
+from thriftune.config import messages as config_errors
+from thriftune.errors import ConfigError, Problem
+from thriftune.hardware import DEVICES, Device, DeviceName
+
+Interconnect = Literal["none", "pcie", "nvlink", "nvswitch"]
+
+_MIB_PER_GIB = 1024
+# Share of the memory of an instance that its operating system never sees.
+_HIDDEN_MEMORY = 0.07
+# kubelet's own reservation on EKS, and the free memory below which it evicts pods.
+_KUBELET_MIB = 255
+_KUBELET_MIB_PER_POD = 11
+_EVICTION_MIB = 100
+# Pods that run on every node: CNI, kube-proxy, device plugin, log shipper.
+_DAEMONS_GIB = 1.5
+_DAEMONS_VCPUS = 1
+
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_EXAMPLE = "thriftune/planning/catalogue.yaml is an example."
+
+
+class NodeProperties(Section):
+    """What a kind of machine offers and costs: an entry of the file, without its name."""
+
+    device: DeviceName = Field(description="Kind of GPU, a key of thriftune.hardware.DEVICES.")
+    gpus: NonNegativeInt = Field(description="GPUs per node: at least 1; 0 only for device CPU.")
+    gpu_gib: NonNegativeFloat = Field(
+        description="Memory per GPU that the driver shows, in GiB: less than the data sheet says; 0 only for CPU."
+    )
+    host_gib: float = Field(gt=0, description="Memory of the host that the provider states, in GiB.")
+    vcpus: PositiveInt = Field(description="Virtual CPUs of the host.")
+    disk_gb: NonNegativeFloat = Field(description="Local NVMe disk, in GB; 0 for none.")
+    network_gbps: float = Field(gt=0, description="Network bandwidth that lasts (no burst), in Gbit/s.")
+    price_per_hour: float = Field(gt=0, description="Price of one node for one hour, in the catalogue's currency.")
+    bf16: bool = Field(description="Whether the GPU has bfloat16: true from compute capability 8.0 on.")
+    interconnect: Interconnect = Field(
+        description="What joins the GPUs of a node: pcie, nvlink or nvswitch; none only where there is one at most."
+    )
+    max_pods: PositiveInt = Field(
+        default=110, description="Pods that the kubelet allows and reserves memory for; 110 is Kubernetes' default."
+    )
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether there is a GPU at all."""
+        return self.gpus > 0
+
+    @property
+    def allocatable_host_gib(self) -> float:
+        """Host memory that a training pod can ask for on an otherwise empty node, in GiB.
+
+        Four things are not there to ask for: 255 MiB + 11 MiB per allowed pod for the kubelet; the 100 MiB below which
+        it evicts pods; the 7 % that firmware and kernel keep, and 1.5 GiB for the node's own daemons. The last two are
+        assumptions (Karpenter's for the first is 7.5 %, of every instance type): `kubectl describe node` shows yours.
+
+        Source: awslabs/amazon-eks-ami, nodeadm/internal/kubelet/config.go (`getMemoryMebibytesToReserve`); Karpenter's
+        setting `vmMemoryOverheadPercent`, https://karpenter.sh/docs/reference/settings/.
+        """
+        kubelet_mib = _KUBELET_MIB + _KUBELET_MIB_PER_POD * self.max_pods + _EVICTION_MIB
+        return max(0.0, self.host_gib * (1 - _HIDDEN_MEMORY) - kubelet_mib / _MIB_PER_GIB - _DAEMONS_GIB)
+
+    @property
+    def allocatable_vcpus(self) -> int:
+        """Virtual CPUs that a training pod can ask for on an otherwise empty node.
+
+        One is left for the kubelet (EKS reserves 0.08 of 4, 0.55 of 192) and the node's own daemons.
+
+        Source: awslabs/amazon-eks-ami, nodeadm/internal/kubelet/config.go (`getCPUMillicoresToReserve`).
+        """
+        return max(0, self.vcpus - _DAEMONS_VCPUS)
+
+    @field_validator("gpus")
+    @classmethod
+    def _fits_the_device(cls, gpus: int, info: ValidationInfo) -> int:
+        device = _device(info)
+        if device and device.is_gpu and gpus == 0:
+            raise _contradiction(f"leaves a node for {device.name} without a GPU")
+        if device and not device.is_gpu and gpus > 0:
+            raise _contradiction(f"gives GPUs to a node whose device is {device.name}")
+        return gpus
+
+    @field_validator("gpu_gib")
+    @classmethod
+    def _is_no_more_than_there_is(cls, gpu_gib: float, info: ValidationInfo) -> float:
+        device = _device(info)
+        if device and gpu_gib > device.memory_gib:
+            raise _contradiction(f"is more than the {device.memory_gib} GiB of {device.name}")
+        if device and device.is_gpu and gpu_gib == 0:
+            raise _contradiction(f"leaves {device.name} without memory")
+        return gpu_gib
+
+    @field_validator("bf16")
+    @classmethod
+    def _is_what_the_hardware_has(cls, bf16: bool, info: ValidationInfo) -> bool:
+        device = _device(info)
+        if device and bf16 != device.has_bf16:
+            has = "has bfloat16" if device.has_bf16 else "has no bfloat16"
+            raise _contradiction(f"contradicts thriftune.hardware: {device.name} {has}")
+        return bf16
+
+    @field_validator("interconnect")
+    @classmethod
+    def _joins_several_gpus(cls, interconnect: Interconnect, info: ValidationInfo) -> Interconnect:
+        gpus = info.data.get("gpus")
+        if gpus is not None and (gpus > 1) != (interconnect != "none"):
+            raise _contradiction(f"does not go with {gpus} GPU{'s' if gpus != 1 else ''}")
+        return interconnect
+
+
+class NodeType(NodeProperties):
+    """One kind of machine that can be rented."""
+
+    name: str = Field(description="What the provider calls it, as g4dn.12xlarge.")
+
+
+class Catalogue(Section):
+    """Node types of one provider and region, with their prices on one day."""
+
+    currency: str = Field(pattern=r"^[A-Z]{3}$", description="Currency of the prices, as USD.")
+    region: str = Field(min_length=1, description="Where the prices apply, as us-east-1.")
+    as_of: datetime.date = Field(description="Day that the prices were read, as 2026-01-31.")
+    source: str = Field(default="", description="Where the prices were read.")
+    nodes: tuple[NodeType, ...] = Field(description="The node types: a mapping of names to their properties.")
+
+    def get(self, name: str) -> NodeType:
+        """The node type of a name.
+
+        Args:
+            name: What the provider calls it, as g4dn.12xlarge.
+
+        Returns:
+            The node type.
+
+        Raises:
+            ConfigError: There is none of that name; the remedy names those that are spelt alike.
+        """
+        names = [node.name for node in self.nodes]
+        if name in names:
+            return self.nodes[names.index(name)]
+        close = difflib.get_close_matches(name, names)
+        remedy = f"Did you mean {' or '.join(close)}?" if close else f"The node types are {', '.join(names)}."
+        raise ConfigError.single("catalogue.nodes", name, "is not a node type of the catalogue.", remedy)
+
+    def for_device(self, device: str) -> tuple[NodeType, ...]:
+        """The node types that carry a device, cheapest first; none for a device that the catalogue does not offer.
+
+        Args:
+            device: Key of `thriftune.hardware.DEVICES`.
+        """
+        return tuple(sorted((n for n in self.nodes if n.device == device), key=lambda n: n.price_per_hour))
+
+
+def load(place: str | None = None) -> Catalogue:
+    """The catalogue in a file.
+
+    Args:
+        place: Path, s3:// or gs:// URL of a YAML file like catalogue.yaml; the shipped one when left out.
+
+    Returns:
+        The catalogue.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or cannot be right; every problem of it is named.
+        TransientError: The store of a URL did not answer.
+    """
+    shipped = resources.files("thriftune.planning") / "catalogue.yaml"
+    content = shipped.read_bytes() if place is None else _fetch(place)
+    data, problems = _parse(content, place or str(shipped))
+    nodes, of_nodes = _nodes(data)
+    try:
+        catalogue = Catalogue.model_validate(data | ({"nodes": nodes} if "nodes" in data else {}))
+    except ValidationError as error:
+        problems += _explain(error, Catalogue, "catalogue")
+    if problems or of_nodes:
+        raise ConfigError([*problems, *of_nodes])
+    return catalogue
+
+
+def _device(info: ValidationInfo) -> Device | None:
+    """The device of the node that is being validated, unless that was wrong itself."""
+    return DEVICES.get(info.data.get("device", ""))
+
+
+def _contradiction(message: str) -> PydanticCustomError:
+    return PydanticCustomError("contradiction", "{message}", {"message": message})
+
+
+def _fetch(place: str) -> bytes:
+    """The bytes of a file or URL."""
+    if remote.is_remote(place):
+        with remote.explained("catalogue", place, ConfigError):
+            return remote.content(place)
+    try:
+        return Path(place).expanduser().read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError.single("catalogue", place, "no such file.", "Check the path.") from error
+    except PermissionError as error:
+        raise ConfigError.single("catalogue", place, f"may not be read: {error}.", "Grant read access.") from error
+    except OSError as error:
+        raise ConfigError.single("catalogue", place, f"cannot be read: {error}.", "Give a file.") from error
+
+
+def _parse(content: bytes, place: str) -> tuple[dict[str, Any], list[Problem]]:
+    """The mapping in a YAML file, and the keys that it has twice.
+
+    Args:
+        content: The file.
+        place: Its name, for errors.
+
+    Raises:
+        ConfigError: It is not YAML, or not a mapping; there is nothing to look at further.
+    """
+    try:
+        loader = BoundedLoader(content)
+        root = loader.get_single_node()
+        data = loader.construct_document(root) if root else None
+    except TooMuchYamlError as error:
+        raise ConfigError.single("catalogue", place, f"{error}.", _EXAMPLE) from error
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2026-02-30 is a plain ValueError
+        text = " ".join(str(error).split())
+        raise ConfigError.single("catalogue", place, f"is not YAML: {text}.", _EXAMPLE) from error
+    if not isinstance(data, dict):
+        found = "is empty." if data is None else "is not a mapping."
+        raise ConfigError.single("catalogue", place, found, _EXAMPLE)
+    return {str(key): value for key, value in data.items()}, list(_repeated_keys(root, "catalogue", set()))
+
+
+def _repeated_keys(node: yaml.Node | None, field: str, seen: set[int]) -> Iterator[Problem]:
+    """The keys that mappings have twice: PyYAML would keep the last one and say nothing."""
+    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+        return
+    seen.add(id(node))  # an anchor that is used again is the same object, and may contain itself
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            message = f"is written twice, in lines {lines[name]} and {line}."
+            yield Problem(f"{field}.{name}", "", message, "Keep one of them.")
+        lines[name] = line
+        yield from _repeated_keys(value, f"{field}.{name}", seen)
+
+
+def _nodes(data: dict[str, Any]) -> tuple[list[NodeType], list[Problem]]:
+    """The node types of a file that are right, and the problems of the others."""
+    nodes: list[NodeType] = []
+    problems: list[Problem] = []
+    entries = data.get("nodes", {})
+    if "nodes" in data and not (isinstance(entries, dict) and entries):
+        message = "lists no node type." if not entries else "is not a mapping of names to properties."
+        problems.append(Problem("catalogue.nodes", "" if not entries else repr(entries)[:80], message, _EXAMPLE))
+        entries = {}
+    for name, properties in entries.items():
+        field = f"catalogue.nodes.{name}"
+        if not _LABEL_VALUE.fullmatch(str(name)):
+            message = "cannot be the name of a node type: pods select nodes by it, as the value of a label."
+            problems.append(Problem(field, "", message, "Use letters, digits, dots and dashes, at most 63."))
+        elif not isinstance(properties, dict):
+            remedy = f"Its keys are {', '.join(NodeProperties.model_fields)}."
+            problems.append(Problem(field, repr(properties)[:80], "is not a mapping.", remedy))
+        else:
+            try:
+                checked = NodeProperties.model_validate({str(key): value for key, value in properties.items()})
+                nodes.append(NodeType(**dict(checked), name=str(name)))
+            except ValidationError as error:
+                problems += _explain(error, NodeProperties, field)
+    return nodes, problems
+
+
+def _explain(error: ValidationError, model: type[Section], field: str) -> list[Problem]:
+    return [replace(problem, field=f"{field}.{problem.field}") for problem in config_errors.explain(error, model)]

@@ -1,0 +1,274 @@
+"""Memory of one forward and backward pass, from running the model's own code on the meta device."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from thriftune.config import LoraConfig
+from thriftune.errors import ConfigError, ModelSourceError, in_a_line
+from thriftune.hardware import Precision, torch_dtype
+from thriftune.methods.adapters import of_any_layer, peft_config, prepare_base, resolved
+from thriftune.models.architecture import Architecture
+from thriftune.models.quantization import replace_layers
+from thriftune.training.memory_watch import RETURNED_BLOCK
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from thriftune.planning.memory.tracing import RealDevice
+
+
+_UNFOLLOWABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is computed at once.
+
+    Attributes:
+        micro_batch: Rows.
+        sequence: Tokens per row; the longest that may come.
+        gradient_checkpointing: Layers keep their input only, and are computed again in the backward pass.
+        precision: Precision of the products.
+        adapters: What trains in place of the weights themselves, if anything.
+        masked: Whether attention takes a mask of every token against every other, as it does for padded rows and for
+            packed ones; without it transformers also repeats no keys and values for grouped queries.
+    """
+
+    micro_batch: int
+    sequence: int
+    gradient_checkpointing: bool
+    precision: Precision
+    adapters: LoraConfig | None = None
+    masked: bool = True
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Bytes of tensors alive at once.
+
+    Attributes:
+        all: Every tensor.
+        small: Those that malloc keeps for later when they are freed (see `thriftune.training.memory_watch`).
+    """
+
+    all: int
+    small: int
+
+    def __add__(self, other: "Peaks") -> "Peaks":
+        return Peaks(self.all + other.all, self.small + other.small)
+
+    def __sub__(self, other: "Peaks") -> "Peaks":
+        return Peaks(self.all - other.all, self.small - other.small)
+
+    def __rmul__(self, count: int) -> "Peaks":
+        return Peaks(count * self.all, count * self.small)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Memory of one pass, in parts that differ in where they are when a model is split by layers.
+
+    Attributes:
+        kept: What each decoder layer keeps for its backward pass, in order.
+        one_layer: What the layer being computed needs for a moment, besides what it keeps.
+        outside: The highest sum beside the layers: logits, their fp32 copy and their gradient, or the layer being
+            computed where that is more. The embedding's output and the mask are in it too.
+    """
+
+    kept: tuple[Peaks, ...]
+    one_layer: Peaks
+    outside: Peaks
+
+    def of(self, layers: Iterable[int], *, has_head: bool) -> Peaks:
+        """The sum on a device.
+
+        Args:
+            layers: Indices of the decoder layers it holds.
+            has_head: Whether it holds the output head, and so computes the loss.
+        """
+        return sum((self.kept[layer] for layer in layers), self.outside if has_head else self.one_layer)
+
+    def whole(self) -> Peaks:
+        """The sum on a device that holds the whole model."""
+        return self.of(range(len(self.kept)), has_head=True)
+
+
+@lru_cache(maxsize=256)
+def measure(architecture: Architecture, one_pass: Pass) -> Activations:
+    """Trace the first layers of a model, one more each time, until every kind of layer was the last one.
+
+    Args:
+        architecture: The model.
+        one_pass: What is computed.
+
+    Returns:
+        The bytes, apart from weights and the gradients that stay.
+
+    Raises:
+        ModelSourceError: The model's code cannot be followed without data.
+        ConfigError: It cannot compute rows of that length.
+    """
+    kinds = architecture.layer_kinds
+    traces: dict[int, _Trace] = {}
+
+    def trace(layers: int) -> _Trace:
+        if layers not in traces:
+            traces[layers] = _traced(architecture, one_pass, layers, with_head=True)
+        return traces[layers]
+
+    by_kind, outside, beside = {}, Peaks(0, 0), Peaks(0, 0)
+    for kind in dict.fromkeys(kinds):
+        # The second layer of a model rather than its first, beside which the embedding's output is kept.
+        last = next((i for i, other in enumerate(kinds) if i and other == kind), 0)
+        by_kind[kind] = trace(last + 1).kept - trace(last).kept if last else trace(1).kept
+    for kind in by_kind:
+        first = kinds.index(kind)
+        others = sum((by_kind[other] for other in kinds[: first + 1]), Peaks(0, 0))
+        outside = _larger(outside, trace(first + 1).peak - others)
+        bare = _traced(architecture, one_pass, first + 1, with_head=False)
+        beside = _larger(beside, bare.peak - others)
+    return Activations(tuple(by_kind[kind] for kind in kinds), beside, outside)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """One traced pass: the highest sum of bytes, and what the forward pass left for the backward pass."""
+
+    peak: Peaks
+    kept: Peaks
+
+
+def _larger(first: Peaks, second: Peaks) -> Peaks:
+    return Peaks(max(first.all, second.all), max(first.small, second.small))
+
+
+def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_head: bool) -> _Trace:
+    """Trace with the mask that most models take, or with the one that builds positions take."""
+    attempts = (4, 2) if one_pass.masked else (0,)
+    for dimensions in attempts:
+        try:
+            return _trace(architecture, one_pass, layers, dimensions, with_head=with_head)
+        except _UNFOLLOWABLE as error:
+            reason = error
+    longest = architecture.longest_input
+    if longest is not None and one_pass.sequence > longest:  # as MPT, whose bias is built for so many positions
+        raise ConfigError.single(
+            "data.max_length",
+            one_pass.sequence,
+            f"{architecture.name} was made for {longest} positions, and cannot compute longer rows.",
+            f"Use at most {longest}.",
+        ) from reason
+    raise ModelSourceError.single(
+        "model.source",
+        architecture.name,
+        f"its forward pass cannot be followed without data, so its memory cannot be planned ({in_a_line(reason)}).",
+        "Use another model, and please report this one.",
+    ) from reason
+
+
+def _trace(architecture: Architecture, one_pass: Pass, layers: int, mask_dimensions: int, *, with_head: bool) -> _Trace:
+    import torch
+
+    from thriftune.planning.memory.tracing import LiveBytes, RealDevice, meta_autocast_ignored
+
+    dtype = torch_dtype(one_pass.precision)
+    # The Trainer's mixed precision; DeepSpeed, which trains without adapters, computes in the weights' own type.
+    autocast = dtype if one_pass.adapters and one_pass.precision != "fp32" else None
+    device = RealDevice(autocast)
+    model = _trainable(architecture, one_pass, layers, device)
+    rows, tokens = one_pass.micro_batch, one_pass.sequence
+    ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
+    shape = {0: (), 2: (rows, tokens), 4: (rows, 1, tokens, tokens)}[mask_dimensions]
+    mask = torch.ones(shape, dtype=torch.bool if mask_dimensions == 4 else torch.long, device="meta") if shape else None
+    counted = LiveBytes([*model.parameters(), *model.buffers()], small=RETURNED_BLOCK)
+    with meta_autocast_ignored(), device, counted:
+        if with_head:
+            loss = _loss(model, ids, mask, upcast=autocast is not None)
+        else:
+            inner = model.get_base_model() if one_pass.adapters else model
+            loss = _decoder(inner)(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
+        device.leave_autocast()
+        kept = Peaks(counted.live, counted.small_live)
+        loss.backward()
+    # transformers would make the large mask of a model that takes the small one.
+    made = Peaks(rows * tokens**2 * dtype.itemsize if mask_dimensions == 2 else 0, 0)
+    return _Trace(Peaks(counted.peak, counted.small_peak) + made, kept)
+
+
+def _decoder(model: Any) -> Any:
+    """A model without its output head; Llama 4's (transformers 5.23) takes itself for that."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    return decoder if decoder is not model else next(part for part in model.children() if part is not head)
+
+
+def _loss(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None", *, upcast: bool) -> Any:
+    """The loss as the Trainer computes it: accelerate returns fp32 copies of what autocast made."""
+    output = model(input_ids=ids, attention_mask=mask, labels=ids)
+    if upcast:
+        output.logits = output.logits.float()
+    return output.loss
+
+
+def _trainable(architecture: Architecture, one_pass: Pass, layers: int, device: "RealDevice") -> Any:
+    """The model as the training code prepares it, on the meta device; gradients of weights are dropped as they come."""
+    dtype = torch_dtype(one_pass.precision)
+    model: Any = architecture.on_meta(dtype, layers)
+    model.config.use_cache = False
+    if one_pass.adapters:
+        if one_pass.adapters.four_bit:
+            _quantize(model, one_pass.adapters, dtype)
+        model = _with_adapters(model, resolved(one_pass.adapters, architecture))
+    if one_pass.gradient_checkpointing:
+        # Torch leaves a function mode when the backward pass starts; layers are computed again in a context of ours.
+        contexts = partial(_recomputation, device.autocast)
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts}
+        )
+    model.train()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    return model
+
+
+def _recomputation(autocast: "torch.dtype | None") -> tuple[Any, Any]:
+    """Contexts of a layer's first computation and of its second."""
+    from thriftune.planning.memory.tracing import RealDevice
+
+    return nullcontext(), RealDevice(autocast)
+
+
+def _drop_gradient(parameter: "torch.Tensor") -> None:
+    parameter.grad = None
+
+
+def _quantize(model: "PreTrainedModel", lora: LoraConfig, dtype: "torch.dtype") -> None:
+    """Put bitsandbytes' 4-bit layers into a model on the meta device, with a product that needs no data."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    from thriftune.planning.memory.tracing import FourBitProduct
+
+    replace_layers(model, dtype, double_quantization=lora.double_quantization)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            replaced: Any = module
+            replaced.forward = partial(_four_bit_forward, module, FourBitProduct, dtype)
+
+
+def _four_bit_forward(module: Any, product: Any, dtype: "torch.dtype", inputs: "torch.Tensor") -> Any:
+    """As `bitsandbytes.nn.Linear4bit.forward`: inputs to the compute type, and the result back to theirs."""
+    result = product.apply(inputs.to(dtype), (module.out_features, module.in_features))
+    if module.bias is not None:
+        result = result + module.bias.to(dtype)
+    return result.to(inputs.dtype)
+
+
+def _with_adapters(model: "PreTrainedModel", lora: LoraConfig) -> Any:
+    from peft import get_peft_model
+
+    prepared = prepare_base(model, lora, gradient_checkpointing=False)
+    return get_peft_model(prepared, peft_config(of_any_layer(lora)))

@@ -1,0 +1,173 @@
+"""LoRA and QLoRA: a frozen base model split by layers over the devices of one node, and adapters that train.
+
+Which layers lie on which device is not guessed: transformers' own `device_map="auto"` (which accelerate's became) is
+asked, for the model on the meta device and the memory that `thriftune.models.loading` would allow it.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from thriftune.config import LoraConfig
+from thriftune.hardware import Precision, torch_dtype
+from thriftune.methods.adapters import adapter_parameters
+from thriftune.models.architecture import Architecture, layer_of
+from thriftune.models.quantization import Weights, replace_layers, weights_of
+from thriftune.planning.memory.activations import Pass, measure
+from thriftune.planning.memory.sharded import (
+    ACTIVATIONS,
+    FORWARD_BACKWARD,
+    GRADIENTS,
+    KEPT,
+    STATES,
+    STEP,
+    STEP_BUFFERS,
+    WEIGHTS,
+    kept_by_malloc,
+)
+
+_STATE_BLOCK = 256  # of the 8-bit optimizers
+_SMALLEST_8_BIT = 4096  # smaller tensors keep fp32 states
+
+# Shares of the activations, and of those in small blocks; fitted: see `_kept_in_autocast`.
+_AUTOCAST_COPIES = 0.2
+_AUTOCAST_SMALL = 0.8
+# Bytes of the optimizer's states per trained parameter, as fp32 tensors.
+_STATE_BYTES = {"adamw": 8.0, "sgd": 0.0}
+_EIGHT_BIT = 2 * (1 + 4 / _STATE_BLOCK)
+
+
+@dataclass(frozen=True)
+class DeviceShare:
+    """What one device of a node holds.
+
+    Attributes:
+        weights: Those of the base model.
+        adapters: Parameters of the adapters on them.
+        layers: Indices of the decoder layers here.
+        has_head: Whether the output head is here.
+    """
+
+    weights: Weights
+    adapters: int
+    layers: tuple[int, ...]
+    has_head: bool
+
+
+def phases(
+    share: DeviceShare, one_pass: Pass, optimizer: str, architecture: Architecture, *, on_gpu: bool
+) -> dict[str, dict[str, int]]:
+    """Bytes by item on one device, per phase.
+
+    Args:
+        share: What it holds.
+        one_pass: What is computed at once.
+        optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd.
+        architecture: The model.
+        on_gpu: Whether devices are GPUs; on a CPU freed small blocks stay with the process.
+
+    Source:
+        QLoRA (arXiv 2305.14314), sections 2 and 3. peft turns what is not in 4 bits into fp32, and trains fp32
+        adapters on a 16-bit base.
+    """
+    assert one_pass.adapters is not None
+    needed = measure(architecture, one_pass).of(share.layers, has_head=share.has_head)
+    weights = share.weights.held_bytes(one_pass.adapters, one_pass.precision) + 4 * share.adapters
+    held = {WEIGHTS: weights, STATES: state_bytes(share.adapters, optimizer), GRADIENTS: 4 * share.adapters}
+    forward, step = {**held, ACTIVATIONS: needed.all}, {**held, STEP_BUFFERS: 4 * share.adapters}
+    if not on_gpu:
+        forward[KEPT] = _kept_in_autocast(share, one_pass, architecture)
+        step[KEPT] = kept_by_malloc(needed)
+    return {FORWARD_BACKWARD: forward, STEP: step}
+
+
+def _kept_in_autocast(share: DeviceShare, one_pass: Pass, architecture: Architecture) -> int:
+    """What malloc keeps on a CPU of the copies that autocast makes, in the first pass or in recomputed layers.
+
+    Source: fitted to the measured runs; a GPU's allocator gives such blocks to the next tensor.
+    """
+    if one_pass.precision == "fp32":
+        return 0
+    whole = measure(architecture, replace(one_pass, gradient_checkpointing=False))
+    activations = whole.of(share.layers, has_head=share.has_head)
+    copies = min(_AUTOCAST_COPIES * activations.all, _AUTOCAST_SMALL * activations.small)
+    return int(copies) + 2 * share.adapters
+
+
+def state_bytes(parameters: int, optimizer: str) -> int:
+    """The optimizer's states of trained parameters.
+
+    Paged states may move to the host when a GPU is full; until then they are on it, and they are counted there.
+
+    Source: 8-bit optimizers (arXiv 2110.02861): one byte per state and an fp32 absmax per block of 256.
+    """
+    return int(parameters * _STATE_BYTES.get(optimizer, _EIGHT_BIT))
+
+
+@lru_cache(maxsize=256)
+def split(
+    architecture: Architecture,
+    lora: LoraConfig,
+    precision: Precision,
+    devices: int,
+    usable_bytes: int,
+    *,
+    trains: bool = True,
+) -> tuple[DeviceShare, ...] | None:
+    """How a base model is split over the devices of a node.
+
+    Args:
+        architecture: The model.
+        lora: The LoRA section.
+        precision: Precision of what is not in 4 bits.
+        devices: GPUs of the node, or 1 for a CPU.
+        usable_bytes: What loading may fill on each (`thriftune.models.loading.max_memory`).
+        trains: Whether adapters are put on it.
+
+    Returns:
+        A share per device, or None where the weights do not fit.
+    """
+    placed = {"": 0} if devices == 1 else _device_map(architecture, lora, precision, devices, usable_bytes)
+    if placed is None:
+        return None
+    names: list[list[str]] = [[] for _ in range(devices)]
+    for name in architecture.shapes:
+        names[_device_of(name, placed)].append(name)
+    adapters = [0] * devices
+    for module, count in (adapter_parameters(architecture, lora) if trains else {}).items():
+        adapters[_device_of(f"{module}.weight", placed)] += count
+    return tuple(
+        DeviceShare(
+            weights_of(architecture, names[device]),
+            adapters[device],
+            layers=tuple(sorted({int(layer_of(name).rpartition(".")[2]) for name in names[device] if layer_of(name)})),
+            has_head=architecture.head_name in names[device],
+        )
+        for device in range(devices)
+    )
+
+
+def _device_of(name: str, placed: dict[str, int]) -> int:
+    """The device of a parameter: that of the longest module name in the map that it lies under."""
+    under = max((module for module in placed if not module or f"{name}.".startswith(f"{module}.")), key=len)
+    return placed[under]
+
+
+def _device_map(
+    architecture: Architecture, lora: LoraConfig, precision: Precision, devices: int, usable_bytes: int
+) -> dict[str, int] | None:
+    from accelerate.utils import modeling
+    from transformers.integrations.accelerate import _get_device_map
+
+    dtype = torch_dtype(precision)
+    model = architecture.on_meta(dtype)
+    double = lora.double_quantization
+    quantize = replace_layers(model, dtype, double_quantization=double) if lora.four_bit else None
+    limits: dict[int | str, int] = dict.fromkeys(range(devices), usable_bytes)
+    modeling.logger.setLevel("ERROR")  # it warns that this machine has no such GPUs
+    try:
+        placed = _get_device_map(model, "auto", limits, quantize)
+    except ValueError:  # the quantizer's: some layers are left over for the host
+        return None
+    if any(not isinstance(device, int) for device in placed.values()):
+        return None
+    return dict(placed)

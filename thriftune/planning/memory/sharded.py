@@ -1,0 +1,219 @@
+"""Full fine-tuning under ZeRO: what each rank holds on its device and on its host.
+
+Every term is a buffer of DeepSpeed's own (0.19): runtime/zero/stage_1_and_2.py, runtime/zero/stage3.py, and for stage 0
+runtime/fp16/unfused_optimizer.py. They were set side by side with measured runs (benchmarks/memory.py, docs/memory.md).
+P stands for all parameters, N for the ranks.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from thriftune.models.architecture import Architecture
+from thriftune.planning.memory.activations import Pass, Peaks
+from thriftune.strategies.zero.layout import Layout
+from thriftune.training.memory_watch import RETURNED_BLOCK
+
+_MASTER = 4  # fp32
+_MOMENTS = 8  # AdamW's two, fp32
+# Share of large freed blocks that stays with a process on a CPU; fitted, see `kept_by_malloc`.
+_HOLES = 0.3
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+Phases = dict[str, dict[str, int]]
+FORWARD_BACKWARD = "forward and backward"
+STEP = "optimizer step"
+WEIGHTS = "weights"
+GRADIENTS = "gradients"
+STATES = "optimizer states"
+STEP_BUFFERS = "optimizer's working memory"
+BUFFERS = "ZeRO buffers"
+ACTIVATIONS = "activations"
+KEPT = "freed, kept by malloc"
+ROUNDING = "page-locked rounding"
+# DeepSpeed swaps through this many buffers of the largest parameter (its default buffer_count is 4 or 5).
+_NVME_BUFFERS = 5
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What one rank holds.
+
+    Attributes:
+        device: Bytes by item on the device, per phase.
+        host: Bytes by item in host memory, without the process itself; all of it offloaded.
+    """
+
+    device: Phases
+    host: dict[str, int]
+
+
+def shards(
+    architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, activations: Peaks, *, on_gpu: bool
+) -> Shards:
+    """What one rank of full fine-tuning with AdamW holds.
+
+    Args:
+        architecture: The model.
+        one_pass: What is computed at once.
+        layout: Where ZeRO puts what.
+        ranks: N.
+        activations: Of one pass.
+        on_gpu: Whether devices are GPUs; on a CPU freed small blocks stay with the process.
+
+    Returns:
+        Its bytes.
+    """
+    held = _held(architecture, one_pass, layout, ranks)
+    buffers = _buffers(architecture, one_pass, layout, activations)
+    step = _step_buffers(architecture, one_pass, layout, ranks, on_gpu=on_gpu)
+    moved = _offloaded(architecture, one_pass, layout, ranks)
+    while_stepping = {**held, GRADIENTS: _gradients_while_stepping(held[GRADIENTS], layout, ranks)}
+    device = {
+        FORWARD_BACKWARD: {**held, BUFFERS: buffers, ACTIVATIONS: activations.all},
+        STEP: {**while_stepping, STEP_BUFFERS: step},
+    }
+    for items in device.values():
+        items.update(dict.fromkeys(moved, 0))
+    host = _on_host(architecture, one_pass, layout, ranks, moved, on_gpu=on_gpu)
+    if not on_gpu and layout.stage in (1, 2):  # gloo gathers the stepped weights into a copy
+        gathered = _BYTES[one_pass.precision] * architecture.parameters
+        device[STEP][BUFFERS] = max(0, gathered - device[STEP][STEP_BUFFERS])
+    if not on_gpu:
+        kept = _kept_of_gathered(architecture, one_pass, ranks) if layout.stage == 3 else 0
+        device[FORWARD_BACKWARD][KEPT] = kept
+        device[STEP][KEPT] = kept + kept_by_malloc(activations)
+    return Shards(device, host)
+
+
+def _gradients_while_stepping(gradients: int, layout: Layout, ranks: int) -> int:
+    """Below stage 3 gradients become fp32 ones before AdamW starts; stage 1 still holds those of its own part."""
+    return {1: gradients // ranks, 2: 0}.get(layout.stage, gradients)
+
+
+def _offloaded(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> dict[str, int]:
+    """What leaves the device, by item, wherever it goes to."""
+    width, part = _BYTES[one_pass.precision], -(-architecture.parameters // ranks)
+    moved = {}
+    if layout.offloaded_optimizer != "none":
+        gradients = (layout.gradient_width or width) * part
+        moved = {STATES: (_MASTER + _MOMENTS) * part, GRADIENTS: gradients, STEP_BUFFERS: 4 * part}
+        if layout.stage < 3:  # the stepped weights in 16 bits, on their way back, and one gradient on its way here
+            moved[STEP_BUFFERS] += width * (part + architecture.largest_parameter)
+    if layout.offloaded_params != "none":
+        moved[WEIGHTS] = width * part
+    return moved
+
+
+def _on_host(
+    architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, moved: dict[str, int], *, on_gpu: bool
+) -> dict[str, int]:
+    """What of it lies in host memory: all, but for what goes on to a disk and passes through buffers here."""
+    host = dict(moved)
+    staging = _NVME_BUFFERS * architecture.largest_parameter
+    if layout.offloaded_optimizer == "nvme":
+        host[STATES] = (_MASTER + _MOMENTS) * staging
+    if layout.offloaded_params == "nvme":
+        host[WEIGHTS] = _BYTES[one_pass.precision] * staging
+    if layout.is_pinned and on_gpu:
+        host[ROUNDING] = sum(_rounding(size) for size in _pinned(architecture, one_pass, layout, ranks, host))
+    return host
+
+
+def nvme_bytes(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> int:
+    """What one rank of a run puts on a local disk."""
+    moved = _offloaded(architecture, one_pass, layout, ranks)
+    states = moved.get(STATES, 0) if layout.offloaded_optimizer == "nvme" else 0
+    return states + (moved.get(WEIGHTS, 0) if layout.offloaded_params == "nvme" else 0)
+
+
+def _pinned(
+    architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, host: dict[str, int]
+) -> Iterator[int]:
+    """Sizes of the page-locked buffers of one rank; AdamW's moments are not."""
+    part = -(-architecture.parameters // ranks)
+    if WEIGHTS in host:
+        yield host[WEIGHTS]
+    if layout.offloaded_optimizer != "cpu":
+        return
+    if layout.stage < 3:
+        yield from (_MASTER * part, 4 * part, _BYTES[one_pass.precision] * part)
+        return
+    yield host[GRADIENTS]
+    for start in range(0, part, layout.sub_group):  # master weights and fp32 gradients, a sub-group each
+        yield from (4 * min(layout.sub_group, part - start),) * 2
+
+
+def _rounding(size: int) -> int:
+    """What torch's page-locked allocator adds to a block: it takes the next power of two."""
+    return (1 << (size - 1).bit_length()) - size if size else 0
+
+
+def _held(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> dict[str, int]:
+    """What lasts from step to step, and the gradients: 16 bytes a parameter and more before anything is divided.
+
+    Source: ZeRO (arXiv 1910.02054), section 3: stage 1 divides the optimizer states by N, stage 2 the gradients as
+    well, stage 3 the weights too. DeepSpeed keeps fp32 master weights also when it trains in fp32.
+    """
+    width, whole = _BYTES[one_pass.precision], architecture.parameters
+    part = -(-whole // ranks)
+    if layout.stage == 0:
+        return _held_undivided(one_pass, whole)
+    return {
+        WEIGHTS: width * (part if layout.stage == 3 else whole),
+        STATES: (_MASTER + _MOMENTS) * part,
+        GRADIENTS: (layout.gradient_width or width) * (whole if layout.stage == 1 else part),
+    }
+
+
+def _held_undivided(one_pass: Pass, whole: int) -> dict[str, int]:
+    """Stage 0: plain AdamW in fp32; in 16 bits DeepSpeed's FP16_UnfusedOptimizer, for bf16 too."""
+    width = _BYTES[one_pass.precision]
+    master = 0 if one_pass.precision == "fp32" else _MASTER
+    return {WEIGHTS: width * whole, STATES: (master + _MOMENTS) * whole, GRADIENTS: width * whole}
+
+
+def _step_buffers(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, *, on_gpu: bool) -> int:
+    """Gradients in fp32 and AdamW's temporaries, of what is stepped at once: a shard, in stage 3 a sub-group of it."""
+    width, part = _BYTES[one_pass.precision], -(-architecture.parameters // ranks)
+    temporaries = 4 if on_gpu else 8  # torch's AdamW: sqrt in place over many tensors on a GPU, not so on a CPU
+    if layout.stage == 0:  # parameter by parameter; on a GPU many at once
+        at_once = architecture.parameters if on_gpu else architecture.largest_parameter
+        return temporaries * at_once + (0 if one_pass.precision == "fp32" else 4 * architecture.parameters)
+    if layout.stage == 3:  # a sub-group ends with the parameter that fills it
+        part = min(part, layout.sub_group + -(-architecture.largest_parameter // ranks))
+    return part * max(4 + temporaries, 4 + 2 * width if layout.stage < 3 else 0)
+
+
+def _buffers(architecture: Architecture, one_pass: Pass, layout: Layout, activations: Peaks) -> int:
+    """Buckets that gradients are reduced in; in stage 3 the weights that are gathered at one moment."""
+    width = _BYTES[one_pass.precision]
+    if layout.stage == 0:  # gradients are flattened to be summed over the ranks, when activations are gone
+        return max(0, width * architecture.parameters - activations.all)
+    # With overlap_comm one bucket is reduced while the next one fills.
+    bucket = max(layout.reduce_bucket * (2 if layout.overlaps else 1), architecture.largest_parameter)
+    if layout.stage < 3:
+        return width * (bucket + (architecture.largest_parameter if layout.offloaded_optimizer != "none" else 0))
+    # The head is in use while layers are fetched ahead of it, up to the limit of what may be live.
+    live = min(layout.live_parameters, 2 * architecture.layer_parameters)
+    gathered = architecture.largest_parameter + live + layout.prefetch
+    return width * (bucket + gathered)
+
+
+def _kept_of_gathered(architecture: Architecture, one_pass: Pass, ranks: int) -> int:
+    """What malloc keeps on a CPU of the weights that stage 3 gathers and frees: those in small blocks.
+
+    Source: measured. In fp32 two thirds of a shard stay besides; where, is not understood.
+    """
+    width = _BYTES[one_pass.precision]
+    sizes = (width * math.prod(shape) for shape in architecture.shapes.values())
+    small = sum(size for size in sizes if size < RETURNED_BLOCK)
+    return small + (2 * width * architecture.parameters // ranks // 3 if one_pass.precision == "fp32" else 0)
+
+
+def kept_by_malloc(activations: Peaks) -> int:
+    """What a process on a CPU keeps of freed activations: small blocks, and holes among the large ones.
+
+    Source: fitted to the measured runs; nothing of the kind exists on a GPU, where torch has an allocator of its own.
+    """
+    return activations.small + int(_HOLES * (activations.all - activations.small))

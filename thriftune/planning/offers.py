@@ -1,0 +1,203 @@
+"""The machines a run can have: node types of the catalogue, or this machine; and what a run's file fixes of them."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from thriftune.config import RunConfig
+from thriftune.disk import free_bytes
+from thriftune.errors import ConfigError, Problem
+from thriftune.hardware import DEVICES, Device, choose_precision, detect_device, gpu_count
+from thriftune.planning.catalogue import Catalogue, NodeType
+
+logger = logging.getLogger(__name__)
+
+THIS_MACHINE = "this machine"
+_GIB = 2**30
+# What a node's disk holds besides models and checkpoints: prepared rows and their mapped copy, logs, compiled kernels.
+# An assumption.
+DISK_BESIDE_GIB = 10
+# Share of its disk that a kubelet keeps free, by evicting pods.
+# Source: https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/ (nodefs.available)
+_EVICTION = 0.1
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One kind of machine.
+
+    Attributes:
+        name: Node type, or this machine.
+        device: Its kind of device.
+        gpus: GPUs; 0 on a CPU.
+        gpu_gib: Memory of each that the driver shows.
+        host_gib: Host memory that a pod on an empty node can have.
+        cpus: Virtual CPUs that it can have.
+        disk_gib: Local disk that models and checkpoints can have; 0 where it is not known.
+        price_per_hour: Of one; 0 for this machine.
+    """
+
+    name: str
+    device: Device
+    gpus: int
+    gpu_gib: float
+    host_gib: float
+    cpus: int
+    disk_gib: float
+    price_per_hour: float
+
+
+def of_node(node: NodeType) -> Offer:
+    """A node type of the catalogue."""
+    return Offer(
+        name=node.name,
+        device=DEVICES[node.device],
+        gpus=node.gpus,
+        gpu_gib=node.gpu_gib,
+        host_gib=node.allocatable_host_gib,
+        cpus=node.allocatable_vcpus,
+        disk_gib=max(0.0, node.disk_gb * 1e9 / _GIB * (1 - _EVICTION) - DISK_BESIDE_GIB),
+        price_per_hour=node.price_per_hour,
+    )
+
+
+def this_machine(folder: Path = Path()) -> Offer:
+    """The machine this runs on, with the memory and the disk that are free now.
+
+    Args:
+        folder: Where results go; need not exist.
+
+    Raises:
+        ConfigError: It has a GPU that this package does not know.
+    """
+    import psutil
+
+    device = detect_device()
+    if device.name not in DEVICES:
+        raise ConfigError.single(
+            "hardware.device",
+            device.name,
+            "is this machine's GPU, and not one that this package knows.",
+            f"Hide it (CUDA_VISIBLE_DEVICES='') to train on the CPU; known are {', '.join(DEVICES)}.",
+        )
+    if not device.is_gpu:
+        has = f"computes bfloat16 ({device.bf16_flag})" if device.bf16_flag else "has no instructions for bfloat16"
+        logger.info("This CPU %s: precision auto is %s", has, choose_precision("auto", device))
+    return Offer(
+        name=THIS_MACHINE,
+        device=device,
+        gpus=gpu_count() if device.is_gpu else 0,
+        gpu_gib=_gpu_gib() if device.is_gpu else 0.0,
+        host_gib=psutil.virtual_memory().available / _GIB,
+        cpus=os.cpu_count() or 1,
+        disk_gib=free_bytes(folder) / _GIB,
+        price_per_hour=0.0,
+    )
+
+
+def matching(config: RunConfig, catalogue: Catalogue) -> list[Offer]:
+    """The node types of the catalogue that a run's file allows, cheapest first.
+
+    Raises:
+        ConfigError: There is none; every reason at once.
+    """
+    hardware = config.hardware
+    nodes = [catalogue.get(hardware.instance)] if hardware.instance else list(catalogue.nodes)
+    problems: dict[str, Problem] = {}
+    offers = []
+    for node in nodes:
+        found = list(_contradictions(config, node))
+        problems |= {problem.field: problem for problem in found}
+        if not found:
+            offers.append(of_node(node))
+    if not offers:
+        raise ConfigError(list(problems.values()))
+    return sorted(offers, key=lambda offer: (offer.price_per_hour, offer.name))
+
+
+def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
+    """What a run's file fixes that a node type does not have."""
+    hardware, training = config.hardware, config.training
+    problems = []
+    if hardware.device not in (None, node.device):
+        remedy = f"Use device: {node.device}, leave one of the two out, or add such a node to the catalogue."
+        what = f"{hardware.instance} has {node.device}." if hardware.instance else "no node of the catalogue has it."
+        problems.append(Problem("hardware.device", str(hardware.device), what, remedy))
+        return problems
+    if hardware.devices_per_node and node.has_gpu and hardware.devices_per_node > node.gpus:
+        what = f"{node.name} has {node.gpus}." if hardware.instance else "no node of the catalogue has so many GPUs."
+        problems.append(
+            Problem("hardware.devices_per_node", str(hardware.devices_per_node), what, "Use fewer, or another node.")
+        )
+    try:
+        precision = choose_precision(training.precision, DEVICES[node.device])
+    except ConfigError as error:
+        problems += error.problems
+    else:
+        if config.method == "full" and training.save_dtype == "fp32" and precision != "fp32":
+            message = f"the weights train in {precision} on {node.name}; fp32 would only double the file."
+            problems.append(Problem("training.save_dtype", "fp32", message, "Use 'auto', or train in fp32."))
+    if node.device == "CPU" and hardware.device != "CPU" and hardware.instance is None:
+        # Never the planner's own idea: a model that trains on CPUs trains for weeks.
+        problems.append(Problem("hardware.device", "", "only CPUs are left to choose from.", "Say device: CPU."))
+    return problems
+
+
+def require_allowed_here(config: RunConfig, here: Offer) -> None:
+    """Refuse a run on this machine that it cannot carry out.
+
+    Raises:
+        ConfigError: Several nodes (they would wait for each other for ever), another device than is present, or more
+            of them.
+    """
+    hardware = config.hardware
+    remote = "or add --remote to run on a cluster."
+    problems = []
+    if (hardware.nodes or 1) > 1:
+        problems.append(
+            Problem("hardware.nodes", str(hardware.nodes), "a local run has one node.", f"Use nodes: 1, {remote}")
+        )
+    if hardware.instance is not None:
+        problems.append(
+            Problem("hardware.instance", hardware.instance, "is not this machine.", f"Leave it out, {remote}")
+        )
+    if hardware.device not in (None, here.device.name):
+        problems.append(
+            Problem(
+                "hardware.device",
+                str(hardware.device),
+                f"this machine has {here.device.name}.",
+                f"Use device: {here.device.name}, {remote}",
+            )
+        )
+    elif not here.device.is_gpu and config.method == "qlora" and (hardware.devices_per_node or 1) > 1:
+        problems.append(
+            Problem(
+                "hardware.devices_per_node",
+                str(hardware.devices_per_node),
+                "QLoRA on the CPU is one process.",
+                "Use devices_per_node: 1, or leave it out.",
+            )
+        )
+    elif here.device.is_gpu and (hardware.devices_per_node or 1) > here.gpus:
+        problems.append(
+            Problem(
+                "hardware.devices_per_node",
+                str(hardware.devices_per_node),
+                f"this machine has {here.gpus} GPUs.",
+                f"Use at most {here.gpus}, {remote}",
+            )
+        )
+    try:
+        choose_precision(config.training.precision, here.device)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
+def _gpu_gib() -> float:
+    import torch
+
+    return float(torch.cuda.get_device_properties(0).total_memory / _GIB)

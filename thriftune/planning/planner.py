@@ -1,0 +1,214 @@
+"""The planner: the cheapest machines and the fastest way to use them that fit, or the reasons why nothing does."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from thriftune.config import AUTO, RunConfig
+from thriftune.errors import ConfigError, Problem, UserError
+from thriftune.methods.adapters import adapter_parameters, require_trainable
+from thriftune.models import architecture as architectures
+from thriftune.models.architecture import Architecture
+from thriftune.models.positions import require_positions
+from thriftune.planning import offers
+from thriftune.planning.catalogue import Catalogue
+from thriftune.planning.memory import Estimate
+from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
+from thriftune.planning.search import Choice, Fitting, Refusal, search, zero_choices
+from thriftune.planning.suggestions import changes_that_fit
+from thriftune.strategies.zero import configuration as zero
+from thriftune.strategies.zero import layout as zero_layout
+from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
+
+_Value = TypeVar("_Value")
+_ALTERNATIVES = 4
+_REASONS = 5
+# What the node's share of /dev/shm is at least, in GiB: Kubernetes' 64 MiB default is too little for any collective.
+_LEAST_SHARED_MEMORY = 1
+
+
+def plan(
+    config: RunConfig,
+    catalogue: Catalogue,
+    zero_files: Mapping[str, dict[str, Any]] | None = None,
+    *,
+    architecture: Architecture | None = None,
+    here: Offer | None = None,
+    token: str | None = None,
+) -> TrainingPlan:
+    """The cheapest plan that fits. What the file fixes is kept and checked, never overridden.
+
+    Cheapest is the price per hour; of equal price it is the fewest machines, then the fastest ZeRO configuration, then
+    the largest micro batch.
+
+    Args:
+        config: The run.
+        catalogue: Node types to choose among.
+        zero_files: DeepSpeed configurations by name, the fastest first; without them those in `zero_layout.SHAPES`.
+        architecture: The model's; read from its config.json when left out.
+        here: This machine, for a run on it; the catalogue is not looked at then.
+        token: Hub token, to read the config.json of a model that is not shipped.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: Nothing fits, or what the file fixes contradicts itself or the catalogue; all reasons at once, and
+            the nearest changes that would fit.
+        ModelSourceError: The architecture cannot be read.
+    """
+    files = zero_files or zero_layout.SHAPES
+    found = Found()
+    options = found.take(lambda: _zero_options(config, files)) or {}
+    model = found.take(lambda: architecture or architectures.of(config.model, token))
+    machines = found.take(lambda: _machines(config, catalogue, here)) or []
+    if model is not None:
+        found.take(lambda: require_positions(model, config.data.max_length))
+    if model is not None and config.method == "qlora":
+        found.take(lambda: require_trainable(config.lora_or_default, model))
+    found.raise_all()
+    assert model is not None
+    fitting, refused = search(config, model, machines, options, 1 + (_ALTERNATIVES if here is None else 0))
+    if not fitting:
+        changes = changes_that_fit(config, model, catalogue, files, here)
+        raise _nothing_fits(refused, changes)
+    return _plan_of(config, model, catalogue, fitting)
+
+
+class Found:
+    """Errors that are gathered, to be raised together."""
+
+    def __init__(self) -> None:
+        self._errors: list[UserError] = []
+
+    def take(self, step: Callable[[], _Value]) -> _Value | None:
+        """The value of a step, or None where it fails for a reason of the user's."""
+        try:
+            return step()
+        except UserError as error:
+            self._errors.append(error)
+            return None
+
+    def raise_all(self) -> None:
+        """Raise what was gathered: the one error as it is, several as one with all their problems.
+
+        Raises:
+            UserError: Something was.
+        """
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise ConfigError([problem for error in self._errors for problem in error.problems])
+
+
+def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None) -> list[Offer]:
+    if here is None:
+        return offers.matching(config, catalogue)
+    offers.require_allowed_here(config, here)
+    return [here]
+
+
+def _zero_options(config: RunConfig, files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The ZeRO configurations that a run may use, checked.
+
+    Raises:
+        ConfigError: The one it names is not there, is not valid, or decides what the run decides.
+    """
+    if config.method != "full":
+        return {}
+    named = config.zero_or_default.config
+    if isinstance(named, str) and named != AUTO and named not in files:
+        raise ConfigError.single(
+            "zero.config", named, "is not a file in deepspeed_configs/.", f"Use auto or one of {', '.join(files)}."
+        )
+    options = zero_choices(named, files)
+    problems = [
+        problem
+        for content in options.values()
+        for problem in zero.check(content, "zero.config") or zero.check_with_deepspeed(content, "zero.config")
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return options
+
+
+def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
+    """One problem per kind of machine that came closest, the nearest first."""
+    closest: dict[str, Refusal] = {}
+    for refusal in refused:
+        if refusal.place not in closest or refusal.excess < closest[refusal.place].excess:
+            closest[refusal.place] = refusal
+    ordered = sorted(closest.values(), key=lambda refusal: refusal.excess)
+    remedy = " Or: ".join(changes) if changes else "none of those that were tried."
+    problems = [Problem("hardware", r.place, f"{_described(r)}.", "") for r in ordered[:_REASONS]]
+    if len(ordered) > _REASONS:
+        problems.append(Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further off.", ""))
+    problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
+    return ConfigError(problems)
+
+
+def _described(refusal: Refusal) -> str:
+    choice = refusal.choice
+    if choice is None:
+        return refusal.reason
+    how = f"{choice.zero_name or 'this ZeRO configuration'}, " if choice.zero_config is not None else ""
+    return f"with {how}micro_batch {choice.batch.micro_batch} {refusal.reason}"
+
+
+def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitting: list[Fitting]) -> TrainingPlan:
+    choice, memory = fitting[0].choice, fitting[0].memory
+    is_full = config.method == "full"
+    trained = model.parameters if is_full else sum(adapter_parameters(model, config.lora_or_default).values())
+    is_rented = choice.offer.name != offers.THIS_MACHINE
+    return TrainingPlan(
+        method=config.method,
+        four_bit=not is_full and config.lora_or_default.four_bit,
+        device=choice.offer.device.name,
+        instance=choice.offer.name,
+        nodes=choice.nodes,
+        devices_per_node=choice.devices_per_node,
+        processes_per_node=choice.devices_per_node if is_full else 1,
+        precision=choice.precision,
+        global_batch=choice.batch.global_batch,
+        micro_batch=choice.batch.micro_batch,
+        accumulation=choice.batch.accumulation,
+        zero_stage=zero.stage(choice.zero_config) if choice.zero_config else 0,
+        zero_name=choice.zero_name,
+        deepspeed=json.dumps(choice.zero_config, sort_keys=True) if choice.zero_config else "",
+        memory=memory,
+        device_limit_gib=choice.device_limit_gib,
+        host_limit_gib=choice.host_limit_gib,
+        request=_request(choice, memory),
+        price_per_hour=choice.price_per_hour,
+        currency=catalogue.currency,
+        prices_as_of=f"{catalogue.as_of}, {catalogue.region}" if is_rented else "",
+        parameters=model.parameters,
+        trained_parameters=trained,
+        alternatives=[_alternative(other) for other in fitting[1:]],
+    )
+
+
+def _request(choice: Choice, memory: Estimate) -> NodeRequest:
+    """The whole of what a node leaves for pods, or the part that goes with the GPUs that are used."""
+    return NodeRequest(
+        cpus=max(1, math.floor(choice.offer.cpus * choice.share)),
+        memory_gib=math.floor(choice.host_limit_gib),
+        shared_memory_gib=max(_LEAST_SHARED_MEMORY, math.ceil(memory.shared_memory_gib)),
+        disk_gib=math.ceil(memory.disk_gib) + DISK_BESIDE_GIB,
+        gpus=choice.devices_per_node if choice.offer.gpus else 0,
+    )
+
+
+def _alternative(fitting: Fitting) -> Alternative:
+    choice = fitting.choice
+    return Alternative(
+        instance=choice.offer.name,
+        nodes=choice.nodes,
+        devices_per_node=choice.devices_per_node,
+        zero=choice.zero_name,
+        micro_batch=choice.batch.micro_batch,
+        device_gib=fitting.memory.device_gib,
+        device_limit_gib=choice.device_limit_gib,
+        price_per_hour=choice.price_per_hour,
+    )

@@ -1,0 +1,106 @@
+"""What to change in a run that fits nowhere: each change is tried, and only those that fit are named."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from thriftune.config import AUTO, RunConfig
+from thriftune.errors import ConfigError, UserError
+from thriftune.methods.adapters import require_trainable
+from thriftune.models.architecture import Architecture
+from thriftune.planning import offers
+from thriftune.planning.catalogue import Catalogue
+from thriftune.planning.offers import Offer
+from thriftune.planning.search import search, zero_choices
+
+_SHORTEST_SEQUENCE = 128
+_ENOUGH = 3
+
+
+def changes_that_fit(
+    config: RunConfig,
+    model: Architecture,
+    catalogue: Catalogue,
+    zero_files: Mapping[str, dict[str, Any]],
+    here: Offer | None,
+) -> list[str]:
+    """The nearest changes with which a run fits, as sentences.
+
+    Args:
+        config: The run, which fits nowhere as it is.
+        model: Its model.
+        catalogue: Node types to choose among.
+        zero_files: DeepSpeed configurations by name.
+        here: This machine, for a run on it.
+
+    Returns:
+        Three at the most, the least intrusive first.
+    """
+    found: dict[str, str] = {}
+    for kind, what, changed in _changes(config, is_here=here is not None):
+        if kind in found:  # a shorter sequence than one that fits already says nothing new
+            continue
+        try:
+            machines = [here] if here is not None else offers.matching(changed, catalogue)
+            if changed.method == "qlora":
+                require_trainable(changed.lora_or_default, model)
+            options = zero_choices(changed.zero_or_default.config, zero_files) if changed.method == "full" else {}
+            fitting, _ = search(changed, model, machines, options, 1)
+        except UserError:
+            continue
+        if fitting:
+            choice = fitting[0].choice
+            price = f", {choice.price_per_hour:.2f} {catalogue.currency}/h" if here is None else ""
+            found[kind] = f"{what} ({choice.place}{price})."
+        if len(found) == _ENOUGH:
+            break
+    return list(found.values())
+
+
+def _changes(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, RunConfig]]:
+    """Changed copies of a run, the least intrusive first: of which kind, in words, and the copy."""
+    hardware, training = config.hardware, config.training
+    for rows in _near_batches(training.global_batch):
+        yield "batch", f"training.global_batch: {rows}", _with(config, "training", global_batch=rows)
+    if training.micro_batch not in (None, 1):
+        yield "micro", "leave training.micro_batch out", _with(config, "training", micro_batch=None)
+    if not training.gradient_checkpointing:
+        changed = _with(config, "training", gradient_checkpointing=True)
+        yield "checkpointing", "training.gradient_checkpointing: true", changed
+    if config.method == "full" and config.zero_or_default.config != AUTO:
+        yield "zero", "zero.config: auto", _with(config, "zero", config=AUTO)
+    if config.method == "full" and not is_here and hardware.nodes is not None:
+        yield "nodes", "leave hardware.nodes out", _with(config, "hardware", nodes=None)
+    if not is_here and (hardware.instance or hardware.devices_per_node):
+        free = _with(config, "hardware", instance=None, devices_per_node=None, nodes=None)
+        yield "place", "leave hardware.instance, devices_per_node and nodes out", free
+    length = config.data.max_length // 2
+    while length >= _SHORTEST_SEQUENCE:
+        yield "length", f"data.max_length: {length}", _with(config, "data", max_length=length)
+        length //= 2
+    yield from _as_qlora(config, is_here=is_here)
+    if not is_here and hardware.device is not None:
+        free = _with(config, "hardware", device=None, instance=None, devices_per_node=None, nodes=None)
+        yield "hardware", "leave the whole hardware section out", free
+
+
+def _near_batches(rows: int) -> list[int]:
+    """Global batches near one that does not divide, the nearest first: multiples of 8, which most nodes divide."""
+    below, above = rows // 8 * 8, -(-rows // 8) * 8
+    return sorted({batch for batch in (below, above) if batch and batch != rows}, key=lambda batch: abs(batch - rows))
+
+
+def _as_qlora(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, RunConfig]]:
+    if config.method != "full":
+        return
+    content = config.model_dump()
+    hardware = content["hardware"] | {"nodes": None} | ({"devices_per_node": None} if is_here else {})
+    try:
+        adapted = RunConfig.model_validate(content | {"method": "qlora", "zero": None, "hardware": hardware})
+    except ConfigError:  # something else of the file does not go with it
+        return
+    yield "method", "method: qlora", adapted
+
+
+def _with(run: RunConfig, section: str, /, **values: Any) -> RunConfig:
+    old = getattr(run, section) or run.zero_or_default
+    return run.model_copy(update={section: old.model_copy(update=values)})

@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO: weights, gradients and optimizer states cut up over one process per device."""

@@ -1,0 +1,121 @@
+"""What looks at a training at the end of each step: whether it diverged, and that it still moves."""
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from thriftune import distributed
+from thriftune.checkpoints.resumption import Checkpoints
+from thriftune.errors import DivergedError, StartAgainError
+from thriftune.training.adjustments import Adjustments
+from thriftune.training.guards.divergence import Divergence, DivergenceGuard
+from thriftune.training.guards.stall import StallWatch
+
+if TYPE_CHECKING:
+    from thriftune.training.resumable import ResumableTrainer
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_CHARACTERS = 80
+
+
+class Guarding(TrainerCallback):
+    """Stops a training whose loss diverged, or has it go back; and tells the stall watch that it moves.
+
+    Args:
+        trainer: The trainer, which remembers the losses of a step.
+        guard: Knows the recent losses.
+        stall: Ends the process when no step is done.
+        on_divergence: stop or rollback.
+        adjustments: What was changed of the run so far.
+        checkpoints: Where a change is written down; None: nothing can go back.
+    """
+
+    def __init__(
+        self,
+        trainer: "ResumableTrainer",
+        guard: DivergenceGuard,
+        stall: StallWatch,
+        on_divergence: str,
+        adjustments: Adjustments,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self._trainer, self._guard, self._stall = trainer, guard, stall
+        self._on_divergence, self._adjustments, self._checkpoints = on_divergence, adjustments, checkpoints
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have DeepSpeed leave it to the guard what a loss scale at its floor means.
+
+        It would end at the first overflow there, with a plain `Exception`, before the guard has seen anything (0.19.8).
+        """
+        scaler: Any = getattr(self._optimizer_of_deepspeed(), "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A pass of an accumulated step was done."""
+        self._stall.beat()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the step.
+
+        Raises:
+            DivergedError: The loss diverged, and the run stops there.
+            StartAgainError: It did, and the run goes back and leaves the batch out.
+        """
+        self._stall.beat()
+        losses = self._trainer.take_losses()
+        if state.global_step in self._trainer.skipped_steps:
+            return
+        own = sum(losses)
+        mean = distributed.mean(own)
+        if not math.isfinite(own):
+            self._name_batch(state.global_step, losses)
+        divergence = self._guard.observe(state.global_step, mean, self._loss_scale())
+        if divergence is not None:
+            self._act(divergence)
+
+    def _act(self, divergence: Divergence) -> None:
+        why = divergence.message
+        if self._on_divergence == "rollback" and self._checkpoints is not None:
+            changed = self._adjustments.after_divergence(divergence.since, why)
+            left_out = changed.skipped_steps[-1]
+            with self._stall.paused():  # what is being uploaded is waited for
+                # One that was saved right before may hold what made the loss diverge. And first: a run that is cut off
+                # here goes on from an older one, and comes by again.
+                self._checkpoints.drop_from(left_out - 1)
+            self._checkpoints.adjust(changed.as_json())
+            raise StartAgainError(f"{why} Going back, and leaving out the batch of step {left_out}.")
+        raise DivergedError.single(
+            "training.learning_rate",
+            self._trainer.args.learning_rate,
+            f"{why} The last checkpoint before it is kept.",
+            "Lower the learning rate or raise warmup_share; look for overflow in fp16; or training.on_divergence: "
+            "rollback leaves the batch out.",
+        )
+
+    def _loss_scale(self) -> float | None:
+        """The present loss scale of fp16, where it is dynamic."""
+        optimizer = self._optimizer_of_deepspeed()
+        if self._trainer.args.fp16 and getattr(optimizer, "dynamic_loss_scale", False):
+            return float(optimizer.loss_scale)
+        scaler = getattr(self._trainer.accelerator, "scaler", None)
+        return float(scaler.get_scale()) if scaler is not None else None
+
+    def _optimizer_of_deepspeed(self) -> Any:
+        return getattr(getattr(self._trainer, "deepspeed", None), "optimizer", None)
+
+    def _name_batch(self, step: int, losses: list[float]) -> None:
+        """Say which rows they were: on every rank that has some."""
+        for number, (loss, rows) in enumerate(zip(losses, self._trainer.last_rows, strict=False)):
+            if not math.isfinite(loss):
+                tokenizer: Any = self._trainer.processing_class
+                text = tokenizer.decode(rows, skip_special_tokens=True)[:_SHOWN_CHARACTERS]
+                rank = distributed.current_rank().index
+                logger.error("Rank %d: the loss is %s in pass %d of step %d: %r ...", rank, loss, number, step, text)
