@@ -63,9 +63,9 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     from thriftune.data.prepared import TRAIN, load_split
-    from thriftune.inference.evaluation import held_out_loss, held_out_rows
     from thriftune.models.rounding import rounded
     from thriftune.models.tokenizer import load_tokenizer
+    from thriftune.training.held_out import held_out_loss, held_out_rows
 
     with tempfile.TemporaryDirectory() as folder:
         model_dir, dataset = fetched(options, Path(folder))

@@ -10,7 +10,12 @@ from tasks.declaring import TRAIN_CACHE, cache, cpu_task
 from tasks.transfer import download, upload
 from thriftune.config import RunConfig
 from thriftune.models import merging
-from thriftune.models.saving import SavedWeights
+from thriftune.models.saving import ROWS, SavedWeights
+from thriftune.models.tokenizer import load_tokenizer
+from thriftune.training.held_out import HeldOut, held_out_rows
+
+# Each pass puts every weight into fp32 once; of a large model only a few rows are measured anyway.
+_ROWS_AT_ONCE = 8
 
 
 class Merged(NamedTuple):
@@ -33,12 +38,13 @@ def merge_adapter(config: RunConfig, model: FlyteDirectory, adapter: FlyteDirect
     Returns:
         An ordinary model directory, and its loss beside that of the adapter on the same base.
     """
-    place = settings.result_place(config.name, "model")
+    place, model_dir = settings.result_place(config.name, "model"), download(model)
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
     saved = merging.merge(
-        download(model),
+        model_dir,
         download(adapter),
         place,
-        dataset_dir=download(dataset),
+        held_out=HeldOut(held_out_rows(download(dataset), ROWS), tokenizer, _ROWS_AT_ONCE),
         save_dtype=config.training.save_dtype,
         seed=config.seed,
         trust_remote_code=config.model.trust_remote_code,

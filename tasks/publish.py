@@ -15,6 +15,7 @@ from tasks.summarize import write_metrics
 from tasks.transfer import download, place_of, transient_errors_retried, upload
 from thriftune.config import PublishConfig
 from thriftune.errors import PublishError, TransientError
+from thriftune.inference.model_card import card_of
 from thriftune.inference.report import RunMetrics
 from thriftune.models import publishing
 
@@ -37,7 +38,9 @@ def publish(result: FlyteDirectory, to: PublishConfig, metrics: RunMetrics) -> R
     """
     place = settings.result_place(metrics.name, "publish")
     with transient_errors_retried(), _saying_what_is_whole(metrics, place):
-        url = publishing.publish(download(result), to, metrics, place, settings.hub_token())
+        result_dir = download(result)
+        card = card_of(result_dir, metrics, to.repository)
+        url = publishing.publish(result_dir, to, card, place, settings.hub_token())
     published = place_of(upload(place)) if to.dry_run else url
     logger.info("published: %s", published)
     complete = replace(metrics, outputs={**metrics.outputs, "published": published})

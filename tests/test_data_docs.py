@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from thriftune.config import DataFormat, RunConfig
+from thriftune.config.formats import ENDINGS
 from thriftune.data.formats import FORMATS
-from thriftune.data.readers import ENDINGS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

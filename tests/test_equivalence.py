@@ -15,8 +15,8 @@ import pytest
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import VALIDATION, load_split
-from thriftune.inference.evaluation import held_out_loss
 from thriftune.models.tokenizer import load_tokenizer
+from thriftune.training.held_out import held_out_loss
 
 WORKER = Path(__file__).parent / "training_worker.py"
 STEPS = 6

@@ -8,8 +8,9 @@ from thriftune.config import DataConfig, EvaluationConfig
 from thriftune.data import prepare, prepared
 from thriftune.data.tokenization import IGNORED
 from thriftune.hardware import DEVICES
-from thriftune.inference.evaluation import evaluate, held_out_loss
+from thriftune.inference.evaluation import evaluate
 from thriftune.models.loading import Placement
+from thriftune.training.held_out import held_out_loss
 
 _ = IGNORED
 ROWS = [

@@ -1,4 +1,4 @@
-"""Imports go one way: workflows > tasks > {pod_templates, deepspeed_configs, thriftune}."""
+"""Imports go one way: workflows > tasks > {pod_templates, thriftune > deepspeed_configs}; in thriftune room by room."""
 
 import ast
 import subprocess
@@ -14,8 +14,22 @@ MAY_IMPORT = {
     "tasks": {"tasks", "pod_templates", "deepspeed_configs", "thriftune"},
     "pod_templates": {"pod_templates"},
     "deepspeed_configs": {"deepspeed_configs"},
-    "thriftune": {"thriftune"},
+    "thriftune": {"thriftune", "deepspeed_configs"},
 }
+# The rooms of thriftune by how high they are: a module imports from its own room and from lower ones. Of two rooms on
+# one floor neither imports the other. What lies in no folder is the ground floor.
+FLOORS = (
+    {"ground"},
+    {"config"},
+    {"models"},
+    {"data"},
+    {"methods"},
+    {"strategies"},
+    {"planning", "checkpoints"},
+    {"training"},
+    {"inference"},
+    {"preflight"},
+)
 HEAVY = {"transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate"}
 ORCHESTRATION = {"flytekit", "flytekitplugins", "kubernetes"}
 READS_ENVIRONMENT = {"tasks/settings.py", "thriftune/distributed.py"}
@@ -84,6 +98,38 @@ def test_there_are_files_in_every_layer():
 def test_imports_go_one_way(file):
     layer = layer_of(file)
     assert (roots(imports(parse(file))) & set(LAYERS)) <= MAY_IMPORT[layer]
+
+
+def floor_of(module: str) -> tuple[int, str]:
+    """How high the room of a module of thriftune is, and its name."""
+    _, _, rest = module.partition(".")
+    room = rest.partition(".")[0]
+    if not (ROOT / "thriftune" / room).is_dir():
+        room = "ground"
+    (floor,) = (number for number, rooms in enumerate(FLOORS) if room in rooms)
+    return floor, room
+
+
+def test_every_folder_is_a_room_and_every_room_a_folder():
+    folders = {path.name for path in (ROOT / "thriftune").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders | {"ground"} == set().union(*FLOORS)
+
+
+def test_rooms_import_from_lower_ones_only():
+    """`where is resume?` had seven answers, and modules of one job imported those of any other."""
+    wrong, checked = [], 0
+    for file in FILES:
+        if layer_of(file) != "thriftune":
+            continue
+        own, room = floor_of(name_of(file).removesuffix(".py").replace("/", "."))
+        for module in sorted(imports(parse(file))):
+            if module.startswith("thriftune."):
+                floor, other = floor_of(module)
+                checked += 1
+                if floor > own or (floor == own and other != room):
+                    wrong.append(f"{name_of(file)} ({room}) imports {module} ({other})")
+    assert checked > 500
+    assert wrong == []
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if layer_of(f) == "thriftune"], ids=name_of)

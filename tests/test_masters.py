@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from thriftune.strategies.zero.masters import computing_with
+from thriftune.models.substitution import computing_with
 
 
 class Reaching(torch.nn.Module):

@@ -9,11 +9,15 @@ from thriftune.config import DataConfig, LoraConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import VALIDATION, load_split
 from thriftune.errors import AdapterError
-from thriftune.inference.evaluation import held_out_loss
 from thriftune.methods.adapters import peft_config
 from thriftune.models.merging import _few_rows, merge
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.training.collation import PaddingCollator
+from thriftune.training.held_out import HeldOut, held_out_loss, held_out_rows
+
+
+def rows_of(model_dir, dataset):
+    return HeldOut(held_out_rows(dataset, 64), load_tokenizer(model_dir), 8)
 
 
 @pytest.fixture
@@ -132,7 +136,7 @@ def test_the_sum_is_compared_with_the_adapter_on_the_same_base(in_bf16, random_a
 
     adapter = random_adapter(seed=3)
     with caplog.at_level("WARNING"):
-        compared = merge(in_bf16[0], adapter, tmp_path / "merged", dataset_dir=in_bf16[1])
+        compared = merge(in_bf16[0], adapter, tmp_path / "merged", held_out=rows_of(*in_bf16))
     assert (compared.dtype, compared.rounding, compared.rows) == ("bf16", "nearest", 12)
     with_adapter = PeftModel.from_pretrained(base(in_bf16[0]), str(adapter))
     assert compared.base_loss == pytest.approx(held_out(base(in_bf16[0]), in_bf16), abs=1e-5)
@@ -165,7 +169,7 @@ def test_an_adapter_too_small_for_the_nearest_numbers_is_rounded_stochastically(
 ):
     """What it added was less than half the spacing of bf16 for most weights: merged, it was gone."""
     with caplog.at_level("INFO"):
-        compared = merge(in_bf16[0], barely_trained, tmp_path / "merged", dataset_dir=in_bf16[1])
+        compared = merge(in_bf16[0], barely_trained, tmp_path / "merged", held_out=rows_of(*in_bf16))
     assert compared.rounding == "stochastic", caplog.text
     assert compared.base_loss - compared.trained_loss > 8e-4
     assert abs(compared.cost) < 0.3 * (compared.base_loss - compared.trained_loss)
@@ -175,14 +179,14 @@ def test_an_adapter_too_small_for_the_nearest_numbers_is_rounded_stochastically(
 def test_a_sum_that_is_not_what_was_trained_is_a_warning(in_bf16, random_adapter, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.get_delta_weight", lambda self, name: 0 * self.weight.float())
     with caplog.at_level("WARNING"):
-        compared = merge(in_bf16[0], random_adapter(seed=3), tmp_path / "merged", dataset_dir=in_bf16[1])
+        compared = merge(in_bf16[0], random_adapter(seed=3), tmp_path / "merged", held_out=rows_of(*in_bf16))
     assert compared.saved_loss == pytest.approx(compared.base_loss, abs=1e-5)
     assert "loses part of what was learnt" in caplog.text
 
 
 def test_fused_experts_are_merged_and_compared_too(mixture, tmp_path):
     model_dir, adapter, dataset = mixture
-    compared = merge(model_dir, adapter, tmp_path / "merged", dataset_dir=dataset)
+    compared = merge(model_dir, adapter, tmp_path / "merged", held_out=rows_of(model_dir, dataset))
     assert abs(compared.trained_loss - compared.base_loss) > 0.001
     assert compared.cost == pytest.approx(0, abs=1e-3)
 

@@ -11,9 +11,8 @@ from thriftune.config import RunConfig
 from thriftune.hardware import DEVICES
 from thriftune.planning import catalogue, planner
 from thriftune.planning import report as plan_report
-from thriftune.planning.memory import Estimate
 from thriftune.planning.offers import THIS_MACHINE, Offer
-from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
+from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
 
 HOSTILE = '</div><script>alert("x")</script>[bold]\x1b[31m'
 LONG = "very-long-name-" * 12

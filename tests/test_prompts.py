@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from thriftune.data.readers import ENDINGS
+from thriftune.config.formats import ENDINGS
 from thriftune.errors import DataError
 from thriftune.inference.prompts import read_prompts
 

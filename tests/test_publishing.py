@@ -13,14 +13,16 @@ from thriftune.config import PublishConfig, RunConfig
 from thriftune.data import prepare
 from thriftune.errors import PublishError, UserError
 from thriftune.inference.evaluation import EvalReport
+from thriftune.inference.model_card import card_of, model_card
 from thriftune.inference.report import RunMetrics, metrics_from_json
 from thriftune.models import merging
-from thriftune.models.publishing import model_card, publish, require_token, stage
+from thriftune.models.publishing import publish, require_token, stage
 from thriftune.training import qlora, run_record
 from thriftune.training.run_record import RunRecord
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
 CONFIG = PublishConfig(repository="me/tuned", dry_run=True)
+CARD = "---\nlibrary_name: transformers\n---\n# tuned\n"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,9 @@ def rows_of(card) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["adapter", "model"])
 def test_what_a_real_run_made_is_published_with_its_record(results, kind, metrics, tmp_path):
     """A merged model's manifest lacked what the card reads: publishing it failed, after everything was paid for."""
-    place = publish(results[kind], CONFIG, metrics, tmp_path / "staging", None)
+    place = publish(
+        results[kind], CONFIG, card_of(results[kind], metrics, CONFIG.repository), tmp_path / "staging", None
+    )
     assert place == str(tmp_path / "staging")
     for file in results[kind].iterdir():
         assert (tmp_path / "staging" / file.name).read_bytes() == file.read_bytes()
@@ -84,7 +88,7 @@ def test_what_a_real_run_made_is_published_with_its_record(results, kind, metric
 
 def test_weights_are_on_the_disk_once(results, metrics, tmp_path):
     """A node that publishes has room for one model; a copy of a large one did not fit."""
-    stage(results["model"], CONFIG, metrics, tmp_path / "staging")
+    stage(results["model"], CARD, tmp_path / "staging")
     weights = "model.safetensors"
     assert (tmp_path / "staging" / weights).samefile(results["model"] / weights)
     assert not (tmp_path / "staging" / "config.json").samefile(results["model"] / "config.json")
@@ -170,7 +174,7 @@ def test_a_base_model_that_is_not_on_the_hub_is_no_link(record, metrics, source)
 
 def test_a_dry_run_pushes_nothing_and_writes_no_token(results, metrics, tmp_path, caplog):
     caplog.set_level("DEBUG")
-    publish(results["adapter"], CONFIG, metrics, tmp_path / "staging", TOKEN)
+    publish(results["adapter"], CONFIG, CARD, tmp_path / "staging", TOKEN)
     files = [p for p in (tmp_path / "staging").rglob("*") if p.is_file()]
     assert files
     assert not [p for p in files if TOKEN.encode() in p.read_bytes()]
@@ -180,7 +184,7 @@ def test_a_dry_run_pushes_nothing_and_writes_no_token(results, metrics, tmp_path
 def test_an_unfinished_result_is_not_published(metrics, tmp_path):
     (tmp_path / "half").mkdir()
     with pytest.raises(UserError, match=r"has no manifest\.json"):
-        publish(tmp_path / "half", CONFIG, metrics, tmp_path / "staging", None)
+        publish(tmp_path / "half", CONFIG, CARD, tmp_path / "staging", None)
     assert not (tmp_path / "staging").exists()
 
 
@@ -221,7 +225,7 @@ def test_what_is_not_what_was_saved_is_not_published(results, metrics, tmp_path)
         file.seek(-100, 2)
         file.write(b"x" * 100)
     with pytest.raises(UserError, match=r"adapter_model\.safetensors holds something else than was saved"):
-        publish(damaged, CONFIG, metrics, tmp_path / "staging", None)
+        publish(damaged, CONFIG, CARD, tmp_path / "staging", None)
     assert not (tmp_path / "staging").exists()
 
 

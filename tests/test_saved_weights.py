@@ -13,8 +13,8 @@ from test_equivalence import Variant, run
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import VALIDATION, load_split
-from thriftune.inference.evaluation import held_out_loss
 from thriftune.models.tokenizer import load_tokenizer
+from thriftune.training.held_out import held_out_loss
 
 # Adam moves a weight by the learning rate at most in each step: less than half the spacing of bf16 for most weights.
 SHORT = {"precision": "bf16", "learning_rate": 4e-6}

@@ -17,10 +17,10 @@ from thriftune import distributed
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, VALIDATION, load_split
 from thriftune.hardware import torch_dtype
-from thriftune.inference.evaluation import held_out_loss
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.training import full
 from thriftune.training import trainer as training
+from thriftune.training.held_out import held_out_loss
 from thriftune.training_plan import TrainingPlan
 
 

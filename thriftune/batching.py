@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from thriftune.errors import ConfigError
 
+# Tensor cores want multiples of 8; padding to them costs at most 7 tokens a row.
+PAD_MULTIPLE = 8
+
 
 @dataclass(frozen=True)
 class Batch:

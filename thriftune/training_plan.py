@@ -6,9 +6,56 @@ from dataclasses import dataclass
 from typing import Any
 
 from thriftune.batching import Batch
-from thriftune.config import Method
 from thriftune.hardware import DEVICES, Device, Precision
-from thriftune.planning.memory import Estimate
+from thriftune.overhead import CONTEXT, MARGIN
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory that a run needs.
+
+    Attributes:
+        phase: What the devices do when they need the most: forward and backward, or optimizer step.
+        devices: GiB by item, for each device of a node. On a CPU a device is a worker process.
+        host_phase: What the host does when it needs the most: training, or saving.
+        host: GiB of one host by item.
+        training_host_gib: GiB of one host while it trains, which may be less than while it saves.
+        shared_memory_gib: Of the host's memory, what must fit /dev/shm.
+        disk: GiB of a node's local disk by item.
+    """
+
+    phase: str
+    devices: list[dict[str, float]]
+    host_phase: str
+    host: dict[str, float]
+    training_host_gib: float
+    shared_memory_gib: float
+    disk: dict[str, float]
+
+    @property
+    def device(self) -> dict[str, float]:
+        """The items of the fullest device."""
+        return max(self.devices, key=lambda items: sum(items.values()))
+
+    @property
+    def device_gib(self) -> float:
+        """GiB of the fullest device."""
+        return sum(self.device.values())
+
+    @property
+    def allocated_gib(self) -> float:
+        """GiB of the fullest device as `torch.cuda.max_memory_allocated` would count them."""
+        return sum(gib for item, gib in self.device.items() if item not in (CONTEXT, MARGIN))
+
+    @property
+    def host_gib(self) -> float:
+        """GiB of one host."""
+        return sum(self.host.values())
+
+    @property
+    def disk_gib(self) -> float:
+        """GiB of a node's local disk."""
+        return sum(self.disk.values())
 
 
 @dataclass(frozen=True)
@@ -86,7 +133,7 @@ class TrainingPlan:
         alternatives: The next best plans.
     """
 
-    method: Method
+    method: str
     four_bit: bool
     device: str
     instance: str

@@ -5,8 +5,9 @@ import re
 import pytest
 
 from thriftune.config import DataConfig
+from thriftune.config.formats import template_fields
 from thriftune.data.examples import Conversation, MarkedText, RowError, all_values
-from thriftune.data.formats import FORMATS, format_of, question_prompt, template_fields, template_format
+from thriftune.data.formats import FORMATS, format_of, question_prompt, template_format
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}

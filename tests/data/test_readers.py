@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from thriftune.config.formats import ENDINGS, ending_of
 from thriftune.data.examples import RowError
-from thriftune.data.readers import ENDINGS, NotAnObjectError, columns_of, count_rows, decode, ending_of, read_file
+from thriftune.data.readers import NotAnObjectError, columns_of, count_rows, decode, read_file
 from thriftune.errors import DataError
 
 ROWS = [{"q": f"Question {i}?", "a": f'Line one, "{i}".\nLine two: café 😀'} for i in range(5)]

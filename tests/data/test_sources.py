@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from thriftune.config import DataConfig, DataSource
-from thriftune.data.readers import ENDINGS, decode
-from thriftune.data.sources import TABLE, is_file_source, is_hub_source, open_source, pinned, version, versions
+from thriftune.config.formats import ENDINGS, TABLE, is_file_source, is_hub_source
+from thriftune.data.readers import decode
+from thriftune.data.sources import open_source, pinned, version, versions
 from thriftune.errors import DataError
 
 ROWS = [{"instruction": f"Do {i}", "output": f"Done {i}"} for i in range(5)]

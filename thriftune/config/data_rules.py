@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from thriftune.data.formats import FORMATS, template_fields
-from thriftune.data.sources import is_hub_source
+from thriftune.config.formats import COLUMNS, OPTIONAL_COLUMNS, is_hub_source, template_fields
 from thriftune.errors import Problem
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def _source(source: "DataSource", field: str) -> Iterator[Problem]:
 
 
 def _columns(source: "DataSource", field: str) -> Iterator[Problem]:
-    known = FORMATS[str(source.format)].all_columns
+    known = (*COLUMNS[str(source.format)], *OPTIONAL_COLUMNS.get(str(source.format), ()))
     targets = list(source.columns.values())
     for column, target in source.columns.items():
         if column not in known:

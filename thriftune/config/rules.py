@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from thriftune.batching import split_batch
-from thriftune.config import data_rules
+from thriftune.config import data_rules, zero_file
 from thriftune.config.data import places
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, choose_precision
 from thriftune.redaction import names_user
-from thriftune.strategies.zero import configuration as zero
 
 if TYPE_CHECKING:
     from thriftune.config.schema import RunConfig
@@ -134,7 +133,7 @@ def _optimizer(config: "RunConfig") -> Iterator[Problem]:
 
 def _inline_zero(config: "RunConfig") -> Iterator[Problem]:
     if config.zero and isinstance(config.zero.config, dict):
-        yield from zero.check(config.zero.config, "zero.config")
+        yield from zero_file.check(config.zero.config, "zero.config")
 
 
 def _raised(action: Callable[[], object]) -> list[Problem]:

@@ -1,7 +1,7 @@
 """What a workflow refuses of a run file: another workflow's method, and a table too many or missing."""
 
+from thriftune.config.formats import TABLE
 from thriftune.config.schema import Method, RunConfig
-from thriftune.data.sources import TABLE
 from thriftune.errors import ConfigError
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from thriftune.config.formats import COLUMNS, OPTIONAL_COLUMNS, template_fields
 from thriftune.data import chat
 from thriftune.data.examples import (
     Example,
@@ -165,35 +166,26 @@ def _unread_in_sharegpt(row: Row) -> Iterable[str]:
     return chat.unread_in_messages(row.get("conversations"), "conversations", is_sharegpt=True)
 
 
+def _format(
+    name: str,
+    read: Callable[[Row], Iterable[Example | RowError]],
+    prompt: Callable[[str], str] = str,
+    unread: Callable[[Row], Iterable[str]] | None = None,
+) -> Format:
+    """A format over the columns that rules know it by; one whose unread parts are named is a chat."""
+    row_format = Format(COLUMNS[name], read, prompt, OPTIONAL_COLUMNS.get(name, ()))
+    return replace(row_format, is_chat=True, unread=unread) if unread else row_format
+
+
 FORMATS: dict[str, Format] = {
-    "alpaca": Format(("instruction", "output"), _read_alpaca, alpaca_prompt, optional=("input", "system", "history")),
-    "prompt_completion": Format(("prompt", "completion"), _read_prompt_completion),
-    "chat": Format(("messages",), _read_chat, optional=("tools", "system"), is_chat=True, unread=_unread_in_chat),
-    "sharegpt": Format(
-        ("conversations",), _read_sharegpt, optional=("tools", "system"), is_chat=True, unread=_unread_in_sharegpt
-    ),
-    "text": Format(("text",), _read_text),
-    "quotes": Format(("quote", "author"), _read_quote, quote_prompt),
-    "grammar": Format(("sentence", "corrections"), _read_grammar, correction_prompt),
+    "alpaca": _format("alpaca", _read_alpaca, alpaca_prompt),
+    "prompt_completion": _format("prompt_completion", _read_prompt_completion),
+    "chat": _format("chat", _read_chat, unread=_unread_in_chat),
+    "sharegpt": _format("sharegpt", _read_sharegpt, unread=_unread_in_sharegpt),
+    "text": _format("text", _read_text),
+    "quotes": _format("quotes", _read_quote, quote_prompt),
+    "grammar": _format("grammar", _read_grammar, correction_prompt),
 }
-
-
-def template_fields(template: str) -> tuple[str, ...]:
-    """The columns that a template names, in order, each once.
-
-    Raises:
-        ValueError: It names none, or a field that is not a plain name; or a brace is left open.
-    """
-    fields: dict[str, None] = {}
-    for _literal, name, specification, conversion in string.Formatter().parse(template):
-        if name is None:
-            continue
-        if not name or specification or conversion or not name.replace("-", "_").replace(" ", "_").isidentifier():
-            raise ValueError(f"the field {{{name}}} is not the name of a column")
-        fields[name] = None
-    if not fields:
-        raise ValueError("it names no column")
-    return tuple(fields)
 
 
 def template_format(template: str, trained_fields: Sequence[str] = ()) -> Format:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from thriftune.config.formats import ENDINGS_IN_WORDS, ending_of
 from thriftune.data import parquet
 from thriftune.data.csv_rows import csv_rows
 from thriftune.data.examples import RawRow, Row, RowError
@@ -20,7 +21,6 @@ from thriftune.data.misnamed import cause_in
 from thriftune.data.unpacking import open_binary, open_text
 from thriftune.errors import DataError
 from thriftune.limits import COLUMNS, ROW_BYTES, TOO_DEEP, is_too_deep, too_large
-from thriftune.remote import path_of
 
 SampleBy = Literal["line", "paragraph", "document"]
 Columns = Sequence[str] | None
@@ -29,7 +29,6 @@ _NumberedRows = Iterator[tuple[int, RawRow]]
 _ROWS_FOR_COLUMNS = 100
 _OPENING_BYTES = 1 << 16
 _UTF8_BOM = b"\xef\xbb\xbf"
-_COMPRESSIONS = (".gz", ".zst")
 
 
 class NotAnObjectError(RowError):
@@ -182,7 +181,6 @@ def _read_parquet(file: Path, _sample_by: SampleBy, columns: Columns) -> _Number
 class _Reader:
     name: str
     read: Callable[[Path, SampleBy, Columns], _NumberedRows]
-    may_be_compressed: bool = True
 
 
 READERS = {
@@ -191,25 +189,8 @@ READERS = {
     ".csv": _Reader("CSV", _read_csv),
     ".tsv": _Reader("TSV", _read_csv),
     ".txt": _Reader("text", _read_text),
-    ".parquet": _Reader("Parquet", _read_parquet, may_be_compressed=False),
+    ".parquet": _Reader("Parquet", _read_parquet),
 }
-ENDINGS = tuple(
-    f"{ending}{compression}"
-    for ending, reader in READERS.items()
-    for compression in ("", *_COMPRESSIONS)
-    if not compression or reader.may_be_compressed
-)
-
-ENDINGS_IN_WORDS = (
-    f"{', '.join(ending for ending, reader in READERS.items() if reader.may_be_compressed)} (each also "
-    f"{' or '.join(_COMPRESSIONS)}) or {', '.join(e for e, reader in READERS.items() if not reader.may_be_compressed)}"
-)
-
-
-def ending_of(path: str) -> str | None:
-    """The ending in `ENDINGS` that a path, glob or URL has, or None."""
-    name = path_of(path).lower().rstrip("*")
-    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
 
 
 def read_file(file: Path, sample_by: SampleBy = "paragraph", columns: Columns = None) -> _NumberedRows:

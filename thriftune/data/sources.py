@@ -2,14 +2,13 @@
 
 import hashlib
 import itertools
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from thriftune import hub, remote
+from thriftune.config.formats import ENDINGS_IN_WORDS, TABLE, ending_of, is_file_source, is_hub_source
 from thriftune.data import local_files, parquet, readers
 from thriftune.data.examples import RawRow
 from thriftune.disk import writing_to
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 Source = TypeVar("Source", bound="DataSource")
 _FIELD = "data.source"
-TABLE = "input:table"  # the table that a workflow was given
-_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _CHUNK_BYTES = 1 << 20
 _BATCH_ROWS = 1000
 
@@ -60,25 +57,9 @@ class OpenSource:
     read: Callable[[], Iterator[NumberedRow]]
 
 
-def is_file_source(source: str) -> bool:
-    """Whether a data source is a path, glob or URL of files, as opposed to a hub id."""
-    if source == TABLE:
-        return False
-    if remote.is_remote(source) or source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
-        return True
-    # Hub ids without an owner have no dot; with one, it is a file of a kind that is not read, or that is not there.
-    is_named_as_file = "/" not in source and "." in source
-    return is_named_as_file or readers.ending_of(source) is not None or os.path.exists(source)
-
-
-def is_hub_source(source: str) -> bool:
-    """Whether a data source is the id of a hub dataset."""
-    return source != TABLE and not is_file_source(source)
-
-
 def reads_by_column(source: str) -> bool:
     """Whether columns that nobody needs are not even read: of Parquet files and hub datasets."""
-    return not is_file_source(source) or readers.ending_of(source) == ".parquet"
+    return not is_file_source(source) or ending_of(source) == ".parquet"
 
 
 def open_source(
@@ -192,12 +173,12 @@ def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path], colu
 
 def _local_files(source: str, scratch: Path) -> dict[str, str]:
     """The files of a source on this disk, each with the name a person knows it by."""
-    if readers.ending_of(source) is None:
+    if ending_of(source) is None:
         raise DataError.single(
             "data.source",
             source,
             "is not a file this package reads.",
-            f"Give files that end in {readers.ENDINGS_IN_WORDS}, a glob of them, or a hub dataset id (owner/name).",
+            f"Give files that end in {ENDINGS_IN_WORDS}, a glob of them, or a hub dataset id (owner/name).",
         )
     files = _files(source)
     if not remote.is_remote(source):
@@ -270,7 +251,7 @@ def _no_rows(source: str) -> DataError:
 def _missing(source: str) -> DataError:
     folder = Path(source).parent
     is_folder = not remote.is_remote(source) and folder.is_dir()
-    found = sorted(p.name for p in folder.iterdir() if readers.ending_of(p.name))[:10] if is_folder else []
+    found = sorted(p.name for p in folder.iterdir() if ending_of(p.name))[:10] if is_folder else []
     found_text = f" {folder}/ holds {', '.join(found)}." if found else ""
     return DataError.single("data.source", source, f"no such file.{found_text}", "Check the path.")
 

@@ -4,26 +4,21 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from thriftune import distributed
 from thriftune.config import DataFormat, EvaluationConfig
-from thriftune.data.prepared import VALIDATION, load_samples, load_split
-from thriftune.data.tokenization import IGNORED
-from thriftune.distributed import Rank
+from thriftune.data.prepared import load_samples
 from thriftune.inference.generation import Sampling, complete, encode_prompt
 from thriftune.models.loading import Placement, attach_adapters, load_model
 from thriftune.models.separation import require_separation
 from thriftune.models.tokenizer import load_tokenizer
-from thriftune.training.collation import PaddingCollator
+from thriftune.training.held_out import held_out_loss, held_out_rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-_ALONE = Rank(index=0, local_index=0, world_size=1)
 _LARGEST_EXPONENT = 700  # exp() of more overflows a float
 
 
@@ -87,61 +82,6 @@ def evaluate(
     perplexity = math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
     logger.info("Held-out loss %.4f (perplexity %.2f) over %d tokens", loss, perplexity, tokens)
     return EvalReport(loss, perplexity, tokens, prompts, answers)
-
-
-def held_out_rows(dataset_dir: Path, at_most: int) -> "Dataset":
-    """The held-out rows of a prepared dataset, or as many of them, chosen at random, and always the same ones.
-
-    Args:
-        dataset_dir: A prepared dataset.
-        at_most: Number of rows.
-    """
-    rows = load_split(dataset_dir, VALIDATION)
-    if len(rows) <= at_most:
-        return rows
-    return rows.shuffle(seed=0, keep_in_memory=True).select(range(at_most))  # sources are often sorted
-
-
-def held_out_loss(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int, rank: Rank = _ALONE
-) -> tuple[float, int]:
-    """Loss per trained token: summed over all rows and divided once, so that no batch weighs more than its tokens.
-
-    Args:
-        model: A causal language model in evaluation mode.
-        tokenizer: Its tokenizer, for padding.
-        rows: Rows with input_ids and labels, each a list of `length` ints.
-        batch: Rows per forward pass.
-        rank: Where this process stands among those that share the rows; each of them runs the model as often.
-
-    Returns:
-        Mean loss in nats and the number of tokens it is over, over all ranks.
-    """
-    import torch
-
-    collate = PaddingCollator(tokenizer)
-    device = next(model.parameters()).device
-    total, tokens = 0.0, 0
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    by_length = sorted(range(len(rows)), key=lengths.__getitem__)
-    batches = [by_length[start : start + batch] for start in range(0, len(rows), batch)]
-    for first in range(0, len(batches), rank.world_size):
-        mine = first + rank.index
-        part = batches[min(mine, len(batches) - 1)]
-        inputs = {name: tensor.to(device) for name, tensor in collate([rows[i] for i in part]).items()}
-        labels = inputs.pop("labels")[:, 1:]
-        with torch.no_grad():
-            logits = model(**inputs).logits[:, :-1].float()
-            loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
-        if mine < len(batches):  # else another rank has counted it
-            total += float(loss)
-            tokens += int((labels != IGNORED).sum())
-    if rank.world_size > 1:
-        totals, counts = zip(*distributed.gather_objects((total, tokens)), strict=True)
-        total, tokens = sum(totals), sum(counts)
-    return total / tokens, tokens
 
 
 def _questions(

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from thriftune.config.formats import ending_of
 from thriftune.data.examples import RawRow, RowError
-from thriftune.data.readers import NotAnObjectError, decode, ending_of, read_file
+from thriftune.data.readers import NotAnObjectError, decode, read_file
 from thriftune.data.tokenization import is_unicode
 from thriftune.errors import DataError
 

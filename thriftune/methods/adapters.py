@@ -1,12 +1,13 @@
 """Low-rank adapters: which modules they attach to, and their configuration."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from thriftune.config import LoraConfig
 from thriftune.errors import ConfigError, in_a_line
+from thriftune.models.adapter_weights import is_target
 from thriftune.models.architecture import Architecture, layer_of
 from thriftune.models.quantization import require_savings
 
@@ -182,14 +183,6 @@ def of_any_layer(lora: LoraConfig) -> LoraConfig:
     """The same adapters without layer numbers in the names of their targets, for a model of fewer layers."""
     targets = lora.target_modules and tuple(sorted({name.rpartition(".")[2] for name in lora.target_modules}))
     return lora.model_copy(update={"target_modules": targets})
-
-
-def is_target(name: str, targets: Sequence[str] | None) -> bool:
-    """Whether a linear layer is adapted; where no targets are named, all are.
-
-    As peft matches names: the whole one, or what it ends in after a dot.
-    """
-    return not targets or any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def prepare_base(model: "PreTrainedModel", lora: LoraConfig, *, gradient_checkpointing: bool) -> "PreTrainedModel":

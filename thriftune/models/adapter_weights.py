@@ -3,14 +3,13 @@
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import remote
 from thriftune.config import LoraConfig
 from thriftune.errors import AdapterError, ConfigError, Problem
-from thriftune.methods.adapters import is_target
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG, examples, wrapper_in
 from thriftune.models.weight_files import Folder, Shapes
@@ -284,3 +283,11 @@ def require_same_targets(lora: LoraConfig, adapted: Collection[str], architectur
         f"the adapter to go on from is on {', '.join(short) or 'none'}{'' if can_be_said else ' of some layers'}.",
         remedy if theirs else "Start a new adapter.",
     )
+
+
+def is_target(name: str, targets: Sequence[str] | None) -> bool:
+    """Whether a linear layer is adapted; where no targets are named, all are.
+
+    As peft matches names: the whole one, or what it ends in after a dot.
+    """
+    return not targets or any(f".{name}".endswith(f".{target}") for target in targets)

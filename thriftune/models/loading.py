@@ -11,7 +11,7 @@ from thriftune.hardware import Device, Precision, torch_dtype
 from thriftune.models import quantization
 from thriftune.models.adapter_weights import attach
 from thriftune.models.completeness import load_causal_lm
-from thriftune.planning.memory.overhead import GIB, WEIGHTS_SHARE
+from thriftune.overhead import GIB, WEIGHTS_SHARE
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:

@@ -4,29 +4,35 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from thriftune import artifacts, damage
 from thriftune.hardware import Precision, torch_dtype
-from thriftune.inference.evaluation import held_out_loss, held_out_rows
 from thriftune.models import saving
 from thriftune.models.adapter_weights import attach
 from thriftune.models.completeness import load_causal_lm
 from thriftune.models.rounding import RoundingMode, rounded
 from thriftune.models.saving import SaveDtype, SavedWeights
 from thriftune.models.stopping import save_tokenizer
+from thriftune.models.substitution import computing_with
 from thriftune.models.tokenizer import load_tokenizer
-from thriftune.strategies.zero.masters import computing_with
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-# Of one pass over the rows that the merged model is compared on: minutes on the four CPUs of a pod. One row at least.
+# Of one pass over the rows that the merged model is compared on: minutes on the four CPUs of a pod.
 _COMPARED_OPERATIONS = 2e13
-# Each pass puts every weight into fp32 once; of a large model there are no more rows than this anyway.
-_ROWS_AT_ONCE = 8
+
+
+class HeldOutRows(Protocol):
+    """Rows that were not trained on, and the loss of a model on them (`thriftune.training.held_out`)."""
+
+    def first_tokens(self, count: float) -> "HeldOutRows":
+        """As many rows from the first as have so many tokens together: one row at least, `saving.ROWS` at the most."""
+
+    def loss(self, model: Any) -> float:
+        """Mean negative log-likelihood per trained token, in nats."""
+
+    def __len__(self) -> int: ...
 
 
 def merge(
@@ -34,7 +40,7 @@ def merge(
     adapter_dir: Path,
     destination: Path,
     *,
-    dataset_dir: Path | None = None,
+    held_out: HeldOutRows | None = None,
     save_dtype: SaveDtype = "auto",
     seed: int = 0,
     trust_remote_code: bool = False,
@@ -47,8 +53,8 @@ def merge(
         model_dir: Base model.
         adapter_dir: Adapter.
         destination: Model directory to make.
-        dataset_dir: A prepared dataset, on whose held-out rows the sum is compared with the adapter on the same base;
-            None: it is rounded to the nearest numbers, and not compared.
+        held_out: Rows that the sum is compared on with the adapter on the same base; None: it is rounded to the
+            nearest numbers, and not compared.
         save_dtype: Precision of the saved weights; `auto` keeps the base model's.
         seed: Of stochastic rounding.
         trust_remote_code: Run model code that the model ships.
@@ -69,14 +75,13 @@ def merge(
         logger.info("Merging %s into %s (%s)", adapter_dir, model_dir, base.dtype)
         return attach(base, adapter_dir).eval()
 
-    tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     sums = _Sums(load, seed)
-    compared = _compare(sums, tokenizer, dataset_dir) if dataset_dir else None
+    compared = _compare(sums, held_out) if held_out is not None else None
     merged = sums.rounded(compared.rounding if compared else "nearest")
     size = sum(parameter.numel() * parameter.element_size() for parameter in merged.parameters())
     with artifacts.writing(destination, "saving the merged model", size) as directory:
         merged.save_pretrained(directory)
-        save_tokenizer(tokenizer, directory)
+        save_tokenizer(load_tokenizer(model_dir, trust_remote_code=trust_remote_code), directory)
         # The whole record of the run that made the adapter, where this package did.
         record = artifacts.read_content(adapter_dir) if artifacts.is_whole(adapter_dir) else {}
         artifacts.write_manifest(directory, "model", {**record, "merged_from": "adapter"})
@@ -125,7 +130,7 @@ def _merged(model: Any, mode: RoundingMode, seed: int) -> Any:
     return model.unload()
 
 
-def _compare(sums: _Sums, tokenizer: Any, dataset_dir: Path) -> SavedWeights | None:
+def _compare(sums: _Sums, held_out: HeldOutRows) -> SavedWeights | None:
     """Measure the adapter on its base and their sum on the same rows, and choose how the sum is rounded.
 
     Returns:
@@ -133,11 +138,11 @@ def _compare(sums: _Sums, tokenizer: Any, dataset_dir: Path) -> SavedWeights | N
         16 bits still (Jamba's convolutions).
     """
     adapted = sums.model
-    rows = _few_rows(dataset_dir, sum(parameter.numel() for parameter in adapted.parameters()))
+    rows = held_out.first_tokens(_COMPARED_OPERATIONS / (2 * sum(p.numel() for p in adapted.parameters())))
 
     def loss(model: Any) -> float:
         with _in_fp32(model):
-            return held_out_loss(model, tokenizer, rows, _ROWS_AT_ONCE)[0]
+            return rows.loss(model)
 
     with adapted.disable_adapter():
         try:
@@ -154,18 +159,6 @@ def _compare(sums: _Sums, tokenizer: Any, dataset_dir: Path) -> SavedWeights | N
         lambda _, mode: loss(sums.rounded(mode)),
         or_fp32=False,
     )
-
-
-def _few_rows(dataset_dir: Path, parameters: int) -> "Dataset":
-    """Held-out rows that take minutes on a CPU: all of them for a small model, one for a very large one."""
-    rows = held_out_rows(dataset_dir, saving.ROWS)
-    tokens, taken = _COMPARED_OPERATIONS / (2 * parameters), 0
-    for length in rows["length"]:
-        tokens -= length
-        if taken and tokens < 0:
-            break
-        taken += 1
-    return rows.select(range(taken))
 
 
 @contextmanager

@@ -7,10 +7,10 @@ filled once (GPT-J, CTRL) end, and looking further up is an index error, on a GP
 import logging
 from typing import TYPE_CHECKING
 
+from thriftune.batching import PAD_MULTIPLE
 from thriftune.errors import ConfigError
 from thriftune.models.architecture import Architecture
 from thriftune.models.decoder_config import positions_of
-from thriftune.training.collation import PAD_MULTIPLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,13 +13,12 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.positions import require_positions
 from thriftune.planning import offers
 from thriftune.planning.catalogue import Catalogue
-from thriftune.planning.memory import Estimate
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
 from thriftune.planning.search import Choice, Fitting, Refusal, search, zero_choices
 from thriftune.planning.suggestions import changes_that_fit
 from thriftune.strategies.zero import configuration as zero
 from thriftune.strategies.zero import layout as zero_layout
-from thriftune.training_plan import Alternative, NodeRequest, TrainingPlan
+from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
 
 _Value = TypeVar("_Value")
 _ALTERNATIVES = 4
@@ -123,11 +122,7 @@ def _zero_options(config: RunConfig, files: Mapping[str, dict[str, Any]]) -> dic
             "zero.config", named, "is not a file in deepspeed_configs/.", f"Use auto or one of {', '.join(files)}."
         )
     options = zero_choices(named, files)
-    problems = [
-        problem
-        for content in options.values()
-        for problem in zero.check(content, "zero.config") or zero.check_with_deepspeed(content, "zero.config")
-    ]
+    problems = [problem for content in options.values() for problem in zero.check(content, "zero.config")]
     if problems:
         raise ConfigError(problems)
     return options

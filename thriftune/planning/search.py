@@ -11,9 +11,10 @@ from thriftune.config.rules import NODE_COUNTS
 from thriftune.hardware import Precision, choose_precision
 from thriftune.models import saving
 from thriftune.models.architecture import Architecture
-from thriftune.planning.memory import Estimate, Machines, Pass, estimate, evaluation_gib
+from thriftune.planning.memory import Machines, Pass, estimate, evaluation_gib
 from thriftune.planning.offers import THIS_MACHINE, Offer
 from thriftune.strategies.zero import layout as zero_layout
+from thriftune.training_plan import Estimate
 
 # No limit is planned to be filled to the brim: the estimates of overhead on GPUs are not measured here.
 _FILLED = 0.95

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thriftune.config import RunConfig
+from thriftune.config.formats import TABLE
 from thriftune.data import sources
 from thriftune.data.prepare import fingerprint
 from thriftune.errors import ThriftuneError
@@ -137,8 +138,8 @@ def _read_data(
     """The first rows, of the sources at the versions that they have now."""
     data = config.data
     named = ", ".join(source.source for source in data.all_sources)
-    if table is not None and sources.TABLE not in [source.source for source in data.all_sources]:
-        remedy = f"Write source: {sources.TABLE}."
+    if table is not None and TABLE not in [source.source for source in data.all_sources]:
+        remedy = f"Write source: {TABLE}."
         notes.findings.append(finding("table-unused", _DATA, named, "leaves out the table that was given.", remedy))
     notes.learn(max_length=data.max_length)
     version = attempt(lambda: sources.versions(data, token, table=table_version), hub_code("data"), _DATA, named)

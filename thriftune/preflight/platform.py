@@ -68,7 +68,7 @@ def check_zero(config: RunConfig, plan: Plan, files: Mapping[str, dict[str, Any]
         yield skipped("zero.config", "there is no plan, and no file of this name here")
         return
     logger.info("Preflight: the DeepSpeed configuration")
-    problems = zero.check(content, "zero.config") or zero.check_with_deepspeed(content, "zero.config")
+    problems = zero.check(content, "zero.config")
     yield from (of_problem("zero-config-invalid", problem) for problem in problems)
 
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune import hub
 from thriftune.config import DataConfig, DataSource, RunConfig
+from thriftune.config.formats import TABLE, ending_of, is_hub_source
 from thriftune.data import parquet, prepare, readers, sources
 from thriftune.data.conversion import formats
 from thriftune.data.examples import RawRow
 from thriftune.data.selection import shares
-from thriftune.data.sources import TABLE, NumberedRow, OpenSource
+from thriftune.data.sources import NumberedRow, OpenSource
 from thriftune.errors import DataError, TransientError
 from thriftune.limits import SAMPLE_BYTES, size_of
 from thriftune.preflight.access import permitted
@@ -144,7 +145,7 @@ class _Reader:
     def read(self) -> Outcome[SampledSource]:
         """The rows, or what is wrong."""
         source = self.source.source
-        if sources.is_hub_source(source):
+        if is_hub_source(source):
             sampled = self._from_hub()
         else:
             files = self._files()
@@ -200,7 +201,7 @@ class _Reader:
         if any("://" in name for name in names):
             return None
         files = [Path(name) for name in names]
-        is_parquet = all(readers.ending_of(file.name) == ".parquet" for file in files)
+        is_parquet = all(ending_of(file.name) == ".parquet" for file in files)
         if not is_parquet and sum(file.stat().st_size for file in files) > _COUNTED_BYTES:
             return None
         return sum(readers.count_rows(file, self.source.sample_by) for file in files)
@@ -274,7 +275,7 @@ def _rows_said(stream: "IterableDataset", split: str) -> int | None:
 
 
 def _require_readable_kind(source: str) -> None:
-    if readers.ending_of(source) is None:
+    if ending_of(source) is None:
         sources._local_files(source, Path())  # raises what it says of files that are not read
 
 

@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-# Tensor cores want multiples of 8; padding to them costs at most 7 tokens a row.
-PAD_MULTIPLE = 8
-
 
 @dataclass(frozen=True)
 class Collator:

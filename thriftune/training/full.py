@@ -11,7 +11,6 @@ from thriftune.checkpoints.resumption import CheckpointPlace, Resumed
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.hardware import torch_dtype
-from thriftune.inference.evaluation import held_out_rows
 from thriftune.models import saving
 from thriftune.models.rounding import RoundingMode, rounded
 from thriftune.models.saving import SavedWeights
@@ -23,6 +22,7 @@ from thriftune.strategies.zero import operators, universal
 from thriftune.strategies.zero.masters import masters_of
 from thriftune.training.adjustments import Adjustments
 from thriftune.training.attempt import Attempt, run_record
+from thriftune.training.held_out import held_out_rows
 from thriftune.training.measuring import Measuring
 from thriftune.training.trainer import TrainingResult, make_trainer, training_arguments
 from thriftune.training_plan import TrainingPlan

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune import distributed
 from thriftune.hardware import Precision, torch_dtype
-from thriftune.inference.evaluation import held_out_loss
 from thriftune.models import saving
 from thriftune.models.rounding import RoundingMode, rounded
 from thriftune.models.saving import SavedWeights
-from thriftune.strategies.zero.masters import WeightOf, computing_with, masters_of
+from thriftune.models.substitution import WeightOf, computing_with
+from thriftune.strategies.zero.masters import masters_of
+from thriftune.training.held_out import held_out_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset

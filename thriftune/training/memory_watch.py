@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from thriftune.overhead import RETURNED_BLOCK
+
 logger = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 0.1
 _GIB = 2**30
 _M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
-# Freed blocks of this size go back to the system. At 1 MiB a step of a 135M model on the CPU takes a fifth longer.
-RETURNED_BLOCK = 2 << 20
 # A prediction that is further off than this is reported, if it is of more than what libraries take one time or another.
 _FAR_OFF = 0.15
 _NEGLIGIBLE_GIB = 0.25

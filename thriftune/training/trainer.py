@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import distributed
+from thriftune.batching import PAD_MULTIPLE
 from thriftune.config import RunConfig
 from thriftune.data.prepared import is_packed
 from thriftune.errors import DivergedError
 from thriftune.models.saving import SavedWeights
-from thriftune.planning.memory.overhead import START_GIB
-from thriftune.training.collation import PAD_MULTIPLE, PackedCollator, PaddingCollator
+from thriftune.overhead import START_GIB
+from thriftune.training.collation import PackedCollator, PaddingCollator
 from thriftune.training.guards.oom import Halvings
 from thriftune.training.guards.resources import FillWarning, ResourceWatch, Samples
 from thriftune.training.memory_watch import MemoryUse, PeakMemory, warn_if_far_off

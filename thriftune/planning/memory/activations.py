@@ -12,7 +12,7 @@ from thriftune.hardware import Precision, torch_dtype
 from thriftune.methods.adapters import of_any_layer, peft_config, prepare_base, resolved
 from thriftune.models.architecture import Architecture
 from thriftune.models.quantization import replace_layers
-from thriftune.training.memory_watch import RETURNED_BLOCK
+from thriftune.overhead import RETURNED_BLOCK
 
 if TYPE_CHECKING:
     import torch

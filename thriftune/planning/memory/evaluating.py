@@ -3,8 +3,8 @@
 from thriftune.config import LoraConfig, RunConfig
 from thriftune.hardware import Device, Precision
 from thriftune.models.architecture import Architecture
+from thriftune.overhead import GIB, usable_for_weights, with_overhead
 from thriftune.planning.memory import adapters
-from thriftune.planning.memory.overhead import GIB, usable_for_weights, with_overhead
 
 # bf16 logits, their fp32 copy, what cross-entropy makes of it, and the copy without the last position.
 _LOGIT_COPIES = 2 + 4 + 4 + 2

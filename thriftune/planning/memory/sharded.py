@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from thriftune.models.architecture import Architecture
+from thriftune.overhead import RETURNED_BLOCK
 from thriftune.planning.memory.activations import Pass, Peaks
 from thriftune.strategies.zero.layout import Layout
-from thriftune.training.memory_watch import RETURNED_BLOCK
 
 _MASTER = 4  # fp32
 _MOMENTS = 8  # AdamW's two, fp32

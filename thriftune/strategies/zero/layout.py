@@ -4,7 +4,8 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from thriftune.strategies.zero.configuration import offload_device, with_buffers
+from thriftune.config.zero_file import offload_device
+from thriftune.strategies.zero.configuration import with_buffers
 
 _WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
 # The configurations in deepspeed_configs/ by name, as far as memory goes, the fastest first. A stage more moves more

@@ -1,0 +1,91 @@
+"""What rules must know of formats and sources of rows: columns, endings of files, and what is an id of the hub."""
+
+import os
+import re
+import string
+
+from thriftune.remote import is_remote, path_of
+
+# Columns that a source must have, and may have, by format; what they mean is in `thriftune.data.formats`.
+COLUMNS = {
+    "alpaca": ("instruction", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "chat": ("messages",),
+    "sharegpt": ("conversations",),
+    "text": ("text",),
+    "quotes": ("quote", "author"),
+    "grammar": ("sentence", "corrections"),
+}
+OPTIONAL_COLUMNS = {
+    "alpaca": ("input", "system", "history"),
+    "chat": ("tools", "system"),
+    "sharegpt": ("tools", "system"),
+}
+
+TABLE = "input:table"  # the table that a workflow was given
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+# Kinds of files, and whether they may be compressed; what reads them is in `thriftune.data.readers`.
+_KINDS = {".jsonl": True, ".json": True, ".csv": True, ".tsv": True, ".txt": True, ".parquet": False}
+_COMPRESSIONS = (".gz", ".zst")
+ENDINGS = tuple(
+    f"{ending}{compression}"
+    for ending, may_be_compressed in _KINDS.items()
+    for compression in ("", *_COMPRESSIONS)
+    if not compression or may_be_compressed
+)
+ENDINGS_IN_WORDS = (
+    f"{', '.join(ending for ending, may_be in _KINDS.items() if may_be)} (each also "
+    f"{' or '.join(_COMPRESSIONS)}) or {', '.join(ending for ending, may_be in _KINDS.items() if not may_be)}"
+)
+
+
+def ending_of(path: str) -> str | None:
+    """The ending in `ENDINGS` that a path, glob or URL has, or None.
+
+    Args:
+        path: As a run file names it.
+    """
+    name = path_of(path).lower().rstrip("*")
+    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
+
+
+def is_file_source(source: str) -> bool:
+    """Whether a data source is a path, glob or URL of files, as opposed to a hub id.
+
+    Args:
+        source: As a run file names it.
+    """
+    if source == TABLE:
+        return False
+    if is_remote(source) or source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
+        return True
+    # Hub ids without an owner have no dot; with one, it is a file of a kind that is not read, or that is not there.
+    is_named_as_file = "/" not in source and "." in source
+    return is_named_as_file or ending_of(source) is not None or os.path.exists(source)
+
+
+def is_hub_source(source: str) -> bool:
+    """Whether a data source is the id of a hub dataset.
+
+    Args:
+        source: As a run file names it.
+    """
+    return source != TABLE and not is_file_source(source)
+
+
+def template_fields(template: str) -> tuple[str, ...]:
+    """The columns that a template names, in order, each once.
+
+    Raises:
+        ValueError: It names none, or a field that is not a plain name; or a brace is left open.
+    """
+    fields: dict[str, None] = {}
+    for _literal, name, specification, conversion in string.Formatter().parse(template):
+        if name is None:
+            continue
+        if not name or specification or conversion or not name.replace("-", "_").replace(" ", "_").isidentifier():
+            raise ValueError(f"the field {{{name}}} is not the name of a column")
+        fields[name] = None
+    if not fields:
+        raise ValueError("it names no column")
+    return tuple(fields)
