@@ -1,4 +1,4 @@
-"""Loss, perplexity and answers on held-out rows."""
+"""Loss, perplexity and answers of a finished model on held-out rows, where a run asks for them."""
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
@@ -7,8 +7,9 @@ from tasks.declaring import TRAIN_CACHE, cache, node_task
 from tasks.transfer import download
 from thriftune.config import RunConfig
 from thriftune.inference import evaluation
-from thriftune.inference.evaluation import EvalReport
-from thriftune.models.loading import as_stored, planned_placement
+from thriftune.methods import METHODS
+from thriftune.models.loading import Placement, as_stored
+from thriftune.training.held_out import EvalReport
 from thriftune.training_plan import TrainingPlan
 
 
@@ -21,29 +22,20 @@ def evaluate(
     dataset: FlyteDirectory,
     adapter: FlyteDirectory | None = None,
 ) -> EvalReport:
-    """Measure a model on the held-out rows: in 4 bits where QLoRA trains on it, in fp32 where it is saved so.
+    """Load what came out of a run, and measure it on the held-out rows.
 
     Args:
         config: The run.
         plan: Its plan.
         cache_key: What Flyte's cache knows the plan by, as another price makes no other result.
-        model: The model.
+        model: The saved or merged model; or the base model of an adapter that was not merged.
         dataset: The prepared dataset.
-        adapter: An adapter to put on the model.
+        adapter: That adapter, to put on it.
 
     Returns:
         The report.
     """
-    model_dir, placement = download(model), planned_placement(config, plan)
-    if config.method == "full":
-        placement = as_stored(placement, model_dir)
-    return evaluation.evaluate(
-        model_dir,
-        download(dataset),
-        config.evaluation,
-        style=config.data.prompt_format,
-        placement=placement,
-        adapter_dir=download(adapter) if adapter else None,
-        packing=config.data.packing,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    model_dir, adapter_dir = download(model), download(adapter) if adapter else None
+    four_bit = METHODS[plan.method].four_bit(config) if adapter else None
+    placement = as_stored(Placement(plan.hardware, plan.precision, four_bit), model_dir)
+    return evaluation.evaluate(model_dir, download(dataset), config, placement, adapter_dir)

@@ -11,9 +11,10 @@ from thriftune import hardware
 from thriftune.config.rules import require_no_user
 from thriftune.disk import writing_to
 from thriftune.inference import generation
-from thriftune.inference.generation import Sampling
 from thriftune.inference.prompts import read_prompts
+from thriftune.models.answering import Sampling
 from thriftune.models.loading import Placement
+from thriftune.models.quantization import FourBit
 
 
 @task(**generating_task())
@@ -50,7 +51,7 @@ def generate_answers(
     inputs = {"model_dir": [model_dir], "prompts_file": [prompts_file] if prompts_file else [], "adapters": adapters}
     require_no_user((field, place_of(one)) for field, given in inputs.items() for one in given)
     device = hardware.detect_device()
-    placement = Placement(device, hardware.choose_precision("auto", device), four_bit=quantize)
+    placement = Placement(device, hardware.choose_precision("auto", device), FourBit() if quantize else None)
     asked = [*prompts, *(read_prompts(download(prompts_file)) if prompts_file else [])]
     answers = generation.generate(
         download(model_dir),

@@ -11,7 +11,7 @@ from thriftune import artifacts
 from thriftune.disk import DiskFullError, NotWritableError, writing_to
 from thriftune.redaction import redacted
 from thriftune.training import report as training_report
-from thriftune.training.trainer import TrainingResult
+from thriftune.training.result import TrainingResult
 
 logger = logging.getLogger("thriftune.tasks.pages")
 
@@ -23,8 +23,7 @@ def show_training(run_name: str, result: TrainingResult) -> None:
         run_name: Name of the run.
         result: What was measured.
     """
-    losses = list(zip(result.loss_steps, result.losses, strict=True))
-    page = training_report.html(run_name, losses, result.resources, result.events)
+    page = training_report.page_of(run_name, result)
     show("training", run_name, page, json.dumps(asdict(result), indent=2) + "\n")
 
 

@@ -9,12 +9,12 @@ from flytekit import task
 import thriftune
 from tasks import settings
 from tasks.declaring import hub_task, marking_registration
-from tasks.plan import zero_files
 from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError
 from thriftune.models import fetching as models
 from thriftune.planning import catalogue
+from thriftune.strategies import candidates
 
 logger = logging.getLogger("thriftune.tasks.pin")
 
@@ -33,8 +33,8 @@ def pin(config: RunConfig) -> str:
     try:
         model = models.version(config.model.source, config.model.revision, settings.hub_token())
         prices = catalogue.load(settings.PLATFORM.catalogue).model_dump_json()
-        zero = json.dumps(zero_files(config), sort_keys=True)
+        settings_there = json.dumps([strategy.options(config) for strategy in candidates(config)])
     except ThriftuneError as error:
         logger.warning("The plan cannot be served from the cache: %s", error)
         return uuid.uuid4().hex
-    return artifacts.key_of(model, prices, zero, thriftune.__version__)
+    return artifacts.key_of(model, prices, settings_there, thriftune.__version__)

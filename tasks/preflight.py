@@ -12,7 +12,7 @@ from flytekit.types.structured import StructuredDataset
 from tasks import pages, settings
 from tasks.checkpoints import use_credentials_of_flyte
 from tasks.declaring import cpu_task, hub_secrets, wandb_secrets
-from tasks.plan import is_for_this_machine, make_plan, zero_files
+from tasks.plan import is_for_this_machine, make_plan
 from tasks.platform import variable
 from tasks.transfer import download_table, table_version, transient_errors_retried, try_output
 from thriftune import preflight as checks
@@ -99,7 +99,6 @@ def _check(
         secrets=_secrets(config, token),
         output=try_output(),
         folder=settings.local_root() if _writes_here(plan) else None,
-        zero_files=zero_files(config),
         network_gbps=_network_gbps(plan),
         grace_seconds=settings.PLATFORM.grace_seconds,
     )

@@ -18,7 +18,8 @@ import thriftune
 from tasks import run_files
 from tasks.platform import variable
 from tasks.settings import CHECKOUT, PLATFORM
-from thriftune.config import Method, RunConfig
+from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS
 from thriftune.errors import ConfigError
 
 logger = logging.getLogger("thriftune.tasks.scheduling")
@@ -26,12 +27,12 @@ logger = logging.getLogger("thriftune.tasks.scheduling")
 _BAD_ENDS = (WorkflowExecutionPhase.FAILED, WorkflowExecutionPhase.TIMED_OUT, WorkflowExecutionPhase.ABORTED)
 
 
-def run_file(setting: str, method: Method) -> RunConfig:
+def run_file(setting: str, workflow: str) -> RunConfig:
     """The run that a launch plan starts.
 
     Args:
         setting: Name of the setting that holds its file: a path, from the checkout's root if it is not absolute.
-        method: Of the workflow that the plan is of.
+        workflow: That the plan is of.
 
     Raises:
         ConfigError: The file is not there, is not YAML, or is not a run that this workflow can do.
@@ -49,8 +50,8 @@ def run_file(setting: str, method: Method) -> RunConfig:
             replace(problem, field=f"{variable(setting)} = {place}: {problem.field}") for problem in error.problems
         ]
         raise ConfigError(problems) from error
-    if run.method != method:
-        message = f"is a run of method {run.method}, and this launch plan is of {method}."
+    if METHODS[run.method].workflow != workflow:
+        message = f"is a run of method {run.method}, and this launch plan is of {workflow}."
         raise ConfigError.single(variable(setting), place, message, "Name another file.")
     return run
 

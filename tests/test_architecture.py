@@ -9,7 +9,7 @@ from thriftune.errors import ModelSourceError
 from thriftune.methods.adapters import adapter_parameters, require_targets
 from thriftune.models import architecture
 from thriftune.planning.memory import Pass
-from thriftune.planning.memory.activations import measure
+from thriftune.strategies.memory.activations import measure
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,

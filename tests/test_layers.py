@@ -35,7 +35,7 @@ ORCHESTRATION = {"flytekit", "flytekitplugins", "kubernetes"}
 READS_ENVIRONMENT = {"tasks/settings.py", "thriftune/distributed.py"}
 # Subclasses of the Trainer's callback and of torch's modes need their base classes; the modules are imported late.
 IMPORTS_HEAVY = {
-    "thriftune/planning/memory/tracing.py", "thriftune/training/callbacks.py", "thriftune/training/guarding.py",
+    "thriftune/strategies/memory/tracing.py", "thriftune/training/callbacks.py", "thriftune/training/guarding.py",
     "thriftune/training/resumable.py",
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from thriftune.data.conversion import Batch, Converter
 from thriftune.data.prepare import prepare
 from thriftune.data.sources import NumberedRow
 from thriftune.errors import DataError, ModelSourceError
-from thriftune.inference.generation import encode_prompt
+from thriftune.data.questions import encode_prompt
 from thriftune.models import chat_template, template_sandbox
 from thriftune.models.chat_template import TemplateFailsError, TemplateNeverEndsError
 from thriftune.models.tokenizer import load_tokenizer

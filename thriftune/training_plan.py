@@ -3,7 +3,6 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from thriftune.batching import Batch
 from thriftune.hardware import DEVICES, Device, Precision
@@ -66,7 +65,8 @@ class Alternative:
         instance: Node type.
         nodes: Machines.
         devices_per_node: GPUs of each.
-        zero: ZeRO stage and offload, as text; empty for QLoRA.
+        strategy: Where weights lie.
+        settings: Those of the strategy, in a word; empty where it has none.
         micro_batch: Rows per rank and forward pass.
         device_gib: GiB of the fullest GPU.
         device_limit_gib: GiB it has.
@@ -76,7 +76,8 @@ class Alternative:
     instance: str
     nodes: int
     devices_per_node: int
-    zero: str
+    strategy: str
+    settings: str
     micro_batch: int
     device_gib: float
     device_limit_gib: float
@@ -107,20 +108,18 @@ class TrainingPlan:
     """What a run trains on and how.
 
     Attributes:
-        method: full or qlora.
-        four_bit: Whether the frozen base model is in 4 bits; False for full.
+        method: What trains: a name in `thriftune.methods.METHODS`.
+        strategy: Where weights lie: a name in `thriftune.strategies.STRATEGIES`.
+        settings: The strategy's own, as JSON text; empty where it has none.
         device: Key of the device in `thriftune.hardware.DEVICES`.
         instance: Node type of the catalogue, or this machine.
         nodes: Machines.
         devices_per_node: GPUs per machine (worker processes on CPU).
-        processes_per_node: Training processes per machine: one per device under ZeRO, one for QLoRA.
         precision: fp32, fp16 or bf16.
         global_batch: Rows per optimizer step.
         micro_batch: Rows per rank and forward pass.
         accumulation: Forward passes per optimizer step.
-        zero_stage: ZeRO stage; 0 for QLoRA.
-        zero_name: Name of the file in deepspeed_configs/; empty for an inline configuration and for QLoRA.
-        deepspeed: The DeepSpeed configuration as JSON text, as the file or the YAML says it; empty for QLoRA.
+        validation_batch: Rows per rank and forward pass while held-out loss is measured.
         memory: What the run is predicted to need.
         device_limit_gib: What each GPU has; on a CPU what each worker may take of the host.
         host_limit_gib: What a pod can have of the host's memory.
@@ -134,19 +133,17 @@ class TrainingPlan:
     """
 
     method: str
-    four_bit: bool
+    strategy: str
+    settings: str
     device: str
     instance: str
     nodes: int
     devices_per_node: int
-    processes_per_node: int
     precision: Precision
     global_batch: int
     micro_batch: int
     accumulation: int
-    zero_stage: int
-    zero_name: str
-    deepspeed: str
+    validation_batch: int
     memory: Estimate
     device_limit_gib: float
     host_limit_gib: float
@@ -159,34 +156,26 @@ class TrainingPlan:
     alternatives: list[Alternative]
 
     @property
-    def technique(self) -> str:
-        """What people call it: full fine-tuning, LoRA or QLoRA."""
-        if self.method == "full":
-            return "full fine-tuning"
-        return "QLoRA" if self.four_bit else "LoRA"
-
-    @property
     def fingerprint(self) -> str:
         """What of the plan decides what a training makes, as a digest: not prices, requests and predictions."""
         decisions = (
-            self.method, self.four_bit, self.device, self.nodes, self.devices_per_node, self.processes_per_node,
-            self.precision, self.global_batch, self.micro_batch, self.accumulation, self.deepspeed,
+            self.method, self.strategy, self.settings, self.device, self.nodes, self.devices_per_node, self.precision,
+            self.global_batch, self.micro_batch, self.accumulation,
         )  # fmt: skip
         return hashlib.sha256(json.dumps(decisions).encode()).hexdigest()[:16]
 
     @property
     def batch(self) -> Batch:
         """The global batch and how it is cut."""
-        ranks = self.nodes * self.processes_per_node
+        ranks = self.global_batch // (self.micro_batch * self.accumulation)
         return Batch(self.global_batch, self.micro_batch, self.accumulation, ranks)
+
+    @property
+    def processes_per_node(self) -> int:
+        """Training processes per machine, each with rows of its own."""
+        return self.batch.world_size // self.nodes
 
     @property
     def hardware(self) -> Device:
         """The device to train on."""
         return DEVICES[self.device]
-
-    @property
-    def deepspeed_config(self) -> dict[str, Any]:
-        """The DeepSpeed configuration, parsed."""
-        config: dict[str, Any] = json.loads(self.deepspeed)
-        return config

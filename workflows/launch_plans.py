@@ -18,7 +18,7 @@ from tasks.settings import PLATFORM
 from workflows.full_finetune import full_finetune
 from workflows.qlora_finetune import qlora_finetune
 
-_NIGHTLY, _WEEKLY = run_file("nightly_config", "qlora"), run_file("weekly_config", "full")
+_NIGHTLY, _WEEKLY = run_file("nightly_config", "qlora_finetune"), run_file("weekly_config", "full_finetune")
 
 # Each night adapters are trained on what the data holds by then. The run is a default: who launches the plan by hand
 # may give another one, to try it on one cheap node with the schedule's bucket and labels.

@@ -1,4 +1,4 @@
-"""What both fine-tuning workflows share: the nodes before training, and the types they return."""
+"""What the fine-tuning workflows are made of: the nodes before training, training itself, and the types they return."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from tasks.plan import plan
 from tasks.preflight import Checked, preflight
 from tasks.prepare_dataset import prepare_dataset
 from tasks.provisioning import on_cpu_node
-from thriftune.config import Method, RunConfig
+from thriftune.config import RunConfig
 from thriftune.inference.report import RunMetrics
 from thriftune.planning import pod_requests
 from thriftune.training_plan import TrainingPlan
@@ -46,15 +46,15 @@ class Ready(NamedTuple):
     dataset: Any
 
 
-def plan_and_check(config: Any, method: Method, table: Any = None) -> Planned:
+def plan_and_check(config: Any, workflow: str, table: Any = None) -> Planned:
     """Add the nodes that plan a run and check it. Called while a workflow compiles.
 
     Args:
         config: The workflow's `config` (a promise of a RunConfig).
-        method: What the workflow runs.
+        workflow: Name of the workflow.
         table: The workflow's table (a promise), if it takes one.
     """
-    made = plan(config=config, method=method, pinned=pin(config=config), has_table=table is not None)
+    made = plan(config=config, workflow=workflow, pinned=pin(config=config), has_table=table is not None)
     checked: Checked = preflight(config=config, plan=made, table=table)
     return Planned(checked.plan, checked.model_version, checked.data_version)
 

@@ -10,8 +10,8 @@ from thriftune.methods.adapters import adapter_parameters
 from thriftune.models import architecture
 from thriftune.models.quantization import layer_weights
 from thriftune.planning.memory import Machines, Pass, estimate
-from thriftune.planning.memory.adapters import split
 from thriftune.planning.memory.evaluating import evaluation_gib
+from thriftune.strategies.memory.adapters import split
 from thriftune.strategies.zero import layout as zero_layout
 
 GIB = 2**30

@@ -18,8 +18,8 @@ from thriftune.config import LoraConfig, ModelConfig
 from thriftune.hardware import DEVICES
 from thriftune.models import architecture
 from thriftune.planning.memory import Machines, Pass, estimate
-from thriftune.planning.memory.activations import measure
-from thriftune.planning.memory.adapters import split
+from thriftune.strategies.memory.activations import measure
+from thriftune.strategies.memory.adapters import split
 from thriftune.strategies.zero import layout as zero_layout
 
 GB, GIB = 1e9, 2**30

@@ -8,8 +8,8 @@ from planning import TINY
 
 from thriftune.config import LoraConfig
 from thriftune.models import architecture
-from thriftune.planning.memory.activations import Pass, measure
-from thriftune.planning.memory.tracing import LiveBytes, RealDevice
+from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.tracing import LiveBytes, RealDevice
 
 MIXTURE = architecture.from_content(
     {**json.loads(TINY.content), "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}, "mixture"

@@ -12,8 +12,8 @@ from typing import Any
 from thriftune.batching import steps_per_epoch, total_steps
 from thriftune.config import RunConfig
 from thriftune.errors import Problem
-from thriftune.methods.adapters import DROPOUT
-from thriftune.redaction import redacted, unsigned
+from thriftune.methods import METHODS
+from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import TrainingPlan
 
 # By the key of the run file that decides it; values as JSON has them.
@@ -23,7 +23,6 @@ Identity = Mapping[str, Any]
 _OF_TRAINING = (
     "learning_rate", "scheduler", "warmup_share", "weight_decay", "max_grad_norm", "optimizer", "group_by_length"
 )  # fmt: skip
-_OF_LORA = ("rank", "alpha", "dropout", "target_modules", "four_bit", "double_quantization", "resume_from")
 _MODEL, _DATA, _STEPS, _ZERO = "model.source", "data", "training.max_steps", "zero.config"
 _IN_MANIFEST = "identity"
 # What the manifests of versions before it said, and under which name.
@@ -42,7 +41,7 @@ def of(config: RunConfig, plan: TrainingPlan, *, model: str, dataset: str, rows:
         dataset: Fingerprint of the prepared dataset; empty: not known.
         rows: Token rows to train on; None: not known.
     """
-    training, lora = config.training, config.lora_or_default
+    training = config.training
     identity: dict[str, Any] = {
         "method": config.method,
         "seed": config.seed,
@@ -50,14 +49,8 @@ def of(config: RunConfig, plan: TrainingPlan, *, model: str, dataset: str, rows:
         "training.precision": plan.precision,
         **{f"training.{name}": getattr(training, name) for name in _OF_TRAINING},
     }
-    if config.method == "full":
-        identity[_ZERO] = plan.zero_stage
-    else:
-        identity |= {f"lora.{name}": getattr(lora, name) for name in _OF_LORA}
-        # As a manifest holds it, and whoever signed it.
-        identity["lora.resume_from"] = redacted(unsigned(lora.resume_from)) if lora.resume_from else None
-        identity["lora.dropout"] = DROPOUT if lora.dropout is None else lora.dropout
-        identity["lora.target_modules"] = sorted(lora.target_modules) if lora.target_modules else None
+    identity |= METHODS[config.method].identity(config)
+    identity |= STRATEGIES[plan.strategy].identity(plan.settings)
     if model:
         identity[_MODEL] = model
     if dataset:

@@ -28,6 +28,8 @@ _OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
 _ADJUSTMENTS = "adjustments.json"
 # In the manifest of a checkpoint: what `Resumed.remarks` said to the run that wrote it.
 REMARKS = "remarks"
+# The same, the step of a checkpoint that must stay, whatever newer ones there are; None: there is none.
+BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,21 @@ class Checkpoints:
             raise distributed.from_main(lambda: none_whole(str(self._config.resume_from), damages))
         return None
 
+    def fetch(self, step: int) -> Resumed | None:
+        """Bring the checkpoint of one step to this disk, if it is whole on every node. Collective: every rank calls it.
+
+        Args:
+            step: Optimizer steps done.
+
+        Raises:
+            TransientError: The store does not answer.
+        """
+        for prefix, manifest in self._candidates():
+            directory = self._place.scratch / "resumed" / f"checkpoint-{manifest.step}"
+            if manifest.step == step and not self._fetch(prefix, manifest, directory):
+                return self._resumed(manifest, directory, ())
+        return None
+
     def start_saving(self) -> None:
         """Begin to upload what is saved from now on; one process per node does."""
         if self._rank.local_index == 0:
@@ -175,7 +192,7 @@ class Checkpoints:
         """Hand over what the Trainer wrote. Collective: every rank calls it, when its own files are written."""
         distributed.barrier()
         if self._saver is not None:
-            self._saver.save(directory, step, {**in_manifest(self._own), **content})
+            self._saver.save(directory, step, {**in_manifest(self._own), **content}, stays=content.get(BEST))
 
     def forget_restored(self) -> None:
         """Remove what was restored and is loaded by now, and what an earlier process of this node had written."""

@@ -33,6 +33,7 @@ class _Save:
     directory: Path
     step: int
     content: dict[str, Any]
+    stays: int | None
 
 
 class BackgroundSaver:
@@ -94,13 +95,14 @@ class BackgroundSaver:
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def save(self, directory: Path, step: int, content: dict[str, Any]) -> None:
+    def save(self, directory: Path, step: int, content: dict[str, Any], stays: int | None = None) -> None:
         """Hand over a checkpoint and return at once. One that waits and has not begun gives way to this one.
 
         Args:
             directory: What this node's ranks wrote, complete. From now on it is the saver's.
             step: Optimizer steps done.
             content: Free JSON for the manifest; that of node 0 gets there.
+            stays: Step of an earlier checkpoint that is not removed for newer ones; None: there is none.
 
         Raises:
             TransientError: The last three saves of this node failed; this one was not begun.
@@ -108,7 +110,7 @@ class BackgroundSaver:
         """
         if not directory.is_dir():
             raise NotADirectoryError(f"{directory}: a checkpoint is a directory.")
-        job = _Save(directory, step, as_json(content))
+        job = _Save(directory, step, as_json(content), stays)
         with self._changed:
             if self._closing:
                 raise RuntimeError("The saver was closed.")
@@ -195,7 +197,7 @@ class BackgroundSaver:
             logger.info(
                 "Checkpoint of step %d is in the store (%.1f GiB, %.0f s).", job.step, manifest.size / _GIB, seconds
             )
-            self._prune(job.step)
+            self._prune(job.step, job.stays)
 
     def _note_failure(self, job: _Save, error: Exception) -> None:
         self.failures.append(f"step {job.step}: {type(error).__name__}: {error}")
@@ -207,9 +209,9 @@ class BackgroundSaver:
         if job.directory != self._kept:
             self._delete(job.directory)
 
-    def _prune(self, step: int) -> None:
+    def _prune(self, step: int, stays: int | None) -> None:
         try:
-            for removed in prune(self._store, self._earlier, step, self._keep):
+            for removed in prune(self._store, self._earlier, step, self._keep, stays):
                 logger.debug("Removed %s.", removed)
         except (ThriftuneError, OSError) as error:
             logger.warning("Older checkpoints could not be removed: %s", error)

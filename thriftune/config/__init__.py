@@ -16,6 +16,7 @@ from thriftune.config.schema import (
     PublishConfig,
     RunConfig,
     Section,
+    StrategyName,
     TrainingConfig,
     ZeroConfig,
 )
@@ -23,5 +24,5 @@ from thriftune.config.schema import (
 __all__ = [
     "AUTO", "CheckpointConfig", "DataConfig", "DataFormat", "DataSource", "EvaluationConfig", "HardwareConfig",
     "LongRows", "LoraConfig", "Method", "MixedSource", "ModelConfig", "PublishConfig", "RunConfig", "Section",
-    "TrainingConfig", "ZeroConfig",
+    "StrategyName", "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip

@@ -21,6 +21,10 @@ _YAML_READS: dict[type, str] = {
     datetime.date: "it as a date",
     type(None): "null, ~ and no value at all as nothing",
 }
+# Keys of earlier versions, and what to write now.
+_REPLACED = {
+    "lora.four_bit": "Write method: qlora for a base model in 4 bits, and method: lora for one in 16 bits.",
+}
 _MEANT = re.compile(r"Did you mean '(\w+)'\?")
 
 
@@ -63,6 +67,8 @@ def without_errors(data: Any, error: ValidationError) -> Any:
 def _problem(field: str, names: list[str], detail: ErrorDetails, model: type[BaseModel]) -> Problem:
     parent = _model_at(model, names[:-1])
     if detail["type"] == "extra_forbidden" and parent:
+        if field in _REPLACED:
+            return Problem(field, _shown(detail["input"]), "is not a key any more.", _REPLACED[field])
         known = list(parent.model_fields)
         close = difflib.get_close_matches(names[-1], known, n=1)
         remedy = f"Did you mean {close[0]!r}?" if close else f"The keys here are {', '.join(known)}."

@@ -1,10 +1,11 @@
 """What the fields of a run must say together. Every rule looks at the whole file and adds what it finds to one list."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from thriftune.batching import split_batch
 from thriftune.config import data_rules, zero_file
+from thriftune.config.choices import AUTO, METHODS, STRATEGIES, strategies_of
 from thriftune.config.data import places
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, choose_precision
@@ -13,7 +14,7 @@ from thriftune.redaction import names_user
 if TYPE_CHECKING:
     from thriftune.config.schema import RunConfig
 
-# One training task is declared for each of these node counts (tasks/train_full.py); Flyte fixes it at declaration.
+# One training task is declared for each of these node counts (tasks/train.py); Flyte fixes it at declaration.
 NODE_COUNTS = (1, 2, 3, 4, 6, 8)
 
 
@@ -26,7 +27,7 @@ def check(config: "RunConfig") -> list[Problem]:
     Returns:
         The problems, empty when the run can be planned.
     """
-    rules = (_places, _method, _nodes, _qlora_devices, _batch, _precision, _optimizer, _inline_zero)
+    rules = (_places, _sections, _strategy, _nodes, _machines, _batch, _precision, _optimizer, _inline_zero)
     return [problem for rule in (data_rules.check, *rules) for problem in rule(config)]
 
 
@@ -65,15 +66,39 @@ def require_no_user(given: Iterable[tuple[str, str]]) -> None:
         raise ConfigError(problems)
 
 
-def _method(config: "RunConfig") -> Iterator[Problem]:
-    for section, method in (("zero", "full"), ("lora", "qlora")):
-        if getattr(config, section) is not None and config.method != method:
-            yield Problem(
-                section,
-                "given",
-                f"belongs to method {method}, and this run has method {config.method}.",
-                f"Remove the section, or set method: {method}.",
-            )
+def _sections(config: "RunConfig") -> Iterator[Problem]:
+    """Sections that belong to another method or strategy."""
+    for section in dict.fromkeys(facts.section for facts in METHODS.values() if facts.section):
+        owners = [name for name, facts in METHODS.items() if facts.section == section]
+        if getattr(config, section) is not None and config.method not in owners:
+            yield _misplaced(section, "method", owners, config.method)
+    if config.lora and not config.lora.double_quantization and not METHODS[config.method].quantizes:
+        quantizing = [name for name, facts in METHODS.items() if facts.quantizes]
+        yield _misplaced("lora.double_quantization", "method", quantizing, config.method)
+    for section in dict.fromkeys(facts.section for facts in STRATEGIES.values() if facts.section):
+        strategies = [name for name, facts in STRATEGIES.items() if facts.section == section]
+        trained = [name for name in METHODS if any(name not in STRATEGIES[s].refuses for s in strategies)]
+        if getattr(config, section) is None:
+            continue
+        if config.method not in trained:
+            yield _misplaced(section, "method", trained, config.method)
+        elif not set(strategies) & set(strategies_of(config)):
+            yield _misplaced(section, "strategy", strategies, config.strategy)
+
+
+def _misplaced(field: str, kind: str, owners: Sequence[str], given: str) -> Problem:
+    message = f"belongs to {kind} {' or '.join(owners)}, and this run has {kind} {given}."
+    return Problem(field, "given", message, f"Remove it, or set {kind}: {owners[-1]}.")
+
+
+def _strategy(config: "RunConfig") -> Iterator[Problem]:
+    if config.strategy == AUTO:
+        return
+    why = STRATEGIES[config.strategy].refuses.get(config.method)
+    if why is not None:
+        fitting = [name for name, facts in STRATEGIES.items() if config.method not in facts.refuses]
+        message = f"cannot train method {config.method}: {why}."
+        yield Problem("strategy", config.strategy, message, f"Use auto, or one of {', '.join(fitting)}.")
 
 
 def _nodes(config: "RunConfig") -> Iterator[Problem]:
@@ -86,29 +111,29 @@ def _nodes(config: "RunConfig") -> Iterator[Problem]:
         )
 
 
-def _qlora_devices(config: "RunConfig") -> Iterator[Problem]:
-    if config.method != "qlora":
+def _machines(config: "RunConfig") -> Iterator[Problem]:
+    """What of the hardware none of the run's strategies can use."""
+    hardware, strategies = config.hardware, [STRATEGIES[name] for name in strategies_of(config)]
+    what = METHODS[config.method].title if config.strategy == AUTO else f"strategy {config.strategy}"
+    if hardware.nodes not in (None, 1) and not any(facts.may_span_nodes for facts in strategies):
+        remedy = "Use nodes: 1, with more devices_per_node if the model needs them."
+        yield Problem("hardware.nodes", str(hardware.nodes), f"{what} runs on the GPUs of one node.", remedy)
+    devices = hardware.devices_per_node
+    if devices in (None, 1):
         return
-    if config.hardware.nodes not in (None, 1):
-        yield Problem(
-            "hardware.nodes",
-            str(config.hardware.nodes),
-            "QLoRA is model-parallel over the GPUs of one node.",
-            "Use nodes: 1, with more devices_per_node if the model needs them.",
-        )
-    if config.hardware.device == "CPU" and config.hardware.devices_per_node not in (None, 1):
-        yield Problem(
-            "hardware.devices_per_node",
-            str(config.hardware.devices_per_node),
-            "QLoRA on the CPU is one process.",
-            "Use devices_per_node: 1.",
-        )
+    if hardware.device == "CPU" and not any(facts.is_distributed for facts in strategies):
+        message, remedy = f"{what} on the CPU is one process.", "Use devices_per_node: 1."
+        yield Problem("hardware.devices_per_node", str(devices), message, remedy)
+    elif all(facts.most_devices == 1 for facts in strategies):
+        message, remedy = f"{what} uses one device.", "Use devices_per_node: 1, or another strategy."
+        yield Problem("hardware.devices_per_node", str(devices), message, remedy)
 
 
 def _batch(config: "RunConfig") -> Iterator[Problem]:
     """What the file fixes of the batch must divide; the planner chooses the rest so that it does."""
     hardware, training = config.hardware, config.training
-    ranks = (hardware.nodes or 1) * (hardware.devices_per_node or 1) if config.method == "full" else 1
+    is_distributed = STRATEGIES[strategies_of(config)[0]].is_distributed
+    ranks = (hardware.nodes or 1) * (hardware.devices_per_node or 1) if is_distributed else 1
     yield from _raised(lambda: split_batch(training.global_batch, training.micro_batch or 1, ranks))
 
 
@@ -122,11 +147,12 @@ def _raised_by_precision(config: "RunConfig") -> list[Problem]:
 
 
 def _optimizer(config: "RunConfig") -> Iterator[Problem]:
-    if config.method == "full" and config.training.optimizer != "adamw":
+    why = STRATEGIES[strategies_of(config)[0]].own_optimizer
+    if config.training.optimizer != "adamw" and why:
         yield Problem(
             "training.optimizer",
             config.training.optimizer,
-            "ZeRO partitions AdamW's states itself; the 8-bit optimizers are for qlora.",
+            f"{why}; the 8-bit optimizers are for adapters.",
             "Use 'adamw'; to save memory use zero.config: zero3_offload.",
         )
 

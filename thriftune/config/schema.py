@@ -15,6 +15,7 @@ from pydantic import (
 
 from thriftune.config import messages as config_errors
 from thriftune.config import rules as config_rules
+from thriftune.config.choices import AUTO, Method, StrategyName
 from thriftune.config.data import PLACE, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
 from thriftune.errors import ConfigError
 from thriftune.hardware import DeviceName, PrecisionChoice
@@ -22,11 +23,8 @@ from thriftune.hardware import DeviceName, PrecisionChoice
 __all__ = [
     "AUTO", "CheckpointConfig", "DataConfig", "DataFormat", "DataSource", "EvaluationConfig", "HardwareConfig",
     "LongRows", "LoraConfig", "Method", "MixedSource", "ModelConfig", "PublishConfig", "RunConfig", "Section",
-    "TrainingConfig", "ZeroConfig",
+    "StrategyName", "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip
-
-Method = Literal["full", "qlora"]
-AUTO = "auto"
 
 
 class ModelConfig(Section):
@@ -50,15 +48,15 @@ class HardwareConfig(Section):
     instance: str | None = Field(
         default=None, min_length=1, description="Node type of the catalogue, as g4dn.metal; it says the device too."
     )
-    nodes: PositiveInt | None = Field(default=None, description="Number of machines; one for qlora.")
+    nodes: PositiveInt | None = Field(default=None, description="Number of machines; one but for strategy zero.")
     devices_per_node: PositiveInt | None = Field(
         default=None,
-        description="GPUs per machine, all of them when left out; on CPU, worker processes (full) or 1 (qlora).",
+        description="GPUs per machine, all of them when left out; on CPU, worker processes under ZeRO, else 1.",
     )
 
 
 class TrainingConfig(Section):
-    """The optimization, for both methods."""
+    """The optimization, for every method."""
 
     global_batch: PositiveInt = Field(default=16, description="Rows per optimizer step, over all devices.")
     micro_batch: PositiveInt | None = Field(
@@ -75,7 +73,7 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw",
-        description="The 8-bit ones (bitsandbytes) are for qlora; paged moves states to host memory under pressure.",
+        description="The 8-bit ones (bitsandbytes) are for adapters; paged moves states to host memory under pressure.",
     )
     precision: PrecisionChoice = Field(
         default="auto",
@@ -89,7 +87,7 @@ class TrainingConfig(Section):
         default="auto",
         description="Precision of the saved weights. auto, for full: the 16-bit type it trained in, and after fp32 "
         "training the base model's own (bf16 if it has none); but fp32 where rounding would cost more than 5 % of what "
-        "was learnt, measured on held-out rows. For qlora: the base model's.",
+        "was learnt, measured on held-out rows. For adapters: the base model's.",
     )
     group_by_length: bool = Field(
         default=False,
@@ -104,6 +102,15 @@ class TrainingConfig(Section):
     stall_timeout: PositiveInt = Field(
         default=1800, description="Seconds without a step after which an attempt ends, to be tried again."
     )
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        description="Which weights become the result. last: those after the last step. best: those of the validation "
+        "with the lowest held-out loss, each of which is a checkpoint.",
+    )
+    patience: PositiveInt | None = Field(
+        default=None,
+        description="Validations in a row without a lower held-out loss after which training ends; off when left out.",
+    )
     report_to: Literal["none", "wandb"] = Field(
         default="none",
         description="Where losses are sent besides the log. wandb: Weights & Biases (project thriftune, or "
@@ -112,7 +119,7 @@ class TrainingConfig(Section):
 
 
 class ZeroConfig(Section):
-    """DeepSpeed ZeRO, for method full."""
+    """DeepSpeed ZeRO, for strategy zero."""
 
     config: str | dict[str, Any] = Field(
         default=AUTO,
@@ -123,7 +130,7 @@ class ZeroConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters on a frozen base model, for method qlora. Defaults: QLoRA (arXiv 2305.14314), appendix B."""
+    """Low-rank adapters on a frozen base model, for lora and qlora. Defaults: QLoRA (arXiv 2305.14314), appendix B."""
 
     rank: PositiveInt = Field(default=64, description="Rank r of the two adapter matrices.")
     alpha: PositiveInt = Field(default=16, description="Adapter output is scaled by alpha / rank.")
@@ -139,11 +146,8 @@ class LoraConfig(Section):
         min_length=1,
         description="Names of the modules to adapt, as q_proj; every linear layer but the output head when left out.",
     )
-    four_bit: bool = Field(
-        default=True, description="Hold the base model in NF4. false: plain LoRA on a 16-bit base, four times as large."
-    )
     double_quantization: bool = Field(
-        default=True, description="Quantize the quantization constants too: 0.4 bit per weight less."
+        default=True, description="For qlora: quantize the quantization constants too, 0.4 bit per weight less."
     )
     resume_from: Annotated[str | None, PLACE] = Field(
         default=None, description="Directory (local, s3://, gs://) of an adapter to go on training."
@@ -169,10 +173,17 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured before and after training."""
+    """What is measured before, while and after training, where the model trains."""
 
+    every_steps: PositiveInt | None = Field(
+        default=None, description="Optimizer steps between two validations; a tenth of all when left out."
+    )
+    saved_model: bool = Field(
+        default=False,
+        description="Also load the result again, in a task of its own, and measure it on the same rows.",
+    )
     max_rows: PositiveInt = Field(default=500, description="Held-out rows to measure loss on, at the most.")
-    batch: PositiveInt = Field(default=4, description="Rows per forward pass.")
+    batch: PositiveInt = Field(default=4, description="Rows per forward pass, at the most.")
     prompts: tuple[str, ...] = Field(
         default=(), description="Questions to answer before and after; the first held-out rows when left out."
     )
@@ -199,16 +210,24 @@ class RunConfig(Section):
         pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$",
         description="Name of the run: lower-case letters, digits and dashes, at most 40.",
     )
-    method: Method = Field(description="full: every weight trains, under DeepSpeed ZeRO. qlora: adapters on 4-bit.")
+    method: Method = Field(
+        description="What trains. full: every weight. lora: adapters on a frozen 16-bit base. qlora: adapters on a "
+        "frozen base in 4 bits (NF4)."
+    )
+    strategy: Literal["auto"] | StrategyName = Field(
+        default=AUTO,
+        description="Where weights lie. auto: the planner chooses. zero: DeepSpeed ZeRO, a process per device. layers: "
+        "split by layers over the devices of one node, in one process. single: whole on one device.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the split, the data order, the adapter's start, sampling.")
     model: ModelConfig
     data: DataConfig
     hardware: HardwareConfig = HardwareConfig()
     training: TrainingConfig = TrainingConfig()
     zero: ZeroConfig | None = Field(
-        default=None, description="Only for method full; the planner chooses when left out."
+        default=None, description="Only for strategy zero; the planner chooses when left out."
     )
-    lora: LoraConfig | None = Field(default=None, description="Only for method qlora; QLoRA's own when left out.")
+    lora: LoraConfig | None = Field(default=None, description="Only for lora and qlora; QLoRA's own when left out.")
     checkpoints: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     publish: PublishConfig | None = Field(default=None, description="Nothing is pushed when left out.")

@@ -1,23 +1,31 @@
 """What a workflow refuses of a run file: another workflow's method, and a table too many or missing."""
 
+from thriftune.config.choices import METHODS
 from thriftune.config.formats import TABLE
-from thriftune.config.schema import Method, RunConfig
+from thriftune.config.schema import RunConfig
 from thriftune.errors import ConfigError
 
+ANY_METHOD = "finetune"  # the workflow that runs every method
 
-def require_method(config: RunConfig, method: Method) -> None:
-    """Refuse a configuration that was written for the other workflow.
+
+def require_workflow(config: RunConfig, workflow: str) -> None:
+    """Refuse a configuration that was written for another workflow.
+
+    Args:
+        config: The run.
+        workflow: The one that it was given to: `finetune`, which runs every method, or one that is named for some.
 
     Raises:
-        ConfigError: The method is another one.
+        ConfigError: That one runs other methods.
     """
-    if config.method != method:
-        workflow = "full_finetune" if config.method == "full" else "qlora_finetune"
+    runs = [name for name, facts in METHODS.items() if workflow in (facts.workflow, ANY_METHOD)]
+    if config.method not in runs:
+        own = METHODS[config.method].workflow
         raise ConfigError.single(
             "method",
             config.method,
-            f"this workflow runs method {method}.",
-            f"Run `pyflyte run workflows/{workflow}.py {workflow} --config ...` instead.",
+            f"this workflow runs method {' and '.join(runs)}.",
+            f"Run `pyflyte run workflows/{own}.py {own} --config ...` instead.",
         )
 
 
@@ -34,7 +42,7 @@ def require_table(config: RunConfig, *, has_table: bool) -> None:
     named = [source.source for source in config.data.all_sources]
     if (TABLE in named) == has_table:
         return
-    workflow = "full_finetune" if config.method == "full" else "qlora_finetune"
+    workflow = METHODS[config.method].workflow
     if has_table:
         raise ConfigError.single(
             "data.source", ", ".join(named), "leaves out the table that was given.", f"Write source: {TABLE}."

@@ -2,47 +2,25 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal
 
-from thriftune import artifacts, damage
-from thriftune.config import DataFormat
-from thriftune.data.formats import FORMATS, question_prompt
-from thriftune.errors import AdapterError, DataError, ModelSourceError
+from thriftune import damage
+from thriftune.data.questions import encode_prompt, prompt_style
+from thriftune.errors import AdapterError, ModelSourceError
 from thriftune.inference.prompts import require_prompts
-from thriftune.models import chat_template
+from thriftune.models.answering import Sampling, complete
 from thriftune.models.completeness import require_no_adapter
 from thriftune.models.files import ADAPTER_FILES, files_of
 from thriftune.models.loading import Placement, attach_adapters, load_model
-from thriftune.models.positions import answer_room
-from thriftune.models.stopping import before_stop, stop_tokens
 from thriftune.models.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 OutputFormat = Literal["jsonl", "parquet"]
-_SHOWN = 80  # characters of a prompt
 BASE = "base"  # the name under which answers without any adapter are listed
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn.
-
-    Attributes:
-        max_new_tokens: Longest answer.
-        temperature: 0 always takes the likeliest token; higher draws from the distribution.
-        seed: Of the draws.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,96 +36,6 @@ class Answer:
     prompt: str
     adapter: str
     answer: str
-
-
-def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: DataFormat) -> list[int]:
-    """A prompt as the tokens that training put before an answer.
-
-    Args:
-        prompt: What a person asks.
-        tokenizer: The model's tokenizer.
-        style: How the model was trained to be asked.
-
-    Returns:
-        Token ids, with BOS exactly once where the tokenizer uses one.
-
-    Raises:
-        DataError: The model's chat template makes nothing of it.
-    """
-    if style in FORMATS and FORMATS[style].is_chat:
-        try:
-            text = chat_template.apply([{"role": "user", "content": prompt}], tokenizer, prompt=True)
-        except chat_template.TemplateFailsError as error:
-            remedy = "Ask otherwise, or repair chat_template.jinja."
-            raise DataError.single("prompts", repr(prompt[:_SHOWN]), f"{error}.", remedy) from error
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = list(tokenizer(question_prompt(style, prompt))["input_ids"])
-    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()  # a tokenizer that closes every text with EOS would end the answer before it starts
-    return ids
-
-
-def prompt_style(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> DataFormat:
-    """How a model wants to be asked.
-
-    Args:
-        directory: The model, or the adapter on it.
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        The format that its manifest says it was trained on; without one, chat if there is a chat template, else text.
-    """
-    if artifacts.is_whole(directory):
-        data = artifacts.read_manifest(directory).get("config", {}).get("data", {})
-        trained_on = next((source["format"] for source in data.get("sources", ())), data.get("format"))
-        if trained_on in get_args(DataFormat):
-            style: DataFormat = trained_on
-            return style
-    return "chat" if tokenizer.chat_template else "text"
-
-
-def complete(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[list[int]], sampling: Sampling, batch: int
-) -> Iterator[str]:
-    """Continue token sequences.
-
-    Args:
-        model: A causal language model in evaluation mode.
-        tokenizer: Its tokenizer; padding goes to the left, whatever it is set to.
-        prompts: Token ids of each prompt.
-        sampling: How answers are drawn.
-        batch: Prompts per forward pass.
-
-    Yields:
-        The continuation of each prompt, in order, without special tokens: up to EOS, the token that the chat template
-        ends a turn with, or another that the model's generation_config lists.
-
-    Raises:
-        ConfigError: A prompt leaves no room for an answer in the model's position table.
-    """
-    import torch
-    from transformers import set_seed
-
-    set_seed(sampling.seed)
-    device = next(model.parameters()).device
-    stops = stop_tokens(tokenizer, model.generation_config.eos_token_id)
-    for start in range(0, len(prompts), batch):
-        part = list(prompts[start : start + batch])
-        padded = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(device)
-        longest = answer_room(model, padded["input_ids"].shape[1], sampling.max_new_tokens)
-        drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if sampling.temperature > 0:
-            drawing = {"do_sample": True, "temperature": sampling.temperature}
-        with torch.inference_mode():
-            generated = model.generate(
-                **padded,
-                max_new_tokens=longest,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=stops,
-                **drawing,
-            )
-        for row in generated[:, padded["input_ids"].shape[1] :].tolist():
-            yield str(tokenizer.decode(before_stop(row, stops), skip_special_tokens=True)).strip()
 
 
 def generate(

@@ -7,6 +7,7 @@ from thriftune import artifacts
 from thriftune.config import DataSource, MixedSource, RunConfig
 from thriftune.config.formats import TABLE, is_hub_source
 from thriftune.inference.report import RunMetrics
+from thriftune.methods import METHODS
 from thriftune.models.saving import SavedWeights
 from thriftune.models.source import kind_of
 from thriftune.training import run_record
@@ -60,13 +61,14 @@ def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_ad
     """
     from huggingface_hub import ModelCard
 
-    is_merged = record.config.method == "qlora" and not is_adapter
+    is_merged = METHODS[record.config.method].adapters(record.config) is not None and not is_adapter
     card: ModelCard = ModelCard.from_template(
         _card_data(record.config, is_adapter=is_adapter),
         template_str=_CARD,
         title=repository.partition("/")[2],
         base_model=_code(record.config.model.source),
-        technique=record.plan.technique + (", the adapter merged into the model" if is_merged else ""),
+        technique=METHODS[record.plan.method].facts.title
+        + (", the adapter merged into the model" if is_merged else ""),
         rows=_rows(record, metrics, is_merged=is_merged),
         usage=_USAGE_ADAPTER if is_adapter else _USAGE_MODEL,
     )
@@ -91,7 +93,7 @@ def _rows(record: RunRecord, metrics: RunMetrics, *, is_merged: bool) -> list[tu
     """What the card's table says, by name; nothing that the run does not know."""
     run, plan, training = record.config, record.plan, record.training
     version = f" (version {record.model_version})" if record.model_version else ""
-    before, after = metrics.before, metrics.after
+    before, after = metrics.training.before, metrics.training.after
     rows = [("Base model", f"{_code(run.model.source)}{version}")]
     if run.lora_or_default.resume_from:
         rows.append(("Went on from the adapter", _code(run.lora_or_default.resume_from)))
@@ -109,7 +111,8 @@ def _rows(record: RunRecord, metrics: RunMetrics, *, is_merged: bool) -> list[tu
         ("Final training loss", loss),
         (
             "Held-out loss",
-            f"{before.loss:.4f} before, {after.loss:.4f} after training{measured}, over {after.tokens:,} tokens",
+            (f"{before.loss:.4f} before, " if before else "")
+            + f"{after.loss:.4f} after training{measured}, over {after.tokens:,} tokens",
         ),
         *([("Saved weights", _saved(saved))] if saved else []),
     ]

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from thriftune.inference.evaluation import EvalReport
 from thriftune.models.saving import SavedWeights
+from thriftune.training.held_out import EvalReport
 from thriftune.training.memory_watch import MemoryUse
-from thriftune.training.trainer import TrainingResult
+from thriftune.training.result import TrainingResult
 
 _TABLE_COLUMNS = 110
 
@@ -21,21 +21,19 @@ class RunMetrics:
 
     Attributes:
         name: Name of the run.
-        method: full or qlora.
-        before: The base model on the held-out rows.
-        after: The trained one on the same rows.
-        training: What was measured while training.
+        method: What trained.
+        training: What was measured before, while and after training.
         outputs: Where each result is, by what it is (model, adapter, published).
         merged: What merging the adapter did to its loss; None where none was merged.
+        saved_model: The result, loaded again, on the held-out rows; None where the run does not ask for it.
     """
 
     name: str
     method: str
-    before: EvalReport
-    after: EvalReport
     training: TrainingResult
     outputs: dict[str, str]
     merged: SavedWeights | None = None
+    saved_model: EvalReport | None = None
 
 
 def metrics_from_json(content: dict[str, Any]) -> RunMetrics:
@@ -49,25 +47,29 @@ def summary_table(metrics: RunMetrics) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    before, after, training = metrics.before, metrics.after, metrics.training
+    training = metrics.training
+    before, after = training.before, training.after
     table = Table(title=f"{metrics.name} ({metrics.method})", title_justify="left")
     table.add_column("")
     table.add_column("before")
     table.add_column("after")
-    table.add_row("held-out loss", f"{before.loss:.4f}", f"{after.loss:.4f}")
-    table.add_row("held-out perplexity", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}")
+    table.add_row("held-out loss", f"{before.loss:.4f}" if before else "", f"{after.loss:.4f}")
+    table.add_row("held-out perplexity", f"{before.perplexity:.2f}" if before else "", f"{after.perplexity:.2f}")
     for saved, trained_as in (
         (training.saved, "trained, before rounding"),
         (metrics.merged, "adapter, before merging"),
     ):
         for row in _rows_of(saved, trained_as) if saved else ():
             table.add_row(*row)
-    if before.prompts:
-        table.add_row(
-            Text(_shortened(before.prompts[0])), Text(_shortened(before.answers[0])), Text(_shortened(after.answers[0]))
-        )
+    if metrics.saved_model:
+        table.add_row("the result, loaded again", "", f"{metrics.saved_model.loss:.4f}")
+    if after.prompts:
+        earlier = _shortened(before.answers[0]) if before and before.answers else ""
+        table.add_row(Text(_shortened(after.prompts[0])), Text(earlier), Text(_shortened(after.answers[0])))
     table.add_section()
     table.add_row("steps, time", "", f"{training.steps}, {training.seconds:.0f} s")
+    if training.kept_step != training.steps:
+        table.add_row("weights of step", "", f"{training.kept_step}, the lowest held-out loss")
     table.add_row("tokens per second", "", f"{training.tokens_per_second:.0f}")
     table.add_row("peak memory (predicted)", "", _memory(training.memory))
     console = Console(file=io.StringIO(), width=_TABLE_COLUMNS, force_terminal=False)

@@ -9,7 +9,7 @@ from thriftune.config import LoraConfig
 from thriftune.errors import ConfigError, in_a_line
 from thriftune.models.adapter_weights import is_target
 from thriftune.models.architecture import Architecture, layer_of
-from thriftune.models.quantization import require_savings
+from thriftune.models.quantization import FourBit, require_savings
 
 if TYPE_CHECKING:
     import torch
@@ -20,19 +20,21 @@ DROPOUT = 0.05  # where a run says nothing; QLoRA (arXiv 2305.14314), appendix B
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
 
 
-def require_trainable(lora: LoraConfig, architecture: Architecture) -> None:
+def require_trainable(lora: LoraConfig, architecture: Architecture, four_bit: FourBit | None = None) -> None:
     """Refuse adapters that cannot be trained on an architecture, or not in 4 bits. Needs no weights.
 
     Args:
         lora: The LoRA section.
         architecture: The base model's.
+        four_bit: How the base is in 4 bits; None: it is not.
 
     Raises:
         ConfigError: Targets that are not there, peft's refusal, or 4 bits that save nothing.
     """
     require_targets(lora, architecture)
     require_adapters(lora, architecture)
-    require_savings(lora, architecture)
+    if four_bit is not None:
+        require_savings(four_bit, architecture)
 
 
 def require_targets(lora: LoraConfig, architecture: Architecture) -> None:
@@ -185,19 +187,17 @@ def of_any_layer(lora: LoraConfig) -> LoraConfig:
     return lora.model_copy(update={"target_modules": targets})
 
 
-def prepare_base(model: "PreTrainedModel", lora: LoraConfig, *, gradient_checkpointing: bool) -> "PreTrainedModel":
-    """Freeze a base model, and where it is in 4 bits put everything else into fp32.
+def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) -> "PreTrainedModel":
+    """Freeze a base model in 4 bits, and put everything else of it into fp32.
 
     Args:
         model: The base model.
-        lora: The LoRA section.
         gradient_checkpointing: Recompute activations in the backward pass.
 
     Returns:
-        The same model, for peft to put adapters on.
+        The same model, for peft to put adapters on. One in 16 bits needs nothing of the kind: peft freezes it, and the
+        Trainer turns checkpointing on.
     """
-    if not lora.four_bit:
-        return model  # peft freezes it, and the Trainer turns checkpointing on
     from peft import prepare_model_for_kbit_training
 
     with _set_aside(fused_experts(model)):

@@ -100,6 +100,15 @@ class Architecture:
         return int(self._text.vocab_size)
 
     @cached_property
+    def cached_per_token(self) -> int:
+        """Elements of keys and values that answering keeps for each token."""
+        text = self._text
+        heads = int(getattr(text, "num_attention_heads", 0) or 1)
+        width = int(getattr(text, "head_dim", None) or self.hidden_size // heads)
+        shared = int(getattr(text, "num_key_value_heads", None) or heads)
+        return 2 * self.layers * shared * width
+
+    @cached_property
     def longest_input(self) -> int | None:
         """Positions the model was made for; None where the configuration does not say."""
         return decoder_config.positions_of(self._text)

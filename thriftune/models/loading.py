@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune.config import RunConfig
 from thriftune.hardware import Device, Precision, torch_dtype
 from thriftune.models import quantization
 from thriftune.models.adapter_weights import attach
 from thriftune.models.completeness import load_causal_lm
+from thriftune.models.quantization import FourBit
 from thriftune.overhead import GIB, WEIGHTS_SHARE
-from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -27,33 +26,25 @@ class Placement:
     Attributes:
         device: What it runs on.
         precision: Precision to compute in.
-        four_bit: Whether linear layers are stored in NF4.
-        double_quantization: Whether the quantization constants are quantized too.
+        four_bit: How linear layers are in 4 bits; None: they are not.
     """
 
     device: Device
     precision: Precision
-    four_bit: bool = False
-    double_quantization: bool = True
-
-
-def planned_placement(config: RunConfig, plan: TrainingPlan) -> Placement:
-    """How a run holds its model outside ZeRO: in 4 bits where adapters train on a quantized base."""
-    double = config.lora_or_default.double_quantization
-    return Placement(plan.hardware, plan.precision, four_bit=plan.four_bit, double_quantization=double)
+    four_bit: FourBit | None = None
 
 
 def as_stored(placement: Placement, model_dir: Path) -> Placement:
     """Hold a model that is stored in fp32 in fp32 where there is room: in 16 bits it is another model.
 
     Args:
-        placement: How to hold it otherwise, not in 4 bits.
+        placement: How to hold it otherwise; as it is where that is in 4 bits.
         model_dir: Directory with safetensors.
 
     Returns:
         The placement. A warning says where the weights are rounded.
     """
-    if placement.precision == "fp32" or _stored_dtype(model_dir) != "float32":
+    if placement.four_bit is not None or placement.precision == "fp32" or _stored_dtype(model_dir) != "float32":
         return placement
     needed = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
     if needed <= sum(_limits(placement.device).values()):
@@ -91,22 +82,25 @@ def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> d
     return {index: int(free * WEIGHTS_SHARE) for index, free in free_bytes.items()}
 
 
-def _limits(device: Device) -> dict[int | str, int]:
-    """What accelerate may fill of this machine now."""
+def _limits(device: Device, devices: int | None = None) -> dict[int | str, int]:
+    """What accelerate may fill of this machine now, of as many devices."""
     import psutil
     import torch
 
-    free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
+    free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())[:devices]}
     return max_memory(device, free, psutil.virtual_memory().available)
 
 
-def load_model(model_dir: Path, placement: Placement, *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """Load a model over every visible device of this node (`device_map="auto"`).
+def load_model(
+    model_dir: Path, placement: Placement, *, trust_remote_code: bool = False, devices: int | None = None
+) -> "PreTrainedModel":
+    """Load a model over the visible devices of this node (`device_map="auto"`).
 
     Args:
         model_dir: Directory with safetensors.
         placement: How to hold it.
         trust_remote_code: Run model code that the model ships.
+        devices: How many of them it may lie on; None: all.
 
     Returns:
         The model; large ones are split by layers over the GPUs.
@@ -120,7 +114,7 @@ def load_model(model_dir: Path, placement: Placement, *, trust_remote_code: bool
         dtype=torch_dtype(placement.precision),
         quantization_config=_quantization(placement),
         device_map="auto",
-        max_memory=_limits(placement.device),
+        max_memory=_limits(placement.device, devices),
     )
     if placement.four_bit:
         _report_quantized_share(model)
@@ -147,10 +141,9 @@ def attach_adapters(model: "PreTrainedModel", adapters: dict[str, Path]) -> Any:
 
 
 def _quantization(placement: Placement) -> "BitsAndBytesConfig | None":
-    if not placement.four_bit:
+    if placement.four_bit is None:
         return None
-    dtype = torch_dtype(placement.precision)
-    return quantization.configuration(dtype, double_quantization=placement.double_quantization)
+    return quantization.configuration(torch_dtype(placement.precision), placement.four_bit)
 
 
 def _report_quantized_share(model: "PreTrainedModel") -> None:

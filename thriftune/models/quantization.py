@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from thriftune.config import LoraConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import Precision
 from thriftune.models.architecture import Architecture, layer_of, linear_layers
@@ -25,6 +24,17 @@ _BLOCK = 64
 _NESTED_BLOCK = 256
 # Of the layers' weights; with less in 4 bits the layers take more than 60 % of what they take in 16 bits.
 LITTLE = 0.5
+
+
+@dataclass(frozen=True)
+class FourBit:
+    """How a base model is held in 4 bits: NF4, in blocks of 64 weights.
+
+    Attributes:
+        double_quantization: Whether the quantization constants are quantized too: 0.4 bit per weight less.
+    """
+
+    double_quantization: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,50 +56,54 @@ class Weights:
         """Their sum."""
         return self.quantized + self.fused + self.other
 
-    def held_bytes(self, lora: LoraConfig, precision: Precision) -> int:
+    def held_bytes(self, four_bit: FourBit | None, precision: Precision) -> int:
         """Bytes of the frozen base that adapters train on, with the quantization constants.
+
+        Args:
+            four_bit: How it is in 4 bits; None: it is not.
+            precision: Of what is not in 4 bits.
 
         Source:
             QLoRA (arXiv 2305.14314), sections 2 and 3.
         """
         width = 4 if precision == "fp32" else 2
-        if not lora.four_bit:
+        if four_bit is None:
             return width * self.all
-        constants = 1 / _BLOCK + 4 / (_BLOCK * _NESTED_BLOCK) if lora.double_quantization else 4 / _BLOCK
+        constants = 1 / _BLOCK + 4 / (_BLOCK * _NESTED_BLOCK) if four_bit.double_quantization else 4 / _BLOCK
         return int(self.quantized * (0.5 + constants)) + width * self.fused + 4 * self.other
 
 
-def configuration(dtype: "torch.dtype", *, double_quantization: bool) -> "BitsAndBytesConfig":
+def configuration(dtype: "torch.dtype", four_bit: FourBit) -> "BitsAndBytesConfig":
     """NF4, as bitsandbytes holds the linear layers of every base model in 4 bits.
 
     Args:
         dtype: Type that products are computed in.
-        double_quantization: Whether the quantization constants are quantized too.
+        four_bit: How it is in 4 bits.
     """
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=double_quantization,
+        bnb_4bit_use_double_quant=four_bit.double_quantization,
         bnb_4bit_compute_dtype=dtype,
     )
 
 
-def replace_layers(model: "torch.nn.Module", dtype: "torch.dtype", *, double_quantization: bool) -> Any:
+def replace_layers(model: "torch.nn.Module", dtype: "torch.dtype", four_bit: FourBit) -> Any:
     """Do to a model on the meta device what loading it in 4 bits does, before any weight is read.
 
     Args:
         model: The model; layers of it are replaced.
         dtype: Type that products are computed in.
-        double_quantization: Whether the quantization constants are quantized too.
+        four_bit: How it will be in 4 bits.
 
     Returns:
         The quantizer, for who asks it more.
     """
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    asked = configuration(dtype, double_quantization=double_quantization)
+    asked = configuration(dtype, four_bit)
     quantizer = AutoHfQuantizer.from_config(asked, pre_quantized=False)  # as `from_pretrained` does for plain weights
     quantizer.preprocess_model(model=model, device_map=None)
     return quantizer
@@ -112,7 +126,7 @@ def quantized_layers(architecture: Architecture) -> frozenset[str]:
     import torch
 
     model = architecture.on_meta(torch.bfloat16)
-    replace_layers(model, torch.bfloat16, double_quantization=True)
+    replace_layers(model, torch.bfloat16, FourBit())
     return four_bit_layers(model)
 
 
@@ -137,45 +151,47 @@ def layer_weights(architecture: Architecture) -> Weights:
     return weights_of(architecture, filter(layer_of, architecture.shapes))
 
 
-def require_savings(lora: LoraConfig, architecture: Architecture) -> None:
+def require_savings(four_bit: FourBit, architecture: Architecture) -> None:
     """Refuse a base in 4 bits whose layers would take no less memory than in 16 bits.
 
     What is not quantized becomes fp32, so a model of which nothing is quantized takes twice the memory of plain LoRA.
     A mixture whose fused experts stay in 16 bits saves little, but it saves: it is not refused.
 
     Args:
-        lora: The LoRA section.
+        four_bit: How the base is in 4 bits.
         architecture: The base model's.
 
     Raises:
         ConfigError: With what stays out, and both sizes.
     """
-    if not lora.four_bit:
-        return
     layers = layer_weights(architecture)
-    plain = layers.held_bytes(lora.model_copy(update={"four_bit": False}), "bf16")
-    held = layers.held_bytes(lora, "bf16")
+    plain, held = layers.held_bytes(None, "bf16"), layers.held_bytes(four_bit, "bf16")
     if held >= plain:
         raise ConfigError.single(
-            "lora.four_bit",
-            "true",
+            "method",
+            "qlora",
             f"{layers.quantized / layers.all:.0%} of the weights in the layers of {architecture.name} would be in 4 "
             f"bits{_left_alone(architecture)}, and the rest becomes fp32: {_gib(held)} where 16 bits take "
             f"{_gib(plain)}.",
-            "Set lora.four_bit: false, which trains the same adapters on a 16-bit base.",
+            "Set method: lora, which trains the same adapters on a 16-bit base.",
         )
 
 
-def saves_little(lora: LoraConfig, architecture: Architecture) -> str:
-    """Why a base in 4 bits saves less than one expects of it; empty where it does not, or is not asked for."""
+def saves_little(four_bit: FourBit, architecture: Architecture) -> str:
+    """Why a base in 4 bits saves less than one expects of it; empty where it does not.
+
+    Args:
+        four_bit: How the base is in 4 bits.
+        architecture: The base model's.
+    """
     layers = layer_weights(architecture)
-    if not lora.four_bit or layers.quantized >= LITTLE * layers.all:
+    if layers.quantized >= LITTLE * layers.all:
         return ""
     everything = weights_of(architecture, architecture.shapes)
-    plain = everything.held_bytes(lora.model_copy(update={"four_bit": False}), "bf16")
+    plain = everything.held_bytes(None, "bf16")
     return (
         f"only {layers.quantized / layers.all:.0%} of the weights in the layers of {architecture.name} are in 4 "
-        f"bits{_left_alone(architecture)}: the base takes {_gib(everything.held_bytes(lora, 'bf16'))}, in 16 bits "
+        f"bits{_left_alone(architecture)}: the base takes {_gib(everything.held_bytes(four_bit, 'bf16'))}, in 16 bits "
         f"{_gib(plain)}."
     )
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from thriftune import distributed
 from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS
 from thriftune.hardware import Precision
 from thriftune.models.rounding import RoundingMode
 
@@ -91,7 +92,7 @@ def bytes_at_most(config: RunConfig) -> int:
         config: The run.
     """
     asked = config.training.save_dtype
-    may_be_fp32 = asked == "fp32" or (asked == "auto" and config.method == "full")
+    may_be_fp32 = asked == "fp32" or (asked == "auto" and METHODS[config.method].trains_weights)
     return 4 if may_be_fp32 else 2
 
 

@@ -61,6 +61,6 @@ def leakage(model: Any) -> float:
 def _logits(model: Any, tokens: "torch.Tensor", positions: "torch.Tensor") -> "torch.Tensor":
     import torch
 
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: the model goes on to train with these weights
         logits: torch.Tensor = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
     return logits.float()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS, STRATEGIES, strategies_of
 from thriftune.disk import free_bytes
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, Device, choose_precision, detect_device, gpu_count
@@ -135,7 +136,7 @@ def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
     except ConfigError as error:
         problems += error.problems
     else:
-        if config.method == "full" and training.save_dtype == "fp32" and precision != "fp32":
+        if METHODS[config.method].trains_weights and training.save_dtype == "fp32" and precision != "fp32":
             message = f"the weights train in {precision} on {node.name}; fp32 would only double the file."
             problems.append(Problem("training.save_dtype", "fp32", message, "Use 'auto', or train in fp32."))
     if node.device == "CPU" and hardware.device != "CPU" and hardware.instance is None:
@@ -171,12 +172,12 @@ def require_allowed_here(config: RunConfig, here: Offer) -> None:
                 f"Use device: {here.device.name}, {remote}",
             )
         )
-    elif not here.device.is_gpu and config.method == "qlora" and (hardware.devices_per_node or 1) > 1:
+    elif not (here.device.is_gpu or _may_have_workers(config)) and (hardware.devices_per_node or 1) > 1:
         problems.append(
             Problem(
                 "hardware.devices_per_node",
                 str(hardware.devices_per_node),
-                "QLoRA on the CPU is one process.",
+                f"{METHODS[config.method].title} on the CPU is one process.",
                 "Use devices_per_node: 1, or leave it out.",
             )
         )
@@ -195,6 +196,10 @@ def require_allowed_here(config: RunConfig, here: Offer) -> None:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
+
+
+def _may_have_workers(config: RunConfig) -> bool:
+    return any(STRATEGIES[name].is_distributed for name in strategies_of(config))
 
 
 def _gpu_gib() -> float:

@@ -1,23 +1,20 @@
 """The planner: the cheapest machines and the fastest way to use them that fit, or the reasons why nothing does."""
 
-import json
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-from thriftune.config import AUTO, RunConfig
+from thriftune.config import RunConfig
 from thriftune.errors import ConfigError, Problem, UserError
-from thriftune.methods.adapters import adapter_parameters, require_trainable
+from thriftune.methods import METHODS
 from thriftune.models import architecture as architectures
 from thriftune.models.architecture import Architecture
 from thriftune.models.positions import require_positions
 from thriftune.planning import offers
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
-from thriftune.planning.search import Choice, Fitting, Refusal, search, zero_choices
+from thriftune.planning.search import Choice, Fitting, Refusal, search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
-from thriftune.strategies.zero import configuration as zero
-from thriftune.strategies.zero import layout as zero_layout
 from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
 
 _Value = TypeVar("_Value")
@@ -30,7 +27,6 @@ _LEAST_SHARED_MEMORY = 1
 def plan(
     config: RunConfig,
     catalogue: Catalogue,
-    zero_files: Mapping[str, dict[str, Any]] | None = None,
     *,
     architecture: Architecture | None = None,
     here: Offer | None = None,
@@ -38,13 +34,12 @@ def plan(
 ) -> TrainingPlan:
     """The cheapest plan that fits. What the file fixes is kept and checked, never overridden.
 
-    Cheapest is the price per hour; of equal price it is the fewest machines, then the fastest ZeRO configuration, then
-    the largest micro batch.
+    Cheapest is the price per hour; of equal price it is the fewest machines, then the first strategy and the fastest of
+    its settings, then the largest micro batch.
 
     Args:
         config: The run.
         catalogue: Node types to choose among.
-        zero_files: DeepSpeed configurations by name, the fastest first; without them those in `zero_layout.SHAPES`.
         architecture: The model's; read from its config.json when left out.
         here: This machine, for a run on it; the catalogue is not looked at then.
         token: Hub token, to read the config.json of a model that is not shipped.
@@ -57,25 +52,24 @@ def plan(
             the nearest changes that would fit.
         ModelSourceError: The architecture cannot be read.
     """
-    files = zero_files or zero_layout.SHAPES
-    found = Found()
-    options = found.take(lambda: _zero_options(config, files)) or {}
+    method, found = METHODS[config.method], ErrorCollector()
+    ways = found.take(lambda: ways_of(config)) or []
     model = found.take(lambda: architecture or architectures.of(config.model, token))
     machines = found.take(lambda: _machines(config, catalogue, here)) or []
     if model is not None:
         found.take(lambda: require_positions(model, config.data.max_length))
-    if model is not None and config.method == "qlora":
-        found.take(lambda: require_trainable(config.lora_or_default, model))
+    if model is not None:
+        found.take(lambda: method.check(config, model))
     found.raise_all()
     assert model is not None
-    fitting, refused = search(config, model, machines, options, 1 + (_ALTERNATIVES if here is None else 0))
+    fitting, refused = search(config, model, machines, ways, 1 + (_ALTERNATIVES if here is None else 0))
     if not fitting:
-        changes = changes_that_fit(config, model, catalogue, files, here)
+        changes = changes_that_fit(config, model, catalogue, here)
         raise _nothing_fits(refused, changes)
     return _plan_of(config, model, catalogue, fitting)
 
 
-class Found:
+class ErrorCollector:
     """Errors that are gathered, to be raised together."""
 
     def __init__(self) -> None:
@@ -108,26 +102,6 @@ def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None) -> li
     return [here]
 
 
-def _zero_options(config: RunConfig, files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The ZeRO configurations that a run may use, checked.
-
-    Raises:
-        ConfigError: The one it names is not there, is not valid, or decides what the run decides.
-    """
-    if config.method != "full":
-        return {}
-    named = config.zero_or_default.config
-    if isinstance(named, str) and named != AUTO and named not in files:
-        raise ConfigError.single(
-            "zero.config", named, "is not a file in deepspeed_configs/.", f"Use auto or one of {', '.join(files)}."
-        )
-    options = zero_choices(named, files)
-    problems = [problem for content in options.values() for problem in zero.check(content, "zero.config")]
-    if problems:
-        raise ConfigError(problems)
-    return options
-
-
 def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
     """One problem per kind of machine that came closest, the nearest first."""
     closest: dict[str, Refusal] = {}
@@ -147,30 +121,26 @@ def _described(refusal: Refusal) -> str:
     choice = refusal.choice
     if choice is None:
         return refusal.reason
-    how = f"{choice.zero_name or 'this ZeRO configuration'}, " if choice.zero_config is not None else ""
+    how = f"{choice.settings_name or 'this ZeRO configuration'}, " if choice.settings else ""
     return f"with {how}micro_batch {choice.batch.micro_batch} {refusal.reason}"
 
 
 def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitting: list[Fitting]) -> TrainingPlan:
     choice, memory = fitting[0].choice, fitting[0].memory
-    is_full = config.method == "full"
-    trained = model.parameters if is_full else sum(adapter_parameters(model, config.lora_or_default).values())
     is_rented = choice.offer.name != offers.THIS_MACHINE
     return TrainingPlan(
         method=config.method,
-        four_bit=not is_full and config.lora_or_default.four_bit,
+        strategy=choice.strategy.name,
+        settings=choice.settings,
         device=choice.offer.device.name,
         instance=choice.offer.name,
         nodes=choice.nodes,
         devices_per_node=choice.devices_per_node,
-        processes_per_node=choice.devices_per_node if is_full else 1,
         precision=choice.precision,
         global_batch=choice.batch.global_batch,
         micro_batch=choice.batch.micro_batch,
         accumulation=choice.batch.accumulation,
-        zero_stage=zero.stage(choice.zero_config) if choice.zero_config else 0,
-        zero_name=choice.zero_name,
-        deepspeed=json.dumps(choice.zero_config, sort_keys=True) if choice.zero_config else "",
+        validation_batch=choice.validation_batch,
         memory=memory,
         device_limit_gib=choice.device_limit_gib,
         host_limit_gib=choice.host_limit_gib,
@@ -179,7 +149,7 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
         currency=catalogue.currency,
         prices_as_of=f"{catalogue.as_of}, {catalogue.region}" if is_rented else "",
         parameters=model.parameters,
-        trained_parameters=trained,
+        trained_parameters=METHODS[config.method].trained_parameters(config, model),
         alternatives=[_alternative(other) for other in fitting[1:]],
     )
 
@@ -201,7 +171,8 @@ def _alternative(fitting: Fitting) -> Alternative:
         instance=choice.offer.name,
         nodes=choice.nodes,
         devices_per_node=choice.devices_per_node,
-        zero=choice.zero_name,
+        strategy=choice.strategy.name,
+        settings=choice.settings_name,
         micro_batch=choice.batch.micro_batch,
         device_gib=fitting.memory.device_gib,
         device_limit_gib=choice.device_limit_gib,

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS
 from thriftune.models import saving
 from thriftune.models.source import is_gguf
 from thriftune.training_plan import TrainingPlan
@@ -75,7 +76,7 @@ def publishing(config: RunConfig, plan: TrainingPlan) -> PodRequest:
     Returns:
         The request.
     """
-    is_adapter = config.method == "qlora" and not config.lora_or_default.merge
+    is_adapter = not METHODS[config.method].trains_weights and not config.lora_or_default.merge
     size = _FULL * plan.trained_parameters if is_adapter else saving.bytes_at_most(config) * plan.parameters
     return PodRequest(_LIBRARIES_GIB, _gib(size))
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from thriftune.methods import METHODS
 from thriftune.planning.offers import THIS_MACHINE
+from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import Alternative, TrainingPlan
 
 if TYPE_CHECKING:
@@ -133,7 +135,7 @@ def plan_json(plan: TrainingPlan, name: str) -> str:
 
 def headline(plan: TrainingPlan) -> str:
     """Method and machines."""
-    method = plan.technique
+    method = METHODS[plan.method].facts.title
     return f"{method} on {_place(plan.nodes, plan.instance)} ({_devices(plan, plan.nodes * plan.devices_per_node)})"
 
 
@@ -146,12 +148,7 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
         each = f"{_price_per_device(plan):,.3f} {plan.currency} per {_kind(plan)}-hour"
         day = f", prices of {plan.prices_as_of}" if plan.prices_as_of else ""
         yield "price", f"{plan.price_per_hour:,.2f} {plan.currency} per hour", each + day
-    if plan.method == "full":
-        configuration = plan.zero_name or "configuration of the run's file"
-        yield "method", "full fine-tuning", f"ZeRO stage {plan.zero_stage}, {configuration}"
-    else:
-        split = "split by layers over" if count > 1 else "on"
-        yield "method", plan.technique, f"{split} {_counted(count, _kind(plan))}"
+    yield "method", METHODS[plan.method].facts.title, STRATEGIES[plan.strategy].describe(plan)
     yield "precision", plan.precision, ""
     parts = f"micro batch {batch.micro_batch} x accumulation {batch.accumulation}"
     yield "global batch", _counted(batch.global_batch, "row"), f"{parts} x {_counted(batch.world_size, 'rank')}"
@@ -187,18 +184,28 @@ def host_load(plan: TrainingPlan) -> Load:
 def alternatives(plan: TrainingPlan) -> list[list[str]]:
     """A table of the plan and the alternatives to it: a row of headers, then the plan's own."""
     chosen = Alternative(
-        plan.instance, plan.nodes, plan.devices_per_node, plan.zero_name, plan.micro_batch,
-        plan.memory.device_gib, plan.device_limit_gib, plan.price_per_hour,
+        plan.instance, plan.nodes, plan.devices_per_node, plan.strategy, STRATEGIES[plan.strategy].short(plan),
+        plan.micro_batch, plan.memory.device_gib, plan.device_limit_gib, plan.price_per_hour,
     )  # fmt: skip
-    kind, is_full = _kind(plan), plan.method == "full"
-    zero = ["ZeRO"] if is_full else []
-    rows = [["machines", f"{kind}s each", *zero, "micro batch", f"GiB of a {kind}", "per hour", "price"]]
+    kind = _kind(plan)
+    has_settings = any(other.settings for other in (chosen, *plan.alternatives))
+    rows = [
+        [
+            "machines",
+            f"{kind}s each",
+            *(["settings"] if has_settings else []),
+            "micro batch",
+            f"GiB of a {kind}",
+            "per hour",
+            "price",
+        ]
+    ]
     for other in (chosen, *plan.alternatives):
         more = other.price_per_hour / plan.price_per_hour - 1 if plan.price_per_hour else 0.0
         rows.append([
             _place(other.nodes, other.instance),
             str(other.devices_per_node),
-            *([other.zero or "the file's"] if is_full else []),
+            *([other.settings or "the file's"] if has_settings else []),
             str(other.micro_batch),
             f"{gib(other.device_gib)} of {gib(other.device_limit_gib)}",
             f"{other.price_per_hour:,.2f} {plan.currency}",

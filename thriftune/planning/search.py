@@ -1,19 +1,22 @@
-"""Trying node types, node counts, ZeRO stages, offloads and micro batches until something fits."""
+"""Trying node types, node counts, strategies, their settings and micro batches until something fits."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from thriftune.batching import Batch
 from thriftune.config import AUTO, RunConfig
 from thriftune.config.rules import NODE_COUNTS
+from thriftune.errors import ConfigError
 from thriftune.hardware import Precision, choose_precision
+from thriftune.methods import METHODS
 from thriftune.models import saving
 from thriftune.models.architecture import Architecture
-from thriftune.planning.memory import Machines, Pass, estimate, evaluation_gib
+from thriftune.planning.memory import estimate
+from thriftune.planning.memory.validating import batch_of, bytes_of
 from thriftune.planning.offers import THIS_MACHINE, Offer
-from thriftune.strategies.zero import layout as zero_layout
+from thriftune.strategies import Machines, Strategy, candidates
+from thriftune.strategies.memory.activations import Pass
 from thriftune.training_plan import Estimate
 
 # No limit is planned to be filled to the brim: the estimates of overhead on GPUs are not measured here.
@@ -31,19 +34,23 @@ class Choice:
         offer: The machine.
         nodes: How many.
         devices_per_node: GPUs of each, or worker processes on a CPU.
-        zero_name: Name of the ZeRO configuration; empty for QLoRA.
-        zero_config: The configuration; None for QLoRA.
+        strategy: Where weights lie.
+        settings: The strategy's, as JSON text.
+        settings_name: The same for people; empty where there is none.
         batch: The batch, with micro batch and accumulation.
         precision: Precision of the products.
+        validation_batch: Rows per rank and forward pass of a validation.
     """
 
     offer: Offer
     nodes: int
     devices_per_node: int
-    zero_name: str
-    zero_config: dict[str, Any] | None
+    strategy: Strategy
+    settings: str
+    settings_name: str
     batch: Batch
     precision: Precision
+    validation_batch: int
 
     @property
     def price_per_hour(self) -> float:
@@ -74,6 +81,21 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Way:
+    """A strategy with settings.
+
+    Attributes:
+        strategy: Where weights lie.
+        settings: The strategy's, as JSON text.
+        settings_name: The same for people.
+    """
+
+    strategy: Strategy
+    settings: str
+    settings_name: str
+
+
+@dataclass(frozen=True)
 class Fitting:
     """A choice that fits, and what it needs."""
 
@@ -101,7 +123,7 @@ def search(
     config: RunConfig,
     architecture: Architecture,
     offers: list[Offer],
-    zero_options: dict[str, dict[str, Any]],
+    ways: list[Way],
     wanted: int,
 ) -> tuple[list[Fitting], list[Refusal]]:
     """The cheapest ways to run that fit, one per kind and number of machines.
@@ -110,7 +132,7 @@ def search(
         config: The run.
         architecture: Its model.
         offers: Machines to choose among.
-        zero_options: ZeRO configurations by name, the fastest first; empty for QLoRA.
+        ways: Strategies with their settings, the fastest first.
         wanted: How many to find.
 
     Returns:
@@ -118,10 +140,10 @@ def search(
     """
     fitting: list[Fitting] = []
     refused: list[Refusal] = []
-    places = [(offer, nodes) for offer in offers for nodes in _node_counts(config, offer)]
+    places = [(offer, nodes) for offer in offers for nodes in _node_counts(config, offer, ways)]
     # Of equal price, the fewer machines: they talk to each other less.
     for offer, nodes in sorted(places, key=lambda p: (p[0].price_per_hour * p[1], p[1], p[0].name)):
-        found = _fit(config, architecture, offer, nodes, zero_options)
+        found = _fit(config, architecture, offer, nodes, ways)
         if isinstance(found, Fitting):
             fitting.append(found)
             if len(fitting) == wanted:
@@ -131,43 +153,70 @@ def search(
     return fitting, refused
 
 
-def zero_choices(named: str | dict[str, Any], files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The ZeRO configurations that `zero.config` leaves to choose among, by name; one without a name is inline."""
-    if isinstance(named, dict):
-        return {"": named}
-    return dict(files) if named == AUTO else {named: files[named]}
+def ways_of(config: RunConfig) -> list[Way]:
+    """The strategies that a run may use, each with the settings that it leaves to choose among, checked.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ConfigError: Settings that the run names are not there, or not valid.
+    """
+    ways = [
+        Way(strategy, settings, name)
+        for strategy in candidates(config)
+        for name, settings in strategy.options(config).items()
+    ]
+    if problems := [problem for way in ways for problem in way.strategy.check(way.settings)]:
+        raise ConfigError(problems)
+    return ways
 
 
-def _node_counts(config: RunConfig, offer: Offer) -> tuple[int, ...]:
+def _node_counts(config: RunConfig, offer: Offer, ways: list[Way]) -> tuple[int, ...]:
     if config.hardware.nodes is not None:
         return (config.hardware.nodes,)
-    return NODE_COUNTS if config.method == "full" and offer.name != THIS_MACHINE else (1,)
+    may_span = any(way.strategy.facts.may_span_nodes for way in ways)
+    return NODE_COUNTS if may_span and offer.name != THIS_MACHINE else (1,)
 
 
 def _fit(
-    config: RunConfig, architecture: Architecture, offer: Offer, nodes: int, zero_options: dict[str, dict[str, Any]]
+    config: RunConfig, architecture: Architecture, offer: Offer, nodes: int, ways: list[Way]
 ) -> Fitting | list[Refusal]:
     """The fastest way to run on some machines that fits, or why none does."""
-    devices = config.hardware.devices_per_node or offer.gpus or 1
-    ranks = nodes * devices if config.method == "full" else 1
+    place = f"{nodes} x {offer.name}"
     if offer.host_gib <= 0:
-        return [Refusal(f"{nodes} x {offer.name}", None, "the node leaves no host memory for a pod", math.inf)]
-    micro_batches = list(_micro_batches(config, ranks))
-    if not micro_batches:
-        per_pass = ranks * (config.training.micro_batch or 1)
-        reason = f"training.global_batch {config.training.global_batch} is not a multiple of {per_pass}"
-        return [Refusal(f"{nodes} x {offer.name}", None, reason, math.inf)]
+        return [Refusal(place, None, "the node leaves no host memory for a pod", math.inf)]
     precision = choose_precision(config.training.precision, offer.device)
-    refused = []
-    for name, zero_config in zero_options.items() or (("", None),):
+    refused: list[Refusal] = []
+    for way in ways:
+        facts, devices = way.strategy.facts, _devices(config, offer, way.strategy)
+        if (facts.most_devices or devices) < devices or (nodes > 1 and not facts.may_span_nodes):
+            continue
+        ranks = nodes * way.strategy.processes(devices)
+        micro_batches = list(_micro_batches(config, ranks))
+        if not micro_batches:
+            per_pass = ranks * (config.training.micro_batch or 1)
+            reason = f"training.global_batch {config.training.global_batch} is not a multiple of {per_pass}"
+            refused.append(Refusal(place, None, reason, math.inf))
         for micro in micro_batches:
             batch = Batch(config.training.global_batch, micro, config.training.global_batch // (micro * ranks), ranks)
-            choice = Choice(offer, nodes, devices, name, zero_config, batch, precision)
-            outcome = _try(config, architecture, choice)
+            one_pass = one_pass_of(config, micro, precision)
+            rows = batch_of(config, architecture, one_pass)
+            choice = Choice(
+                offer, nodes, devices, way.strategy, way.settings, way.settings_name, batch, precision, rows
+            )
+            outcome = _try(config, architecture, choice, one_pass)
             if isinstance(outcome, Estimate):
                 return Fitting(choice, outcome)
             refused.append(outcome)
-    return refused
+    return list(dict.fromkeys(refused))
+
+
+def _devices(config: RunConfig, offer: Offer, strategy: Strategy) -> int:
+    """Devices of a node that a run uses: those it asks for, or all; as many as the one strategy that it names can."""
+    asked = config.hardware.devices_per_node
+    most = strategy.facts.most_devices if config.strategy != AUTO else None
+    return asked or min(offer.gpus or 1, most or offer.gpus or 1)
 
 
 def _micro_batches(config: RunConfig, ranks: int) -> Iterator[int]:
@@ -188,17 +237,20 @@ def one_pass_of(config: RunConfig, micro_batch: int, precision: Precision) -> Pa
         sequence=config.data.max_length,
         gradient_checkpointing=config.training.gradient_checkpointing,
         precision=precision,
-        adapters=config.lora_or_default if config.method == "qlora" else None,
+        adapters=METHODS[config.method].adapters(config),
+        four_bit=METHODS[config.method].four_bit(config),
     )
 
 
-def _try(config: RunConfig, architecture: Architecture, choice: Choice) -> Estimate | Refusal:
+def _try(config: RunConfig, architecture: Architecture, choice: Choice, one_pass: Pass) -> Estimate | Refusal:
     needed = estimate(
+        choice.strategy,
         architecture,
-        one_pass_of(config, choice.batch.micro_batch, choice.precision),
+        one_pass,
         Machines(choice.offer.device, choice.offer.gpu_gib, choice.nodes, choice.devices_per_node),
-        layout=zero_layout.layout(choice.zero_config, architecture.hidden_size) if choice.zero_config else None,
+        settings=choice.settings,
         optimizer=config.training.optimizer,
+        validation_bytes=bytes_of(config, architecture, one_pass, choice.validation_batch),
         converts=config.checkpoints.resume_from is not None,
         saved_bytes=saving.bytes_at_most(config),
     )
@@ -220,22 +272,7 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice) -> Estim
             f"{where} needs {sum(items.values()):.1f} GiB of {limit:.1f}, of which 5 % stay free ({_largest(items)})"
         )
         return Refusal(choice.place, choice, reason, excess)
-    return _evaluation_refusal(config, architecture, choice) or needed
-
-
-def _evaluation_refusal(config: RunConfig, architecture: Architecture, choice: Choice) -> Refusal | None:
-    """Why the model cannot be evaluated there, before training and after it."""
-    offer, limit = choice.offer, choice.offer.gpu_gib or choice.offer.host_gib
-    needed = evaluation_gib(
-        config, architecture, offer.device, offer.gpu_gib, choice.devices_per_node, choice.precision
-    )
-    if needed is None:
-        reason = f"the evaluation cannot hold the whole model on the {choice.devices_per_node} GPUs of one node"
-        return Refusal(choice.place, choice, reason, math.inf)
-    if needed > _FILLED * limit:
-        reason = f"the evaluation, on one node without ZeRO, needs {needed:.1f} GiB of each GPU's {limit:.1f}"
-        return Refusal(choice.place, choice, reason, needed / limit)
-    return None
+    return needed
 
 
 def _largest(items: dict[str, float], count: int = 3) -> str:

@@ -1,16 +1,18 @@
 """What to change in a run that fits nowhere: each change is tried, and only those that fit are named."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from thriftune.config import AUTO, RunConfig
+from thriftune.config.choices import STRATEGIES as STRATEGY_FACTS
 from thriftune.errors import ConfigError, UserError
-from thriftune.methods.adapters import require_trainable
+from thriftune.methods import METHODS
 from thriftune.models.architecture import Architecture
 from thriftune.planning import offers
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.offers import Offer
-from thriftune.planning.search import search, zero_choices
+from thriftune.planning.search import search, ways_of
+from thriftune.strategies import candidates
 
 _SHORTEST_SEQUENCE = 128
 _ENOUGH = 3
@@ -20,7 +22,6 @@ def changes_that_fit(
     config: RunConfig,
     model: Architecture,
     catalogue: Catalogue,
-    zero_files: Mapping[str, dict[str, Any]],
     here: Offer | None,
 ) -> list[str]:
     """The nearest changes with which a run fits, as sentences.
@@ -29,7 +30,6 @@ def changes_that_fit(
         config: The run, which fits nowhere as it is.
         model: Its model.
         catalogue: Node types to choose among.
-        zero_files: DeepSpeed configurations by name.
         here: This machine, for a run on it.
 
     Returns:
@@ -41,10 +41,8 @@ def changes_that_fit(
             continue
         try:
             machines = [here] if here is not None else offers.matching(changed, catalogue)
-            if changed.method == "qlora":
-                require_trainable(changed.lora_or_default, model)
-            options = zero_choices(changed.zero_or_default.config, zero_files) if changed.method == "full" else {}
-            fitting, _ = search(changed, model, machines, options, 1)
+            METHODS[changed.method].check(changed, model)
+            fitting, _ = search(changed, model, machines, ways_of(changed), 1)
         except UserError:
             continue
         if fitting:
@@ -66,9 +64,11 @@ def _changes(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, Ru
     if not training.gradient_checkpointing:
         changed = _with(config, "training", gradient_checkpointing=True)
         yield "checkpointing", "training.gradient_checkpointing: true", changed
-    if config.method == "full" and config.zero_or_default.config != AUTO:
+    if config.zero_or_default.config != AUTO:
         yield "zero", "zero.config: auto", _with(config, "zero", config=AUTO)
-    if config.method == "full" and not is_here and hardware.nodes is not None:
+    if config.strategy != AUTO:
+        yield "strategy", "strategy: auto", config.model_copy(update={"strategy": AUTO})
+    if not is_here and hardware.nodes is not None and any(s.facts.may_span_nodes for s in candidates(config)):
         yield "nodes", "leave hardware.nodes out", _with(config, "hardware", nodes=None)
     if not is_here and (hardware.instance or hardware.devices_per_node):
         free = _with(config, "hardware", instance=None, devices_per_node=None, nodes=None)
@@ -77,7 +77,7 @@ def _changes(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, Ru
     while length >= _SHORTEST_SEQUENCE:
         yield "length", f"data.max_length: {length}", _with(config, "data", max_length=length)
         length //= 2
-    yield from _as_qlora(config, is_here=is_here)
+    yield from _lighter_method(config, is_here=is_here)
     if not is_here and hardware.device is not None:
         free = _with(config, "hardware", device=None, instance=None, devices_per_node=None, nodes=None)
         yield "hardware", "leave the whole hardware section out", free
@@ -89,16 +89,18 @@ def _near_batches(rows: int) -> list[int]:
     return sorted({batch for batch in (below, above) if batch and batch != rows}, key=lambda batch: abs(batch - rows))
 
 
-def _as_qlora(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, RunConfig]]:
-    if config.method != "full":
+def _lighter_method(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, RunConfig]]:
+    lighter = METHODS[config.method].facts.lighter
+    if lighter is None:
         return
     content = config.model_dump()
+    content |= dict.fromkeys(facts.section for facts in STRATEGY_FACTS.values() if facts.section)
     hardware = content["hardware"] | {"nodes": None} | ({"devices_per_node": None} if is_here else {})
     try:
-        adapted = RunConfig.model_validate(content | {"method": "qlora", "zero": None, "hardware": hardware})
+        changed = RunConfig.model_validate(content | {"method": lighter, "strategy": AUTO, "hardware": hardware})
     except ConfigError:  # something else of the file does not go with it
         return
-    yield "method", "method: qlora", adapted
+    yield "method", f"method: {lighter}", changed
 
 
 def _with(run: RunConfig, section: str, /, **values: Any) -> RunConfig:

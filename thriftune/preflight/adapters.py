@@ -9,6 +9,7 @@ from pathlib import Path
 from thriftune import damage, remote
 from thriftune.config import LoraConfig, RunConfig
 from thriftune.errors import ConfigError
+from thriftune.methods import METHODS
 from thriftune.methods.adapters import adapter_parameters, fused_adapters, require_adapters, require_targets
 from thriftune.models.adapter_weights import (
     RESUME_FROM,
@@ -22,7 +23,7 @@ from thriftune.models.adapter_weights import (
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG
 from thriftune.models.files import ADAPTER_FILES, exists, files_of
-from thriftune.models.quantization import require_savings, saves_little
+from thriftune.models.quantization import FourBit, require_savings, saves_little
 from thriftune.models.weight_files import Folder
 from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import Finding, finding, skipped
@@ -31,30 +32,31 @@ from thriftune.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
-_TARGETS, _RESUME, _FOUR_BIT = "lora.target_modules", RESUME_FROM, "lora.four_bit"
+_TARGETS, _RESUME, _FOUR_BIT = "lora.target_modules", RESUME_FROM, "method"
 _CONFIG, _WEIGHTS = ADAPTER_CONFIG, WEIGHTS
 
 
 def check(config: RunConfig, base: BaseModel) -> Iterator[Finding]:
-    """Everything about the adapters of a run; nothing for method full.
+    """Everything about the adapters of a run; nothing where it trains none.
 
     Args:
         config: The run.
         base: Its base model, brought.
     """
-    if config.method != "qlora":
+    method = METHODS[config.method]
+    lora = method.adapters(config)
+    if lora is None:
         return
     logger.info("Preflight: adapters")
-    lora = config.lora_or_default
     if base.architecture is None:
         yield skipped(_TARGETS, "the base model's architecture is not known")
     else:
-        yield from _targets(lora, base.architecture)
+        yield from _targets(lora, method.four_bit(config), base.architecture)
     if lora.resume_from is not None:
         yield from _adapter_to_go_on_from(config, lora, lora.resume_from, base.architecture)
 
 
-def _targets(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding]:
+def _targets(lora: LoraConfig, four_bit: FourBit | None, architecture: Architecture) -> Iterator[Finding]:
     named = ", ".join(lora.target_modules or ())
     missing = attempt(lambda: require_targets(lora, architecture), "lora-target-missing", _TARGETS, named)
     yield from missing.findings
@@ -64,7 +66,8 @@ def _targets(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding]:
     yield from refused.findings
     if not refused.failed and fused_adapters(lora, architecture):
         yield _on_experts(lora, architecture)
-    yield from _four_bits(lora, architecture)
+    if four_bit is not None:
+        yield from _four_bits(four_bit, architecture)
 
 
 def _on_experts(lora: LoraConfig, architecture: Architecture) -> Finding:
@@ -81,13 +84,13 @@ def _on_experts(lora: LoraConfig, architecture: Architecture) -> Finding:
     )
 
 
-def _four_bits(lora: LoraConfig, architecture: Architecture) -> Iterator[Finding]:
+def _four_bits(four_bit: FourBit, architecture: Architecture) -> Iterator[Finding]:
     """Whether 4 bits are worth it on this architecture."""
-    refused = attempt(lambda: require_savings(lora, architecture), "quantization-saves-nothing", _FOUR_BIT, "true")
+    refused = attempt(lambda: require_savings(four_bit, architecture), "quantization-saves-nothing", _FOUR_BIT, "true")
     yield from refused.findings
-    if not refused.failed and (why := saves_little(lora, architecture)):
-        remedy = "lora.four_bit: false trains faster and more exactly, where its memory is there."
-        yield finding("quantization-saves-little", _FOUR_BIT, "true", why, remedy)
+    if not refused.failed and (why := saves_little(four_bit, architecture)):
+        remedy = "method: lora trains faster and more exactly, where its memory is there."
+        yield finding("quantization-saves-little", _FOUR_BIT, "qlora", why, remedy)
 
 
 def _adapter_to_go_on_from(

@@ -1,7 +1,7 @@
 """The preflight itself: every check, in the order in which one needs what another found."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,6 @@ def run(
     secrets: Sequence[SecretState] = (),
     output: tuple[str, str] = ("", ""),
     folder: Path | None = None,
-    zero_files: Mapping[str, dict[str, Any]] = {},
     network_gbps: float | None = None,
     grace_seconds: float = GRACE_SECONDS,
 ) -> Preflight:
@@ -73,7 +72,6 @@ def run(
         secrets: Those that the tasks of the run ask for.
         output: Where results go, and what the store answered to an attempt to write there; empty where it wrote.
         folder: Where results of a local run go; None where it is none.
-        zero_files: The DeepSpeed configurations that `zero.config` can name, for a run without a plan.
         network_gbps: Network of a planned node, in Gbit/s; None where it is not known.
         grace_seconds: Notice that a spot node is given.
 
@@ -85,7 +83,7 @@ def run(
     if any(found.field == outputs.TEMPORARY for found in notes.findings):  # which the other checks write to
         return Preflight(config.name, in_order(notes.findings), notes.facts)
     notes.findings += target.check(config.publish, token)
-    notes.findings += platform.check_zero(config, plan, zero_files)
+    notes.findings += platform.check_settings(config, plan)
     _check_upload(plan, network_gbps, grace_seconds, notes)
     with tempfile.TemporaryDirectory() as scratch:
         base = _check_model(config, token, Path(scratch), notes)

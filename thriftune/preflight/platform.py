@@ -1,16 +1,16 @@
 """What the platform must give: the plan, DeepSpeed's configuration, secrets, and time to upload a checkpoint."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from thriftune.config import RunConfig
-from thriftune.errors import ThriftuneError, TransientError, UserError
-from thriftune.planning.memory import disk
-from thriftune.preflight.findings import Finding, finding, of_problem, skipped
+from thriftune.errors import ConfigError, ThriftuneError, TransientError, UserError
+from thriftune.methods import METHODS
+from thriftune.planning.search import ways_of
+from thriftune.preflight.findings import Finding, finding, of_problem
 from thriftune.preflight.outcome import unreachable
-from thriftune.strategies.zero import configuration as zero
+from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def check_plan(plan: Plan) -> Iterator[Finding]:
 def plan_line(plan: TrainingPlan) -> str:
     """A plan in a line, as: 2 x g4dn.12xlarge (4 T4 each), zero3, fp16, global batch 64 = 8 ranks x micro batch ..."""
     nodes = f"{plan.nodes} x {plan.instance} ({plan.devices_per_node} {plan.device} each)"
-    how = (plan.zero_name or f"ZeRO-{plan.zero_stage}") if plan.method == "full" else plan.technique
+    how = STRATEGIES[plan.strategy].short(plan) or METHODS[plan.method].facts.title
     batch = plan.batch
     return (
         f"{nodes}, {how}, {plan.precision}, global batch {batch.global_batch} = "
@@ -50,25 +50,23 @@ def plan_line(plan: TrainingPlan) -> str:
     )
 
 
-def check_zero(config: RunConfig, plan: Plan, files: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
-    """Whether the DeepSpeed configuration says what can be, and DeepSpeed itself agrees.
+def check_settings(config: RunConfig, plan: Plan) -> Iterator[Finding]:
+    """Whether the settings of the run's strategy say what can be, and its library agrees.
 
     Args:
         config: The run.
-        plan: Its plan, which holds the configuration that was chosen.
-        files: The configurations that `zero.config` can name.
+        plan: Its plan, which holds the settings that were chosen.
     """
-    if config.method != "full":
-        return
-    named = config.zero_or_default.config
-    content = named if isinstance(named, dict) else files.get(named)
+    logger.info("Preflight: the settings of the strategy")
     if isinstance(plan, TrainingPlan):
-        content = plan.deepspeed_config
-    if content is None:
-        yield skipped("zero.config", "there is no plan, and no file of this name here")
-        return
-    logger.info("Preflight: the DeepSpeed configuration")
-    problems = zero.check(content, "zero.config")
+        problems = STRATEGIES[plan.strategy].check(plan.settings)
+    else:  # without a plan, whatever the run leaves to choose among
+        try:
+            ways_of(config)
+        except ConfigError as error:
+            problems = list(error.problems)
+        else:
+            return
     yield from (of_problem("zero-config-invalid", problem) for problem in problems)
 
 
@@ -113,13 +111,8 @@ def checkpoint_bytes(plan: TrainingPlan) -> int:
     Args:
         plan: The plan.
     """
-    return disk.checkpoint_bytes(
-        plan.trained_parameters,
-        is_full=plan.method == "full",
-        precision=plan.precision,
-        stage=plan.zero_stage,
-        nodes=plan.nodes,
-    )
+    strategy = STRATEGIES[plan.strategy]
+    return strategy.checkpoint_bytes(plan.trained_parameters, plan.precision, plan.settings, plan.nodes)
 
 
 def upload_seconds(size: int, network_gbps: float) -> float:

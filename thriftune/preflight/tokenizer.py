@@ -10,10 +10,10 @@ from thriftune.config import RunConfig
 from thriftune.data.chat import read_messages
 from thriftune.data.conversion import formats
 from thriftune.data.examples import RowError
+from thriftune.data.questions import encode_prompt
 from thriftune.data.rendering import render
 from thriftune.data.tokenization import require_usable
 from thriftune.errors import DataError, ModelSourceError, UserError
-from thriftune.inference.generation import encode_prompt
 from thriftune.models.architecture import Architecture
 from thriftune.models.chat_template import SIMPLEST_CONVERSATIONS, TemplateFailsError, turn_end
 from thriftune.models.positions import table_length

@@ -3,39 +3,68 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from thriftune import artifacts, distributed
 from thriftune.checkpoints import identity
-from thriftune.checkpoints.resumption import REMARKS, CheckpointPlace, Checkpoints, Resumed
+from thriftune.checkpoints.resumption import BEST, REMARKS, CheckpointPlace, Checkpoints, Resumed
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, count_rows
 from thriftune.disk import writing_to
 from thriftune.errors import StartAgainError, TransientError
-from thriftune.strategies.zero.universal import to_universal
+from thriftune.strategies import STRATEGIES
 from thriftune.training.adjustments import Adjustments
 from thriftune.training.guards.divergence import DivergenceGuard
 from thriftune.training.guards.faults import kind_of
 from thriftune.training.guards.resources import ResourceWatch
 from thriftune.training.guards.stall import StallWatch
-from thriftune.training.memory_watch import PeakMemory, return_freed_blocks
+from thriftune.training.memory_watch import MemoryUse, PeakMemory, return_freed_blocks
 from thriftune.training.notice import Notice
-from thriftune.training.run_record import RunRecord
-from thriftune.training.trainer import Effort, TrainingResult, result_of
+from thriftune.training.result import Effort, memory_use
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
+    from thriftune.training.callbacks import ValidationCallback
     from thriftune.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 
 _NOTES = "notes"  # of the trainer, in each checkpoint
 
-# Makes the trainer, model and all: for the plan as it is now, the checkpoint to go on from, and steps to leave out.
-Load = Callable[[TrainingPlan, Resumed | None, Adjustments], "ResumableTrainer"]
+
+@dataclass(frozen=True)
+class Loaded:
+    """A training that is ready to begin.
+
+    Attributes:
+        trainer: With the model.
+        validation: Measures it.
+    """
+
+    trainer: "ResumableTrainer"
+    validation: "ValidationCallback"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What an attempt took.
+
+    Attributes:
+        effort: Time and tokens of all attempts.
+        memory: Peaks of this one.
+        resources: Watched what was used in this one.
+        resumed_at: Step that it went on from; 0 if it began at the beginning.
+        remarks: What of the run that it went on from is another than in its own.
+    """
+
+    effort: Effort
+    memory: MemoryUse
+    resources: ResourceWatch
+    resumed_at: int
+    remarks: list[str]
 
 
 class Attempt:
@@ -43,23 +72,54 @@ class Attempt:
 
     Args:
         config: The run.
-        plan: Its plan.
-        model_dir: The base model.
-        dataset_dir: The prepared dataset.
-        place: Where checkpoints lie; None: none are saved.
-        scratch: Folder the Trainer may write to.
+        planned: Its plan.
+        checkpoints: Of the training; None: none are saved.
+        adjustments: What earlier attempts changed of it.
+        folder: Where the Trainer writes.
+
+    Attributes:
+        plan: The plan, with the batch as it is now.
+        adjustments: What earlier attempts changed.
+        folder: Where the Trainer writes.
+        stall: Ends the process when nothing moves.
     """
 
     def __init__(
         self,
+        config: RunConfig,
+        planned: TrainingPlan,
+        checkpoints: Checkpoints | None,
+        adjustments: Adjustments,
+        folder: Path,
+    ) -> None:
+        self.adjustments, self.folder = adjustments, folder
+        self.plan = adjustments.applied_to(planned)
+        self.stall = StallWatch(config.training.stall_timeout)
+        self._config, self._planned, self._checkpoints = config, planned, checkpoints
+        self._notice: Notice | None = None
+
+    @classmethod
+    def begin(
+        cls,
         config: RunConfig,
         plan: TrainingPlan,
         model_dir: Path,
         dataset_dir: Path,
         place: CheckpointPlace | None,
         scratch: Path,
-    ) -> None:
-        self._config, self._planned = config, plan
+    ) -> Self:
+        """Look in the store what earlier attempts left. Collective: every rank calls it.
+
+        Args:
+            config: The run.
+            plan: Its plan.
+            model_dir: The base model.
+            dataset_dir: The prepared dataset.
+            place: Where checkpoints lie; None: none are saved.
+            scratch: Folder the Trainer may write to where none are saved.
+        """
+        if place is None:
+            return cls(config, plan, None, Adjustments(), scratch)
         own = identity.of(
             config,
             plan,
@@ -67,24 +127,18 @@ class Attempt:
             dataset=str(artifacts.read_manifest(dataset_dir)["fingerprint"]),
             rows=count_rows(dataset_dir, TRAIN),
         )
-        convert = to_universal if plan.zero_stage else None
-        self._checkpoints = Checkpoints(place, config.checkpoints, own, convert) if place else None
-        self.folder = self._checkpoints.folder if self._checkpoints else scratch
-        self._adjustments = (
-            Adjustments.from_json(self._checkpoints.adjustments()) if self._checkpoints else Adjustments()
-        )
-        self._plan = self._adjustments.applied_to(plan)
-        self._stall = StallWatch(config.training.stall_timeout)
-        self._notice: Notice | None = None
+        checkpoints = Checkpoints(place, config.checkpoints, own, STRATEGIES[plan.strategy].reshard)
+        adjustments = Adjustments.from_json(checkpoints.adjustments())
+        return cls(config, plan, checkpoints, adjustments, checkpoints.folder)
 
-    def train(self, load: Load) -> tuple["ResumableTrainer", TrainingResult]:
+    def train(self, load: Callable[[Resumed | None], Loaded]) -> tuple[Loaded, Spent]:
         """Load and train, measuring from the first byte loaded to the last step. Collective: every rank calls it.
 
         Args:
-            load: Makes the trainer.
+            load: Makes the trainer, model and all, for the checkpoint to go on from.
 
         Returns:
-            The trainer after training, and what was measured, the same on every rank.
+            The training after its last step, and what it took.
 
         Raises:
             StartAgainError: The run was changed so that it can go on, from its last checkpoint.
@@ -94,28 +148,52 @@ class Attempt:
         return_freed_blocks()
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-        with PeakMemory() as peak, ResourceWatch(self.folder) as resources, self._faults_told_apart(), self._writing():
+        with PeakMemory() as peak, ResourceWatch(self.folder) as resources, self._classify_errors(), self._writing():
             resumed = self._checkpoints.restore() if self._checkpoints else None
-            trainer = load(self._plan, resumed, self._adjustments)
+            loaded = load(resumed)
+            trainer = loaded.trainer
             trainer.notes.update(resumed.content.get(_NOTES, {}) if resumed else {})
             effort = _effort(trainer, resumed)
-            self._guard(trainer, resumed, effort)
-            with self._stall:
+            self._add_callbacks(loaded, resumed, effort)
+            with self.stall:
                 trainer.train(resume_from_checkpoint=str(resumed.directory) if resumed else None)
             spent = effort()
-        if self._notice:
-            self._notice.stop()
-        return trainer, result_of(
-            trainer,
-            self._planned,
-            peak,
-            spent,
-            resumed_at=resumed.step if resumed else 0,
-            halvings=self._adjustments.record(self._planned.micro_batch),
-            skipped_steps=list(self._adjustments.skipped_steps),
-            remarks=list(resumed.remarks) if resumed else [],
-            resources=resources,
-        )
+        self._stop_listening()
+        resumed_at = resumed.step if resumed else 0
+        memory = memory_use(peak, self._planned, has_trained=trainer.state.global_step > resumed_at)
+        remarks = list(resumed.remarks) if resumed else []
+        return loaded, Spent(spent, memory, resources, resumed_at, remarks)
+
+    def take_best(self, loaded: Loaded) -> int:
+        """Put the weights of the lowest validation back, where the run keeps those. Collective: every rank calls it.
+
+        Args:
+            loaded: The training after its last step.
+
+        Returns:
+            The step whose weights the model has now. Where the lowest has no checkpoint in the store (its upload
+            failed, or a newer one took its place), the next lowest is taken, with a warning.
+
+        Raises:
+            TransientError: The store does not answer.
+        """
+        step = loaded.trainer.state.global_step
+        if self._config.training.keep == "last" or self._checkpoints is None:
+            return step
+        self._checkpoints.wait()
+        distributed.barrier()
+        for validation in loaded.validation.validator.ranked():
+            if validation.step == step:
+                break
+            best = self._checkpoints.fetch(validation.step) if validation.step else None
+            if best is None:
+                logger.warning("There is no checkpoint of step %d, whose held-out loss is lower", validation.step)
+                continue
+            logger.info("Keeping the weights of step %d, whose held-out loss is %.4f", best.step, validation.loss)
+            strategy = STRATEGIES[self._planned.strategy]
+            strategy.load_trained(loaded.trainer, best.directory, is_converted=best.is_converted)
+            return best.step
+        return step
 
     def finish(self) -> None:
         """Wait until the last checkpoint is in the store, and leave nothing on this disk. Collective.
@@ -127,48 +205,62 @@ class Attempt:
 
     def stop(self) -> None:
         """Let go of what goes on beside the training, in a process that lives on."""
-        if self._notice:
-            self._notice.stop()
+        self._stop_listening()
         if self._checkpoints:
             self._checkpoints.stop_saving()
 
-    def _guard(self, trainer: "ResumableTrainer", resumed: Resumed | None, effort: Callable[[], Effort]) -> None:
-        """Add what looks at each step, and what saves after it."""
-        from thriftune.training.guarding import Guarding
-        from thriftune.training.resumable import KeepCheckpoints
+    def _stop_listening(self) -> None:
+        if self._notice:
+            self._notice.stop()
 
+    def _add_callbacks(self, loaded: Loaded, resumed: Resumed | None, effort: Callable[[], Effort]) -> None:
+        """Add what looks at each step, measures after it, and saves after that."""
+        from thriftune.training.guarding import Guarding
+        from thriftune.training.resumable import CheckpointCallback
+
+        trainer, validation = loaded.trainer, loaded.validation
         seen = resumed.content.get("guard") if resumed else None
         guard = DivergenceGuard.from_state(seen) if seen else DivergenceGuard()
         divergence = self._config.training.on_divergence
-        # First: a step that diverged is not saved.
-        trainer.add_callback(Guarding(trainer, guard, self._stall, divergence, self._adjustments, self._checkpoints))
-        if self._checkpoints:
-            self._checkpoints.start_saving()
+        # First: a step that diverged is neither measured nor saved.
+        trainer.add_callback(Guarding(trainer, guard, self.stall, divergence, self.adjustments, self._checkpoints))
+        trainer.add_callback(validation)
+        if not self._checkpoints:
+            return
+        self._checkpoints.start_saving()
+        keeps_best = self._config.training.keep == "best"
 
-            def content() -> dict[str, object]:
-                return {
-                    _NOTES: trainer.notes,
-                    "guard": guard.state(),
-                    "micro_batch": self._plan.micro_batch,
-                    "effort": asdict(effort()),
-                    REMARKS: list(resumed.remarks) if resumed else [],
-                }
+        def content() -> dict[str, object]:
+            ranked = validation.validator.ranked()
+            return {
+                _NOTES: trainer.notes,
+                "guard": guard.state(),
+                "micro_batch": self.plan.micro_batch,
+                "effort": asdict(effort()),
+                REMARKS: list(resumed.remarks) if resumed else [],
+                BEST: ranked[0].step if keeps_best and ranked else None,
+            }
 
-            self._notice = Notice.heard()
-            trainer.add_callback(KeepCheckpoints(self._checkpoints, self._notice, content, self._stall, guard))
+        def is_best(step: int) -> bool:
+            return keeps_best and validation.improved_at == step
 
-    def _writing(self) -> AbstractContextManager[None]:
-        return writing_to(self.folder, "training and writing checkpoints")
+        self._notice = Notice.listen_for_sigterm()
+        trainer.add_callback(CheckpointCallback(self._checkpoints, self._notice, content, self.stall, guard, is_best))
 
     @contextmanager
-    def _faults_told_apart(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
+        with writing_to(self.folder, "training and writing checkpoints"):
+            yield
+
+    @contextmanager
+    def _classify_errors(self) -> Iterator[None]:
         """Give up on what another attempt would fail of too; change what can be changed; leave the rest to the next."""
         try:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
             kind = kind_of(error)
             if kind == "memory" and self._checkpoints:
-                changed = self._adjustments.after_out_of_memory(self._plan)
+                changed = self.adjustments.after_out_of_memory(self.plan)
                 self._checkpoints.adjust(changed.as_json())
                 now = f"micro batch {changed.micro_batch} x accumulation {changed.accumulation}"
                 raise StartAgainError(f"Memory ran out: {error}. Going on with {now}.") from error
@@ -182,12 +274,9 @@ def _effort(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[]
     """Tells what the training took so far, from now on."""
     before = Effort(**resumed.content.get("effort", {})) if resumed else Effort()
     started = time.monotonic()
-    return lambda: before.with_attempt(trainer, time.monotonic() - started - trainer.seconds_beside)
 
+    def spent() -> Effort:
+        seconds = before.seconds + time.monotonic() - started - trainer.seconds_beside
+        return Effort(seconds, float(trainer.state.num_input_tokens_seen))
 
-def run_record(
-    config: RunConfig, plan: TrainingPlan, model_dir: Path, dataset_dir: Path, result: TrainingResult
-) -> dict[str, object]:
-    """What the manifest of a trained directory says of the run that made it."""
-    version, fingerprint = artifacts.source_version(model_dir), artifacts.read_manifest(dataset_dir)["fingerprint"]
-    return RunRecord(config, plan, version, fingerprint, result).as_json()
+    return spent

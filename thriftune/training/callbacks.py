@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from thriftune.training.validation import Validator, perplexity_of
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,14 +19,12 @@ class ProgressLines(TrainerCallback):
     def __init__(self) -> None:
         self._started = 0.0
         self._first_step = 0
-        self.tokens_before = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
         self._started, self._first_step = time.monotonic(), state.global_step
-        self.tokens_before = float(state.num_input_tokens_seen)
         if state.is_world_process_zero:
             logger.info("Training %d steps of %d rows", state.max_steps, args.train_batch_size * args.world_size
                         * args.gradient_accumulation_steps)  # fmt: skip
@@ -55,19 +55,49 @@ class ProgressLines(TrainerCallback):
         )
 
 
-class BeforeFirstStep(TrainerCallback):
-    """Does something before the first step of a training, and not where one goes on.
+class ValidationCallback(TrainerCallback):
+    """Has the held-out loss measured before the first step, when it is due, and after the last step.
 
     Args:
-        action: What to do; every rank does it.
+        validator: Measures it.
+        begin: Measures before the first step, and not where a training goes on.
+        patience: Validations in a row without a lower loss after which training ends; None: it does not.
+
+    Attributes:
+        validator: Measures it.
+        improved_at: Step of the last validation that was the lowest so far; 0 before there is one.
     """
 
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action = action
+    def __init__(self, validator: Validator, begin: Callable[[], None], patience: int | None) -> None:
+        self.validator, self._begin, self._patience = validator, begin, patience
+        self.improved_at = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Do it."""
+        """Measure the base model; where a training goes on that had run out of patience, end it again."""
         if state.global_step == 0:
-            self._action()
+            self._begin()
+        self._stop_if_in_vain(control)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure, if it is due."""
+        if not self.validator.is_due(state):
+            return
+        losses = self.validator.losses()
+        lowest = self.validator.ranked()[0]
+        if lowest.step == state.global_step:
+            self.improved_at = state.global_step
+        if state.is_world_process_zero:
+            so_far = "the lowest so far" if lowest.step == state.global_step else f"lowest at step {lowest.step}"
+            logger.info(
+                "step %d/%d  held-out loss %.4f  perplexity %.2f  (%s)",
+                state.global_step, state.max_steps, losses.mean, perplexity_of(losses.mean), so_far,
+            )  # fmt: skip
+        self._stop_if_in_vain(control)
+
+    def _stop_if_in_vain(self, control: TrainerControl) -> None:
+        waited = self.validator.without_improvement()
+        if self._patience is not None and waited >= self._patience:
+            logger.info("The held-out loss was not lowered by %d validations (training.patience): ending", waited)
+            control.should_training_stop = True

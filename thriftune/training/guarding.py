@@ -70,7 +70,7 @@ class Guarding(TrainerCallback):
             StartAgainError: It did, and the run goes back and leaves the batch out.
         """
         self._stall.beat()
-        losses = self._trainer.take_losses()
+        losses = self._trainer.pop_losses()
         if state.global_step in self._trainer.skipped_steps:
             return
         own = sum(losses)

@@ -1,5 +1,7 @@
 """Loss on the held-out rows of a prepared dataset: the one way it is measured, while training and after it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,29 +12,86 @@ from thriftune.distributed import Rank
 from thriftune.training.collation import PaddingCollator
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 _ALONE = Rank(index=0, local_index=0, world_size=1)
 
 
+@dataclass(frozen=True)
+class EvalReport:
+    """What was measured of one model.
+
+    Attributes:
+        loss: Mean negative log-likelihood per trained token of the held-out rows, in nats.
+        perplexity: exp(loss).
+        tokens: Tokens that the mean is over.
+        prompts: Questions asked.
+        answers: What the model answered to each.
+    """
+
+    loss: float
+    perplexity: float
+    tokens: int
+    prompts: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """The loss of each of several rows.
+
+    Attributes:
+        sums: Negative log-likelihood of all trained tokens of a row, in nats.
+        tokens: Their number.
+    """
+
+    sums: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Trained tokens of all rows."""
+        return sum(self.tokens)
+
+    @property
+    def mean(self) -> float:
+        """Loss per trained token: summed over all rows and divided once, so that no row weighs more than its tokens."""
+        return sum(self.sums) / self.count
+
+    def first(self, rows: int) -> "RowLosses":
+        """Those of the first rows.
+
+        Args:
+            rows: How many.
+        """
+        return RowLosses(self.sums[:rows], self.tokens[:rows])
+
+
 def held_out_rows(dataset_dir: Path, at_most: int) -> "Dataset":
-    """The held-out rows of a prepared dataset, or as many of them, chosen at random, and always the same ones.
+    """The held-out rows of a prepared dataset, or as many of them, in a random order that is always the same.
 
     Args:
         dataset_dir: A prepared dataset.
         at_most: Number of rows.
+
+    Returns:
+        The rows: of a smaller number, the first of those of a larger one.
     """
-    rows = load_split(dataset_dir, VALIDATION)
-    if len(rows) <= at_most:
-        return rows
-    return rows.shuffle(seed=0, keep_in_memory=True).select(range(at_most))  # sources are often sorted
+    rows = load_split(dataset_dir, VALIDATION).shuffle(seed=0, keep_in_memory=True)  # sources are often sorted
+    return rows.select(range(min(at_most, len(rows))))
 
 
-def held_out_loss(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int, rank: Rank = _ALONE
-) -> tuple[float, int]:
-    """Loss per trained token: summed over all rows and divided once, so that no batch weighs more than its tokens.
+def row_losses(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: "Dataset",
+    batch: int,
+    rank: Rank = _ALONE,
+    on_batch: Callable[[], None] = lambda: None,
+) -> RowLosses:
+    """The loss of each row, with rows of like length in a batch.
 
     Args:
         model: A causal language model in evaluation mode.
@@ -40,35 +99,69 @@ def held_out_loss(
         rows: Rows with input_ids and labels, each a list of `length` ints.
         batch: Rows per forward pass.
         rank: Where this process stands among those that share the rows; each of them runs the model as often.
+        on_batch: Called after each of its batches.
 
     Returns:
-        Mean loss in nats and the number of tokens it is over, over all ranks.
+        That of every row, in their order, on every rank.
     """
-    import torch
-
     collate = PaddingCollator(tokenizer)
     device = next(model.parameters()).device
-    total, tokens = 0.0, 0
     lengths = [len(ids) for ids in rows["input_ids"]]
     by_length = sorted(range(len(rows)), key=lengths.__getitem__)
     batches = [by_length[start : start + batch] for start in range(0, len(rows), batch)]
+    found: dict[int, tuple[float, int]] = {}
     for first in range(0, len(batches), rank.world_size):
         mine = first + rank.index
         part = batches[min(mine, len(batches) - 1)]
         inputs = {name: tensor.to(device) for name, tensor in collate([rows[i] for i in part]).items()}
-        labels = inputs.pop("labels")[:, 1:]
-        with torch.no_grad():
-            logits = model(**inputs).logits[:, :-1].float()
-            loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
-        if mine < len(batches):  # else another rank has counted it
-            total += float(loss)
-            tokens += int((labels != IGNORED).sum())
+        sums, counts = _losses(model, inputs)
+        if mine < len(batches):  # else another rank has measured it
+            found.update(zip(part, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
+        on_batch()
     if rank.world_size > 1:
-        totals, counts = zip(*distributed.gather_objects((total, tokens)), strict=True)
-        total, tokens = sum(totals), sum(counts)
-    return total / tokens, tokens
+        found = {row: loss for part in distributed.gather_objects(found) for row, loss in part.items()}
+    ordered = [found[row] for row in range(len(rows))]
+    return RowLosses(tuple(total for total, _ in ordered), tuple(count for _, count in ordered))
+
+
+def _losses(model: Any, inputs: "dict[str, torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor]":
+    """Summed loss, and number of trained tokens, of each row of a batch.
+
+    Args:
+        model: A causal language model.
+        inputs: Tensors of shape [rows, tokens], labels among them.
+
+    Returns:
+        Two tensors of shape [rows].
+    """
+    import torch
+
+    labels = inputs.pop("labels")[:, 1:]
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+    return losses.view(labels.shape).double().sum(1), (labels != IGNORED).sum(1)
+
+
+def held_out_loss(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int, rank: Rank = _ALONE
+) -> tuple[float, int]:
+    """Loss per trained token.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        tokenizer: Its tokenizer, for padding.
+        rows: Rows with input_ids and labels, each a list of `length` ints.
+        batch: Rows per forward pass.
+        rank: Where this process stands among those that share the rows.
+
+    Returns:
+        Mean loss in nats and the number of tokens it is over, over all ranks.
+    """
+    losses = row_losses(model, tokenizer, rows, batch, rank)
+    return losses.mean, losses.count
 
 
 class HeldOut:

@@ -1,17 +1,20 @@
-"""What saving would do to a full fine-tuning, measured where the model is: sharded over the ranks, by all of them."""
+"""What saving would do to trained weights, measured where the model is: sharded over the ranks, by all of them."""
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import distributed
+from thriftune.config import RunConfig
 from thriftune.hardware import Precision, torch_dtype
 from thriftune.models import saving
 from thriftune.models.rounding import RoundingMode, rounded
 from thriftune.models.saving import SavedWeights
 from thriftune.models.substitution import WeightOf, computing_with
-from thriftune.strategies.zero.masters import masters_of
+from thriftune.strategies import Strategy
 from thriftune.training.held_out import held_out_loss
+from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,24 +28,31 @@ _BASE_LOSS = "base_loss"
 
 
 class Measuring:
-    """The held-out loss of a model that DeepSpeed trains, with the weights that would be saved. Collective throughout.
+    """The held-out loss of a model whose weights all train, with those that would be saved. Collective throughout.
 
     Args:
         trainer: Of the training.
-        rows: Held-out rows; as many are computed at once as train.
+        rows: Held-out rows; as many are computed at once as in a validation.
+        strategy: Knows the weights that are stepped.
     """
 
-    def __init__(self, trainer: "ResumableTrainer", rows: "Dataset") -> None:
-        self._trainer, self._rows = trainer, rows
+    def __init__(self, trainer: "ResumableTrainer", rows: "Dataset", strategy: Strategy) -> None:
+        self._trainer, self._rows, self._strategy = trainer, rows, strategy
 
-    def note_base_loss(self) -> None:
+    def note_base_loss(self, known: float | None) -> None:
         """Measure before the first step, while the master weights are the base model's.
+
+        Args:
+            known: The loss, where it was measured with the master weights themselves, as in fp32; None: it was not.
 
         That also tells, before its training is paid for, whether a model can be measured: not if its code multiplies
         with the weight of another module than the one that runs, which is in 16 bits still (Jamba's convolutions).
         """
         import torch
 
+        if known is not None:
+            self._trainer.notes[_BASE_LOSS] = known
+            return
         model: Any = self._trainer.model
         was_training, started = model.training, time.monotonic()
         try:
@@ -55,7 +65,28 @@ class Measuring:
         model.train(was_training)
         self._trainer.seconds_beside += time.monotonic() - started
 
-    def decide(self, dtype: Precision, seed: int, *, or_fp32: bool) -> SavedWeights | None:
+    def decide(self, config: RunConfig, plan: TrainingPlan, model_dir: Path) -> SavedWeights | None:
+        """Measure what rounding would do to the trained model, and decide how to save it.
+
+        Args:
+            config: The run.
+            plan: Its plan.
+            model_dir: The base model, in whose type weights are saved after training in fp32.
+
+        Returns:
+            None where nothing is measured: the run asks for fp32, which is what is stepped, or it cannot be.
+        """
+        from transformers import AutoConfig
+
+        asked = config.training.save_dtype
+        if asked == "fp32":
+            return None
+        if asked != "auto":
+            return self._decide(asked, config.seed, or_fp32=False)
+        stored = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code).dtype
+        return self._decide(saving.sixteen_bits(plan.precision, str(stored)), config.seed, or_fp32=True)
+
+    def _decide(self, dtype: Precision, seed: int, *, or_fp32: bool) -> SavedWeights | None:
         """Measure what rounding would do to the trained model, and decide how to save it.
 
         Args:
@@ -79,12 +110,12 @@ class Measuring:
         )
 
     def _masters(self) -> WeightOf:
-        return masters_of(self._trainer.deepspeed)
+        return self._strategy.master_weights(self._trainer)
 
     def _loss(self, weight_of: WeightOf) -> float:
         model: Any = self._trainer.model
         tokenizer: Any = self._trainer.processing_class
         model.eval()
         with computing_with(model, weight_of):
-            batch = self._trainer.args.per_device_train_batch_size
+            batch = self._trainer.args.per_device_eval_batch_size
             return held_out_loss(model, tokenizer, self._rows, batch, distributed.current_rank())[0]

@@ -21,7 +21,7 @@ class Notice:
         self._before: Any = None
 
     @classmethod
-    def heard(cls) -> Self:
+    def listen_for_sigterm(cls) -> Self:
         """Begin to listen, in place of ending at once. Only a main thread can; elsewhere nothing is heard."""
         notice = cls()
         if threading.current_thread() is threading.main_thread():

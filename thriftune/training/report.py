@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Literal
 
 from thriftune.training.guards.resources import THRESHOLDS, Samples
+from thriftune.training.result import TrainingResult
 
 _TEMPLATE = "report.html.jinja"
 # A screen shows no more; each longer series is drawn by the means of its neighbours.
@@ -40,6 +41,24 @@ class Event:
     seconds: float
     kind: EventKind
     text: str
+
+
+def events_of(result: TrainingResult) -> list[Event]:
+    """What happened to a training.
+
+    Args:
+        result: What was measured of it.
+    """
+    at, size = result.resumed_at, result.halvings
+    went_on = " ".join([f"Went on from the checkpoint of step {at}.", *result.remarks])
+    happened = [Event(at, 0.0, "resumed", went_on)] if at else []
+    if size.count:
+        text = f"Memory ran out: micro batch {size.after} in place of {size.before}."
+        happened.append(Event(at, 0.0, "halved", text))
+    left_out = "The loss diverged: the batch of step {} was left out."
+    happened += [Event(step, 0.0, "rolled back", left_out.format(step)) for step in result.skipped_steps]
+    happened += [Event(step, 0.0, "checkpoint", "Saved.") for step in result.checkpoint_steps]
+    return [*happened, *(Event(0, warning.seconds, "warning", warning.text) for warning in result.warnings)]
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,17 @@ class Chart:
     marks: list[Tick]
     bad: list[float]
     is_full: bool = False
+
+
+def page_of(run_name: str, result: TrainingResult) -> str:
+    """The page of a finished training.
+
+    Args:
+        run_name: Name of the run.
+        result: What was measured.
+    """
+    losses = list(zip(result.loss_steps, result.losses, strict=True))
+    return html(run_name, losses, result.resources, events_of(result))
 
 
 def html(

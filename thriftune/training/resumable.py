@@ -66,7 +66,7 @@ class ResumableTrainer(Trainer):
         # On the device, so that nothing waits for it.
         return torch.where(is_labelled.to(loss.device), loss, 0.0 * loss.nan_to_num())
 
-    def take_losses(self) -> list[float]:
+    def pop_losses(self) -> list[float]:
         """The loss of each pass since the last call; their sum is that of the step. Waits for the GPU once."""
         losses, self._losses = [float(loss) for loss in self._losses], []
         return losses
@@ -109,16 +109,22 @@ class ResumableTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, and note that there is one at this step."""
+        self.notes.setdefault("checkpoints", []).append(self.state.global_step)
+        super()._save_checkpoint(model, trial)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save adapters; under DeepSpeed nothing: its shards say it all, and gathering the model takes its memory."""
+        """Save what trains; under DeepSpeed nothing: its shards say it all, and gathering a model takes its memory."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         if not self.is_deepspeed_enabled:
             model: Any = self.model
-            model.save_pretrained(folder, save_embedding_layers=False)
+            adapter_only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+            model.save_pretrained(folder, **adapter_only)
 
 
-class KeepCheckpoints(TrainerCallback):
+class CheckpointCallback(TrainerCallback):
     """Has checkpoints saved when they are due, by steps or by minutes, at the last step, and before the node goes.
 
     Args:
@@ -127,6 +133,7 @@ class KeepCheckpoints(TrainerCallback):
         content: What a checkpoint's manifest says besides.
         stall: Does not count the time that saving takes.
         guard: Knows whether the loss is one to save.
+        is_wanted: Says of a step whether its checkpoint is wanted besides.
     """
 
     def __init__(
@@ -136,8 +143,10 @@ class KeepCheckpoints(TrainerCallback):
         content: Callable[[], dict[str, Any]],
         stall: StallWatch,
         guard: DivergenceGuard,
+        is_wanted: Callable[[int], bool],
     ) -> None:
         self._checkpoints, self._notice, self._content = checkpoints, notice, content
+        self._is_wanted = is_wanted
         self._stall, self._guard = stall, guard
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._preempted = False
@@ -160,8 +169,10 @@ class KeepCheckpoints(TrainerCallback):
         self._checkpoints.forget_restored()
         # Before the node goes even a doubtful one is saved, if the one before stays.
         is_calm, keeps_another = not self._guard.is_suspicious, self._checkpoints.config.keep_checkpoints > 1
-        is_last = state.global_step >= state.max_steps  # what saves the result may be cut off, too
-        due, preempted = distributed.any_rank(is_last or self._is_due(state.global_step), self._notice.was_given)
+        # What saves the result may be cut off, too. And training may end early, as its validation asks.
+        is_last = state.global_step >= state.max_steps or control.should_training_stop
+        is_due = is_last or self._is_wanted(state.global_step) or self._is_due(state.global_step)
+        due, preempted = distributed.any_rank(is_due, self._notice.was_given)
         may_save = is_calm or (preempted and keeps_another)
         control.should_save = (due or preempted) and may_save
         if preempted and not is_last:
@@ -180,7 +191,7 @@ class KeepCheckpoints(TrainerCallback):
         try:
             self._checkpoints.save(folder, state.global_step, self._content())
         except ThriftuneError as error:
-            if state.global_step < state.max_steps:
+            if state.global_step < state.max_steps and not control.should_training_stop:
                 raise
             logger.warning("No checkpoint of the last step; the result is saved without one. %s", error)
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.errors import ConfigError, UserError
-from thriftune.training.trainer import TrainingResult
+from thriftune.training.result import TrainingResult
 from thriftune.training_plan import TrainingPlan
 
 

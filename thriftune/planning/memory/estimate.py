@@ -1,26 +1,17 @@
 """What one run needs: GiB per GPU and per host, item by item, at the moment that needs the most."""
 
-from dataclasses import dataclass, replace
-
-from thriftune.hardware import Device
 from thriftune.methods.adapters import adapter_parameters
 from thriftune.models.architecture import Architecture
-from thriftune.overhead import (
-    GIB,
-    GPU_PROCESS_BYTES,
-    MIB,
-    PROCESS,
-    usable_for_weights,
-    with_overhead,
-)
-from thriftune.planning.memory import adapters, disk, sharded
-from thriftune.planning.memory.activations import Pass, measure
-from thriftune.planning.memory.sharded import Phases
-from thriftune.strategies.zero.layout import Layout
+from thriftune.overhead import GIB, GPU_PROCESS_BYTES, MIB, PROCESS, with_overhead
+from thriftune.planning.memory import disk
+from thriftune.strategies import Machines, Strategy
+from thriftune.strategies.memory.activations import Pass
+from thriftune.strategies.memory.items import ACTIVATIONS, FORWARD_BACKWARD, KEPT, STEP_BUFFERS, Phases
 from thriftune.training_plan import Estimate
 
 LOADING = "loading"
 TRAINING = "training"
+VALIDATION = "validation"
 SAVING = "saving"
 GATHERED = "gathered model"
 
@@ -28,44 +19,31 @@ GATHERED = "gathered model"
 # 4 MiB per channel and direction (NCCL_BUFFSIZE); 16 channels of two directions are more than it opens over PCIe.
 _SHARED_BYTES_PER_RANK = 2 * 16 * 4 * MIB
 # Not there any more when a model is saved.
-_MOMENTARY = (sharded.ACTIVATIONS, sharded.STEP_BUFFERS)
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What a run gets.
-
-    Attributes:
-        device: Kind of device.
-        gpu_gib: Memory of each GPU that the driver shows; 0 on a CPU.
-        nodes: Machines.
-        devices_per_node: GPUs of each, or worker processes on a CPU.
-    """
-
-    device: Device
-    gpu_gib: float
-    nodes: int
-    devices_per_node: int
+_MOMENTARY = (ACTIVATIONS, STEP_BUFFERS)
 
 
 def estimate(
+    strategy: Strategy,
     architecture: Architecture,
     one_pass: Pass,
     machines: Machines,
     *,
-    layout: Layout | None,
+    settings: str = "",
     optimizer: str = "adamw",
+    validation_bytes: int = 0,
     converts: bool = False,
     saved_bytes: int = 4,
 ) -> Estimate | None:
-    """The memory of a run: full fine-tuning under ZeRO, LoRA or QLoRA.
+    """The memory of a run.
 
     Args:
+        strategy: Where weights lie.
         architecture: The model.
-        one_pass: What each device computes at once; with adapters for LoRA (16-bit base) and QLoRA (4-bit base).
+        one_pass: What each process computes at once; with adapters where these train.
         machines: What it runs on.
-        layout: ZeRO's, for full fine-tuning.
+        settings: The strategy's.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd; ZeRO always steps AdamW.
+        validation_bytes: What a validation holds beside the model and what trains it.
         converts: Whether it may go on from a checkpoint of other ranks, which every node then converts whole.
         saved_bytes: Bytes of a saved weight, at the most, where every weight trains.
 
@@ -73,33 +51,27 @@ def estimate(
         The estimate; None where the weights alone do not fit the devices of a node.
 
     Source:
-        `thriftune.planning.memory.activations`, `.sharded` and `.adapters` for the items;
-        docs/memory.md for how close it is.
+        `thriftune.strategies` for the items; docs/memory.md for how close it is.
     """
-    on_gpu = machines.device.is_gpu
-    if layout is not None:
-        ranks = machines.nodes * machines.devices_per_node
-        activations = measure(architecture, one_pass).whole()
-        shards = sharded.shards(architecture, one_pass, layout, ranks, activations, on_gpu=on_gpu)
-        per_device, offloaded = [shards.device] * machines.devices_per_node, shards.host
-        on_disk = sharded.nvme_bytes(architecture, one_pass, layout, ranks) * machines.devices_per_node
-    else:
-        assert one_pass.adapters is not None
-        usable = usable_for_weights(machines.gpu_gib)
-        shares = adapters.split(architecture, one_pass.adapters, one_pass.precision, machines.devices_per_node, usable)
-        if shares is None:
-            return None
-        per_device = [adapters.phases(s, one_pass, optimizer, architecture, on_gpu=on_gpu) for s in shares]
-        offloaded, on_disk = {}, 0
-    processes = machines.devices_per_node if layout is not None else 1
+    on_gpu, processes = machines.device.is_gpu, strategy.processes(machines.devices_per_node)
+    needs = strategy.memory(architecture, one_pass, machines, settings, optimizer)
+    if needs is None:
+        return None
+    per_device = [{**phases, VALIDATION: _validating(phases, validation_bytes)} for phases in needs.devices]
     if not on_gpu:  # what is offloaded stays in the same memory, and in the same process
-        per_device = [{name: _merged(items, offloaded) for name, items in phases.items()} for phases in per_device]
+        per_device = [
+            {name: _merged(items, needs.offloaded) for name, items in phases.items()} for phases in per_device
+        ]
     phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))
     devices = [with_overhead(_filled(phases[phase]), on_gpu=on_gpu) for phases in per_device]
-    gathered = saved_bytes * architecture.parameters if layout is not None else 0
-    host_phases = _host(architecture, devices, offloaded, processes, on_gpu=on_gpu, gathered=gathered)
+    gathered = saved_bytes * architecture.parameters if one_pass.adapters is None else 0
+    host_phases = _host(architecture, devices, needs.offloaded, processes, on_gpu=on_gpu, gathered=gathered)
     host_phase = max(host_phases, key=lambda name: sum(host_phases[name].values()))
-    writers = replace(machines, nodes=1) if converts else machines
+    of_adapter = adapter_parameters(architecture, one_pass.adapters) if one_pass.adapters else {}
+    trained = sum(of_adapter.values()) or architecture.parameters
+    writers = 1 if converts and strategy.reshard is not None else machines.nodes
+    checkpoint = strategy.checkpoint_bytes(trained, one_pass.precision, settings, writers)
+    on_disk = disk.disk(architecture, result=gathered, offloaded=needs.nvme * processes, checkpoint=checkpoint)
     return Estimate(
         phase=phase,
         devices=[_in_gib(items) for items in devices],
@@ -107,8 +79,14 @@ def estimate(
         host=_in_gib(host_phases[host_phase]),
         training_host_gib=sum(host_phases[TRAINING].values()) / GIB,
         shared_memory_gib=_SHARED_BYTES_PER_RANK * processes / GIB if on_gpu and processes > 1 else 0.0,
-        disk=_in_gib(_disk(architecture, one_pass, writers, layout, offloaded=on_disk, result=gathered)),
+        disk=_in_gib(on_disk),
     )
+
+
+def _validating(phases: Phases, held: int) -> dict[str, int]:
+    """A device while it validates: what lasts from step to step, and what the validation holds."""
+    lasting = {item: size for item, size in phases[FORWARD_BACKWARD].items() if item not in (ACTIVATIONS, KEPT)}
+    return {**lasting, ACTIVATIONS: held}
 
 
 def _host(
@@ -143,27 +121,6 @@ def _host(
         return {TRAINING: training}
     lasting = training if on_gpu else {k: v for k, v in training.items() if k not in _MOMENTARY}
     return {TRAINING: training, SAVING: {**lasting, GATHERED: gathered}}
-
-
-def _disk(
-    architecture: Architecture,
-    one_pass: Pass,
-    machines: Machines,
-    layout: Layout | None,
-    *,
-    offloaded: int,
-    result: int,
-) -> dict[str, int]:
-    """What the disk of the fullest node holds."""
-    of_adapter = adapter_parameters(architecture, one_pass.adapters) if one_pass.adapters else {}
-    checkpoint = disk.checkpoint_bytes(
-        sum(of_adapter.values()) or architecture.parameters,
-        is_full=layout is not None,
-        precision=one_pass.precision,
-        stage=layout.stage if layout is not None else 0,
-        nodes=machines.nodes,
-    )
-    return disk.disk(architecture, result=result, offloaded=offloaded, checkpoint=checkpoint)
 
 
 def _merged(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:

@@ -11,25 +11,26 @@ from dataclasses import dataclass
 
 from thriftune.models.architecture import Architecture
 from thriftune.overhead import RETURNED_BLOCK
-from thriftune.planning.memory.activations import Pass, Peaks
+from thriftune.strategies.memory.activations import Pass, Peaks
+from thriftune.strategies.memory.items import (
+    ACTIVATIONS,
+    FORWARD_BACKWARD,
+    GRADIENTS,
+    KEPT,
+    STATES,
+    STEP,
+    STEP_BUFFERS,
+    WEIGHTS,
+    Phases,
+    kept_by_malloc,
+)
 from thriftune.strategies.zero.layout import Layout
 
 _MASTER = 4  # fp32
 _MOMENTS = 8  # AdamW's two, fp32
-# Share of large freed blocks that stays with a process on a CPU; fitted, see `kept_by_malloc`.
-_HOLES = 0.3
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
-Phases = dict[str, dict[str, int]]
-FORWARD_BACKWARD = "forward and backward"
-STEP = "optimizer step"
-WEIGHTS = "weights"
-GRADIENTS = "gradients"
-STATES = "optimizer states"
-STEP_BUFFERS = "optimizer's working memory"
 BUFFERS = "ZeRO buffers"
-ACTIVATIONS = "activations"
-KEPT = "freed, kept by malloc"
 ROUNDING = "page-locked rounding"
 # DeepSpeed swaps through this many buffers of the largest parameter (its default buffer_count is 4 or 5).
 _NVME_BUFFERS = 5
@@ -209,11 +210,3 @@ def _kept_of_gathered(architecture: Architecture, one_pass: Pass, ranks: int) ->
     sizes = (width * math.prod(shape) for shape in architecture.shapes.values())
     small = sum(size for size in sizes if size < RETURNED_BLOCK)
     return small + (2 * width * architecture.parameters // ranks // 3 if one_pass.precision == "fp32" else 0)
-
-
-def kept_by_malloc(activations: Peaks) -> int:
-    """What a process on a CPU keeps of freed activations: small blocks, and holes among the large ones.
-
-    Source: fitted to the measured runs; nothing of the kind exists on a GPU, where torch has an allocator of its own.
-    """
-    return activations.small + int(_HOLES * (activations.all - activations.small))

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from thriftune.config import LoraConfig
 from thriftune.errors import ConfigError, ModelSourceError, in_a_line
 from thriftune.hardware import Precision, torch_dtype
-from thriftune.methods.adapters import of_any_layer, peft_config, prepare_base, resolved
+from thriftune.methods.adapters import of_any_layer, peft_config, prepare_four_bit, resolved
 from thriftune.models.architecture import Architecture
-from thriftune.models.quantization import replace_layers
+from thriftune.models.quantization import FourBit, replace_layers
 from thriftune.overhead import RETURNED_BLOCK
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from thriftune.planning.memory.tracing import RealDevice
+    from thriftune.strategies.memory.tracing import RealDevice
 
 
 _UNFOLLOWABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, NotImplementedError)
@@ -34,6 +34,9 @@ class Pass:
         gradient_checkpointing: Layers keep their input only, and are computed again in the backward pass.
         precision: Precision of the products.
         adapters: What trains in place of the weights themselves, if anything.
+        four_bit: How the base under adapters is in 4 bits; None: it is not.
+        autocast: Whether weights are held in fp32 and computed with in the precision, as the Trainer does where all
+            of them train in one process; with adapters it always does.
         masked: Whether attention takes a mask of every token against every other, as it does for padded rows and for
             packed ones; without it transformers also repeats no keys and values for grouped queries.
     """
@@ -43,6 +46,8 @@ class Pass:
     gradient_checkpointing: bool
     precision: Precision
     adapters: LoraConfig | None = None
+    four_bit: FourBit | None = None
+    autocast: bool = False
     masked: bool = True
 
 
@@ -173,11 +178,11 @@ def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_hea
 def _trace(architecture: Architecture, one_pass: Pass, layers: int, mask_dimensions: int, *, with_head: bool) -> _Trace:
     import torch
 
-    from thriftune.planning.memory.tracing import LiveBytes, RealDevice, meta_autocast_ignored
+    from thriftune.strategies.memory.tracing import LiveBytes, RealDevice, meta_autocast_ignored
 
     dtype = torch_dtype(one_pass.precision)
-    # The Trainer's mixed precision; DeepSpeed, which trains without adapters, computes in the weights' own type.
-    autocast = dtype if one_pass.adapters and one_pass.precision != "fp32" else None
+    # The Trainer's mixed precision; DeepSpeed computes in the weights' own type.
+    autocast = dtype if (one_pass.adapters or one_pass.autocast) and one_pass.precision != "fp32" else None
     device = RealDevice(autocast)
     model = _trainable(architecture, one_pass, layers, device)
     rows, tokens = one_pass.micro_batch, one_pass.sequence
@@ -215,13 +220,16 @@ def _loss(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None", *, upcas
 
 def _trainable(architecture: Architecture, one_pass: Pass, layers: int, device: "RealDevice") -> Any:
     """The model as the training code prepares it, on the meta device; gradients of weights are dropped as they come."""
+    import torch
+
     dtype = torch_dtype(one_pass.precision)
-    model: Any = architecture.on_meta(dtype, layers)
+    held = torch.float32 if one_pass.autocast and not one_pass.adapters else dtype
+    model: Any = architecture.on_meta(held, layers)
     model.config.use_cache = False
     if one_pass.adapters:
-        if one_pass.adapters.four_bit:
-            _quantize(model, one_pass.adapters, dtype)
-        model = _with_adapters(model, resolved(one_pass.adapters, architecture))
+        if one_pass.four_bit:
+            _quantize(model, one_pass.four_bit, dtype)
+        model = _with_adapters(model, resolved(one_pass.adapters, architecture), is_quantized=bool(one_pass.four_bit))
     if one_pass.gradient_checkpointing:
         # Torch leaves a function mode when the backward pass starts; layers are computed again in a context of ours.
         contexts = partial(_recomputation, device.autocast)
@@ -237,7 +245,7 @@ def _trainable(architecture: Architecture, one_pass: Pass, layers: int, device: 
 
 def _recomputation(autocast: "torch.dtype | None") -> tuple[Any, Any]:
     """Contexts of a layer's first computation and of its second."""
-    from thriftune.planning.memory.tracing import RealDevice
+    from thriftune.strategies.memory.tracing import RealDevice
 
     return nullcontext(), RealDevice(autocast)
 
@@ -246,13 +254,13 @@ def _drop_gradient(parameter: "torch.Tensor") -> None:
     parameter.grad = None
 
 
-def _quantize(model: "PreTrainedModel", lora: LoraConfig, dtype: "torch.dtype") -> None:
+def _quantize(model: "PreTrainedModel", four_bit: FourBit, dtype: "torch.dtype") -> None:
     """Put bitsandbytes' 4-bit layers into a model on the meta device, with a product that needs no data."""
     from bitsandbytes.nn.modules import Linear4bit
 
-    from thriftune.planning.memory.tracing import FourBitProduct
+    from thriftune.strategies.memory.tracing import FourBitProduct
 
-    replace_layers(model, dtype, double_quantization=lora.double_quantization)
+    replace_layers(model, dtype, four_bit)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             replaced: Any = module
@@ -267,8 +275,8 @@ def _four_bit_forward(module: Any, product: Any, dtype: "torch.dtype", inputs: "
     return result.to(inputs.dtype)
 
 
-def _with_adapters(model: "PreTrainedModel", lora: LoraConfig) -> Any:
+def _with_adapters(model: "PreTrainedModel", lora: LoraConfig, *, is_quantized: bool) -> Any:
     from peft import get_peft_model
 
-    prepared = prepare_base(model, lora, gradient_checkpointing=False)
+    prepared = prepare_four_bit(model, gradient_checkpointing=False) if is_quantized else model
     return get_peft_model(prepared, peft_config(of_any_layer(lora)))

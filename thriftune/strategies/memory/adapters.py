@@ -11,9 +11,9 @@ from thriftune.config import LoraConfig
 from thriftune.hardware import Precision, torch_dtype
 from thriftune.methods.adapters import adapter_parameters
 from thriftune.models.architecture import Architecture, layer_of
-from thriftune.models.quantization import Weights, replace_layers, weights_of
-from thriftune.planning.memory.activations import Pass, measure
-from thriftune.planning.memory.sharded import (
+from thriftune.models.quantization import FourBit, Weights, replace_layers, weights_of
+from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.items import (
     ACTIVATIONS,
     FORWARD_BACKWARD,
     GRADIENTS,
@@ -71,7 +71,7 @@ def phases(
     """
     assert one_pass.adapters is not None
     needed = measure(architecture, one_pass).of(share.layers, has_head=share.has_head)
-    weights = share.weights.held_bytes(one_pass.adapters, one_pass.precision) + 4 * share.adapters
+    weights = share.weights.held_bytes(one_pass.four_bit, one_pass.precision) + 4 * share.adapters
     held = {WEIGHTS: weights, STATES: state_bytes(share.adapters, optimizer), GRADIENTS: 4 * share.adapters}
     forward, step = {**held, ACTIVATIONS: needed.all}, {**held, STEP_BUFFERS: 4 * share.adapters}
     if not on_gpu:
@@ -106,34 +106,33 @@ def state_bytes(parameters: int, optimizer: str) -> int:
 @lru_cache(maxsize=256)
 def split(
     architecture: Architecture,
-    lora: LoraConfig,
+    lora: LoraConfig | None,
+    four_bit: FourBit | None,
     precision: Precision,
     devices: int,
     usable_bytes: int,
-    *,
-    trains: bool = True,
 ) -> tuple[DeviceShare, ...] | None:
     """How a base model is split over the devices of a node.
 
     Args:
         architecture: The model.
-        lora: The LoRA section.
+        lora: The adapters that are put on it; None: none are.
+        four_bit: How it is in 4 bits; None: it is not.
         precision: Precision of what is not in 4 bits.
         devices: GPUs of the node, or 1 for a CPU.
         usable_bytes: What loading may fill on each (`thriftune.models.loading.max_memory`).
-        trains: Whether adapters are put on it.
 
     Returns:
         A share per device, or None where the weights do not fit.
     """
-    placed = {"": 0} if devices == 1 else _device_map(architecture, lora, precision, devices, usable_bytes)
+    placed = {"": 0} if devices == 1 else _device_map(architecture, four_bit, precision, devices, usable_bytes)
     if placed is None:
         return None
     names: list[list[str]] = [[] for _ in range(devices)]
     for name in architecture.shapes:
         names[_device_of(name, placed)].append(name)
     adapters = [0] * devices
-    for module, count in (adapter_parameters(architecture, lora) if trains else {}).items():
+    for module, count in (adapter_parameters(architecture, lora) if lora else {}).items():
         adapters[_device_of(f"{module}.weight", placed)] += count
     return tuple(
         DeviceShare(
@@ -153,15 +152,14 @@ def _device_of(name: str, placed: dict[str, int]) -> int:
 
 
 def _device_map(
-    architecture: Architecture, lora: LoraConfig, precision: Precision, devices: int, usable_bytes: int
+    architecture: Architecture, four_bit: FourBit | None, precision: Precision, devices: int, usable_bytes: int
 ) -> dict[str, int] | None:
     from accelerate.utils import modeling
     from transformers.integrations.accelerate import _get_device_map
 
     dtype = torch_dtype(precision)
     model = architecture.on_meta(dtype)
-    double = lora.double_quantization
-    quantize = replace_layers(model, dtype, double_quantization=double) if lora.four_bit else None
+    quantize = replace_layers(model, dtype, four_bit) if four_bit else None
     limits: dict[int | str, int] = dict.fromkeys(range(devices), usable_bytes)
     modeling.logger.setLevel("ERROR")  # it warns that this machine has no such GPUs
     try:

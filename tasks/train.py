@@ -1,0 +1,118 @@
+"""Training: one task body, declared once per number of nodes, and once for a single process."""
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flytekit import task
+from flytekit.types.directory import FlyteDirectory
+
+from tasks import interruption, pages, settings
+from tasks.checkpoints import checkpoint_place
+from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
+from tasks.elastic import elastic, in_worker
+from tasks.failures import explained
+from tasks.transfer import download, download_once_per_node, transient_errors_retried, upload
+from thriftune import distributed
+from thriftune.config import RunConfig
+from thriftune.config.rules import NODE_COUNTS
+from thriftune.methods import METHODS
+from thriftune.models import fetching
+from thriftune.models.adapter_weights import RESUME_FROM
+from thriftune.strategies import STRATEGIES
+from thriftune.training.fit import Inputs, fit
+from thriftune.training.result import TrainingResult
+from thriftune.training_plan import TrainingPlan
+
+
+class Trained(NamedTuple):
+    """A trained model or adapter, and what was measured while training it."""
+
+    model: FlyteDirectory
+    training: TrainingResult
+
+
+def _train(
+    config: RunConfig,
+    plan: TrainingPlan,
+    cache_key: str,  # noqa: ARG001 - read by Flyte's cache alone
+    model: FlyteDirectory,
+    dataset: FlyteDirectory,
+) -> Trained:
+    """Train by the method of the run, under the strategy of its plan. Runs in each process of the training.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        cache_key: What Flyte's cache knows the plan by, as another price makes no other result.
+        model: The base model.
+        dataset: The prepared dataset.
+
+    Returns:
+        A model directory, or an adapter's; and what was measured.
+    """
+    if STRATEGIES[plan.strategy].facts.is_distributed:
+        with explained("a worker of the training"), transient_errors_retried():
+            return in_worker(lambda: _trained(config, plan, model, dataset))
+    with transient_errors_retried(), interruption.training(config, in_workers=False):
+        return _trained(config, plan, model, dataset)
+
+
+def _trained(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset: FlyteDirectory) -> Trained:
+    strategy = STRATEGIES[plan.strategy]
+    rank = strategy.join(plan)
+    checkpoints = checkpoint_place(config.name)
+    model_dir, dataset_dir = download_once_per_node(model, dataset)
+    start = config.lora_or_default.resume_from
+    place = settings.result_place(config.name, METHODS[plan.method].facts.result)
+    inputs = Inputs(
+        config, plan, model_dir, dataset_dir, download(FlyteDirectory(start)) if start else None, checkpoints
+    )
+    result = fit(inputs, place)
+    output = upload(place) if rank.is_main else FlyteDirectory(str(place))
+    if rank.is_main:  # after the upload: a page that fails must not cost the model
+        pages.show_training(config.name, result)
+    distributed.leave()
+    return Trained(model=output, training=result)
+
+
+def start_version(config: RunConfig) -> str:
+    """What the adapter to go on from holds now, which its place does not say; empty where a run starts one.
+
+    Args:
+        config: The run.
+    """
+    start = config.lora_or_default.resume_from
+    if not start:
+        return ""
+    with transient_errors_retried():
+        return fetching.version(start, field=RESUME_FROM)
+
+
+def _declare(name: str, task_config: Any = None) -> Any:
+    """A task with the one body. Flyte knows a task by its function's name, so the function is renamed."""
+    options = node_task(task_config, *wandb_secrets())
+    decorate: Callable[..., Any] = task(**options, cache=cache(TRAIN_CACHE, "plan"), enable_deck=True, deck_fields=())
+    body = types.FunctionType(_train.__code__, _train.__globals__, name)
+    body.__annotations__, body.__doc__, body.__qualname__ = _train.__annotations__, _train.__doc__, name
+    return decorate(body)
+
+
+train_1 = _declare("train_1", elastic(1))
+train_2 = _declare("train_2", elastic(2))
+train_3 = _declare("train_3", elastic(3))
+train_4 = _declare("train_4", elastic(4))
+train_6 = _declare("train_6", elastic(6))
+train_8 = _declare("train_8", elastic(8))
+train_in_one_process = _declare("train_in_one_process")
+
+_BY_NODES = {nodes: globals()[f"train_{nodes}"] for nodes in NODE_COUNTS}
+
+
+def training_task(plan: TrainingPlan) -> Any:
+    """The task that trains as a plan says.
+
+    Args:
+        plan: The plan.
+    """
+    return _BY_NODES[plan.nodes] if STRATEGIES[plan.strategy].facts.is_distributed else train_in_one_process

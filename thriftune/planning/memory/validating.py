@@ -1,0 +1,37 @@
+"""Memory of a validation, which finds the model where it trains: as many rows at once as take no more than training."""
+
+from thriftune.config import RunConfig
+from thriftune.models.architecture import Architecture
+from thriftune.strategies.memory.activations import Pass, measure
+
+_WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Beside the logits: their fp32 copy without the last position, and what cross-entropy makes of it.
+_COPIES = 4 + 4
+
+
+def batch_of(config: RunConfig, architecture: Architecture, one_pass: Pass) -> int:
+    """Rows per forward pass: those of `evaluation.batch`, or fewer where that would need more than training does.
+
+    Args:
+        config: The run.
+        architecture: Its model.
+        one_pass: What a process computes at once while it trains.
+    """
+    limit = measure(architecture, one_pass).whole().all
+    return max(1, min(config.evaluation.batch, limit // bytes_of(config, architecture, one_pass, 1)))
+
+
+def bytes_of(config: RunConfig, architecture: Architecture, one_pass: Pass, batch: int) -> int:
+    """What a validation holds beside the model and what trains it: for the loss of rows, or for answers.
+
+    Args:
+        config: The run.
+        architecture: Its model.
+        one_pass: What a process computes at once while it trains.
+        batch: Rows per forward pass.
+    """
+    width, tokens = _WIDTHS[one_pass.precision], one_pass.sequence
+    layer = measure(architecture, one_pass).one_layer.all // one_pass.micro_batch
+    loss = (width + _COPIES) * tokens * architecture.vocabulary + layer
+    answer = width * (tokens + config.evaluation.max_new_tokens) * architecture.cached_per_token + layer
+    return batch * max(loss, answer)

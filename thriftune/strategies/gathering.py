@@ -1,0 +1,44 @@
+"""The trained weights of a model, brought together as they are saved."""
+
+from typing import TYPE_CHECKING, Any
+
+from thriftune import distributed
+from thriftune.hardware import Precision, torch_dtype
+from thriftune.models.rounding import RoundingMode, rounded
+from thriftune.models.substitution import WeightOf
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
+
+
+def gathered(
+    trainer: "Trainer", master: WeightOf, dtype: Precision, rounding: RoundingMode, seed: int
+) -> "dict[str, torch.Tensor]":
+    """Trained weights and buffers by name, on rank 0. Collective: every rank calls it.
+
+    Args:
+        trainer: After training.
+        master: Gives the whole weight of a parameter.
+        dtype: Type to save them in.
+        rounding: How they are rounded to it.
+        seed: Of stochastic rounding.
+    """
+    import torch
+
+    model: Any = trainer.model
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    # Tied weights (an output head that is the embedding) are stored once.
+    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
+    state: dict[str, torch.Tensor] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if key in tied:
+            continue
+        if isinstance(tensor, torch.nn.Parameter):
+            name = names[tensor]
+            whole = rounded(master(name, tensor), torch_dtype(dtype), rounding, name, seed)
+        else:  # a buffer, which is computed with as it is
+            whole = tensor
+        if distributed.current_rank().is_main:
+            state[key] = whole.cpu()
+    return state

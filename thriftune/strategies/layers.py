@@ -1,0 +1,69 @@
+"""Split by layers over the devices of one node, in one process: each device computes while the others wait."""
+
+from pathlib import Path
+from typing import Any
+
+from thriftune.config import RunConfig, StrategyName
+from thriftune.methods import TrainingMethod
+from thriftune.models.architecture import Architecture
+from thriftune.models.loading import Placement, load_model
+from thriftune.overhead import usable_for_weights
+from thriftune.strategies.base import Machines, Needs, Strategy
+from thriftune.strategies.memory.activations import Pass
+from thriftune.strategies.memory.adapters import phases, split
+from thriftune.training_plan import TrainingPlan
+
+
+class Layers(Strategy):
+    """Decoder layers over the devices of a node, as transformers' `device_map="auto"` puts them."""
+
+    name: StrategyName = "layers"
+
+    def describe(self, plan: TrainingPlan) -> str:
+        """How many devices it is split over."""
+        count, kind = plan.devices_per_node, "GPU" if plan.hardware.is_gpu else "worker"
+        return f"split by layers over {count} {kind}s" if count > 1 else f"on 1 {kind}"
+
+    def memory(
+        self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
+    ) -> Needs | None:
+        """The base model's layers on each device, and the adapters on them."""
+        return adapters_over(architecture, one_pass, machines, optimizer)
+
+    def load(
+        self,
+        model_dir: Path,
+        method: TrainingMethod,
+        plan: TrainingPlan,
+        config: RunConfig,
+        architecture: Architecture,
+        start: Path | None,
+    ) -> Any:
+        """Load the base model over the devices, and put adapters on it."""
+        placement = Placement(plan.hardware, plan.precision, method.four_bit(config))
+        trust, devices = config.model.trust_remote_code, plan.devices_per_node if plan.hardware.is_gpu else None
+        base = load_model(model_dir, placement, trust_remote_code=trust, devices=devices)
+        return method.prepare(base, config, architecture, start)
+
+
+def adapters_over(architecture: Architecture, one_pass: Pass, machines: Machines, optimizer: str) -> Needs | None:
+    """What adapters on a frozen base hold on the devices of one node; None where the base does not fit them.
+
+    Args:
+        architecture: The model.
+        one_pass: What is computed at once, with the adapters.
+        machines: What it runs on.
+        optimizer: `training.optimizer`, or sgd.
+    """
+    shares = split(
+        architecture,
+        one_pass.adapters,
+        one_pass.four_bit,
+        one_pass.precision,
+        machines.devices_per_node,
+        usable_for_weights(machines.gpu_gib),
+    )
+    if shares is None:
+        return None
+    on_gpu = machines.device.is_gpu
+    return Needs([phases(share, one_pass, optimizer, architecture, on_gpu=on_gpu) for share in shares])

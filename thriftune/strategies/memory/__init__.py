@@ -1,0 +1,1 @@
+"""What a training holds in memory, item by item: what strategies have in common."""

@@ -1,0 +1,68 @@
+"""The whole model on one device, in one process, without DeepSpeed: what fits there needs nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from thriftune.config import RunConfig, StrategyName
+from thriftune.hardware import Precision
+from thriftune.methods import TrainingMethod
+from thriftune.models.architecture import Architecture
+from thriftune.models.loading import Placement, load_model
+from thriftune.strategies.base import Machines, Needs, Strategy
+from thriftune.strategies.layers import adapters_over
+from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.items import AUTOCAST_COPIES, FORWARD_BACKWARD
+from thriftune.strategies.zero import memory as zero_memory
+from thriftune.strategies.zero.layout import Layout
+from thriftune.training_plan import TrainingPlan
+
+# Where all weights train, they and AdamW's states are in fp32, and autocast computes with copies in 16 bits.
+_MASTERS: Precision = "fp32"
+_HALF = 2
+
+
+class Single(Strategy):
+    """Everything on one device."""
+
+    name: StrategyName = "single"
+
+    def describe(self, plan: TrainingPlan) -> str:
+        """One device."""
+        return "on 1 GPU" if plan.hardware.is_gpu else "on 1 worker"
+
+    def memory(
+        self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
+    ) -> Needs | None:
+        """Adapters as split by layers over one device; or all weights with their gradients and states in fp32."""
+        if one_pass.adapters is not None:
+            return adapters_over(architecture, one_pass, machines, optimizer)
+        in_autocast = replace(one_pass, autocast=True)
+        activations = measure(architecture, in_autocast).whole()
+        shards = zero_memory.shards(
+            architecture,
+            replace(one_pass, precision=_MASTERS),
+            Layout(0),
+            1,
+            activations,
+            on_gpu=machines.device.is_gpu,
+        )
+        device = {moment: {**items, zero_memory.BUFFERS: 0} for moment, items in shards.device.items()}
+        if one_pass.precision != _MASTERS:
+            device[FORWARD_BACKWARD][AUTOCAST_COPIES] = _HALF * architecture.parameters
+        return Needs([device])
+
+    def load(
+        self,
+        model_dir: Path,
+        method: TrainingMethod,
+        plan: TrainingPlan,
+        config: RunConfig,
+        architecture: Architecture,
+        start: Path | None,
+    ) -> Any:
+        """Load the model onto the first device; in fp32 where its weights train, as mixed precision asks for."""
+        precision = _MASTERS if method.facts.trains_weights else plan.precision
+        placement = Placement(plan.hardware, precision, method.four_bit(config))
+        model = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code, devices=1)
+        return method.prepare(model, config, architecture, start)

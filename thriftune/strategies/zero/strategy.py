@@ -1,0 +1,187 @@
+"""DeepSpeed ZeRO: one process per device; weights, gradients and optimizer states are cut up over them by stage."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import deepspeed_configs
+from thriftune import distributed
+from thriftune.config import AUTO, RunConfig, StrategyName
+from thriftune.distributed import Rank
+from thriftune.errors import ConfigError, Problem
+from thriftune.hardware import Precision, torch_dtype
+from thriftune.methods import TrainingMethod
+from thriftune.models.architecture import Architecture
+from thriftune.models.substitution import WeightOf
+from thriftune.strategies.base import Machines, Needs, Strategy
+from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.zero import configuration, loading, memory, operators, universal
+from thriftune.strategies.zero.layout import layout
+from thriftune.strategies.zero.masters import masters_of
+from thriftune.training_plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+# The shipped configurations, the fastest first: a stage more moves more over the network, and offload moves everything
+# over PCIe at each step.
+FASTEST_FIRST = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+_FIELD = "zero.config"
+_FP32, _MOMENTS, _HALF = 4, 8, 2
+
+
+def settings_of(name: str, config: dict[str, Any]) -> str:
+    """A configuration as the settings of a plan.
+
+    Args:
+        name: Of its file; empty for one that a run file holds.
+        config: As the file or the run file says it.
+    """
+    return json.dumps({"name": name, "config": config}, sort_keys=True)
+
+
+def config_in(settings: str) -> dict[str, Any]:
+    """The DeepSpeed configuration in the settings of a plan.
+
+    Args:
+        settings: What `settings_of` made.
+    """
+    config: dict[str, Any] = json.loads(settings)["config"]
+    return config
+
+
+class Zero(Strategy):
+    """DeepSpeed ZeRO, of the stage and with the offload that its configuration says."""
+
+    name: StrategyName = "zero"
+
+    def options(self, config: RunConfig) -> dict[str, str]:
+        """The shipped configurations, or the one that the run names or holds."""
+        named = config.zero_or_default.config
+        if isinstance(named, dict):
+            return {"": settings_of("", named)}
+        names = FASTEST_FIRST if named == AUTO else (named,)
+        try:
+            return {name: settings_of(name, deepspeed_configs.load(name)) for name in names}
+        except (FileNotFoundError, ValueError) as error:
+            remedy = "Name another file, or repair this one."
+            raise ConfigError.single(_FIELD, str(named), str(error), remedy) from error
+
+    def check(self, settings: str) -> list[Problem]:
+        """What our rules, or else DeepSpeed itself, find wrong with the configuration."""
+        return configuration.check(config_in(settings), _FIELD)
+
+    def describe(self, plan: TrainingPlan) -> str:
+        """Stage, and the file."""
+        name = json.loads(plan.settings)["name"] or "configuration of the run's file"
+        return f"ZeRO stage {configuration.stage(config_in(plan.settings))}, {name}"
+
+    def short(self, plan: TrainingPlan) -> str:
+        """The file, or the stage."""
+        return str(json.loads(plan.settings)["name"] or f"ZeRO-{configuration.stage(config_in(plan.settings))}")
+
+    def memory(
+        self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
+    ) -> Needs | None:
+        """What one rank holds; all of them are alike. ZeRO always steps AdamW."""
+        placed = layout(config_in(settings), architecture.hidden_size)
+        ranks = machines.nodes * machines.devices_per_node
+        activations = measure(architecture, one_pass).whole()
+        shards = memory.shards(architecture, one_pass, placed, ranks, activations, on_gpu=machines.device.is_gpu)
+        nvme = memory.nvme_bytes(architecture, one_pass, placed, ranks)
+        return Needs([shards.device] * machines.devices_per_node, shards.host, nvme)
+
+    def checkpoint_bytes(self, trained: int, precision: Precision, settings: str, nodes: int) -> int:
+        """12 bytes per parameter, spread over the nodes from stage 1 on.
+
+        Below stage 3 the first node writes the weights that are computed with besides.
+
+        Source: sizes of files that DeepSpeed 0.19 wrote; see tests/memory/test_disk.py.
+        """
+        stage, states = configuration.stage(config_in(settings)), (_FP32 + _MOMENTS) * trained
+        if stage == 3:
+            return states // nodes
+        weights = (_FP32 if precision == "fp32" else _HALF) * trained
+        if stage == 0:  # in fp32 the weights are those that AdamW steps
+            return states if precision == "fp32" else states + weights
+        return states // nodes + weights
+
+    def identity(self, settings: str) -> dict[str, Any]:
+        """The stage: one cannot read the shards of another."""
+        return {_FIELD: configuration.stage(config_in(settings))}
+
+    def join(self, plan: TrainingPlan) -> Rank:
+        """Join the job; on a CPU DeepSpeed is told before it is imported."""
+        if not plan.hardware.is_gpu:
+            distributed.use_cpu_accelerator()
+        return distributed.join(plan.hardware.backend)
+
+    def load(
+        self,
+        model_dir: Path,
+        method: TrainingMethod,
+        plan: TrainingPlan,
+        config: RunConfig,
+        architecture: Architecture,
+        start: Path | None,
+    ) -> Any:
+        """Map the model's files, and cut it up over the ranks without any of them ever holding a copy."""
+        import torch
+
+        mapped = loading.map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
+        model = method.prepare(mapped, config, architecture, start)
+        index = distributed.current_rank().local_index
+        device = torch.device("cuda", index) if plan.hardware.is_gpu else torch.device("cpu")
+        complete, dtype = _complete(plan, config, model), torch_dtype(plan.precision)
+        if configuration.stage(complete) == 3:
+            loading.partition(model, complete, dtype, device)
+        else:
+            loading.place(model, dtype, device)
+        return model
+
+    def trainer_arguments(
+        self, plan: TrainingPlan, config: RunConfig, model: Any, *, is_converted: bool
+    ) -> dict[str, Any]:
+        """The complete DeepSpeed configuration.
+
+        With it every later `from_pretrained` in this process is wrapped in `zero.Init` by transformers.
+        """
+        complete = _complete(plan, config, model)
+        if configuration.compiles_adam(complete, is_gpu=plan.hardware.is_gpu):
+            operators.make_ready("cpu_adam")
+        return {"deepspeed": universal.universal_config(complete) if is_converted else complete}
+
+    def master_weights(self, trainer: "Trainer") -> WeightOf:
+        """DeepSpeed's fp32 master weights."""
+        return masters_of(trainer.deepspeed)
+
+    def load_trained(self, trainer: "Trainer", checkpoint: Path, *, is_converted: bool) -> None:
+        """Load the shards, master weights and all."""
+        from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+        engine: Any = trainer.model_wrapped
+        engine._config.load_universal_checkpoint = is_converted
+        deepspeed_load_checkpoint(engine, str(checkpoint))
+
+    def record(self, trainer: "Trainer") -> dict[str, Any]:
+        """The configuration that it trained with."""
+        return {"deepspeed": trainer.args.deepspeed}
+
+    @property
+    def reshard(self) -> Callable[[Path], Path] | None:
+        """Shards are cut for one number of ranks; DeepSpeed's universal format is for any."""
+        return universal.to_universal
+
+
+def _complete(plan: TrainingPlan, config: RunConfig, model: Any) -> dict[str, Any]:
+    """The configuration of a plan with every number written out."""
+    training = config.training
+    return configuration.complete(
+        config_in(plan.settings),
+        plan.batch,
+        plan.precision,
+        configuration.Optimization(training.learning_rate, training.weight_decay, training.max_grad_norm),
+        model.config.get_text_config().hidden_size,
+        is_gpu=plan.hardware.is_gpu,
+    )

@@ -1,0 +1,192 @@
+"""Training, of any method and under any strategy: the one loop, in each process of a job."""
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thriftune import artifacts
+from thriftune.checkpoints.resumption import CheckpointPlace, Resumed
+from thriftune.config import ModelConfig, RunConfig
+from thriftune.data.prepared import TRAIN, load_split
+from thriftune.errors import StartAgainError
+from thriftune.methods import METHODS, Trained
+from thriftune.models import architecture as architectures
+from thriftune.models import saving
+from thriftune.models.tokenizer import load_tokenizer
+from thriftune.strategies import STRATEGIES
+from thriftune.training.attempt import Attempt, Loaded, Spent
+from thriftune.training.measuring import Measuring
+from thriftune.training.result import TrainingResult, logged_losses, logged_validations
+from thriftune.training.run_record import RunRecord
+from thriftune.training.trainer import make_trainer, training_arguments
+from thriftune.training.validation import Validator
+from thriftune.training_plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a training trains, and on what.
+
+    Attributes:
+        config: The run.
+        plan: Its plan.
+        model_dir: Base model, on this node.
+        dataset_dir: Prepared dataset, on this node.
+        start: Adapter to go on training, on this node; None: none.
+        place: Where checkpoints lie; None: none are saved.
+    """
+
+    config: RunConfig
+    plan: TrainingPlan
+    model_dir: Path
+    dataset_dir: Path
+    start: Path | None = None
+    place: CheckpointPlace | None = None
+
+
+def fit(inputs: Inputs, destination: Path) -> TrainingResult:
+    """Train, and write what comes out. Runs in each process of the job.
+
+    Args:
+        inputs: What to train.
+        destination: Model or adapter directory to make; only global rank 0 writes it.
+
+    Returns:
+        What was measured, the same on every rank.
+
+    Raises:
+        ConfigError: The model cannot be trained so.
+        AdapterError: The adapter to go on from is not one of this model.
+        DivergedError: The loss diverged.
+        StartAgainError: The run was changed so that it can go on: its agent starts all processes again.
+        TransientError: Another attempt may succeed.
+    """
+    strategy = STRATEGIES[inputs.plan.strategy]
+    strategy.join(inputs.plan)
+    with tempfile.TemporaryDirectory() as scratch:
+        attempt, loaded, spent = _attempts(inputs, Path(scratch))
+        kept_step = attempt.take_best(loaded)
+        result = _result(inputs, attempt, loaded, spent, kept_step)
+        _save(inputs, loaded, result, destination)
+        attempt.finish()
+    return result
+
+
+def _attempts(inputs: Inputs, scratch: Path) -> tuple[Attempt, Loaded, Spent]:
+    """Train to the end: again in this process where it was changed, if nobody else would start it again."""
+    strategy = STRATEGIES[inputs.plan.strategy]
+    while True:
+        attempt = Attempt.begin(inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.place, scratch)
+        try:
+            loaded, spent = attempt.train(partial(_load, inputs, attempt))
+        except StartAgainError as again:
+            if strategy.facts.is_distributed:  # its agent starts all processes again
+                raise
+            logger.warning("%s", again)
+            attempt.stop()
+        else:
+            return attempt, loaded, spent
+        _free_memory()
+
+
+def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
+    """The trainer of an attempt, with the model where it trains, and what validates it."""
+    from thriftune.training.callbacks import ValidationCallback
+
+    config, plan = inputs.config, attempt.plan
+    method, strategy = METHODS[plan.method], STRATEGIES[plan.strategy]
+    trust = config.model.trust_remote_code
+    shape = architectures.of(ModelConfig(source=str(inputs.model_dir), trust_remote_code=trust))
+    method.check(config, shape, inputs.start)
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(inputs.model_dir, trust_remote_code=trust)
+    rows: Dataset = load_split(inputs.dataset_dir, TRAIN)
+    model = strategy.load(inputs.model_dir, method, plan, config, shape, inputs.start)
+    is_converted = resumed is not None and resumed.is_converted
+    of_strategy = strategy.trainer_arguments(plan, config, model, is_converted=is_converted)
+    arguments = training_arguments(config, plan, attempt.folder, of_strategy)
+    trainer = make_trainer(model, arguments, tokenizer, rows, attempt.adjustments.skipped_steps)
+    validator = Validator(trainer, config, inputs.dataset_dir, attempt.stall.beat)
+
+    def begin() -> None:
+        losses = validator.begin()
+        if method.facts.trains_weights and config.training.save_dtype != "fp32":
+            with attempt.stall.paused():
+                known = losses.first(saving.ROWS).mean if plan.precision == "fp32" else None
+                _measuring(inputs, Loaded(trainer, validation)).note_base_loss(known)
+
+    validation = ValidationCallback(validator, begin, config.training.patience)
+    return Loaded(trainer, validation)
+
+
+def _measuring(inputs: Inputs, loaded: Loaded) -> Measuring:
+    """What rounding does to the weights, on the first of the rows that are validated on."""
+    rows = loaded.validation.validator.rows
+    few = rows.select(range(min(saving.ROWS, len(rows))))
+    return Measuring(loaded.trainer, few, STRATEGIES[inputs.plan.strategy])
+
+
+def _result(inputs: Inputs, attempt: Attempt, loaded: Loaded, spent: Spent, kept_step: int) -> TrainingResult:
+    """What the training did, with the answers of the weights that are kept. Collective: every rank calls it."""
+    trainer, validator, config = loaded.trainer, loaded.validation.validator, inputs.config
+    steps, losses, tokens = logged_losses(trainer.state, config.training.learning_rate)
+    after = validator.report(validator.measured(kept_step) or validator.losses(is_logged=False))
+    trains_weights = METHODS[inputs.plan.method].facts.trains_weights
+    saved = _measuring(inputs, loaded).decide(config, inputs.plan, inputs.model_dir) if trains_weights else None
+    effort = spent.effort
+    return TrainingResult(
+        steps=trainer.state.global_step,
+        seconds=effort.seconds,
+        tokens_per_second=effort.tokens / effort.seconds if effort.seconds else 0.0,
+        loss_steps=steps,
+        losses=losses,
+        loss_tokens=tokens,
+        validations=logged_validations(trainer.state),
+        before=validator.before(),
+        after=after,
+        kept_step=kept_step,
+        checkpoint_steps=list(trainer.notes.get("checkpoints", [])),
+        memory=spent.memory,
+        resumed_at=spent.resumed_at,
+        remarks=spent.remarks,
+        halvings=attempt.adjustments.record(inputs.plan.micro_batch),
+        skipped_steps=list(attempt.adjustments.skipped_steps),
+        resources=spent.resources.samples(),
+        warnings=list(spent.resources.warnings),
+        saved=saved,
+    )
+
+
+def _save(inputs: Inputs, loaded: Loaded, result: TrainingResult, destination: Path) -> None:
+    """Have the method write what was trained. Collective: every rank calls it."""
+    strategy, config, trainer = STRATEGIES[inputs.plan.strategy], inputs.config, loaded.trainer
+    version = artifacts.source_version(inputs.model_dir)
+    fingerprint = artifacts.read_manifest(inputs.dataset_dir)["fingerprint"]
+    record = RunRecord(config, inputs.plan, version, fingerprint, result).as_json()
+    trained = Trained(
+        trainer.model,
+        inputs.model_dir,
+        lambda dtype, rounding: strategy.gathered_state(trainer, dtype, rounding, config.seed),
+        result.saved,
+        {**record, **strategy.record(trainer)},
+    )
+    METHODS[inputs.plan.method].save(trained, config, destination)
+
+
+def _free_memory() -> None:
+    """Give back what the model of a training that begins again held."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

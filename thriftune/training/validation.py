@@ -1,0 +1,174 @@
+"""Held-out loss and sample answers of a model where it trains: sharded, split or in 4 bits, by all ranks together."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thriftune import distributed
+from thriftune.config import RunConfig
+from thriftune.data.prepared import load_samples
+from thriftune.data.questions import encode_prompt
+from thriftune.models.answering import Sampling, complete
+from thriftune.models.separation import require_separation
+from thriftune.training.held_out import EvalReport, RowLosses, held_out_rows, row_losses
+from thriftune.training.result import HELD_OUT_LOSS, Validation, logged_validations
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+    from thriftune.training.resumable import ResumableTrainer
+
+logger = logging.getLogger(__name__)
+
+# Validations of a run where its file does not say how often.
+_USUAL_NUMBER = 10
+_LARGEST_EXPONENT = 700  # exp() of more overflows a float
+# Among the trainer's notes, which every checkpoint holds.
+_BEFORE = "before"
+
+
+class Validator:
+    """Measures the model of a training. Collective throughout: every rank calls it alike.
+
+    Args:
+        trainer: Of the training.
+        config: The run.
+        dataset_dir: The prepared dataset.
+        on_batch: Called after each batch of rows, and of answers: the process moves.
+    """
+
+    def __init__(
+        self,
+        trainer: "ResumableTrainer",
+        config: RunConfig,
+        dataset_dir: Path,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._trainer, self._config, self._dataset_dir, self._on_batch = trainer, config, dataset_dir, on_batch
+        self.rows = held_out_rows(dataset_dir, config.evaluation.max_rows)
+        self._measured: tuple[int, RowLosses] | None = None
+
+    def is_due(self, state: "TrainerState") -> bool:
+        """Whether the loss is to be measured after a step: every so many, and after the last.
+
+        Args:
+            state: The Trainer's.
+        """
+        every = self._config.evaluation.every_steps or max(1, state.max_steps // _USUAL_NUMBER)
+        return state.global_step % every == 0 or state.global_step >= state.max_steps
+
+    def begin(self) -> RowLosses:
+        """Measure the model before its first step, and note it for the result.
+
+        Returns:
+            The loss of each row.
+
+        Raises:
+            ConfigError: It trains on packed rows, and cannot keep their examples apart.
+        """
+        with self._evaluating() as model:
+            if self._config.data.packing:
+                require_separation(model)
+        losses = self.losses()
+        self._trainer.notes[_BEFORE] = asdict(self.report(losses))
+        return losses
+
+    def before(self) -> EvalReport | None:
+        """What `begin` noted, in this attempt or in one that it goes on from."""
+        noted = self._trainer.notes.get(_BEFORE)
+        return EvalReport(**noted) if noted else None
+
+    def measured(self, step: int) -> RowLosses | None:
+        """What was measured last, if that was at a step.
+
+        Args:
+            step: Optimizer steps done.
+        """
+        return self._measured[1] if self._measured and self._measured[0] == step else None
+
+    def losses(self, *, is_logged: bool = True) -> RowLosses:
+        """Measure the held-out rows.
+
+        Args:
+            is_logged: Whether to log their loss as that of the present step.
+        """
+        tokenizer: Any = self._trainer.processing_class
+        with self._evaluating() as model:
+            batch = self._trainer.args.per_device_eval_batch_size
+            losses = row_losses(model, tokenizer, self.rows, batch, distributed.current_rank(), self._on_batch)
+        if is_logged:
+            self._measured = (self._trainer.state.global_step, losses)
+            self._trainer.log({HELD_OUT_LOSS: losses.mean, "eval_perplexity": perplexity_of(losses.mean)})
+        return losses
+
+    def report(self, losses: RowLosses) -> EvalReport:
+        """With answers of the model as it is now.
+
+        Args:
+            losses: What was measured of it.
+        """
+        prompts, answers = self._answers()
+        return EvalReport(losses.mean, perplexity_of(losses.mean), losses.count, prompts, answers)
+
+    def ranked(self) -> list[Validation]:
+        """The validations so far, the lowest loss first; of equal ones, the earlier."""
+        return sorted(logged_validations(self._trainer.state), key=lambda validation: validation.loss)
+
+    def without_improvement(self) -> int:
+        """Validations in a row, up to now, whose loss is not lower than the lowest before them."""
+        losses = [validation.loss for validation in logged_validations(self._trainer.state)]
+        return len(losses) - 1 - min(range(len(losses)), key=losses.__getitem__) if losses else 0
+
+    def _answers(self) -> tuple[list[str], list[str]]:
+        """Questions, and the model's answers: the run's own, or the first held-out rows'."""
+        tokenizer: Any = self._trainer.processing_class
+        evaluation, batch = self._config.evaluation, self._trainer.args.per_device_eval_batch_size
+        prompts, encoded = questions(self._dataset_dir, self._config, tokenizer)
+        answers = []
+        with self._evaluating() as model:
+            for answer in complete(model, tokenizer, encoded, Sampling(evaluation.max_new_tokens), batch):
+                answers.append(answer)
+                self._on_batch()
+        return prompts, answers
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[Any]:
+        """The model in evaluation mode, computing as it trains; the time is not that of the training."""
+        model: Any = self._trainer.model
+        was_training, started = model.training, time.monotonic()
+        model.eval()
+        try:
+            with self._trainer.accelerator.autocast():
+                yield model
+        finally:
+            model.train(was_training)
+            self._trainer.seconds_beside += time.monotonic() - started
+
+
+def questions(dataset_dir: Path, config: RunConfig, tokenizer: Any) -> tuple[list[str], list[list[int]]]:
+    """Questions to answer before and after training, as texts and as tokens.
+
+    Args:
+        dataset_dir: A prepared dataset.
+        config: The run; without questions of its own the first held-out rows are asked.
+        tokenizer: The model's.
+    """
+    if config.evaluation.prompts:
+        prompts, style = list(config.evaluation.prompts), config.data.prompt_format
+        return prompts, [encode_prompt(prompt, tokenizer, style) for prompt in prompts]
+    samples = load_samples(dataset_dir)
+    return [sample["question"] for sample in samples], [sample["input_ids"] for sample in samples]
+
+
+def perplexity_of(loss: float) -> float:
+    """exp() of a loss in nats; infinite where a float holds no such number.
+
+    Args:
+        loss: Mean negative log-likelihood per token.
+    """
+    return math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
