@@ -7,7 +7,7 @@ from flytekit import FlyteContextManager
 from flytekit.configuration import ImageConfig, SerializationSettings
 
 from tasks.settings import PLATFORM
-from thriftune.config import ModelConfig, RunConfig
+from thriftune.config import ModelConfig, RunConfig, ZeroConfig
 from thriftune.models import architecture
 from thriftune.planning import catalogue, offers, planner
 from thriftune.training_plan import TrainingPlan
@@ -24,13 +24,11 @@ TINY = architecture.from_content(
 def planned(config: RunConfig, deepspeed: dict[str, Any] | None = None, model: Path | None = None) -> TrainingPlan:
     """The plan of a run: for this machine if it asks for the CPU, else for the catalogue's nodes."""
     shape = architecture.of(ModelConfig(source=str(model))) if model else TINY
-    named = config.zero_or_default.config
-    files = {named: deepspeed} if deepspeed is not None and isinstance(named, str) else None
+    if deepspeed is not None:
+        config = config.model_copy(update={"zero": ZeroConfig(config=deepspeed)})
     hardware = config.hardware
     here = offers.this_machine() if hardware.device in (None, "CPU") and hardware.instance is None else None
-    if files and named == "auto":
-        files = {"only": deepspeed}
-    return planner.plan(config, catalogue.load(), files, architecture=shape, here=here)
+    return planner.plan(config, catalogue.load(), architecture=shape, here=here)
 
 
 def compiled(part, config, plan):

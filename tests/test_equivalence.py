@@ -1,6 +1,8 @@
-"""The same run cut differently is the same run: ranks, ZeRO stages, accumulation and checkpointing change no loss.
+"""The same run under every strategy, and cut differently, is the same run: no loss changes, trained or held out.
 
-Real processes over gloo, through the library's own training code, on the tiny model in fp32.
+For each method, transformers' Trainer with peft and bitsandbytes alone is the reference; every strategy that can train
+the method is compared with it, over the product of the tables. Real processes over gloo, through the library's own
+training code, on the tiny model in fp32.
 """
 
 import json
@@ -15,85 +17,126 @@ import pytest
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import VALIDATION, load_split
+from thriftune.methods import METHODS
+from thriftune.models.loading import attach_adapters
+from thriftune.models.quantization import FourBit, configuration
 from thriftune.models.tokenizer import load_tokenizer
+from thriftune.strategies import STRATEGIES
 from thriftune.training.held_out import held_out_loss
 
 WORKER = Path(__file__).parent / "training_worker.py"
 STEPS = 6
 TOLERANCE = 1e-4
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
 class Variant:
-    ranks: int
-    micro_batch: int
-    zero: str | dict | None  # None: transformers' Trainer without DeepSpeed
+    method: str
+    strategy: str  # or REFERENCE: transformers' Trainer alone
+    ranks: int = 1
+    micro_batch: int = 8
+    zero: str = ""
     training: dict = field(default_factory=dict)
     packed: bool = False
 
 
+CHECKPOINTING = {"gradient_checkpointing": True}
 VARIANTS = {
-    "plain": Variant(1, 8, None),
-    "plain, accumulation 4": Variant(1, 2, None),
-    "zero3, 1 rank": Variant(1, 8, "zero3"),
-    "zero3, 2 ranks": Variant(2, 4, "zero3"),
-    "zero3, 2 ranks, accumulation 4": Variant(2, 1, "zero3"),
-    "zero2, 2 ranks": Variant(2, 4, "zero2"),
-    "zero1, 2 ranks": Variant(2, 4, "zero1"),
-    "zero3, checkpointing": Variant(2, 4, "zero3", {"gradient_checkpointing": True}),
-    "packed plain": Variant(1, 8, None, packed=True),
-    "packed zero3, 2 ranks, checkpointing": Variant(2, 4, "zero3", {"gradient_checkpointing": True}, packed=True),
+    "reference full": Variant("full", REFERENCE),
+    "reference lora": Variant("lora", REFERENCE),
+    "reference qlora": Variant("qlora", REFERENCE),
+    "reference full, packed": Variant("full", REFERENCE, packed=True),
+    "full zero3, 1 rank": Variant("full", "zero", zero="zero3"),
+    "full zero3, 2 ranks": Variant("full", "zero", 2, 4, "zero3"),
+    "full zero3, 2 ranks, accumulation 4": Variant("full", "zero", 2, 1, "zero3"),
+    "full zero2, 2 ranks": Variant("full", "zero", 2, 4, "zero2"),
+    "full zero1, 2 ranks": Variant("full", "zero", 2, 4, "zero1"),
+    "full zero3, checkpointing": Variant("full", "zero", 2, 4, "zero3", CHECKPOINTING),
+    "full zero3, 2 ranks, checkpointing, packed": Variant("full", "zero", 2, 4, "zero3", CHECKPOINTING, packed=True),
+    "full single": Variant("full", "single"),
+    "full single, accumulation 4": Variant("full", "single", micro_batch=2),
+    "lora single": Variant("lora", "single"),
+    "lora layers": Variant("lora", "layers", training=CHECKPOINTING),
+    "qlora single": Variant("qlora", "single"),
+    "qlora layers, accumulation 4": Variant("qlora", "layers", micro_batch=2),
 }
+TRAINED = [name for name, variant in VARIANTS.items() if variant.strategy != REFERENCE]
+
+
+def reference_of(name: str) -> str:
+    variant = VARIANTS[name]
+    return f"reference {variant.method}" + (", packed" if variant.packed else "")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
-    """Every variant, run once: its losses and its output directory."""
+    """Every variant, run once: what it measured and its output directory. Those of one process share one."""
     folder = tmp_path_factory.mktemp("equivalence")
     # Rows of very different lengths: a mean of means would differ from the mean over tokens.
     data = DataConfig(source=str(chat_rows_file), format="chat", max_length=128)
     prepare.prepare(data, seed=0, tokenizer_dir=tiny_model_dir, destination=folder / "dataset")
     packed = data.model_copy(update={"packing": True})
     prepare.prepare(packed, seed=0, tokenizer_dir=tiny_model_dir, destination=folder / "packed")
-    dataset = folder / "dataset"
-    results = {}
-    for number, (name, variant) in enumerate(VARIANTS.items()):
-        output = folder / f"run{number}"
-        rows = folder / "packed" if variant.packed else dataset
-        results[name] = (run(variant, tiny_model_dir, rows, output), output)
-    return {"runs": results, "dataset": dataset}
+    jobs = {
+        name: {
+            "config": config_of(variant),
+            "model": str(tiny_model_dir),
+            "dataset": str(folder / ("packed" if variant.packed else "dataset")),
+            "output": str(folder / f"run{number}"),
+            "reference": variant.strategy == REFERENCE,
+        }
+        for number, (name, variant) in enumerate(VARIANTS.items())
+    }
+    alone = [name for name, variant in VARIANTS.items() if variant.strategy != "zero"]
+    start([jobs[name] for name in alone], folder / "alone.json", ranks=0)
+    for name in jobs.keys() - set(alone):
+        start([jobs[name]], Path(f"{jobs[name]['output']}.job"), VARIANTS[name].ranks)
+    results = {name: json.loads(Path(f"{job['output']}.json").read_text()) for name, job in jobs.items()}
+    return {"results": results, "jobs": jobs, "dataset": folder / "dataset"}
 
 
-def run(variant: Variant, model: Path, dataset: Path, output: Path) -> dict:
+def config_of(variant: Variant) -> dict:
     training = {
         "global_batch": 8, "micro_batch": variant.micro_batch, "max_steps": STEPS, "precision": "fp32", "log_every": 1,
-        "learning_rate": 1e-2, "warmup_share": 0.1, "save_dtype": "fp32",
+        "learning_rate": 1e-2, "warmup_share": 0.1, "save_dtype": "fp32" if variant.method == "full" else "auto",
         "gradient_checkpointing": False, **variant.training,
     }  # fmt: skip
-    config = {
+    return {
         "name": "equivalence",
-        "method": "full",
+        "method": variant.method,
+        "strategy": "single" if variant.strategy == REFERENCE else variant.strategy,
         "model": {"source": "tiny"},
         "data": {"source": "rows", "format": "chat"},
         "hardware": {"device": "CPU", "devices_per_node": variant.ranks},
         "training": training,
-        "zero": {"config": variant.zero or "zero3"},
+        "evaluation": {"every_steps": 4, "max_new_tokens": 4, "prompts": ["What colour is the sky?"]},
+        **({"zero": {"config": variant.zero}} if variant.zero else {}),
+        **({} if variant.method == "full" else {"lora": {"rank": 8, "alpha": 16, "dropout": 0.0}}),
     }
-    job = output.with_suffix(".job")
-    content = {"model": str(model), "dataset": str(dataset), "output": str(output), "zero": bool(variant.zero)}
-    job.write_text(json.dumps({"config": config, **content}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(variant.ranks), WORKER, job]
+
+
+def start(jobs: list[dict], file: Path, ranks: int) -> None:
+    """Run jobs in one process, or one job in so many."""
+    file.write_text(json.dumps(jobs))
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    command = [sys.executable, *torchrun, WORKER, file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(Path(f"{output}.json").read_text())
+
+
+def test_every_pair_of_the_tables_is_compared_or_refused():
+    compared = {(VARIANTS[name].method, VARIANTS[name].strategy) for name in TRAINED}
+    refused = {(method, name) for name, strategy in STRATEGIES.items() for method in strategy.facts.refuses}
+    assert compared | refused == {(method, strategy) for method in METHODS for strategy in STRATEGIES}
+    assert not compared & refused
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in ("plain", "packed plain")])
+@pytest.mark.parametrize("name", TRAINED)
 def test_loss_curve_is_that_of_the_plain_trainer(runs, name):
-    reference = "packed plain" if VARIANTS[name].packed else "plain"
-    plain, other = runs["runs"][reference][0]["losses"], runs["runs"][name][0]["losses"]
+    plain, other = (runs["results"][which]["losses"] for which in (reference_of(name), name))
     assert len(plain) == len(other) == STEPS
     differences = [b - a for a, b in zip(plain, other, strict=True)]
     assert max(map(abs, differences)) < TOLERANCE
@@ -102,23 +145,36 @@ def test_loss_curve_is_that_of_the_plain_trainer(runs, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["zero3, 2 ranks", "zero2, 2 ranks", "zero3, checkpointing"])
-def test_saved_model_reloads_with_the_loss_it_had_in_memory(runs, name):
+@pytest.mark.parametrize("name", [name for name in TRAINED if not VARIANTS[name].packed])
+def test_a_validation_is_what_the_saved_model_has(runs, tiny_model_dir, name):
+    """Measured where the model trains: sharded, split or in 4 bits. Loaded again alone, it is the same."""
+    result, variant = runs["results"][name], VARIANTS[name]
+    assert [validation["step"] for validation in result["validations"]] == [0, 4, 6]
+    saved = Path(runs["jobs"][name]["output"])
+    base = loss_of(tiny_model_dir, variant, None, runs["dataset"])
+    assert result["validations"][0]["loss"] == result["before"]["loss"] == pytest.approx(base, abs=TOLERANCE)
+    trained = loss_of(saved if variant.method == "full" else tiny_model_dir, variant, saved, runs["dataset"])
+    assert result["validations"][-1]["loss"] == result["after"]["loss"] == pytest.approx(trained, abs=TOLERANCE)
+    plain = runs["results"][reference_of(name)]["held_out_loss"]
+    assert trained == pytest.approx(plain, abs=TOLERANCE)
+    assert result["after"]["loss"] < result["before"]["loss"] - 0.1
+
+
+def loss_of(model_dir: Path, variant: Variant, adapter: Path | None, dataset: Path) -> float:
+    """The held-out loss of a model in a process of its own, as the separate evaluation measures it."""
+    import torch
     from transformers import AutoModelForCausalLM
 
-    in_memory = runs["runs"]["plain"][0]["held_out_loss"]
-    saved = runs["runs"][name][1]
-    model = AutoModelForCausalLM.from_pretrained(saved).eval()
-    assert str(model.dtype) == "torch.float32"
-    rows = load_split(runs["dataset"], VALIDATION)
-    loss, tokens = held_out_loss(model, load_tokenizer(saved), rows, batch=4)
-    assert tokens > 0
-    assert loss == pytest.approx(in_memory, abs=TOLERANCE)
+    quantized = configuration(torch.float32, FourBit()) if variant.method == "qlora" else None
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, quantization_config=quantized)
+    if variant.method != "full" and adapter is not None:
+        model = attach_adapters(model, {"default": adapter})
+    return held_out_loss(model.eval(), load_tokenizer(model_dir), load_split(dataset, VALIDATION), batch=4)[0]
 
 
 @pytest.mark.slow
 def test_only_files_of_an_ordinary_model_directory_are_saved(runs):
-    saved = runs["runs"]["zero3, 2 ranks"][1]
+    saved = Path(runs["jobs"]["full zero3, 2 ranks"]["output"])
     names = {p.name for p in saved.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"} <= names
     assert not [n for n in names if n.endswith((".bin", ".pt", ".pth"))]

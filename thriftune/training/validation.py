@@ -103,8 +103,14 @@ class Validator:
             losses = row_losses(model, tokenizer, self.rows, batch, distributed.current_rank(), self._on_batch)
         if is_logged:
             self._measured = (self._trainer.state.global_step, losses)
-            self._trainer.log({HELD_OUT_LOSS: losses.mean, "eval_perplexity": perplexity_of(losses.mean)})
+            self._log(losses)
         return losses
+
+    def _log(self, losses: RowLosses) -> None:
+        """Log, without which the Trainer would take the step's training loss for logged as well (transformers 5.23)."""
+        is_due = self._trainer.control.should_log
+        self._trainer.log({HELD_OUT_LOSS: losses.mean, "eval_perplexity": perplexity_of(losses.mean)})
+        self._trainer.control.should_log = is_due
 
     def report(self, losses: RowLosses) -> EvalReport:
         """With answers of the model as it is now.
