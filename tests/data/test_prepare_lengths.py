@@ -146,7 +146,8 @@ def test_the_seed_of_a_run_decides_which_examples_share_a_row(prepared, tmp_path
         for p in (False, True)
     )
     bins = pack(np.array([row["length"] for row in plain]), 64, (seed, 0))
-    assert [row["input_ids"] for row in packed] == [sum((plain[i]["input_ids"] for i in items), []) for items in bins]
+    wanted = [[token for i in items for token in plain[i]["input_ids"]] for items in bins]
+    assert [row["input_ids"] for row in packed] == wanted
 
 
 @pytest.mark.parametrize("packing", [False, True])
