@@ -5,7 +5,8 @@
 
 MODEL is a directory or a .gguf file; everything is in fp32 on the CPU. Three tables:
 
-    fill       rows, share of padding, and how many examples a row has
+    fill       rows, share of padding, and how many examples a row has; also of 16,384 examples of drawn lengths, which
+               are what is packed at a time
     variance   over the steps of an epoch at the weights of MODEL: the loss, and the gradient of every weight. "noise"
                is the mean squared distance of a step's gradient from the mean of all steps, beside the square of that
                mean; "examples" are steps of as many tokens whose examples are drawn at random, without rows
@@ -184,16 +185,37 @@ def held_out_after(model_dir: Path, dataset: Path, steps: list[list[list[int]]],
     return held_out_loss(model, tokenizer, held_out_rows(dataset, 500), 8)[0]
 
 
-def print_fill(ways: dict[str, Callable[[int], Bins]], lengths: Any, capacity: int) -> None:
+def drawn_lengths() -> dict[str, tuple[Any, int]]:
+    """Lengths of examples and of rows, in tokens, of kinds of data that pack in different ways."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    count = 16_384
+    skewed = np.exp(generator.normal(4.6, 0.7, count)).astype(int).clip(10, 1024)
+    long = generator.integers(300, 1000, count)
+    two = np.where(generator.random(count) < 0.15, long, generator.integers(20, 60, count))
+    return {
+        "about 100, some 1,000": (skewed, 2048),
+        "15 % of 300 to 1,000, else 20 to 60": (two, 1024),
+        "1 to 256": (generator.integers(1, 257, count), 256),
+        "70 to 110": (generator.integers(70, 111, count), 256),
+    }
+
+
+def print_fill(lengths: Any, capacity: int) -> None:
     """The first table."""
-    print("\n| packing | rows | padding | examples a row | milliseconds |\n|---|---|---|---|---|")
-    for name, way in ways.items():
-        started = time.perf_counter()
-        bins = way(0)
-        took = 1000 * (time.perf_counter() - started)
-        sizes = [len(items) for items in bins]
-        spread = f"{statistics.mean(sizes):.1f} ± {statistics.stdev(sizes):.1f}"
-        print(f"| {name} | {len(bins)} | {1 - lengths.sum() / len(bins) / capacity:.1%} | {spread} | {took:.1f} |")
+    print("\n| tokens of examples | of a row | packing | rows | padding | examples a row | milliseconds |")
+    print("|---|---|---|---|---|---|---|")
+    for kind, (drawn, room) in {"the rows given": (lengths, capacity), **drawn_lengths()}.items():
+        for name, way in packings(drawn, room).items():
+            bins = way(0)
+            started = time.perf_counter()
+            way(0)
+            took = 1000 * (time.perf_counter() - started)
+            sizes = [len(items) for items in bins]
+            spread = f"{statistics.mean(sizes):.1f} ± {statistics.stdev(sizes):.1f}"
+            padding = 1 - drawn.sum() / len(bins) / room
+            print(f"| {kind} | {room} | {name} | {len(bins)} | {padding:.2%} | {spread} | {took:.1f} |")
 
 
 def print_variance(options: argparse.Namespace, model_dir: Path, rows: Any, ways: dict[str, Any], lengths: Any) -> None:
@@ -266,7 +288,7 @@ def main() -> None:
         rows = load_split(dataset, TRAIN)
         lengths = np.array(rows["length"])
         ways = packings(lengths, options.max_length)
-        print_fill(ways, lengths, options.max_length)
+        print_fill(lengths, options.max_length)
         print_variance(options, model_dir, rows, ways, lengths)
         if options.seeds:
             held_out = held_out_rows(dataset, 500)
