@@ -161,11 +161,11 @@ def test_more_losses_are_smoothed_more():
 
 
 def test_the_legend_says_which_is_which():
-    page = Page(html("run", FALLING, None, []))
-    assert "loss as logged" in page.text
-    assert "smoothed" in page.text
-    short = Page(html("run", FALLING[:2], None, []))  # two losses are drawn as a line, which is not smoothed
-    assert "smoothed" not in short.text
+    source = html("run", FALLING, None, [])
+    assert '<span><i class="quiet"></i>loss</span><span><i></i>smoothed</span>' in source
+    two = html("run", FALLING[:2], None, [])  # a line already, which is not smoothed
+    assert "<span><i></i>loss</span>" in two
+    assert "smoothed" not in Page(two).text
     assert [kind for kind, _ in loss_chart(FALLING[:2], []).lines] == ["main"]
 
 
