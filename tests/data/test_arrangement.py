@@ -16,6 +16,7 @@ from thriftune.data.tokenization import IGNORED
 # A busy machine is slow at times.
 checked = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
+SEED = (0, 0)
 CAPACITY = 8
 
 # Which tokens of an example carry loss; the first never does.
@@ -71,18 +72,18 @@ def test_lots_of_rows_are_joined_in_order(lots):
 
 
 def test_packed_rows_worked_out_by_hand():
-    rows = packed(make([[0, 1, 1], [0, 0, 1, 1, 1], [0, 1]]), 8)
-    assert rows.input_ids.tolist() == [3, 4, 5, 6, 7, 0, 1, 2, 8, 9]
-    assert rows.labels.tolist() == [IGNORED, IGNORED, 5, 6, 7, IGNORED, 1, 2, IGNORED, 9]
-    assert rows.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1]
-    assert (rows.ends.tolist(), rows.lengths.tolist()) == ([0, 8, 10], [8, 2])
+    rows = packed(make([[0, 1, 1], [0, 0, 1, 1, 1], [0, 1]]), 8, SEED)
+    assert rows.input_ids.tolist() == [3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+    assert rows.labels.tolist() == [IGNORED, IGNORED, 5, 6, 7, IGNORED, 9, IGNORED, 1, 2]
+    assert rows.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2]
+    assert (rows.ends.tolist(), rows.lengths.tolist()) == ([0, 7, 10], [7, 3])
 
 
 @checked
 @given(examples_of_masks)
 def test_packing_keeps_every_example_whole_and_none_is_lost(masks):
     rows = make(masks)
-    result = packed(rows, CAPACITY)
+    result = packed(rows, CAPACITY, SEED)
     found = []
     for start, end in zip(result.ends, result.ends[1:], strict=False):
         assert 0 < end - start <= CAPACITY
@@ -110,12 +111,23 @@ def test_a_packer_of_small_windows_loses_nothing(monkeypatch, masks, sizes):
     assert list(packer.finish()) == []
 
 
+def test_each_window_of_a_run_and_each_seed_has_a_packing_of_its_own(monkeypatch):
+    monkeypatch.setattr(arrangement, "_WINDOW_EXAMPLES", 20)
+    same_run, lots = Packer(4, seed=3), []
+    for packer in (same_run, same_run, Packer(4), Packer(4)):
+        lots += packer.add(make([[0, 1]] * 20))
+    orders = [lot.input_ids.tolist() for lot in lots]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2] == orders[3]
+    assert all(lot.lengths.tolist() == [4] * 10 for lot in lots)
+
+
 def test_a_window_is_packed_as_soon_as_it_is_full(monkeypatch):
     """Else all examples would wait in memory for the end."""
     monkeypatch.setattr(arrangement, "_WINDOW_EXAMPLES", 3)
     packer = Packer(CAPACITY)
     assert list(packer.add(make([[0, 1]] * 2))) == []
-    assert [lot.lengths.tolist() for lot in packer.add(make([[0, 1]] * 3))] == [[8, 2]]
+    assert [lot.lengths.tolist() for lot in packer.add(make([[0, 1]] * 3))] == [[6, 4]]
     assert [lot.lengths.tolist() for lot in packer.finish()] == []
     monkeypatch.setattr(arrangement, "_WINDOW_TOKENS", 10)
     assert [lot.lengths.tolist() for lot in packer.add(make([[0] * 8, [0] * 2]))] == [[8, 2]]
@@ -182,7 +194,7 @@ def test_written_rows_come_back_through_datasets(tmp_path, has_positions):
 
     lots = [make([[0, 1, 1], [0, 1]]), make([]), make([[0] * 8, [0, 1, 0, 1]], start=70_000)]
     if has_positions:
-        lots = [packed(lot, CAPACITY) for lot in lots]
+        lots = [packed(lot, CAPACITY, SEED) for lot in lots]
     with RowWriter(tmp_path / "rows.parquet", has_positions=has_positions) as writer:
         for lot in lots:
             writer.write(lot)
@@ -202,5 +214,5 @@ def test_written_rows_come_back_through_datasets(tmp_path, has_positions):
 def test_the_same_rows_are_written_as_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         with RowWriter(tmp_path / name, has_positions=True) as writer:
-            writer.write(packed(make([[0, 1, 1], [0, 1]] * 50), CAPACITY))
+            writer.write(packed(make([[0, 1, 1], [0, 1]] * 50), CAPACITY, SEED))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

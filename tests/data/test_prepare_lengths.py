@@ -3,11 +3,13 @@
 import csv
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from preparing import Preparation, positions, write_rows
 
+from thriftune.data.packing import pack
 from thriftune.data.prepared import TRAIN, VALIDATION, load_samples
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import DataError
@@ -133,6 +135,19 @@ def write_mixed(folder, ending):
     else:
         pq.write_table(pa.Table.from_pylist([*rows, {"prompt": "?"}, {"completion": "?"}]), file)
     return file
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_seed_of_a_run_decides_which_examples_share_a_row(prepared, tmp_path, seed):
+    rows = [{"prompt": f"{i:03}: ", "completion": FOX[: 1 + 10 * (i % 3)]} for i in range(100)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    plain, packed = (
+        prepared(file, format="prompt_completion", max_length=64, packing=p, seed=seed).rows(TRAIN)
+        for p in (False, True)
+    )
+    bins = pack(np.array([row["length"] for row in plain]), 64, (seed, 0))
+    wanted = [[token for i in items for token in plain[i]["input_ids"]] for items in bins]
+    assert [row["input_ids"] for row in packed] == wanted
 
 
 @pytest.mark.parametrize("packing", [False, True])

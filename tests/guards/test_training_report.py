@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from thriftune.training.guards.resources import Samples
-from thriftune.training.report import Event, duration, html, loss_chart, resource_charts, thinned
+from thriftune.training.report import Event, duration, html, loss_chart, resource_charts, smoothed, thinned
 
 HOSTILE = '</div><script>alert("x")</script>'
 SAMPLES = Samples(
@@ -99,12 +99,15 @@ def test_whatever_was_measured_can_be_drawn(losses, samples, events):
 
 
 def test_a_falling_loss_falls_on_the_chart():
-    ((kind, path),) = loss_chart(FALLING, []).lines
-    drawn = points(path)
-    assert kind == "main"
+    (raw, dots), (main, path) = loss_chart(FALLING, []).lines
+    assert (raw, main) == ("quiet", "main")
+    drawn = points(dots)[::2]  # a dot is a line from a point to itself
     assert len(drawn) == 30
+    assert points(dots)[1::2] == drawn
     assert (drawn[0], drawn[-1][0]) == ((0.0, 0.0), 1000.0)
-    assert [y for _, y in drawn] == sorted(y for _, y in drawn)
+    assert [x for x, _ in points(path)] == [x for x, _ in drawn]
+    for line in (drawn, points(path)):
+        assert [y for _, y in line] == sorted(y for _, y in line)
 
 
 def test_steps_that_were_undone_are_drawn_apart():
@@ -123,12 +126,47 @@ def test_what_was_rolled_back_and_not_trained_again_is_not_in_the_result():
     assert [len(points(lines["dropped"])), len(points(lines["main"]))] == [6, 5]
 
 
-def test_many_losses_get_a_trend():
-    noisy = [(step, 2.0 + (-1) ** step) for step in range(1, 401)]
-    lines = dict(loss_chart(noisy, []).lines)
-    swing = {kind: max(y for _, y in points(path)) - min(y for _, y in points(path)) for kind, path in lines.items()}
-    assert swing["quiet"] == 100.0
-    assert max(abs(y - 50) for _, y in points(lines["main"])[10:-10]) < 10
+def test_the_smoothed_line_worked_out_by_hand():
+    """0.6 x the average so far + 0.4 x the loss, from zero on; divided by 1 - 0.6, 1 - 0.6^2 and 1 - 0.6^3."""
+    averages = [2.0 / 0.4, (1.2 + 0.4) / 0.64, (0.96 + 1.6) / 0.784]
+    assert [step for step, _ in smoothed([(2.0, 5.0), (4.0, 1.0), (6.0, 4.0)], 0.6)] == [2.0, 4.0, 6.0]
+    assert [loss for _, loss in smoothed([(2.0, 5.0), (4.0, 1.0), (6.0, 4.0)], 0.6)] == pytest.approx(averages)
+    chart = loss_chart([(2, 5.0), (4, 1.0), (6, 4.0)], [])
+    assert (chart.y_ticks[0].label, chart.y_ticks[-1].label) == ("1", "5")
+    lines = dict(chart.lines)
+    assert points(lines["quiet"])[::2] == [(0.0, 0.0), (500.0, 100.0), (1000.0, 25.0)]
+    heights = [100 * (5 - average) / 4 for average in averages]
+    assert [y for _, y in points(lines["main"])] == pytest.approx(heights, abs=0.01)
+    assert chart.note.endswith("weight 0.6")
+
+
+def test_a_loss_that_stays_is_smoothed_to_itself_from_the_first_point_on():
+    """Without the correction the line would rise from zero."""
+    assert [loss for _, loss in smoothed([(float(i), 2.5) for i in range(50)], 0.99)] == pytest.approx([2.5] * 50)
+    assert smoothed([], 0.6) == []
+
+
+def test_more_losses_are_smoothed_more():
+    swing = []
+    for count in (200, 400, 4000):
+        noisy = [(step, 2.0 + (-1) ** step) for step in range(1, count + 1)]
+        assert max(abs(loss - 2.0) for _, loss in noisy) == 1.0
+        lines = dict(loss_chart(noisy, []).lines)
+        assert ("quiet" in lines, "main" in lines) == (True, True)
+        heights = [y for _, y in points(lines["main"])][10:]
+        swing.append(max(abs(y - 50) for y in heights))
+    assert swing[0] == pytest.approx(50 * 0.4 / 1.6, abs=0.5)
+    assert swing[0] > swing[1] > swing[2]
+    assert swing[1] < 10
+
+
+def test_the_legend_says_which_is_which():
+    source = html("run", FALLING, None, [])
+    assert '<span><i class="quiet"></i>loss</span><span><i></i>smoothed</span>' in source
+    two = html("run", FALLING[:2], None, [])  # a line already, which is not smoothed
+    assert "<span><i></i>loss</span>" in two
+    assert "smoothed" not in Page(two).text
+    assert [kind for kind, _ in loss_chart(FALLING[:2], []).lines] == ["main"]
 
 
 def test_resources_are_drawn_up_to_their_limit():

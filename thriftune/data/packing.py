@@ -1,20 +1,64 @@
-"""Which examples share a row: best-fit decreasing."""
+"""Which examples share a row: as many as fit, of mixed lengths."""
 
 from bisect import bisect_left, insort
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    Ints = npt.NDArray[np.integer]
 
-def pack(lengths: "npt.NDArray[np.integer]", capacity: int) -> list[list[int]]:
+# Shares of the tokens, in the shortest items, that may be kept back to fill the gaps that the others leave. The less is
+# kept back, the better lengths mix, and the more gaps stay; the first that needs few enough bins is taken.
+_KEPT_BACK = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+# Of the bins of best-fit decreasing, how many more may be needed: each is a row that is computed for mixing alone.
+_MORE_BINS = 0.005
+
+
+def pack(lengths: "Ints", capacity: int, seed: Sequence[int]) -> list[list[int]]:
+    """Put items of all lengths into each bin, and hardly more bins than best-fit decreasing needs.
+
+    Best-fit decreasing puts items of like length together: long ones first, then bins of short ones alone. Where
+    length goes with what an example is (code is long, trivia are short), a training step then sees one kind only. So
+    its bins are filled anew: longest first, each into the emptiest, which spreads every length over all of them; and
+    the last and shortest into the fullest that has room. Where that needs more bins, as with items of little less than
+    half a bin and of little more than a third, best-fit decreasing stands.
+
+    Args:
+        lengths: Length of each item, at most `capacity`.
+        capacity: Room of a bin.
+        seed: Numbers that decide which of the items of one length goes where.
+
+    Returns:
+        The items of each bin, by index. At most 0.5 % more bins than by `best_fit_decreasing`.
+    """
+    import numpy as np
+
+    ties = np.random.Philox(list(seed)).random_raw(len(lengths))
+    order = np.lexsort((ties, -lengths))
+    tightest = best_fit_decreasing(lengths, capacity, order)
+    sums = np.cumsum(lengths[order])
+    for share in _KEPT_BACK if len(order) else ():
+        spread = int(np.searchsorted(sums, (1 - share) * sums[-1]))
+        bins = _Bins(capacity, len(tightest))
+        bins.put(order[:spread], lengths, emptiest=True)
+        bins.put(order[spread:], lengths)
+        mixed = bins.filled()
+        if len(mixed) <= len(tightest) * (1 + _MORE_BINS):
+            return mixed
+    return tightest
+
+
+def best_fit_decreasing(lengths: "Ints", capacity: int, order: "Ints | None" = None) -> list[list[int]]:
     """Put items into as few bins as this heuristic finds: longest first, each into the fullest bin that has room.
 
     Args:
         lengths: Length of each item, at most `capacity`.
         capacity: Room of a bin.
+        order: The items by falling length; those of one length in their own order when None.
 
     Returns:
         The items of each bin, by index. Never more than 11/9 of the bins of the best packing, plus one.
@@ -24,24 +68,44 @@ def pack(lengths: "npt.NDArray[np.integer]", capacity: int) -> list[list[int]]:
     """
     import numpy as np
 
-    bins: list[list[int]] = []
-    spaces: list[int] = []  # rooms that some bin has left, each once, in order
-    bins_with: defaultdict[int, list[int]] = defaultdict(list)
-    for item in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[item])
-        place = bisect_left(spaces, length)
-        if place == len(spaces):
-            chosen, space = len(bins), capacity
-            bins.append([])
-        else:
-            space = spaces[place]
-            chosen = bins_with[space].pop()
-            if not bins_with[space]:
-                del spaces[place]
-        bins[chosen].append(item)
-        left = space - length
-        if left:
-            if not bins_with[left]:
-                insort(spaces, left)
-            bins_with[left].append(chosen)
-    return bins
+    bins = _Bins(capacity)
+    bins.put(np.argsort(-lengths, kind="stable") if order is None else order, lengths)
+    return bins.filled()
+
+
+class _Bins:
+    """Bins that are found by the room they have left."""
+
+    def __init__(self, capacity: int, count: int = 0) -> None:
+        """Some empty bins; others come as they are needed."""
+        self._capacity = capacity
+        self._bins: list[list[int]] = [[] for _ in range(count)]
+        self._spaces = [capacity] if count else []  # rooms that some bin has left, each once, in order
+        self._bins_with: defaultdict[int, list[int]] = defaultdict(list)
+        if count:
+            self._bins_with[capacity] = list(reversed(range(count)))  # the first is used first
+
+    def put(self, items: "Ints", lengths: "Ints", *, emptiest: bool = False) -> None:
+        """Put items into the fullest bin that has room for each, or into the emptiest; into a new one if none has."""
+        spaces, bins_with = self._spaces, self._bins_with
+        for item, length in zip(items.tolist(), lengths[items].tolist(), strict=True):
+            fits_emptiest = emptiest and spaces and spaces[-1] >= length
+            place = len(spaces) - 1 if fits_emptiest else bisect_left(spaces, length)
+            if place == len(spaces):
+                chosen, space = len(self._bins), self._capacity
+                self._bins.append([])
+            else:
+                space = spaces[place]
+                chosen = bins_with[space].pop()
+                if not bins_with[space]:
+                    del spaces[place]
+            self._bins[chosen].append(item)
+            left = space - length
+            if left:
+                if not bins_with[left]:
+                    insort(spaces, left)
+                bins_with[left].append(chosen)
+
+    def filled(self) -> list[list[int]]:
+        """The items of each bin that has any."""
+        return [items for items in self._bins if items]

@@ -55,7 +55,7 @@ def prepare(
 
     Args:
         config: The data section of a run.
-        seed: Decides which rows are used, and which of them are held out.
+        seed: Decides which rows are used, which of them are held out, and which share a packed row.
         tokenizer_dir: Directory with the tokenizer.
         destination: Directory to make: train.parquet and validation.parquet (input_ids, labels, length, and
             position_ids where packed), rejected.parquet (source, row, reason), samples.json (held-out questions),
@@ -88,7 +88,7 @@ def prepare(
         pieces = Pieces(scratch)
         _convert(batches(opened, selections, held_out), len(held_out), config, workers, directory, pieces)
         pieces.find_copies(deduplicate=config.deduplicate, leakage_check=config.leakage_check)
-        stats = _stats(opened, selections, config, pieces, _arrange(pieces, config, directory))
+        stats = _stats(opened, selections, config, pieces, _arrange(pieces, config, seed, directory))
         _require_tokens(stats)
         write_samples(pieces.samples(), directory)
         report.write(stats, directory, tokenizer)
@@ -176,12 +176,12 @@ def _convert(
         pieces.reasons = dict(rejections.reasons.most_common())
 
 
-def _arrange(pieces: Pieces, config: DataConfig, directory: Path) -> dict[str, SplitCounter]:
+def _arrange(pieces: Pieces, config: DataConfig, seed: int, directory: Path) -> dict[str, SplitCounter]:
     """Write the rows of both splits. Held-out rows are never packed, so that their loss compares between runs."""
     with ExitStack() as stack:
         splits = {
             name: stack.enter_context(
-                SplitWriter(directory / name, config.max_length, packing=config.packing and name == TRAIN)
+                SplitWriter(directory / name, config.max_length, packing=config.packing and name == TRAIN, seed=seed)
             )
             for name in (TRAIN, VALIDATION)
         }

@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 class SplitWriter:
     """Takes pieces of examples, leaves out copies, joins documents, packs, writes."""
 
-    def __init__(self, file: Path, max_length: int, *, packing: bool) -> None:
+    def __init__(self, file: Path, max_length: int, *, packing: bool, seed: int = 0) -> None:
         """Open the file.
 
         Args:
             file: Parquet file to write.
             max_length: Longest row, in tokens.
             packing: Put several examples into a row.
+            seed: Of the run: which examples share a row depends on it, how many rows there are does not.
         """
         self.counter = SplitCounter(max_length)
         self._writer = RowWriter(file, has_positions=packing)
         self._joiner = Joiner(max_length)
-        self._packer = Packer(max_length) if packing else None
+        self._packer = Packer(max_length, seed) if packing else None
 
     def add(self, part: Part, is_mine: "npt.NDArray[np.bool_]") -> None:
         """Take those pieces of a part that belong to this split."""

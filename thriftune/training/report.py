@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Literal
 
 from thriftune.training.guards.resources import THRESHOLDS, Samples
@@ -12,8 +12,11 @@ from thriftune.training.result import TrainingResult
 _TEMPLATE = "report.html.jinja"
 # A screen shows no more; each longer series is drawn by the means of its neighbours.
 _MOST_POINTS = 600
-# From this many losses on, their trend is drawn over them, as the mean of a fiftieth of all.
-_FEWEST_FOR_TREND, _TREND_SHARE = 60, 50
+# Two losses are a line already; from three on, the smoothed one is drawn over them.
+_FEWEST_TO_SMOOTH = 3
+# What the past weighs in the smoothed line: TensorBoard's default, and more where there are many losses, as much as
+# lets the line lag behind them by a hundredth of the chart.
+_LEAST_WEIGHT, _LAG_SHARE = 0.6, 100
 # Charts are drawn in this box and stretched to the page.
 _WIDTH, _HEIGHT = 1000.0, 100.0
 _TICKS = 5
@@ -162,14 +165,18 @@ def loss_chart(losses: Sequence[tuple[int, float]], events: Sequence[Event]) -> 
     low, high, labels = _scale(min(finite), max(finite))
     first, last = min(step for step, _ in losses), max(step for step, _ in losses)
     box = (float(first), float(last), low, high)
-    has_trend = len(kept) >= _FEWEST_FOR_TREND
     lines = [("dropped", _path(thinned(track), box)) for track in dropped]
-    lines.append(("quiet" if has_trend else "main", _path(thinned(kept), box)))
-    if has_trend:
-        lines.append(("main", _path(thinned(_trend(kept)), box)))
+    note = "mean over tokens, in nats"
+    if len(kept) < _FEWEST_TO_SMOOTH:
+        lines.append(("main", _path(thinned(kept), box)))
+    else:
+        weight = max(_LEAST_WEIGHT, 1 - _LAG_SHARE / len(kept))
+        lines.append(("quiet", _dots(thinned(kept), box)))
+        lines.append(("main", _path(thinned(smoothed(kept, weight)), box)))
+        note += f"; smoothed by an exponential moving average of weight {weight:.3g}"
     return Chart(
         title="Loss",
-        note="mean over tokens, in nats" + (", and its trend" if has_trend else ""),
+        note=note,
         lines=lines,
         x_ticks=_step_ticks(first, last),
         y_ticks=labels,
@@ -220,6 +227,19 @@ def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
+def smoothed(points: Sequence[Point], weight: float) -> list[Point]:
+    """The exponential moving average of points, as TensorBoard draws it.
+
+    Args:
+        points: In order.
+        weight: Of the average so far, 0 to below 1, beside each further point. The average starts at zero, and is
+            divided by what all points so far weigh: else it would start too low.
+    """
+    sums = accumulate((y for _, y in points), lambda total, y: weight * total + (1 - weight) * y, initial=0.0)
+    averages = zip(points, islice(sums, 1, None), strict=True)
+    return [(x, total / (1 - weight**count)) for count, ((x, _), total) in enumerate(averages, start=1)]
+
+
 def duration(seconds: float) -> str:
     """A time to read, with two units at most."""
     if seconds < 60:
@@ -257,24 +277,23 @@ def _split(losses: Sequence[tuple[int, float]]) -> tuple[list[Point], list[list[
     return sorted(kept), [track for track in dropped if track]
 
 
-def _trend(points: Sequence[Point]) -> list[Point]:
-    """At each point the mean of those around it: a fiftieth of all, fewer at the ends."""
-    reach = max(1, len(points) // _TREND_SHARE // 2)
-    sums = list(accumulate((loss for _, loss in points), initial=0.0))
-    trend = []
-    for i, (step, _) in enumerate(points):
-        near = min(reach, i, len(points) - 1 - i)  # as many before as after, or the ends would bend
-        trend.append((step, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
-    return trend
-
-
 def _path(points: Sequence[Point], box: tuple[float, float, float, float]) -> str:
     """An SVG path through points of a box (left, right, bottom, top)."""
-    left, right, bottom, top = box
-    places = [(_share(x, left, right) * _WIDTH, (1 - _share(y, bottom, top)) * _HEIGHT) for x, y in points]
+    places = _places(points, box)
     if len(places) == 1:
-        places *= 2  # with round ends, a line without length is a dot
+        return _dots(points, box)
     return "M " + " L ".join(f"{x:.1f} {y:.2f}" for x, y in places) if places else ""
+
+
+def _dots(points: Sequence[Point], box: tuple[float, float, float, float]) -> str:
+    """An SVG path with a dot at each point of a box: with round ends, a line without length is one."""
+    return " ".join(f"M {x:.1f} {y:.2f} L {x:.1f} {y:.2f}" for x, y in _places(points, box))
+
+
+def _places(points: Sequence[Point], box: tuple[float, float, float, float]) -> list[Point]:
+    """Where points of a box (left, right, bottom, top) are drawn."""
+    left, right, bottom, top = box
+    return [(_share(x, left, right) * _WIDTH, (1 - _share(y, bottom, top)) * _HEIGHT) for x, y in points]
 
 
 def _share(value: float, low: float, high: float) -> float:
