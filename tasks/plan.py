@@ -88,7 +88,8 @@ def zero_files(config: RunConfig) -> dict[str, dict[str, object]]:
     try:
         return {name: deepspeed_configs.load(name) for name in names}
     except (FileNotFoundError, ValueError) as error:
-        raise ConfigError.single("zero.config", named, str(error), "Name another file, or repair this one.") from error
+        remedy = "Name another file, or repair this one."
+        raise ConfigError.single("zero.config", named, str(error), remedy, code="zero-config-invalid") from error
 
 
 def is_for_this_machine(config: RunConfig) -> bool:

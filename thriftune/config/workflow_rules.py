@@ -18,6 +18,7 @@ def require_method(config: RunConfig, method: Method) -> None:
             config.method,
             f"this workflow runs method {method}.",
             f"Run `pyflyte run workflows/{workflow}.py {workflow} --config ...` instead.",
+            code="wrong-workflow",
         )
 
 
@@ -37,11 +38,16 @@ def require_table(config: RunConfig, *, has_table: bool) -> None:
     workflow = "full_finetune" if config.method == "full" else "qlora_finetune"
     if has_table:
         raise ConfigError.single(
-            "data.source", ", ".join(named), "leaves out the table that was given.", f"Write source: {TABLE}."
+            "data.source",
+            ", ".join(named),
+            "leaves out the table that was given.",
+            f"Write source: {TABLE}.",
+            code="table-unused",
         )
     raise ConfigError.single(
         "data.source",
         TABLE,
         f"is the table given to a workflow, and {workflow} takes none.",
         f"Run `pyflyte run workflows/{workflow}.py {workflow}_on_table --config ... --table ...`.",
+        code="table-missing",
     )

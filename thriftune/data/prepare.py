@@ -155,7 +155,7 @@ def _require_columns(opened: Sequence[OpenSource], config: DataConfig) -> None:
                 )
             )
     if problems:
-        raise DataError(problems)
+        raise DataError.of("data-columns-missing", problems)
 
 
 def _convert(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from thriftune.data.examples import Cause
 from thriftune.errors import DataError, Problem
 from thriftune.redaction import redacted
 
@@ -28,11 +29,13 @@ class RejectedRow:
         source: File or dataset it is in.
         row: Its number there, from 1.
         reason: Why.
+        cause: What is wrong there.
     """
 
     source: str
     row: int
     reason: str
+    cause: Cause = "row"
 
 
 class Rejections:
@@ -97,7 +100,7 @@ class Rejections:
             f"{rejected} of {total} rows ({rejected / total:.1%}) cannot be used.",
             "Repair the rows below, or raise max_rejected to train without them.",
         )
-        raise DataError([share, *(self._problem(reason, count) for reason, count in common)])
+        raise DataError.of("too-many-rejected", [share, *(self._problem(reason, count) for reason, count in common)])
 
     def _problem(self, reason: str, count: int) -> Problem:
         first = self._first[reason]

@@ -175,6 +175,7 @@ def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path], colu
             TABLE,
             "this workflow was given no table, or one without files.",
             "Run the workflow that takes one.",
+            code="table-missing",
         )
 
     def read() -> Iterator[NumberedRow]:
@@ -248,6 +249,7 @@ def _load_from_hub(config: "DataSource", token: str | None, scratch: Path) -> "D
                 config.split,
                 f"{config.source} (subset {config.subset}): {error}",
                 "Name a subset and a split that it has.",
+                code="data-split-not-found",
             ) from error
 
 
@@ -264,7 +266,9 @@ def _files(source: str) -> list[str]:
 
 
 def _no_rows(source: str) -> DataError:
-    return DataError.single("data.source", source, "holds no rows.", "Give a file or split with rows in it.")
+    return DataError.single(
+        "data.source", source, "holds no rows.", "Give a file or split with rows in it.", code="data-empty"
+    )
 
 
 def _missing(source: str) -> DataError:
@@ -272,7 +276,9 @@ def _missing(source: str) -> DataError:
     is_folder = not remote.is_remote(source) and folder.is_dir()
     found = sorted(p.name for p in folder.iterdir() if readers.ending_of(p.name))[:10] if is_folder else []
     found_text = f" {folder}/ holds {', '.join(found)}." if found else ""
-    return DataError.single("data.source", source, f"no such file.{found_text}", "Check the path.")
+    return DataError.single(
+        "data.source", source, f"no such file.{found_text}", "Check the path.", code=DataError.missing
+    )
 
 
 def _content_digest(file: str) -> bytes:

@@ -163,6 +163,7 @@ def require_savings(lora: LoraConfig, architecture: Architecture) -> None:
             f"bits{_left_alone(architecture)}, and the rest becomes fp32: {_gib(held)} where 16 bits take "
             f"{_gib(plain)}.",
             "Set lora.four_bit: false, which trains the same adapters on a 16-bit base.",
+            code="quantization-saves-nothing",
         )
 
 

@@ -120,7 +120,11 @@ def _zero_options(config: RunConfig, files: Mapping[str, dict[str, Any]]) -> dic
     named = config.zero_or_default.config
     if isinstance(named, str) and named != AUTO and named not in files:
         raise ConfigError.single(
-            "zero.config", named, "is not a file in deepspeed_configs/.", f"Use auto or one of {', '.join(files)}."
+            "zero.config",
+            named,
+            "is not a file in deepspeed_configs/.",
+            f"Use auto or one of {', '.join(files)}.",
+            code="zero-config-invalid",
         )
     options = zero_choices(named, files)
     problems = [
@@ -145,7 +149,7 @@ def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
     if len(ordered) > _REASONS:
         problems.append(Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further off.", ""))
     problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
-    return ConfigError(problems)
+    return ConfigError.of("plan-does-not-fit", problems)
 
 
 def _described(refusal: Refusal) -> str:

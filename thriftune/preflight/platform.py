@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from thriftune.config import RunConfig
-from thriftune.errors import ThriftuneError, TransientError, UserError
+from thriftune.errors import Problem, ThriftuneError, TransientError, UserError
 from thriftune.planning.memory import disk
-from thriftune.preflight.findings import Finding, finding, of_problem, skipped
+from thriftune.preflight.findings import skipped
 from thriftune.preflight.outcome import unreachable
 from thriftune.strategies.zero import configuration as zero
 from thriftune.training_plan import TrainingPlan
@@ -25,7 +25,7 @@ _GIGABIT_BYTES = 1e9 / 8
 Plan = TrainingPlan | ThriftuneError
 
 
-def check_plan(plan: Plan) -> Iterator[Finding]:
+def check_plan(plan: Plan) -> Iterator[Problem]:
     """Why there is no plan, if there is none.
 
     Args:
@@ -34,8 +34,7 @@ def check_plan(plan: Plan) -> Iterator[Finding]:
     if isinstance(plan, TransientError):
         yield unreachable(plan, "plan", "")
     elif isinstance(plan, UserError):
-        for problem in plan.problems:
-            yield of_problem(_code_of(problem.field), problem)
+        yield from plan.problems
 
 
 def plan_line(plan: TrainingPlan) -> str:
@@ -50,7 +49,7 @@ def plan_line(plan: TrainingPlan) -> str:
     )
 
 
-def check_zero(config: RunConfig, plan: Plan, files: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
+def check_zero(config: RunConfig, plan: Plan, files: Mapping[str, dict[str, Any]]) -> Iterator[Problem]:
     """Whether the DeepSpeed configuration says what can be, and DeepSpeed itself agrees.
 
     Args:
@@ -68,8 +67,7 @@ def check_zero(config: RunConfig, plan: Plan, files: Mapping[str, dict[str, Any]
         yield skipped("zero.config", "there is no plan, and no file of this name here")
         return
     logger.info("Preflight: the DeepSpeed configuration")
-    problems = zero.check(content, "zero.config") or zero.check_with_deepspeed(content, "zero.config")
-    yield from (of_problem("zero-config-invalid", problem) for problem in problems)
+    yield from zero.check(content, "zero.config") or zero.check_with_deepspeed(content, "zero.config")
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class SecretState:
     purpose: str
 
 
-def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Finding]:
+def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Problem]:
     """Secrets that are needed and not there.
 
     Args:
@@ -104,7 +102,7 @@ def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Finding]:
         else:
             message = f"is not set, and the run needs it for {secret.purpose}."
             remedy = "Name the secret when you register or run, as group/key."
-        yield finding("secret-missing", secret.setting, secret.name, message, remedy)
+        yield Problem.coded("secret-missing", secret.setting, secret.name, message, remedy)
 
 
 def checkpoint_bytes(plan: TrainingPlan) -> int:
@@ -132,7 +130,7 @@ def upload_seconds(size: int, network_gbps: float) -> float:
     return size / (network_gbps * _GIGABIT_BYTES * _EFFICIENCY)
 
 
-def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Finding]:
+def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Problem]:
     """Whether a spot node that is given notice can still upload a checkpoint.
 
     Args:
@@ -141,7 +139,7 @@ def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Fi
         grace_seconds: Notice that a spot node is given.
     """
     if seconds > grace_seconds:
-        yield finding(
+        yield Problem.coded(
             "upload-exceeds-grace",
             "hardware.nodes",
             "",
@@ -149,11 +147,3 @@ def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Fi
             f"{grace_seconds:.0f} s.",
             "Use on-demand nodes, more of them, or ones with a faster network.",
         )
-
-
-def _code_of(field: str) -> str:
-    section = field.partition(".")[0]
-    if field == "method":
-        return "wrong-workflow"
-    by_section = {"zero": "zero-config-invalid", "model": "model-config-invalid", "lora": "lora-refused"}
-    return by_section.get(section, "plan-does-not-fit")

@@ -88,16 +88,11 @@ def convert(sample: Sample, config: RunConfig, tokenizer: "PreTrainedTokenizerBa
     data = config.data
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        chosen = attempt(lambda: _split(sample, data, config.seed, scratch), "too-few-rows", "data.source", "")
+        chosen = attempt(lambda: _split(sample, data, config.seed, scratch), "data.source", "")
         if chosen.value is None:
             return Outcome(findings=chosen.findings)
         batches_of_rows = chosen.value
-        return attempt(
-            lambda: _converted(batches_of_rows, sample, data, tokenizer, scratch),
-            "chat-template-fails",
-            "data.format",
-            "",
-        )
+        return attempt(lambda: _converted(batches_of_rows, sample, data, tokenizer, scratch), "data.format", "")
 
 
 def too_many_rejected(tried: Tried, total: int, max_rejected: float) -> UserError | None:

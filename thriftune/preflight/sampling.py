@@ -16,11 +16,10 @@ from thriftune.data.conversion import formats
 from thriftune.data.examples import RawRow
 from thriftune.data.selection import shares
 from thriftune.data.sources import TABLE, NumberedRow, OpenSource
-from thriftune.errors import DataError, TransientError
+from thriftune.errors import DataError, Problem, TransientError
 from thriftune.limits import SAMPLE_BYTES, size_of
 from thriftune.preflight.access import permitted
-from thriftune.preflight.findings import Finding, finding
-from thriftune.preflight.outcome import Outcome, attempt, hub_code
+from thriftune.preflight.outcome import Outcome, attempt
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -118,7 +117,7 @@ def read(config: RunConfig, scratch: Path, token: str | None, table: Sequence[Pa
     if bad:
         return Outcome(findings=bad)
     sample = Sample(tuple(outcome.value for outcome in found if outcome.value is not None))
-    lacking = attempt(lambda: _require_columns(sample, data), "data-columns-missing", _FIELD, "")
+    lacking = attempt(lambda: _require_columns(sample, data), _FIELD, "")
     return Outcome(findings=lacking.findings) if lacking.failed else Outcome(sample)
 
 
@@ -126,7 +125,7 @@ def _require_columns(sample: Sample, data: DataConfig) -> None:
     prepare._require_columns([source.opened() for source in sample.sources], data)
 
 
-def _in_section(found: Finding, section: str) -> Finding:
+def _in_section(found: Problem, section: str) -> Problem:
     return replace(found, field=found.field.replace("data", section, 1))
 
 
@@ -151,9 +150,9 @@ class _Reader:
             if files.value is None:
                 return Outcome(findings=files.findings)
             names = files.value
-            sampled = attempt(lambda: self._from_files(names), "data-unreadable", _FIELD, source)
+            sampled = attempt(lambda: self._from_files(names), _FIELD, source)
         if sampled.value is not None and not sampled.value.rows:
-            return Outcome(findings=(finding("data-empty", _FIELD, source, "holds no rows.", "Give some."),))
+            return Outcome(findings=(Problem.coded("data-empty", _FIELD, source, "holds no rows.", "Give some."),))
         return sampled
 
     def _files(self) -> Outcome[list[str]]:
@@ -163,12 +162,10 @@ class _Reader:
         if source == TABLE:
             missing = "is the table given to a workflow, and there is none."
             remedy = "Run the workflow that takes one, with --table."
-            return Outcome(findings=(finding("table-missing", _FIELD, source, missing, remedy),))
-        kind = attempt(lambda: _require_readable_kind(source), "data-unreadable", _FIELD, source)
+            return Outcome(findings=(Problem.coded("table-missing", _FIELD, source, missing, remedy),))
+        kind = attempt(lambda: _require_readable_kind(source), _FIELD, source)
         return (
-            Outcome(findings=kind.findings)
-            if kind.failed
-            else attempt(lambda: sources._files(source), hub_code("data"), _FIELD, source)
+            Outcome(findings=kind.findings) if kind.failed else attempt(lambda: sources._files(source), _FIELD, source)
         )
 
     def _from_files(self, names: list[str]) -> SampledSource:
@@ -207,11 +204,11 @@ class _Reader:
 
     def _from_hub(self) -> Outcome[SampledSource]:
         source = self.source.source
-        opened = attempt(self._open_hub, _hub_dataset_code, _FIELD, source)
+        opened = attempt(self._open_hub, _FIELD, source)
         if opened.value is None:
             return Outcome(findings=opened.findings)
         stream = opened.value
-        return attempt(lambda: self._stream(stream), "data-unreadable", _FIELD, source)
+        return attempt(lambda: self._stream(stream), _FIELD, source)
 
     def _open_hub(self) -> "IterableDataset":
         from datasets import load_dataset
@@ -237,7 +234,8 @@ class _Reader:
         return splits[first]
 
     def _no_such_split(self, message: str) -> DataError:
-        return DataError.single("data.split", self.source.split, message, "Name a subset and a split that it has.")
+        remedy = "Name a subset and a split that it has."
+        return DataError.single("data.split", self.source.split, message, remedy, code="data-split-not-found")
 
     def _stream(self, stream: "IterableDataset") -> SampledSource:
         import pyarrow as pa
@@ -276,8 +274,3 @@ def _rows_said(stream: "IterableDataset", split: str) -> int | None:
 def _require_readable_kind(source: str) -> None:
     if readers.ending_of(source) is None:
         sources._local_files(source, Path())  # raises what it says of files that are not read
-
-
-def _hub_dataset_code(error: Any) -> str:
-    from_split = error.problems[0].field.endswith(".split")
-    return "data-split-not-found" if from_split else hub_code("data")(error)
