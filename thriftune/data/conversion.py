@@ -58,6 +58,11 @@ class Converted:
     samples: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     unread: Counter[tuple[int, str]] = field(default_factory=Counter)
 
+    @property
+    def rejected_rows(self) -> int:
+        """Rows of which nothing can be used."""
+        return sum(count for (_, what), count in self.counts.items() if what == "rejected")
+
 
 def schema() -> "pa.Schema":
     """Pieces of examples between conversion and arrangement.

@@ -39,7 +39,13 @@ class RejectedRow:
 
 
 class Rejections:
-    """Writes rejected rows to a file as they come, and remembers how many there are of each kind."""
+    """Writes rejected rows to a file as they come, and remembers how many there are of each kind.
+
+    Attributes:
+        rows: Those of which nothing can be used.
+        reasons: How often each comes.
+        causes: What is wrong there.
+    """
 
     def __init__(self, file: Path) -> None:
         """Open the file: Parquet with the columns source, row and reason."""
@@ -49,8 +55,9 @@ class Rejections:
         self._schema = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
         self._writer = pq.ParquetWriter(file, self._schema)
         self._first: defaultdict[str, list[RejectedRow]] = defaultdict(list)
-        self._rows = 0
+        self.rows = 0
         self.reasons: Counter[str] = Counter()
+        self.causes: set[Cause] = set()
 
     def add(self, rows: Sequence[RejectedRow], whole: int) -> None:
         """Take rejected rows and parts of rows.
@@ -66,7 +73,8 @@ class Rejections:
         # Reasons may quote what a template or a library says of a row.
         rows = [replace(row, source=redacted(row.source), reason=redacted(row.reason)) for row in rows]
         self._writer.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=self._schema))
-        self._rows += whole
+        self.rows += whole
+        self.causes |= {row.cause for row in rows}
         for row in rows:
             known = row.reason in self.reasons or len(self.reasons) < _KNOWN_REASONS
             reason = row.reason if known else _OTHER
@@ -84,7 +92,7 @@ class Rejections:
         Raises:
             DataError: More are; it counts them by reason and names the first rows of each.
         """
-        rejected = self._rows
+        rejected = self.rows
         if not self.reasons:
             return
         common = self.reasons.most_common(_SHOWN_REASONS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import damage
+from thriftune import damage, hub
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, Problem, in_a_line
 from thriftune.models import architecture, gguf_file, stopping
@@ -17,7 +17,6 @@ from thriftune.models.files import CODE, WANTED, exists, files_of
 from thriftune.models.positions import require_positions
 from thriftune.models.source import is_gguf, kind_of
 from thriftune.preflight import licenses, weights
-from thriftune.preflight.access import permitted
 from thriftune.preflight.findings import skipped
 from thriftune.preflight.outcome import attempt
 
@@ -139,7 +138,7 @@ def _bring(
     code = (CODE,) if model.trust_remote_code else ()
     patterns = (*(pattern for pattern in WANTED if pattern != _WEIGHTS), "README.md", *code)
     if kind == "hub":
-        info = permitted(source, version, token, field=FIELD, error_class=ModelSourceError, repo_type="model")
+        info = hub.permitted(source, version, token, field=FIELD, error_class=ModelSourceError, repo_type="model")
         models._fetch_hub(source, version, directory, token, patterns)
         return directory, {file.rfilename for file in info.siblings or ()}, info
     if is_gguf(source):

@@ -1,6 +1,5 @@
 """What the sampled rows say of the data: rejected, too long, trained on, in the embedding table."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,14 @@ from thriftune.data.statistics import Bin, bins, where_rows_went
 from thriftune.errors import Problem
 from thriftune.models.architecture import Architecture
 from thriftune.models.stopping import stop_tokens
-from thriftune.preflight.rows import Tried, too_many_rejected
+from thriftune.preflight.outcome import attempt
+from thriftune.preflight.rows import Tried
 from thriftune.preflight.sampling import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SOURCE, _LENGTH = "data.source", "data.max_length"
+_SOURCE, _LENGTH, _REJECTED = "data.source", "data.max_length", "data.max_rejected"
 # Where so many rows of a part cannot be used, it is their format that is wrong.
 _SURELY = 0.5
 _MOST = 0.95
@@ -42,8 +42,8 @@ def check(
     """
     rejected = list(_rejected(tried, sample, data))
     yield from rejected
-    yield from _unread(tried, sample, data)
-    if tried.rejected_rows == tried.rows and rejected:
+    yield from _unread(tried, data)
+    if tried.rejections.rows == tried.rows and rejected:
         return
     yield from _lengths(tried, sample, data)
     if not _all_dropped(tried):
@@ -90,39 +90,40 @@ def trained_share(tried: Tried) -> float | None:
 
 def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Problem]:
     """Rows that cannot be used. Of a part of the data, only what is as good as certain of all of it is an error."""
-    if not tried.rejected:
+    rejections = tried.rejections
+    if not rejections.reasons:
         return
-    share, first = tried.rejected_rows / tried.rows, tried.rejected[0].reason
-    if tried.rejected_rows == tried.rows and all(row.cause == "chat template" for row in tried.rejected):
+    share, first = rejections.rows / tried.rows, next(iter(rejections.reasons))
+    if rejections.rows == tried.rows and rejections.causes == {"chat template"}:
         message = f"none of {tried.rows} conversations can be rendered, the first because {first}."
         remedy = "Repair chat_template.jinja, use another instruct model, or change the roles in the data."
         yield Problem.coded("chat-template-fails", "data.format", "chat", message, remedy)
         return
     total = tried.rows if sample.is_whole or share >= _SURELY else sample.used_rows(data)
-    error = too_many_rejected(tried, total, data.max_rejected) if total is not None else None
-    if error is not None:
-        yield from error.problems
+    few = None if total is None else attempt(lambda: rejections.require_few(total, data.max_rejected), _REJECTED, "")
+    if few is not None and few.failed:
+        yield from few.findings
     elif share > data.max_rejected:
         yield Problem.coded(
             "rejected-in-sample",
-            "data.max_rejected",
+            _REJECTED,
             data.max_rejected,
-            f"{tried.rejected_rows} of the first {tried.rows} rows ({percent(share)}) cannot be used, the first "
+            f"{rejections.rows} of the first {tried.rows} rows ({percent(share)}) cannot be used, the first "
             f"because {first}.",
             "Look at them: if the rest is alike, preparing the data will stop.",
         )
 
 
-def _unread(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Problem]:
+def _unread(tried: Tried, data: DataConfig) -> Iterator[Problem]:
     """Keys that are not read: a warning each where they seem to be meant for something, one note for the others."""
-    for index, (source, keys) in enumerate(zip(sample.sources, tried.unread, strict=True)):
+    for index, source in enumerate(tried.stats.sources):
         section = f"data.sources.{index}" if data.sources else "data"
-        for key in (key for key in keys if key.hint):
+        for key in (key for key in source.unread if key.hint):
             message = f"has {key.rows} rows that say something under {key.name!r}, which is not read ({key.hint})."
             mapped = "" if "[]" in key.name else f" Or map it in {section}.columns."
             remedy = f"Rename or remove it in the data.{mapped}"
             yield Problem.coded("key-not-read", f"{section}.source", source.name, message, remedy)
-        others = [f"{key.name} ({key.rows})" for key in keys if not key.hint]
+        others = [f"{key.name} ({key.rows})" for key in source.unread if not key.hint]
         if others:
             more = f" and {len(others) - _SHOWN_KEYS} more" if len(others) > _SHOWN_KEYS else ""
             message = f"its rows also have keys that are not read: {', '.join(others[:_SHOWN_KEYS])}{more}."
@@ -163,7 +164,7 @@ def _all_dropped(tried: Tried) -> bool:
 def _left(tried: Tried, sample: Sample) -> Iterator[Problem]:
     """Whether anything is left to train on and to measure on."""
     names = ", ".join(source.name for source in sample.sources)
-    reasons = Counter(row.reason for row in tried.rejected)
+    reasons = tried.rejections.reasons
     remedy = "Give more, and different, rows."
     # Of a part of the data, the rows held out are not those of the run.
     if not (sample.is_whole or tried.kept == 0):
