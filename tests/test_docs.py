@@ -15,8 +15,8 @@ from documents import FOLDERS, PACKAGES, ROOT, defined_in, files, notes, pages, 
 from pydantic import BaseModel
 
 from tasks.platform import LOCAL_ONLY, Platform, variable
+from thriftune.codes import CODES
 from thriftune.config import RunConfig
-from thriftune.preflight import CODES
 
 # Names of other people's things, which our code does not mention outside of comments; by whose they are.
 FOREIGN = {

@@ -11,9 +11,9 @@ from transformers.utils import chat_template_utils
 from thriftune.config import DataConfig
 from thriftune.data.conversion import Batch, Converter
 from thriftune.data.prepare import prepare
+from thriftune.data.questions import encode_prompt
 from thriftune.data.sources import NumberedRow
 from thriftune.errors import DataError, ModelSourceError
-from thriftune.data.questions import encode_prompt
 from thriftune.models import chat_template, template_sandbox
 from thriftune.models.chat_template import TemplateFailsError, TemplateNeverEndsError
 from thriftune.models.tokenizer import load_tokenizer

@@ -1,9 +1,9 @@
 """Training runs in one process, or in those that torchrun starts, for the tests: the library's own code, without Flyte.
 
 Usage: [torchrun --nproc_per_node N] tests/training_worker.py JOBS.json, a list of jobs that each name a run
-configuration (`config`), the directories `model`, `dataset` and `output`, and whether transformers' Trainer does it alone
-(`reference`). Writes `<output>.json` with what was measured. Under torchrun there can be one job: DeepSpeed is set up
-once per process.
+configuration (`config`), the directories `model`, `dataset` and `output`, and whether transformers' Trainer does it
+alone (`reference`). Writes `<output>.json` with what was measured. Under torchrun there can be one job: DeepSpeed is
+set up once per process.
 """
 
 import json

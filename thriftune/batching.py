@@ -46,7 +46,9 @@ def split_batch(global_batch: int, micro_batch: int, world_size: int) -> Batch:
         ("world size", world_size),
     ):
         if value < 1:
-            raise ConfigError.single(field, value, "must be at least 1.", "Write a positive whole number.")
+            raise ConfigError.single(
+                field, value, "must be at least 1.", "Write a positive whole number.", code="plan-does-not-fit"
+            )
     per_pass = micro_batch * world_size
     accumulation, remainder = divmod(global_batch, per_pass)
     if remainder:
@@ -57,6 +59,7 @@ def split_batch(global_batch: int, micro_batch: int, world_size: int) -> Batch:
             global_batch,
             f"is not a multiple of {per_pass} (micro_batch {micro_batch} x {world_size} ranks).",
             f"Use a global_batch of {near}, or another micro_batch.",
+            code="plan-does-not-fit",
         )
     return Batch(global_batch, micro_batch, accumulation, world_size)
 

@@ -65,21 +65,24 @@ def is_reusable(directory: Path) -> bool:
     return not found
 
 
-def require_undamaged(directory: Path, field: str = "directory", *, content: bool) -> None:
+def require_undamaged(
+    directory: Path, field: str = "directory", error: type[UserError] = UserError, *, content: bool
+) -> None:
     """Refuse a directory that has a manifest and is not what was finished. Any other directory is let through.
 
     Args:
         directory: What a person or another task hands on.
         field: What names it, for the message.
+        error: What is raised.
         content: Whether every file is read, once in this process; else sizes alone are looked at.
 
     Raises:
-        UserError: Names each file that is damaged.
+        UserError: As `error`: names each file that is damaged.
     """
     if not artifacts.is_whole(directory) or _is_of_another(directory):
         return
     if found := damages(directory, content=content):
-        raise UserError([Problem(field, str(directory), damage, _AGAIN) for damage in found])
+        raise error([Problem(field, str(directory), damage, _AGAIN) for damage in found])
 
 
 def _is_of_another(directory: Path) -> bool:

@@ -55,6 +55,7 @@ class NotWritableError(UserError):
     """A place on a local disk may not be written to."""
 
     headline = "A place cannot be written to"
+    code = "output-not-writable"
 
 
 def reason_of(error: BaseException) -> int | None:

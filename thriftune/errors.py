@@ -3,30 +3,45 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
+from thriftune.codes import CODES, Severity
 from thriftune.redaction import redacted
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with what a person gave us. Secrets in its texts are taken out when it is made.
+    """One thing to say of what a person gave us. Secrets in its texts are taken out when it is made.
 
     Attributes:
         field: Where it stands, in the words of the YAML file: `training.micro_batch`.
         value: What stands there, as text.
-        message: Why that cannot work.
-        remedy: What to write instead.
+        message: Why that cannot work, or what it means.
+        remedy: What to write or do instead.
+        code: Key of `thriftune.codes.CODES`. An error gives its own to those of its problems that have none.
     """
 
     field: str
     value: str
     message: str
     remedy: str
+    code: str = ""
 
     def __post_init__(self) -> None:
+        if self.code and self.code not in CODES:
+            raise KeyError(self.code)
         for name in ("field", "value", "message", "remedy"):
             object.__setattr__(self, name, redacted(getattr(self, name)))
+
+    @classmethod
+    def coded(cls, code: str, field: str, value: object, message: str, remedy: str = "") -> Self:
+        """A problem of a code, with whatever value."""
+        return cls(field, str(value), message, remedy, code)
+
+    @property
+    def severity(self) -> Severity:
+        """What its code says. error: it cannot work. warning: it may not do what was meant. note: worth knowing."""
+        return CODES[self.code][0] if self.code else "error"
 
     def __str__(self) -> str:
         value = f" = {self.value}" if self.value else ""
@@ -44,18 +59,34 @@ class UserError(ThriftuneError):
     """The input cannot work; trying again changes nothing. Carries every problem that was found.
 
     The only constructor argument is the list of problems, so that the error survives pickling between processes.
+
+    Attributes:
+        headline: What its text begins with.
+        code: Of its problems that have none of their own.
+        missing: Code of what is not there; empty: `code`. So are the others.
+        gated: Code of what the hub gives to few.
+        no_revision: Code of a commit, tag or branch that is not there.
     """
 
     headline = "The input cannot be used"
+    code: ClassVar[str] = "input-unusable"
+    missing: ClassVar[str] = ""
+    gated: ClassVar[str] = ""
+    no_revision: ClassVar[str] = ""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(problem if problem.code else replace(problem, code=self.code) for problem in problems)
         super().__init__(self.problems)
 
     @classmethod
-    def single(cls, field: str, value: object, message: str, remedy: str) -> Self:
-        """An error with one problem."""
-        return cls([Problem(field, str(value), message, remedy)])
+    def single(cls, field: str, value: object, message: str, remedy: str, *, code: str = "") -> Self:
+        """An error with one problem, of its own code or of the error's."""
+        return cls([Problem(field, str(value), message, remedy, code)])
+
+    @classmethod
+    def of(cls, code: str, problems: Sequence[Problem]) -> Self:
+        """An error with problems that are of a code, where they have none of their own."""
+        return cls([problem if problem.code else replace(problem, code=code) for problem in problems])
 
     def advising(self, advice: str) -> Self:
         """The same error, with something more to do or to know after the remedy of each problem."""
@@ -72,36 +103,44 @@ class ConfigError(UserError):
     """The YAML file asks for something that cannot be done."""
 
     headline = "The configuration cannot be used"
+    code = "config-invalid"
 
 
 class DataError(UserError):
     """The rows cannot be trained on."""
 
     headline = "The data cannot be used"
+    code, missing = "data-unreadable", "data-not-found"
+    gated, no_revision = "data-gated", "data-revision-not-found"
 
 
 class ModelSourceError(UserError):
     """The base model cannot be had, or is not what it should be."""
 
     headline = "The base model cannot be used"
+    code, missing = "model-unreadable", "model-not-found"
+    gated, no_revision = "model-gated", "model-revision-not-found"
 
 
 class AdapterError(UserError):
     """An adapter is none, or does not fit the model that it is put on."""
 
     headline = "The adapter cannot be used"
+    code, missing = "adapter-unreadable", "adapter-not-found"
 
 
 class PublishError(UserError):
     """The result cannot be pushed where the configuration says."""
 
     headline = "The result cannot be published"
+    code = "publish-no-write-access"
 
 
 class DivergedError(UserError):
     """The loss is not a number any more: there is nothing worth saving."""
 
     headline = "The training diverged"
+    code = "training-diverged"
 
 
 class TransientError(ThriftuneError):

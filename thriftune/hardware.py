@@ -102,10 +102,15 @@ def choose_precision(requested: PrecisionChoice, device: Device) -> Precision:
             requested,
             f"{device.name} (compute capability {major}.{minor}) has no bfloat16; torch would emulate it slowly.",
             "Use 'auto' or 'fp16', or a device of compute capability 8.0 or later.",
+            code="plan-does-not-fit",
         )
     if requested == "fp16" and not device.is_gpu:
         raise ConfigError.single(
-            "training.precision", requested, "fp16 does not train on the CPU.", "Use 'auto', 'fp32' or 'bf16'."
+            "training.precision",
+            requested,
+            "fp16 does not train on the CPU.",
+            "Use 'auto', 'fp32' or 'bf16'.",
+            code="plan-does-not-fit",
         )
     return requested
 

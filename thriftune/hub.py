@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Literal
 from thriftune.errors import TransientError, UserError
 
 if TYPE_CHECKING:
+    from huggingface_hub import DatasetInfo, ModelInfo
     from huggingface_hub.errors import HfHubHTTPError
 
 # HTTP statuses by which the hub says "not now".
 _BUSY = (408, 429)
 _SERVER_ERROR = 500
-_UNAUTHORIZED = (401, 403)
+_NO_TOKEN, _FORBIDDEN = 401, 403
+_TOKEN_REFUSED = "hub-token-refused"  # noqa: S105 - the code of a problem
 
 Access = Literal["read", "write"]
 _TOKEN_REMEDIES: dict[Access, str] = {
@@ -45,7 +47,11 @@ def explained_errors(
         yield
     except hub_errors.HFValidationError as error:
         raise error_class.single(
-            field, repository, "is neither a path that exists nor a hub id.", "Check the path, or write owner/name."
+            field,
+            repository,
+            "is neither a path that exists nor a hub id.",
+            "Check the path, or write owner/name.",
+            code=error_class.missing,
         ) from error
     except hub_errors.GatedRepoError as error:
         raise error_class.single(
@@ -53,10 +59,15 @@ def explained_errors(
             repository,
             "is gated, and access was not granted.",
             "Accept its licence on the hub, and give a token of that account (secret or HF_TOKEN).",
+            code=error_class.gated,
         ) from error
     except hub_errors.RevisionNotFoundError as error:
         raise error_class.single(
-            field.replace("source", "revision"), repository, "has no such revision.", "Name a commit, tag or branch."
+            field.replace("source", "revision"),
+            repository,
+            "has no such revision.",
+            "Name a commit, tag or branch.",
+            code=error_class.no_revision,
         ) from error
     except (hub_errors.RepositoryNotFoundError, DatasetNotFoundError, DataFilesNotFoundError) as error:
         raise error_class.single(
@@ -64,13 +75,18 @@ def explained_errors(
             repository,
             "is not on the hub, or is private and the token cannot see it.",
             "Check the spelling, or give a token with access (secret or HF_TOKEN).",
+            code=error_class.missing,
         ) from error
     except hub_errors.HfHubHTTPError as error:
         raise _explain_status(error, field, repository, error_class, access) from error
     except (httpx.LocalProtocolError, UnicodeEncodeError):
         # Its text quotes the header, token and all: neither it nor the chain of causes may be shown.
         raise error_class.single(
-            field, repository, "the token holds characters that no token has.", "Copy the token again."
+            field,
+            repository,
+            "the token holds characters that no token has.",
+            "Copy the token again.",
+            code=_TOKEN_REFUSED,
         ) from None
     except (
         hub_errors.LocalEntryNotFoundError,
@@ -83,6 +99,46 @@ def explained_errors(
             f"{field} = {repository}: the hub cannot be reached ({type(error).__name__}). Check the network, or give "
             "a local directory."
         ) from error
+
+
+def permitted(
+    repository: str,
+    revision: str | None,
+    token: str | None,
+    *,
+    field: str,
+    error_class: type[UserError],
+    repo_type: Literal["model", "dataset"],
+) -> "ModelInfo | DatasetInfo":
+    """What the hub says of a repository that this token may download, asked without downloading it.
+
+    Args:
+        repository: Hub id.
+        revision: Commit, tag or branch.
+        token: Hub token.
+        field: The configuration key that named the repository.
+        error_class: What to raise for the user's own mistakes.
+        repo_type: Kind of repository.
+
+    Returns:
+        Its commit, tags and files.
+
+    Raises:
+        UserError: As `error_class`: missing, or gated; the hub tells everybody about a gated repository, and gives its
+            files to few.
+        TransientError: The hub did not answer.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with explained_errors(field, repository, error_class):
+        if repo_type == "model":
+            info: ModelInfo | DatasetInfo = api.model_info(repository, revision=revision)
+        else:
+            info = api.dataset_info(repository, revision=revision)
+        if info.gated:
+            api.auth_check(repository, repo_type=repo_type)
+    return info
 
 
 def commit_of(
@@ -109,12 +165,14 @@ def _explain_status(
     error: "HfHubHTTPError", field: str, repository: str, error_class: type[UserError], access: Access
 ) -> Exception:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in _UNAUTHORIZED:
+    if status in (_NO_TOKEN, _FORBIDDEN):
         return error_class.single(
             field,
             repository,
             f"the hub refused the token (HTTP {status}).",
             _TOKEN_REMEDIES[access],
+            # A token that may not do what was asked for is refused with 403: to write, that is the more exact code.
+            code=_TOKEN_REFUSED if access == "read" or status == _NO_TOKEN else "",
         )
     if status is None or status in _BUSY or status >= _SERVER_ERROR:
         return TransientError(f"{field} = {repository}: the hub did not answer (HTTP {status}).")

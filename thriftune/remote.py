@@ -48,7 +48,9 @@ def name_of(place: str) -> str:
 
 
 @contextmanager
-def explained(field: str, place: str, error_class: type[UserError], missing: str = "no such file.") -> Iterator[None]:
+def explained(
+    field: str, place: str, error_class: type[UserError], missing: str = "no such file.", *, code: str = ""
+) -> Iterator[None]:
     """Turn what fsspec and the libraries of the stores raise into errors that say what to do.
 
     Args:
@@ -56,6 +58,7 @@ def explained(field: str, place: str, error_class: type[UserError], missing: str
         place: The place.
         error_class: What to raise for the user's own mistakes.
         missing: What to say where nothing is there.
+        code: Of whatever is the user's own mistake; where it is empty, those of the class.
 
     Raises:
         UserError: As `error_class`: nothing is there, it may not be read, or it is no place that can be read.
@@ -81,7 +84,8 @@ def explained(field: str, place: str, error_class: type[UserError], missing: str
             ),
             "unusable": (f"cannot be read: {_in_words(error)}.", "Give a path, s3://, gs:// or https:// URL."),
         }
-        raise error_class.single(field, place, *messages[failure]) from error
+        code = code or (error_class.missing if failure == "missing" else "")
+        raise error_class.single(field, place, *messages[failure], code=code) from error
 
 
 def failure_of(error: BaseException) -> Failure | None:

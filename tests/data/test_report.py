@@ -1,11 +1,8 @@
 """The report: real numbers, a real Parquet file and a real tokenizer; the page is read as a browser would."""
 
 import json
-import tomllib
 from dataclasses import replace
-from fnmatch import fnmatch
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -282,14 +279,3 @@ def test_reads_as_few_row_groups_as_it_takes(tmp_path, llama_tokenizer):
 )
 def test_percent_rounds_to_neither_none_nor_all(value, text):
     assert report.percent(value) == text
-
-
-def test_the_template_is_installed():
-    """What pip installs is what pyproject.toml lists: a page template is not Python."""
-    root = Path(__file__).parents[2]
-    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
-        "thriftune.data"
-    ]
-    templates = list((root / "thriftune" / "data").glob("*.jinja"))
-    assert templates
-    assert all(any(fnmatch(template.name, pattern) for pattern in listed) for template in templates)

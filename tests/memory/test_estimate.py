@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thriftune.planning.memory.evaluating import evaluation_gib
 
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.hardware import DEVICES
@@ -10,7 +11,6 @@ from thriftune.methods.adapters import adapter_parameters
 from thriftune.models import architecture
 from thriftune.models.quantization import layer_weights
 from thriftune.planning.memory import Machines, Pass, estimate
-from thriftune.planning.memory.evaluating import evaluation_gib
 from thriftune.strategies.memory.adapters import split
 from thriftune.strategies.zero import layout as zero_layout
 

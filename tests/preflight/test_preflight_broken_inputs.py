@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import chat_rows, write_jsonl
+from conftest import chat_rows, run_dict, write_jsonl
 from preflighting import Checking, broken_copy, codes, plan_for
 from safetensors.torch import load_file, save_file
 
+from thriftune.codes import CODES
+from thriftune.config import RunConfig
+from thriftune.config.workflow_rules import require_method
+from thriftune.data import conversion
 from thriftune.data.selection import select
-from thriftune.errors import ConfigError, ThriftuneError, TransientError
-from thriftune.preflight import CODES, SecretState
+from thriftune.errors import ConfigError, Problem, ThriftuneError, TransientError
+from thriftune.hardware import DEVICES
+from thriftune.planning import catalogue, planner
+from thriftune.planning.offers import THIS_MACHINE, Offer
+from thriftune.preflight import SecretState
 from thriftune.training_plan import TrainingPlan
 
 MIXTRAL = {
@@ -174,8 +181,19 @@ def config_with(**values: Any) -> dict[str, Any]:
     return {"change": {"config.json": values}}
 
 
-def refusing(field_name: str, value: str = "x") -> dict[str, Any]:
-    return {"plan": ConfigError.single(field_name, value, "cannot be.", "Change it.")}
+def without_plan(world: World, **overrides: Any) -> Run:
+    """A run that the planner has no plan for on a machine with next to no memory, and what it says of that."""
+    content = run_dict(model={"source": str(world.tiny_model)}, **overrides)
+    here = Offer(THIS_MACHINE, DEVICES["CPU"], 0, 0.0, 0.01, 2, 100.0, 0.0)
+    with pytest.raises(ConfigError) as caught:
+        planner.plan(RunConfig.model_validate(content), catalogue.load(), here=here)
+    return Run(overrides, {"plan": caught.value})
+
+
+def of_other_workflow(world: World) -> Run:
+    with pytest.raises(ConfigError) as caught:
+        require_method(RunConfig.model_validate(run_dict()), "qlora")
+    return Run(options={"plan": caught.value})
 
 
 ALL_LONG = [answered("red " * 60, f"What is {number}?") for number in range(30)]
@@ -340,16 +358,14 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     ),
     "an adapter on other modules": ("adapter-shape-differs", lambda w: adapter_for(w, target_modules=["q_proj"])),
     "half of an adapter's weights": ("adapter-weights-misfit", half_an_adapter),
-    "nothing fits": ("plan-does-not-fit", lambda w: Run(options=refusing("hardware"))),
-    "an unknown ZeRO file": ("zero-config-invalid", lambda w: Run(options=refusing("zero.config", "zero9"))),
+    "nothing fits": ("plan-does-not-fit", without_plan),
+    "two nodes on one machine": ("plan-does-not-fit", lambda w: without_plan(w, hardware={"nodes": 2})),
+    "an unknown ZeRO file": ("zero-config-invalid", lambda w: without_plan(w, zero={"config": "zero9"})),
     "a misspelt ZeRO setting": (
         "zero-config-invalid",
-        lambda w: Run(
-            {"zero": {"config": {"zero_optimization": {"stage": 3, "overlap_com": True}}}},
-            {"plan": ConfigError.single("zero.config", "", "cannot be.", "Change it.")},
-        ),
+        lambda w: without_plan(w, zero={"config": {"zero_optimization": {"stage": 3, "overlap_com": True}}}),
     ),
-    "the other workflow's method": ("wrong-workflow", lambda w: Run(options=refusing("method", "qlora"))),
+    "the other workflow's method": ("wrong-workflow", of_other_workflow),
     "a planner that could not read the model": (
         "hub-unreachable",
         lambda w: Run(options={"plan": TransientError("The hub cannot be reached.")}),
@@ -369,6 +385,24 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(params=["as it is", "reworded"])
+def reworded(request, monkeypatch):
+    """Once with every message and remedy in other words: codes were guessed from them."""
+    if request.param == "as it is":
+        return
+    made = Problem.__post_init__
+
+    def in_other_words(problem):
+        made(problem)
+        object.__setattr__(problem, "message", f"is otherwise ({len(problem.message)}).")
+        if not problem.remedy.endswith("]"):  # of the error, which has the code there
+            object.__setattr__(problem, "remedy", "Do otherwise.")
+
+    monkeypatch.setattr(Problem, "__post_init__", in_other_words)
+    monkeypatch.setattr(conversion, "shortened", lambda reason: f"is otherwise ({len(reason)})")
+
+
+@pytest.mark.usefixtures("reworded")
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_refused_with_the_code_that_says_why(name, tiny_model_dir, chat_rows_file, random_adapter, tmp_path):
     code, make = CASES[name]
@@ -395,5 +429,6 @@ def test_there_are_enough_cases_and_every_code_but_the_hub_s_has_one():
     elsewhere = {
         "model-gated", "model-revision-not-found", "data-gated", "data-revision-not-found", "data-split-not-found",
         "hub-token-refused", "publish-no-write-access", "checkpoint-not-found", "checkpoint-differs",
+        "config-invalid", "input-unusable", "training-diverged",  # of other tasks
     }  # fmt: skip
     assert errors - refused == elsewhere

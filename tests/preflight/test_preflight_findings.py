@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from thriftune.codes import CODES
 from thriftune.data.statistics import Bin
 from thriftune.errors import Problem, TransientError, UserError
-from thriftune.preflight import CODES, Facts, Preflight, PreflightError, report
-from thriftune.preflight.findings import finding, in_order, of_problem
+from thriftune.preflight import Facts, Preflight, PreflightError, report
+from thriftune.preflight.findings import in_order
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "preflight.md").read_text(encoding="utf-8")
-ERROR = finding("model-gated", "model.source", "owner/model", "is gated.", "Accept its licence.")
-WARNING = finding("rows-too-long", "data.max_length", 64, "3% of all examples are longer.", "Raise it.")
-NOTE = finding("license-not-found", "model.source", "owner/model", "says nothing.")
-UNREACHABLE = finding("hub-unreachable", "data.source", "owner/rows", "the hub did not answer.", "Try again.")
+ERROR = Problem.coded("model-gated", "model.source", "owner/model", "is gated.", "Accept its licence.")
+WARNING = Problem.coded("rows-too-long", "data.max_length", 64, "3% of all examples are longer.", "Raise it.")
+NOTE = Problem.coded("license-not-found", "model.source", "owner/model", "says nothing.")
+UNREACHABLE = Problem.coded("hub-unreachable", "data.source", "owner/rows", "the hub did not answer.", "Try again.")
 FACTS = Facts(
     model_version="abc", license="apache-2.0", parameters=1_100_000_000, rows_sampled=1000, rows_total=52_002,
     examples=990, lengths=(Bin(1, 32, 700), Bin(33, 64, 260), Bin(65, 400, 30)), longest=400, max_length=64,
@@ -39,7 +40,7 @@ def test_codes_are_short_names_and_meanings_are_sentences():
 
 def test_a_code_that_is_not_in_the_table_is_a_mistake_of_ours():
     with pytest.raises(KeyError):
-        finding("no-such-code", "a", "b", "c")
+        Problem.coded("no-such-code", "a", "b", "c")
 
 
 def test_errors_come_first_and_nothing_comes_twice():
@@ -66,14 +67,6 @@ def test_an_error_stops_with_field_value_remedy_and_code():
 def test_only_a_hub_that_does_not_answer_is_worth_trying_again():
     with pytest.raises(TransientError, match=r"data\.source = owner/rows: the hub did not answer"):
         Preflight("tiny", (UNREACHABLE, WARNING)).require_ok()
-
-
-def test_a_problem_keeps_its_words():
-    problem = Problem("data.format", "alpaca", "needs columns.", "Choose another.")
-    found = of_problem("data-columns-missing", problem)
-    assert (found.field, found.value, found.message, found.remedy) == ("data.format", "alpaca", "needs columns.",
-                                                                       "Choose another.")  # fmt: skip
-    assert found.severity == "error"
 
 
 def test_json_holds_findings_and_facts():
@@ -111,7 +104,7 @@ def test_the_page_loads_nothing_and_names_everything():
 
 
 def test_what_a_configuration_says_is_escaped():
-    nasty = finding(
+    nasty = Problem.coded(
         "model-not-found", "model.source", "<script>alert(1)</script>", "<b>is not there</b>.", "[red]Check[/red]."
     )
     page = report.html(Preflight("tiny", (nasty,)))

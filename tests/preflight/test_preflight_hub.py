@@ -21,7 +21,7 @@ REFUSALS = {
     "private": (401, "RepoNotFound", "Repository not found"),
     "bad-token": (401, None, "Invalid credentials in Authorization header"),
     "revision": (404, "RevisionNotFound", "Invalid rev id: nope"),
-    "odd": (418, None, "I am a teapot"),
+    "odd": (418, None, "I am a teapot, whatever your token"),
     "broken": (503, None, None),
 }
 GATED = (403, "GatedRepo", "Access is restricted and you are not in the authorized list")

@@ -6,7 +6,7 @@ import pytest
 from preflighting import Checking, plan_for
 
 from thriftune.config import TrainingConfig
-from thriftune.errors import ConfigError, ModelSourceError, TransientError
+from thriftune.errors import ConfigError, ModelSourceError, Problem, TransientError
 from thriftune.preflight import platform, steps
 
 
@@ -111,8 +111,8 @@ def test_a_plan_in_a_line(plan):
 
 
 def test_each_problem_of_a_plan_is_a_finding():
-    error = ConfigError([*ConfigError.single("hardware", "x", "a.", "b.").problems,
-                         *ConfigError.single("zero.config.stage", "9", "c.", "d.").problems])  # fmt: skip
+    error = ConfigError([Problem.coded("plan-does-not-fit", "hardware", "x", "a."),
+                         Problem.coded("zero-config-invalid", "zero.config.stage", "9", "c.")])  # fmt: skip
     assert [found.code for found in platform.check_plan(error)] == ["plan-does-not-fit", "zero-config-invalid"]
     assert [found.code for found in platform.check_plan(TransientError("No answer."))] == ["hub-unreachable"]
 
@@ -127,7 +127,7 @@ def test_what_the_planner_says_of_a_bad_model_again_is_left_out(tiny_model_dir, 
     check = Checking(tiny_model_dir, chat_rows_file)
     result = check(options={"plan": again}, model={"source": "./nowhere"})
     assert [found.code for found in result.errors] == ["model-not-found"]
-    targets = ConfigError.single("lora.target_modules", "query", "peft refuses them.", "Use others.")
+    targets = ConfigError([Problem.coded("lora-refused", "lora.target_modules", "query", "peft refuses them.")])
     result = check("qlora", options={"plan": targets}, lora={"target_modules": ["query"]})
     assert [found.code for found in result.errors] == ["lora-target-missing"]
     assert [found.code for found in check(options={"plan": targets}).errors] == ["lora-refused"]

@@ -125,7 +125,7 @@ def _problem(name: str, own: Any, saved: Any, where: str, or_else: str) -> Probl
     elif name == _ZERO:
         message = f"{where} was written under ZeRO stage {theirs}, and this run has stage {own}, which cannot read it."
         remedy = f"Name a configuration of stage {theirs}"
-    return Problem(name, _shown(own), message, f"{remedy}, or {or_else}.")
+    return Problem(name, _shown(own), message, f"{remedy}, or {or_else}.", code="checkpoint-differs")
 
 
 def _of_steps(own: Identity, saved: Identity, step: int, where: str, or_else: str) -> Iterator[Problem]:
@@ -134,7 +134,7 @@ def _of_steps(own: Identity, saved: Identity, step: int, where: str, or_else: st
     before = saved.get(_STEPS, steps)
     if steps < step:
         message = f"{where} has more steps behind it."
-        yield Problem(_STEPS, str(steps), message, f"Train {step} or more, or {or_else}.")
+        yield Problem(_STEPS, str(steps), message, f"Train {step} or more, or {or_else}.", code="checkpoint-differs")
     elif steps != before:
         warmup = math.ceil(max(steps, before) * own["training.warmup_share"])
         if own["training.scheduler"] == "constant" and step >= warmup:
@@ -143,7 +143,7 @@ def _of_steps(own: Identity, saved: Identity, step: int, where: str, or_else: st
         remedy = (
             f"Train {before}; to train longer, begin a run from the finished model (lora.resume_from or model.source)"
         )
-        yield Problem(_STEPS, str(steps), message, f"{remedy}; or {or_else}.")
+        yield Problem(_STEPS, str(steps), message, f"{remedy}; or {or_else}.", code="checkpoint-differs")
 
 
 def _shown(value: Any) -> str:

@@ -47,4 +47,4 @@ def none_whole(prefix: str, damages: Sequence[str] = ()) -> ConfigError:
     if layout.step_of(last) is not None:
         remedy = f"Name the prefix without {last}: it holds all checkpoints of a run."
     message = f"holds no whole checkpoint{': ' if found else '.'}{' '.join(found)}"
-    return ConfigError.single(RESUME_FROM, prefix, message, remedy)
+    return ConfigError.single(RESUME_FROM, prefix, message, remedy, code="checkpoint-not-found")

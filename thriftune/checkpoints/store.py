@@ -212,7 +212,11 @@ class Store:
 
     def _refused(self, error: Exception, remedy: str) -> UserError:
         return UserError.single(
-            "checkpoints", self.prefix, f"cannot be used ({type(error).__name__}: {error}).", remedy
+            "checkpoints",
+            self.prefix,
+            f"cannot be used ({type(error).__name__}: {error}).",
+            remedy,
+            code="checkpoint-not-found",
         )
 
 

@@ -26,6 +26,7 @@ def require_workflow(config: RunConfig, workflow: str) -> None:
             config.method,
             f"this workflow runs method {' and '.join(runs)}.",
             f"Run `pyflyte run workflows/{own}.py {own} --config ...` instead.",
+            code="wrong-workflow",
         )
 
 
@@ -45,11 +46,16 @@ def require_table(config: RunConfig, *, has_table: bool) -> None:
     workflow = METHODS[config.method].workflow
     if has_table:
         raise ConfigError.single(
-            "data.source", ", ".join(named), "leaves out the table that was given.", f"Write source: {TABLE}."
+            "data.source",
+            ", ".join(named),
+            "leaves out the table that was given.",
+            f"Write source: {TABLE}.",
+            code="table-unused",
         )
     raise ConfigError.single(
         "data.source",
         TABLE,
         f"is the table given to a workflow, and {workflow} takes none.",
         f"Run `pyflyte run workflows/{workflow}.py {workflow}_on_table --config ... --table ...`.",
+        code="table-missing",
     )

@@ -39,18 +39,18 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
         The problems: keys that this package decides, a missing or unknown stage, contradictory offload.
     """
     problems = [
-        Problem(f"{field}.{key}", shown(config[key]), f"{reason}.", 'Remove the key, or write "auto".')
+        _problem(f"{field}.{key}", shown(config[key]), f"{reason}.", 'Remove the key, or write "auto".')
         for key, reason in OWNED_KEYS.items()
         if key in config and not is_auto(config[key])
     ]
     for key in sorted(config.keys() - _KNOWN_KEYS):
         close = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
         remedy = f"Did you mean {close[0]!r}?" if close else "Remove it; DeepSpeed ignores keys that it does not know."
-        problems.append(Problem(f"{field}.{key}", shown(config[key]), "is not a key of DeepSpeed's.", remedy))
+        problems.append(_problem(f"{field}.{key}", shown(config[key]), "is not a key of DeepSpeed's.", remedy))
     section = config.get("zero_optimization")
     if not isinstance(section, dict):
         problems.append(
-            Problem(
+            _problem(
                 f"{field}.zero_optimization",
                 shown(section),
                 "is missing or not a mapping.",
@@ -63,17 +63,17 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
 
 def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
     problems = [
-        Problem(f"{field}.{old}", shown(section[old]), "is an old name.", f"Write {new}: {{device: cpu}}.")
+        _problem(f"{field}.{old}", shown(section[old]), "is an old name.", f"Write {new}: {{device: cpu}}.")
         for old, new in _OLD_OFFLOAD.items()
         if old in section
     ]
     if section.get("stage") not in _STAGES or isinstance(section.get("stage"), bool):
         problems.append(
-            Problem(f"{field}.stage", shown(section.get("stage")), "is not a ZeRO stage.", "Use 0, 1, 2 or 3.")
+            _problem(f"{field}.stage", shown(section.get("stage")), "is not a ZeRO stage.", "Use 0, 1, 2 or 3.")
         )
     if section.get("stage3_gather_16bit_weights_on_model_save") is False:
         problems.append(
-            Problem(
+            _problem(
                 f"{field}.stage3_gather_16bit_weights_on_model_save",
                 "false",
                 "leaves the trained model in shards that cannot be saved as one.",
@@ -84,15 +84,15 @@ def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
         device = offload_device(section, key)
         if device == "nvme" and "nvme_path" not in section[key]:
             problems.append(
-                Problem(f"{field}.{key}", shown(section[key]), "has no nvme_path.", "Add the folder to offload to.")
+                _problem(f"{field}.{key}", shown(section[key]), "has no nvme_path.", "Add the folder to offload to.")
             )
         elif device not in ("none", "cpu", "nvme"):
             problems.append(
-                Problem(f"{field}.{key}.device", str(device), "is not a place to offload to.", "Use cpu or none.")
+                _problem(f"{field}.{key}.device", str(device), "is not a place to offload to.", "Use cpu or none.")
             )
         elif device != "none" and section.get("stage") in range(lowest):
             problems.append(
-                Problem(
+                _problem(
                     f"{field}.{key}",
                     device,
                     f"needs ZeRO stage {lowest} or higher, and the stage is {section['stage']}.",
@@ -120,3 +120,7 @@ def is_auto(value: object) -> bool:
 def shown(value: object) -> str:
     """A value as JSON, for a message."""
     return json.dumps(value, default=str)
+
+
+def _problem(field: str, value: str, message: str, remedy: str) -> Problem:
+    return Problem(field, value, message, remedy, code="zero-config-invalid")

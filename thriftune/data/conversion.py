@@ -58,6 +58,11 @@ class Converted:
     samples: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     unread: Counter[tuple[int, str]] = field(default_factory=Counter)
 
+    @property
+    def rejected_rows(self) -> int:
+        """Rows of which nothing can be used."""
+        return sum(count for (_, what), count in self.counts.items() if what == "rejected")
+
 
 def schema() -> "pa.Schema":
     """Pieces of examples between conversion and arrangement.
@@ -113,7 +118,8 @@ class Converter:
         for row, is_held_out in zip(batch.rows, batch.held_out, strict=True):
             result.counts[is_held_out, "rows"] += 1
             examples = list(self._examples(row, batch.source, result.unread))
-            bad = [RejectedRow(row.place, row.number, shortened(str(e))) for e in examples if isinstance(e, RowError)]
+            errors = [example for example in examples if isinstance(example, RowError)]
+            bad = [RejectedRow(row.place, row.number, shortened(str(error)), error.cause) for error in errors]
             good = [example for example in examples if isinstance(example, MarkedText)]
             result.rejected += bad
             result.counts[is_held_out, "rejected"] += not good
@@ -210,7 +216,9 @@ def formats(config: DataConfig) -> list[Format]:
     for number, source in enumerate(config.all_sources):
         if source.format is None:
             field = f"data.sources.{number}.format" if config.sources else "data.format"
-            raise DataError.single(field, "", "is missing.", f"Say what the columns of {source.source} mean.")
+            raise DataError.single(
+                field, "", "is missing.", f"Say what the columns of {source.source} mean.", code="config-invalid"
+            )
     return [
         format_of(s.format or "", columns=s.columns, template=s.template, trained_fields=s.trained_fields)
         for s in config.all_sources

@@ -3,16 +3,25 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from thriftune.limits import TEXT_CHARACTERS, TOO_DEEP, TURNS, is_too_deep
 
 Row = Mapping[str, Any]
+Cause = Literal["row", "chat template"]  # what is wrong with a row: what it says, or what renders it
 NOTHING: tuple[object, ...] = (None, "", [], {})  # what a key holds that says nothing
 
 
 class RowError(ValueError):
     """A row, or a part of one, cannot be used; the message says why."""
+
+    cause: Cause = "row"
+
+
+class TemplateRowError(RowError):
+    """The model's chat template makes nothing of a row that may be as good as any."""
+
+    cause = "chat template"
 
 
 # A line of JSON stays bytes until a worker parses it.

@@ -7,7 +7,7 @@ found on disk -> arrangement. No step holds more than a window of the data.
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -83,12 +83,11 @@ def prepare(
     ):
         scratch = Path(scratch_name)
         opened = _open(config, scratch, token, table)
-        selections = _select(opened, config, seed)
-        held_out = hold_out(opened, selections, formats(config), share=config.validation_share, folder=scratch)
+        selections, coming = chosen(opened, config, seed, scratch)
         pieces = Pieces(scratch)
-        _convert(batches(opened, selections, held_out), len(held_out), config, workers, directory, pieces)
-        pieces.find_copies(deduplicate=config.deduplicate, leakage_check=config.leakage_check)
-        stats = _stats(opened, selections, config, pieces, _arrange(pieces, config, seed, directory))
+        total = sum(selection.used for selection in selections)
+        _convert(coming, total, config, workers, directory, pieces)
+        stats = arranged(opened, selections, config, seed, pieces, directory)
         _require_tokens(stats)
         write_samples(pieces.samples(), directory)
         report.write(stats, directory, tokenizer)
@@ -125,21 +124,44 @@ def _open(config: DataConfig, scratch: Path, token: str | None, table: Sequence[
         )
         for number, (source, row_format) in enumerate(zip(config.all_sources, formats(config), strict=True))
     ]
-    _require_columns(opened, config)
+    require_columns(opened, config)
     return opened
 
 
-def _select(opened: Sequence[OpenSource], config: DataConfig, seed: int) -> list[Selection]:
+def chosen(
+    opened: Sequence[OpenSource], config: DataConfig, seed: int, scratch: Path
+) -> tuple[list[Selection], Iterator[Batch]]:
+    """Decide which rows are used, and which of them are held out.
+
+    Args:
+        opened: The sources.
+        config: The data section of a run.
+        seed: Of the run.
+        scratch: Folder to write to.
+
+    Returns:
+        What is used of each source; and the rows, to convert.
+
+    Raises:
+        DataError: Fewer than two rows, or two that differ, are left.
+    """
     weights = [source.weight for source in config.sources if source.weight is not None]
-    return select(
-        [source.count for source in opened],
-        weights=weights or None,
-        max_rows=config.max_rows,
-        seed=seed,
-    )
+    counts = [source.count for source in opened]
+    selections = select(counts, weights=weights or None, max_rows=config.max_rows, seed=seed)
+    held_out = hold_out(opened, selections, formats(config), share=config.validation_share, folder=scratch)
+    return selections, batches(opened, selections, held_out)
 
 
-def _require_columns(opened: Sequence[OpenSource], config: DataConfig) -> None:
+def require_columns(opened: Sequence[OpenSource], config: DataConfig) -> None:
+    """Refuse sources that lack a column which their format needs.
+
+    Args:
+        opened: The sources.
+        config: The data section of a run.
+
+    Raises:
+        DataError: Names each of them.
+    """
     problems = []
     for number, (source, row_format) in enumerate(zip(opened, formats(config), strict=True)):
         missing = [column for column in row_format.columns if column not in source.columns]
@@ -155,7 +177,7 @@ def _require_columns(opened: Sequence[OpenSource], config: DataConfig) -> None:
                 )
             )
     if problems:
-        raise DataError(problems)
+        raise DataError.of("data-columns-missing", problems)
 
 
 def _convert(
@@ -169,8 +191,7 @@ def _convert(
     ):
         for converted in convert_all(coming, config, workers):
             write(converted)
-            whole = sum(count for (_, what), count in converted.counts.items() if what == "rejected")
-            rejections.add(converted.rejected, whole)
+            rejections.add(converted.rejected, converted.rejected_rows)
             bar.update(sum(count for (_, what), count in converted.counts.items() if what == "rows"))
         rejections.require_few(total, config.max_rejected)
         pieces.reasons = dict(rejections.reasons.most_common())
@@ -191,13 +212,29 @@ def _arrange(pieces: Pieces, config: DataConfig, seed: int, directory: Path) -> 
     return {name: split.counter for name, split in splits.items()}
 
 
-def _stats(
+def arranged(
     opened: Sequence[OpenSource],
     selections: Sequence[Selection],
     config: DataConfig,
+    seed: int,
     pieces: Pieces,
-    counters: Mapping[str, SplitCounter],
+    directory: Path,
 ) -> DataStats:
+    """Leave out copies, join documents, pack, and write the rows of both splits.
+
+    Args:
+        opened: The sources.
+        selections: What is used of each.
+        config: The data section of a run.
+        seed: Of the run: which examples share a packed row.
+        pieces: All that was converted.
+        directory: Folder to write to.
+
+    Returns:
+        What became of the rows.
+    """
+    pieces.find_copies(deduplicate=config.deduplicate, leakage_check=config.leakage_check)
+    counters = _arrange(pieces, config, seed, directory)
     return DataStats(
         sources=tuple(
             SourceStats(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from thriftune.data.examples import Cause
 from thriftune.errors import DataError, Problem
 from thriftune.redaction import redacted
 
@@ -28,15 +29,23 @@ class RejectedRow:
         source: File or dataset it is in.
         row: Its number there, from 1.
         reason: Why.
+        cause: What is wrong there.
     """
 
     source: str
     row: int
     reason: str
+    cause: Cause = "row"
 
 
 class Rejections:
-    """Writes rejected rows to a file as they come, and remembers how many there are of each kind."""
+    """Writes rejected rows to a file as they come, and remembers how many there are of each kind.
+
+    Attributes:
+        rows: Those of which nothing can be used.
+        reasons: How often each comes.
+        causes: What is wrong there.
+    """
 
     def __init__(self, file: Path) -> None:
         """Open the file: Parquet with the columns source, row and reason."""
@@ -46,8 +55,9 @@ class Rejections:
         self._schema = pa.schema([("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
         self._writer = pq.ParquetWriter(file, self._schema)
         self._first: defaultdict[str, list[RejectedRow]] = defaultdict(list)
-        self._rows = 0
+        self.rows = 0
         self.reasons: Counter[str] = Counter()
+        self.causes: set[Cause] = set()
 
     def add(self, rows: Sequence[RejectedRow], whole: int) -> None:
         """Take rejected rows and parts of rows.
@@ -63,7 +73,8 @@ class Rejections:
         # Reasons may quote what a template or a library says of a row.
         rows = [replace(row, source=redacted(row.source), reason=redacted(row.reason)) for row in rows]
         self._writer.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=self._schema))
-        self._rows += whole
+        self.rows += whole
+        self.causes |= {row.cause for row in rows}
         for row in rows:
             known = row.reason in self.reasons or len(self.reasons) < _KNOWN_REASONS
             reason = row.reason if known else _OTHER
@@ -81,7 +92,7 @@ class Rejections:
         Raises:
             DataError: More are; it counts them by reason and names the first rows of each.
         """
-        rejected = self._rows
+        rejected = self.rows
         if not self.reasons:
             return
         common = self.reasons.most_common(_SHOWN_REASONS)
@@ -97,7 +108,7 @@ class Rejections:
             f"{rejected} of {total} rows ({rejected / total:.1%}) cannot be used.",
             "Repair the rows below, or raise max_rejected to train without them.",
         )
-        raise DataError([share, *(self._problem(reason, count) for reason, count in common)])
+        raise DataError.of("too-many-rejected", [share, *(self._problem(reason, count) for reason, count in common)])
 
     def _problem(self, reason: str, count: int) -> Problem:
         first = self._first[reason]

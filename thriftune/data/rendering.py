@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from thriftune.data.examples import Conversation, MarkedText, RowError
+from thriftune.data.examples import Conversation, MarkedText, RowError, TemplateRowError
 from thriftune.data.message import REASONING
 from thriftune.models import chat_template, template_sandbox
 from thriftune.models.template_costs import OverBudgetError
@@ -19,7 +19,7 @@ _SEARCHED_IN_A_STEP = 1000  # characters
 _STAND_IN = "\u2063thriftune\u2063"  # with invisible separators, so that no row says it
 
 
-class OverrunError(RowError):
+class OverrunError(TemplateRowError):
     """A row for which the chat template costs more than for any other row it may."""
 
 
@@ -53,7 +53,7 @@ def render(
         except OverBudgetError as error:
             raise OverrunError(f"finding what it says in what the model's chat template makes {error}") from error
         except chat_template.TemplateFailsError as error:
-            raise RowError(str(error)) from error
+            raise TemplateRowError(str(error)) from error
 
 
 def _rendered(
@@ -69,7 +69,8 @@ def _rendered(
     else:
         spans = _located(text, turns, messages, conversation.tools, tokenizer)
     if len(spans) != len(turns):
-        raise RowError(f"the chat template marks {len(spans)} turns of the assistant, and there are {len(turns)}")
+        message = f"the chat template marks {len(spans)} turns of the assistant, and there are {len(turns)}"
+        raise TemplateRowError(message)
     # OpenAI's weight: 0 marks a turn that is there to be read, and not to be learned.
     learned = [pair for pair in zip(turns, spans, strict=True) if messages[pair[0]].get("weight") != 0]
     if not learned:
@@ -110,7 +111,7 @@ def _located(
         if through.startswith(before) and text.startswith(through):
             spans.append((len(before), len(through)))
         elif is_last:
-            raise RowError("the chat template does not open an answer as it opens the prompt for it")
+            raise TemplateRowError("the chat template does not open an answer as it opens the prompt for it")
         else:
             spans.append(_located_by_content(text, number, messages, tools, tokenizer))
     return spans
@@ -133,7 +134,7 @@ def _located_by_content(
     other = chat_template.apply(replaced, tokenizer, tools=tools, prompt=False)
     before, found, after = other.partition(_STAND_IN)
     if not said or not found or text != before + said + after:
-        raise RowError(
+        raise TemplateRowError(
             "the chat template rewrites earlier turns when later ones come, so answers cannot be located in it"
         )
     return len(before), len(before) + len(said)
@@ -154,10 +155,11 @@ def _require_everything(
         if isinstance(tool.get("function", tool), Mapping)
     ]
     if not all(map(holds, names)):
-        raise RowError("the model's chat template leaves out the tools")
+        raise TemplateRowError("the model's chat template leaves out the tools")
     for number, message in enumerate(messages, 1):
         said = [message["content"].strip(), *(str(message[key]).strip() for key in REASONING if key in message)]
         said += [call["function"]["name"] for call in message.get("tool_calls", ())]
         # Many templates write what a tool returned as JSON.
         if not all(holds(part) or holds(json.dumps(part, ensure_ascii=False)[1:-1]) for part in said):
-            raise RowError(f"the model's chat template leaves out what message {number} ({message['role']}) says")
+            left_out = f"message {number} ({message['role']})"
+            raise TemplateRowError(f"the model's chat template leaves out what {left_out} says")

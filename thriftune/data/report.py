@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import artifacts
+from thriftune import artifacts, pages
 from thriftune.data.prepared import POSITIONS, TRAIN
 from thriftune.data.statistics import DataStats, SplitStats
 from thriftune.data.tokenization import IGNORED
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 HTML = "report.html"
 JSON = "report.json"
 
-_TEMPLATE = "report.html.jinja"
 _SAMPLES = 6
 _SAMPLE_CHARACTERS = 1500
 _SEGMENT_CHARACTERS = 500  # longer ones lose their middle, so that one sees where loss starts and ends
@@ -84,16 +83,10 @@ def write(stats: DataStats, directory: Path, tokenizer: "PreTrainedTokenizerBase
 
 def render(stats: DataStats, samples: Sequence[Sample]) -> str:
     """The report as one HTML page that loads nothing; whatever rows say is escaped."""
-    from importlib.resources import files
-
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "read": examples_read}
-    environment.globals |= {"share": share, "zip": zip}
-    source = files("thriftune.data").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     reasons = Counter(stats.reasons).most_common()
-    return environment.from_string(source).render(
+    return pages.render(
+        "data/report.html.jinja",
+        {"number": number, "percent": percent, "read": examples_read, "share": share, "zip": zip},
         stats=stats,
         samples=samples,
         reasons=reasons[:_PAGE_REASONS],

@@ -99,6 +99,7 @@ def too_few(found: str) -> DataError:
         "cannot be split into training and held-out rows.",
         "Give at least two that differ. A .txt file is cut into rows by data.sample_by; JSON with all values of a "
         "column under its name, or all rows under one key, is one row: write an object for each.",
+        code="too-few-rows",
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -89,7 +90,7 @@ def open_source(
     is_hub = is_hub_source(config.source)
     opened = _open_hub(config, token, scratch, columns) if is_hub else _open_files(config, scratch, table, columns)
     if opened.count == 0:
-        raise _no_rows(opened.name)
+        raise no_rows(opened.name)
     return opened
 
 
@@ -148,48 +149,72 @@ def pinned(data: "DataConfig", version_text: str) -> "DataConfig":
     return data.model_copy(update={"sources": tuple(pin(source, commit) for source, commit in pairs)})
 
 
-def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path], columns: readers.Columns) -> OpenSource:
-    places = {str(file): TABLE for file in table} if config.source == TABLE else _local_files(config.source, scratch)
-    if not places:
-        raise DataError.single(
-            "data.source",
-            TABLE,
-            "this workflow was given no table, or one without files.",
-            "Run the workflow that takes one.",
-        )
+def files_named(source: str, table: Sequence[Path] = ()) -> list[str]:
+    """The files that a source of files is made of, as paths and URLs, in a fixed order. Nothing is brought.
 
-    def read() -> Iterator[NumberedRow]:
-        for file, place in places.items():
-            for number, raw in readers.read_file(Path(file), config.sample_by, columns):
-                yield NumberedRow(place, number, raw)
+    Args:
+        source: As in the configuration.
+        table: Parquet files of the table that the workflow was given.
 
-    found: dict[str, None] = {}
-    count = 0
-    for file in map(Path, places):
-        found |= dict.fromkeys(readers.columns_of(file, config.sample_by))
-        count += readers.count_rows(file, config.sample_by)
-    return OpenSource(redacted(config.source), tuple(found), count, read)
-
-
-def _local_files(source: str, scratch: Path) -> dict[str, str]:
-    """The files of a source on this disk, each with the name a person knows it by."""
+    Raises:
+        DataError: There are none, or they are of a kind that is not read.
+        TransientError: The store did not answer.
+    """
+    if source == TABLE:
+        if not table:
+            raise DataError.single(
+                _FIELD,
+                TABLE,
+                "this workflow was given no table, or one without files.",
+                "Run the workflow that takes one, with --table.",
+                code="table-missing",
+            )
+        return [str(file) for file in table]
     if ending_of(source) is None:
         raise DataError.single(
-            "data.source",
+            _FIELD,
             source,
             "is not a file this package reads.",
             f"Give files that end in {ENDINGS_IN_WORDS}, a glob of them, or a hub dataset id (owner/name).",
         )
-    files = _files(source)
-    if not remote.is_remote(source):
-        return {file: file for file in files}
-    places = {}
-    for number, url in enumerate(files):
-        local = scratch / f"{number:05}" / remote.name_of(url)
-        with writing_to(local, "fetching data"), remote.explained(_FIELD, url, DataError):
-            remote.fetch(url, local)
-        places[str(local)] = redacted(url)
-    return places
+    return _files(source)
+
+
+def brought(name: str, source: str, folder: Path) -> tuple[Path, str]:
+    """One of the files that `files_named` found, on this disk, with the name a person knows it by.
+
+    Args:
+        name: The file.
+        source: What it is of.
+        folder: Where to bring it, if it is not here.
+
+    Raises:
+        DataError: It is not there any more.
+        TransientError: The store did not answer.
+    """
+    if not remote.is_remote(name):
+        return Path(name), TABLE if source == TABLE else name
+    local = folder / remote.name_of(name)
+    with writing_to(local, "fetching data"), remote.explained(_FIELD, name, DataError):
+        remote.fetch(name, local)
+    return local, redacted(name)
+
+
+def _open_files(config: "DataSource", scratch: Path, table: Sequence[Path], columns: readers.Columns) -> OpenSource:
+    named = enumerate(files_named(config.source, table))
+    places = dict(brought(name, config.source, scratch / f"{number:05}") for number, name in named)
+
+    def read() -> Iterator[NumberedRow]:
+        for file, place in places.items():
+            for number, raw in readers.read_file(file, config.sample_by, columns):
+                yield NumberedRow(place, number, raw)
+
+    found: dict[str, None] = {}
+    count = 0
+    for file in places:
+        found |= dict.fromkeys(readers.columns_of(file, config.sample_by))
+        count += readers.count_rows(file, config.sample_by)
+    return OpenSource(redacted(config.source), tuple(found), count, read)
 
 
 def _open_hub(config: "DataSource", token: str | None, scratch: Path, columns: readers.Columns) -> OpenSource:
@@ -209,27 +234,43 @@ def _open_hub(config: "DataSource", token: str | None, scratch: Path, columns: r
 def _load_from_hub(config: "DataSource", token: str | None, scratch: Path) -> "Dataset":
     from datasets import load_dataset
 
-    with hub.explained_errors("data.source", config.source, DataError):
+    with explained_by_hub(config):
+        return load_dataset(
+            config.source,
+            config.subset,
+            split=config.split,
+            revision=config.revision,
+            token=token,
+            cache_dir=str(scratch),
+        )
+
+
+@contextmanager
+def explained_by_hub(config: "DataSource") -> Iterator[None]:
+    """Turn what loading a dataset of the hub raises into errors that say what to do.
+
+    Args:
+        config: The source.
+
+    Raises:
+        DataError: There is none, or not of such a subset or split, or the token may not see it.
+        TransientError: The hub did not answer.
+    """
+    with hub.explained_errors(_FIELD, config.source, DataError):
         try:
-            return load_dataset(
-                config.source,
-                config.subset,
-                split=config.split,
-                revision=config.revision,
-                token=token,
-                cache_dir=str(scratch),
-            )
+            yield
         except FileNotFoundError as error:  # what datasets 5.2 makes of a hub that stops answering
             if type(error) is not FileNotFoundError:
                 raise
-            raise TransientError(f"data.source = {config.source}: the hub did not answer ({error}).") from error
-        except ValueError as error:
-            raise DataError.single(
-                "data.split",
-                config.split,
-                f"{config.source} (subset {config.subset}): {error}",
-                "Name a subset and a split that it has.",
-            ) from error
+            raise TransientError(f"{_FIELD} = {config.source}: the hub did not answer ({error}).") from error
+        except (ValueError, RuntimeError) as error:
+            raise no_such_split(config, f"{config.source} (subset {config.subset}): {error}") from error
+
+
+def no_such_split(config: "DataSource", why: str) -> DataError:
+    """What is said of a dataset that has no such subset or split."""
+    remedy = "Name a subset and a split that it has."
+    return DataError.single("data.split", config.split, why, remedy, code="data-split-not-found")
 
 
 def _files(source: str) -> list[str]:
@@ -244,8 +285,11 @@ def _files(source: str) -> list[str]:
     return files
 
 
-def _no_rows(source: str) -> DataError:
-    return DataError.single("data.source", source, "holds no rows.", "Give a file or split with rows in it.")
+def no_rows(source: str) -> DataError:
+    """What is said of a source that holds nothing."""
+    return DataError.single(
+        "data.source", source, "holds no rows.", "Give a file or split with rows in it.", code="data-empty"
+    )
 
 
 def _missing(source: str) -> DataError:
@@ -253,7 +297,9 @@ def _missing(source: str) -> DataError:
     is_folder = not remote.is_remote(source) and folder.is_dir()
     found = sorted(p.name for p in folder.iterdir() if ending_of(p.name))[:10] if is_folder else []
     found_text = f" {folder}/ holds {', '.join(found)}." if found else ""
-    return DataError.single("data.source", source, f"no such file.{found_text}", "Check the path.")
+    return DataError.single(
+        "data.source", source, f"no such file.{found_text}", "Check the path.", code=DataError.missing
+    )
 
 
 def _content_digest(file: str) -> bytes:

@@ -239,14 +239,21 @@ def require_usable(tokenizer: "PreTrainedTokenizerBase", *, needs_chat_template:
     name = tokenizer.name_or_path
     if not tokenizer.is_fast:
         raise DataError.single(
-            "model.source", name, "its tokenizer knows no character offsets.", "Add a tokenizer.json to the model."
+            "model.source",
+            name,
+            "its tokenizer knows no character offsets.",
+            "Add a tokenizer.json to the model.",
+            code="tokenizer-slow",
         )
     if tokenizer.eos_token_id is None:
-        raise DataError.single("model.source", name, "its tokenizer has no EOS token.", "Set eos_token in it.")
+        raise DataError.single(
+            "model.source", name, "its tokenizer has no EOS token.", "Set eos_token in it.", code="tokenizer-no-eos"
+        )
     if needs_chat_template and not tokenizer.chat_template:
         raise DataError.single(
             "data.format",
             "chat",
             "this model's tokenizer has no chat template (a base model has none).",
             "Use an instruct model, add chat_template.jinja to the model, or use format alpaca.",
+            code="chat-template-missing",
         )

@@ -50,7 +50,11 @@ def require_targets(lora: LoraConfig, architecture: Architecture) -> None:
     present = architecture.linear_shapes
     if not present:
         raise ConfigError.single(
-            "model.source", architecture.name, "has no linear layers to adapt.", "Use method: full, or another model."
+            "model.source",
+            architecture.name,
+            "has no linear layers to adapt.",
+            "Use method: full, or another model.",
+            code="lora-target-missing",
         )
     absent = [t for t in lora.target_modules or () if not any(is_target(name, (t,)) for name in present)]
     if absent:
@@ -60,6 +64,7 @@ def require_targets(lora: LoraConfig, architecture: Architecture) -> None:
             ", ".join(absent),
             f"no linear layer of this model has that name; it has {', '.join(short)}.",
             "Use those names, or leave target_modules out to adapt every linear layer.",
+            code="lora-target-missing",
         )
 
 
@@ -79,6 +84,7 @@ def require_adapters(lora: LoraConfig, architecture: Architecture) -> None:
             lora.dropout,
             f"peft can do no dropout on the fused experts of {architecture.name}, and they get adapters.",
             "Set lora.dropout: 0 or leave it out, or name other modules in lora.target_modules, as q_proj and v_proj.",
+            code="lora-refused",
         )
     adapter_parameters(architecture, lora)
 
@@ -168,6 +174,7 @@ def _adapters_of_few_layers(architecture: Architecture, lora: LoraConfig, layers
             ", ".join(lora.target_modules or ()) or "every linear layer",
             f"peft cannot put these adapters on {architecture.name} ({in_a_line(error)}).",
             "Name the modules to adapt, as q_proj, k_proj, v_proj and o_proj.",
+            code="lora-refused",
         ) from error
     found: dict[str, tuple[int, bool]] = {}
     for name, parameter in model.named_parameters():

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 RESUME_FROM = "lora.resume_from"
 WEIGHTS = "adapter_model.safetensors"
+# Codes of problems: its weights are not all there or do not fit; it is of another shape than the run's.
+_MISFIT, _DIFFERS = "adapter-weights-misfit", "adapter-shape-differs"
 _PREFIX = "base_model.model."  # of every name in an adapter's file
 _LORA = "lora_"  # in the names of a LoRA adapter's weights
 # The same of those kinds whose every module has weights of its own; others share some, and cannot be told so.
@@ -126,11 +128,13 @@ def shapes_in(folder: Folder, field: str, value: object) -> Shapes:
         AdapterError: The file is missing, damaged or cut short.
         TransientError: The store did not answer.
     """
-    with remote.explained(field, str(value), AdapterError, f"has no {WEIGHTS}."):
+    with remote.explained(field, str(value), AdapterError, f"has no {WEIGHTS}.", code=_MISFIT):
         try:
             return folder.shapes(WEIGHTS)
         except ValueError as error:
-            raise AdapterError.single(field, value, f"{WEIGHTS} {error}.", "Copy or save the adapter again.") from error
+            raise AdapterError.single(
+                field, value, f"{WEIGHTS} {error}.", "Copy or save the adapter again.", code=_MISFIT
+            ) from error
 
 
 def adapted_modules(shapes: Shapes) -> set[str]:
@@ -158,7 +162,13 @@ def _config_of(adapter_dir: Path, field: str) -> "PeftConfig":
     from peft import PeftConfig
 
     if not (adapter_dir / ADAPTER_CONFIG).is_file():  # peft would look for it on the hub
-        raise AdapterError.single(field, adapter_dir, f"has no {ADAPTER_CONFIG}.", "Name the directory of an adapter.")
+        raise AdapterError.single(
+            field,
+            adapter_dir,
+            f"has no {ADAPTER_CONFIG}.",
+            "Name the directory of an adapter.",
+            code=AdapterError.missing,
+        )
     try:
         config: PeftConfig = PeftConfig.from_pretrained(str(adapter_dir))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -192,14 +202,14 @@ def _fill(
     try:
         loaded: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
     except KeyError as error:  # of a module that was trained whole
-        raise AdapterError.single(field, value, f"has no weights for {error}.", remedy) from error
+        raise AdapterError.single(field, value, f"has no weights for {error}.", remedy, code=_MISFIT) from error
     except RuntimeError as error:
         found = _SIZE_MISMATCH.findall(str(error))
         if not found:
             raise
         shapes = [f"{_in_file(key, name)} is {stored} and should be {needed}" for key, stored, needed in found]
         message = f"has weights of other shapes than the model asks for: {examples(shapes)}."
-        raise AdapterError.single(field, value, message, remedy) from error
+        raise AdapterError.single(field, value, message, remedy, code=_MISFIT) from error
     missing = [_in_file(key, name) for key in sorted(loaded.missing_keys) if part in key and f".{name}" in key]
     without_place = [_in_file(key, name) for key in sorted(loaded.unexpected_keys)]
     _require_all(missing, without_place, remedy, field, value)
@@ -220,7 +230,7 @@ def _require_all(missing: list[str], without_place: list[str], remedy: str, fiel
     if misplaced:
         messages.append(f"the model has no place for {len(misplaced)} of its weights, such as {examples(misplaced)}.")
     if messages:
-        raise AdapterError([Problem(field, str(value), message, remedy) for message in messages])
+        raise AdapterError.of(_MISFIT, [Problem(field, str(value), message, remedy) for message in messages])
     if without_place:
         logger.warning("%s = %s: the model has no place for %s", field, value, examples(without_place))
 
@@ -233,7 +243,11 @@ def _in_file(key: str, name: str) -> str:
 def _refused(error: Exception, field: str, value: object) -> AdapterError:
     text = " ".join(str(error).split())[:300]
     return AdapterError.single(
-        field, value, f"peft cannot put it on the model: {text}.", "Use the base model that it was trained on."
+        field,
+        value,
+        f"peft cannot put it on the model: {text}.",
+        "Use the base model that it was trained on.",
+        code=_MISFIT,
     )
 
 
@@ -245,18 +259,22 @@ def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
     """
     file = adapter_dir / "adapter_config.json"
     if not file.is_file():
-        raise ConfigError.single("lora.resume_from", adapter_dir, "has no adapter_config.json.", "Name an adapter.")
+        raise ConfigError.single(
+            "lora.resume_from", adapter_dir, "has no adapter_config.json.", "Name an adapter.", code=_DIFFERS
+        )
     saved = json.loads(file.read_text(encoding="utf-8"))
     if saved.get("peft_type") != "LORA":
         message = f"is an adapter of the kind {saved.get('peft_type')}, and LoRA is what trains."
-        raise ConfigError.single("lora.resume_from", adapter_dir, message, "Name a LoRA adapter, or start a new one.")
+        raise ConfigError.single(
+            "lora.resume_from", adapter_dir, message, "Name a LoRA adapter, or start a new one.", code=_DIFFERS
+        )
     problems = [
         Problem(f"lora.{field}", str(value), f"the adapter to go on from has {saved[key]}.", f"Use {saved[key]}.")
         for field, key, value in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha))
         if saved[key] != value
     ]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError.of(_DIFFERS, problems)
 
 
 def require_same_targets(lora: LoraConfig, adapted: Collection[str], architecture: Architecture) -> None:
@@ -282,6 +300,7 @@ def require_same_targets(lora: LoraConfig, adapted: Collection[str], architectur
         ", ".join(lora.target_modules or ()) or "every linear layer",
         f"the adapter to go on from is on {', '.join(short) or 'none'}{'' if can_be_said else ' of some layers'}.",
         remedy if theirs else "Start a new adapter.",
+        code=_DIFFERS,
     )
 
 

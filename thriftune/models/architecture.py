@@ -80,6 +80,7 @@ class Architecture:
                 self.name,
                 f"no causal language model can be built from its config.json ({in_a_line(error)}).",
                 "Repair config.json, or use another model.",
+                code="model-config-invalid",
             ) from error
         model.tie_weights()
         return model
@@ -206,7 +207,11 @@ def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bo
     text = content.get("text_config", content)
     if not isinstance(text, dict) or not isinstance(content.get("model_type", ""), str):
         raise ModelSourceError.single(
-            _FIELD, name, "its config.json has a text_config or model_type of the wrong type.", "Repair config.json."
+            _FIELD,
+            name,
+            "its config.json has a text_config or model_type of the wrong type.",
+            "Repair config.json.",
+            code="model-config-invalid",
         )
     config = decoder_config.read(dict(content), name, trust_remote_code=trust_remote_code)
     decoder_config.require_language_model(content, config, name, trust_remote_code=trust_remote_code)
@@ -216,6 +221,7 @@ def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bo
             name,
             "is quantized already (its config.json has a quantization_config).",
             "Use the unquantized model; method qlora quantizes it while it loads.",
+            code="model-config-invalid",
         )
     decoder_config.require_sizes(text, config.get_text_config(), name)
     return Architecture(name, json.dumps(dict(content), sort_keys=True), trust_remote_code)
@@ -234,6 +240,7 @@ def _require_causal(model: "PreTrainedModel", name: str) -> None:
             name,
             "its attention looks ahead, as an encoder's; it is not a causal language model.",
             decoder_config.DECODERS,
+            code="model-config-invalid",
         )
 
 

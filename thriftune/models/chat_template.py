@@ -163,7 +163,9 @@ def never_ends(tokenizer: "PreTrainedTokenizerBase", what: str) -> ModelSourceEr
         what: What it did.
     """
     remedy = "Repair chat_template.jinja, or use another instruct model."
-    return ModelSourceError.single("model.source", tokenizer.name_or_path, f"{what}.", remedy)
+    return ModelSourceError.single(
+        "model.source", tokenizer.name_or_path, f"{what}.", remedy, code="chat-template-fails"
+    )
 
 
 def closings(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:

@@ -152,10 +152,11 @@ def load_checked(
             source,
             "some of its weights are parts of one (such as the matrices of all experts), and not all parts are there.",
             "Download or save the model again.",
+            code="model-weights-missing",
         ) from error
     unexpected = tuple(sorted(info["unexpected_keys"]))
     if problems := _problems(model, info["missing_keys"], info["mismatched_keys"], unexpected, source):
-        raise ModelSourceError(problems)
+        raise ModelSourceError.of("model-weights-missing", problems)
     if unexpected:
         logger.warning("%s: %s", source, NO_PLACE.format(examples(unexpected)))
     return model, unexpected
@@ -174,7 +175,11 @@ def require_no_adapter(model_dir: Path) -> None:
         return
     if not (model_dir / "config.json").is_file():
         raise ModelSourceError.single(
-            "model", model_dir, "is an adapter, not a model.", "Name the base model, and this as its adapter."
+            "model",
+            model_dir,
+            "is an adapter, not a model.",
+            "Name the base model, and this as its adapter.",
+            code="model-incomplete",
         )
     raise ModelSourceError.single(
         "model",

@@ -52,23 +52,29 @@ def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
         file = files_of(directory, FIELD, ModelSourceError).get("config.json") if exists(directory) else None
         if file is None:
             raise ModelSourceError.single(
-                FIELD, source, "does not exist or has no config.json.", "Give a transformers model directory."
+                FIELD,
+                source,
+                "does not exist or has no config.json.",
+                "Give a transformers model directory.",
+                code=ModelSourceError.missing,
             )
         text = file.read_bytes()
     try:
         content = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelSourceError.single(
-            FIELD, source, f"its config.json is not JSON: {error}.", "Repair the file."
+            FIELD, source, f"its config.json is not JSON: {error}.", "Repair the file.", code="model-config-invalid"
         ) from error
     if not isinstance(content, dict):
-        raise ModelSourceError.single(FIELD, source, "its config.json is not a mapping.", "Repair the file.")
+        raise ModelSourceError.single(
+            FIELD, source, "its config.json is not a mapping.", "Repair the file.", code="model-config-invalid"
+        )
     return content
 
 
 def _read_gguf(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ModelSourceError.single(FIELD, file, "no such file.", "Check the path.")
+        raise ModelSourceError.single(FIELD, file, "no such file.", "Check the path.", code=ModelSourceError.missing)
     try:
         return gguf_file.config_of(file)
     except gguf_file.UNREADABLE as error:

@@ -40,7 +40,11 @@ def read(content: dict[str, Any], name: str, *, trust_remote_code: bool) -> "Pre
             config: PretrainedConfig = AutoConfig.for_model(**content)
         except (*_UNUSABLE, StrictDataclassError) as error:
             raise ModelSourceError.single(
-                _FIELD, name, f"its config.json cannot be used ({in_a_line(error)}).", "Repair config.json."
+                _FIELD,
+                name,
+                f"its config.json cannot be used ({in_a_line(error)}).",
+                "Repair config.json.",
+                code="model-config-invalid",
             ) from error
         return config
     if trust_remote_code and Path(name).is_dir():
@@ -53,6 +57,7 @@ def read(content: dict[str, Any], name: str, *, trust_remote_code: bool) -> "Pre
         name,
         f"its config.json names the architecture (model_type) {kind!r}, which transformers does not know.{known}",
         "Use a model that transformers knows, or set model.trust_remote_code for one that brings its code.",
+        code="model-config-invalid",
     )
 
 
@@ -87,7 +92,9 @@ def require_language_model(
         return
     inside = text.get("model_type") if text is not content else None
     other = f" Or use the {inside} model inside it, saved on its own." if inside in known else ""
-    raise ModelSourceError.single(_FIELD, name, f"{what}; it is not a causal language model.", DECODERS + other)
+    raise ModelSourceError.single(
+        _FIELD, name, f"{what}; it is not a causal language model.", DECODERS + other, code="model-config-invalid"
+    )
 
 
 def require_sizes(given: Mapping[str, Any], config: "PretrainedConfig", name: str) -> None:
@@ -103,14 +110,22 @@ def require_sizes(given: Mapping[str, Any], config: "PretrainedConfig", name: st
     """
     if not hasattr(type(config), "num_attention_heads") and _size(config, "num_attention_heads") is None:
         raise ModelSourceError.single(
-            _FIELD, name, f"is of model_type {config.model_type}, which has no attention heads.", DECODERS
+            _FIELD,
+            name,
+            f"is of model_type {config.model_type}, which has no attention heads.",
+            DECODERS,
+            code="model-config-invalid",
         )
     theirs = getattr(type(config), "attribute_map", {})
     derived = {field for field in _NEEDED if isinstance(getattr_static(config, field, None), property)}
     missing = [f for f in _NEEDED if f not in derived and f not in given and theirs.get(f) not in given]
     if missing:
         raise ModelSourceError.single(
-            _FIELD, name, f"its config.json has no {', '.join(missing)}.", "Use the model's complete config.json."
+            _FIELD,
+            name,
+            f"its config.json has no {', '.join(missing)}.",
+            "Use the model's complete config.json.",
+            code="model-config-invalid",
         )
     bad = [field for field in _NEEDED if not _is_count(_size(config, field))]
     if bad:
@@ -119,6 +134,7 @@ def require_sizes(given: Mapping[str, Any], config: "PretrainedConfig", name: st
             name,
             f"its config.json has no positive whole number for {', '.join(bad)}.",
             "Repair config.json, or use another model.",
+            code="model-config-invalid",
         )
 
 

@@ -51,7 +51,9 @@ def version(source: str, revision: str | None = None, token: str | None = None, 
         real_path(path, field, ModelSourceError)
     files = [path] if kind == "gguf" else sorted(p for p in path.rglob("*") if p.is_file())
     if not files:
-        raise ModelSourceError.single(field, source, "does not exist or is empty.", "Check the path.")
+        raise ModelSourceError.single(
+            field, source, "does not exist or is empty.", "Check the path.", code=ModelSourceError.missing
+        )
     return artifacts.key_of(*(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files))
 
 
@@ -119,6 +121,7 @@ def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: boo
                 model_dir,
                 f"its tokenizer cannot be loaded: {error}.",
                 "Repair tokenizer.json and tokenizer_config.json; code of its own needs model.trust_remote_code.",
+                code="tokenizer-broken",
             ) from error
         found = fingerprint(tokenizer)
         artifacts.write_manifest(directory, "tokenizer", {"fingerprint": found})
@@ -137,6 +140,7 @@ def require_model_directory(directory: Path, source: str) -> None:
             source,
             f"is an adapter ({ADAPTER_CONFIG}), not a model.",
             "Name its base model; to go on training the adapter, name it as lora.resume_from.",
+            code="model-incomplete",
         )
     wanted = {
         "config.json": ["config.json"],
@@ -151,6 +155,7 @@ def require_model_directory(directory: Path, source: str) -> None:
             source,
             f"lacks {' and '.join(missing)}; it holds {found}.",
             "Give a transformers model directory; convert pickled weights with save_pretrained first.",
+            code="model-incomplete",
         )
 
 

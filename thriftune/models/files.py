@@ -179,8 +179,9 @@ def _said(cause: OSError) -> str:
 
 def _unreadable(path: Path, field: str, error: type[UserError], cause: OSError) -> UserError:
     is_absent = isinstance(cause, FileNotFoundError)
-    message = "does not exist or is empty" if is_absent and not path.is_symlink() else _said(cause)
-    return error.single(field, path, f"{message}.", "Check the path.")
+    if is_absent and not path.is_symlink():
+        return error.single(field, path, "does not exist or is empty.", "Check the path.", code=error.missing)
+    return error.single(field, path, f"{_said(cause)}.", "Check the path.")
 
 
 def _blobs_of(root: Path) -> Iterator[Path]:

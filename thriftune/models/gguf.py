@@ -26,7 +26,9 @@ def convert(file: Path, directory: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     if not file.is_file():
-        raise ModelSourceError.single("model.source", file, "no such file.", "Check the path.")
+        raise ModelSourceError.single(
+            "model.source", file, "no such file.", "Check the path.", code=ModelSourceError.missing
+        )
     try:
         config = AutoConfig.for_model(**gguf_file.config_of(file))
         with gguf_file.alone(file) as link, gguf_file.known(file):

@@ -65,6 +65,7 @@ def require_positions(architecture: Architecture, max_length: int) -> None:
         f"{architecture.name} looks positions up in a table of {length}, and fails at a longer row (rows are padded to "
         f"multiples of {PAD_MULTIPLE}).",
         f"Use at most {length // PAD_MULTIPLE * PAD_MULTIPLE}.",
+        code="max-length-beyond-table",
     )
 
 

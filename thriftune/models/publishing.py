@@ -58,6 +58,7 @@ def require_token(config: PublishConfig, token: str | None) -> None:
             config.repository,
             "needs a hub token.",
             "Give one as a secret or in HF_TOKEN, or set dry_run: true.",
+            code="publish-no-token",
         )
 
 

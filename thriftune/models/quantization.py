@@ -174,6 +174,7 @@ def require_savings(four_bit: FourBit, architecture: Architecture) -> None:
             f"bits{_left_alone(architecture)}, and the rest becomes fp32: {_gib(held)} where 16 bits take "
             f"{_gib(plain)}.",
             "Set method: lora, which trains the same adapters on a 16-bit base.",
+            code="quantization-saves-nothing",
         )
 
 

@@ -59,7 +59,9 @@ def require_readable(directory: Path, source: str) -> None:
         is_readable = False
     if not is_readable:
         message = f"its {_FILE} is no JSON object whose eos_token_id are numbers."
-        raise ModelSourceError.single("model.source", source, message, "Repair the file, or leave it away.")
+        raise ModelSourceError.single(
+            "model.source", source, message, "Repair the file, or leave it away.", code="model-config-invalid"
+        )
 
 
 def before_stop(tokens: Sequence[int], stops: Collection[int]) -> list[int]:

@@ -192,13 +192,15 @@ def weights_in(store: Store, source: str) -> Weights:
         ModelSourceError: Files are missing, damaged or cut short; names each.
         TransientError: The store did not answer.
     """
-    with remote.explained("model.source", source, ModelSourceError, "its weights cannot be read."):
+    nothing = "its weights cannot be read."
+    with remote.explained("model.source", source, ModelSourceError, nothing, code="model-incomplete"):
         files = _files_to_read(store, source)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             read = list(pool.map(lambda name: _or_reason(lambda: store.shapes(name)), files))
     bad = {name: found for name, found in zip(files, read, strict=True) if isinstance(found, str)}
     if bad:
-        raise ModelSourceError([Problem("model.source", source, f"{n} {reason}.", _AGAIN) for n, reason in bad.items()])
+        problems = [Problem("model.source", source, f"{n} {reason}.", _AGAIN) for n, reason in bad.items()]
+        raise ModelSourceError.of("model-incomplete", problems)
     shapes = {key: shape for found in read if not isinstance(found, str) for key, shape in found.items()}
     others = {name for name in store.names if _is_weights(name)} - set(files)
     return Weights(shapes, tuple(sorted(others)))
@@ -217,13 +219,16 @@ def _files_to_read(store: Store, source: str) -> list[str]:
         return [SINGLE]
     if missing := [name for name in named if name not in store.names]:
         some = f"{', '.join(missing[:5])}{' and more' if missing[5:] else ''}"
-        raise ModelSourceError.single("model.source", source, f"lacks {some}, which {INDEX} names.", _AGAIN)
+        raise ModelSourceError.single(
+            "model.source", source, f"lacks {some}, which {INDEX} names.", _AGAIN, code="model-incomplete"
+        )
     if pickled := [name for name in named if not name.endswith(_SUFFIX)]:
         raise ModelSourceError.single(
             "model.source",
             source,
             f"{INDEX} names {pickled[0]}, which is no safetensors file.",
             "Save the model again as safetensors, with save_pretrained.",
+            code="model-incomplete",
         )
     if not named:
         found = sorted(name for name in store.names if _is_weights(name))
@@ -233,6 +238,7 @@ def _files_to_read(store: Store, source: str) -> list[str]:
             f"has neither {SINGLE} nor {INDEX}, so nothing says which files belong to it; it holds "
             f"{', '.join(found[:5]) or 'no weights'}.",
             f"Bring {INDEX} too, or save the model again with save_pretrained.",
+            code="model-incomplete",
         )
     return named
 
@@ -258,7 +264,7 @@ def _weight_map(store: Store, source: str) -> dict[str, str]:
         return {str(tensor): str(file) for tensor, file in json.loads(store.content(INDEX))["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = f"its {INDEX} has no weight_map that can be read."
-        raise ModelSourceError.single("model.source", source, message, _AGAIN) from error
+        raise ModelSourceError.single("model.source", source, message, _AGAIN, code="model-incomplete") from error
 
 
 def _or_reason(action: Callable[[], Shapes]) -> Shapes | str:

@@ -168,7 +168,9 @@ class Catalogue(Section):
             return self.nodes[names.index(name)]
         close = difflib.get_close_matches(name, names)
         remedy = f"Did you mean {' or '.join(close)}?" if close else f"The node types are {', '.join(names)}."
-        raise ConfigError.single("catalogue.nodes", name, "is not a node type of the catalogue.", remedy)
+        raise ConfigError.single(
+            "catalogue.nodes", name, "is not a node type of the catalogue.", remedy, code="plan-does-not-fit"
+        )
 
     def for_device(self, device: str) -> tuple[NodeType, ...]:
         """The node types that carry a device, cheapest first; none for a device that the catalogue does not offer.

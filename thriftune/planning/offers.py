@@ -81,6 +81,7 @@ def this_machine(folder: Path = Path()) -> Offer:
             device.name,
             "is this machine's GPU, and not one that this package knows.",
             f"Hide it (CUDA_VISIBLE_DEVICES='') to train on the CPU; known are {', '.join(DEVICES)}.",
+            code="plan-does-not-fit",
         )
     if not device.is_gpu:
         has = f"computes bfloat16 ({device.bf16_flag})" if device.bf16_flag else "has no instructions for bfloat16"
@@ -113,7 +114,7 @@ def matching(config: RunConfig, catalogue: Catalogue) -> list[Offer]:
         if not found:
             offers.append(of_node(node))
     if not offers:
-        raise ConfigError(list(problems.values()))
+        raise ConfigError.of("plan-does-not-fit", list(problems.values()))
     return sorted(offers, key=lambda offer: (offer.price_per_hour, offer.name))
 
 
@@ -195,7 +196,7 @@ def require_allowed_here(config: RunConfig, here: Offer) -> None:
     except ConfigError as error:
         problems += error.problems
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError.of("plan-does-not-fit", problems)
 
 
 def _may_have_workers(config: RunConfig) -> bool:

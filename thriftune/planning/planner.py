@@ -114,7 +114,7 @@ def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
     if len(ordered) > _REASONS:
         problems.append(Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further off.", ""))
     problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
-    return ConfigError(problems)
+    return ConfigError.of("plan-does-not-fit", problems)
 
 
 def _described(refusal: Refusal) -> str:

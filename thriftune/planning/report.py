@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from thriftune import pages
 from thriftune.methods import METHODS
 from thriftune.planning.offers import THIS_MACHINE
 from thriftune.strategies import STRATEGIES
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 SHARED_MEMORY = "shared memory"
 OTHER = "other"
 
-_TEMPLATE = "report.html.jinja"
 _COLUMNS = 110
 _LEAST_SHOWN_GIB = 0.05  # less than that reads 0.0
 
@@ -85,15 +85,10 @@ def plan_html(plan: TrainingPlan, name: str) -> str:
         plan: The plan.
         name: Name of the run.
     """
-    from importlib.resources import files
-
-    from jinja2 import Environment, StrictUndefined
-
     devices = device_loads(plan)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"gib": gib, "percent": percent}
-    source = files("thriftune.planning").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return pages.render(
+        "planning/report.html.jinja",
+        {"gib": gib, "percent": percent},
         name=name,
         plan=plan,
         headline=headline(plan),

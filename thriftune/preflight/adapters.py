@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thriftune import damage, remote
 from thriftune.config import LoraConfig, RunConfig
-from thriftune.errors import ConfigError
+from thriftune.errors import AdapterError, Problem
 from thriftune.methods import METHODS
 from thriftune.methods.adapters import adapter_parameters, fused_adapters, require_adapters, require_targets
 from thriftune.models.adapter_weights import (
@@ -26,7 +26,7 @@ from thriftune.models.files import ADAPTER_FILES, exists, files_of
 from thriftune.models.quantization import FourBit, require_savings, saves_little
 from thriftune.models.weight_files import Folder
 from thriftune.preflight.base_model import BaseModel
-from thriftune.preflight.findings import Finding, finding, skipped
+from thriftune.preflight.findings import skipped
 from thriftune.preflight.outcome import attempt
 from thriftune.redaction import redacted
 
@@ -36,7 +36,7 @@ _TARGETS, _RESUME, _FOUR_BIT = "lora.target_modules", RESUME_FROM, "method"
 _CONFIG, _WEIGHTS = ADAPTER_CONFIG, WEIGHTS
 
 
-def check(config: RunConfig, base: BaseModel) -> Iterator[Finding]:
+def check(config: RunConfig, base: BaseModel) -> Iterator[Problem]:
     """Everything about the adapters of a run; nothing where it trains none.
 
     Args:
@@ -56,13 +56,13 @@ def check(config: RunConfig, base: BaseModel) -> Iterator[Finding]:
         yield from _adapter_to_go_on_from(config, lora, lora.resume_from, base.architecture)
 
 
-def _targets(lora: LoraConfig, four_bit: FourBit | None, architecture: Architecture) -> Iterator[Finding]:
+def _targets(lora: LoraConfig, four_bit: FourBit | None, architecture: Architecture) -> Iterator[Problem]:
     named = ", ".join(lora.target_modules or ())
-    missing = attempt(lambda: require_targets(lora, architecture), "lora-target-missing", _TARGETS, named)
+    missing = attempt(lambda: require_targets(lora, architecture), _TARGETS, named)
     yield from missing.findings
     if missing.failed:
         return
-    refused = attempt(lambda: require_adapters(lora, architecture), "lora-refused", _TARGETS, named)
+    refused = attempt(lambda: require_adapters(lora, architecture), _TARGETS, named)
     yield from refused.findings
     if not refused.failed and fused_adapters(lora, architecture):
         yield _on_experts(lora, architecture)
@@ -70,12 +70,12 @@ def _targets(lora: LoraConfig, four_bit: FourBit | None, architecture: Architect
         yield from _four_bits(four_bit, architecture)
 
 
-def _on_experts(lora: LoraConfig, architecture: Architecture) -> Finding:
+def _on_experts(lora: LoraConfig, architecture: Architecture) -> Problem:
     """What peft does with the names of linear layers where an architecture holds its experts in fused tensors."""
     adapted = adapter_parameters(architecture, lora)
     passed = sorted({name.rpartition(".")[2] for name in architecture.linear_shapes.keys() - adapted.keys()})
     without = f" The layers {', '.join(passed)} beside them get none." if passed and not lora.target_modules else ""
-    return finding(
+    return Problem.coded(
         "lora-on-fused-experts",
         "lora.dropout",
         "left out" if lora.dropout is None else lora.dropout,
@@ -84,37 +84,35 @@ def _on_experts(lora: LoraConfig, architecture: Architecture) -> Finding:
     )
 
 
-def _four_bits(four_bit: FourBit, architecture: Architecture) -> Iterator[Finding]:
+def _four_bits(four_bit: FourBit, architecture: Architecture) -> Iterator[Problem]:
     """Whether 4 bits are worth it on this architecture."""
-    refused = attempt(lambda: require_savings(four_bit, architecture), "quantization-saves-nothing", _FOUR_BIT, "true")
+    refused = attempt(lambda: require_savings(four_bit, architecture), _FOUR_BIT, "qlora")
     yield from refused.findings
     if not refused.failed and (why := saves_little(four_bit, architecture)):
         remedy = "method: lora trains faster and more exactly, where its memory is there."
-        yield finding("quantization-saves-little", _FOUR_BIT, "qlora", why, remedy)
+        yield Problem.coded("quantization-saves-little", _FOUR_BIT, "qlora", why, remedy)
 
 
 def _adapter_to_go_on_from(
     config: RunConfig, lora: LoraConfig, place: str, architecture: Architecture | None
-) -> Iterator[Finding]:
-    readable = attempt(lambda: _require_readable(place), "adapter-unreadable", _RESUME, place)
+) -> Iterator[Problem]:
+    readable = attempt(lambda: _require_readable(place), _RESUME, place)
     yield from readable.findings
     if readable.failed:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        brought = attempt(lambda: _bring(place, Path(scratch)), "adapter-not-found", _RESUME, place)
+        brought = attempt(lambda: _bring(place, Path(scratch)), _RESUME, place)
         if brought.value is None:
             yield from brought.findings
             return
         directory = brought.value
-        yield from attempt(
-            lambda: require_same_shape(lora, directory), "adapter-shape-differs", _RESUME, place
-        ).findings
+        yield from attempt(lambda: require_same_shape(lora, directory), _RESUME, place).findings
         if architecture is not None:
             yield from _weights(lora, architecture, directory, place)
         saved = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
         other = saved.get("base_model_name_or_path")
         if other and other != redacted(config.model.source):
-            yield finding(
+            yield Problem.coded(
                 "adapter-other-base",
                 _RESUME,
                 place,
@@ -123,24 +121,18 @@ def _adapter_to_go_on_from(
             )
 
 
-def _weights(lora: LoraConfig, architecture: Architecture, directory: Path, place: str) -> Iterator[Finding]:
+def _weights(lora: LoraConfig, architecture: Architecture, directory: Path, place: str) -> Iterator[Problem]:
     """Whether an adapter's weights fit the model, and are those of the modules that the run says."""
-    held = attempt(lambda: shapes_in(Folder(place), _RESUME, place), "adapter-weights-misfit", _RESUME, place)
+    held = attempt(lambda: shapes_in(Folder(place), _RESUME, place), _RESUME, place)
     yield from held.findings
     if held.value is None:
         return
     shapes = held.value
-    fits = attempt(
-        lambda: require_fit(architecture, directory, shapes, _RESUME, place), "adapter-weights-misfit", _RESUME, place
-    )
+    fits = attempt(lambda: require_fit(architecture, directory, shapes, _RESUME, place), _RESUME, place)
     yield from fits.findings
     if not fits.failed:
-        yield from attempt(
-            lambda: require_same_targets(lora, adapted_modules(shapes), architecture),
-            "adapter-shape-differs",
-            _RESUME,
-            place,
-        ).findings
+        same = attempt(lambda: require_same_targets(lora, adapted_modules(shapes), architecture), _RESUME, place)
+        yield from same.findings
 
 
 def _require_readable(place: str) -> None:
@@ -151,27 +143,28 @@ def _require_readable(place: str) -> None:
     """
     here = Path(place).expanduser()
     if "://" not in place and exists(here):
-        files_of(here, _RESUME, ConfigError, ADAPTER_FILES, ())
-        damage.require_undamaged(here, _RESUME, content=True)
+        files_of(here, _RESUME, AdapterError, ADAPTER_FILES, ())
+        damage.require_undamaged(here, _RESUME, AdapterError, content=True)
 
 
 def _bring(place: str, scratch: Path) -> Path:
     """The configuration of an adapter, on this disk.
 
     Raises:
-        ConfigError: There is no adapter.
+        AdapterError: There is none.
         TransientError: The store did not answer.
     """
-    with remote.explained(_RESUME, place, ConfigError, f"has no {_CONFIG} and no {_WEIGHTS}."):
+    nothing = f"has no {_CONFIG} and no {_WEIGHTS}."
+    with remote.explained(_RESUME, place, AdapterError, nothing, code=AdapterError.missing):
         names = Folder(place).names
         missing = [name for name in (_CONFIG, _WEIGHTS) if name not in names]
         if not missing:
             (scratch / _CONFIG).write_bytes(Folder(place).content(_CONFIG))
             _require_lora(json.loads((scratch / _CONFIG).read_text(encoding="utf-8")))
     if missing:
-        raise ConfigError.single(
-            _RESUME, place, f"has no {' and no '.join(missing)}.", "Name the directory of an adapter."
-        )
+        message = f"has no {' and no '.join(missing)}."
+        remedy = "Name the directory of an adapter."
+        raise AdapterError.single(_RESUME, place, message, remedy, code=AdapterError.missing)
     return scratch
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune import damage
+from thriftune import damage, hub
 from thriftune.config import ModelConfig
-from thriftune.errors import ModelSourceError, in_a_line
+from thriftune.errors import ModelSourceError, Problem, in_a_line
 from thriftune.models import architecture, gguf_file, stopping
 from thriftune.models import fetching as models
 from thriftune.models.architecture import Architecture
@@ -17,9 +17,8 @@ from thriftune.models.files import CODE, WANTED, exists, files_of
 from thriftune.models.positions import require_positions
 from thriftune.models.source import is_gguf, kind_of
 from thriftune.preflight import licenses, weights
-from thriftune.preflight.access import permitted
-from thriftune.preflight.findings import Finding, finding, skipped
-from thriftune.preflight.outcome import attempt, hub_code
+from thriftune.preflight.findings import skipped
+from thriftune.preflight.outcome import attempt
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
@@ -46,7 +45,7 @@ class BaseModel:
     license: str = ""
     directory: Path | None = None
     architecture: Architecture | None = None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Problem, ...] = ()
 
 
 def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
@@ -60,24 +59,24 @@ def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
     Returns:
         As much of it as could be had, and what is wrong.
     """
-    source, of_model = model.source, hub_code("model")
+    source = model.source
     logger.info("Preflight: the base model %s", source)
-    readable = attempt(lambda: _require_readable(source), "model-unreadable", FIELD, source)
+    readable = attempt(lambda: _require_readable(source), FIELD, source)
     if readable.failed:
         return BaseModel(findings=readable.findings)
-    version = attempt(lambda: models.version(source, model.revision, token), of_model, FIELD, source)
+    version = attempt(lambda: models.version(source, model.revision, token), FIELD, source)
     if version.value is None:
         return BaseModel(findings=version.findings)
-    brought = attempt(lambda: _bring(model, str(version.value), token, scratch), of_model, FIELD, source)
+    brought = attempt(lambda: _bring(model, str(version.value), token, scratch), FIELD, source)
     if brought.value is None:
         return BaseModel(version.value, findings=brought.findings)
     directory, names, info = brought.value
     found = licenses.of(directory, info)
     base = BaseModel(version.value, found, directory, findings=tuple(_license_note(found, source)))
-    lacking = attempt(lambda: _require_complete(directory, names, source), "model-incomplete", FIELD, source)
+    lacking = attempt(lambda: _require_complete(directory, names, source), FIELD, source)
     if lacking.failed:
         return dataclasses.replace(base, findings=base.findings + lacking.findings)
-    shape = attempt(lambda: _architecture(model, directory), "model-config-invalid", FIELD, source)
+    shape = attempt(lambda: _architecture(model, directory), FIELD, source)
     named = tuple(_in_words_of(found, directory, source) for found in shape.findings)
     base = dataclasses.replace(base, architecture=shape.value, findings=base.findings + named)
     store = None if is_gguf(source) else weights.store_of(source, version.value, token, directory, names)
@@ -93,10 +92,10 @@ def _require_readable(source: str) -> None:
     directory = Path(source).expanduser()
     if kind_of(source) == "directory" and exists(directory):
         files_of(directory, FIELD, ModelSourceError)
-        damage.require_undamaged(directory, FIELD, content=False)
+        damage.require_undamaged(directory, FIELD, ModelSourceError, content=False)
 
 
-def check_length(base: BaseModel, max_length: int) -> Iterator[Finding]:
+def check_length(base: BaseModel, max_length: int) -> Iterator[Problem]:
     """Rows longer than the positions that a model was made for, or than it has.
 
     Args:
@@ -107,15 +106,13 @@ def check_length(base: BaseModel, max_length: int) -> Iterator[Finding]:
         yield skipped("data.max_length", "the base model's architecture is not known")
         return
     shape = base.architecture
-    beyond = attempt(
-        lambda: require_positions(shape, max_length), "max-length-beyond-table", "data.max_length", max_length
-    )
+    beyond = attempt(lambda: require_positions(shape, max_length), "data.max_length", max_length)
     yield from beyond.findings
     positions = shape.longest_input
     if beyond.failed:
         return
     if positions is not None and max_length > positions:
-        yield finding(
+        yield Problem.coded(
             "max-length-beyond-positions",
             "data.max_length",
             max_length,
@@ -124,9 +121,9 @@ def check_length(base: BaseModel, max_length: int) -> Iterator[Finding]:
         )
 
 
-def _license_note(found: str, source: str) -> Iterator[Finding]:
+def _license_note(found: str, source: str) -> Iterator[Problem]:
     if not found:
-        yield finding(
+        yield Problem.coded(
             "license-not-found", FIELD, source, "says nowhere under which license it stands.", "Ask who made it."
         )
 
@@ -141,7 +138,7 @@ def _bring(
     code = (CODE,) if model.trust_remote_code else ()
     patterns = (*(pattern for pattern in WANTED if pattern != _WEIGHTS), "README.md", *code)
     if kind == "hub":
-        info = permitted(source, version, token, field=FIELD, error_class=ModelSourceError, repo_type="model")
+        info = hub.permitted(source, version, token, field=FIELD, error_class=ModelSourceError, repo_type="model")
         models._fetch_hub(source, version, directory, token, patterns)
         return directory, {file.rfilename for file in info.siblings or ()}, info
     if is_gguf(source):
@@ -200,6 +197,7 @@ def _architecture(model: ModelConfig, directory: Path) -> Architecture:
             model.source,
             f"its config.json cannot be used ({in_a_line(error)}).",
             "Repair config.json.",
+            code="model-config-invalid",
         ) from error
     if not model.trust_remote_code:  # whose code is looked for where the name says
         shape = dataclasses.replace(shape, name=model.source)
@@ -207,7 +205,7 @@ def _architecture(model: ModelConfig, directory: Path) -> Architecture:
     return shape
 
 
-def _in_words_of(found: Finding, directory: Path, source: str) -> Finding:
+def _in_words_of(found: Problem, directory: Path, source: str) -> Problem:
     """A finding about files in a scratch folder, as one about where they came from."""
     message = found.message.replace(str(directory), source)
     return dataclasses.replace(found, value=source, message=message)

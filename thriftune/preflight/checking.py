@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from thriftune.codes import UNREACHABLE
 from thriftune.config import RunConfig
 from thriftune.config.formats import TABLE
 from thriftune.data import sources
 from thriftune.data.prepare import fingerprint
-from thriftune.errors import ThriftuneError
+from thriftune.errors import Problem, ThriftuneError
 from thriftune.models.tokenizer import fingerprint as tokenizer_fingerprint
 from thriftune.preflight import (
     adapters,
@@ -26,8 +27,8 @@ from thriftune.preflight import (
     tokenizer,
 )
 from thriftune.preflight.base_model import BaseModel
-from thriftune.preflight.findings import UNREACHABLE, Facts, Finding, Preflight, finding, in_order, skipped
-from thriftune.preflight.outcome import attempt, hub_code
+from thriftune.preflight.findings import Facts, Preflight, in_order, skipped
+from thriftune.preflight.outcome import attempt
 from thriftune.preflight.platform import GRACE_SECONDS, SecretState
 from thriftune.preflight.sampling import Sample
 from thriftune.preflight.tokenizer import CheckedTokenizer
@@ -40,7 +41,7 @@ _DATA = "data.source"
 class _Notes:
     """What was found so far."""
 
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Problem] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
 
     def learn(self, **facts: Any) -> None:
@@ -107,7 +108,7 @@ def _check_model(config: RunConfig, token: str | None, scratch: Path, notes: _No
     return base
 
 
-def _check_plan(plan: TrainingPlan | ThriftuneError, found: Sequence[Finding]) -> list[Finding]:
+def _check_plan(plan: TrainingPlan | ThriftuneError, found: Sequence[Problem]) -> list[Problem]:
     """Why there is no plan, but for what the planner says again of a model or adapters that were found bad here.
 
     Args:
@@ -138,9 +139,11 @@ def _read_data(
     named = ", ".join(source.source for source in data.all_sources)
     if table is not None and TABLE not in [source.source for source in data.all_sources]:
         remedy = f"Write source: {TABLE}."
-        notes.findings.append(finding("table-unused", _DATA, named, "leaves out the table that was given.", remedy))
+        notes.findings.append(
+            Problem.coded("table-unused", _DATA, named, "leaves out the table that was given.", remedy)
+        )
     notes.learn(max_length=data.max_length)
-    version = attempt(lambda: sources.versions(data, token, table=table_version), hub_code("data"), _DATA, named)
+    version = attempt(lambda: sources.versions(data, token, table=table_version), _DATA, named)
     pinned = data if version.value is None else sources.pinned(data, version.value)
     sample = sampling.read(config.model_copy(update={"data": pinned}), scratch, token, table or ())
     # Reading says more than asking for the version; what only the version needs is what is left to say.

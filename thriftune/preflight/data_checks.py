@@ -1,23 +1,22 @@
 """What the sampled rows say of the data: rejected, too long, trained on, in the embedding table."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from thriftune.config import DataConfig
 from thriftune.data.report import number, percent
 from thriftune.data.statistics import Bin, bins, where_rows_went
+from thriftune.errors import Problem
 from thriftune.models.architecture import Architecture
 from thriftune.models.stopping import stop_tokens
-from thriftune.preflight.findings import Finding, finding, of_problem
-from thriftune.preflight.rows import Tried, too_many_rejected
+from thriftune.preflight.outcome import attempt
+from thriftune.preflight.rows import Tried
 from thriftune.preflight.sampling import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SOURCE, _LENGTH = "data.source", "data.max_length"
-_TEMPLATE = "chat template"
+_SOURCE, _LENGTH, _REJECTED = "data.source", "data.max_length", "data.max_rejected"
 # Where so many rows of a part cannot be used, it is their format that is wrong.
 _SURELY = 0.5
 _MOST = 0.95
@@ -31,7 +30,7 @@ def check(
     data: DataConfig,
     tokenizer: "PreTrainedTokenizerBase",
     architecture: Architecture,
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     """Everything that the sampled rows show.
 
     Args:
@@ -43,15 +42,15 @@ def check(
     """
     rejected = list(_rejected(tried, sample, data))
     yield from rejected
-    yield from _unread(tried, sample, data)
-    if tried.rejected_rows == tried.rows and rejected:
+    yield from _unread(tried, data)
+    if tried.rejections.rows == tried.rows and rejected:
         return
     yield from _lengths(tried, sample, data)
     if not _all_dropped(tried):
         yield from _left(tried, sample)
     yield from _trained(tried, sample, data, tokenizer)
     if tried.largest_token >= architecture.vocabulary:
-        yield finding(
+        yield Problem.coded(
             "token-outside-embedding",
             "model.source",
             f"token {tried.largest_token}",
@@ -89,54 +88,55 @@ def trained_share(tried: Tried) -> float | None:
     return (tried.train.trained_tokens + tried.validation.trained_tokens) / tokens if tokens else None
 
 
-def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding]:
+def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Problem]:
     """Rows that cannot be used. Of a part of the data, only what is as good as certain of all of it is an error."""
-    if not tried.rejected:
+    rejections = tried.rejections
+    if not rejections.reasons:
         return
-    share, first = tried.rejected_rows / tried.rows, tried.rejected[0].reason
-    if tried.rejected_rows == tried.rows and all(_TEMPLATE in row.reason for row in tried.rejected):
+    share, first = rejections.rows / tried.rows, next(iter(rejections.reasons))
+    if rejections.rows == tried.rows and rejections.causes == {"chat template"}:
         message = f"none of {tried.rows} conversations can be rendered, the first because {first}."
         remedy = "Repair chat_template.jinja, use another instruct model, or change the roles in the data."
-        yield finding("chat-template-fails", "data.format", "chat", message, remedy)
+        yield Problem.coded("chat-template-fails", "data.format", "chat", message, remedy)
         return
     total = tried.rows if sample.is_whole or share >= _SURELY else sample.used_rows(data)
-    error = too_many_rejected(tried, total, data.max_rejected) if total is not None else None
-    if error is not None:
-        yield from (of_problem("too-many-rejected", problem) for problem in error.problems)
+    few = None if total is None else attempt(lambda: rejections.require_few(total, data.max_rejected), _REJECTED, "")
+    if few is not None and few.failed:
+        yield from few.findings
     elif share > data.max_rejected:
-        yield finding(
+        yield Problem.coded(
             "rejected-in-sample",
-            "data.max_rejected",
+            _REJECTED,
             data.max_rejected,
-            f"{tried.rejected_rows} of the first {tried.rows} rows ({percent(share)}) cannot be used, the first "
+            f"{rejections.rows} of the first {tried.rows} rows ({percent(share)}) cannot be used, the first "
             f"because {first}.",
             "Look at them: if the rest is alike, preparing the data will stop.",
         )
 
 
-def _unread(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding]:
+def _unread(tried: Tried, data: DataConfig) -> Iterator[Problem]:
     """Keys that are not read: a warning each where they seem to be meant for something, one note for the others."""
-    for index, (source, keys) in enumerate(zip(sample.sources, tried.unread, strict=True)):
+    for index, source in enumerate(tried.stats.sources):
         section = f"data.sources.{index}" if data.sources else "data"
-        for key in (key for key in keys if key.hint):
+        for key in (key for key in source.unread if key.hint):
             message = f"has {key.rows} rows that say something under {key.name!r}, which is not read ({key.hint})."
             mapped = "" if "[]" in key.name else f" Or map it in {section}.columns."
             remedy = f"Rename or remove it in the data.{mapped}"
-            yield finding("key-not-read", f"{section}.source", source.name, message, remedy)
-        others = [f"{key.name} ({key.rows})" for key in keys if not key.hint]
+            yield Problem.coded("key-not-read", f"{section}.source", source.name, message, remedy)
+        others = [f"{key.name} ({key.rows})" for key in source.unread if not key.hint]
         if others:
             more = f" and {len(others) - _SHOWN_KEYS} more" if len(others) > _SHOWN_KEYS else ""
             message = f"its rows also have keys that are not read: {', '.join(others[:_SHOWN_KEYS])}{more}."
-            yield finding("other-keys", f"{section}.source", source.name, message)
+            yield Problem.coded("other-keys", f"{section}.source", source.name, message)
 
 
-def _lengths(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding]:
+def _lengths(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Problem]:
     """Examples that are longer than the maximum, and what becomes of them."""
     too_long, examples = _sum(tried, "too_long"), len(tried.lengths)
     if not too_long:
         return
     if _all_dropped(tried):
-        yield finding(
+        yield Problem.coded(
             "all-rows-too-long",
             _LENGTH,
             data.max_length,
@@ -146,7 +146,7 @@ def _lengths(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Finding
         return
     fates = (("truncated", "cut at the end"), ("split", "split over several rows"), ("dropped", "dropped"))
     what = ", ".join(f"{_sum(tried, name)} {fate}" for name, fate in fates if _sum(tried, name))
-    yield finding(
+    yield Problem.coded(
         "rows-too-long",
         _LENGTH,
         data.max_length,
@@ -161,26 +161,26 @@ def _all_dropped(tried: Tried) -> bool:
     return tried.kept == 0 and 0 < examples <= _sum(tried, "too_long")
 
 
-def _left(tried: Tried, sample: Sample) -> Iterator[Finding]:
+def _left(tried: Tried, sample: Sample) -> Iterator[Problem]:
     """Whether anything is left to train on and to measure on."""
     names = ", ".join(source.name for source in sample.sources)
-    reasons = Counter(row.reason for row in tried.rejected)
+    reasons = tried.rejections.reasons
     remedy = "Give more, and different, rows."
     # Of a part of the data, the rows held out are not those of the run.
     if not (sample.is_whole or tried.kept == 0):
         return
     if not tried.train.token_rows:
         message = f"nothing is left to train on: {where_rows_went(tried.train, reasons)}."
-        yield finding("no-training-rows", _SOURCE, names, message, remedy)
+        yield Problem.coded("no-training-rows", _SOURCE, names, message, remedy)
     elif not tried.validation.token_rows:
         message = f"nothing is left to measure loss on: {where_rows_went(tried.validation, reasons)}."
-        yield finding("no-held-out-rows", _SOURCE, names, message, remedy)
+        yield Problem.coded("no-held-out-rows", _SOURCE, names, message, remedy)
 
 
-def _trained(tried: Tried, sample: Sample, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
+def _trained(tried: Tried, sample: Sample, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Problem]:
     """The special tokens among what is trained on."""
     if tried.kept and not tried.trained_eos:
-        yield finding(
+        yield Problem.coded(
             "eos-never-trained",
             _LENGTH,
             data.max_length,
@@ -189,7 +189,7 @@ def _trained(tried: Tried, sample: Sample, data: DataConfig, tokenizer: "PreTrai
             f"Raise it: {_longer(tried, data.max_length)}.",
         )
     if tried.trained_pad and tokenizer.pad_token_id not in stop_tokens(tokenizer):
-        yield finding(
+        yield Problem.coded(
             "pad-trained",
             _SOURCE,
             ", ".join(source.name for source in sample.sources),

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from thriftune.disk import DiskFullError, existing, free_bytes, refusal, temporary
-from thriftune.errors import ThriftuneError
+from thriftune.errors import Problem, ThriftuneError
 from thriftune.planning.memory import disk
-from thriftune.preflight.findings import Finding, finding, of_problem
 from thriftune.training_plan import TrainingPlan
 
 OUTPUTS, TEMPORARY = "THRIFTUNE_OUTPUTS", "TMPDIR"
@@ -14,7 +13,7 @@ _CODE = "output-not-writable"
 _GIB = 2**30
 
 
-def check(place: str, refused: str) -> Iterator[Finding]:
+def check(place: str, refused: str) -> Iterator[Problem]:
     """Whether what the run makes can be written to the store.
 
     Args:
@@ -22,7 +21,7 @@ def check(place: str, refused: str) -> Iterator[Finding]:
         refused: What the store answered to an attempt; empty where it was written.
     """
     if refused:
-        yield finding(
+        yield Problem.coded(
             _CODE,
             "THRIFTUNE_RAW_OUTPUT",
             place,
@@ -32,7 +31,7 @@ def check(place: str, refused: str) -> Iterator[Finding]:
         )
 
 
-def check_local(folder: Path | None, plan: TrainingPlan | ThriftuneError, keep_checkpoints: int) -> Iterator[Finding]:
+def check_local(folder: Path | None, plan: TrainingPlan | ThriftuneError, keep_checkpoints: int) -> Iterator[Problem]:
     """Whether a local run can write its results and its temporary files, and has room for them.
 
     Args:
@@ -47,9 +46,9 @@ def check_local(folder: Path | None, plan: TrainingPlan | ThriftuneError, keep_c
     for setting, place in places.items():
         error = refusal(place, "what the run makes" if setting == OUTPUTS else "temporary files")
         if isinstance(error, DiskFullError):
-            yield finding(_CODE, setting, place, f"{error}")
+            yield Problem.coded(_CODE, setting, place, f"{error}")
         elif error is not None:
-            yield from (of_problem(_CODE, problem) for problem in error.problems)
+            yield from error.problems
         refused = refused or error is not None
     if not refused and isinstance(plan, TrainingPlan):
         yield from _room(places, needed(plan, keep_checkpoints))
@@ -68,7 +67,7 @@ def needed(plan: TrainingPlan, keep_checkpoints: int) -> dict[str, float]:
     return {OUTPUTS: items.get(disk.MODELS, 0.0) + kept, TEMPORARY: at_once + items.get(disk.OFFLOADED, 0.0)}
 
 
-def _room(places: dict[str, Path], needs: dict[str, float]) -> Iterator[Finding]:
+def _room(places: dict[str, Path], needs: dict[str, float]) -> Iterator[Problem]:
     """What is free on each disk, beside all that is to be written there."""
     disks: dict[int, list[str]] = {}
     for setting, place in places.items():
@@ -77,7 +76,7 @@ def _room(places: dict[str, Path], needs: dict[str, float]) -> Iterator[Finding]
         wanted, place = sum(needs[setting] for setting in settings), places[settings[0]]
         free = free_bytes(place) / _GIB
         if wanted > free:
-            yield finding(
+            yield Problem.coded(
                 "output-too-little-room",
                 " and ".join(settings),
                 place,

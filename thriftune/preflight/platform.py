@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from thriftune.config import RunConfig
-from thriftune.errors import ConfigError, ThriftuneError, TransientError, UserError
+from thriftune.errors import ConfigError, Problem, ThriftuneError, TransientError, UserError
 from thriftune.methods import METHODS
 from thriftune.planning.search import ways_of
-from thriftune.preflight.findings import Finding, finding, of_problem
 from thriftune.preflight.outcome import unreachable
 from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import TrainingPlan
@@ -25,7 +24,7 @@ _GIGABIT_BYTES = 1e9 / 8
 Plan = TrainingPlan | ThriftuneError
 
 
-def check_plan(plan: Plan) -> Iterator[Finding]:
+def check_plan(plan: Plan) -> Iterator[Problem]:
     """Why there is no plan, if there is none.
 
     Args:
@@ -34,8 +33,7 @@ def check_plan(plan: Plan) -> Iterator[Finding]:
     if isinstance(plan, TransientError):
         yield unreachable(plan, "plan", "")
     elif isinstance(plan, UserError):
-        for problem in plan.problems:
-            yield of_problem(_code_of(problem.field), problem)
+        yield from plan.problems
 
 
 def plan_line(plan: TrainingPlan) -> str:
@@ -50,7 +48,7 @@ def plan_line(plan: TrainingPlan) -> str:
     )
 
 
-def check_settings(config: RunConfig, plan: Plan) -> Iterator[Finding]:
+def check_settings(config: RunConfig, plan: Plan) -> Iterator[Problem]:
     """Whether the settings of the run's strategy say what can be, and its library agrees.
 
     Args:
@@ -59,15 +57,12 @@ def check_settings(config: RunConfig, plan: Plan) -> Iterator[Finding]:
     """
     logger.info("Preflight: the settings of the strategy")
     if isinstance(plan, TrainingPlan):
-        problems = STRATEGIES[plan.strategy].check(plan.settings)
-    else:  # without a plan, whatever the run leaves to choose among
-        try:
-            ways_of(config)
-        except ConfigError as error:
-            problems = list(error.problems)
-        else:
-            return
-    yield from (of_problem("zero-config-invalid", problem) for problem in problems)
+        yield from STRATEGIES[plan.strategy].check(plan.settings)
+        return
+    try:  # without a plan, whatever the run leaves to choose among
+        ways_of(config)
+    except ConfigError as error:
+        yield from error.problems
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class SecretState:
     purpose: str
 
 
-def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Finding]:
+def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Problem]:
     """Secrets that are needed and not there.
 
     Args:
@@ -102,7 +97,7 @@ def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Finding]:
         else:
             message = f"is not set, and the run needs it for {secret.purpose}."
             remedy = "Name the secret when you register or run, as group/key."
-        yield finding("secret-missing", secret.setting, secret.name, message, remedy)
+        yield Problem.coded("secret-missing", secret.setting, secret.name, message, remedy)
 
 
 def checkpoint_bytes(plan: TrainingPlan) -> int:
@@ -125,7 +120,7 @@ def upload_seconds(size: int, network_gbps: float) -> float:
     return size / (network_gbps * _GIGABIT_BYTES * _EFFICIENCY)
 
 
-def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Finding]:
+def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Problem]:
     """Whether a spot node that is given notice can still upload a checkpoint.
 
     Args:
@@ -134,7 +129,7 @@ def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Fi
         grace_seconds: Notice that a spot node is given.
     """
     if seconds > grace_seconds:
-        yield finding(
+        yield Problem.coded(
             "upload-exceeds-grace",
             "hardware.nodes",
             "",
@@ -142,11 +137,3 @@ def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Fi
             f"{grace_seconds:.0f} s.",
             "Use on-demand nodes, more of them, or ones with a faster network.",
         )
-
-
-def _code_of(field: str) -> str:
-    section = field.partition(".")[0]
-    if field == "method":
-        return "wrong-workflow"
-    by_section = {"zero": "zero-config-invalid", "model": "model-config-invalid", "lora": "lora-refused"}
-    return by_section.get(section, "plan-does-not-fit")

@@ -3,10 +3,10 @@
 import io
 from collections.abc import Iterator
 
+from thriftune import pages
 from thriftune.data.report import number, percent, share
 from thriftune.preflight.findings import Facts, Preflight
 
-_TEMPLATE = "report.html.jinja"
 _LOG_COLUMNS = 110
 
 
@@ -38,15 +38,9 @@ def text(preflight: Preflight) -> str:
 
 def html(preflight: Preflight) -> str:
     """One page that loads nothing; whatever a configuration or a row says is escaped."""
-    from importlib.resources import files
-
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent}
-    environment.globals |= {"share": share}
-    source = files("thriftune.preflight").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return pages.render(
+        "preflight/report.html.jinja",
+        {"number": number, "percent": percent, "share": share},
         preflight=preflight,
         facts=preflight.facts,
         verdict=verdict(preflight),

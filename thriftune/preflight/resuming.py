@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from thriftune.checkpoints import identity
 from thriftune.checkpoints.resume_from import OR_ELSE, RESUME_FROM, newest_whole
 from thriftune.config import RunConfig
-from thriftune.errors import ThriftuneError
-from thriftune.preflight.findings import Finding, finding, of_problem, skipped
+from thriftune.errors import Problem, ThriftuneError
+from thriftune.preflight.findings import skipped
 from thriftune.preflight.outcome import attempt
 from thriftune.training_plan import TrainingPlan
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 def check(
     config: RunConfig, plan: TrainingPlan | ThriftuneError, *, model: str, dataset: str, rows: int | None
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     """What is wrong with the checkpoints to go on from; nothing for a run that names none.
 
     Args:
@@ -30,7 +30,7 @@ def check(
     if not prefix:
         return
     logger.info("Preflight: the checkpoints in %s", prefix)
-    newest = attempt(lambda: newest_whole(prefix), "checkpoint-not-found", RESUME_FROM, prefix)
+    newest = attempt(lambda: newest_whole(prefix), RESUME_FROM, prefix)
     yield from newest.findings
     if newest.value is None:
         return
@@ -40,6 +40,8 @@ def check(
     own = identity.of(config, plan, model=model, dataset=dataset, rows=rows)
     found = newest.value
     compared = identity.compare(own, found.content, found.step, place=prefix, or_else=OR_ELSE)
-    yield from (of_problem("checkpoint-differs", problem) for problem in compared.problems)
+    yield from compared.problems
     for remark in compared.remarks if not compared.problems else ():
-        yield finding("checkpoint-goes-on-otherwise", RESUME_FROM, prefix, remark, "Check that this is what you want.")
+        yield Problem.coded(
+            "checkpoint-goes-on-otherwise", RESUME_FROM, prefix, remark, "Check that this is what you want."
+        )

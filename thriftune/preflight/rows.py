@@ -2,25 +2,17 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune.config import DataConfig, RunConfig
-from thriftune.data import unread
-from thriftune.data.batches import batches
-from thriftune.data.conversion import Batch, Converter, formats
-from thriftune.data.held_out import hold_out
+from thriftune.data import prepare
+from thriftune.data.conversion import Converter
 from thriftune.data.pieces import Pieces
-from thriftune.data.prepared import TRAIN, VALIDATION
-from thriftune.data.rejection import REJECTED, RejectedRow, Rejections
-from thriftune.data.selection import select
-from thriftune.data.splits import SplitWriter
-from thriftune.data.statistics import SplitStats, UnreadKey
+from thriftune.data.rejection import REJECTED, Rejections
+from thriftune.data.statistics import DataStats, SplitStats
 from thriftune.data.tokenization import IGNORED
-from thriftune.errors import UserError
 from thriftune.models.stopping import stop_tokens
 from thriftune.preflight.outcome import Outcome, attempt
 from thriftune.preflight.sampling import Sample
@@ -39,28 +31,30 @@ class Tried:
     """What became of the sampled rows.
 
     Attributes:
-        train: Of those that train.
-        validation: Of those held out.
+        stats: What data preparation says of them.
+        rejections: Rows, or parts of rows, that cannot be used.
         lengths: Tokens of every example that can be used, before any is cut.
-        has_documents: Whether some are documents, which are always cut into blocks.
         trained_eos: Examples that train EOS.
         trained_pad: Examples that train the pad token.
         largest_token: Highest token id.
-        rejected: Rows, or parts of rows, that cannot be used.
-        rejected_rows: Rows of which nothing can be used.
-        unread: Of each source, the keys that are not read.
     """
 
-    train: SplitStats
-    validation: SplitStats
+    stats: DataStats
+    rejections: Rejections
     lengths: tuple[int, ...]
-    has_documents: bool
     trained_eos: int
     trained_pad: int
     largest_token: int
-    rejected: tuple[RejectedRow, ...]
-    rejected_rows: int
-    unread: tuple[tuple[UnreadKey, ...], ...]
+
+    @property
+    def train(self) -> SplitStats:
+        """Of the rows that train."""
+        return self.stats.train
+
+    @property
+    def validation(self) -> SplitStats:
+        """Of the rows held out."""
+        return self.stats.validation
 
     @property
     def rows(self) -> int:
@@ -85,95 +79,32 @@ def convert(sample: Sample, config: RunConfig, tokenizer: "PreTrainedTokenizerBa
         What became of them. Where the sample is all of the data, the same rows train as in the run.
     """
     logger.info("Preflight: tokenizing %d rows", sample.count)
-    data = config.data
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        chosen = attempt(lambda: _split(sample, data, config.seed, scratch), "too-few-rows", "data.source", "")
-        if chosen.value is None:
-            return Outcome(findings=chosen.findings)
-        batches_of_rows = chosen.value
-        return attempt(
-            lambda: _converted(batches_of_rows, sample, data, tokenizer, scratch),
-            "chat-template-fails",
-            "data.format",
-            "",
-        )
+    data = config.data if sample.is_whole else _unmixed(config.data)
+    with tempfile.TemporaryDirectory() as scratch:
+        return attempt(lambda: _tried(sample, data, config.seed, tokenizer, Path(scratch)), "data.source", "")
 
 
-def too_many_rejected(tried: Tried, total: int, max_rejected: float) -> UserError | None:
-    """What data preparation would say of the rejected rows, if they were all there are.
-
-    Args:
-        tried: What became of the sampled rows.
-        total: Rows of the data.
-        max_rejected: Share of them that may be bad.
-    """
-    with tempfile.TemporaryDirectory() as scratch, Rejections(Path(scratch) / REJECTED) as rejections:
-        rejections.add(tried.rejected, tried.rejected_rows)
-        try:
-            rejections.require_few(total, max_rejected)
-        except UserError as error:
-            return error
-    return None
+def _unmixed(data: DataConfig) -> DataConfig:
+    """The same data with every row used: of a part of the sources, the mix would leave out what is to be looked at."""
+    mixed = tuple(source.model_copy(update={"weight": None}) for source in data.sources)
+    return data.model_copy(update={"sources": mixed, "max_rows": None})
 
 
-def _split(sample: Sample, data: DataConfig, seed: int, scratch: Path) -> Iterator[Batch]:
-    """Which of the sampled rows train: the run's own choice if the sample is all there is, else all, as in a mix."""
-    weights = [source.weight for source in data.sources if source.weight is not None]
+def _tried(sample: Sample, data: DataConfig, seed: int, tokenizer: "PreTrainedTokenizerBase", scratch: Path) -> Tried:
     opened = [source.opened() for source in sample.sources]
-    selections = select(
-        [source.count for source in opened],
-        weights=(weights or None) if sample.is_whole else None,
-        max_rows=data.max_rows if sample.is_whole else None,
-        seed=seed,
-    )
-    held_out = hold_out(opened, selections, formats(data), share=data.validation_share, folder=scratch)
-    return batches(opened, selections, held_out)
-
-
-def _converted(
-    coming: Iterator[Batch], sample: Sample, data: DataConfig, tokenizer: "PreTrainedTokenizerBase", scratch: Path
-) -> Tried:
+    selections, coming = prepare.chosen(opened, data, seed, scratch)
     converter = Converter(data, tokenizer)
     uncut = Converter(data.model_copy(update={"max_length": _UNCUT, "long_rows": "truncate"}), tokenizer)
     pieces, lengths, seen = Pieces(scratch), list[int](), _Seen(tokenizer)
-    rejected: list[RejectedRow] = []
-    with pieces.writing() as write:
+    with Rejections(scratch / REJECTED) as rejections, pieces.writing() as write:
         for batch in coming:
             converted = converter.convert(batch)
             write(converted)
-            rejected += converted.rejected
+            rejections.add(converted.rejected, converted.rejected_rows)
             seen.add(converted.table)
             lengths += _lengths(uncut.convert(batch).table)
-    train, validation = _arranged(pieces, data, scratch)
-    whole = train.rejected + validation.rejected
-    return Tried(
-        train, validation, tuple(lengths), seen.documents, seen.eos, seen.pad, seen.largest, tuple(rejected), whole,
-        _unread(pieces, sample, data),
-    )  # fmt: skip
-
-
-def _unread(pieces: Pieces, sample: Sample, data: DataConfig) -> tuple[tuple[UnreadKey, ...], ...]:
-    """Of each source, the keys that are not read."""
-    each = enumerate(zip(sample.sources, data.all_sources, formats(data), strict=True))
-    return tuple(
-        unread.explained(pieces.unread, number, named, row_format, source.columns, len(source.rows))
-        for number, (source, named, row_format) in each
-    )
-
-
-def _arranged(pieces: Pieces, data: DataConfig, scratch: Path) -> tuple[SplitStats, SplitStats]:
-    """Copies left out, documents joined, examples packed: the rows of both splits, counted."""
-    pieces.find_copies(deduplicate=data.deduplicate, leakage_check=data.leakage_check)
-    with ExitStack() as stack:
-        train, validation = (
-            stack.enter_context(SplitWriter(scratch / name, data.max_length, packing=data.packing and name == TRAIN))
-            for name in (TRAIN, VALIDATION)
-        )
-        for part in pieces.parts():
-            train.add(part, part.train)
-            validation.add(part, ~part.train)
-    return train.counter.stats(pieces.counts, held_out=False), validation.counter.stats(pieces.counts, held_out=True)
+    stats = prepare.arranged(opened, selections, data, seed, pieces, scratch)
+    return Tried(stats, rejections, tuple(lengths), seen.eos, seen.pad, seen.largest)
 
 
 def _lengths(table: "pa.RecordBatch") -> list[int]:
@@ -190,7 +121,6 @@ class _Seen:
         self._stops, self._pad = stop_tokens(tokenizer), tokenizer.pad_token_id
         self.eos = self.pad = 0
         self.largest = -1
-        self.documents = False
 
     def add(self, table: "pa.RecordBatch") -> None:
         """Look at a table of pieces."""
@@ -204,4 +134,3 @@ class _Seen:
         assert IGNORED not in (*self._stops, self._pad)
         self.eos += int(np.logical_or.reduceat(np.isin(trained, self._stops), ends[:-1]).sum())
         self.pad += int(np.logical_or.reduceat(trained == self._pad, ends[:-1]).sum())
-        self.documents = self.documents or bool(table.column("is_document").to_numpy(zero_copy_only=False).any())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from thriftune.batching import steps_per_epoch, total_steps
 from thriftune.config import RunConfig, TrainingConfig
 from thriftune.data.report import number, percent
-from thriftune.preflight.findings import Finding, finding
+from thriftune.errors import Problem
 from thriftune.preflight.rows import Tried
 from thriftune.preflight.sampling import Sample
 
@@ -73,7 +73,7 @@ def of_sample(tried: Tried, sample: Sample, config: RunConfig) -> Steps | None:
     return count(max(1, round(token_rows / tried.train.rows * training)), config.training, is_exact=False)
 
 
-def check(steps: Steps, training: TrainingConfig) -> Iterator[Finding]:
+def check(steps: Steps, training: TrainingConfig) -> Iterator[Problem]:
     """What does not make sense together.
 
     Args:
@@ -82,7 +82,7 @@ def check(steps: Steps, training: TrainingConfig) -> Iterator[Finding]:
     """
     about = "" if steps.is_exact else "about "
     if steps.rows < training.global_batch:
-        yield finding(
+        yield Problem.coded(
             "fewer-rows-than-batch",
             "training.global_batch",
             training.global_batch,
@@ -91,7 +91,7 @@ def check(steps: Steps, training: TrainingConfig) -> Iterator[Finding]:
         )
     yield from _passes(steps, training, about)
     if steps.warmup >= steps.total:
-        yield finding(
+        yield Problem.coded(
             "warmup-covers-all-steps",
             "training.warmup_share",
             training.warmup_share,
@@ -100,7 +100,7 @@ def check(steps: Steps, training: TrainingConfig) -> Iterator[Finding]:
             "Use 0, or train longer.",
         )
     if training.log_every > steps.total:
-        yield finding(
+        yield Problem.coded(
             "first-step-logged-only",
             "training.log_every",
             training.log_every,
@@ -109,11 +109,11 @@ def check(steps: Steps, training: TrainingConfig) -> Iterator[Finding]:
         )
 
 
-def _passes(steps: Steps, training: TrainingConfig, about: str) -> Iterator[Finding]:
+def _passes(steps: Steps, training: TrainingConfig, about: str) -> Iterator[Problem]:
     """More passes over the data than were asked for."""
     passes = steps.total / steps.per_epoch
     if training.max_steps and passes > max(1.0, training.epochs):
-        yield finding(
+        yield Problem.coded(
             "max-steps-beyond-epochs",
             "training.max_steps",
             training.max_steps,

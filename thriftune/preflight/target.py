@@ -6,9 +6,8 @@ from typing import Any
 
 from thriftune import hub
 from thriftune.config import PublishConfig
-from thriftune.errors import PublishError
+from thriftune.errors import Problem, PublishError
 from thriftune.models import publishing
-from thriftune.preflight.findings import Finding
 from thriftune.preflight.outcome import attempt
 
 logger = logging.getLogger(__name__)
@@ -20,7 +19,7 @@ _WRITING_ROLES = ("write", "contributor", "admin")
 _WRITING_PERMISSION = "repo.write"
 
 
-def check(publish: PublishConfig | None, token: str | None) -> Iterator[Finding]:
+def check(publish: PublishConfig | None, token: str | None) -> Iterator[Problem]:
     """Everything about the target; nothing where a run does not publish, or only shows what it would.
 
     Args:
@@ -30,27 +29,12 @@ def check(publish: PublishConfig | None, token: str | None) -> Iterator[Finding]
     if publish is None or publish.dry_run:
         return
     logger.info("Preflight: write access to %s", publish.repository)
-    missing = attempt(lambda: publishing.require_token(publish, token), "publish-no-token", _FIELD, publish.repository)
+    missing = attempt(lambda: publishing.require_token(publish, token), _FIELD, publish.repository)
     if missing.failed or token is None:
         yield from missing.findings
         return
-    yield from attempt(
-        lambda: _require_write_access(publish.repository, token), _code_of, _FIELD, publish.repository
-    ).findings
-
-
-def _code_of(error: Any) -> str:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    cause = error.__cause__
-    if cause is None and error.__suppress_context__:
-        return "hub-token-refused"
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    return (
-        "hub-token-refused"
-        if isinstance(cause, HfHubHTTPError) and status == _UNAUTHORIZED
-        else "publish-no-write-access"
-    )
+    refused = attempt(lambda: _require_write_access(publish.repository, token), _FIELD, publish.repository)
+    yield from refused.findings
 
 
 def _require_write_access(repository: str, token: str) -> None:

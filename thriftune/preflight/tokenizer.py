@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,13 @@ from thriftune.data.examples import RowError
 from thriftune.data.questions import encode_prompt
 from thriftune.data.rendering import render
 from thriftune.data.tokenization import require_usable
-from thriftune.errors import DataError, ModelSourceError, UserError
+from thriftune.errors import DataError, ModelSourceError, Problem, UserError
 from thriftune.models.architecture import Architecture
 from thriftune.models.chat_template import SIMPLEST_CONVERSATIONS, TemplateFailsError, turn_end
 from thriftune.models.positions import table_length
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.preflight.base_model import FIELD, BaseModel
-from thriftune.preflight.findings import Finding, finding, skipped
+from thriftune.preflight.findings import skipped
 from thriftune.preflight.outcome import attempt
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class CheckedTokenizer:
     """
 
     tokenizer: "PreTrainedTokenizerBase | None" = None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Problem, ...] = ()
 
 
 def check(config: RunConfig, base: BaseModel) -> CheckedTokenizer:
@@ -57,13 +57,12 @@ def check(config: RunConfig, base: BaseModel) -> CheckedTokenizer:
         return CheckedTokenizer(findings=(skipped("tokenizer", reason),))
     logger.info("Preflight: the tokenizer")
     trust = config.model.trust_remote_code
-    loaded = attempt(lambda: _load(directory, source, trust_remote_code=trust), _code_of_loading, FIELD, source)
+    loaded = attempt(lambda: _load(directory, source, trust_remote_code=trust), FIELD, source)
     if loaded.value is None:
         return CheckedTokenizer(findings=tuple(_named(found, source) for found in loaded.findings))
     tokenizer = loaded.value
     needs_template = any(row_format.is_chat for row_format in formats(config.data))
-    code = _code_of(tokenizer)
-    usable = attempt(lambda: require_usable(tokenizer, needs_chat_template=needs_template), code, FIELD, source)
+    usable = attempt(lambda: require_usable(tokenizer, needs_chat_template=needs_template), FIELD, source)
     if usable.failed:
         return CheckedTokenizer(findings=tuple(_named(found, source) for found in usable.findings))
     findings = [*_special_tokens(tokenizer, base.architecture, source)]
@@ -72,7 +71,7 @@ def check(config: RunConfig, base: BaseModel) -> CheckedTokenizer:
     return CheckedTokenizer(tokenizer, tuple(findings))
 
 
-def check_template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
+def check_template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Problem]:
     """Whether the chat template renders anything, for a run whose own conversations cannot be tried.
 
     Args:
@@ -83,7 +82,7 @@ def check_template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> I
         return
     reasons = [_refusal(messages, tokenizer) for messages in SIMPLEST_CONVERSATIONS]
     if all(reasons):
-        yield finding(
+        yield Problem.coded(
             "chat-template-fails",
             "data.format",
             "chat",
@@ -102,7 +101,7 @@ def _refusal(messages: Sequence[dict[str, str]], tokenizer: "PreTrainedTokenizer
 
 def check_prompts(
     config: RunConfig, tokenizer: "PreTrainedTokenizerBase", architecture: Architecture
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     """The questions that are asked before and after training, on the training nodes.
 
     Args:
@@ -118,11 +117,11 @@ def check_prompts(
         if not reason and table is not None and len(ids) >= table:
             reason = f"it has {len(ids)} tokens, and the model a table of {table} positions"
         if reason:
-            yield finding(
+            yield Problem.coded(
                 "evaluation-prompt-unusable", field, prompt[:80], f"{reason}.", "Write another, or remove it."
             )
         elif positions is not None and len(ids) + evaluation.max_new_tokens > positions:
-            yield finding(
+            yield Problem.coded(
                 "evaluation-prompt-too-long",
                 field,
                 f"{len(ids)} tokens",
@@ -154,32 +153,22 @@ def _load(directory: Path, source: str, *, trust_remote_code: bool) -> "PreTrain
             source,
             f"its tokenizer cannot be loaded ({type(error).__name__}: {text}).",
             "Repair tokenizer.json and tokenizer_config.json; code of its own needs model.trust_remote_code.",
+            code="chat-template-fails" if isinstance(error, TemplateFailsError) else "tokenizer-broken",
         ) from error
 
 
-def _code_of_loading(error: UserError) -> str:
-    return "chat-template-fails" if isinstance(error.__cause__, TemplateFailsError) else "tokenizer-broken"
-
-
-def _code_of(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The code of what `require_usable` refuses, which it does one after the other."""
-    if not tokenizer.is_fast:
-        return "tokenizer-slow"
-    return "tokenizer-no-eos" if tokenizer.eos_token_id is None else "chat-template-missing"
-
-
-def _named(found: Finding, source: str) -> Finding:
+def _named(found: Problem, source: str) -> Problem:
     """The source of the model in place of the folder that the tokenizer was loaded from."""
     if found.field != FIELD:
         return found
-    return finding(found.code, FIELD, source, found.message, found.remedy)
+    return replace(found, value=source)
 
 
-def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architecture, source: str) -> Iterator[Finding]:
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architecture, source: str) -> Iterator[Problem]:
     """Pad and EOS, beside each other and beside the embedding table."""
     pad, end = tokenizer.pad_token_id, turn_end(tokenizer)
     if tokenizer.pad_token in (tokenizer.eos_token, end.token if end else None):
-        yield finding(
+        yield Problem.coded(
             "pad-is-eos",
             FIELD,
             source,
@@ -188,7 +177,7 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architec
         )
     rows = architecture.vocabulary
     if pad is not None and int(pad) >= rows:
-        yield finding(
+        yield Problem.coded(
             "pad-outside-embedding",
             FIELD,
             source,
@@ -196,7 +185,7 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architec
             "Use a pad token that is among them, or enlarge the table and save the model.",
         )
     elif len(tokenizer) > rows:
-        yield finding(
+        yield Problem.coded(
             "tokenizer-larger-than-embedding",
             FIELD,
             source,
@@ -205,13 +194,13 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architec
         )
 
 
-def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
+def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Problem]:
     """What the chat template ends an answer with, where that is not EOS."""
     end = turn_end(tokenizer)
     if end is None or end.token == tokenizer.eos_token:
         return
     if end.token is not None:
-        yield finding(
+        yield Problem.coded(
             "turn-end-is-not-eos",
             "data.format",
             "chat",
@@ -221,7 +210,7 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
         )
         return
     ends = f"with {end.text!r}, which is no token of its own" if end.text else "with no token"
-    yield finding(
+    yield Problem.coded(
         "turn-end-is-no-token",
         "data.format",
         "chat",

@@ -4,13 +4,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from thriftune import hub
-from thriftune.errors import ModelSourceError
+from thriftune.errors import ModelSourceError, Problem
 from thriftune.models import fetching as models
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG, NO_PLACE, NOT_READ, examples, require_fit
 from thriftune.models.source import kind_of
 from thriftune.models.weight_files import Folder, Shapes, Store, shapes_in_entries, weights_in
-from thriftune.preflight.findings import Finding, finding
 from thriftune.preflight.outcome import attempt
 
 _FIELD = "model.source"
@@ -59,7 +58,7 @@ def store_of(source: str, version: str, token: str | None, directory: Path, name
 
 def check(
     source: str, store: Store | None, names: Collection[str], architecture: Architecture | None
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     """Whether every weight is there, and what else is.
 
     Args:
@@ -70,10 +69,10 @@ def check(
     """
     if ADAPTER_CONFIG in names:
         remedy = "Nothing is to be done, unless the run is to begin from the adapter: then name it as lora.resume_from."
-        yield finding("model-holds-adapter", _FIELD, source, models.ADAPTER_BESIDE, remedy)
+        yield Problem.coded("model-holds-adapter", _FIELD, source, models.ADAPTER_BESIDE, remedy)
     if store is None:
         return
-    held = attempt(lambda: weights_in(store, source), "model-incomplete", _FIELD, source)
+    held = attempt(lambda: weights_in(store, source), _FIELD, source)
     yield from held.findings
     if held.value is None:
         return
@@ -82,11 +81,11 @@ def check(
         yield _unused(source, NOT_READ.format(examples(weights.unread)))
     if architecture is None:
         return
-    fits = attempt(lambda: require_fit(architecture, weights.shapes, source), "model-weights-missing", _FIELD, source)
+    fits = attempt(lambda: require_fit(architecture, weights.shapes, source), _FIELD, source)
     yield from fits.findings
     if fits.value:
         yield _unused(source, NO_PLACE.format(examples(fits.value)))
 
 
-def _unused(source: str, message: str) -> Finding:
-    return finding("model-weights-unused", _FIELD, source, message, "See that these are the files you mean.")
+def _unused(source: str, message: str) -> Problem:
+    return Problem.coded("model-weights-unused", _FIELD, source, message, "See that these are the files you mean.")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Literal
 
+from thriftune import pages
 from thriftune.training.guards.resources import THRESHOLDS, Samples
 from thriftune.training.result import TrainingResult
 
-_TEMPLATE = "report.html.jinja"
 # A screen shows no more; each longer series is drawn by the means of its neighbours.
 _MOST_POINTS = 600
 # Two losses are a line already; from three on, the smoothed one is drawn over them.
@@ -129,15 +129,10 @@ def html(
         events: What happened, in any order.
         learning_rates: Step and learning rate, if that is known.
     """
-    from importlib.resources import files
-
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": duration}
-    source = files("thriftune.training").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     final, _ = _split(losses)
-    return environment.from_string(source).render(
+    return pages.render(
+        "training/report.html.jinja",
+        {"duration": duration},
         title=title,
         losses=losses,
         first=final[0] if final else None,

@@ -166,12 +166,14 @@ def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_hea
             one_pass.sequence,
             f"{architecture.name} was made for {longest} positions, and cannot compute longer rows.",
             f"Use at most {longest}.",
+            code="plan-does-not-fit",
         ) from reason
     raise ModelSourceError.single(
         "model.source",
         architecture.name,
         f"its forward pass cannot be followed without data, so its memory cannot be planned ({in_a_line(reason)}).",
         "Use another model, and please report this one.",
+        code="model-config-invalid",
     ) from reason
 
 

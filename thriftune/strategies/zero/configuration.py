@@ -65,6 +65,7 @@ def _check_with_deepspeed(config: dict[str, Any], field: str) -> list[Problem]:
                 shown(detail["input"]),
                 f"DeepSpeed: {detail['msg']}.",
                 "See its documentation of ZeRO optimizations.",
+                code="zero-config-invalid",
             )
             for detail in error.errors(include_url=False)
         ]
