@@ -14,6 +14,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := build/demo
 CONFIG ?= configs/demo-full.yaml
+PROCESSES ?= 2
 CUDA   := nvidia-(cu|n)|cuda-|triton=
 IMAGE  ?= thriftune:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' thriftune/__init__.py)
 SOURCES := thriftune tasks workflows pod_templates deepspeed_configs tests benchmarks scripts
@@ -50,8 +51,9 @@ $(DEMO)/questions.jsonl: $(DEMO)/.packages scripts/demo_data.py
 demo: setup $(DEMO)/questions.jsonl
 	$(BIN)/python scripts/demo.py
 
+# A file is one process's, which makes what its tests share once. Files begin in the order that tests/conftest.py gives.
 test: setup $(DEMO)/questions.jsonl
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 faults: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest tests/faults tests/checkpoints -m "faults or not faults"

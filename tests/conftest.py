@@ -1,6 +1,7 @@
 """A tiny tokenizer, model and dataset, made offline in seconds: what tests run on in place of downloads."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,17 @@ from typing import Any
 import pytest
 
 from thriftune.config import RunConfig
+
+# Before torch is in memory, here and in every process that a test starts: models this small are slower on several
+# threads, and far slower where others want the processors too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests that take long come first: the last file of two processes is then a short one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
 
 LLAMA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+from holding import holds_for_every
 from pydantic import BaseModel
 
 import deepspeed_configs
@@ -29,7 +29,7 @@ EXPECTED = {
 }
 WORKFLOWS = {"full": "full_finetune", "qlora": "qlora_finetune"}
 
-for_every_file = pytest.mark.parametrize("file", FILES, ids=[f.stem for f in FILES])
+for_every_file = holds_for_every("file", FILES, lambda file: file.name)
 
 
 def content_of(file: Path) -> dict[str, Any]:

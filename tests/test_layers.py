@@ -3,9 +3,11 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
-import pytest
+from thriftune.config.choices import METHODS, STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("workflows", "tasks", "pod_templates", "deepspeed_configs", "thriftune")
@@ -39,6 +41,8 @@ IMPORTS_HEAVY = {
     "thriftune/training/resumable.py",
 }  # fmt: skip
 
+# The line that something is named in, and its name.
+Found = tuple[int, str]
 FILES = sorted(file for layer in LAYERS for file in (ROOT / layer).rglob("*.py"))
 
 
@@ -50,7 +54,12 @@ def layer_of(file: Path) -> str:
     return file.relative_to(ROOT).parts[0]
 
 
-def modules(node: ast.stmt) -> list[str]:
+@cache
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def modules(node: ast.AST) -> list[str]:
     """Full names of what a statement imports; a name taken from a package counts as a module of it."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
@@ -60,14 +69,14 @@ def modules(node: ast.stmt) -> list[str]:
     return []
 
 
-def imports(tree: ast.AST) -> set[str]:
-    return {module for node in ast.walk(tree) for module in modules(node)}
+def imports(file: Path) -> list[Found]:
+    return [(node.lineno, module) for node in ast.walk(parse(file)) for module in modules(node)]
 
 
-def imported_on_load(tree: ast.Module) -> set[str]:
+def imported_on_load(file: Path) -> list[Found]:
     """What importing the file imports: everything outside functions and `if TYPE_CHECKING:`."""
-    found: set[str] = set()
-    pending: list[ast.AST] = list(tree.body)
+    found: list[Found] = []
+    pending: list[ast.AST] = list(parse(file).body)
     while pending:
         node = pending.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -75,18 +84,26 @@ def imported_on_load(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             pending += node.orelse
             continue
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found.update(modules(node))
+        found += [(node.lineno, module) for module in modules(node)]
         pending += ast.iter_child_nodes(node)
     return found
 
 
-def roots(names: set[str]) -> set[str]:
-    return {name.partition(".")[0] for name in names}
+def root(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def parse(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+def files_of(*layers: str, but: Iterable[str] = ()) -> list[Path]:
+    """The files of layers, without some; never none."""
+    found = [file for file in FILES if layer_of(file) in layers and name_of(file) not in but]
+    assert {layer_of(file) for file in found} == set(layers)
+    return found
+
+
+def require_none(files: list[Path], find: Callable[[Path], list[Found]], is_wrong: Callable[[str], bool]) -> None:
+    """Fail with all that is wrong in files, each with its file and line."""
+    wrong = [f"{name_of(file)}:{line}: {name}" for file in files for line, name in find(file) if is_wrong(name)]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_there_are_files_in_every_layer():
@@ -94,16 +111,16 @@ def test_there_are_files_in_every_layer():
     assert len(FILES) > 40
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_imports_go_one_way(file):
-    layer = layer_of(file)
-    assert (roots(imports(parse(file))) & set(LAYERS)) <= MAY_IMPORT[layer]
+def test_imports_go_one_way():
+    def forbidden(file: Path) -> list[Found]:
+        return [(line, name) for line, name in imports(file) if root(name) in {*LAYERS} - MAY_IMPORT[layer_of(file)]]
+
+    require_none(files_of(*LAYERS), forbidden, lambda _name: True)
 
 
 def floor_of(module: str) -> tuple[int, str]:
     """How high the room of a module of thriftune is, and its name."""
-    _, _, rest = module.partition(".")
-    room = rest.partition(".")[0]
+    room = module.removeprefix("thriftune.").partition(".")[0]
     if not (ROOT / "thriftune" / room).is_dir():
         room = "ground"
     (floor,) = (number for number, rooms in enumerate(FLOORS) if room in rooms)
@@ -118,45 +135,58 @@ def test_every_folder_is_a_room_and_every_room_a_folder():
 def test_rooms_import_from_lower_ones_only():
     """`where is resume?` had seven answers, and modules of one job imported those of any other."""
     wrong, checked = [], 0
-    for file in FILES:
-        if layer_of(file) != "thriftune":
-            continue
+    for file in files_of("thriftune"):
         own, room = floor_of(name_of(file).removesuffix(".py").replace("/", "."))
-        for module in sorted(imports(parse(file))):
-            if module.startswith("thriftune."):
-                floor, other = floor_of(module)
-                checked += 1
-                if floor > own or (floor == own and other != room):
-                    wrong.append(f"{name_of(file)} ({room}) imports {module} ({other})")
+        for line, module in imports(file):
+            if not module.startswith("thriftune."):
+                continue
+            floor, other = floor_of(module)
+            checked += 1
+            if floor > own or (floor == own and other != room):
+                wrong.append(f"{name_of(file)}:{line}: {room} imports {module} of {other}")
     assert checked > 500
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if layer_of(f) == "thriftune"], ids=name_of)
-def test_the_library_knows_no_orchestrator(file):
-    assert not roots(imports(parse(file))) & ORCHESTRATION
+def test_only_the_two_rooms_ask_for_the_name_of_a_method_or_strategy():
+    """`method == "full"` stood in 33 places, for three questions at once: what trains, where weights lie, what runs."""
+    names = {*METHODS, *STRATEGIES}
+
+    def asked(file: Path) -> list[Found]:
+        nodes = ast.walk(parse(file))
+        sides = [side for node in nodes if isinstance(node, ast.Compare) for side in (node.left, *node.comparators)]
+        sides += [case.pattern for node in ast.walk(parse(file)) if isinstance(node, ast.Match) for case in node.cases]
+        constants = [part for side in sides for part in ast.walk(side) if isinstance(part, ast.Constant)]
+        return [(part.lineno, part.value) for part in constants if part.value in names]
+
+    rooms = [ROOT / "thriftune" / room for room in ("methods", "strategies")]
+    files = [file for file in files_of(*LAYERS) if not any(file.is_relative_to(room) for room in rooms)]
+    require_none(files, asked, lambda _name: True)
+    assert {name for file in files_of(*LAYERS) for _, name in asked(file)} <= names
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if layer_of(f) == "pod_templates"], ids=name_of)
-def test_pod_templates_need_only_flytekit_and_kubernetes(file):
-    found = roots(imports(parse(file))) - set(sys.stdlib_module_names)
-    assert found <= {"pod_templates", "flytekit", "kubernetes"}
+def test_the_library_knows_no_orchestrator():
+    require_none(files_of("thriftune"), imports, lambda name: root(name) in ORCHESTRATION)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if layer_of(f) == "deepspeed_configs"], ids=name_of)
-def test_deepspeed_configurations_need_only_the_standard_library(file):
-    assert roots(imports(parse(file))) <= set(sys.stdlib_module_names)
+def test_pod_templates_need_only_flytekit_and_kubernetes():
+    allowed = {*sys.stdlib_module_names, "pod_templates", "flytekit", "kubernetes"}
+    require_none(files_of("pod_templates"), imports, lambda name: root(name) not in allowed)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if name_of(f) not in IMPORTS_HEAVY], ids=name_of)
-def test_heavy_libraries_are_imported_where_they_are_used(file):
-    assert not roots(imported_on_load(parse(file))) & HEAVY
+def test_deepspeed_configurations_need_only_the_standard_library():
+    allowed = sys.stdlib_module_names
+    require_none(files_of("deepspeed_configs"), imports, lambda name: root(name) not in allowed)
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_the_module_that_needs_a_heavy_library_is_imported_late(file):
+def test_heavy_libraries_are_imported_where_they_are_used():
+    files = files_of(*LAYERS, but=IMPORTS_HEAVY)
+    require_none(files, imported_on_load, lambda name: root(name) in HEAVY)
+
+
+def test_the_module_that_needs_a_heavy_library_is_imported_late():
     late = {name.removesuffix(".py").replace("/", ".") for name in IMPORTS_HEAVY}
-    assert not imported_on_load(parse(file)) & late
+    require_none(files_of(*LAYERS), imported_on_load, late.__contains__)
 
 
 def test_importing_the_whole_library_loads_no_heavy_one():
@@ -174,12 +204,13 @@ def test_importing_the_whole_library_loads_no_heavy_one():
     assert not loaded & (HEAVY | {"flytekit", "kubernetes", "torch"})
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if name_of(f) not in READS_ENVIRONMENT], ids=name_of)
-def test_the_environment_is_read_in_two_places_only(file):
-    tree = parse(file)
-    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names = attributes | imports(tree)
-    assert not names & {"os.environ", "os.getenv", "os.putenv", "os.environb"}
+def test_the_environment_is_read_in_two_places_only():
+    def named(file: Path) -> list[Found]:
+        attributes = [node for node in ast.walk(parse(file)) if isinstance(node, ast.Attribute)]
+        return [*imports(file), *((node.lineno, ast.unparse(node)) for node in attributes)]
+
+    readers = {"os.environ", "os.getenv", "os.putenv", "os.environb"}
+    require_none(files_of(*LAYERS, but=READS_ENVIRONMENT), named, readers.__contains__)
 
 
 def test_the_exceptions_are_files_that_exist_and_need_their_exception():
@@ -187,4 +218,4 @@ def test_the_exceptions_are_files_that_exist_and_need_their_exception():
     for name in READS_ENVIRONMENT:
         assert "os.environ" in (ROOT / name).read_text()
     for name in IMPORTS_HEAVY:
-        assert roots(imported_on_load(parse(ROOT / name))) & (HEAVY | {"torch"})
+        assert {root(module) for _, module in imported_on_load(ROOT / name)} & (HEAVY | {"torch"})

@@ -5,10 +5,12 @@ DeepSpeed computes with were saved, rounded to bf16, and a short run's update wa
 """
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import ranks
 import torch
-from test_equivalence import Variant, run
 
 from thriftune.config import DataConfig
 from thriftune.data import prepare
@@ -16,16 +18,45 @@ from thriftune.data.prepared import VALIDATION, load_split
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.training.held_out import held_out_loss
 
+WORKER = Path(__file__).parent / "training_worker.py"
+STEPS = 6
 # Adam moves a weight by the learning rate at most in each step: less than half the spacing of bf16 for most weights.
-SHORT = {"precision": "bf16", "learning_rate": 4e-6}
-STAGE_0 = {"zero_optimization": {"stage": 0}}
+LEARNING_RATE = 4e-6
+
+
+@dataclass(frozen=True)
+class Variant:
+    ranks: int
+    zero: str | dict
+    save_dtype: str
+
+
 VARIANTS = {
-    "zero3, auto": Variant(2, 2, "zero3", {**SHORT, "save_dtype": "auto"}),
-    "zero3, fp32": Variant(2, 2, "zero3", {**SHORT, "save_dtype": "fp32"}),
-    "zero2, fp32": Variant(2, 2, "zero2", {**SHORT, "save_dtype": "fp32"}),
-    "zero1, fp32": Variant(1, 2, "zero1", {**SHORT, "save_dtype": "fp32"}),
-    "zero0, auto": Variant(1, 2, STAGE_0, {**SHORT, "save_dtype": "auto"}),
+    "zero3, auto": Variant(2, "zero3", "auto"),
+    "zero3, fp32": Variant(2, "zero3", "fp32"),
+    "zero2, fp32": Variant(2, "zero2", "fp32"),
+    "zero1, fp32": Variant(1, "zero1", "fp32"),
+    "zero0, auto": Variant(1, {"zero_optimization": {"stage": 0}}, "auto"),
 }
+
+
+def run(variant: Variant, model: Path, dataset: Path, output: Path) -> dict:
+    """Train a variant; what was measured."""
+    config = {
+        "name": "saved", "method": "full", "model": {"source": "tiny"}, "data": {"source": "rows", "format": "chat"},
+        "hardware": {"device": "CPU", "devices_per_node": variant.ranks},
+        "training": {
+            "global_batch": 8, "micro_batch": 2, "max_steps": STEPS, "precision": "bf16",
+            "log_every": 1, "learning_rate": LEARNING_RATE, "warmup_share": 0.1, "save_dtype": variant.save_dtype,
+            "gradient_checkpointing": False,
+        },
+        "zero": {"config": variant.zero},
+    }  # fmt: skip
+    job = output.with_suffix(".job")
+    places = {"model": str(model), "dataset": str(dataset), "output": str(output)}
+    job.write_text(json.dumps([{"config": config, **places}]))
+    ranks.run(variant.ranks, WORKER, job)
+    return json.loads(Path(f"{output}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +85,7 @@ def test_a_mixture_is_measured_before_it_trains(stored_in_bf16, chat_rows_file, 
     tokenizer.save_pretrained(tmp_path / "mixture")
     data = DataConfig(source=str(chat_rows_file), format="chat", max_length=128, validation_share=0.2)
     prepare.prepare(data, seed=0, tokenizer_dir=stored_in_bf16, destination=tmp_path / "dataset")
-    variant = Variant(1, 2, "zero2", {**SHORT, "save_dtype": "auto"})
-    measured = run(variant, tmp_path / "mixture", tmp_path / "dataset", tmp_path / "saved")
+    measured = run(Variant(1, "zero2", "auto"), tmp_path / "mixture", tmp_path / "dataset", tmp_path / "saved")
     for loss, directory in (("base_loss", "mixture"), ("saved_loss", "saved")):
         in_fp32 = loss_of(tmp_path / directory, tmp_path / "dataset")
         assert measured["saved"][loss] == pytest.approx(in_fp32, abs=1e-4), loss

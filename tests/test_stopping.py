@@ -2,13 +2,11 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ranks
 from conftest import save_tiny_llama
 
 from thriftune.artifacts import MANIFEST
@@ -119,12 +117,8 @@ def test_a_fully_finetuned_model_stops_at_the_end_of_a_turn(chatml_dir, dataset_
     }  # fmt: skip
     job, output = tmp_path / "job", tmp_path / "trained"
     places = {"model": str(chatml_dir), "dataset": str(dataset_dir), "output": str(output)}
-    job.write_text(json.dumps({"config": config, "zero": True, **places}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", WORKER, job]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    job.write_text(json.dumps([{"config": config, **places}]))
+    ranks.run(1, WORKER, job)
     assert GenerationConfig.from_pretrained(output).eos_token_id == [2, 401]
 
 

@@ -159,7 +159,7 @@ def test_conversion_that_was_killed_is_not_taken_for_whole(zero3, folder, tmp_pa
     destination = tmp_path / "converted"
     # It stops for good once half of the parameters are joined.
     code = (
-        "import sys, time; from pathlib import Path; from thriftune.checkpoints import universal\n"
+        "import sys, time; from pathlib import Path; from thriftune.strategies.zero import universal\n"
         "from deepspeed.checkpoint import ds_to_universal\n"
         "merge, done = ds_to_universal.merge_zero3_slices, []\n"
         "def slow(*args):\n"

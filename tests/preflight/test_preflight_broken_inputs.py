@@ -160,9 +160,9 @@ def damaged_adapter(world: World) -> Run:
 
 
 def linked(made: Run | dict[str, Any], name: str, to: Path) -> Run | dict[str, Any]:
-    """The same with a link in place of a file of the model or the adapter."""
+    """The same with a link in place of a file of the model or the adapter; one that is relative leads nowhere."""
     place = Path(made.overrides["lora"]["resume_from"] if isinstance(made, Run) else made["model"]["source"])
-    if (place / name).exists():
+    if to.is_absolute() and (place / name).exists():
         to.write_bytes((place / name).read_bytes())
     (place / name).unlink(missing_ok=True)
     (place / name).symlink_to(to)

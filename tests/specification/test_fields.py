@@ -3,13 +3,13 @@
 import inspect
 import sys
 
-import pytest
 from flyteidl.core.execution_pb2 import WorkflowExecution
+from holding import holds_for_every
+from tasks.train_full import TRAIN_FULL
 
 from specification import golden, pods, rendering
 from specification.serialized import IMAGE, PRIVATE, SETTINGS, nodes_of, part
 from tasks.platform import Platform
-from tasks.train_full import TRAIN_FULL
 from thriftune.config import RunConfig
 
 TASKS = golden.names("task")
@@ -17,7 +17,7 @@ WORKFLOWS = golden.names("workflow")
 LAUNCH_PLANS = golden.names("launch_plan")
 PLANS = golden.names("plan")
 NODES = golden.node_identifiers()
-EVERY_TASK = pytest.mark.parametrize("name", TASKS)
+EVERY_TASK = holds_for_every("name", TASKS)
 _NODES_OF = {task.name: nodes for nodes, task in TRAIN_FULL.items()}
 
 
@@ -48,7 +48,7 @@ def test_a_job_of_the_training_operator_exactly_where_there_is_more_than_one_nod
     assert bool(task.custom) == (nodes > 1)
 
 
-@pytest.mark.parametrize("name", [name for name, nodes in _NODES_OF.items() if nodes > 1])
+@holds_for_every("name", [name for name, nodes in _NODES_OF.items() if nodes > 1])
 def test_a_job_has_all_its_nodes_or_none(package, name):
     job = pods.job(package.template(name))
     elastic = job["elastic"]
@@ -77,7 +77,7 @@ def test_a_task_ends_some_day_and_is_tried_again(package, name):
     assert metadata.retries.retries > 0
 
 
-@pytest.mark.parametrize("node", NODES)
+@holds_for_every("node", NODES)
 def test_a_node_says_what_its_task_says_of_its_attempts(package, node):
     """The engine reads the time limit and the interruptibility of the node only."""
     node = package.node(node)
@@ -87,7 +87,7 @@ def test_a_node_says_what_its_task_says_of_its_attempts(package, node):
     assert node.metadata.interruptible == task.interruptible
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@holds_for_every("plan", PLANS)
 def test_the_time_limit_of_a_dynamic_task_holds_for_all_that_it_starts(package, plan):
     """A `@dynamic` node runs until its last node is done, and its time limit runs as long.
 
@@ -100,7 +100,7 @@ def test_the_time_limit_of_a_dynamic_task_holds_for_all_that_it_starts(package, 
     assert allowed >= max(ends.values()), f"{part(plan)}: after {allowed / 3600:g} h all that it started is stopped"
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@holds_for_every("plan", PLANS)
 def test_what_a_dynamic_task_starts_needs_none_of_its_inputs(package, plan):
     """The engine knows no inputs there: a promise of one is refused as a malformed dynamic workflow.
 
@@ -146,7 +146,7 @@ def test_nothing_private_is_registered(package):
         assert not any(value.encode() in content for content in package.content), name
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@holds_for_every("name", WORKFLOWS)
 def test_a_workflow_runs_tasks_of_this_package_and_has_a_launch_plan(package, name):
     workflow = package.workflows[name].template
     tasks = [node.task_node.reference_id.name for node in nodes_of(workflow) if node.HasField("task_node")]
@@ -213,7 +213,7 @@ def test_a_scheduled_run_waits_for_none_and_knows_its_place(package):
         assert plan.spec.raw_output_data_config.output_location_prefix == SETTINGS["THRIFTUNE_RAW_OUTPUT"], name
 
 
-@pytest.mark.parametrize("name", LAUNCH_PLANS)
+@holds_for_every("name", LAUNCH_PLANS)
 def test_what_no_schedule_starts_asks_for_what_it_needs(package, name):
     plan = package.launch_plans[name]
     inputs = package.workflows[plan.spec.workflow_id.name].template.interface.inputs.variables

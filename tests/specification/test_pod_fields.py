@@ -2,7 +2,7 @@
 
 import re
 
-import pytest
+from holding import holds_for_every
 from kubernetes.utils.quantity import parse_quantity
 
 from specification import golden, pods
@@ -13,8 +13,8 @@ DECLARED = golden.names("task")
 # What runs. A training task as it was declared never does: its plan says what it asks for.
 RUNNING = golden.node_identifiers()
 PLANNED = [f"{plan}/" for plan in golden.names("plan")]
-EVERY_POD = pytest.mark.parametrize("identifier", [*DECLARED, *RUNNING])
-EVERY_RUNNING_POD = pytest.mark.parametrize("identifier", RUNNING)
+EVERY_POD = holds_for_every("identifier", [*DECLARED, *RUNNING])
+EVERY_RUNNING_POD = holds_for_every("identifier", RUNNING)
 INSTANCE_LABEL = "node.kubernetes.io/instance-type"
 ZONE_LABEL = "topology.kubernetes.io/zone"
 SHARED_MEMORY, SCRATCH = "/dev/shm", "/tmp"
