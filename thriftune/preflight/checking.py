@@ -8,6 +8,7 @@ from typing import Any
 
 from thriftune.codes import UNREACHABLE
 from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS
 from thriftune.config.formats import TABLE
 from thriftune.data import sources
 from thriftune.data.prepare import fingerprint
@@ -117,10 +118,11 @@ def _check_plan(plan: TrainingPlan | ThriftuneError, found: Sequence[Problem]) -
     """
     said = {(other.field, other.message) for other in found}
     bad = {other.field.partition(".")[0] for other in found if other.severity == "error"}
+    known_to_planner = {"model", *(facts.section for facts in METHODS.values())}
     return [
         why
         for why in platform.check_plan(plan)
-        if why.field.partition(".")[0] not in bad & {"model", "lora"}
+        if why.field.partition(".")[0] not in bad & known_to_planner
         and (why.field, why.message) not in said
         and not (why.code == UNREACHABLE and "model" in bad)
     ]
