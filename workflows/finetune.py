@@ -40,8 +40,10 @@ def train_on_plan(
             result, merged = merge_adapter(config=config, model=model, adapter=adapter, dataset=dataset)
             on_cpu_node(result, plan, pod_requests.merging(config, plan))
     if config.evaluation.saved_model:
-        unmerged = adapter if merged is None else None
-        saved_model = on_planned_node(evaluate(**run, model=model if unmerged else result, adapter=unmerged), plan)
+        # An adapter that was not merged is measured on its base model.
+        is_merged = adapter is None or config.lora_or_default.merge
+        of_result = {"model": result} if is_merged else {"model": model, "adapter": adapter}
+        saved_model = on_planned_node(evaluate(**run, **of_result), plan)
     metrics = summarize(
         config=config,
         training=trained.training,

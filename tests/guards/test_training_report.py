@@ -6,8 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from thriftune.training.charts import duration, smoothed, thinned
 from thriftune.training.guards.resources import Samples
-from thriftune.training.report import Event, duration, html, loss_chart, resource_charts, smoothed, thinned
+from thriftune.training.report import Curve, Event, html, loss_chart, resource_charts
+from thriftune.training.result import Validation
 
 HOSTILE = '</div><script>alert("x")</script>'
 SAMPLES = Samples(
@@ -55,8 +57,8 @@ def points(path):
 
 
 def test_the_page_says_everything_and_loads_nothing():
-    page = Page(html(f"run {HOSTILE}", FALLING, SAMPLES, EVENTS, [(step, 1e-5) for step, _ in FALLING]))
-    for text in ("0.1000", "at step 30", "at most 15.9 of 16.0 GiB (99%)", "Learning rate", "Disk", HOSTILE):
+    page = Page(html(f"run {HOSTILE}", Curve(FALLING), SAMPLES, EVENTS))
+    for text in ("0.1000", "at step 30", "at most 15.9 of 16.0 GiB (99%)", "Disk", HOSTILE):
         assert text in page.text
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not {"src", "href", "onclick"} & {name for name, _ in page.attributes}
@@ -67,7 +69,7 @@ def test_the_page_says_everything_and_loads_nothing():
 
 def test_styles_hold_within_the_page_only():
     """Flyte puts the page into its own: a rule for `p` would restyle the console."""
-    source = html("run", FALLING, SAMPLES, EVENTS)
+    source = html("run", Curve(FALLING), SAMPLES, EVENTS)
     style = re.search(r"<style>(.*?)</style>", source, re.DOTALL)[1]
     selectors = [part.strip() for rule in re.findall(r"(?:^|[{}])([^{}@]+){", style) for part in rule.split(",")]
     assert len(selectors) > 30
@@ -90,7 +92,7 @@ def test_styles_hold_within_the_page_only():
     ],
 )
 def test_whatever_was_measured_can_be_drawn(losses, samples, events):
-    source = html("run", losses, samples, events)
+    source = html("run", Curve(losses), samples, events)
     assert Page(source).tags.count("section") == 3
     for path in re.findall(r' d="([^"]*)"', source):
         assert all(-0.01 <= x <= 1000.01 and -0.01 <= y <= 100.01 for x, y in points(path)), path
@@ -99,7 +101,7 @@ def test_whatever_was_measured_can_be_drawn(losses, samples, events):
 
 
 def test_a_falling_loss_falls_on_the_chart():
-    (raw, dots), (main, path) = loss_chart(FALLING, []).lines
+    (raw, dots), (main, path) = loss_chart(Curve(FALLING), []).lines
     assert (raw, main) == ("quiet", "main")
     drawn = points(dots)[::2]  # a dot is a line from a point to itself
     assert len(drawn) == 30
@@ -113,16 +115,16 @@ def test_a_falling_loss_falls_on_the_chart():
 def test_steps_that_were_undone_are_drawn_apart():
     """They were drawn as one line that ran back over the page."""
     losses = [(1, 3.0), (2, 2.0), (3, 9.0), (4, math.nan), (3, 1.5), (4, 1.2)]
-    chart = loss_chart(losses, [])
+    chart = loss_chart(Curve(losses), [])
     lines = dict(chart.lines)
     assert [len(points(lines["dropped"])), len(points(lines["main"]))] == [2, 4]  # a lone point is drawn twice
     assert chart.bad == [1.0]
-    assert "lowest loss1.2000" in re.sub(r"\s+", " ", Page(html("run", losses, None, [])).text).lower()
+    assert "last training loss1.2000" in re.sub(r"\s+", " ", Page(html("run", Curve(losses), None, [])).text).lower()
 
 
 def test_what_was_rolled_back_and_not_trained_again_is_not_in_the_result():
     losses = [(step, 2.0) for step in range(1, 11)] + [(5, 1.9)]
-    lines = dict(loss_chart(losses, []).lines)
+    lines = dict(loss_chart(Curve(losses), []).lines)
     assert [len(points(lines["dropped"])), len(points(lines["main"]))] == [6, 5]
 
 
@@ -131,7 +133,7 @@ def test_the_smoothed_line_worked_out_by_hand():
     averages = [2.0 / 0.4, (1.2 + 0.4) / 0.64, (0.96 + 1.6) / 0.784]
     assert [step for step, _ in smoothed([(2.0, 5.0), (4.0, 1.0), (6.0, 4.0)], 0.6)] == [2.0, 4.0, 6.0]
     assert [loss for _, loss in smoothed([(2.0, 5.0), (4.0, 1.0), (6.0, 4.0)], 0.6)] == pytest.approx(averages)
-    chart = loss_chart([(2, 5.0), (4, 1.0), (6, 4.0)], [])
+    chart = loss_chart(Curve([(2, 5.0), (4, 1.0), (6, 4.0)]), [])
     assert (chart.y_ticks[0].label, chart.y_ticks[-1].label) == ("1", "5")
     lines = dict(chart.lines)
     assert points(lines["quiet"])[::2] == [(0.0, 0.0), (500.0, 100.0), (1000.0, 25.0)]
@@ -151,7 +153,7 @@ def test_more_losses_are_smoothed_more():
     for count in (200, 400, 4000):
         noisy = [(step, 2.0 + (-1) ** step) for step in range(1, count + 1)]
         assert max(abs(loss - 2.0) for _, loss in noisy) == 1.0
-        lines = dict(loss_chart(noisy, []).lines)
+        lines = dict(loss_chart(Curve(noisy), []).lines)
         assert ("quiet" in lines, "main" in lines) == (True, True)
         heights = [y for _, y in points(lines["main"])][10:]
         swing.append(max(abs(y - 50) for y in heights))
@@ -161,12 +163,39 @@ def test_more_losses_are_smoothed_more():
 
 
 def test_the_legend_says_which_is_which():
-    source = html("run", FALLING, None, [])
-    assert '<span><i class="quiet"></i>loss</span><span><i></i>smoothed</span>' in source
-    two = html("run", FALLING[:2], None, [])  # a line already, which is not smoothed
-    assert "<span><i></i>loss</span>" in two
+    source = html("run", Curve(FALLING), None, [])
+    assert '<span><i class="quiet"></i>training loss</span><span><i></i>smoothed</span>' in source
+    two = html("run", Curve(FALLING[:2]), None, [])  # a line already, which is not smoothed
+    assert "<span><i></i>training loss</span>" in two
     assert "smoothed" not in Page(two).text
-    assert [kind for kind, _ in loss_chart(FALLING[:2], []).lines] == ["main"]
+    assert [kind for kind, _ in loss_chart(Curve(FALLING[:2]), []).lines] == ["main"]
+
+
+VALIDATIONS = [Validation(0, 0.0, 4.0), Validation(10, 5e3, 1.0), Validation(20, 1e4, 2.0)]
+
+
+def test_held_out_loss_is_drawn_over_the_same_steps_with_what_was_kept():
+    losses, tokens = [(step, 4.0 - step / 10) for step in range(1, 21)], [(step, 500.0 * step) for step in range(1, 21)]
+    chart = loss_chart(Curve(losses, VALIDATIONS, tokens, kept_step=10), [Event(20, 0.0, "checkpoint", "Saved.")])
+    assert (chart.x_ticks[0].label, chart.x_ticks[-1].label) == ("0", "20")
+    lines = dict(chart.lines)
+    assert [x for x, _ in points(lines["held-out"])] == [0.0, 500.0, 1000.0]
+    heights = [y for _, y in points(lines["held-out"])]
+    assert heights[1] > heights[2] > heights[0]  # down is less
+    assert points(lines["held-out-points"])[::2] == points(lines["held-out"])
+    assert (chart.kept.place, "step 10" in chart.kept.label) == (0.5, True)
+    assert [dot.place for dot in chart.dots] == [1.0]
+    assert [tick.label for tick in chart.second] == ["0", *(f"{step / 2:g} k" for step in (5, 10, 15)), "10 k"]
+
+
+def test_the_page_says_what_was_held_out_and_what_was_kept():
+    text = re.sub(r"\s+", " ", Page(html("run", Curve(FALLING, VALIDATIONS, [], 10), None, [])).text).lower()
+    for said in ("held-out loss before4.0000at step 0", "lowest held-out loss1.0000at step 10", "resultstep 10"):
+        assert said in text, said
+    nothing = html("run", Curve(FALLING), None, [])
+    assert "held-out" not in Page(nothing).text.lower()
+    only_validations = html("run", Curve([], VALIDATIONS), None, [])
+    assert "Lowest held-out loss" in Page(only_validations).text
 
 
 def test_resources_are_drawn_up_to_their_limit():

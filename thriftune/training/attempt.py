@@ -189,7 +189,8 @@ class Attempt:
             if best is None:
                 logger.warning("There is no checkpoint of step %d, whose held-out loss is lower", validation.step)
                 continue
-            logger.info("Keeping the weights of step %d, whose held-out loss is %.4f", best.step, validation.loss)
+            if distributed.current_rank().is_main:
+                logger.info("Keeping the weights of step %d, whose held-out loss is %.4f", best.step, validation.loss)
             strategy = STRATEGIES[self._planned.strategy]
             strategy.load_trained(loaded.trainer, best.directory, is_converted=best.is_converted)
             return best.step

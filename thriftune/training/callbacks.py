@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from thriftune import distributed
 from thriftune.training.validation import Validator, perplexity_of
 
 logger = logging.getLogger(__name__)
@@ -99,5 +100,6 @@ class ValidationCallback(TrainerCallback):
     def _stop_if_in_vain(self, control: TrainerControl) -> None:
         waited = self.validator.without_improvement()
         if self._patience is not None and waited >= self._patience:
-            logger.info("The held-out loss was not lowered by %d validations (training.patience): ending", waited)
+            if distributed.current_rank().is_main:
+                logger.info("%d validations did not lower the held-out loss (training.patience): ending", waited)
             control.should_training_stop = True

@@ -2,28 +2,40 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, islice
+from dataclasses import dataclass, field
 from typing import Literal
 
 from thriftune import pages
+from thriftune.training.charts import (
+    HEIGHT,
+    WIDTH,
+    Chart,
+    Point,
+    Tick,
+    count,
+    dots,
+    duration,
+    gib,
+    limit_ticks,
+    path,
+    scale,
+    share,
+    smoothed,
+    step_ticks,
+    thinned,
+    time_ticks,
+)
 from thriftune.training.guards.resources import THRESHOLDS, Samples
-from thriftune.training.result import TrainingResult
+from thriftune.training.result import TrainingResult, Validation
 
-# A screen shows no more; each longer series is drawn by the means of its neighbours.
-_MOST_POINTS = 600
 # Two losses are a line already; from three on, the smoothed one is drawn over them.
 _FEWEST_TO_SMOOTH = 3
 # What the past weighs in the smoothed line: TensorBoard's default, and more where there are many losses, as much as
 # lets the line lag behind them by a hundredth of the chart.
 _LEAST_WEIGHT, _LAG_SHARE = 0.6, 100
-# Charts are drawn in this box and stretched to the page.
-_WIDTH, _HEIGHT = 1000.0, 100.0
-_TICKS = 5
 # GPUs are full by design, and not marked for it.
 _NEARLY_FULL = THRESHOLDS[0]
 
-Point = tuple[float, float]
 EventKind = Literal["resumed", "checkpoint", "halved", "rolled back", "warning"]
 # What is worth a line in the charts. There are too many checkpoints, and a warning is about its own chart.
 _MARKED: tuple[EventKind, ...] = ("resumed", "halved", "rolled back")
@@ -64,44 +76,6 @@ def events_of(result: TrainingResult) -> list[Event]:
     return [*happened, *(Event(0, warning.seconds, "warning", warning.text) for warning in result.warnings)]
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A labelled place on an axis.
-
-    Attributes:
-        place: Share of the axis, 0 to 1.
-        label: What stands there.
-    """
-
-    place: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Lines to draw over one axis.
-
-    Attributes:
-        title: What it shows.
-        note: The numbers that matter, as text.
-        lines: Class and path of each line, in the order of drawing.
-        x_ticks: Along the bottom.
-        y_ticks: Along the side.
-        marks: Place, and text, of each event.
-        bad: Places of values that are not finite.
-        is_full: Whether it shows something nearly full.
-    """
-
-    title: str
-    note: str
-    lines: list[tuple[str, str]]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    marks: list[Tick]
-    bad: list[float]
-    is_full: bool = False
-
-
 def page_of(run_name: str, result: TrainingResult) -> str:
     """The page of a finished training.
 
@@ -110,74 +84,118 @@ def page_of(run_name: str, result: TrainingResult) -> str:
         result: What was measured.
     """
     losses = list(zip(result.loss_steps, result.losses, strict=True))
-    return html(run_name, losses, result.resources, events_of(result))
+    tokens = list(zip(result.loss_steps, result.loss_tokens, strict=True))
+    kept = result.kept_step if result.validations else None
+    curve = Curve(losses, result.validations, tokens, kept)
+    return html(run_name, curve, result.resources, events_of(result))
 
 
-def html(
-    title: str,
-    losses: list[tuple[int, float]],
-    samples: Samples | None,
-    events: list[Event],
-    learning_rates: list[tuple[int, float]] | None = None,
-) -> str:
+@dataclass(frozen=True)
+class Curve:
+    """The loss of a training over its steps.
+
+    Attributes:
+        losses: Step and training loss, in the order of training. A step that comes again was trained again.
+        validations: Held-out losses.
+        tokens: Step, and tokens trained through by then.
+        kept_step: Step whose weights are the result; None: not known yet.
+    """
+
+    losses: list[tuple[int, float]]
+    validations: list[Validation] = field(default_factory=list)
+    tokens: list[tuple[int, float]] = field(default_factory=list)
+    kept_step: int | None = None
+
+
+def html(title: str, curve: Curve, samples: Samples | None, events: list[Event]) -> str:
     """The page, which loads nothing and runs nothing. Texts are escaped.
 
     Args:
         title: Name of the run.
-        losses: Step and loss, in the order of training. A step that comes again was trained again.
+        curve: Its loss.
         samples: What was used over time, if that is known.
         events: What happened, in any order.
-        learning_rates: Step and learning rate, if that is known.
     """
-    final, _ = _split(losses)
+    final, _ = _split(curve.losses)
+    held_out = sorted(curve.validations, key=lambda validation: validation.step)
     return pages.render(
         "training/report.html.jinja",
         {"duration": duration},
         title=title,
-        losses=losses,
         first=final[0] if final else None,
         last=final[-1] if final else None,
-        lowest=min(final, key=lambda point: point[1]) if final else None,
-        loss=loss_chart(losses, events) if losses else None,
-        rate=_rate_chart(learning_rates, losses) if learning_rates else None,
+        before=held_out[0] if held_out else None,
+        lowest=min(held_out, key=lambda validation: validation.loss) if held_out else None,
+        kept_step=curve.kept_step,
+        loss=loss_chart(curve, events) if curve.losses or held_out else None,
         resources=resource_charts(samples, events) if samples and samples.seconds else [],
         events=sorted(events, key=lambda event: (event.seconds, event.step)),
         seconds=max([*(samples.seconds if samples else []), *(event.seconds for event in events)], default=None),
-        width=_WIDTH,
-        height=_HEIGHT,
+        width=WIDTH,
+        height=HEIGHT,
     )
 
 
-def loss_chart(losses: Sequence[tuple[int, float]], events: Sequence[Event]) -> Chart:
-    """The loss over the steps. What was trained again is drawn apart from what the result was made of.
+def loss_chart(curve: Curve, events: Sequence[Event]) -> Chart:
+    """Training and held-out loss over steps and tokens. What was trained again is drawn apart from the result's.
 
     Args:
-        losses: Step and loss, in the order of training.
+        curve: The losses.
         events: What happened.
     """
-    kept, dropped = _split(losses)
-    finite = [loss for _, loss in losses if math.isfinite(loss)] or [0.0]
-    low, high, labels = _scale(min(finite), max(finite))
-    first, last = min(step for step, _ in losses), max(step for step, _ in losses)
+    kept, dropped = _split(curve.losses)
+    held_out = [(float(validation.step), validation.loss) for validation in curve.validations]
+    points = [*((float(step), loss) for step, loss in curve.losses), *held_out]
+    finite = [loss for _, loss in points if math.isfinite(loss)] or [0.0]
+    low, high, labels = scale(min(finite), max(finite))
+    first, last = int(min(step for step, _ in points)), int(max(step for step, _ in points))
     box = (float(first), float(last), low, high)
-    lines = [("dropped", _path(thinned(track), box)) for track in dropped]
+    lines = [("dropped", path(thinned(track), box)) for track in dropped]
     note = "mean over tokens, in nats"
     if len(kept) < _FEWEST_TO_SMOOTH:
-        lines.append(("main", _path(thinned(kept), box)))
+        lines.append(("main", path(thinned(kept), box)))
     else:
         weight = max(_LEAST_WEIGHT, 1 - _LAG_SHARE / len(kept))
-        lines.append(("quiet", _dots(thinned(kept), box)))
-        lines.append(("main", _path(thinned(smoothed(kept, weight)), box)))
+        lines.append(("quiet", dots(thinned(kept), box)))
+        lines.append(("main", path(thinned(smoothed(kept, weight)), box)))
         note += f"; smoothed by an exponential moving average of weight {weight:.3g}"
+    measured = [point for point in held_out if math.isfinite(point[1])]
+    if measured:
+        lines += [("held-out", path(measured, box)), ("held-out-points", dots(measured, box))]
+    steps = step_ticks(first, last)
     return Chart(
         title="Loss",
         note=note,
         lines=lines,
-        x_ticks=_step_ticks(first, last),
+        x_ticks=steps,
         y_ticks=labels,
-        marks=[Tick(_share(e.step, first, last), f"step {e.step:,}: {e.text}") for e in events if e.kind in _MARKED],
-        bad=sorted({_share(step, first, last) for step, loss in losses if not math.isfinite(loss)}),
+        marks=[Tick(share(e.step, first, last), f"step {e.step:,}: {e.text}") for e in events if e.kind in _MARKED],
+        bad=sorted({share(step, first, last) for step, loss in curve.losses if not math.isfinite(loss)}),
+        second=_token_ticks(curve, steps, first, last),
+        kept=_kept_tick(curve, first, last),
+        dots=[
+            Tick(share(e.step, first, last), f"checkpoint of step {e.step:,}") for e in events if e.kind == "checkpoint"
+        ],
     )
+
+
+def _kept_tick(curve: Curve, first: int, last: int) -> Tick | None:
+    if curve.kept_step is None:
+        return None
+    return Tick(share(curve.kept_step, first, last), f"the result is made of the weights of step {curve.kept_step:,}")
+
+
+def _token_ticks(curve: Curve, steps: Sequence[Tick], first: int, last: int) -> list[Tick]:
+    """Tokens trained through at the labelled steps: at the nearest that was logged."""
+    known = {0: 0.0, **dict(curve.tokens), **{v.step: v.tokens for v in curve.validations}}
+    if not any(known.values()):
+        return []
+    ticks = []
+    for tick in steps:
+        step = first + tick.place * (last - first)
+        nearest = min(known, key=lambda other: abs(other - step))
+        ticks.append(Tick(tick.place, count(known[nearest])))
+    return ticks
 
 
 def resource_charts(samples: Samples, events: Sequence[Event]) -> list[Chart]:
@@ -195,63 +213,19 @@ def resource_charts(samples: Samples, events: Sequence[Event]) -> list[Chart]:
         ("Disk", samples.disk, samples.disk_limit),
     )
     end = max(samples.seconds[-1], 1.0)
-    marks = [Tick(_share(e.seconds, 0, end), f"{duration(e.seconds)}: {e.text}") for e in events if e.kind in _MARKED]
+    marks = [Tick(share(e.seconds, 0, end), f"{duration(e.seconds)}: {e.text}") for e in events if e.kind in _MARKED]
     charts = []
     for title, values, limit in table:
         if not values:
             continue
         peak = max(values)
-        high, labels = (limit, _limit_ticks(limit)) if limit else _scale(0.0, peak)[1:]
-        path = _path(thinned(list(zip(samples.seconds, values, strict=True))), (0.0, end, 0.0, high))
-        of = f" of {_gib(limit)} GiB ({peak / limit:.0%})" if limit else " GiB"
-        lines = [("area", f"{path} L {_WIDTH:g} {_HEIGHT:g} L 0 {_HEIGHT:g} Z"), ("main", path)]
+        high, labels = (limit, limit_ticks(limit)) if limit else scale(0.0, peak)[1:]
+        line = path(thinned(list(zip(samples.seconds, values, strict=True))), (0.0, end, 0.0, high))
+        of = f" of {gib(limit)} GiB ({peak / limit:.0%})" if limit else " GiB"
+        lines = [("area", f"{line} L {WIDTH:g} {HEIGHT:g} L 0 {HEIGHT:g} Z"), ("main", line)]
         is_full = bool(limit) and peak / limit >= _NEARLY_FULL and values is not samples.device
-        charts.append(Chart(title, f"at most {_gib(peak)}{of}", lines, _time_ticks(end), labels, marks, [], is_full))
+        charts.append(Chart(title, f"at most {gib(peak)}{of}", lines, time_ticks(end), labels, marks, [], is_full))
     return charts
-
-
-def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
-    """Points that neighbours were put together in, so that there are at most so many.
-
-    Args:
-        points: In order.
-        most: To keep.
-    """
-    size = math.ceil(len(points) / most) or 1
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
-
-
-def smoothed(points: Sequence[Point], weight: float) -> list[Point]:
-    """The exponential moving average of points, as TensorBoard draws it.
-
-    Args:
-        points: In order.
-        weight: Of the average so far, 0 to below 1, beside each further point. The average starts at zero, and is
-            divided by what all points so far weigh: else it would start too low.
-    """
-    sums = accumulate((y for _, y in points), lambda total, y: weight * total + (1 - weight) * y, initial=0.0)
-    averages = zip(points, islice(sums, 1, None), strict=True)
-    return [(x, total / (1 - weight**count)) for count, ((x, _), total) in enumerate(averages, start=1)]
-
-
-def duration(seconds: float) -> str:
-    """A time to read, with two units at most."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, hours = round(seconds / 60), round(seconds / 60) // 60
-    return f"{hours} h {minutes % 60:02d} min" if hours else f"{minutes} min"
-
-
-def _rate_chart(rates: Sequence[tuple[int, float]], losses: Sequence[tuple[int, float]]) -> Chart:
-    """The learning rate over the same steps as the loss."""
-    steps = [step for step, _ in losses or rates]
-    first, last = min(steps), max(steps)
-    peak = max(rate for _, rate in rates)
-    path = _path(thinned(_split(rates)[0]), (float(first), float(last), 0.0, peak * 1.1 or 1.0))
-    ticks = [Tick(0.0, "0"), Tick(1 / 1.1, f"{peak:.1e}")]
-    note = f"at most {peak:.2e}"
-    return Chart("Learning rate", note, [("main", path)], _step_ticks(first, last), ticks, [], [])
 
 
 def _split(losses: Sequence[tuple[int, float]]) -> tuple[list[Point], list[list[Point]]]:
@@ -270,64 +244,3 @@ def _split(losses: Sequence[tuple[int, float]]) -> tuple[list[Point], list[list[
         dropped.append([point for point in finite if point[0] >= undone_from])
         undone_from = min(undone_from, track[0][0] if track else math.inf)
     return sorted(kept), [track for track in dropped if track]
-
-
-def _path(points: Sequence[Point], box: tuple[float, float, float, float]) -> str:
-    """An SVG path through points of a box (left, right, bottom, top)."""
-    places = _places(points, box)
-    if len(places) == 1:
-        return _dots(points, box)
-    return "M " + " L ".join(f"{x:.1f} {y:.2f}" for x, y in places) if places else ""
-
-
-def _dots(points: Sequence[Point], box: tuple[float, float, float, float]) -> str:
-    """An SVG path with a dot at each point of a box: with round ends, a line without length is one."""
-    return " ".join(f"M {x:.1f} {y:.2f} L {x:.1f} {y:.2f}" for x, y in _places(points, box))
-
-
-def _places(points: Sequence[Point], box: tuple[float, float, float, float]) -> list[Point]:
-    """Where points of a box (left, right, bottom, top) are drawn."""
-    left, right, bottom, top = box
-    return [(_share(x, left, right) * _WIDTH, (1 - _share(y, bottom, top)) * _HEIGHT) for x, y in points]
-
-
-def _share(value: float, low: float, high: float) -> float:
-    return (min(max(value, low), high) - low) / (high - low) if high > low else 0.5
-
-
-def _scale(low: float, high: float) -> tuple[float, float, list[Tick]]:
-    """A range of round numbers around two values, and where they stand."""
-    span = high - low or abs(high) or 1.0
-    step = _round_step(span / (_TICKS - 1))
-    start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    end = max(end, start + 1)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    ticks = [Tick((i - start) / (end - start), f"{i * step:,.{digits}f}") for i in range(start, end + 1)]
-    return start * step, end * step, ticks
-
-
-def _round_step(least: float) -> float:
-    """The smallest 1, 2 or 5 times a power of ten that is no smaller."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * 0.999)
-
-
-def _limit_ticks(limit: float) -> list[Tick]:
-    return [Tick(share, _gib(limit * share)) for share in (0.0, 0.5, 1.0)]
-
-
-def _step_ticks(first: int, last: int) -> list[Tick]:
-    if first == last:
-        return [Tick(0.5, f"{first:,}")]
-    between = max(1, round(_round_step((last - first) / 6)))
-    room = (last - first) / 12  # labels at the ends take as much
-    inner = [step for step in range(-(-first // between) * between, last, between) if first + room < step < last - room]
-    return [Tick(_share(step, first, last), f"{step:,}") for step in (first, *inner, last)]
-
-
-def _time_ticks(end: float) -> list[Tick]:
-    return [Tick(share, duration(end * share)) for share in (0.0, 0.5, 1.0)]
-
-
-def _gib(size: float) -> str:
-    return f"{size:,.0f}" if size >= 100 or size == 0 else f"{size:.1f}" if size >= 1 else f"{size:.2f}"
