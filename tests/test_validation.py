@@ -73,10 +73,7 @@ def loss_of(directory, dataset):
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_validations_change_nothing_of_the_training(train, method):
-    """Answers are drawn and rows measured between two steps; the dropout of the next must not know.
-
-    And bitsandbytes repacked the weights of a 4-bit model in evaluation, whose gradients were none from then on.
-    """
+    """Answers are drawn and rows measured between two steps; the dropout of the next must not know."""
     often = train("often", method=method, every=1, max_steps=6)
     seldom = train("seldom", method=method, every=100, max_steps=6)
     assert [v.step for v in often.validations] == list(range(7))
