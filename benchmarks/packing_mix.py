@@ -8,8 +8,9 @@ MODEL is a directory or a .gguf file; everything is in fp32 on the CPU. Three ta
     fill       rows, share of padding, and how many examples a row has; also of 16,384 examples of drawn lengths, which
                are what is packed at a time
     variance   over the steps of an epoch at the weights of MODEL: the loss, and the gradient of every weight. "noise"
-               is the mean squared distance of a step's gradient from the mean of all steps, beside the square of that
-               mean; "examples" are steps of as many tokens whose examples are drawn at random, without rows
+               is the mean squared distance of a step's gradient from the mean of all steps, "mean squared" the square
+               of that mean, "cosine" between a step's gradient and that of the held-out rows, the mean over steps;
+               "examples" are steps of as many tokens whose examples are drawn at random, without rows
     training   held-out loss after as many steps of as many rows, AdamW with a warmup over a fifth of the steps
 
 A packed example has the loss and the gradient that it has alone (tests/test_packing_equivalence.py). So each example
@@ -23,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +105,35 @@ def example_gradients(model_dir: Path, rows: Any) -> tuple[Any, Any]:
     return gradients, losses
 
 
-def kept_gradients(options: argparse.Namespace, model_dir: Path, rows: Any) -> tuple[Any, Any]:
-    """Gradients and losses of the examples, from the file if it is there."""
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of summed losses at the weights of a model, projected.
+
+    Attributes:
+        examples: Of each example to train on, shape [examples, PROJECTED].
+        losses: Their losses, shape [examples].
+        held_out: Of all held-out rows together, shape [PROJECTED].
+    """
+
+    examples: Any
+    losses: Any
+    held_out: Any
+
+
+def gradients_of(options: argparse.Namespace, model_dir: Path, dataset: Path) -> Gradients:
+    """Those of a dataset, from the file if it is there."""
     import numpy as np
 
+    from thriftune.data.prepared import TRAIN, VALIDATION, load_split
+
     if options.gradients and options.gradients.exists():
-        kept = np.load(options.gradients)
-        return kept["gradients"], kept["losses"]
-    gradients, losses = example_gradients(model_dir, rows)
+        return Gradients(**np.load(options.gradients))
+    examples, losses = example_gradients(model_dir, load_split(dataset, TRAIN))
+    held_out, _ = example_gradients(model_dir, load_split(dataset, VALIDATION))
+    found = Gradients(examples, losses, held_out.sum(0, dtype=np.float64))
     if options.gradients:
-        np.savez(options.gradients, gradients=gradients, losses=losses)
-    return gradients, losses
+        np.savez(options.gradients, **vars(found))
+    return found
 
 
 def packings(lengths: Any, capacity: int) -> dict[str, Callable[[int], Bins]]:
@@ -145,15 +165,17 @@ def random_steps(lengths: Any, count: int, seed: int) -> Iterator[list[int]]:
         yield order[step == number].tolist()
 
 
-def variance(steps: list[list[int]], gradients: Any, losses: Any, trained: Any) -> tuple[float, float, float]:
-    """Over steps: standard deviation of the loss, noise of the gradient, and the square of its mean."""
+def variance(steps: list[list[int]], of: Gradients, trained: Any) -> tuple[float, float, float, float]:
+    """Over steps: deviation of the loss, noise of the gradient, its mean squared, and its cosine with held-out."""
     import numpy as np
 
     counts = np.array([trained[step].sum() for step in steps])
-    loss = np.array([losses[step].sum() for step in steps]) / counts
-    gradient = np.stack([gradients[step].sum(0, dtype=np.float64) for step in steps]) / counts[:, None]
+    loss = np.array([of.losses[step].sum() for step in steps]) / counts
+    gradient = np.stack([of.examples[step].sum(0, dtype=np.float64) for step in steps]) / counts[:, None]
     mean = gradient.mean(0)
-    return float(loss.std(ddof=1)), float(((gradient - mean) ** 2).sum() / (len(steps) - 1)), float((mean**2).sum())
+    noise = ((gradient - mean) ** 2).sum() / (len(steps) - 1)
+    cosine = gradient @ of.held_out / np.linalg.norm(gradient, axis=1) / np.linalg.norm(of.held_out)
+    return float(loss.std(ddof=1)), float(noise), float((mean**2).sum()), float(cosine.mean())
 
 
 def packed_row(rows: Any, items: list[int]) -> dict[str, list[int]]:
@@ -208,44 +230,58 @@ def print_fill(lengths: Any, capacity: int) -> None:
     print("|---|---|---|---|---|---|---|")
     for kind, (drawn, room) in {"the rows given": (lengths, capacity), **drawn_lengths()}.items():
         for name, way in packings(drawn, room).items():
-            bins = way(0)
-            started = time.perf_counter()
-            way(0)
-            took = 1000 * (time.perf_counter() - started)
+            took = []
+            for _ in range(5):
+                started = time.process_time()
+                bins = way(0)
+                took.append(1000 * (time.process_time() - started))
             sizes = [len(items) for items in bins]
             spread = f"{statistics.mean(sizes):.1f} ± {statistics.stdev(sizes):.1f}"
             padding = 1 - drawn.sum() / len(bins) / room
-            print(f"| {kind} | {room} | {name} | {len(bins)} | {padding:.2%} | {spread} | {took:.1f} |")
+            print(f"| {kind} | {room} | {name} | {len(bins)} | {padding:.2%} | {spread} | {min(took):.1f} |")
 
 
-def print_variance(options: argparse.Namespace, model_dir: Path, rows: Any, ways: dict[str, Any], lengths: Any) -> None:
-    """The second table: means over orders of rows, each with a packing of its own."""
+def print_variance(options: argparse.Namespace, model_dir: Path, dataset: Path) -> None:
+    """The second table: means over orders of rows, each with a packing of its own, and deviations over the orders."""
     import numpy as np
 
-    gradients, losses = kept_gradients(options, model_dir, rows)
+    from thriftune.data.prepared import TRAIN, load_split
+
+    rows = load_split(dataset, TRAIN)
+    gradients, lengths = gradients_of(options, model_dir, dataset), np.array(rows["length"])
     trained = np.array([sum(label != IGNORED for label in labels) for labels in rows["labels"]])
     kinds: dict[str, Callable[[int], list[list[int]]]] = {
-        name: lambda seed, way=way: list(steps_of(way(seed), options.rows_a_step, seed)) for name, way in ways.items()
+        name: lambda seed, way=way: list(steps_of(way(seed), options.rows_a_step, seed))
+        for name, way in packings(lengths, options.max_length).items()
     }
     count = len(kinds["mixed"](0))
     kinds["examples"] = lambda seed: list(random_steps(lengths, count, seed))
     print(f"\n{count} steps of {options.rows_a_step} rows, {options.orders} orders")
-    print("\n| packing | loss of a step, ± over steps | noise of the gradient | mean squared | noise / mean squared |")
-    print("|---|---|---|---|---|")
+    columns = (
+        "packing",
+        "loss, ± over steps",
+        "noise of the gradient",
+        "mean squared",
+        "noise / mean squared",
+        "cosine",
+    )
+    print(f"\n| {' | '.join(columns)} |")
+    print("|---|---|---|---|---|---|")
     for name, kind in kinds.items():
-        found = np.array([variance(kind(s), gradients, losses, trained) for s in range(options.orders)])
-        (loss, noise, mean), spread = found.mean(0), found.std(0, ddof=1)
-        cells = f"{loss:.3f} ± {spread[0]:.3f} | {noise:.1f} ± {spread[1]:.1f} | {mean:.1f} | {noise / mean:.2f}"
-        print(f"| {name} | {cells} |")
+        found = np.array([variance(kind(seed), gradients, trained) for seed in range(options.orders)])
+        (loss, noise, mean, cosine), spread = found.mean(0), found.std(0, ddof=1)
+        cells = f"{loss:.2f} ± {spread[0]:.2f} | {noise:.0f} ± {spread[1]:.0f} | {mean:.0f} | {noise / mean:.2f}"
+        print(f"| {name} | {cells} | {cosine:.3f} ± {spread[3]:.3f} |")
 
 
-def print_training(options: argparse.Namespace, model_dir: Path, dataset: Path, ways: dict[str, Any]) -> None:
+def print_training(options: argparse.Namespace, model_dir: Path, dataset: Path) -> None:
     """The third table: a line for each seed, which decides packing and order."""
     import numpy as np
 
     from thriftune.data.prepared import TRAIN, load_split
 
     lengths = np.array(load_split(dataset, TRAIN)["length"])
+    ways = packings(lengths, options.max_length)
     print(f"\n| seed | {' | '.join(ways)} | tokens |\n|---|---{'|---' * len(ways)}|", flush=True)
     after: dict[str, list[float]] = {name: [] for name in ways}
     for seed in range(options.seeds):
@@ -285,16 +321,13 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         model_dir, dataset = fetched(options, Path(folder))
-        rows = load_split(dataset, TRAIN)
-        lengths = np.array(rows["length"])
-        ways = packings(lengths, options.max_length)
-        print_fill(lengths, options.max_length)
-        print_variance(options, model_dir, rows, ways, lengths)
+        print_fill(np.array(load_split(dataset, TRAIN)["length"]), options.max_length)
+        print_variance(options, model_dir, dataset)
         if options.seeds:
             held_out = held_out_rows(dataset, 500)
             loss, tokens = held_out_loss(load(model_dir), load_tokenizer(model_dir), held_out, 8)
             print(f"\n{len(held_out)} held-out rows, {tokens:,} tokens: loss {loss:.4f} before training", flush=True)
-            print_training(options, model_dir, dataset, ways)
+            print_training(options, model_dir, dataset)
 
 
 if __name__ == "__main__":
