@@ -43,7 +43,6 @@ TOO_LITTLE = 0.9
 @contextmanager
 def prepared(run: Run, work: Path, steps: int, every: int | None) -> Iterator[Path]:
     """A folder with everything that a training needs, for as long as it is of use."""
-    import deepspeed_configs
     from thriftune.config import ModelConfig, RunConfig
     from thriftune.models import architecture
     from thriftune.planning import catalogue, planner
@@ -51,12 +50,12 @@ def prepared(run: Run, work: Path, steps: int, every: int | None) -> Iterator[Pa
     content = run_file(run)
     content["hardware"] = {"device": "T4", "instance": "g4dn.2xlarge"}
     content["training"] |= {"max_steps": steps, "log_every": 1, "learning_rate": 1e-3}
+    content["evaluation"] |= {"every_steps": steps}  # a validation in between would count as a part of a step
     content["checkpoints"] = {"every_minutes": NEVER} | ({"every_steps": every} if every else {})
     config = RunConfig.model_validate(content)
     make_model(run.model, work / run.model)
     shape = architecture.of(ModelConfig(source=str(work / run.model)))
-    zero_files = {name: deepspeed_configs.load(name) for name in deepspeed_configs.names()}
-    plan = planner.plan(config, catalogue.load(), zero_files, architecture=shape)
+    plan = planner.plan(config, catalogue.load(), architecture=shape)
     with tempfile.TemporaryDirectory(dir=work) as name:
         folder = Path(name)
         make_dataset(run, folder / "dataset")
@@ -69,9 +68,9 @@ def start(folder: Path, attempt: int, gib: float) -> subprocess.Popen[bytes]:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = str(unused.getsockname()[1])
-    config, _, _ = pickle.loads((folder / "job.pickle").read_bytes())
+    _, plan, _ = pickle.loads((folder / "job.pickle").read_bytes())
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    group = {**alone, "MASTER_PORT": port} if config.method == "full" else {}  # QLoRA has no process group
+    group = {**alone, "MASTER_PORT": port} if plan.strategy == "zero" else {}  # the others have no process group
     command = [sys.executable, __file__, "--worker", str(folder), str(attempt), str(gib)]
     with (folder / f"log-{attempt}").open("w") as log:
         return subprocess.Popen(command, env={**os.environ, **group}, stdout=log, stderr=log)
@@ -98,7 +97,7 @@ def work_in_process(folder: Path, attempt: int, gib: float) -> None:
 
     from thriftune import distributed
     from thriftune.checkpoints.resumption import CheckpointPlace
-    from thriftune.training import full, qlora
+    from thriftune.training.fit import Inputs, fit
 
     logging.basicConfig(level=logging.INFO)
     config, plan, model = pickle.loads((folder / "job.pickle").read_bytes())
@@ -114,8 +113,7 @@ def work_in_process(folder: Path, attempt: int, gib: float) -> None:
             ends.append(time.monotonic())
 
     trainer.DEFAULT_CALLBACKS.append(Clock)
-    train = qlora.train if config.method == "qlora" else full.train
-    result = train(config, plan, model, folder / "dataset", folder / f"out-{attempt}", place=place)
+    result = fit(Inputs(config, plan, model, folder / "dataset", place=place), folder / f"out-{attempt}")
     (folder / f"result-{attempt}.json").write_text(json.dumps({
         **asdict(result), "ends": ends, "reserved_gib": torch.cuda.max_memory_reserved() / GIB,
     }))  # fmt: skip

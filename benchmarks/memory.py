@@ -17,10 +17,11 @@ The aim: within 10 % for half of the runs, and never more than 5 % too low.
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memory_runs import ADAPTERS, ZERO, ZERO_RANKS, Measurement, load_measurements
+from memory_runs import ZERO_RANKS, Measurement, load_measurements
 
 MIB = 2**20
 CLOSE, TOO_LOW = 0.10, -0.05
@@ -35,24 +36,27 @@ def architecture_of(measured: Measurement) -> Any:
 
 def predicted(measured: Measurement) -> Any:
     """What the planner says of a run, of one rank."""
-    import deepspeed_configs
-    from thriftune.config import LoraConfig
+    from thriftune.config import RunConfig
     from thriftune.hardware import DEVICES
-    from thriftune.planning.memory import Machines, Pass, estimate
-    from thriftune.strategies.zero import layout as zero_layout
+    from thriftune.planning.memory import estimate
+    from thriftune.planning.memory.validating import batch_of, bytes_of
+    from thriftune.planning.search import one_pass_of
+    from thriftune.strategies import Machines, candidates
 
-    run, model = measured.run, architecture_of(measured)
-    lora = measured.config.get("lora")
-    adapters = LoraConfig(**lora) if run.method in ADAPTERS else None
+    run, model, config = measured.run, architecture_of(measured), RunConfig.model_validate(measured.config)
+    strategy = candidates(config)[0]
+    (settings,) = strategy.options(config).values()
     # Rows are exactly as long as the run allows: there is no padding, and transformers makes no mask.
-    one_pass = Pass(run.micro_batch, run.length, run.checkpointing, run.precision, adapters, masked=False)
-    layout = None
-    if adapters is None:
-        named = ZERO[run.method]
-        content = deepspeed_configs.load(named) if isinstance(named, str) else named
-        layout = zero_layout.layout(content, model.hidden_size)
-    ranks = 1 if adapters else ZERO_RANKS
-    return estimate(model, one_pass, Machines(DEVICES["CPU"], 0.0, 1, ranks), layout=layout, optimizer=run.optimizer)
+    one_pass = replace(one_pass_of(config, run.micro_batch, run.precision), masked=False)
+    return estimate(
+        strategy,
+        model,
+        one_pass,
+        Machines(DEVICES["CPU"], 0.0, 1, run.ranks),
+        settings=settings,
+        optimizer=run.optimizer,
+        validation_bytes=bytes_of(config, model, one_pass, batch_of(config, model, one_pass)),
+    )
 
 
 def deepspeed_says(measured: Measurement) -> float | None:

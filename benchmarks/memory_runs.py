@@ -2,18 +2,18 @@
 
     python benchmarks/memory_runs.py RESULTS.jsonl [--only zero3] [--list]
 
-Trains random Llamas of 42M, 135M and 381M parameters on the CPU through `thriftune.training.full.train` and
-`thriftune.training.qlora.train`, two optimizer steps of two micro batches each, every row exactly as long as the run
-allows. ZeRO runs have two gloo ranks, LoRA and QLoRA runs one process; every process is a fresh one. Each result is
-appended to RESULTS.jsonl as soon as it is there, and runs that the file already holds are skipped: delete a line to
-repeat it.
+Trains random Llamas of 42M, 135M and 381M parameters on the CPU through `thriftune.training.fit.fit`, two optimizer
+steps of two micro batches each, every row exactly as long as the run allows. ZeRO runs have two gloo ranks, the others
+one process; every process is a fresh one. Each result is appended to RESULTS.jsonl as soon as it is there, and runs
+that the file already holds are skipped: delete a line to repeat it.
 All of them take about an hour on two cores and at most 20 GB. Linux only: it reads /proc.
 
 What is measured of each rank, from /proc/self/status, until the last step (saving is not part of it):
 
     start    memory right before the training function is called, with torch, transformers and (ZeRO) deepspeed imported
     peak     highest memory after that
-    phases   the same for every phase: load, prepare (Trainer and engine), forward, backward, optimizer
+    phases   the same for every phase: load, prepare (Trainer and engine), forward, backward, optimizer, and validate:
+             one row, before the first step and after the last one
 
 Resident memory is exact, because the kernel keeps its high-water mark; the anonymous part of it (private memory: no
 pages of files or of shared memory) is sampled every 20 ms.
@@ -82,7 +82,7 @@ ZERO: dict[str, str | dict[str, Any]] = {
     },
     "zero3_offload_all": "zero3_offload",
 }
-ADAPTERS: dict[str, dict[str, Any]] = {"lora": {"four_bit": False}, "qlora": {}}
+ADAPTERS = ("lora", "qlora")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Phase:
     """What a rank did for a while, and the memory it took.
 
     Attributes:
-        name: load, prepare, forward, backward, optimizer, or save.
+        name: load, prepare, forward, backward, optimizer, validate, or save.
         second: When it began, in seconds after the start.
         rss: Resident memory at its beginning, in bytes.
         peak_rss: Highest resident memory, in bytes; exact.
@@ -321,7 +321,7 @@ def make_dataset(run: Run, directory: Path) -> None:
     import pyarrow.parquet as pq
 
     from thriftune import artifacts
-    from thriftune.data.prepared import TRAIN
+    from thriftune.data.prepared import TRAIN, VALIDATION
     from thriftune.data.tokenization import IGNORED
 
     vocabulary = MODELS[run.model]["vocab_size"]
@@ -330,15 +330,17 @@ def make_dataset(run: Run, directory: Path) -> None:
     labels = [[IGNORED, *row[1:]] for row in rows]
     lists = pa.list_(pa.int32())
     columns = [pa.array(rows, lists), pa.array(labels, lists), pa.array([run.length] * count, pa.int32())]
+    table = pa.table(columns, names=["input_ids", "labels", "length"])
     with artifacts.writing(directory, "preparing rows") as place:
-        pq.write_table(pa.table(columns, names=["input_ids", "labels", "length"]), place / TRAIN)
+        pq.write_table(table, place / TRAIN)
+        pq.write_table(table.slice(0, 1), place / VALIDATION)
         artifacts.write_manifest(place, "dataset", {"fingerprint": run.name})
 
 
 def run_file(run: Run) -> dict[str, Any]:
     """What the YAML file of a run would say."""
     method = {"method": "full", "zero": {"config": ZERO[run.method]}} if run.method in ZERO else {
-        "method": "qlora", "lora": {**ADAPTERS[run.method], "rank": run.lora_rank, "merge": False},
+        "method": run.method, "lora": {"rank": run.lora_rank, "merge": False},
     }  # fmt: skip
     return {
         **method,
@@ -353,7 +355,9 @@ def run_file(run: Run) -> dict[str, Any]:
             "precision": run.precision,
             "optimizer": run.optimizer,
             "gradient_checkpointing": run.checkpointing,
+            "save_dtype": "fp32",  # what rounding does is not measured then
         },
+        "evaluation": {"every_steps": STEPS, "prompts": ["any"], "max_new_tokens": 1},
     }
 
 
@@ -404,15 +408,13 @@ def measure(run: Run, work: Path) -> Measurement:
 
 def _plan(config: "RunConfig", model_dir: Path) -> "TrainingPlan":
     """The plan of a run on this machine, as if its memory had no end: what a run takes is measured, not foretold."""
-    import deepspeed_configs
     from thriftune.config import ModelConfig
     from thriftune.models import architecture
     from thriftune.planning import catalogue, offers, planner
 
-    zero_files = {name: deepspeed_configs.load(name) for name in deepspeed_configs.names()}
     shape = architecture.of(ModelConfig(source=str(model_dir)))
     here = replace(offers.this_machine(), host_gib=_NO_LIMIT_GIB)
-    return planner.plan(config, catalogue.load(), zero_files, architecture=shape, here=here)
+    return planner.plan(config, catalogue.load(), architecture=shape, here=here)
 
 
 def _run_ranks(count: int, threads: int, arguments: list[str], logs: Path) -> None:
@@ -453,16 +455,16 @@ def _work_as_rank(model_dir: Path, scratch: Path) -> None:
 
     from thriftune import distributed
     from thriftune.config import RunConfig
-    from thriftune.training import full, qlora
+    from thriftune.training.fit import Inputs, fit
 
     logging.basicConfig(level=logging.INFO)
     config = RunConfig.model_validate_json((scratch / "run.json").read_text())
     plan = pickle.loads((scratch / "plan.pickle").read_bytes())
-    if config.method == "full":
+    is_zero = plan.strategy == "zero"
+    if is_zero:
         distributed.use_cpu_accelerator()
-    train = full.train if config.method == "full" else qlora.train
-    watch = _watch_training(is_zero=config.method == "full")
-    result = train(config, plan, model_dir, scratch / "dataset", scratch / "trained")
+    watch = _watch_training(is_zero=is_zero)
+    result = fit(Inputs(config, plan, model_dir, scratch / "dataset"), scratch / "trained")
     rank = distributed.current_rank()
     report = {"training": asdict(result), "memory": asdict(watch.result())}
     (scratch / f"rank{rank.index}.json").write_text(json.dumps(report))
@@ -485,6 +487,9 @@ def _watch_training(*, is_zero: bool) -> PhaseWatch:
         def on_init_end(self, *_: Any, **__: Any) -> None:
             watch.enter("prepare")
 
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            watch.enter("validate")
+
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             watch.enter("forward")
 
@@ -493,6 +498,9 @@ def _watch_training(*, is_zero: bool) -> PhaseWatch:
 
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
             watch.enter("optimizer")
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            watch.enter("validate")
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
             watch.enter("save")

@@ -64,7 +64,7 @@ def tokens_per_second(options: argparse.Namespace, rows: Any, config: Any, scrat
 
     plan = planner.plan(config, catalogue.load(), here=offers.this_machine())
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
-    trainer = make_trainer(model, training_arguments(config, plan, scratch), load_tokenizer(options.model), rows)
+    trainer = make_trainer(model, training_arguments(config, plan, scratch, {}), load_tokenizer(options.model), rows)
     computed = []
     collate = trainer.data_collator
     trainer.data_collator = lambda batch: computed.append(collate(batch)) or computed[-1]

@@ -189,9 +189,9 @@ def held_out_after(model_dir: Path, dataset: Path, steps: list[list[list[int]]],
     import torch
 
     from thriftune.data.prepared import TRAIN, load_split
-    from thriftune.inference.evaluation import held_out_loss, held_out_rows
     from thriftune.models.tokenizer import load_tokenizer
     from thriftune.training.collation import PackedCollator
+    from thriftune.training.held_out import held_out_loss, held_out_rows
 
     model, tokenizer, rows = load(model_dir), load_tokenizer(model_dir), load_split(dataset, TRAIN)
     collate = PackedCollator(tokenizer, 8)
@@ -316,8 +316,8 @@ def main() -> None:
     import numpy as np
 
     from thriftune.data.prepared import TRAIN, load_split
-    from thriftune.inference.evaluation import held_out_loss, held_out_rows
     from thriftune.models.tokenizer import load_tokenizer
+    from thriftune.training.held_out import held_out_loss, held_out_rows
 
     with tempfile.TemporaryDirectory() as folder:
         model_dir, dataset = fetched(options, Path(folder))

@@ -8,8 +8,8 @@ from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ModelSourceError
 from thriftune.methods.adapters import adapter_parameters, require_targets
 from thriftune.models import architecture
-from thriftune.planning.memory import Pass
-from thriftune.strategies.memory.activations import measure
+from thriftune.models.quantization import FourBit
+from thriftune.strategies.memory.activations import Pass, measure
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
@@ -46,11 +46,12 @@ def shape_of(kind: str, **changes) -> architecture.Architecture:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "adapters", [None, LoraConfig(rank=2, dropout=0.0), LoraConfig(rank=2, dropout=0.0, four_bit=False)]
+    ("adapters", "four_bit"),
+    [(None, None), (LoraConfig(rank=2, dropout=0.0), FourBit()), (LoraConfig(rank=2, dropout=0.0), None)],
 )
-def test_many_architectures_can_be_traced(kind, adapters):
+def test_many_architectures_can_be_traced(kind, adapters, four_bit):
     """OPT and Bloom build positions from a mask of another shape; peft turned autocast off on the meta device."""
-    activations = measure(shape_of(kind), Pass(2, 32, True, "bf16", adapters))
+    activations = measure(shape_of(kind), Pass(2, 32, True, "bf16", adapters, four_bit))
     assert len(activations.kept) == 4
     assert all(kept.all > 0 for kept in activations.kept)
 
@@ -59,14 +60,15 @@ def test_many_architectures_can_be_traced(kind, adapters):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_mixtures_of_experts_can_be_traced_in_every_precision(kind, precision):
     """The meta device knows grouped products in bf16 only: on a CPU every mixture was refused."""
-    activations = measure(shape_of(kind, num_hidden_layers=3), Pass(2, 32, True, precision, LoraConfig(rank=2)))
+    one_pass = Pass(2, 32, True, precision, LoraConfig(rank=2), FourBit())
+    activations = measure(shape_of(kind, num_hidden_layers=3), one_pass)
     assert all(kept.all > 0 for kept in activations.kept)
 
 
 def test_in_fp16_frozen_experts_cost_a_gradient_for_a_moment():
     """Without bf16 transformers computes experts in a loop, whose backward pass makes the gradient of all of them."""
     shape = shape_of("mixtral", num_local_experts=64)
-    on_attention = LoraConfig(rank=2, target_modules=("q_proj",), four_bit=False)
+    on_attention = LoraConfig(rank=2, target_modules=("q_proj",))
     bf16, fp16 = (measure(shape, Pass(1, 32, True, precision, on_attention)) for precision in ("bf16", "fp16"))
     gradient = 2 * 64 * 2 * 64 * 32  # bytes of a number, experts, gate and up, intermediate and hidden size
     assert fp16.whole().all - bf16.whole().all > 0.9 * gradient

@@ -4,6 +4,7 @@ import pytest
 
 from thriftune.hardware import DEVICES
 from thriftune.models.loading import Placement, attach_adapters, load_model, max_memory
+from thriftune.models.quantization import FourBit
 
 GIB = 2**30
 
@@ -42,7 +43,7 @@ def test_the_first_adapter_is_active_and_nothing_trains(tiny_model_dir, random_a
 
 
 def test_four_bit_layers_are_quantized_and_the_head_is_not(tiny_model_dir):
-    model = load_model(tiny_model_dir, Placement(DEVICES["CPU"], "fp32", four_bit=True))
+    model = load_model(tiny_model_dir, Placement(DEVICES["CPU"], "fp32", FourBit()))
     quantized = {n.rpartition(".")[2] for n, m in model.named_modules() if type(m).__name__ == "Linear4bit"}
     assert quantized == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert type(model.lm_head).__name__ == "Linear"

@@ -100,14 +100,14 @@ def test_a_router_that_is_a_linear_layer_by_its_class_gets_no_adapter():
 
 
 def test_the_preflight_says_what_is_in_four_bits_and_on_experts(run_config):
-    def found(kind, **lora):
-        config = run_config(method="qlora", lora=lora)
+    def found(kind, method="qlora", **lora):
+        config = run_config(method=method, lora=lora)
         return {f.code: f.message for f in adapters.check(config, BaseModel(architecture=shape_of(kind)))}
 
     assert list(found("falcon")) == ["quantization-saves-nothing"]
-    assert found("falcon", four_bit=False) == found("llama") == {}
+    assert found("falcon", "lora") == found("llama") == {}
     assert list(found("mixtral", target_modules=["q_proj"])) == ["quantization-saves-little"]
-    deepseek = found("deepseek_v2", four_bit=False)
+    deepseek = found("deepseek_v2", "lora")
     assert "The layers down_proj, gate_proj, up_proj beside them get none" in deepseek["lora-on-fused-experts"]
 
 

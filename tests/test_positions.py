@@ -7,9 +7,8 @@ from test_architecture import SIZES, shape_of
 from thriftune.errors import ConfigError
 from thriftune.models import architecture
 from thriftune.models.positions import answer_room, require_positions, table_length
-from thriftune.planning.memory import Pass
 from thriftune.preflight.base_model import BaseModel, check_length
-from thriftune.strategies.memory.activations import measure
+from thriftune.strategies.memory.activations import Pass, measure
 
 END = 64
 # With how many positions a model of each kind can be asked for END of them.

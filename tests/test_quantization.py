@@ -1,15 +1,19 @@
 """Which weights are in 4 bits: what the planner counts is what loading quantizes, whatever the architecture."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from test_architecture import shape_of
 
-from thriftune.config import LoraConfig, ModelConfig
+from thriftune.config import ModelConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
-from thriftune.methods.adapters import prepare_base
+from thriftune.methods import METHODS
+from thriftune.methods.adapters import prepare_four_bit
 from thriftune.models import architecture, quantization
 from thriftune.models.loading import Placement, load_model
+from thriftune.models.quantization import FourBit
 
 # Kinds of linear layers, by architecture: plain, transposed, a subclass, fused experts, a router that is a subclass.
 TINY = {
@@ -43,10 +47,9 @@ def saved(kind: str, directory) -> architecture.Architecture:
 def test_what_is_counted_in_four_bits_is_what_loading_quantizes(kind, tmp_path):
     """Falcon's layers were counted at half a byte, and bitsandbytes left all of them alone."""
     shape = saved(kind, tmp_path)
-    model = load_model(tmp_path, Placement(DEVICES["CPU"], "bf16", four_bit=True))
+    model = load_model(tmp_path, Placement(DEVICES["CPU"], "bf16", FourBit(double_quantization=False)))
     assert quantization.four_bit_layers(model) == quantization.quantized_layers(shape)
-    lora = LoraConfig(double_quantization=False)
-    prepared = prepare_base(model, lora, gradient_checkpointing=False)
+    prepared = prepare_four_bit(model, gradient_checkpointing=False)
     stored = sum(p.numel() * p.element_size() for p in prepared.parameters())  # without the constants
     counted = quantization.weights_of(shape, shape.shapes)
     assert stored == counted.quantized // 2 + 2 * counted.fused + 4 * counted.other
@@ -54,19 +57,27 @@ def test_what_is_counted_in_four_bits_is_what_loading_quantizes(kind, tmp_path):
 
 def test_four_bits_that_save_nothing_are_refused():
     """A QLoRA of Falcon trained with 0 % in 4 bits and all of it in fp32, twice the memory of plain LoRA."""
-    with pytest.raises(ConfigError, match=r"lora.four_bit = true: 0% .*FalconLinear.*Set lora.four_bit: false"):
-        quantization.require_savings(LoraConfig(), tiny("falcon"))
-    quantization.require_savings(LoraConfig(four_bit=False), tiny("falcon"))
+    with pytest.raises(ConfigError, match=r"method = qlora: 0% .*FalconLinear.*Set method: lora") as caught:
+        quantization.require_savings(FourBit(), tiny("falcon"))
+    assert [problem.code for problem in caught.value.problems] == ["quantization-saves-nothing"]
+
+
+@pytest.mark.parametrize(("method", "is_refused"), [("qlora", True), ("lora", False)])
+def test_the_method_that_quantizes_is_the_one_that_is_refused(run_config, method, is_refused):
+    def check():
+        METHODS[method].check(run_config(method), tiny("falcon"))
+
+    with pytest.raises(ConfigError, match="Set method: lora") if is_refused else nullcontext():
+        check()
 
 
 def test_a_mixture_saves_little_and_is_not_refused():
     """Only the attention of Mixtral-8x7B is in 4 bits; the base is two GiB smaller by it."""
     mixtral = architecture.of(ModelConfig(source="mistralai/Mixtral-8x7B-v0.1"))
-    quantization.require_savings(LoraConfig(), mixtral)
-    assert "only 3% of the weights in the layers" in quantization.saves_little(LoraConfig(), mixtral)
-    assert "fused experts" in quantization.saves_little(LoraConfig(), mixtral)
-    assert quantization.saves_little(LoraConfig(four_bit=False), mixtral) == ""
+    quantization.require_savings(FourBit(), mixtral)
+    assert "only 3% of the weights in the layers" in quantization.saves_little(FourBit(), mixtral)
+    assert "fused experts" in quantization.saves_little(FourBit(), mixtral)
 
 
 def test_of_a_dense_model_nothing_is_said():
-    assert quantization.saves_little(LoraConfig(), tiny("llama")) == ""
+    assert quantization.saves_little(FourBit(), tiny("llama")) == ""

@@ -1,18 +1,22 @@
 """What must hold of any estimate: more of something never needs less, and nothing is created or lost by moving it."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thriftune.planning.memory.evaluating import evaluation_gib
 
+import deepspeed_configs
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.hardware import DEVICES
 from thriftune.methods.adapters import adapter_parameters
 from thriftune.models import architecture
-from thriftune.models.quantization import layer_weights
-from thriftune.planning.memory import Machines, Pass, estimate
+from thriftune.models.quantization import FourBit, layer_weights
+from thriftune.planning.memory import estimate
+from thriftune.strategies import STRATEGIES, Machines
+from thriftune.strategies.memory.activations import Pass, measure
 from thriftune.strategies.memory.adapters import split
-from thriftune.strategies.zero import layout as zero_layout
+from thriftune.strategies.zero.strategy import settings_of
 
 GIB = 2**30
 SMOL = architecture.of(ModelConfig(source="HuggingFaceTB/SmolLM2-135M-Instruct"))
@@ -21,7 +25,7 @@ MIXTRAL = architecture.of(ModelConfig(source="mistralai/Mixtral-8x7B-v0.1"))
 T4 = DEVICES["T4"]
 STAGES = {
     "zero0": {"zero_optimization": {"stage": 0}},
-    **zero_layout.SHAPES,
+    **{name: deepspeed_configs.load(name) for name in deepspeed_configs.names()},
     "zero3_offload_optimizer": {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
 }
 lengths, batches = st.sampled_from([64, 256]), st.integers(1, 3)
@@ -31,12 +35,18 @@ properties = settings(max_examples=25, deadline=None)
 
 
 def full(one_pass, stage, nodes=1, devices=4, device=T4):
-    layout = zero_layout.layout(STAGES[stage], SMOL.hidden_size)
-    return estimate(SMOL, one_pass, Machines(device, 14.56, nodes, devices), layout=layout)
+    machines = Machines(device, 14.56, nodes, devices)
+    return estimate(STRATEGIES["zero"], SMOL, one_pass, machines, settings=settings_of(stage, STAGES[stage]))
 
 
-def adapted(one_pass, devices=1, optimizer="adamw", model=SMOL):
-    return estimate(model, one_pass, Machines(T4, 14.56, 1, devices), layout=None, optimizer=optimizer)
+def adapted(one_pass, devices=1, optimizer="adamw", model=SMOL, **options):
+    machines = Machines(T4, 14.56, 1, devices)
+    return estimate(STRATEGIES["layers"], model, one_pass, machines, optimizer=optimizer, **options)
+
+
+def alone(one_pass, device=T4, optimizer="adamw", **options):
+    machines = Machines(device, 14.56, 1, 1)
+    return estimate(STRATEGIES["single"], SMOL, one_pass, machines, optimizer=optimizer, **options)
 
 
 @properties
@@ -104,7 +114,7 @@ def test_with_a_large_vocabulary_logits_dominate():
 
 def test_qlora_holds_each_weight_in_half_a_byte_and_its_constants():
     lora = LoraConfig(rank=16)
-    shares = split(LLAMA_70B, lora, "fp16", 8, int(12e9))
+    shares = split(LLAMA_70B, lora, FourBit(), "fp16", 8, int(12e9))
     in_layers = sum(out * inside for out, inside in LLAMA_70B.linear_shapes.values())
     assert sum(s.weights.quantized for s in shares) == in_layers
     assert sum(s.weights.all for s in shares) == LLAMA_70B.parameters
@@ -116,27 +126,29 @@ def test_qlora_holds_each_weight_in_half_a_byte_and_its_constants():
 def test_double_quantization_saves_what_the_paper_says():
     """QLoRA (arXiv 2305.14314), section 3: 0.373 bits a parameter."""
     single, double = (
-        adapted(Pass(1, 64, True, "fp16", LoraConfig(rank=8, double_quantization=d)), devices=8, model=LLAMA_70B)
-        for d in (False, True)
+        adapted(Pass(1, 64, True, "fp16", LoraConfig(rank=8), FourBit(double)), devices=8, model=LLAMA_70B)
+        for double in (False, True)
     )
     saved = sum(a["weights"] - b["weights"] for a, b in zip(single.devices, double.devices, strict=True))
     assert saved * GIB * 8 / layer_weights(LLAMA_70B).quantized == pytest.approx(0.373, abs=0.01)
 
 
 def test_experts_stay_in_sixteen_bits_and_are_counted_so():
-    shares = split(MIXTRAL, LoraConfig(rank=8, target_modules=("q_proj",)), "fp16", 8, int(19e9))
+    lora = LoraConfig(rank=8, target_modules=("q_proj",))
+    shares = split(MIXTRAL, lora, FourBit(), "fp16", 8, int(19e9))
     assert sum(s.weights.fused for s in shares) == 45_097_156_608
-    assert split(MIXTRAL, LoraConfig(rank=8, target_modules=("q_proj",)), "fp16", 8, int(13e9)) is None
+    assert split(MIXTRAL, lora, FourBit(), "fp16", 8, int(13e9)) is None
 
 
 def test_weights_that_no_device_can_hold_have_no_estimate():
-    assert adapted(Pass(1, 64, True, "fp16", LoraConfig(rank=8)), devices=2, model=LLAMA_70B) is None
+    assert adapted(Pass(1, 64, True, "fp16", LoraConfig(rank=8), FourBit()), devices=2, model=LLAMA_70B) is None
 
 
 @pytest.mark.parametrize(("optimizer", "bytes_each"), [("adamw", 8), ("paged_adamw_8bit", 2.03), ("sgd", 0)])
-def test_optimizers_of_adapters_differ_in_their_states(optimizer, bytes_each):
+@pytest.mark.parametrize("four_bit", [None, FourBit()])
+def test_optimizers_of_adapters_differ_in_their_states(optimizer, bytes_each, four_bit):
     lora = LoraConfig(rank=64)
-    needed = adapted(Pass(1, 64, True, "fp16", lora), optimizer=optimizer)
+    needed = adapted(Pass(1, 64, True, "fp16", lora, four_bit), optimizer=optimizer)
     trained = sum(adapter_parameters(SMOL, lora).values())
     assert needed.device.get("optimizer states", 0.0) * GIB == pytest.approx(bytes_each * trained, rel=0.01)
 
@@ -144,15 +156,70 @@ def test_optimizers_of_adapters_differ_in_their_states(optimizer, bytes_each):
 def test_a_mixture_of_experts_is_traced_in_every_precision():
     for precision in ("fp16", "bf16"):
         lora = LoraConfig(rank=8, target_modules=("q_proj",))
-        assert adapted(Pass(1, 64, True, precision, lora), devices=1, model=MIXTRAL).device["activations"] > 0
+        one_pass = Pass(1, 64, True, precision, lora, FourBit())
+        assert adapted(one_pass, devices=1, model=MIXTRAL).device["activations"] > 0
 
 
-def test_the_evaluation_is_counted_where_the_whole_model_must_be_on_one_node(run_config):
-    config = run_config(data={"max_length": 512}, evaluation={"batch": 4})
-    assert evaluation_gib(config, LLAMA_70B, T4, 14.56, 8, "fp16") is None
-    needed = evaluation_gib(config, SMOL, T4, 14.56, 1, "fp16")
-    logits = 12 * 4 * 512 * SMOL.vocabulary
-    assert needed * GIB > 2 * SMOL.parameters + logits
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_one_device_holds_all_weights_and_states_in_fp32_and_autocast_their_copies(precision):
+    """Gradients are fp32 as the weights are; the copies in 16 bits are there while products are computed."""
+    whole = SMOL.parameters / GIB
+    needed = alone(Pass(64, 512, False, precision))  # so many rows that the backward pass is the peak
+    assert needed.phase == "forward and backward"
+    bytes_each = {item: gib / whole for item, gib in needed.device.items()}
+    lasting = ("weights", "gradients", "optimizer states")
+    assert [bytes_each[item] for item in lasting] == pytest.approx([4, 4, 8])
+    assert bytes_each.get("copies in 16 bits", 0) == pytest.approx(0 if precision == "fp32" else 2)
+    assert "ZeRO buffers" not in needed.device
+    assert len(needed.devices) == 1
+
+
+def test_activations_of_one_device_are_those_of_autocast():
+    one_pass = Pass(4, 256, True, "bf16")
+    under_zero, in_autocast = (measure(SMOL, replace(one_pass, autocast=a)).whole().all for a in (False, True))
+    assert (
+        alone(Pass(64, 256, True, "bf16")).device["activations"]
+        > full(Pass(64, 256, True, "bf16"), "zero3").device["activations"]
+    )
+    assert in_autocast > under_zero
+
+
+def test_one_worker_on_a_cpu_is_one_process_of_the_host():
+    needed = alone(Pass(1, 128, True, "fp32"), device=DEVICES["CPU"])
+    assert needed.training_host_gib == pytest.approx(needed.device_gib)
+    assert needed.device["weights"] == pytest.approx(4 * SMOL.parameters / GIB)
+    assert needed.host["gathered model"] == pytest.approx(4 * SMOL.parameters / GIB)
+    assert needed.shared_memory_gib == 0
+
+
+@pytest.mark.parametrize("four_bit", [None, FourBit()])
+def test_adapters_on_one_device_need_the_same_by_either_strategy(four_bit):
+    one_pass = Pass(2, 128, True, "fp16", LoraConfig(rank=8), four_bit)
+    assert alone(one_pass) == adapted(one_pass, devices=1)
+
+
+def test_a_base_in_sixteen_bits_takes_two_bytes_a_weight():
+    lora = LoraConfig(rank=8)
+    trained = sum(adapter_parameters(SMOL, lora).values())
+    plain, quantized = (adapted(Pass(1, 64, True, "fp16", lora, bits)) for bits in (None, FourBit()))
+    assert plain.device["weights"] * GIB == pytest.approx(2 * SMOL.parameters + 4 * trained)
+    assert quantized.device["weights"] < 0.7 * plain.device["weights"]  # its embeddings are large, and fp32 then
+
+
+@pytest.mark.parametrize("strategy", [adapted, alone])
+def test_a_validation_that_holds_more_than_training_is_the_peak(strategy):
+    one_pass = Pass(1, 64, True, "fp16", LoraConfig(rank=8))
+    training, held = strategy(one_pass), 8 * GIB
+    needed = strategy(one_pass, validation_bytes=held)
+    assert (training.phase, needed.phase) == ("forward and backward", "validation")
+    assert needed.device["activations"] == pytest.approx(8)
+    for item in ("weights", "optimizer states", "gradients"):
+        assert needed.device[item] == training.device[item]
+
+
+def test_a_validation_that_holds_less_than_training_changes_nothing():
+    one_pass = Pass(4, 256, False, "bf16")
+    assert alone(one_pass, validation_bytes=1) == alone(one_pass)
 
 
 def test_the_estimate_of_a_process_on_a_cpu_is_the_host():

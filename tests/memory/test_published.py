@@ -14,73 +14,76 @@ Left out, because another thing was measured than what this package does:
 
 import pytest
 
+import deepspeed_configs
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.hardware import DEVICES
 from thriftune.models import architecture
-from thriftune.planning.memory import Machines, Pass, estimate
-from thriftune.strategies.memory.activations import measure
+from thriftune.models.quantization import FourBit
+from thriftune.planning.memory import estimate
+from thriftune.strategies import STRATEGIES, Machines
+from thriftune.strategies.memory.activations import Pass, measure
 from thriftune.strategies.memory.adapters import split
-from thriftune.strategies.zero import layout as zero_layout
+from thriftune.strategies.zero.strategy import settings_of
 
 GB, GIB = 1e9, 2**30
 AGREEMENT = 0.15
 LLAMA_7B, LLAMA_13B = "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf"
 ATTENTION = ("q_proj", "v_proj")
 EVERYTHING = None
+SIXTEEN_BITS, NF4, DOUBLE_NF4 = None, FourBit(double_quantization=False), FourBit()
 
 
 def of(name: str) -> architecture.Architecture:
     return architecture.of(ModelConfig(source=name))
 
 
-def lora(rank, targets=ATTENTION, *, four_bit=False, double=False) -> LoraConfig:
-    return LoraConfig(rank=rank, target_modules=targets, four_bit=four_bit, double_quantization=double)
+def lora(rank, targets=ATTENTION) -> LoraConfig:
+    return LoraConfig(rank=rank, target_modules=targets)
 
 
 @pytest.mark.parametrize(
-    ("model", "rows", "tokens", "adapters", "peak_gb"),
+    ("model", "rows", "tokens", "adapters", "four_bit", "peak_gb"),
     [
-        (LLAMA_7B, 2, 512, lora(32), 19.77),
-        (LLAMA_7B, 2, 512, lora(32, four_bit=True), 13.68),
-        ("mistralai/Mistral-7B-v0.1", 2, 512, lora(32), 20.66),
-        ("google/gemma-2b", 2, 512, lora(8, EVERYTHING), 12.62),
-        (LLAMA_7B, 1, 1304, lora(8), 21.30),
-        (LLAMA_7B, 2, 1304, lora(8), 29.07),
-        (LLAMA_7B, 1, 1304, lora(8, four_bit=True, double=True), 13.84),
-        (LLAMA_13B, 1, 1304, lora(8), 38.12),
-        (LLAMA_13B, 1, 1304, lora(8, four_bit=True), 23.14),
+        (LLAMA_7B, 2, 512, lora(32), SIXTEEN_BITS, 19.77),
+        (LLAMA_7B, 2, 512, lora(32), NF4, 13.68),
+        ("mistralai/Mistral-7B-v0.1", 2, 512, lora(32), SIXTEEN_BITS, 20.66),
+        ("google/gemma-2b", 2, 512, lora(8, EVERYTHING), SIXTEEN_BITS, 12.62),
+        (LLAMA_7B, 1, 1304, lora(8), SIXTEEN_BITS, 21.30),
+        (LLAMA_7B, 2, 1304, lora(8), SIXTEEN_BITS, 29.07),
+        (LLAMA_7B, 1, 1304, lora(8), DOUBLE_NF4, 13.84),
+        (LLAMA_13B, 1, 1304, lora(8), SIXTEEN_BITS, 38.12),
+        (LLAMA_13B, 1, 1304, lora(8), NF4, 23.14),
     ],
 )
-def test_adapters_agree_with_litgpt(model, rows, tokens, adapters, peak_gb):
-    one_pass = Pass(rows, tokens, False, "bf16", adapters, masked=False)
-    needed = estimate(of(model), one_pass, Machines(DEVICES["A100-80GB"], 79.0, 1, 1), layout=None)
+def test_adapters_agree_with_litgpt(model, rows, tokens, adapters, four_bit, peak_gb):
+    one_pass = Pass(rows, tokens, False, "bf16", adapters, four_bit, masked=False)
+    needed = estimate(STRATEGIES["single"], of(model), one_pass, Machines(DEVICES["A100-80GB"], 79.0, 1, 1))
     assert needed.allocated_gib * GIB / GB == pytest.approx(peak_gb, rel=AGREEMENT)
 
 
 @pytest.mark.parametrize(("model", "peak_gb"), [(LLAMA_7B, 4.57), (LLAMA_13B, 8.32)])
 def test_the_weights_in_nf4_agree_with_litgpt(model, peak_gb):
     """resource-tables.md, inference with bnb.nf4 (no double quantization)."""
-    adapters = lora(8, four_bit=True)
-    (share,) = split(of(model), adapters, "bf16", 1, 0)
-    assert share.weights.held_bytes(adapters, "bf16") / GB == pytest.approx(peak_gb, rel=AGREEMENT)
+    (share,) = split(of(model), lora(8), NF4, "bf16", 1, 0)
+    assert share.weights.held_bytes(NF4, "bf16") / GB == pytest.approx(peak_gb, rel=AGREEMENT)
 
 
 @pytest.mark.parametrize(
-    ("model", "tokens", "checkpointing", "double", "fits"),
+    ("model", "tokens", "checkpointing", "four_bit", "fits"),
     [
-        (LLAMA_7B, 512, False, False, True),
-        (LLAMA_7B, 1024, False, False, False),
-        (LLAMA_7B, 1024, True, False, True),
-        (LLAMA_13B, 512, False, False, False),
-        (LLAMA_13B, 512, True, False, True),
-        (LLAMA_13B, 1024, True, True, True),
+        (LLAMA_7B, 512, False, NF4, True),
+        (LLAMA_7B, 1024, False, NF4, False),
+        (LLAMA_7B, 1024, True, NF4, True),
+        (LLAMA_13B, 512, False, NF4, False),
+        (LLAMA_13B, 512, True, NF4, True),
+        (LLAMA_13B, 1024, True, DOUBLE_NF4, True),
     ],
 )
-def test_what_fits_a_t4_agrees_with_the_blog_of_hugging_face(model, tokens, checkpointing, double, fits):
+def test_what_fits_a_t4_agrees_with_the_blog_of_hugging_face(model, tokens, checkpointing, four_bit, fits):
     """huggingface/blog, 4bit-transformers-bitsandbytes.md: NF4 on one T4, batch 1, AdamW. It names no LoRA targets."""
     machines = Machines(DEVICES["T4"], 14.56, 1, 1)
-    one_pass = Pass(1, tokens, checkpointing, "fp16", lora(8, EVERYTHING, four_bit=True, double=double))
-    assert (estimate(of(model), one_pass, machines, layout=None).device_gib < 14.56) == fits
+    one_pass = Pass(1, tokens, checkpointing, "fp16", lora(8, EVERYTHING), four_bit)
+    assert (estimate(STRATEGIES["single"], of(model), one_pass, machines).device_gib < 14.56) == fits
 
 
 def test_full_finetuning_without_sharding_agrees_with_torchtune():
@@ -100,8 +103,7 @@ def test_full_finetuning_without_sharding_agrees_with_torchtune():
 def test_model_states_agree_with_deepspeeds_estimator(model, nodes, gib):
     """`estimate_zero3_model_states_mem_needs`, deepspeed 0.19.8, 8 GPUs a node: model states, no activations."""
     shape = of(model)
-    layout = zero_layout.layout(zero_layout.SHAPES["zero3"], shape.hidden_size)
-    needed = estimate(shape, Pass(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8), layout=layout)
+    needed = of_zero(shape, nodes, deepspeed_configs.load("zero3"))
     states = needed.allocated_gib - needed.device.get("activations", 0.0)
     assert states == pytest.approx(gib, rel=AGREEMENT)
 
@@ -111,7 +113,11 @@ def test_an_offloaded_optimizer_agrees_with_deepspeeds_estimator_on_the_host(nod
     """The same estimator for the host of a node, with its factor of 1.5 for buffers."""
     shape = of(LLAMA_7B)
     offload = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}}}
-    layout = zero_layout.layout(offload, shape.hidden_size)
-    needed = estimate(shape, Pass(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8), layout=layout)
+    needed = of_zero(shape, nodes, offload)
     offloaded = sum(gib for item, gib in needed.host.items() if item.startswith("offloaded"))
     assert offloaded == pytest.approx(gib, rel=AGREEMENT)
+
+
+def of_zero(shape, nodes, config):
+    one_pass, machines = Pass(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8)
+    return estimate(STRATEGIES["zero"], shape, one_pass, machines, settings=settings_of("", config))

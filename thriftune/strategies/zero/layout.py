@@ -8,21 +8,6 @@ from thriftune.config.zero_file import offload_device
 from thriftune.strategies.zero.configuration import with_buffers
 
 _WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
-# The configurations in deepspeed_configs/ by name, as far as memory goes, the fastest first. A stage more moves more
-# over the network, and offload moves everything over PCIe at each step.
-SHAPES: dict[str, dict[str, Any]] = {
-    "zero1": {"zero_optimization": {"stage": 1}},
-    "zero2": {"zero_optimization": {"stage": 2}},
-    "zero3": {"zero_optimization": {"stage": 3}},
-    "zero2_offload": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}}},
-    "zero3_offload": {
-        "zero_optimization": {
-            "stage": 3,
-            "offload_optimizer": {"device": "cpu", "pin_memory": True},
-            "offload_param": {"device": "cpu", "pin_memory": True},
-        }
-    },
-}
 
 
 @dataclass(frozen=True)
