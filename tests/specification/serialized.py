@@ -38,6 +38,7 @@ SETTINGS = {
     "THRIFTUNE_RAW_OUTPUT": "s3://bucket/runs",
 }
 _PLANS = "specification.plans"
+_ARCHIVE, _PARTS = "package.tgz", "parts"
 _LONGEST_SECONDS = 300
 _KINDS: dict[str, type[Message]] = {"1": TaskSpec, "2": WorkflowSpec, "3": LaunchPlan}
 _Entity = TypeVar("_Entity", bound=Message)
@@ -103,18 +104,28 @@ def package(directory: Path) -> Package:
     Args:
         directory: A scratch directory, also the home of these processes.
     """
-    archive, parts = directory / "package.tgz", directory / "parts"
-    parts.mkdir()
+    make(directory)
+    return read(directory)
+
+
+def make(directory: Path) -> None:
+    """Write what `read` reads into a directory."""
+    archive, parts = directory / _ARCHIVE, directory / _PARTS
+    parts.mkdir(parents=True)
     pyflyte = str(Path(sys.executable).parent / "pyflyte")
     source = ("--source", str(ROOT), "--image", IMAGE, "--output", str(archive))
     commands = ([pyflyte, "--pkgs", "workflows", "package", *source], [sys.executable, "-m", _PLANS, str(parts)])
     with ThreadPoolExecutor() as both:
         list(both.map(partial(_run, home=directory), commands))
+
+
+def read(directory: Path) -> Package:
+    """What `make` wrote into a directory."""
     result = Package()
-    with tarfile.open(archive) as files:
+    with tarfile.open(directory / _ARCHIVE) as files:
         for member in sorted(files.getmembers(), key=lambda member: member.name):
             _add(result, member.name, files.extractfile(member).read())
-    for file in sorted(parts.iterdir()):
+    for file in sorted((directory / _PARTS).iterdir()):
         result.parts[file.name] = _parsed(DynamicJobSpec, file.read_bytes())
         result.content.append(file.read_bytes())
     return result
