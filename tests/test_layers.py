@@ -86,6 +86,18 @@ def test_imports_go_one_way(file):
     assert (roots(imports(parse(file))) & set(LAYERS)) <= MAY_IMPORT[layer]
 
 
+def test_no_module_takes_a_private_name_from_another():
+    taken = [
+        f"{name_of(file)}:{node.lineno}: {alias.name} of {node.module}"
+        for file in FILES
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+    assert not taken, "\n".join(taken)
+
+
 @pytest.mark.parametrize("file", [f for f in FILES if layer_of(f) == "thriftune"], ids=name_of)
 def test_the_library_knows_no_orchestrator(file):
     assert not roots(imports(parse(file))) & ORCHESTRATION
