@@ -24,7 +24,8 @@ def checkpoint_place(run_name: str) -> CheckpointPlace:
         here, previous = str(settings.result_place(run_name, "checkpoints")), ""
     else:
         flyte = current_context().checkpoint
-        here, previous = str(flyte._checkpoint_dest), str(flyte._checkpoint_src or "")
+        # flytekit's own ways to either read and write files; the places themselves have no public name.
+        here, previous = str(flyte._checkpoint_dest), str(flyte._checkpoint_src or "")  # noqa: SLF001
         use_credentials_of_flyte(here)
     # As early as can be: an attempt that dies before it hides those before it from those after it.
     begin_attempt(here, previous)

@@ -218,8 +218,8 @@ def _kill(processes: set[psutil.Process]) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, _KILL_S)
-    # Now, or its complaints would be the last words of the run.
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    # Now, or its complaints would be the last words of the run; Python stops it at its own end only.
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _children(*, recursive: bool) -> list[psutil.Process]:

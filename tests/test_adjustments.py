@@ -61,3 +61,8 @@ def test_they_survive_json():
     changed = Adjustments(micro_batch=2, accumulation=4, halvings=1, skipped_steps=(3, 7))
     assert Adjustments.from_json(json.loads(json.dumps(changed.as_json()))) == changed
     assert Adjustments.from_json({}) == Adjustments()
+
+
+def test_what_a_later_version_changes_too_is_refused_and_not_left_out():
+    with pytest.raises(ValueError, match="dropout"):
+        Adjustments.from_json({"halvings": 1, "dropout": 0.1})

@@ -118,6 +118,18 @@ def test_imports_go_one_way():
     require_none(files_of(*LAYERS), forbidden, lambda _name: True)
 
 
+def test_no_module_takes_a_private_name_from_another():
+    taken = [
+        f"{name_of(file)}:{node.lineno}: {alias.name} of {node.module}"
+        for file in FILES
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+    assert not taken, "\n".join(taken)
+
+
 def floor_of(module: str) -> tuple[int, str]:
     """How high the room of a module of thriftune is, and its name."""
     room = module.removeprefix("thriftune.").partition(".")[0]

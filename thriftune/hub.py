@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _BUSY = (408, 429)
 _SERVER_ERROR = 500
 _NO_TOKEN, _FORBIDDEN = 401, 403
-_TOKEN_REFUSED = "hub-token-refused"  # noqa: S105 - the code of a problem
+_REFUSED = "hub-token-refused"
 
 Access = Literal["read", "write"]
 _TOKEN_REMEDIES: dict[Access, str] = {
@@ -86,7 +86,7 @@ def explained_errors(
             repository,
             "the token holds characters that no token has.",
             "Copy the token again.",
-            code=_TOKEN_REFUSED,
+            code=_REFUSED,
         ) from None
     except (
         hub_errors.LocalEntryNotFoundError,
@@ -172,7 +172,7 @@ def _explain_status(
             f"the hub refused the token (HTTP {status}).",
             _TOKEN_REMEDIES[access],
             # A token that may not do what was asked for is refused with 403: to write, that is the more exact code.
-            code=_TOKEN_REFUSED if access == "read" or status == _NO_TOKEN else "",
+            code=_REFUSED if access == "read" or status == _NO_TOKEN else "",
         )
     if status is None or status in _BUSY or status >= _SERVER_ERROR:
         return TransientError(f"{field} = {repository}: the hub did not answer (HTTP {status}).")

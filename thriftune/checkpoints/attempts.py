@@ -2,11 +2,16 @@
 
 import json
 import logging
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from thriftune.checkpoints.layout import ATTEMPTS
 from thriftune.checkpoints.store import Store
 
 logger = logging.getLogger(__name__)
+
+_PREFIXES = TypeAdapter(list[Annotated[str, Field(min_length=1)]])
 
 
 def begin_attempt(here: str, previous: str | None) -> list[Store]:
@@ -44,15 +49,11 @@ def _read(store: Store) -> list[str]:
     if data is None:
         return []
     try:
-        prefixes = json.loads(data)
-        if not isinstance(prefixes, list) or not all(isinstance(p, str) and p for p in prefixes):
-            raise ValueError("it is not a list of prefixes")
-    except ValueError as error:
+        return _PREFIXES.validate_json(data)
+    except ValueError:
         logger.warning(
-            "%s/%s is damaged (%s): checkpoints of attempts before that one cannot be found.",
+            "%s/%s is damaged: checkpoints of attempts before that one cannot be found.",
             store.prefix,
             ATTEMPTS,
-            error,
         )
         return []
-    return prefixes

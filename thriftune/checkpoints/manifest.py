@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from pydantic import TypeAdapter
+
 from thriftune.digests import FileDigest, require_inside
 from thriftune.redaction import redacted
 
@@ -60,11 +62,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """As JSON without secrets, with its checksum."""
-        return replace(self, content=as_json(self.content))._written()
-
-    def _written(self) -> bytes:
-        body = {"format": _FORMAT, **asdict(self)}
-        return _encoded({"checksum": hashlib.sha256(_encoded(body)).hexdigest(), "manifest": body})
+        return _written(replace(self, content=as_json(self.content)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -77,15 +75,14 @@ class Manifest:
             body = json.loads(data)["manifest"]
             if body.pop("format") != _FORMAT:
                 raise ValueError("it was written by another version")
-            files = tuple(FileEntry(**entry) for entry in body.pop("files"))
-            manifest = cls(files=files, **body)
+            manifest = TypeAdapter(cls).validate_python(body)
             # Writing it again compares the checksum and everything a parser would overlook, such as spaces. As it is:
             # what an older version wrote may hold what this one takes for a secret, and is whole all the same.
-            if manifest._written() != data:
+            if _written(manifest) != data:
                 raise ValueError("its checksum is wrong")
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"The manifest is damaged: {error}.") from error
-        for entry in files:
+        for entry in manifest.files:
             require_inside(entry.name)
         return manifest
 
@@ -98,6 +95,11 @@ def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     copy: dict[str, Any] = json.loads(redacted(json.dumps(dict(content))))
     return copy
+
+
+def _written(manifest: Manifest) -> bytes:
+    body = {"format": _FORMAT, **asdict(manifest)}
+    return _encoded({"checksum": hashlib.sha256(_encoded(body)).hexdigest(), "manifest": body})
 
 
 def _encoded(value: Mapping[str, Any]) -> bytes:

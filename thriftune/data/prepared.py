@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from thriftune import artifacts, damage, digests, distributed
 
 if TYPE_CHECKING:
@@ -80,5 +82,4 @@ def write_samples(samples: list[dict[str, Any]], directory: Path) -> None:
 
 def load_samples(directory: Path) -> list[dict[str, Any]]:
     """Held-out questions of a prepared dataset: `input_ids` up to the answer, `question` and `reference` as text."""
-    samples: list[dict[str, Any]] = json.loads((directory / _SAMPLES).read_text(encoding="utf-8"))
-    return samples
+    return TypeAdapter(list[dict[str, Any]]).validate_json((directory / _SAMPLES).read_bytes())

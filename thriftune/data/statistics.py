@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from thriftune.data.tokenization import IGNORED
 
 if TYPE_CHECKING:
@@ -250,19 +252,4 @@ def padding_share(counts: "npt.NDArray[np.int64]", batch: int) -> float:
 
 def stats_from_json(content: dict[str, Any]) -> DataStats:
     """The numbers that a preparation wrote to report.json."""
-
-    def split(values: dict[str, Any]) -> SplitStats:
-        histograms = {name: tuple(Bin(**b) for b in values[name]) for name in ("lengths", "row_lengths")}
-        return SplitStats(**{**values, **histograms})
-
-    def source(values: dict[str, Any]) -> SourceStats:
-        return SourceStats(**{**values, "unread": tuple(UnreadKey(**key) for key in values["unread"])})
-
-    return DataStats(
-        **{
-            **content,
-            "sources": tuple(map(source, content["sources"])),
-            "train": split(content["train"]),
-            "validation": split(content["validation"]),
-        }
-    )
+    return TypeAdapter(DataStats).validate_python(content)

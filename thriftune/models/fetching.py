@@ -79,9 +79,9 @@ def fetch(
     with artifacts.writing(destination, "fetching the base model") as directory:
         logger.info("Fetching %s (%s, version %s)", source, kind, version[:12])
         if kind == "hub":
-            _fetch_hub(source, version, directory, token, wanted)
+            fetch_hub(source, version, directory, token, wanted)
         elif kind == "url":
-            _fetch_url(source, directory, wanted)
+            fetch_url(source, directory, wanted)
         elif kind == "gguf":
             gguf.convert(Path(source).expanduser(), directory)
         else:
@@ -159,7 +159,20 @@ def require_model_directory(directory: Path, source: str) -> None:
         )
 
 
-def _fetch_hub(repository: str, commit: str, directory: Path, token: str | None, patterns: tuple[str, ...]) -> None:
+def fetch_hub(repository: str, commit: str, directory: Path, token: str | None, patterns: tuple[str, ...]) -> None:
+    """Download those files of a model on the hub that are taken.
+
+    Args:
+        repository: Hub id.
+        commit: Which of its versions.
+        directory: Where to; it is there.
+        token: Hub token.
+        patterns: Of what is taken.
+
+    Raises:
+        ModelSourceError: Gated, missing, or a bad token.
+        TransientError: The hub did not answer.
+    """
     from huggingface_hub import snapshot_download
 
     with hub.explained_errors("model.source", repository, ModelSourceError):
@@ -213,7 +226,18 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
+def fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
+    """Bring those files of a model in a store that are taken; of a GGUF file, what it is converted to.
+
+    Args:
+        url: The model.
+        directory: Where to; it is there.
+        patterns: Of what is taken.
+
+    Raises:
+        ModelSourceError: There are none, or they may not be read.
+        TransientError: The store did not answer.
+    """
     if is_gguf(url):
         with tempfile.TemporaryDirectory() as scratch:
             gguf.convert(fetch_gguf(url, Path(scratch)), directory)

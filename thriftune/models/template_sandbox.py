@@ -124,7 +124,8 @@ def _compiled(template: str) -> "Template | Exception":
     if len(template) > TEMPLATE_CHARACTERS:
         return OverBudgetError(f"has more than {TEMPLATE_CHARACTERS:,} characters")
     # An empty one first: expressions of constants are evaluated while they are compiled.
-    environment = chat_template_utils._cached_compile_jinja_template("").environment
+    compiled = chat_template_utils._cached_compile_jinja_template  # noqa: SLF001 - the one that transformers renders by
+    environment = compiled("").environment
     _bound(environment)
     try:
         made = environment.from_string(template)
@@ -137,13 +138,14 @@ def _compiled(template: str) -> "Template | Exception":
 
 def _bound(environment: Any) -> None:
     """Have an environment count."""
-    parse, call, namespace = environment._parse, environment.call, environment.globals["namespace"]
+    # Jinja means _parse to be overridden by a subclass; the environment is made by transformers.
+    parse, call, namespace = environment._parse, environment.call, environment.globals["namespace"]  # noqa: SLF001
 
     def parse_counted(*source: Any) -> Any:
         tree = _instrumented(parse(*source))
         return tree.set_environment(environment)
 
-    environment._parse = parse_counted
+    environment._parse = parse_counted  # noqa: SLF001
     environment.call = lambda context, function, /, *args, **kwargs: _kept(
         call(context, function, *_charged(function, args, kwargs), **kwargs)
     )

@@ -139,14 +139,14 @@ def _bring(
     patterns = (*(pattern for pattern in WANTED if pattern != _WEIGHTS), "README.md", *code)
     if kind == "hub":
         info = hub.permitted(source, version, token, field=FIELD, error_class=ModelSourceError, repo_type="model")
-        models._fetch_hub(source, version, directory, token, patterns)
+        models.fetch_hub(source, version, directory, token, patterns)
         return directory, {file.rfilename for file in info.siblings or ()}, info
     if is_gguf(source):
         _unpack_gguf(_local_gguf(source, scratch), directory)
         return directory, {"model.safetensors", *(p.name for p in directory.iterdir())}, None  # the weights are inside
     if kind == "url":
         names = {entry.rpartition("/")[2] for entry in models.listing(source)}
-        models._fetch_url(source, directory, patterns)
+        models.fetch_url(source, directory, patterns)
         return directory, names, None
     models.copy_directory(Path(source).expanduser(), directory, patterns)
     return directory, {p.name for p in Path(source).expanduser().iterdir()}, None

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from thriftune.config import DataConfig, RunConfig
@@ -73,11 +74,8 @@ def read(config: RunConfig, scratch: Path, token: str | None, table: Sequence[Pa
     for number, (source, row_format) in enumerate(zip(data.all_sources, formats(data), strict=True)):
         logger.info("Preflight: the first %d rows of %s", limit.rows, source.source)
         folder, columns = scratch / f"source{number}", row_format.all_columns
-        begun = attempt(
-            lambda: first_rows(source, limit, scratch=folder, token=token, table=table, columns=columns),  # noqa: B023
-            _FIELD,
-            source.source,
-        )
+        reading = partial(first_rows, source, limit, scratch=folder, token=token, table=table, columns=columns)
+        begun = attempt(reading, _FIELD, source.source)
         section = f"data.sources.{number}" if data.sources else "data"
         named = (replace(problem, field=problem.field.replace("data", section, 1)) for problem in begun.findings)
         found.append(replace(begun, findings=tuple(named)))

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from pydantic import ConfigDict, TypeAdapter
+
 from thriftune.errors import DivergedError, UserError
 from thriftune.training.guards.oom import MAX_HALVINGS, Halvings, halved
 from thriftune.training_plan import TrainingPlan
@@ -22,6 +24,8 @@ class Adjustments:
         skipped_steps: Optimizer steps whose batch is left out, because the loss diverged there.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     micro_batch: int | None = None
     accumulation: int | None = None
     halvings: int = 0
@@ -29,8 +33,12 @@ class Adjustments:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Read what `as_json` made."""
-        return cls(**{**content, "skipped_steps": tuple(content.get("skipped_steps", ()))})
+        """Read what `as_json` made.
+
+        Raises:
+            ValueError: It is of something else, or of a version that changes more.
+        """
+        return TypeAdapter(cls).validate_python(content)
 
     def as_json(self) -> dict[str, Any]:
         """As JSON."""

@@ -155,7 +155,7 @@ def _device_map(
     architecture: Architecture, four_bit: FourBit | None, precision: Precision, devices: int, usable_bytes: int
 ) -> dict[str, int] | None:
     from accelerate.utils import modeling
-    from transformers.integrations.accelerate import _get_device_map
+    from transformers.integrations import accelerate as placing
 
     dtype = torch_dtype(precision)
     model = architecture.on_meta(dtype)
@@ -163,7 +163,7 @@ def _device_map(
     limits: dict[int | str, int] = dict.fromkeys(range(devices), usable_bytes)
     modeling.logger.setLevel("ERROR")  # it warns that this machine has no such GPUs
     try:
-        placed = _get_device_map(model, "auto", limits, quantize)
+        placed = placing._get_device_map(model, "auto", limits, quantize)  # noqa: SLF001 - as loading places it
     except ValueError:  # the quantizer's: some layers are left over for the host
         return None
     if any(not isinstance(device, int) for device in placed.values()):

@@ -52,12 +52,12 @@ class LiveBytes(TorchDispatchMode):
         self.small_peak = 0
         self._small = small
         self.small_live = 0
-        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self._sizes = {_address(tensor.untyped_storage()): 0 for tensor in known}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._local_scalar_dense.default:  # noqa: SLF001 - what `.item()` calls
             return True  # transformers asks whether rows are free of padding and not packed, to do without a mask
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
@@ -66,7 +66,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _count(self, storage: Any) -> None:
-        key = storage._cdata
+        key = _address(storage)
         if key in self._sizes:
             return
         self._sizes[key] = size = storage.nbytes()
@@ -110,7 +110,7 @@ class RealDevice(TorchFunctionMode):
             args, kwargs = tree_map(self._cast, (args, kwargs))
         if is_attention:
             return _fused_attention(*args, **kwargs)
-        if func is torch._grouped_mm:
+        if func is torch._grouped_mm:  # noqa: SLF001 - what transformers calls for experts
             return _grouped_product(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -134,6 +134,11 @@ def meta_autocast_ignored() -> Iterator[None]:
 
     with mock.patch.object(torch, "autocast", autocast):
         yield
+
+
+def _address(storage: Any) -> int:
+    """What tells one storage from another, in a fake tensor too: torch has no public name for it."""
+    return int(storage._cdata)  # noqa: SLF001
 
 
 def _fused_attention(

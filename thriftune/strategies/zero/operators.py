@@ -30,7 +30,7 @@ def make_ready(name: str) -> None:
 
     if installed_ops.get(name) or distributed.current_rank().local_index:
         return
-    folder = Path(cpp_extension._get_build_directory(name, verbose=False))
+    folder = Path(cpp_extension._get_build_directory(name, verbose=False))  # noqa: SLF001 - where DeepSpeed has it built
     release_if_dead(folder / "lock")
     if not any(folder.glob("*.so")):
         logger.info("DeepSpeed compiles %s for this machine, once; that takes minutes. Kept in %s", name, folder)
