@@ -6,11 +6,11 @@ import pytest
 import torch
 from planning import planned
 from test_architecture import shape_of
+from thriftune.training.qlora import _load_trainable
 
 from thriftune.hardware import DEVICES
 from thriftune.methods.adapters import fused_experts
 from thriftune.models.loading import Placement, load_model
-from thriftune.training.qlora import _load_trainable
 
 
 def trainable(run_config, model_dir, **lora):

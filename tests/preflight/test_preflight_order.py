@@ -7,11 +7,11 @@ import pytest
 from conftest import run_dict
 from flytekit.core.base_task import PythonTask
 from preflighting import broken_copy, plan_for
+from tasks.train_full import TRAIN_FULL
+from tasks.train_qlora import train_qlora
 
 from tasks.evaluate import evaluate
 from tasks.preflight import _writes_here, preflight
-from tasks.train_full import TRAIN_FULL
-from tasks.train_qlora import train_qlora
 from thriftune.config import RunConfig
 from thriftune.errors import TransientError
 from workflows.full_finetune import full_finetune, full_finetune_on_table

@@ -205,14 +205,14 @@ def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) 
         The same model, for peft to put adapters on. One in 16 bits needs nothing of the kind: peft freezes it, and the
         Trainer turns checkpointing on.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
     from peft import prepare_model_for_kbit_training
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # In evaluation mode on a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights for an operator that has
-            # no backward pass, and uses it in training mode too from then on: a model that was validated would learn
-            # nothing below its last layer, without an error. Remove when matmul_4bit asks for gradients first.
+            # In evaluation mode on a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights for an operator that
+            # has no backward pass, and uses it in training mode too from then on: a model that was validated would
+            # learn nothing below its last layer, without an error. Remove when matmul_4bit asks for gradients first.
             module.support_avx512bf16_for_cpu = False
     with _set_aside(fused_experts(model)):
         prepared: PreTrainedModel = prepare_model_for_kbit_training(

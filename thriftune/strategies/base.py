@@ -235,7 +235,7 @@ class Strategy(Protocol):
             checkpoint: As the Trainer wrote it, on this disk.
             is_converted: Whether `reshard` made it.
         """
-        trainer._load_from_checkpoint(str(checkpoint))
+        trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001 - as the Trainer does for its best model
 
     def record(self, trainer: "Trainer") -> dict[str, Any]:
         """What the manifest of a result says of the strategy.

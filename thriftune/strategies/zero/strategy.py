@@ -161,7 +161,7 @@ class Zero(Strategy):
         from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
         engine: Any = trainer.model_wrapped
-        engine._config.load_universal_checkpoint = is_converted
+        engine._config.load_universal_checkpoint = is_converted  # noqa: SLF001 - read at each loading
         deepspeed_load_checkpoint(engine, str(checkpoint))
 
     def record(self, trainer: "Trainer") -> dict[str, Any]:
