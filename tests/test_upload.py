@@ -14,7 +14,9 @@ from flytekit.tools.script_mode import _find_project_root
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # What pods read: the packages, and the run files that launch plans are made of.
-UPLOADED = sorted({name.partition(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]} | {"configs"})
+UPLOADED = sorted(
+    {name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]} | {"configs"}
+)
 LEFT = ("tests", "docs", "benchmarks", "scripts", ".github")
 MOST_BYTES = 1_000_000
 # What lies about in a checkout that is worked with, in the root and beside the code.
