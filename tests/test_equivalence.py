@@ -6,13 +6,13 @@ training code, on the tiny model in fp32.
 """
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import ranks
 
 from thriftune.config import DataConfig
 from thriftune.data import prepare
@@ -89,7 +89,7 @@ def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
         for number, (name, variant) in enumerate(VARIANTS.items())
     }
     alone = [name for name, variant in VARIANTS.items() if variant.strategy != "zero"]
-    start([jobs[name] for name in alone], folder / "alone.json", ranks=0)
+    start([jobs[name] for name in alone], folder / "alone.json")
     for name in jobs.keys() - set(alone):
         start([jobs[name]], Path(f"{jobs[name]['output']}.job"), VARIANTS[name].ranks)
     results = {name: json.loads(Path(f"{job['output']}.json").read_text()) for name, job in jobs.items()}
@@ -116,13 +116,14 @@ def config_of(variant: Variant) -> dict:
     }
 
 
-def start(jobs: list[dict], file: Path, ranks: int) -> None:
-    """Run jobs in one process, or one job in so many."""
+def start(jobs: list[dict], file: Path, count: int = 0) -> None:
+    """Run jobs one after the other in a process, or one job in so many ranks."""
     file.write_text(json.dumps(jobs))
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *torchrun, WORKER, file]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    if count:
+        ranks.run(count, WORKER, file)
+        return
+    command = [sys.executable, WORKER, file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
