@@ -32,10 +32,10 @@ run_files.use_in_pyflyte()
 type_descriptions.remember()
 
 # Raised when what a task makes of the same inputs changes.
-PLAN_CACHE = "2"
+PLAN_CACHE = "3"
 FETCH_CACHE = "4"
-PREPARE_CACHE = f"{PREPARATION}.1"  # manifests list files since; rows are those of PREPARATION
-TRAIN_CACHE = "4"
+PREPARE_CACHE = f"{PREPARATION}.1"  # manifests list files since .1; rows are those of PREPARATION
+TRAIN_CACHE = "5"
 
 # Logs, caches in the home directory, compiled kernels.
 _BESIDE_TEMPORARY_FILES_GIB = 2
@@ -101,7 +101,7 @@ def dynamic_task() -> dict[str, Any]:
     Source: flyteorg/flyte, flytepropeller/pkg/controller/nodes/executor.go; a node may take twice its limit, retries
         included.
     """
-    nodes_in_a_row = 3 * PLATFORM.gpu_timeout_hours + 4 * PLATFORM.cpu_timeout_hours
+    nodes_in_a_row = 2 * PLATFORM.gpu_timeout_hours + 4 * PLATFORM.cpu_timeout_hours
     return cpu_task() | {"timeout": timedelta(hours=2 * nodes_in_a_row)}
 
 

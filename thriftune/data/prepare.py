@@ -36,7 +36,7 @@ from thriftune.progress import progress
 logger = logging.getLogger(__name__)
 
 # Raised when the same inputs give other rows: what was trained on the old ones does not go on with the new.
-PREPARATION = "4"
+PREPARATION = "5"
 
 
 def prepare(
