@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from thriftune.config import HardwareConfig, RunConfig, Section
 from thriftune.config import schema as config_module
+from thriftune.config.choices import METHODS, STRATEGIES, strategies_of
 from thriftune.config.rules import NODE_COUNTS
 from thriftune.errors import ConfigError
 
@@ -34,6 +35,7 @@ def test_the_smallest_file_is_valid_and_gets_the_documented_defaults():
     assert run.zero is None
     assert run.zero_or_default.config == "auto"
     assert run.hardware == HardwareConfig()
+    assert run.strategy == "auto"
     assert run.training.micro_batch is None
     assert run.lora_or_default.rank == 64
     assert run.training.precision == "auto"
@@ -49,7 +51,8 @@ def test_the_smallest_file_is_valid_and_gets_the_documented_defaults():
         ({"name": "Not Valid"}, "name", ["'Not Valid'", "lower-case letters"]),
         ({"name": "a" * 41}, "name", ["aaaa", "at most 40"]),
         ({"seed": -1}, "seed", ["-1", "greater than or equal to 0"]),
-        ({"method": "lora"}, "method", ["'lora'", "'full' or 'qlora'"]),
+        ({"method": "dora"}, "method", ["'dora'", "'full', 'lora' or 'qlora'"]),
+        ({"strategy": "fsdp"}, "strategy", ["'fsdp'", "'auto', 'zero', 'layers' or 'single'", "Where weights lie"]),
         ({"model": {"source": ""}}, "model.source", ["''", "Hub id"]),
         ({"model": "owner/model"}, "model", ["'owner/model'", "The base model."]),
         ({"data": {"format": "csv"}}, "data.format", ["'csv'", "'alpaca', 'prompt_completion', 'chat', 'sharegpt', "]),
@@ -120,6 +123,7 @@ def test_a_value_that_cannot_be_is_refused_with_field_value_and_remedy(run_file,
         ({"target_modules": []}, "lora.target_modules", "[]"),
         ({"target_modules": "q_proj"}, "lora.target_modules", "'q_proj'"),
         ({"r": 8}, "lora.r", "8"),
+        ({"four_bit": True}, "lora.four_bit", "True"),
     ],
 )
 def test_a_wrong_lora_value_is_refused(run_file, section, field, value):
@@ -149,8 +153,58 @@ def test_a_long_value_is_shortened_in_the_message(run_file):
 @pytest.mark.parametrize(
     ("method", "overrides", "field", "texts"),
     [
-        ("full", {"lora": {"rank": 8}}, "lora", ["method qlora", "Remove the section"]),
-        ("qlora", {"zero": {"config": "zero2"}}, "zero", ["method full", "set method: full"]),
+        ("full", {"lora": {"rank": 8}}, "lora", ["method lora or qlora", "has method full", "Remove it"]),
+        ("qlora", {"zero": {"config": "zero2"}}, "zero", ["method full", "has method qlora", "set method: full"]),
+        ("lora", {"zero": {"config": "zero2"}}, "zero", ["method full", "has method lora", "set method: full"]),
+        (
+            "full",
+            {"zero": {"config": "zero2"}, "strategy": "single"},
+            "zero",
+            ["belongs to strategy zero", "has strategy single", "Remove it, or set strategy: zero"],
+        ),
+        (
+            "lora",
+            {"lora": {"double_quantization": False}},
+            "lora.double_quantization",
+            ["belongs to method qlora", "has method lora", "Remove it, or set method: qlora"],
+        ),
+        ("lora", {"hardware": {"nodes": 2, "device": "T4"}}, "hardware.nodes", ["2", "LoRA runs on", "nodes: 1"]),
+        (
+            "full",
+            {"strategy": "single", "hardware": {"nodes": 2, "device": "T4"}},
+            "hardware.nodes",
+            ["2", "strategy single runs on the GPUs of one node", "nodes: 1"],
+        ),
+        (
+            "full",
+            {"strategy": "single", "hardware": {"devices_per_node": 2, "device": "T4"}},
+            "hardware.devices_per_node",
+            ["2", "strategy single uses one device", "devices_per_node: 1, or another strategy"],
+        ),
+        (
+            "qlora",
+            {"strategy": "single", "hardware": {"devices_per_node": 4, "device": "T4"}},
+            "hardware.devices_per_node",
+            ["4", "strategy single uses one device", "devices_per_node: 1, or another strategy"],
+        ),
+        (
+            "full",
+            {"strategy": "single", "hardware": {"devices_per_node": 2}},
+            "hardware.devices_per_node",
+            ["2", "strategy single on the CPU is one process", "devices_per_node: 1"],
+        ),
+        (
+            "lora",
+            {"strategy": "layers", "hardware": {"devices_per_node": 2}},
+            "hardware.devices_per_node",
+            ["2", "strategy layers on the CPU is one process", "devices_per_node: 1"],
+        ),
+        (
+            "full",
+            {"strategy": "zero", "training": {"optimizer": "paged_adamw_8bit"}},
+            "training.optimizer",
+            ["paged_adamw_8bit", "ZeRO partitions AdamW's states itself", "Use 'adamw'"],
+        ),
         (
             "full",
             {"hardware": {"nodes": 5}, "training": {"global_batch": 10, "micro_batch": 1}},
@@ -193,6 +247,64 @@ def test_fields_that_contradict_each_other_are_refused(run_file, method, overrid
     assert list(problems) == [field]
     for text in texts:
         assert text in problems[field]
+
+
+REFUSED = [
+    (method, strategy) for strategy, facts in STRATEGIES.items() for method in METHODS if method in facts.refuses
+]
+TRAINED = [(m, s) for s in STRATEGIES for m in METHODS if (m, s) not in REFUSED]
+
+
+def test_the_pairs_of_method_and_strategy_that_are_refused_are_these():
+    assert sorted(REFUSED) == [("full", "layers"), ("lora", "zero"), ("qlora", "zero")]
+
+
+@pytest.mark.parametrize(("method", "strategy"), REFUSED)
+def test_a_strategy_that_cannot_train_the_method_is_refused_with_the_reason_and_the_others(run_file, method, strategy):
+    problems = problems_of(run_file(method, strategy=strategy))
+    assert list(problems) == ["strategy"]
+    assert f"strategy = {strategy}: cannot train method {method}: " in problems["strategy"]
+    assert STRATEGIES[strategy].refuses[method] in problems["strategy"]
+    others = [other for other_method, other in TRAINED if other_method == method]
+    assert problems["strategy"].endswith(f"Use auto, or one of {', '.join(others)}.")
+
+
+@pytest.mark.parametrize(("method", "strategy"), [*TRAINED, *((method, "auto") for method in METHODS)])
+def test_the_other_pairs_are_valid(run_config, method, strategy):
+    config = run_config(method, strategy=strategy)
+    assert (config.method, config.strategy) == (method, strategy)
+    named = strategies_of(config)
+    assert named == ((strategy,) if strategy != "auto" else tuple(s for m, s in TRAINED if m == method))
+
+
+def test_zero_is_tried_first_for_full_and_one_device_first_for_adapters(run_config):
+    assert strategies_of(run_config("full")) == ("zero", "single")
+    assert strategies_of(run_config("lora")) == strategies_of(run_config("qlora")) == ("single", "layers")
+
+
+def test_of_a_pair_that_is_refused_what_goes_with_neither_is_said_too(run_file):
+    content = run_file("qlora", strategy="zero", zero={"config": "zero2"}, hardware={"devices_per_node": 2})
+    assert set(problems_of(content)) == {"strategy", "zero"}
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_the_old_key_of_four_bits_is_refused_with_the_method_to_write(run_file, value):
+    """It was a key of the section; the method says it now."""
+    problems = problems_of(run_file("qlora", lora={"four_bit": value}))
+    assert list(problems) == ["lora.four_bit"]
+    assert "Write method: qlora for a base model in 4 bits, and method: lora for one in" in problems["lora.four_bit"]
+
+
+@pytest.mark.parametrize(("method", "strategy"), [("lora", "single"), ("qlora", "layers"), ("full", "single")])
+def test_without_zero_the_8_bit_optimizers_are_valid(run_config, method, strategy):
+    config = run_config(method, strategy=strategy, training={"optimizer": "adamw_8bit"})
+    assert config.training.optimizer == "adamw_8bit"
+
+
+def test_a_batch_is_cut_over_processes_and_layers_have_one(run_config):
+    hardware = {"device": "T4", "devices_per_node": 3}
+    config = run_config("qlora", hardware=hardware, training={"global_batch": 4, "micro_batch": 2})
+    assert config.hardware.devices_per_node == 3
 
 
 def test_everything_that_is_wrong_is_reported_at_once(run_file):
@@ -256,11 +368,11 @@ def test_nothing_changes_after_reading(run_config):
         run.training.micro_batch = 1
 
 
-@pytest.mark.parametrize("method", ["full", "qlora"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_survives_json_and_pickle(run_config, method):
     sections = {"zero": {"config": {"zero_optimization": {"stage": 2}}}} if method == "full" else {}
-    if method == "qlora":
-        sections = {"lora": {"target_modules": ["q_proj", "v_proj"], "rank": 4}}
+    if method != "full":
+        sections = {"strategy": "layers", "lora": {"target_modules": ["q_proj", "v_proj"], "rank": 4}}
     run = run_config(method, publish={"repository": "me/it"}, evaluation={"prompts": ["Why?"]}, **sections)
     assert_survives(run)
 

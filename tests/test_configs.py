@@ -8,8 +8,8 @@ import yaml
 from holding import holds_for_every
 from pydantic import BaseModel
 
-import deepspeed_configs
 from thriftune.config import ModelConfig, RunConfig
+from thriftune.config.choices import METHODS, STRATEGIES
 from thriftune.models import architecture
 from thriftune.planning import catalogue, offers, planner
 from thriftune.training_plan import TrainingPlan
@@ -27,7 +27,6 @@ EXPECTED = {
     "mistral-7b-qlora",
     "mixtral-8x7b-qlora",
 }
-WORKFLOWS = {"full": "full_finetune", "qlora": "qlora_finetune"}
 
 for_every_file = holds_for_every("file", FILES, lambda file: file.name)
 
@@ -44,13 +43,10 @@ def header_of(file: Path) -> str:
 
 def plan_of(run: RunConfig) -> TrainingPlan:
     is_here = run.hardware.device == "CPU"
-    files = {name: deepspeed_configs.load(name) for name in deepspeed_configs.names()}
     # The demo's model is not there in a fresh clone; its architecture is shipped.
     model = ModelConfig(source="HuggingFaceTB/SmolLM2-135M-Instruct") if is_here else run.model
     shape = architecture.of(model)
-    return planner.plan(
-        run, catalogue.load(), files, architecture=shape, here=offers.this_machine() if is_here else None
-    )
+    return planner.plan(run, catalogue.load(), architecture=shape, here=offers.this_machine() if is_here else None)
 
 
 def unknown_keys(section: type[BaseModel], content: dict[str, Any], path: str = "") -> list[str]:
@@ -82,7 +78,7 @@ def test_a_file_loads_and_is_named_after_itself(file):
 @for_every_file
 def test_the_header_names_the_command_for_this_very_file(file):
     run = RunConfig.model_validate(content_of(file))
-    workflow = WORKFLOWS[run.method]
+    workflow = METHODS[run.method].workflow
     local = run.hardware.device == "CPU"
     options = "" if local else "--remote --copy all "
     commands = [line for line in header_of(file).splitlines() if line.startswith("pyflyte run")]
@@ -125,7 +121,8 @@ def test_a_file_fits_what_it_asks_for_and_its_header_says_what_that_is(file):
     run = RunConfig.model_validate(content_of(file))
     plan = plan_of(run)
     ranks = plan.nodes * plan.processes_per_node
-    assert plan.micro_batch * plan.accumulation * (ranks if run.method == "full" else 1) == run.training.global_batch
+    assert ranks == (plan.nodes * plan.devices_per_node if STRATEGIES[plan.strategy].is_distributed else 1)
+    assert plan.micro_batch * plan.accumulation * ranks == run.training.global_batch
     if run.hardware.device == "T4":
         assert plan.precision == "fp16"
         assert "bf16" not in yaml.safe_dump(content_of(file))

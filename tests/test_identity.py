@@ -10,12 +10,15 @@ from planning import planned
 
 from thriftune.checkpoints import identity
 from thriftune.config import LoraConfig, RunConfig, TrainingConfig
+from thriftune.strategies import STRATEGIES
+from thriftune.strategies.zero.strategy import settings_of
 
 STEP = 9
-# Decide where and how fast a run trains, what it logs and how its result is stored, and no number of the training.
+# Decide where and how fast a run trains, what it logs, which of its weights are the result and how that is stored, and
+# no number of a step of the training.
 OF_NO_MATTER = {
     "micro_batch", "gradient_checkpointing", "save_dtype", "log_every", "on_divergence", "stall_timeout", "report_to",
-    "merge",
+    "merge", "keep", "patience",
 }  # fmt: skip
 # In other words: the steps that they make together with the rows.
 AS_STEPS = {"epochs", "max_steps"}
@@ -69,7 +72,7 @@ def test_every_key_of_training_and_lora_is_part_of_it_or_of_no_matter(own):
         ("lora.rank", "lora", 8, "64"),
         ("lora.alpha", "lora", 8, "16"),
         ("lora.dropout", "lora", 0.1, "0.05"),
-        ("lora.four_bit", "lora", False, "true"),
+        ("lora.double_quantization", "lora", False, "true"),
         ("lora.target_modules", "lora", ["q_proj"], "null"),
         ("lora.resume_from", "lora", "adapter", "null"),
     ],
@@ -90,6 +93,22 @@ def test_everything_that_differs_is_said_at_once(own):
 def test_another_method_is_all_that_is_said(own):
     (problem,) = compared(own("full"), own()).problems
     assert (problem.field, problem.value) == ("method", "full")
+
+
+def test_a_base_in_sixteen_bits_is_another_method_and_says_nothing_of_its_constants(own):
+    (problem,) = compared(own("lora"), own()).problems
+    assert (problem.field, problem.value) == ("method", "lora")
+    assert "lora.double_quantization" in own("qlora")
+    assert "lora.double_quantization" not in own("lora")
+    assert "lora.rank" in own("lora")
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_without_zero_a_training_has_no_stage(method):
+    """What one device or layers over several save is the same whatever it is cut over."""
+    assert "zero.config" in STRATEGIES["zero"].identity(settings_of("", {"zero_optimization": {"stage": 2}}))
+    config = RunConfig.model_validate(run_dict(method, strategy="single"))
+    assert "zero.config" not in identity.of(config, planned(config), model="", dataset="", rows=10)
 
 
 def test_another_stage_of_zero_another_base_model_and_other_rows(own):

@@ -109,12 +109,12 @@ def test_a_run_file_that_cannot_be_is_refused_when_plans_are_registered(monkeypa
         file.write_text(content)
     monkeypatch.setattr(scheduling, "PLATFORM", Platform(nightly_config=str(file)))
     with pytest.raises(ConfigError, match=said):
-        run_file("nightly_config", "qlora")
+        run_file("nightly_config", "qlora_finetune")
 
 
 def test_the_shipped_runs_are_those_of_their_methods():
-    nightly, weekly = run_file("nightly_config", "qlora"), run_file("weekly_config", "full")
+    nightly, weekly = run_file("nightly_config", "qlora_finetune"), run_file("weekly_config", "full_finetune")
     assert isinstance(nightly, RunConfig)
-    with pytest.raises(ConfigError, match="THRIFTUNE_NIGHTLY_CONFIG.*is a run of method qlora"):
-        run_file("nightly_config", "full")
+    with pytest.raises(ConfigError, match="THRIFTUNE_NIGHTLY_CONFIG.*is a run of method qlora, and .* is of full_fine"):
+        run_file("nightly_config", "full_finetune")
     assert (nightly.method, weekly.method) == ("qlora", "full")

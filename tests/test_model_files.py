@@ -10,8 +10,9 @@ from thriftune.config import ModelConfig
 from thriftune.disk import DiskFullError
 from thriftune.errors import AdapterError, ModelSourceError, UserError
 from thriftune.hardware import DEVICES
-from thriftune.inference.generation import Sampling, generate
+from thriftune.inference.generation import generate
 from thriftune.models import fetching as models
+from thriftune.models.answering import Sampling
 from thriftune.models.loading import Placement
 from thriftune.preflight import base_model
 

@@ -12,16 +12,16 @@ from thriftune.hardware import DEVICES
 from thriftune.planning import catalogue, planner
 from thriftune.planning import report as plan_report
 from thriftune.planning.offers import THIS_MACHINE, Offer
+from thriftune.strategies.zero.strategy import settings_of
 from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
 
 HOSTILE = '</div><script>alert("x")</script>[bold]\x1b[31m'
 LONG = "very-long-name-" * 12
 
 FULL = TrainingPlan(
-    method="full", four_bit=False, device="T4", instance="g4dn.metal", nodes=3, devices_per_node=8,
-    processes_per_node=8,
-    precision="fp16", global_batch=48, micro_batch=1, accumulation=2,
-    zero_stage=3, zero_name="zero3_offload", deepspeed='{"zero_optimization": {"stage": 3}}',
+    method="full", strategy="zero", settings=settings_of("zero3_offload", {"zero_optimization": {"stage": 3}}),
+    device="T4", instance="g4dn.metal", nodes=3, devices_per_node=8,
+    precision="fp16", global_batch=48, micro_batch=1, accumulation=2, validation_batch=4,
     memory=Estimate(
         phase="forward and backward",
         devices=[{"CUDA context": 0.586, "gradients": 0.03, "ZeRO buffers": 1.02, "weights": 0.02,
@@ -35,13 +35,12 @@ FULL = TrainingPlan(
     price_per_hour=23.472, currency="USD", prices_as_of="2026-09-24, us-east-1",
     parameters=6_738_415_616, trained_parameters=6_738_415_616,
     alternatives=[
-        Alternative("g6.48xlarge", 2, 8, "zero3", 4, 18.2, 21.96, 26.7),
-        Alternative("p3.16xlarge", 1, 8, "zero3_offload", 1, 13.1, 15.7, 23.472),
+        Alternative("g6.48xlarge", 2, 8, "zero", "zero3", 4, 18.2, 21.96, 26.7),
+        Alternative("p3.16xlarge", 1, 8, "zero", "zero3_offload", 1, 13.1, 15.7, 23.472),
     ],
 )  # fmt: skip
 QLORA = replace(
-    FULL, method="qlora", four_bit=True, nodes=1, processes_per_node=1, global_batch=16, micro_batch=2, accumulation=8,
-    zero_stage=0, zero_name="", deepspeed="",
+    FULL, method="qlora", strategy="layers", settings="", nodes=1, global_batch=16, micro_batch=2, accumulation=8,
     memory=replace(
         FULL.memory,
         devices=[
@@ -51,11 +50,11 @@ QLORA = replace(
         host_phase="training", host={"Python and libraries": 2.0, "loading": 0.97}, shared_memory_gib=0.0,
     ),
     price_per_hour=7.824, parameters=68_976_648_192, trained_parameters=828_375_040,
-    alternatives=[Alternative("g6.12xlarge", 1, 4, "", 2, 20.8, 21.96, 9.0)],
+    alternatives=[Alternative("g6.12xlarge", 1, 4, "layers", "", 2, 20.8, 21.96, 9.0)],
 )  # fmt: skip
 CPU = replace(
-    FULL, device="CPU", instance=THIS_MACHINE, nodes=1, devices_per_node=2, processes_per_node=2, precision="fp32",
-    global_batch=4, zero_stage=2, zero_name="",
+    FULL, device="CPU", instance=THIS_MACHINE, nodes=1, devices_per_node=2, precision="fp32",
+    global_batch=4, settings=settings_of("", {"zero_optimization": {"stage": 2}}),
     memory=replace(
         FULL.memory,
         devices=[{"Python and libraries": 0.63, "weights": 0.5, "activations": 0.04}] * 2,
@@ -175,6 +174,26 @@ def test_on_a_cpu_there_are_workers_and_neither_gpus_nor_prices_nor_pods():
         assert not re.search(r"GPU|USD|price|pod|alternatives", text, re.IGNORECASE)
 
 
+def test_one_device_without_zero_says_so_and_has_no_settings():
+    memory = replace(FULL.memory, devices=FULL.memory.devices[:1])
+    one = {"strategy": "single", "settings": "", "nodes": 1, "devices_per_node": 1, "accumulation": 48}
+    for plan in (replace(FULL, memory=memory, alternatives=[], **one), replace(CPU, memory=memory, **one)):
+        table = plan_report.plan_table(plan, "llama")
+        assert ("on 1 GPU\n" if plan.hardware.is_gpu else "on 1 worker\n") in table
+        assert "ZeRO" not in table.replace("ZeRO buffers", "")
+        assert "the file's" not in table
+
+
+def test_an_alternative_without_settings_is_not_said_to_have_the_files():
+    """On one GPU in fp32 the whole model may fit without ZeRO, beside alternatives with it."""
+    alone = Alternative("g5.xlarge", 1, 1, "single", "", 1, 18.2, 21.96, 26.7)
+    _, _, (_, _, settings, *_) = plan_report.alternatives(replace(FULL, alternatives=[alone]))
+    assert settings == "one device"
+    own = replace(FULL, settings=settings_of("", {"zero_optimization": {"stage": 2}}))
+    own = replace(own, alternatives=[replace(FULL.alternatives[0], settings="")])
+    assert [row[2] for row in plan_report.alternatives(own)] == ["settings", "ZeRO-2", "the file's"]
+
+
 def test_one_gpu_is_the_gpu():
     memory = replace(QLORA.memory, devices=QLORA.memory.devices[:1])
     table = plan_report.plan_table(replace(QLORA, devices_per_node=1, memory=memory), "llama")
@@ -185,8 +204,9 @@ def test_one_gpu_is_the_gpu():
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_no_line_is_longer_than_110(plan):
-    others = [Alternative(LONG, 8, 16, LONG, 16, 1000.0, 1000.0, 123456.789)]
-    long = replace(plan, instance=LONG, zero_name=LONG, currency=LONG, prices_as_of=LONG, alternatives=others)
+    others = [Alternative(LONG, 8, 16, "zero", LONG, 16, 1000.0, 1000.0, 123456.789)]
+    settings = settings_of(LONG, {"zero_optimization": {"stage": 3}}) if plan.settings else ""
+    long = replace(plan, instance=LONG, settings=settings, currency=LONG, prices_as_of=LONG, alternatives=others)
     table = plan_report.plan_table(long, LONG)
     assert table.count("very") > 20
     for lines in (table.splitlines(), plan_report.plan_table(plan, "run").splitlines()):
@@ -200,8 +220,9 @@ def test_markup_and_control_characters_are_text_in_the_terminal():
 
 
 def test_names_are_escaped_in_the_page():
-    other = replace(FULL.alternatives[0], instance=HOSTILE, zero=HOSTILE)
-    page = page_of(replace(FULL, instance=HOSTILE, zero_name=HOSTILE, alternatives=[other]), HOSTILE)
+    other = replace(FULL.alternatives[0], instance=HOSTILE, settings=HOSTILE)
+    settings = settings_of(HOSTILE, {"zero_optimization": {"stage": 3}})
+    page = page_of(replace(FULL, instance=HOSTILE, settings=settings, alternatives=[other]), HOSTILE)
     assert page.text.count('<script>alert("x")</script>') == 9
     assert "script" not in {tag for tag, _ in page.elements}
 
@@ -303,7 +324,7 @@ def test_numbers_read_well():
 
 
 def test_adapters_on_a_base_of_sixteen_bits_are_not_called_qlora():
-    plan = replace(QLORA, four_bit=False)
+    plan = replace(QLORA, method="lora")
     shown = plan_report.plan_table(plan, "run") + plan_report.plan_html(plan, "run")
     assert "LoRA on 1 x" in shown
     assert "QLoRA" not in shown

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -15,9 +16,12 @@ from thriftune.hardware import DEVICES
 from thriftune.models import architecture
 from thriftune.planning import catalogue, offers, planner
 from thriftune.planning.offers import THIS_MACHINE, Offer
-from thriftune.strategies.zero import layout as zero_layout
+from thriftune.strategies import STRATEGIES
+from thriftune.strategies.zero.layout import layout
+from thriftune.strategies.zero.strategy import config_in
 
 CATALOGUE = catalogue.load()
+SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def run(source: str = "meta-llama/Llama-2-7b-hf", method: str = "full", **sections) -> RunConfig:
@@ -37,6 +41,14 @@ def plan(config: RunConfig):
     return planner.plan(config, CATALOGUE)
 
 
+def zero_name(made) -> str:
+    return json.loads(made.settings)["name"]
+
+
+def this_machine(device="CPU", gpus=0, gpu_gib=0.0, host_gib=99.0) -> Offer:
+    return Offer(THIS_MACHINE, DEVICES[device], gpus, gpu_gib, host_gib, 2, 500.0, 0.0)
+
+
 def test_a_full_plan_has_one_process_per_device_and_the_zero_file(run_config):
     config = run_config(
         hardware={"device": "T4", "nodes": 2, "devices_per_node": 4}, training={"global_batch": 64, "micro_batch": 2}
@@ -47,8 +59,9 @@ def test_a_full_plan_has_one_process_per_device_and_the_zero_file(run_config):
     assert made.instance == "g4dn.12xlarge"
     assert made.precision == "fp16"
     assert (made.global_batch, made.micro_batch, made.accumulation) == (64, 2, 4)
-    assert made.zero_stage == 3
-    assert made.deepspeed_config == zero3
+    assert (made.method, made.strategy) == ("full", "zero")
+    assert config_in(made.settings) == zero3
+    assert json.loads(made.settings)["name"] == ""
     assert made.batch.world_size == 8
     assert made.hardware is DEVICES["T4"]
 
@@ -60,7 +73,7 @@ def test_a_qlora_plan_has_one_process_for_all_devices_and_no_zero(run_config):
     assert made.accumulation == 4
     assert made.batch.world_size == 1
     assert made.precision == "bf16"
-    assert (made.zero_stage, made.zero_name, made.deepspeed) == (0, "", "")
+    assert (made.method, made.strategy, made.settings) == ("qlora", "layers", "")
 
 
 def test_what_the_file_fixes_is_kept():
@@ -71,7 +84,7 @@ def test_what_the_file_fixes_is_kept():
     )
     made = plan(config)
     assert (made.instance, made.nodes, made.devices_per_node) == ("g4dn.metal", 3, 8)
-    assert (made.micro_batch, made.accumulation, made.zero_name) == (1, 2, "zero3_offload")
+    assert (made.micro_batch, made.accumulation, zero_name(made)) == (1, 2, "zero3_offload")
     assert [a for a in made.alternatives if (a.instance, a.nodes) != ("g4dn.metal", 3)] == []
 
 
@@ -91,9 +104,114 @@ def test_what_the_file_leaves_open_is_the_cheapest_that_fits():
 
 def test_of_several_zero_configurations_the_fastest_that_fits_is_taken():
     small = run("HuggingFaceTB/SmolLM2-135M-Instruct", hardware={"instance": "g4dn.12xlarge", "nodes": 1})
-    assert plan(small).zero_name == "zero1"
+    assert zero_name(plan(small)) == "zero1"
     large = run(hardware={"instance": "g4dn.metal", "nodes": 1})
-    assert plan(large).zero_name == "zero3_offload"
+    assert zero_name(plan(large)) == "zero3_offload"
+
+
+@pytest.mark.parametrize(
+    ("method", "instance", "strategy", "devices", "processes"),
+    [
+        ("full", "g4dn.xlarge", "zero", 1, 1),
+        ("full", "g4dn.12xlarge", "zero", 4, 4),
+        ("lora", "g4dn.xlarge", "single", 1, 1),
+        ("qlora", "g4dn.xlarge", "single", 1, 1),
+        ("lora", "g4dn.12xlarge", "layers", 4, 1),
+        ("qlora", "g4dn.12xlarge", "layers", 4, 1),
+    ],
+)
+def test_auto_is_zero_for_full_and_for_adapters_one_device_or_layers_over_several(
+    method, instance, strategy, devices, processes
+):
+    made = plan(run(SMOL, method, hardware={"instance": instance, "nodes": 1}))
+    assert (made.method, made.strategy) == (method, strategy)
+    assert (made.devices_per_node, made.processes_per_node, len(made.memory.devices)) == (devices, processes, devices)
+    assert bool(made.settings) == (strategy == "zero")
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_strategy_single_takes_one_gpu_of_a_node_and_of_the_node_its_part(method):
+    config = run(SMOL, method, strategy="single", hardware={"instance": "g4dn.metal"})
+    made = plan(config)
+    assert (made.strategy, made.settings, made.nodes, made.devices_per_node) == ("single", "", 1, 1)
+    assert (made.request.gpus, made.request.cpus) == (1, 11)
+    assert made.batch.world_size == 1
+    assert len(made.memory.devices) == 1
+
+
+def test_strategy_layers_on_one_gpu_needs_what_one_device_needs():
+    hardware = {"instance": "g4dn.xlarge"}
+    layers, single = (plan(run(SMOL, "lora", strategy=name, hardware=hardware)) for name in ("layers", "single"))
+    assert (layers.strategy, single.strategy) == ("layers", "single")
+    assert layers.memory == single.memory
+
+
+@pytest.mark.parametrize(("precision", "copies"), [("fp32", 0), ("bf16", 2)])
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_full_on_one_device_holds_all_states_in_fp32_and_copies_where_autocast_makes_them(on_gpu, precision, copies):
+    """Where it runs without DeepSpeed, nothing is divided, offloaded or put into buckets."""
+    here = this_machine("A10G", 1, 22.0) if on_gpu else this_machine()
+    hardware = {"device": here.device.name}
+    training = {"precision": precision, "micro_batch": 16, "gradient_checkpointing": False}  # the backward pass leads
+    made = planner.plan(
+        run(SMOL, strategy="single", hardware=hardware, training=training, data={"max_length": 64}),
+        CATALOGUE,
+        here=here,
+    )
+    assert made.memory.phase == "forward and backward"
+    (items,) = made.memory.devices
+    whole = made.parameters / 2**30
+    expected = {"weights": 4, "gradients": 4, "optimizer states": 8, "copies in 16 bits": copies}
+    for item, bytes_each in expected.items():
+        assert items.get(item, 0.0) == pytest.approx(bytes_each * whole), item
+    assert "ZeRO buffers" not in items
+    assert not [item for item in made.memory.host if item.startswith("offloaded")]
+    if on_gpu:
+        assert made.memory.host["gathered model"] == pytest.approx(4 * whole)
+    else:  # the worker is the host's one process, and the backward pass takes more of it than saving does
+        assert (made.memory.host_phase, made.memory.host) == ("training", items)
+
+
+def test_of_a_model_that_zero_cannot_hold_on_one_device_one_device_may():
+    """In fp32 ZeRO's master weights are a copy; on one device they are the weights."""
+    training = {"precision": "fp32", "micro_batch": 1}
+
+    def needed(strategy):
+        config = run(SMOL, strategy=strategy, hardware={"device": "CPU"}, training=training)
+        return planner.plan(config, CATALOGUE, here=this_machine()).memory.host_gib
+
+    between = (needed("single") + min(needed("zero"), 1e9)) / 2
+    assert needed("single") < needed("zero")
+    auto = run(SMOL, hardware={"device": "CPU"}, training=training)
+    assert planner.plan(auto, CATALOGUE, here=this_machine(host_gib=between / 0.95)).strategy == "single"
+    assert planner.plan(auto, CATALOGUE, here=this_machine()).strategy == "zero"
+
+
+def test_a_lora_plan_holds_the_base_in_sixteen_bits_and_trains_what_qlora_trains():
+    lora, qlora = (plan(run(method=method, hardware={"instance": "g4dn.metal"})) for method in ("lora", "qlora"))
+    held = {made.method: sum(items.get("weights", 0) for items in made.memory.devices) for made in (lora, qlora)}
+    adapters = 4 * lora.trained_parameters / 2**30
+    assert lora.trained_parameters == qlora.trained_parameters
+    assert held["lora"] == pytest.approx(2 * lora.parameters / 2**30 + adapters, rel=1e-3)
+    assert held["qlora"] < 0.5 * held["lora"]
+    assert lora.memory.disk["models"] == qlora.memory.disk["models"]
+    assert lora.fingerprint != qlora.fingerprint
+
+
+@pytest.mark.parametrize("changes", [{"validation_batch": 9}, {"price_per_hour": 9.0}])
+def test_what_decides_no_training_is_not_in_the_fingerprint(changes):
+    made = plan(run(SMOL, hardware={"instance": "g4dn.xlarge"}))
+    assert replace(made, **changes).fingerprint == made.fingerprint
+    assert replace(made, strategy="single", settings="").fingerprint != made.fingerprint
+    assert replace(made, settings=made.settings.replace("zero1", "zero2")).fingerprint != made.fingerprint
+
+
+def test_a_plan_validates_as_many_rows_as_the_run_allows_where_there_is_room():
+    hardware = {"instance": "g4dn.xlarge"}
+    made = plan(run(SMOL, hardware=hardware, training={"micro_batch": 8}, evaluation={"batch": 3}))
+    assert made.validation_batch == 3
+    one = plan(run(SMOL, hardware=hardware, training={"micro_batch": 1}, evaluation={"batch": 64}))
+    assert 1 <= one.validation_batch < 64
 
 
 def test_the_plan_of_llama_70b_by_qlora_says_what_each_gpu_holds():
@@ -127,7 +245,7 @@ def test_a_plan_survives_pickle_and_is_the_same_each_time():
     first, second = plan(run()), plan(run())
     assert first == second
     assert pickle.loads(pickle.dumps(first)) == first
-    assert json.loads(first.deepspeed)["zero_optimization"]["stage"] in (0, 1, 2, 3)
+    assert config_in(first.settings)["zero_optimization"]["stage"] in (0, 1, 2, 3)
 
 
 def test_this_machine_is_planned_with_its_own_memory():
@@ -210,6 +328,42 @@ def test_a_change_that_is_suggested_does_fit():
     assert plan(run("meta-llama/Llama-2-70b-hf", "qlora", hardware={"instance": "g4dn.metal"})).instance == "g4dn.metal"
 
 
+def test_for_a_lora_run_that_does_not_fit_qlora_is_suggested_and_fits():
+    config = run(method="lora", hardware={"instance": "g4dn.xlarge"})
+    with pytest.raises(ConfigError) as caught:
+        plan(config)
+    text = " ".join(str(caught.value).split())
+    assert "1 x g4dn.xlarge: with micro_batch 1 each GPU needs" in text
+    assert "ZeRO" not in text
+    assert "method: qlora (1 x g4dn.xlarge" in text
+    made = plan(config.model_copy(update={"method": "qlora"}))
+    assert (made.instance, made.strategy) == ("g4dn.xlarge", "single")
+
+
+def test_a_method_that_needs_the_least_has_no_other_to_suggest():
+    config = run(SMOL, "qlora", hardware={"device": "CPU"})
+    with pytest.raises(ConfigError, match="nothing fits") as caught:
+        planner.plan(config, CATALOGUE, here=this_machine(host_gib=0.5))
+    assert "method:" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_another_strategy_is_suggested_where_one_device_is_too_small(method):
+    config = run(method=method, strategy="single", hardware={"instance": "g4dn.metal"})
+    with pytest.raises(ConfigError) as caught:
+        plan(config)
+    text = " ".join(str(caught.value).split())
+    assert "strategy: auto (1 x g4dn.metal" in text
+    made = plan(config.model_copy(update={"strategy": "auto"}))
+    assert (made.instance, made.strategy) == ("g4dn.metal", "zero" if method == "full" else "layers")
+
+
+def test_auto_is_not_suggested_to_a_run_that_has_it():
+    with pytest.raises(ConfigError) as caught:
+        plan(run(hardware={"instance": "g4dn.xlarge", "nodes": 1}))
+    assert "strategy: auto" not in str(caught.value)
+
+
 def test_an_unknown_architecture_and_an_empty_one_are_refused():
     for content, expected in (({"model_type": "lama"}, "llama"), ({"model_type": "llama"}, "vocab_size, hidden_size")):
         with pytest.raises(Exception, match=expected):
@@ -229,10 +383,23 @@ def test_a_misspelt_zero_setting_is_refused_before_any_worker_starts(run_config)
         planned(run_config(zero={"config": "mine"}), zero_file)
 
 
-def test_the_built_in_zero_shapes_are_those_of_the_files():
-    assert sorted(zero_layout.SHAPES) == deepspeed_configs.names()
-    for name, shape in zero_layout.SHAPES.items():
-        assert zero_layout.layout(shape, 64) == zero_layout.layout(deepspeed_configs.load(name), 64), name
+def test_the_planner_tries_every_shipped_zero_configuration_as_its_file_has_it():
+    options = STRATEGIES["zero"].options(run())
+    assert sorted(options) == deepspeed_configs.names()
+    for name, option in options.items():
+        assert config_in(option) == deepspeed_configs.load(name), name
+
+
+def test_of_zero_configurations_the_fastest_come_first():
+    """A stage more moves more over the network, and offload moves everything over PCIe at each step."""
+
+    def slowness(option):
+        placed = layout(config_in(option), 64)
+        return placed.offloaded_optimizer != "none", placed.stage
+
+    order = [slowness(option) for option in STRATEGIES["zero"].options(run()).values()]
+    assert order == sorted(order)
+    assert len(set(order)) == len(order) == 5
 
 
 def test_hardware_that_this_machine_lacks_is_refused_at_once(run_config):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Method = Literal["full", "lora", "qlora"]
 StrategyName = Literal["zero", "layers", "single"]
+StrategyChoice = Literal["auto", StrategyName]
 AUTO: Final = "auto"
 
 

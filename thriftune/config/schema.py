@@ -15,7 +15,7 @@ from pydantic import (
 
 from thriftune.config import messages as config_errors
 from thriftune.config import rules as config_rules
-from thriftune.config.choices import AUTO, Method, StrategyName
+from thriftune.config.choices import AUTO, Method, StrategyChoice, StrategyName
 from thriftune.config.data import PLACE, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
 from thriftune.errors import ConfigError
 from thriftune.hardware import DeviceName, PrecisionChoice
@@ -214,7 +214,7 @@ class RunConfig(Section):
         description="What trains. full: every weight. lora: adapters on a frozen 16-bit base. qlora: adapters on a "
         "frozen base in 4 bits (NF4)."
     )
-    strategy: Literal["auto"] | StrategyName = Field(
+    strategy: StrategyChoice = Field(
         default=AUTO,
         description="Where weights lie. auto: the planner chooses. zero: DeepSpeed ZeRO, a process per device. layers: "
         "split by layers over the devices of one node, in one process. single: whole on one device.",

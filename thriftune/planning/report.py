@@ -200,13 +200,19 @@ def alternatives(plan: TrainingPlan) -> list[list[str]]:
         rows.append([
             _place(other.nodes, other.instance),
             str(other.devices_per_node),
-            *([other.settings or "the file's"] if has_settings else []),
+            *([_settings(other)] if has_settings else []),
             str(other.micro_batch),
             f"{gib(other.device_gib)} of {gib(other.device_limit_gib)}",
             f"{other.price_per_hour:,.2f} {plan.currency}",
             "chosen" if other is chosen else f"{100 * more:+.1f} %" if more else "the same",
         ])  # fmt: skip
     return rows
+
+
+def _settings(other: Alternative) -> str:
+    """The settings in a word: those without a name are the run file's, and a strategy may have none."""
+    facts = STRATEGIES[other.strategy].facts
+    return other.settings or ("the file's" if facts.section else facts.title)
 
 
 def gib(size: float) -> str:
