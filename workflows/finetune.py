@@ -40,8 +40,9 @@ def train_on_plan(
             result, merged = merge_adapter(config=config, model=model, adapter=adapter, dataset=dataset)
             on_cpu_node(result, plan, pod_requests.merging(config, plan))
     if config.evaluation.saved_model:
-        unmerged = adapter if merged is None else None
-        saved_model = on_planned_node(evaluate(**run, model=model if unmerged else result, adapter=unmerged), plan)
+        is_unmerged = adapter is not None and merged is None  # promises have no truth value
+        measured = {"model": model, "adapter": adapter} if is_unmerged else {"model": result}
+        saved_model = on_planned_node(evaluate(**run, **measured), plan)
     metrics = summarize(
         config=config,
         training=trained.training,
