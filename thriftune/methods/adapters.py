@@ -207,6 +207,7 @@ def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) 
     """
     from peft import prepare_model_for_kbit_training
 
+    _keep_as_quantized(model)
     with _set_aside(fused_experts(model)):
         prepared: PreTrainedModel = prepare_model_for_kbit_training(
             model,
@@ -214,6 +215,20 @@ def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) 
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
     return prepared
+
+
+def _keep_as_quantized(model: "PreTrainedModel") -> None:
+    """Have a model in 4 bits hold the same weights after it was measured as before.
+
+    On a CPU with AVX512-BF16 the first pass of a `Linear4bit` in evaluation mode puts its weight in another layout for
+    good, with the scales rounded to bf16 (bitsandbytes 0.50). A training that was validated computed with other weights
+    from then on, and one that went on from a checkpoint with the first ones. Remove when measuring changes nothing.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def fused_experts(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
