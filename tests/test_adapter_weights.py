@@ -10,16 +10,18 @@ from planning import planned
 from safetensors.torch import load_file, save_file
 
 from thriftune import artifacts
-from thriftune.config import EvaluationConfig, LoraConfig, ModelConfig
+from thriftune.config import LoraConfig, ModelConfig
+from thriftune.data import prepare
 from thriftune.errors import AdapterError, ConfigError
 from thriftune.hardware import DEVICES
 from thriftune.inference.evaluation import evaluate
-from thriftune.inference.generation import Sampling, generate
+from thriftune.inference.generation import generate
 from thriftune.models import architecture as architectures
 from thriftune.models.adapter_weights import WEIGHTS, attach, require_alike, require_same_shape
+from thriftune.models.answering import Sampling
 from thriftune.models.loading import Placement, attach_adapters, load_model
 from thriftune.models.merging import merge
-from thriftune.training import qlora
+from thriftune.training.fit import Inputs, fit
 
 ALIKE = LoraConfig(rank=4, alpha=8)
 PLACEMENT = Placement(DEVICES["CPU"], "fp32")
@@ -98,7 +100,9 @@ def half_an_adapter(random_adapter):
     return directory
 
 
-def test_every_use_of_an_adapter_refuses_half_of_one(half_an_adapter, random_adapter, tiny_model_dir, tmp_path):
+def test_every_use_of_an_adapter_refuses_half_of_one(
+    half_an_adapter, random_adapter, tiny_model_dir, run_config, tmp_path
+):
     sampling = Sampling(max_new_tokens=1)
     second = {"one": random_adapter(1), "two": half_an_adapter}
     uses: list[Callable[[], object]] = [
@@ -106,10 +110,7 @@ def test_every_use_of_an_adapter_refuses_half_of_one(half_an_adapter, random_ada
         lambda: generate(
             tiny_model_dir, ["x"], adapters=second, placement=PLACEMENT, sampling=sampling, batch=1
         ),
-        lambda: evaluate(
-            tiny_model_dir, tmp_path, EvaluationConfig(), style="chat", placement=PLACEMENT,
-            adapter_dir=half_an_adapter,
-        ),
+        lambda: evaluate(tiny_model_dir, tmp_path, run_config("qlora"), PLACEMENT, half_an_adapter),
     ]  # fmt: skip
     for use in uses:
         with pytest.raises(AdapterError, match="14 of its weights are missing"):
@@ -117,12 +118,19 @@ def test_every_use_of_an_adapter_refuses_half_of_one(half_an_adapter, random_ada
     assert not (tmp_path / "merged").exists()
 
 
-def test_training_does_not_go_on_from_half_an_adapter(half_an_adapter, run_config, tiny_model_dir, tmp_path):
+def test_training_does_not_go_on_from_half_an_adapter(
+    half_an_adapter, run_config, tiny_model_dir, chat_rows_file, tmp_path
+):
     lora = {"rank": 4, "alpha": 8, "resume_from": str(half_an_adapter)}
     config = run_config("qlora", lora=lora, model={"source": str(tiny_model_dir)})
-    plan = planned(config, None, tiny_model_dir)
+    plan = planned(config, model=tiny_model_dir)
+    dataset = tmp_path / "dataset"
+    prepare.prepare(
+        config.data.model_copy(update={"source": str(chat_rows_file)}), seed=0, tokenizer_dir=tiny_model_dir,
+        destination=dataset,
+    )  # fmt: skip
     with pytest.raises(AdapterError, match=r"lora\.resume_from = .*14 of its weights are missing"):
-        qlora.train(config, plan, tiny_model_dir, tmp_path, tmp_path / "out", half_an_adapter)
+        fit(Inputs(config, plan, tiny_model_dir, dataset, half_an_adapter), tmp_path / "out")
 
 
 def test_an_adapter_on_other_modules_is_not_gone_on_with(random_adapter, shape):

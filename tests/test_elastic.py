@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 _ALONE = """
 from dataclasses import dataclass, field
 from flytekit.exceptions.user import FlyteRecoverableException
-from tasks.train_full import train_full_2
+from tasks.train import train_2
 
 @dataclass
 class Hardware:
@@ -21,9 +21,10 @@ class Plan:
     processes_per_node: int = 1
     nodes: int = 2
     hardware: Hardware = field(default_factory=Hardware)
+    strategy: str = "zero"
 
 try:
-    train_full_2.execute(config=None, plan=Plan(), cache_key="", model=None, dataset=None)
+    train_2.execute(config=None, plan=Plan(), cache_key="", model=None, dataset=None)
 except FlyteRecoverableException as error:
     print("tried again:", error)
 """

@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from thriftune.config import DataConfig, EvaluationConfig
+from thriftune.config import DataConfig
 from thriftune.data import prepare, prepared
 from thriftune.data.tokenization import IGNORED
 from thriftune.hardware import DEVICES
 from thriftune.inference.evaluation import evaluate
 from thriftune.models.loading import Placement
-from thriftune.training.held_out import held_out_loss
+from thriftune.training.held_out import held_out_loss, held_out_rows, row_losses
 
 _ = IGNORED
 ROWS = [
@@ -83,9 +83,11 @@ def dataset_dir(tmp_path_factory, chat_rows_file, tiny_model_dir):
     return directory
 
 
-def test_a_report_holds_loss_perplexity_and_answers_to_held_out_questions(model, tiny_model_dir, dataset_dir, tmp_path):
-    config = EvaluationConfig(batch=2, max_new_tokens=3)
-    report = evaluate(tiny_model_dir, dataset_dir, config, style="chat", placement=CPU)
+def test_a_report_holds_loss_perplexity_and_answers_to_held_out_questions(
+    model, tiny_model_dir, dataset_dir, run_config
+):
+    config = run_config(evaluation={"batch": 2, "max_new_tokens": 3})
+    report = evaluate(tiny_model_dir, dataset_dir, config, CPU)
     rows = prepared.load_split(dataset_dir, prepared.VALIDATION).to_list()
     expected = by_hand(model, rows)
     assert report.tokens == len(expected)
@@ -95,20 +97,37 @@ def test_a_report_holds_loss_perplexity_and_answers_to_held_out_questions(model,
     assert len(report.answers) == len(report.prompts) == 4
 
 
-def test_only_so_many_rows_are_measured_and_own_prompts_are_asked(model, tiny_model_dir, dataset_dir, tmp_path):
-    config = EvaluationConfig(max_rows=2, max_new_tokens=2, prompts=("Why?",))
-    report = evaluate(tiny_model_dir, dataset_dir, config, style="chat", placement=CPU)
-    rows = prepared.load_split(dataset_dir, prepared.VALIDATION).to_list()
-    assert report.tokens == len(by_hand(model, rows[:2]))
+def test_only_so_many_rows_are_measured_and_own_prompts_are_asked(model, tiny_model_dir, dataset_dir, run_config):
+    config = run_config(evaluation={"max_rows": 2, "max_new_tokens": 2, "prompts": ["Why?"]})
+    report = evaluate(tiny_model_dir, dataset_dir, config, CPU)
+    rows = held_out_rows(dataset_dir, 2).to_list()
+    assert report.tokens == len(by_hand(model, rows))
     assert report.prompts == ["Why?"]
     assert len(report.answers) == 1
 
 
-def test_an_adapter_is_measured_on_its_base_model(tiny_model_dir, dataset_dir, random_adapter):
-    config = EvaluationConfig(max_new_tokens=1, prompts=("Why?",))
+def test_fewer_held_out_rows_are_the_first_of_more_in_an_order_that_is_not_that_of_the_source(dataset_dir):
+    """Sources are often sorted: the first rows of one were all of a kind."""
+    rows = prepared.load_split(dataset_dir, prepared.VALIDATION)["input_ids"]
+    every = held_out_rows(dataset_dir, 1000)["input_ids"]
+    assert held_out_rows(dataset_dir, 2)["input_ids"] == every[:2]
+    assert sorted(every) == sorted(rows)
+    assert every != rows
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_losses_of_rows_are_in_the_order_of_the_rows(model, llama_tokenizer, batch):
+    """They are measured by length, and by several ranks."""
+    found = row_losses(model, llama_tokenizer, dataset(ROWS), batch)
+    assert found.tokens == tuple(len(by_hand(model, [row])) for row in ROWS)
+    for row, total in zip(ROWS, found.sums, strict=True):
+        assert total == pytest.approx(sum(by_hand(model, [row])), abs=1e-4)
+
+
+def test_an_adapter_is_measured_on_its_base_model(tiny_model_dir, dataset_dir, random_adapter, run_config):
+    config = run_config(evaluation={"max_new_tokens": 1, "prompts": ["Why?"]})
     plain, adapted = (
-        evaluate(tiny_model_dir, dataset_dir, config, style="chat", placement=CPU, adapter_dir=adapter)
-        for adapter in (None, random_adapter(seed=5))
+        evaluate(tiny_model_dir, dataset_dir, config, CPU, adapter) for adapter in (None, random_adapter(seed=5))
     )
     assert plain.tokens == adapted.tokens
     assert abs(plain.loss - adapted.loss) > 1e-4

@@ -118,7 +118,7 @@ def trained(datasets, tiny_model_dir, run_config, tmp_path, *, packing, checkpoi
         torch.manual_seed(0)
         model = get_peft_model(model, LoraConfig(target_modules="all-linear", r=4, lora_dropout=0.0))
         model.enable_input_require_grads()
-    trainer = make_trainer(model, training_arguments(config, plan, tmp_path), load_tokenizer(tiny_model_dir), rows)
+    trainer = make_trainer(model, training_arguments(config, plan, tmp_path, {}), load_tokenizer(tiny_model_dir), rows)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

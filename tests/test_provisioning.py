@@ -10,8 +10,7 @@ from tasks.platform import Platform
 from tasks.provisioning import ACCELERATORS, node_pod, node_resources
 from thriftune.hardware import DEVICES
 from thriftune.planning import pod_requests
-from workflows.full_finetune import train_full_on_plan
-from workflows.qlora_finetune import train_qlora_on_plan
+from workflows.finetune import train_on_plan
 
 _RESOURCES = {1: "cpu", 2: "gpu", 3: "memory", 5: "ephemeral-storage"}
 
@@ -54,22 +53,25 @@ def three_nodes(run_config):
 
 
 @pytest.mark.parametrize(
-    ("method", "part", "hardware", "training_task", "gpus", "device"),
+    ("method", "hardware", "training_task", "gpus", "device"),
     [
-        ("full", train_full_on_plan, {"instance": "g4dn.metal", "nodes": 3}, "train_full_3", "8", "nvidia-tesla-t4"),
-        ("full", train_full_on_plan, {"instance": "g5.12xlarge", "nodes": 1}, "train_full_1", "4", "nvidia-a10g"),
-        ("qlora", train_qlora_on_plan, {"instance": "g6.xlarge"}, "train_qlora", "1", "nvidia-l4"),
+        ("full", {"instance": "g4dn.metal", "nodes": 3}, "train_3", "8", "nvidia-tesla-t4"),
+        ("full", {"instance": "g5.12xlarge", "nodes": 1}, "train_1", "4", "nvidia-a10g"),
+        ("qlora", {"instance": "g6.xlarge"}, "train_in_one_process", "1", "nvidia-l4"),
+        ("lora", {"instance": "g6.12xlarge"}, "train_in_one_process", "4", "nvidia-l4"),
     ],
 )
-def test_gpu_nodes_ask_for_what_the_plan_says(run_config, method, part, hardware, training_task, gpus, device):
+def test_gpu_nodes_ask_for_what_the_plan_says(run_config, method, hardware, training_task, gpus, device):
     config = run_config(
         method,
         hardware={"device": None, **hardware},
         training={"global_batch": 24, "micro_batch": 1, "precision": "fp16"},
+        evaluation={"saved_model": True},
+        strategy="layers" if gpus == "4" and method == "lora" else "auto",
     )
     plan = planned(config)
-    on_gpus = [node for node in compiled(part, config, plan) if task_of(node) in ("evaluate", training_task)]
-    assert len(on_gpus) == 3
+    on_gpus = [node for node in compiled(train_on_plan, config, plan) if has_gpus(node)]
+    assert [task_of(node) for node in on_gpus] == [training_task, "evaluate"]
     for node in on_gpus:
         requests, limits, accelerator, pod = overridden(node)
         assert requests == limits
@@ -88,11 +90,16 @@ def test_gpu_nodes_ask_for_what_the_plan_says(run_config, method, part, hardware
 
 
 def test_only_the_pods_of_the_job_on_several_nodes_stay_together(three_nodes):
-    nodes = compiled(train_full_on_plan, three_nodes, planned(three_nodes))
+    nodes = compiled(train_on_plan, three_nodes, planned(three_nodes))
     labels = {task_of(node): (overridden(node)[3].labels or {}) for node in nodes if has_pod(node)}
-    assert {name for name, found in labels.items() if JOB_LABEL in found} == {"train_full_3"}
+    assert {name for name, found in labels.items() if JOB_LABEL in found} == {"train_3"}
     affine = {task_of(node) for node in nodes if has_pod(node) and "affinity" in overridden(node)[3].pod_spec}
-    assert affine == {"train_full_3"}
+    assert affine == {"train_3"}
+
+
+def has_gpus(node):
+    resources = node.task_node.overrides.resources
+    return resources is not None and "gpu" in asked(resources.requests)
 
 
 def has_pod(node):
@@ -143,7 +150,7 @@ def test_what_needs_no_gpu_asks_for_none_and_for_what_it_holds(run_config):
         "qlora", hardware={"device": "T4"}, training={"precision": "fp16"}, publish={"repository": "me/tuned"}
     )
     plan = planned(config)
-    nodes = {task_of(node): node for node in compiled(train_qlora_on_plan, config, plan)}
+    nodes = {task_of(node): node for node in compiled(train_on_plan, config, plan)}
     for name, request in {
         "fetch_model": pod_requests.fetching(config, plan),
         "merge_adapter": pod_requests.merging(config, plan),

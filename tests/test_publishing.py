@@ -12,12 +12,13 @@ from thriftune import artifacts
 from thriftune.config import PublishConfig, RunConfig
 from thriftune.data import prepare
 from thriftune.errors import PublishError, UserError
-from thriftune.inference.evaluation import EvalReport
 from thriftune.inference.model_card import card_of, model_card
 from thriftune.inference.report import RunMetrics, metrics_from_json
 from thriftune.models import merging
 from thriftune.models.publishing import publish, require_token, stage
-from thriftune.training import qlora, run_record
+from thriftune.training import run_record
+from thriftune.training.fit import Inputs, fit
+from thriftune.training.held_out import EvalReport
 from thriftune.training.run_record import RunRecord
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
@@ -30,9 +31,11 @@ def adapter_dir(tmp_path_factory, tiny_model_dir, chat_rows_file):
     """What two steps of QLoRA made."""
     folder = tmp_path_factory.mktemp("published")
     model, data = {"source": str(tiny_model_dir)}, {"source": str(chat_rows_file), "max_length": 96}
-    config = RunConfig.model_validate(run_dict("qlora", model=model, data=data, training={"learning_rate": 2e-4}))
+    config = RunConfig.model_validate(run_dict("qlora", model=model, data=data, training={"learning_rate": 2e-4},
+                 evaluation={"max_new_tokens": 2})
+    )  # fmt: skip
     prepare.prepare(config.data, seed=0, tokenizer_dir=tiny_model_dir, destination=folder / "dataset")
-    qlora.train(config, planned(config), tiny_model_dir, folder / "dataset", folder / "adapter")
+    fit(Inputs(config, planned(config), tiny_model_dir, folder / "dataset"), folder / "adapter")
     return folder / "adapter"
 
 
@@ -52,7 +55,8 @@ def record(adapter_dir):
 @pytest.fixture
 def metrics(record):
     before, after = EvalReport(2.5, 12.18, 1234, ["Why?"], ["A"]), EvalReport(1.25, 3.49, 1234, ["Why?"], ["B"])
-    return RunMetrics("tiny", "qlora", before, after, record.training, {"model": "/somewhere"})
+    training = replace(record.training, before=before, after=after)
+    return RunMetrics("tiny", "qlora", training, {"model": "/somewhere"})
 
 
 def with_run(record: RunRecord, **overrides) -> RunRecord:

@@ -6,17 +6,27 @@ import pytest
 import torch
 from planning import planned
 from test_architecture import shape_of
-from thriftune.training.qlora import _load_trainable
 
+from thriftune.config import ModelConfig
 from thriftune.hardware import DEVICES
+from thriftune.methods import METHODS
 from thriftune.methods.adapters import fused_experts
+from thriftune.models import architecture as architectures
 from thriftune.models.loading import Placement, load_model
+from thriftune.models.quantization import FourBit
+from thriftune.strategies import STRATEGIES
+
+
+def loaded(config, plan, model_dir):
+    """The model as a training loads it."""
+    shape = architectures.of(ModelConfig(source=str(model_dir)))
+    return STRATEGIES[plan.strategy].load(model_dir, METHODS[plan.method], plan, config, shape, None)
 
 
 def trainable(run_config, model_dir, **lora):
     config = run_config(method="qlora", training={"precision": "bf16"}, lora={"rank": 4, "alpha": 8, **lora})
     plan = planned(config)
-    return _load_trainable(config, replace(plan, precision="bf16"), model_dir, None)
+    return loaded(config, replace(plan, precision="bf16"), model_dir)
 
 
 def test_only_adapters_train_and_linear_layers_are_in_four_bits(run_config, tiny_model_dir):
@@ -31,24 +41,51 @@ def test_only_adapters_train_and_linear_layers_are_in_four_bits(run_config, tiny
     assert state.nested, "the quantization constants are quantized too"
 
 
+def test_measuring_changes_nothing_of_a_base_in_four_bits(run_config, tiny_model_dir, monkeypatch):
+    """On CPUs with AVX512-BF16 its scales were rounded at the first validation: a resumed training was another one."""
+    from bitsandbytes.nn import Linear4bit
+
+    real = Linear4bit.__init__
+
+    def with_avx512bf16(self, *arguments, **options):
+        real(self, *arguments, **options)
+        self.support_avx512bf16_for_cpu = True
+
+    monkeypatch.setattr(Linear4bit, "__init__", with_avx512bf16)
+    model = trainable(run_config, tiny_model_dir)
+    weights = {n: p for n, p in model.named_parameters() if type(p).__name__ == "Params4bit"}
+    held = {name: (p.data.clone(), p.quant_state.absmax.clone()) for name, p in weights.items()}
+    assert held
+    with torch.no_grad():
+        model.eval()(input_ids=torch.arange(8).view(1, 8))
+    for name, (data, scales) in held.items():
+        assert torch.equal(weights[name].data, data)
+        assert torch.equal(weights[name].quant_state.absmax, scales)
+
+
 @pytest.mark.parametrize(
-    ("kind", "four_bit"),
-    [*((kind, True) for kind in ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v2", "llama4_text")), ("mixtral", False)],
+    ("kind", "method"),
+    [
+        *((kind, "qlora") for kind in ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v2", "llama4_text")),
+        ("mixtral", "lora"),
+    ],
 )
-def test_a_mixture_of_experts_is_planned_and_trained(run_config, tmp_path, kind, four_bit):
+def test_a_mixture_of_experts_is_planned_and_trained(run_config, tmp_path, kind, method):
     """Each was refused on a CPU: its memory could not be traced, or peft refused the dropout nobody had asked for."""
     from transformers import AutoModelForCausalLM
 
     own = {"mlp_only_layers": [0]} if kind == "qwen2_moe" else {}
     shape = shape_of(kind, hidden_size=64, num_hidden_layers=2, **own)
     AutoModelForCausalLM.from_config(shape.config(), dtype=torch.float32).save_pretrained(tmp_path)
-    config = run_config(method="qlora", lora={"rank": 2, "four_bit": four_bit})
+    config = run_config(method=method, lora={"rank": 2})
     plan = planned(config, model=tmp_path)
-    model = _load_trainable(config, plan, tmp_path, None).train()
+    model = loaded(config, plan, tmp_path).train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert sum(p.numel() for p in trained.values()) == plan.trained_parameters
     ids = torch.arange(32).view(2, 16)
-    model(input_ids=ids, labels=ids).loss.backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bf16"):  # as the Trainer computes
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
     assert all(p.grad is not None for p in trained.values())
 
 
@@ -61,7 +98,7 @@ def test_fused_experts_keep_sixteen_bits(run_config, tmp_path):
         num_key_value_heads=2, num_local_experts=4,
     )  # fmt: skip
     MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    before = load_model(tmp_path, Placement(DEVICES["CPU"], "bf16", four_bit=True))
+    before = load_model(tmp_path, Placement(DEVICES["CPU"], "bf16", four_bit=FourBit()))
     weights = [p.detach().clone() for p in fused_experts(before)]
     assert len(weights) == 2 * 2  # layers x (gate and up, down)
     model = trainable(run_config, tmp_path, target_modules=["q_proj", "v_proj"])

@@ -1,10 +1,12 @@
 """Which checkpoint a training goes on from, in one process; jobs of several are in tests/faults."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from thriftune.checkpoints.resumption import CheckpointPlace, Checkpoints
+from thriftune.checkpoints.manifest import Manifest
+from thriftune.checkpoints.resumption import BEST, CheckpointPlace, Checkpoints
 from thriftune.checkpoints.store import Store
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError
@@ -27,11 +29,11 @@ def checkpoints(tmp_path):
 def written(tmp_path):
     """Write a whole checkpoint of a step, as the Trainer would."""
 
-    def write(checkpoints, step):
+    def write(checkpoints, step, **content):
         folder = checkpoints.folder / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-        checkpoints.save(folder, step, {"micro_batch": 2})
+        checkpoints.save(folder, step, {"micro_batch": 2, **content})
         assert checkpoints.wait(30)
 
     return write
@@ -62,6 +64,68 @@ def test_checkpoints_from_a_step_on_can_be_dropped(checkpoints, written):
     written(first, 10)
     first.drop_from(9)
     assert checkpoints("second", previous="first").restore().step == 5
+
+
+def state_of(resumed):
+    return json.loads((resumed.directory / "trainer_state.json").read_text())
+
+
+def test_the_checkpoint_of_one_step_can_be_fetched_again(checkpoints, written):
+    """Of the lowest held-out loss: newer ones take the place of all others."""
+    first = checkpoints(keep_checkpoints=1)
+    first.start_saving()
+    for step in (5, 10, 15):
+        written(first, step, **{BEST: 5})
+    best = first.fetch(5)
+    assert (best.step, best.is_converted, best.content["micro_batch"]) == (5, False, 2)
+    assert state_of(best) == {"global_step": 5}
+    assert first.fetch(10) is None, "it made way for step 15"
+    assert first.fetch(7) is None
+    assert state_of(first.fetch(15)) == {"global_step": 15}
+
+
+def test_the_checkpoint_of_one_step_is_found_where_an_earlier_attempt_saved_it(checkpoints, written):
+    first = checkpoints(keep_checkpoints=1)
+    first.start_saving()
+    written(first, 5, **{BEST: 5})
+    second = checkpoints("second", previous="first", keep_checkpoints=1)
+    assert second.restore().step == 5
+    second.start_saving()
+    for step in (10, 15):
+        written(second, step, **{BEST: 5})
+    assert state_of(second.fetch(5)) == {"global_step": 5}
+    written(second, 20, **{BEST: 20})
+    assert second.fetch(5) is None
+
+
+def test_a_damaged_checkpoint_of_one_step_is_not_fetched(checkpoints, written, tmp_path, caplog):
+    first = checkpoints()
+    first.start_saving()
+    written(first, 5)
+    written(first, 10)
+    damage(tmp_path / "first")
+    first.finish()
+    assert checkpoints("second", previous="first").fetch(10) is None
+    assert "trainer_state.json of step 10 is not what was saved" in caplog.text
+
+
+def test_a_checkpoint_of_one_step_that_other_ranks_wrote_is_converted(checkpoints, written, tmp_path):
+    first = checkpoints()
+    first.start_saving()
+    written(first, 5)
+    file = tmp_path / "first" / "checkpoint-5" / "manifest.json"
+    file.write_bytes(replace(Manifest.from_bytes(file.read_bytes()), world_size=4).to_bytes())
+    place = CheckpointPlace(str(tmp_path / "second"), str(tmp_path / "first"), tmp_path / "scratch", 10.0)
+
+    def convert(directory):
+        converted = directory.with_name("made-anew")
+        converted.mkdir()
+        (converted / "of").write_text(directory.name)
+        return converted
+
+    best = Checkpoints(place, CheckpointConfig(), IDENTITY, convert).fetch(5)
+    assert (best.step, best.is_converted) == (5, True)
+    assert (best.directory / "of").read_text() == "checkpoint-5"
 
 
 def test_another_run_is_gone_on_from_only_if_it_is_the_same(checkpoints, written, tmp_path):

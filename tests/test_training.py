@@ -1,14 +1,26 @@
-"""What is decided around the training loop."""
+"""What is read from the Trainer's log."""
 
 import pytest
+from transformers import TrainerState
 
 from thriftune.errors import DivergedError
-from thriftune.training.trainer import _require_finite
+from thriftune.training.result import Validation, logged_losses, logged_validations
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(loss):
-    logged = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": loss}]
-    _require_finite(logged[:1], 1e-3)
+    logged = [{"step": 1, "loss": 2.0, "num_input_tokens_seen": 30}, {"step": 2, "loss": loss}]
+    assert logged_losses(TrainerState(log_history=logged[:1]), 1e-3) == ([1], [2.0], [30.0])
     with pytest.raises(DivergedError, match="training.learning_rate = 0.001: the loss is .* at step 2"):
-        _require_finite(logged, 1e-3)
+        logged_losses(TrainerState(log_history=logged), 1e-3)
+
+
+def test_held_out_losses_are_those_of_each_step_once_the_last_where_it_was_done_again():
+    logged = [
+        {"step": 0, "eval_loss": 5.0, "num_input_tokens_seen": 0},
+        {"step": 2, "eval_loss": 4.0, "num_input_tokens_seen": 60},
+        {"step": 2, "loss": 4.5, "num_input_tokens_seen": 60},
+        {"step": 2, "eval_loss": 3.0, "num_input_tokens_seen": 60},
+    ]
+    found = logged_validations(TrainerState(log_history=logged))
+    assert found == [Validation(0, 0.0, 5.0), Validation(2, 60.0, 3.0)]

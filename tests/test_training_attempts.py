@@ -1,4 +1,4 @@
-"""A training in which memory runs out or the loss diverges: one process, the tiny model, the real Trainer."""
+"""What happens to a training on its way: one process, the tiny model, the real Trainer."""
 
 import json
 import math
@@ -17,7 +17,9 @@ from thriftune.checkpoints.store import Store
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.errors import ConfigError, DivergedError, TransientError, UserError
-from thriftune.training import qlora
+from thriftune.training import fit as fitting
+from thriftune.training.fit import Inputs, fit
+from thriftune.training.report import events_of
 from thriftune.training.resumable import ResumableTrainer
 
 STEPS = 10
@@ -35,18 +37,21 @@ def dataset(tmp_path_factory, tiny_model_dir, chat_rows_file):
 def training(run_config, tiny_model_dir, dataset, tmp_path):
     """Train adapters for some steps, with a checkpoint every third."""
 
-    def train(where="run", steps=STEPS, rank=4, **overrides):
+    def train(where="run", steps=STEPS, rank=4, every=None, **overrides):
         wanted = {"global_batch": 4, "micro_batch": 4, "max_steps": steps, "log_every": 1, "precision": "fp32"}
         config = run_config(
             "qlora",
             training={**wanted, "gradient_checkpointing": False, **overrides},
             lora={"rank": rank, "dropout": 0.0},
             checkpoints={"every_steps": 3},
+            evaluation={"max_new_tokens": 2, "every_steps": every},
         )
         place = CheckpointPlace(str(tmp_path / where), "", tmp_path / f"{where}-scratch", 10.0)
-        result = qlora.train(config, planned(config), tiny_model_dir, dataset, tmp_path / f"{where}-out", place=place)
+        inputs = Inputs(config, planned(config), tiny_model_dir, dataset, place=place)
+        result = fit(inputs, tmp_path / f"{where}-out")
         manifest = json.loads((tmp_path / f"{where}-out" / "manifest.json").read_text())
-        assert manifest["training"]["steps"] == steps
+        assert manifest["training"]["steps"] == result.steps
+        assert (result.steps == steps) == ("patience" not in overrides)
         return result
 
     return train
@@ -124,7 +129,10 @@ def test_a_bad_batch_is_left_out(training, disturbed):
     assert result.skipped_steps == [8]
     assert result.resumed_at == 6
     assert all(map(math.isfinite, result.losses))
-    assert [event.kind for event in result.events] == ["resumed", "rolled back"]
+    events = [(event.kind, event.step) for event in events_of(result)]
+    saved = [("checkpoint", step) for step in result.checkpoint_steps]
+    assert events == [("resumed", 6), ("rolled back", 8), *saved]
+    assert STEPS in result.checkpoint_steps
 
 
 def test_a_batch_after_which_the_loss_stays_high_is_left_out_and_what_came_of_it_is_not_saved(training, disturbed):
@@ -182,19 +190,20 @@ def test_a_run_cut_off_after_its_last_step_has_nothing_to_train_again(training, 
     And transformers does one step more after a checkpoint of the last one, where that is not the last of an epoch.
     """
     calm = training("calm")
-    save = qlora._save
+    save = fitting._save
 
     def cut_off(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(qlora, "_save", cut_off)
+    monkeypatch.setattr(fitting, "_save", cut_off)
     with pytest.raises(KeyboardInterrupt):
         training("cut")
-    monkeypatch.setattr(qlora, "_save", save)
+    monkeypatch.setattr(fitting, "_save", save)
     _until_whole(tmp_path / "cut" / f"checkpoint-{STEPS}")
     result = training("cut")
     assert (result.resumed_at, result.steps) == (STEPS, STEPS)
     assert (result.loss_steps, result.losses) == (calm.loss_steps, calm.losses)
+    assert (result.before, result.validations, result.after) == (calm.before, calm.validations, calm.after)
     assert 0.05 * calm.seconds < result.seconds < 20 * calm.seconds
     assert 0.05 * calm.tokens_per_second < result.tokens_per_second < 20 * calm.tokens_per_second
     assert "prediction was off" not in caplog.text
@@ -215,13 +224,13 @@ def test_more_steps_of_a_constant_learning_rate_are_those_of_a_run_that_was_to_h
     assert weights[0] == weights[1]
     (remark,) = json.loads((tmp_path / "longer-out" / "manifest.json").read_text())["training"]["remarks"]
     assert "the run's 7 steps hold; the checkpoint of step 4" in remark
-    assert remark in result.events[0].text
+    assert remark in events_of(result)[0].text
 
 
 def test_another_rank_is_refused_before_anything_is_loaded(training, monkeypatch):
     """It ended in an error of torch's about the size of tensors, after model and checkpoint were loaded."""
     training("run", steps=2)
-    monkeypatch.setattr(qlora, "load_model", None)
+    monkeypatch.setattr(fitting, "_load", _not_to_be_done)
     with pytest.raises(ConfigError, match=r"lora\.rank = 8: the checkpoint of step 2 .* was trained with 4"):
         training("run", steps=2, rank=8)
 
@@ -242,5 +251,70 @@ def test_a_run_whose_checkpoints_cannot_be_saved_any_more_is_finished_at_its_las
     assert "the result is saved without one" in caplog.text
 
 
-def _refused(*arguments):
+def _not_to_be_done(*arguments):
+    raise AssertionError("nothing is to be loaded")
+
+
+def _refused(*arguments, **options):
     raise TransientError("The last 3 checkpoints could not be saved.")
+
+
+@pytest.fixture
+def spoiled(disturbed):
+    """From step 4 on the training goes the other way, up the loss."""
+    disturbed(lambda step, rows, loss: -loss if step >= 4 else loss)
+
+
+def weights_in(folder):
+    (file,) = folder.rglob("adapter_model.safetensors")
+    return load_file(file)
+
+
+UPHILL = {"learning_rate": 5e-3, "scheduler": "constant", "warmup_share": 0.0, "on_divergence": "stop"}
+
+
+def test_the_weights_of_the_lowest_validation_are_the_result(training, spoiled, tmp_path):
+    """Checkpoints of later steps take the place of all others but that one."""
+    last = training("last", every=1, **UPHILL)
+    result = training("best", every=1, keep="best", **UPHILL)
+    losses = {validation.step: validation.loss for validation in result.validations}
+    assert list(losses) == list(range(STEPS + 1))
+    assert (last.kept_step, result.kept_step) == (STEPS, 3)
+    assert last.after.loss == losses[STEPS] > losses[3] == min(losses.values())
+    assert result.after.loss == losses[3]
+    assert result.steps == STEPS
+    expected = training("three", steps=3, every=1, **UPHILL)
+    assert expected.after == result.after
+    ours, theirs = weights_in(tmp_path / "best-out"), weights_in(tmp_path / "three-out")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_lowest_validation_of_an_earlier_attempt_is_kept_too(training, spoiled, monkeypatch, tmp_path):
+    save = fitting._save
+
+    def cut_off(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "_save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        training("cut", every=1, keep="best", **UPHILL)
+    monkeypatch.setattr(fitting, "_save", save)
+    _until_whole(tmp_path / "cut" / f"checkpoint-{STEPS}")
+    result = training("cut", every=1, keep="best", **UPHILL)
+    assert (result.resumed_at, result.kept_step) == (STEPS, 3)
+    assert result.after.loss == min(validation.loss for validation in result.validations)
+
+
+def test_training_ends_when_the_held_out_loss_is_not_lowered_any_more(training, spoiled):
+    result = training("run", every=1, patience=2, **UPHILL)
+    losses = [validation.loss for validation in result.validations]
+    assert result.steps == losses.index(min(losses)) + 2 < STEPS
+    assert (result.kept_step, result.checkpoint_steps[-1]) == (result.steps, result.steps)
+
+
+def test_a_training_that_had_run_out_of_patience_ends_again_where_it_is_gone_on_with(training, spoiled):
+    first = training("run", every=1, patience=2, **UPHILL)
+    again = training("run", every=1, patience=2, **UPHILL)
+    assert again.resumed_at == again.steps == first.steps
+    assert again.validations == first.validations

@@ -3,44 +3,96 @@
 import pytest
 from planning import compiled, planned
 
-from workflows.full_finetune import train_full_on_plan
-from workflows.qlora_finetune import train_qlora_on_plan
+from workflows.finetune import train_on_plan
 
-ZERO3 = {"zero_optimization": {"stage": 3}}
-
-
-@pytest.mark.parametrize(
-    ("method", "part", "trains"),
-    [("full", train_full_on_plan, "train_full_1"), ("qlora", train_qlora_on_plan, "train_qlora")],
-)
-def test_training_waits_for_the_evaluation_that_tries_packing(run_config, method, part, trains):
-    """They ran at once, so a model that cannot be packed was found out while it was trained."""
-    config = run_config(method, hardware={"device": "T4"}, training={"precision": "fp16"}, data={"packing": True})
-    plan = planned(config, ZERO3 if method == "full" else None)
-    compiled_nodes = compiled(part, config, plan)
-    nodes = {node.id: node for node in compiled_nodes}
-    (training,) = [node for node in compiled_nodes if node.metadata.name.endswith(trains)]
-    waits_for = {nodes[node].metadata.name: nodes[node] for node in training.upstream_node_ids}
-    assert set(waits_for) == {"fetch_model", "prepare_dataset", "evaluate"}
-    names = {nodes[node].metadata.name for node in waits_for["evaluate"].upstream_node_ids}
-    assert names == {"fetch_model", "prepare_dataset"}
-    assert [nodes[n].metadata.name for n in waits_for["prepare_dataset"].upstream_node_ids] == ["fetch_model"]
-    assert waits_for["fetch_model"].upstream_node_ids == []
+TRAINS = {"full": "train_1", "lora": "train_in_one_process", "qlora": "train_in_one_process"}
+PUBLISHED = {"publish": {"repository": "me/tuned"}}
+MEASURED_AGAIN = {"evaluation": {"saved_model": True}}
+# A run's own sections, and what its nodes are then, in the order in which they may run.
+RUNS = [
+    ("full", {}, ["train"]),
+    ("full", MEASURED_AGAIN, ["train", "evaluate"]),
+    ("full", PUBLISHED, ["train", "publish"]),
+    ("full", {**MEASURED_AGAIN, **PUBLISHED}, ["train", "evaluate", "publish"]),
+    *((method, {}, ["train", "merge_adapter"]) for method in ("lora", "qlora")),
+    *((method, MEASURED_AGAIN, ["train", "merge_adapter", "evaluate"]) for method in ("lora", "qlora")),
+    *((method, PUBLISHED, ["train", "merge_adapter", "publish"]) for method in ("lora", "qlora")),
+    ("qlora", {**MEASURED_AGAIN, **PUBLISHED}, ["train", "merge_adapter", "evaluate", "publish"]),
+    ("qlora", {"lora": {"merge": False}}, ["train"]),
+    ("lora", {"lora": {"merge": False}, **MEASURED_AGAIN, **PUBLISHED}, ["train", "evaluate", "publish"]),
+]
 
 
-@pytest.mark.parametrize(("method", "part"), [("full", train_full_on_plan), ("qlora", train_qlora_on_plan)])
-def test_publishing_is_the_last_thing_of_a_run_and_nothing_waits_for_it(run_config, method, part):
+def task_of(node):
+    return node.metadata.name.rpartition(".")[2]
+
+
+def gpus_of(node):
+    """The GPUs that a node asks for."""
+    resources = node.task_node.overrides.resources
+    return [entry.value for entry in (resources.requests if resources else []) if entry.name == 2]
+
+
+@pytest.fixture
+def nodes_of(run_config):
+    """The nodes of a run on T4s, each with the names of those that it waits for, and the plan."""
+
+    def make(method, **sections):
+        hardware, training = {"device": "T4"}, {"precision": "fp16"}
+        config = run_config(method, hardware=hardware, training=training, **sections)
+        plan = planned(config)
+        nodes = compiled(train_on_plan, config, plan)
+        names = {node.id: task_of(node) for node in nodes}
+        return nodes, {task_of(node): {names[n] for n in node.upstream_node_ids} for node in nodes}, plan
+
+    return make
+
+
+@pytest.mark.parametrize(("method", "sections", "expected"), RUNS)
+def test_a_run_has_one_training_and_what_it_asks_for_besides(nodes_of, method, sections, expected):
+    """A model was loaded on GPUs three times: it was measured in tasks of its own, before and after training."""
+    nodes, _, _ = nodes_of(method, **sections)
+    wanted = [TRAINS[method] if name == "train" else name for name in expected]
+    assert sorted(map(task_of, nodes)) == sorted(["fetch_model", "prepare_dataset", "summarize", *wanted])
+
+
+@pytest.mark.parametrize(("method", "sections", "expected"), RUNS)
+def test_only_training_and_what_measures_the_result_again_get_gpus(nodes_of, method, sections, expected):
+    nodes, _, plan = nodes_of(method, **sections)
+    with_gpus = {task_of(node): gpus_of(node) for node in nodes if gpus_of(node)}
+    expected_there = {TRAINS[method], *(["evaluate"] if "evaluate" in expected else [])}
+    assert with_gpus == {name: [str(plan.devices_per_node)] for name in expected_there}
+
+
+@pytest.mark.parametrize("method", TRAINS)
+def test_training_waits_for_model_and_rows_and_nothing_else(nodes_of, method):
+    _, waits_for, _ = nodes_of(method, data={"packing": True}, **MEASURED_AGAIN)
+    assert waits_for["fetch_model"] == set()
+    assert waits_for["prepare_dataset"] == {"fetch_model"}
+    assert waits_for[TRAINS[method]] == {"fetch_model", "prepare_dataset"}
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_what_is_measured_again_is_the_result(nodes_of, method, merge):
+    """The merged model where there is one; else the adapter on the base model."""
+    _, waits_for, _ = nodes_of(method, lora={"merge": merge}, **MEASURED_AGAIN)
+    if merge:
+        assert waits_for["evaluate"] == {"merge_adapter", "prepare_dataset"}
+    else:
+        assert waits_for["evaluate"] == {"fetch_model", TRAINS[method], "prepare_dataset"}
+    assert waits_for["summarize"] >= {"evaluate", TRAINS[method]}
+
+
+@pytest.mark.parametrize("method", TRAINS)
+def test_publishing_is_the_last_thing_of_a_run_and_nothing_waits_for_it(nodes_of, method):
     """The summary waited for it, so that a hub that refused cost the numbers of the whole run."""
-    config = run_config(
-        method, hardware={"device": "T4"}, training={"precision": "fp16"}, publish={"repository": "me/tuned"}
-    )
-    nodes = compiled(part, config, planned(config, ZERO3 if method == "full" else None))
-    (publishing,) = [node for node in nodes if node.metadata.name == "publish"]
-    assert [node.id for node in nodes if publishing.id in node.upstream_node_ids] == []
-    by_id = {node.id: node for node in nodes}
-    before, waiting = set(), [publishing]
+    nodes, waits_for, _ = nodes_of(method, **MEASURED_AGAIN, **PUBLISHED)
+    assert [name for name, before in waits_for.items() if "publish" in before] == []
+    before, waiting = set(), ["publish"]
     while waiting:
-        before.add(waiting[-1].id)
-        waiting += [by_id[name] for name in waiting.pop().upstream_node_ids if name not in before]
-    assert {node.metadata.name for node in nodes} == {by_id[name].metadata.name for name in before}
+        name = waiting.pop()
+        before.add(name)
+        waiting += [other for other in waits_for[name] if other not in before]
+    assert before == set(map(task_of, nodes))
     assert len(before) == len(nodes)

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 from refusing_hub import refusing_hub
 
 from thriftune.inference.report import metrics_from_json
+from thriftune.strategies.zero.configuration import stage
+from thriftune.strategies.zero.strategy import config_in
+from thriftune.training_plan import TrainingPlan
 
 ROOT = Path(__file__).parent.parent
 PYFLYTE = Path(sys.executable).parent / "pyflyte"
 FULL = ("workflows/full_finetune.py", "full_finetune")
 QLORA = ("workflows/qlora_finetune.py", "qlora_finetune")
+ANY = ("workflows/finetune.py", "finetune")
 PUBLISH = {"repository": "team/tiny", "dry_run": True}
 _NONE: Mapping[str, str] = {}
 
@@ -83,6 +88,7 @@ def qlora_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
         "lora": {"rank": 8, "alpha": 16},
         "data": {"packing": True},
         "training": {"optimizer": "paged_adamw_8bit", "max_steps": 12, "global_batch": 4, "micro_batch": 2},
+        "evaluation": {"saved_model": True},
         "publish": PUBLISH,
     }
     config = write_config(folder, "qlora", tiny_model_dir, chat_rows_file, **overrides)
@@ -95,15 +101,19 @@ def qlora_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
 def test_held_out_loss_falls_and_everything_is_reported(which, request):
     folder, _, done = request.getfixturevalue(which)
     metrics = json.loads(only(folder, "outputs/tiny/*/metrics.json").read_text())
-    assert metrics["after"]["loss"] < metrics["before"]["loss"] - 0.05
-    assert metrics["before"]["tokens"] == metrics["after"]["tokens"] > 0
-    assert metrics["training"]["tokens_per_second"] > 0
-    memory = metrics["training"]["memory"]
+    training = metrics["training"]
+    before, after = training["before"], training["after"]
+    assert after["loss"] < before["loss"] - 0.05
+    assert before["tokens"] == after["tokens"] > 0
+    assert [validation["step"] for validation in training["validations"]] == list(range(training["steps"] + 1))
+    assert (training["validations"][0]["loss"], training["validations"][-1]["loss"]) == (before["loss"], after["loss"])
+    assert training["tokens_per_second"] > 0
+    memory = training["memory"]
     assert 0.4 < memory["device"] <= memory["host"]
     # Nearly all of it is Python and its libraries, which a process of QLoRA has fewer of.
     assert 0.9 < memory["predicted_device"] / memory["device"] < 1.4
-    assert metrics["before"]["prompts"] == metrics["after"]["prompts"]
-    assert "colour" in metrics["before"]["prompts"][0]
+    assert before["prompts"] == after["prompts"]
+    assert "colour" in before["prompts"][0]
     assert Path(metrics["outputs"]["model"]).is_dir()
     assert "held-out loss" in done.stderr
     assert "step 2/" in done.stderr
@@ -119,8 +129,9 @@ def test_result_of_full_finetuning_loads_with_plain_transformers(full_run):
     assert AutoModelForCausalLM.from_pretrained(saved).num_parameters() > 0
     assert AutoTokenizer.from_pretrained(saved).chat_template
     manifest = json.loads((saved / "manifest.json").read_text())
-    assert manifest["plan"]["zero_stage"] == 3
-    assert manifest["plan"]["processes_per_node"] == 2
+    plan = TypeAdapter(TrainingPlan).validate_python(manifest["plan"])
+    assert (plan.method, plan.strategy, stage(config_in(plan.settings))) == ("full", "zero", 3)
+    assert plan.processes_per_node == 2
     assert manifest["config"]["name"] == "tiny"
     assert len(manifest["dataset_fingerprint"]) == 64
 
@@ -143,9 +154,38 @@ def test_dry_run_of_publishing_leaves_what_would_be_pushed(which, technique, req
     assert "# tiny" in text
     assert f"trained with thriftune: {technique}.\n" in text
     assert f"| Data | `{chat_rows_file}` |" in text
-    assert f"| Held-out loss | {metrics.before.loss:.4f} before, {metrics.after.loss:.4f} after" in text
+    assert (
+        f"| Held-out loss | {metrics.training.before.loss:.4f} before, {metrics.training.after.loss:.4f} after" in text
+    )
     made = {file.name for file in Path(metrics.outputs["model"]).iterdir()}
     assert {file.name for file in card.parent.iterdir()} == made | {"README.md"}
+
+
+@pytest.mark.slow
+def test_a_result_is_loaded_and_measured_again_where_the_run_asks_for_it(full_run, qlora_run):
+    found = [metrics_from_json(json.loads(only(f, "outputs/tiny/*/metrics.json").read_text())) for f in
+             (full_run[0], qlora_run[0])]  # fmt: skip
+    assert found[0].saved_model is None
+    assert "the result, loaded again" not in full_run[2].stderr
+    assert found[1].saved_model.tokens == found[1].training.after.tokens
+    # The adapter was trained on a base in 4 bits, and merged into the one that it was made of.
+    assert found[1].saved_model.loss == pytest.approx(found[1].training.after.loss, abs=0.1)
+    assert found[1].saved_model.loss < found[1].training.before.loss - 0.05
+    assert "the result, loaded again" in qlora_run[2].stderr
+
+
+@pytest.mark.slow
+def test_the_workflow_of_every_method_trains_adapters_on_a_base_in_sixteen_bits(
+    tmp_path, tiny_model_dir, chat_rows_file
+):
+    config = write_config(tmp_path, "lora", tiny_model_dir, chat_rows_file, lora={"rank": 8, "merge": False})
+    done = pyflyte_run(tmp_path, *ANY, "--config", str(config))
+    metrics = metrics_from_json(json.loads(only(tmp_path, "outputs/tiny/*/metrics.json").read_text()))
+    assert metrics.method == "lora"
+    assert metrics.training.after.loss < metrics.training.before.loss - 0.05
+    adapter = Path(metrics.outputs["adapter"])
+    assert metrics.outputs["model"] == str(adapter), done.stderr[-2000:]
+    assert json.loads((adapter / "manifest.json").read_text())["plan"]["method"] == "lora"
 
 
 @pytest.mark.slow
@@ -358,7 +398,7 @@ def test_configuration_of_the_other_method_is_refused(tmp_path, tiny_model_dir, 
     assert "workflows/qlora_finetune.py" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("workflow", [FULL, QLORA])
+@pytest.mark.parametrize("workflow", [FULL, QLORA, ANY])
 def test_help_imports_no_heavy_library(workflow):
     program = (
         "import sys\n"

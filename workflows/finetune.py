@@ -40,10 +40,9 @@ def train_on_plan(
             result, merged = merge_adapter(config=config, model=model, adapter=adapter, dataset=dataset)
             on_cpu_node(result, plan, pod_requests.merging(config, plan))
     if config.evaluation.saved_model:
-        # An adapter that was not merged is measured on its base model.
-        is_merged = adapter is None or config.lora_or_default.merge
-        of_result = {"model": result} if is_merged else {"model": model, "adapter": adapter}
-        saved_model = on_planned_node(evaluate(**run, **of_result), plan)
+        is_unmerged = adapter is not None and merged is None  # promises have no truth value
+        measured = {"model": model, "adapter": adapter} if is_unmerged else {"model": result}
+        saved_model = on_planned_node(evaluate(**run, **measured), plan)
     metrics = summarize(
         config=config,
         training=trained.training,

@@ -129,6 +129,51 @@ def test_earlier_attempts_go_when_this_one_has_enough_of_its_own(local, tmp_path
     assert whole_steps(local, tmp_path) == [40, 30]
 
 
+def save_one(store, folder, step, stays, **options):
+    """Save a complete checkpoint, during which another one is to stay."""
+    saver = lone_saver(store, **options)
+    saver.save(write_checkpoint(folder / f"checkpoint-{step}", step), step, {}, stays=stays)
+    saver.close()
+    assert saver.failures == []
+
+
+def test_a_step_that_stays_is_kept_beside_the_newest_until_another_one_stays(store, tmp_path):
+    """That of the lowest held-out loss, which newer ones would take the place of."""
+    for step in (10, 20, 30, 40):
+        save_one(store, tmp_path, step, stays=10)
+    assert whole_steps(store, tmp_path) == [40, 30, 10]
+    assert {layout.step_of(name) for name in store.names()} == {40, 30, 10}
+    save_one(store, tmp_path, 50, stays=40)
+    assert whole_steps(store, tmp_path) == [50, 40]
+    save_one(store, tmp_path, 60, stays=None)
+    assert whole_steps(store, tmp_path) == [60, 50]
+
+
+def test_a_step_that_stays_is_one_of_those_that_are_kept_while_it_is_among_the_newest(local, tmp_path):
+    for step in (10, 20, 30):
+        save_one(local, tmp_path, step, stays=20)
+    assert whole_steps(local, tmp_path) == [30, 20]
+
+
+def test_a_step_that_stays_is_kept_where_an_earlier_attempt_saved_it(local, tmp_path):
+    old, older = Store(f"{local.prefix}-old"), Store(f"{local.prefix}-older")
+    save_steps(older, tmp_path / "older", 5, 10)
+    save_steps(old, tmp_path / "old", 20, 30)
+    for step in (40, 50):
+        save_one(local, tmp_path / "own", step, stays=10, earlier=[old, older])
+    assert [whole_steps(s, tmp_path) for s in (local, old, older)] == [[50, 40], [], [10]]
+    save_one(local, tmp_path / "own", 60, stays=60, earlier=[old, older])
+    assert [whole_steps(s, tmp_path) for s in (local, old, older)] == [[60, 50], [], []]
+    assert older.names() == []
+
+
+def test_what_is_left_of_an_incomplete_step_goes_although_another_stays(local, tmp_path):
+    local.put_bytes("checkpoint-5/files/node-0/shard", b"1")
+    save_one(local, tmp_path, 10, stays=10)
+    save_one(local, tmp_path, 20, stays=10)
+    assert {layout.step_of(name) for name in local.names()} == {10, 20}
+
+
 def test_a_later_step_is_not_removed(local, tmp_path):
     # Another node may be uploading it already.
     local.put_bytes("checkpoint-30/files/node-1/shard", b"1")

@@ -17,8 +17,9 @@ from thriftune.config import ModelConfig
 from thriftune.disk import DiskFullError
 from thriftune.errors import UserError
 from thriftune.models import architecture
-from thriftune.planning.memory.disk import checkpoint_bytes
+from thriftune.strategies import STRATEGIES
 from thriftune.strategies.zero import universal
+from thriftune.strategies.zero.strategy import settings_of
 
 WORKER = Path(__file__).parent / "universal_worker.py"
 STEPS, SAVED_AT = 8, 4
@@ -104,7 +105,8 @@ def checkpoint_size(folder: Path) -> int:
 
 def planned_size(model: Path, precision: str, stage: int) -> int:
     parameters = architecture.of(ModelConfig(source=str(model))).parameters
-    return checkpoint_bytes(parameters, is_full=True, precision=precision, stage=stage, nodes=1)
+    settings = settings_of("", {"zero_optimization": {"stage": stage}})
+    return STRATEGIES["zero"].checkpoint_bytes(parameters, precision, settings, nodes=1)
 
 
 def test_what_is_converted_has_no_shard_of_a_rank_in_it(zero3, folder):

@@ -1,7 +1,7 @@
 """One attempt of one training, as a task of Flyte makes it; `python -m faults.attempt JOB.json` or from the nursery.
 
-QLoRA trains in this process. Full fine-tuning runs in worker processes of the package's own Elastic task, whose agent
-this process is; a job of several nodes has several of these processes.
+A strategy of one process trains in this one. Any other runs in worker processes of the package's own Elastic task, whose
+agent this process is; a job of several nodes has several of these processes.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from planning import planned
 from transformers import trainer
 
-import deepspeed_configs
 from faults.job import Job
 from faults.recording import Events, Recorder, plant_in_process
 from tasks import log
@@ -26,18 +25,17 @@ from thriftune import distributed
 from thriftune.checkpoints.resumption import CheckpointPlace
 from thriftune.config import RunConfig
 from thriftune.errors import UserError
-from thriftune.training import full, qlora
+from thriftune.strategies import STRATEGIES
+from thriftune.training.fit import Inputs, fit
 from thriftune.training_plan import TrainingPlan
 
 
 def plan_of(job: Job, config: RunConfig) -> TrainingPlan:
     """The plan of the run on this machine; for several nodes one on each of them with as few processes."""
-    deepspeed = deepspeed_configs.load(config.zero_or_default.config) if config.method == "full" else None
-    plan = planned(config, deepspeed, Path(job.model))
+    plan = planned(config, model=Path(job.model))
     if job.precision:
         plan = dataclasses.replace(plan, precision=job.precision)
-    per_node = plan.processes_per_node // job.nodes
-    return dataclasses.replace(plan, nodes=job.nodes, devices_per_node=per_node, processes_per_node=per_node)
+    return dataclasses.replace(plan, nodes=job.nodes, devices_per_node=plan.processes_per_node // job.nodes)
 
 
 def place_of(job: Job) -> CheckpointPlace:
@@ -46,41 +44,41 @@ def place_of(job: Job) -> CheckpointPlace:
     return CheckpointPlace(job.here, job.previous, scratch, job.grace_seconds)
 
 
-def train_adapters(job: Job) -> None:
-    """A QLoRA attempt, in this process."""
+def train(job: Job) -> None:
+    """What a process of a training does."""
     config = RunConfig.model_validate(job.config)
+    plan = plan_of(job, config)
+    STRATEGIES[plan.strategy].join(plan)
+    inputs = Inputs(config, plan, Path(job.model), Path(job.dataset), place=place_of(job))
+    fit(inputs, Path(job.output))
+    distributed.leave()
+
+
+def train_alone(job: Job) -> None:
+    """An attempt in this process."""
     begin(job)
-    model, dataset, output = Path(job.model), Path(job.dataset), Path(job.output)
     with transient_errors_retried():
-        qlora.train(config, plan_of(job, config), model, dataset, output, place=place_of(job))
+        train(job)
 
 
-def train_weights(job: Job) -> None:
-    """What a worker process of a full attempt does."""
-    config = RunConfig.model_validate(job.config)
+def train_in_worker(job: Job) -> None:
+    """What a worker process of an attempt does."""
     begin(job)
-
-    def work() -> None:
-        plan = plan_of(job, config)
-        distributed.join("gloo")
-        full.train(config, plan, Path(job.model), Path(job.dataset), Path(job.output), place_of(job))
-        distributed.leave()
-
     with transient_errors_retried():
-        in_worker(work)
+        in_worker(lambda: train(job))
 
 
 @task(task_config=elastic(1))
 def one_node(config: RunConfig, plan: TrainingPlan, job_file: str) -> str:
-    """A full attempt on one node."""
-    train_weights(Job.read(job_file))
+    """An attempt on one node."""
+    train_in_worker(Job.read(job_file))
     return ""
 
 
 @task(task_config=elastic(2))
 def two_nodes(config: RunConfig, plan: TrainingPlan, job_file: str) -> str:
-    """A full attempt on two nodes."""
-    train_weights(Job.read(job_file))
+    """An attempt on two nodes."""
+    train_in_worker(Job.read(job_file))
     return ""
 
 
@@ -104,14 +102,15 @@ def run(file: str) -> int:
     events = Events(job.events)
     events.add("start")
     try:
-        if job.config["method"] == "qlora":
-            train_adapters(job)
-        else:
+        config = RunConfig.model_validate(job.config)
+        plan = plan_of(job, config)
+        if STRATEGIES[plan.strategy].facts.is_distributed:
             os.environ.update(job.environment)
             declared = one_node if job.nodes == 1 else two_nodes
             declared._task_config = dataclasses.replace(declared.task_config, start_method=job.start_method)
-            config = RunConfig.model_validate(job.config)
-            declared.execute(config=config, plan=plan_of(job, config), job_file=file)
+            declared.execute(config=config, plan=plan, job_file=file)
+        else:
+            train_alone(job)
     except FlyteRecoverableException as error:
         events.add("end", outcome="recoverable", message=str(error))
     except IgnoreOutputs:  # that of a node without global rank 0

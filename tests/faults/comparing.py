@@ -23,12 +23,13 @@ def seconds_to_resume(outcome: Outcome) -> float:
 
 
 def require_same_training(undisturbed: Undisturbed, run: Run, outcomes: Sequence[Outcome]) -> None:
-    """Every loss after each resume, and every bit of the weights, are those of the run that nobody disturbed."""
+    """Losses after each resume, held-out losses, and every bit of the weights are those of a run nobody disturbed."""
     for outcome in outcomes:
         expected = {step: undisturbed.outcome.losses[step] for step in outcome.losses}
         assert outcome.losses == expected, outcome.begins
     assert outcomes[-1].last_step == undisturbed.outcome.last_step
     assert run.weights == undisturbed.weights
+    assert run.held_out == undisturbed.run.held_out
     assert run.claims_to_be_finished == [run.output]
 
 

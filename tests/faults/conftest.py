@@ -39,6 +39,7 @@ def run_config(method: str, **sections: Any) -> dict[str, Any]:
         "hardware": {"device": "CPU", "devices_per_node": 2 if is_full else 1},
         "training": training,
         "checkpoints": {"every_steps": INTERVAL},
+        "evaluation": {"max_new_tokens": 4},
         # Dropout draws random numbers at every step: a run that does not restore them shows it.
         **({"zero": {"config": method}} if is_full else {"lora": {"rank": 4, "dropout": 0.1}}),
     }

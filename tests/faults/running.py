@@ -54,7 +54,7 @@ class Nursery:
     def close(self) -> None:
         """End it."""
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)  # it lets go of all libraries, also where two processors are busy
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,12 @@ class Run:
         """Checksum of the trained weights, every bit of them."""
         (file,) = self.output.glob("*.safetensors")
         return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """What was measured on the held-out rows before, while and after it trained."""
+        training = json.loads((self.output / "manifest.json").read_text(encoding="utf-8"))["training"]
+        return {name: training[name] for name in ("before", "validations", "after", "kept_step")}
 
     @property
     def claims_to_be_finished(self) -> list[Path]:

@@ -15,6 +15,7 @@ from zero_weights import safetensors_of
 import deepspeed_configs
 from thriftune import preflight
 from thriftune.config import ModelConfig, RunConfig
+from thriftune.config.choices import METHODS
 from thriftune.models import architecture
 from thriftune.preflight import Preflight
 from thriftune.training_plan import TrainingPlan
@@ -26,7 +27,7 @@ _NOTHING: Mapping[str, Any] = {}
 def plan_for(method: str, model: Path) -> TrainingPlan:
     """A plan for this machine; the same for all runs of a method."""
     run = RunConfig.model_validate(run_dict(method, model={"source": str(model)}))
-    return planned(run, deepspeed_configs.load("zero1") if method == "full" else None, model)
+    return planned(run, deepspeed_configs.load("zero1") if METHODS[method].trains_weights else None, model)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Checking:
         """The preflight.
 
         Args:
-            method: full or qlora.
+            method: full, lora or qlora.
             options: Arguments of `preflight.run`.
             overrides: Sections of the run.
         """

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from thriftune.codes import CODES
 from thriftune.config import RunConfig
-from thriftune.config.workflow_rules import require_method
+from thriftune.config.workflow_rules import require_workflow
 from thriftune.data import conversion
 from thriftune.data.selection import select
 from thriftune.errors import ConfigError, Problem, ThriftuneError, TransientError
@@ -192,7 +192,7 @@ def without_plan(world: World, **overrides: Any) -> Run:
 
 def of_other_workflow(world: World) -> Run:
     with pytest.raises(ConfigError) as caught:
-        require_method(RunConfig.model_validate(run_dict()), "qlora")
+        require_workflow(RunConfig.model_validate(run_dict()), "qlora_finetune")
     return Run(options={"plan": caught.value})
 
 

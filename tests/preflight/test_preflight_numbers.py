@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 from preflighting import Checking, plan_for
 
+import deepspeed_configs
 from thriftune.config import TrainingConfig
 from thriftune.errors import ConfigError, ModelSourceError, Problem, TransientError
 from thriftune.preflight import platform, steps
+from thriftune.strategies.zero.strategy import settings_of
 
 
 def training(**values):
@@ -87,9 +89,10 @@ def plan(tiny_model_dir):
 
 
 def test_a_node_uploads_what_trains_there(plan):
-    assert platform.checkpoint_bytes(replace(plan, nodes=4, zero_stage=3)) == 21_000_000_000
-    assert platform.checkpoint_bytes(replace(plan, nodes=4, zero_stage=1)) == 35_000_000_000
-    adapters = replace(plan, method="qlora", zero_stage=0, nodes=1, trained_parameters=1_000_000)
+    zero1, zero3 = (settings_of(name, deepspeed_configs.load(name)) for name in ("zero1", "zero3"))
+    assert platform.checkpoint_bytes(replace(plan, nodes=4, settings=zero3)) == 21_000_000_000
+    assert platform.checkpoint_bytes(replace(plan, nodes=4, settings=zero1)) == 35_000_000_000
+    adapters = replace(plan, method="qlora", strategy="single", settings="", trained_parameters=1_000_000)
     assert platform.checkpoint_bytes(adapters) == 12_000_000
 
 

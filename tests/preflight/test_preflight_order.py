@@ -7,18 +7,21 @@ import pytest
 from conftest import run_dict
 from flytekit.core.base_task import PythonTask
 from preflighting import broken_copy, plan_for
-from tasks.train_full import TRAIN_FULL
-from tasks.train_qlora import train_qlora
 
 from tasks.evaluate import evaluate
 from tasks.preflight import _writes_here, preflight
+from tasks.train import train_in_one_process, training_task
 from thriftune.config import RunConfig
+from thriftune.config.rules import NODE_COUNTS
 from thriftune.errors import TransientError
+from workflows.finetune import finetune, finetune_on_table
 from workflows.full_finetune import full_finetune, full_finetune_on_table
 from workflows.plan import preflight as preflight_workflow
 from workflows.qlora_finetune import qlora_finetune, qlora_finetune_on_table
 
-WORKFLOWS = (full_finetune, full_finetune_on_table, qlora_finetune, qlora_finetune_on_table)
+WORKFLOWS = (
+    finetune, finetune_on_table, full_finetune, full_finetune_on_table, qlora_finetune, qlora_finetune_on_table
+)  # fmt: skip
 # Before it stands only what makes the plan.
 BEFORE = {"tasks.pin.pin", "tasks.plan.plan"}
 FREE = {*BEFORE, "tasks.preflight.preflight"}
@@ -59,10 +62,11 @@ def test_plan_preflight_and_what_follows_stand_in_a_line(workflow):
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
-def test_tasks_with_a_gpu_are_only_in_the_part_that_waits(workflow):
+def test_tasks_with_a_gpu_are_only_in_the_part_that_waits(workflow, tiny_model_dir):
     """They are made when that part runs: none is a node of the workflow itself."""
-    with_gpu = {task.name for task in (evaluate, train_qlora, *TRAIN_FULL.values())}
-    assert len(with_gpu) >= 8
+    on_nodes = [replace(plan_for("full", tiny_model_dir), nodes=nodes) for nodes in NODE_COUNTS]
+    with_gpu = {task.name for task in (evaluate, train_in_one_process, *map(training_task, on_nodes))}
+    assert len(with_gpu) == 2 + len(NODE_COUNTS) >= 8
     assert not with_gpu & {name_of(node) for node in workflow.nodes}
 
 

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from specification import pods, rendering
 from specification.pods import Pod
 from specification.rendering import Schemas
-from specification.serialized import Package, nodes_of, part
+from specification.serialized import PART, Package, nodes_of
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMAND = "python scripts/specifications.py"
@@ -38,7 +38,7 @@ def documents(package: Package) -> dict[str, str]:
     for name, plan in package.launch_plans.items():
         contents[f"{name}.launch_plan"] = _launch_plan(plan)
     for name, spec in package.parts.items():
-        contents[f"{name}.plan"] = {"kind": "plan", "of": part(name), "nodes": _nodes(package, list(spec.nodes))}
+        contents[f"{name}.plan"] = {"kind": "plan", "of": PART, "nodes": _nodes(package, list(spec.nodes))}
     contents["types"] = {name: schemas[name] for name in sorted(schemas)}
     return {name + _SUFFIX: _HEADER + _yaml(content) for name, content in contents.items()}
 

@@ -12,30 +12,30 @@ from planning import compiled, planned
 
 from thriftune.config import RunConfig
 from thriftune.training_plan import TrainingPlan
-from workflows.full_finetune import train_full_on_plan
-from workflows.qlora_finetune import train_qlora_on_plan
+from workflows.finetune import train_on_plan
 
-# By name: several nodes; several GPUs of one node; one process on all GPUs of a node.
-_HARDWARE: dict[str, tuple[str, dict[str, Any]]] = {
-    "full-3x-g4dn.metal": ("full", {"instance": "g4dn.metal", "nodes": 3}),
-    "full-1x-g5.12xlarge": ("full", {"instance": "g5.12xlarge", "nodes": 1}),
-    "qlora-1x-g4dn.12xlarge": ("qlora", {"instance": "g4dn.12xlarge"}),
-}
-_PARTS = {"full": train_full_on_plan, "qlora": train_qlora_on_plan}
+# By name: several nodes; several GPUs of one node; one process on all GPUs of a node; one on one GPU.
+_RUNS: dict[str, dict[str, Any]] = {
+    "full-3x-g4dn.metal": {"method": "full", "hardware": {"instance": "g4dn.metal", "nodes": 3}},
+    "full-1x-g5.12xlarge": {"method": "full", "hardware": {"instance": "g5.12xlarge", "nodes": 1}},
+    "qlora-1x-g4dn.12xlarge": {
+        "method": "qlora", "strategy": "layers", "hardware": {"instance": "g4dn.12xlarge", "devices_per_node": 4}
+    },
+    "lora-1x-g6.xlarge": {"method": "lora", "hardware": {"instance": "g6.xlarge"}},
+}  # fmt: skip
 
 
 def run(name: str) -> tuple[RunConfig, TrainingPlan]:
     """The run of a plan, one that uses every task there is, and the plan."""
-    method, hardware = _HARDWARE[name]
     config = RunConfig.model_validate(
         {
             "name": "golden",
-            "method": method,
             "model": {"source": "owner/tiny"},
             "data": {"source": "owner/rows", "format": "chat", "max_length": 64},
-            "hardware": hardware,
             "training": {"global_batch": 24, "micro_batch": 1, "precision": "fp16", "max_steps": 2},
+            "evaluation": {"saved_model": True},
             "publish": {"repository": "owner/golden"},
+            **_RUNS[name],
         }
     )
     return config, planned(config)
@@ -43,8 +43,8 @@ def run(name: str) -> tuple[RunConfig, TrainingPlan]:
 
 def write(directory: Path) -> None:
     """One DynamicJobSpec for each plan."""
-    for name, (method, _) in _HARDWARE.items():
-        nodes = compiled(_PARTS[method], *run(name))
+    for name in _RUNS:
+        nodes = compiled(train_on_plan, *run(name))
         spec = DynamicJobSpec(nodes=[node.to_flyte_idl() for node in nodes])
         (directory / name).write_bytes(spec.SerializeToString(deterministic=True))
 

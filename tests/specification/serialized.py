@@ -39,6 +39,8 @@ SETTINGS = {
 }
 _PLANS = "specification.plans"
 _ARCHIVE, _PARTS = "package.tgz", "parts"
+# The `@dynamic` task that adds the nodes of a plan.
+PART = "workflows.finetune.train_on_plan"
 _LONGEST_SECONDS = 300
 _KINDS: dict[str, type[Message]] = {"1": TaskSpec, "2": WorkflowSpec, "3": LaunchPlan}
 _Entity = TypeVar("_Entity", bound=Message)
@@ -90,12 +92,6 @@ def nodes_of(template: WorkflowTemplate) -> list[Node]:
     """The nodes of a workflow, what it does on failure among them."""
     failure = [template.failure_node] if template.HasField("failure_node") else []
     return [*template.nodes, *failure]
-
-
-def part(plan: str) -> str:
-    """The `@dynamic` task of a plan, which begins with its method."""
-    method = plan.partition("-")[0]
-    return f"workflows.{method}_finetune.train_{method}_on_plan"
 
 
 def package(directory: Path) -> Package:

@@ -5,12 +5,13 @@ import sys
 
 from flyteidl.core.execution_pb2 import WorkflowExecution
 from holding import holds_for_every
-from tasks.train_full import TRAIN_FULL
 
 from specification import golden, pods, rendering
-from specification.serialized import IMAGE, PRIVATE, SETTINGS, nodes_of, part
+from specification.serialized import IMAGE, PART, PRIVATE, SETTINGS, nodes_of
 from tasks.platform import Platform
 from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS
+from thriftune.config.rules import NODE_COUNTS
 
 TASKS = golden.names("task")
 WORKFLOWS = golden.names("workflow")
@@ -18,7 +19,7 @@ LAUNCH_PLANS = golden.names("launch_plan")
 PLANS = golden.names("plan")
 NODES = golden.node_identifiers()
 EVERY_TASK = holds_for_every("name", TASKS)
-_NODES_OF = {task.name: nodes for nodes, task in TRAIN_FULL.items()}
+_NODES_OF = {f"tasks.train.train_{nodes}": nodes for nodes in NODE_COUNTS}
 
 
 def seconds(metadata):
@@ -96,8 +97,8 @@ def test_the_time_limit_of_a_dynamic_task_holds_for_all_that_it_starts(package, 
     ends = {}
     for node in package.parts[plan].nodes:  # flytekit lists a node after those it waits for
         ends[node.id] = seconds(node.metadata) + max((ends[before] for before in node.upstream_node_ids), default=0)
-    allowed = seconds(package.template(part(plan)).metadata)
-    assert allowed >= max(ends.values()), f"{part(plan)}: after {allowed / 3600:g} h all that it started is stopped"
+    allowed = seconds(package.template(PART).metadata)
+    assert allowed >= max(ends.values()), f"{PART}: after {allowed / 3600:g} h all that it started is stopped"
 
 
 @holds_for_every("plan", PLANS)
@@ -135,7 +136,7 @@ def test_a_task_may_read_the_secrets_that_it_uses_and_no_other(package, name):
     uses = set()
     if "hub_token(" in source_of(name):
         uses.add(SETTINGS["THRIFTUNE_HUB_SECRET"])
-    if name in _NODES_OF or name.endswith(".train_qlora") or "has_wandb_login(" in source_of(name):
+    if name.startswith("tasks.train.") or "has_wandb_login(" in source_of(name):
         uses.add(SETTINGS["THRIFTUNE_WANDB_SECRET"])
     assert secrets_of(package.template(name)) == uses
 
@@ -192,7 +193,7 @@ def test_a_scheduled_run_is_one_that_its_workflow_accepts(package):
         fixed, defaults = plan.spec.fixed_inputs.literals, plan.spec.default_inputs.parameters
         value = fixed["config"] if "config" in fixed else defaults["config"].default
         config = RunConfig.model_validate(rendering.value(value))
-        assert f"{config.method}_finetune" in plan.spec.workflow_id.name, name
+        assert METHODS[config.method].workflow in plan.spec.workflow_id.name, name
 
 
 def test_a_scheduled_run_tells_of_its_failure(package):

@@ -205,15 +205,9 @@ def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) 
         The same model, for peft to put adapters on. One in 16 bits needs nothing of the kind: peft freezes it, and the
         Trainer turns checkpointing on.
     """
-    from bitsandbytes.nn.modules import Linear4bit
     from peft import prepare_model_for_kbit_training
 
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            # In evaluation mode on a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights for an operator that
-            # has no backward pass, and uses it in training mode too from then on: a model that was validated would
-            # learn nothing below its last layer, without an error. Remove when matmul_4bit asks for gradients first.
-            module.support_avx512bf16_for_cpu = False
+    _keep_as_quantized(model)
     with _set_aside(fused_experts(model)):
         prepared: PreTrainedModel = prepare_model_for_kbit_training(
             model,
@@ -221,6 +215,21 @@ def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) 
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
     return prepared
+
+
+def _keep_as_quantized(model: "PreTrainedModel") -> None:
+    """Have a model in 4 bits hold the same weights after it was measured as before.
+
+    On a CPU with AVX512-BF16 the first pass of a `Linear4bit` in evaluation mode puts its weight in another layout for
+    good, with the scales rounded to bf16, for an operator without a backward pass (bitsandbytes 0.50). A training that
+    was validated got no gradients through that layer from then on, and one that went on from a checkpoint computed with
+    the first weights again. Remove when measuring changes nothing.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def fused_experts(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:

@@ -103,7 +103,10 @@ class ResumableTrainer(Trainer):
         return loader
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """An epoch; nothing where the last step is done: after its checkpoint transformers 5.23 would do one more."""
+        """An epoch; nothing where the last step is done: after its checkpoint transformers 5.23 would do one more.
+
+        As it would where a callback had ended the training before it began.
+        """
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return

@@ -66,7 +66,7 @@ class Zero(Strategy):
             return {name: settings_of(name, deepspeed_configs.load(name)) for name in names}
         except (FileNotFoundError, ValueError) as error:
             remedy = "Name another file, or repair this one."
-            raise ConfigError.single(_FIELD, str(named), str(error), remedy) from error
+            raise ConfigError.single(_FIELD, str(named), str(error), remedy, code="zero-config-invalid") from error
 
     def check(self, settings: str) -> list[Problem]:
         """What our rules, or else DeepSpeed itself, find wrong with the configuration."""
