@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thriftune.batching import Batch
 from thriftune.hardware import DEVICES, Device, Precision
@@ -104,6 +104,27 @@ class NodeRequest:
 
 
 @dataclass(frozen=True)
+class EvaluationNode:
+    """What a finished model is measured on.
+
+    Attributes:
+        instance: Node type of the catalogue.
+        device: Key of the device in `thriftune.hardware.DEVICES`.
+        devices: GPUs of it that are used.
+        precision: Precision to compute in.
+        request: What its pod asks for.
+        price_per_hour: Of the node, in the plan's currency.
+    """
+
+    instance: str
+    device: str
+    devices: int
+    precision: Precision
+    request: NodeRequest
+    price_per_hour: float
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """What a run trains on and how.
 
@@ -130,6 +151,7 @@ class TrainingPlan:
         parameters: Of the model.
         trained_parameters: Those that training changes.
         alternatives: The next best plans.
+        evaluation: What the result is measured on, where the run asks for that; None: it does not, or on this machine.
     """
 
     method: str
@@ -154,6 +176,7 @@ class TrainingPlan:
     parameters: int
     trained_parameters: int
     alternatives: list[Alternative]
+    evaluation: EvaluationNode | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -163,6 +186,23 @@ class TrainingPlan:
             self.global_batch, self.micro_batch, self.accumulation,
         )  # fmt: skip
         return hashlib.sha256(json.dumps(decisions).encode()).hexdigest()[:16]
+
+    @property
+    def of_evaluation(self) -> "TrainingPlan":
+        """The plan with the node that the result is measured on in place of the training's."""
+        node = self.evaluation
+        if node is None:
+            return self
+        return replace(
+            self,
+            instance=node.instance,
+            device=node.device,
+            nodes=1,
+            devices_per_node=node.devices,
+            precision=node.precision,
+            request=node.request,
+            price_per_hour=node.price_per_hour,
+        )
 
     @property
     def batch(self) -> Batch:

@@ -42,7 +42,8 @@ def train_on_plan(
     if config.evaluation.saved_model:
         is_unmerged = adapter is not None and merged is None  # promises have no truth value
         measured = {"model": model, "adapter": adapter} if is_unmerged else {"model": result}
-        saved_model = on_planned_node(evaluate(**run, **measured), plan)
+        there = plan.of_evaluation
+        saved_model = on_planned_node(evaluate(**{**run, "plan": there}, **measured), there)
     metrics = summarize(
         config=config,
         training=trained.training,

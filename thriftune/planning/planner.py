@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from thriftune.config import RunConfig
@@ -12,6 +13,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.positions import require_positions
 from thriftune.planning import offers
 from thriftune.planning.catalogue import Catalogue
+from thriftune.planning.evaluating import planned_evaluation
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
 from thriftune.planning.search import Choice, Fitting, Refusal, search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
@@ -66,7 +68,8 @@ def plan(
     if not fitting:
         changes = changes_that_fit(config, model, catalogue, here)
         raise _nothing_fits(refused, changes)
-    return _plan_of(config, model, catalogue, fitting)
+    evaluation = planned_evaluation(config, model, catalogue, here)
+    return replace(_plan_of(config, model, catalogue, fitting), evaluation=evaluation)
 
 
 class ErrorCollector:

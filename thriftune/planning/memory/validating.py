@@ -1,6 +1,7 @@
 """Memory of a validation, which finds the model where it trains: as many rows at once as take no more than training."""
 
 from thriftune.config import RunConfig
+from thriftune.hardware import Precision
 from thriftune.models.architecture import Architecture
 from thriftune.strategies.memory.activations import Pass, measure
 
@@ -30,8 +31,19 @@ def bytes_of(config: RunConfig, architecture: Architecture, one_pass: Pass, batc
         one_pass: What a process computes at once while it trains.
         batch: Rows per forward pass.
     """
-    width, tokens = _WIDTHS[one_pass.precision], one_pass.sequence
     layer = measure(architecture, one_pass).one_layer.all // one_pass.micro_batch
-    loss = (width + _COPIES) * tokens * architecture.vocabulary + layer
-    answer = width * (tokens + config.evaluation.max_new_tokens) * architecture.cached_per_token + layer
-    return batch * max(loss, answer)
+    return batch * (held_by_rows(config, architecture, one_pass.precision) + layer)
+
+
+def held_by_rows(config: RunConfig, architecture: Architecture, precision: Precision) -> int:
+    """Bytes that one row holds besides the layer being computed: logits of a measured row, or the cache of an answer.
+
+    Args:
+        config: The run.
+        architecture: Its model.
+        precision: Precision of the products.
+    """
+    width, tokens = _WIDTHS[precision], config.data.max_length
+    loss = (width + _COPIES) * tokens * architecture.vocabulary
+    answer = width * (tokens + config.evaluation.max_new_tokens) * architecture.cached_per_token
+    return max(loss, answer)

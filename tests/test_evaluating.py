@@ -1,0 +1,84 @@
+"""Where a result that is measured again is measured: on the cheapest node that holds it, and on no more of its GPUs."""
+
+import pytest
+from conftest import run_dict
+from planning import compiled, planned
+
+from tasks.evaluate import evaluate
+from thriftune.config import RunConfig
+from thriftune.errors import ConfigError
+from thriftune.models import architecture
+from thriftune.planning import catalogue, planner
+from thriftune.planning.evaluating import evaluation_node
+from thriftune.training_plan import TrainingPlan
+from workflows.finetune import train_on_plan
+
+
+def run(method="full", model="meta-llama/Llama-2-7b-hf", hardware=None, **overrides):
+    return RunConfig.model_validate(
+        run_dict(
+            method,
+            **{
+                "model": {"source": model},
+                "hardware": {"device": None, **(hardware or {"instance": "g4dn.metal"})},
+                "training": {"global_batch": 16, "micro_batch": 1, "precision": "fp16"},
+                "evaluation": {"saved_model": True},
+                **overrides,
+            },
+        )
+    )
+
+
+def plan_of(config) -> TrainingPlan:
+    return planner.plan(config, catalogue.load())
+
+
+def test_a_result_that_trains_on_a_whole_machine_is_measured_on_a_part_of_a_smaller_one():
+    plan = plan_of(run())
+    node = plan.evaluation
+    assert (plan.instance, node.instance, node.device, node.devices) == ("g4dn.metal", "g4dn.12xlarge", "T4", 2)
+    assert node.price_per_hour < plan.price_per_hour
+    assert node.request.gpus == node.devices
+    assert node.request.memory_gib < plan.request.memory_gib
+    assert node.request.disk_gib >= 2 * 13  # the model and a copy of it
+
+
+def test_a_merged_model_needs_more_than_its_base_in_4_bits():
+    merged = plan_of(run("qlora", hardware={"device": "T4"}))
+    unmerged = plan_of(run("qlora", hardware={"device": "T4"}, lora={"merge": False}))
+    assert (merged.instance, merged.evaluation.devices) == ("g4dn.xlarge", 2)
+    assert (unmerged.evaluation.instance, unmerged.evaluation.devices) == ("g4dn.xlarge", 1)
+
+
+def test_what_the_run_fixes_of_its_machines_is_of_the_training_but_for_the_kind_of_gpu():
+    node = plan_of(run(hardware={"instance": "g5.48xlarge"}, training={"global_batch": 16, "precision": "bf16"})).evaluation
+    assert (node.device, node.precision) == ("A10G", "bf16")
+    assert node.instance != "g5.48xlarge"
+
+
+def test_a_run_that_does_not_ask_for_it_and_a_run_on_this_machine_plan_none():
+    assert plan_of(run(evaluation={"saved_model": False})).evaluation is None
+    here = planned(RunConfig.model_validate(run_dict(evaluation={"saved_model": True})))
+    assert here.evaluation is None
+    assert here.of_evaluation is here
+
+
+def test_what_no_node_holds_is_refused_when_the_run_is_planned():
+    small = catalogue.load()
+    only = small.model_copy(update={"nodes": tuple(node for node in small.nodes if node.name == "g4dn.xlarge")})
+    config = run("qlora", model="meta-llama/Llama-2-13b-hf", hardware={"device": "T4"})
+    shape = architecture.of(config.model)
+    with pytest.raises(ConfigError, match=r"evaluation\.saved_model = true: no node of the catalogue holds") as caught:
+        evaluation_node(config, shape, only)
+    assert caught.value.problems[0].code == "plan-does-not-fit"
+
+
+def test_the_task_that_measures_the_result_gets_the_node_and_the_training_its_own(run_config):
+    plan = plan_of(run())
+    nodes = {node.metadata.name.rpartition(".")[2]: node for node in compiled(train_on_plan, run(), plan)}
+    selected = {
+        name: nodes[name].task_node.overrides.pod_template.pod_spec["nodeSelector"]["node.kubernetes.io/instance-type"]
+        for name in ("evaluate", "train_1")
+    }
+    assert selected == {"evaluate": "g4dn.12xlarge", "train_1": "g4dn.metal"}
+    assert evaluate.name.endswith("evaluate")

@@ -1,0 +1,108 @@
+"""Where a finished model is measured again: on the cheapest node type of the catalogue that holds it."""
+
+import math
+
+from thriftune.config import HardwareConfig, RunConfig
+from thriftune.errors import ConfigError
+from thriftune.hardware import Precision, choose_precision
+from thriftune.methods import METHODS
+from thriftune.models.architecture import Architecture
+from thriftune.models.quantization import FourBit
+from thriftune.overhead import GIB, usable_for_weights, with_overhead
+from thriftune.planning import offers
+from thriftune.planning.catalogue import Catalogue
+from thriftune.planning.memory.validating import held_by_rows
+from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
+from thriftune.strategies.memory.adapters import split
+from thriftune.training_plan import EvaluationNode, NodeRequest
+
+# No limit is planned to be filled to the brim.
+_FILLED = 0.95
+_HALF = 2  # bytes of a weight in 16 bits
+_WEIGHTS, _ROWS = "weights", "rows"
+
+
+def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Catalogue) -> EvaluationNode:
+    """The cheapest node that holds what comes out of a run, on as few of its GPUs as can.
+
+    Args:
+        config: The run. Of its hardware, the kind of device is kept.
+        architecture: Its model.
+        catalogue: Node types to choose among.
+
+    Returns:
+        The node. A result that is saved in fp32 is computed with in 16 bits where it would not fit otherwise.
+
+    Raises:
+        ConfigError: No node of the catalogue holds it.
+    """
+    free = config.model_copy(update={"hardware": HardwareConfig(device=_device_of(config, catalogue))})
+    method = METHODS[config.method]
+    # A merged model is held unquantized; an adapter that is not merged, on the base that it trained on.
+    four_bit = None if method.facts.trains_weights or config.lora_or_default.merge else method.four_bit(config)
+    for offer in offers.matching(free, catalogue):
+        precision = choose_precision(config.training.precision, offer.device)
+        for devices in range(1, (offer.gpus or 1) + 1):
+            if _fits(config, architecture, offer, devices, precision, four_bit):
+                return _node(offer, devices, precision, architecture)
+    raise ConfigError.single(
+        "evaluation.saved_model",
+        "true",
+        "no node of the catalogue holds the result on its GPUs.",
+        "Leave it out: the held-out loss is measured where the model trains.",
+        code="plan-does-not-fit",
+    )
+
+
+def _device_of(config: RunConfig, catalogue: Catalogue) -> str | None:
+    hardware = config.hardware
+    return catalogue.get(hardware.instance).device if hardware.instance else hardware.device
+
+
+def _fits(
+    config: RunConfig,
+    architecture: Architecture,
+    offer: Offer,
+    devices: int,
+    precision: Precision,
+    four_bit: FourBit | None,
+) -> bool:
+    """Whether the fullest device has room for its weights and for the rows that are measured at once."""
+    shares = split(architecture, None, four_bit, precision, devices, usable_for_weights(offer.gpu_gib))
+    if shares is None:
+        return False
+    weights = max(share.weights.held_bytes(four_bit, precision) for share in shares)
+    rows = config.evaluation.batch * held_by_rows(config, architecture, precision)
+    needed = sum(with_overhead({_WEIGHTS: weights, _ROWS: rows}, on_gpu=offer.device.is_gpu).values())
+    return needed <= _FILLED * (offer.gpu_gib or offer.host_gib) * GIB
+
+
+def _node(offer: Offer, devices: int, precision: Precision, architecture: Architecture) -> EvaluationNode:
+    share = devices / offer.gpus if offer.gpus else 1.0
+    request = NodeRequest(
+        cpus=max(1, math.floor(offer.cpus * share)),
+        memory_gib=math.floor(offer.host_gib * share),
+        shared_memory_gib=1,
+        disk_gib=math.ceil(2 * _HALF * architecture.parameters / GIB) + DISK_BESIDE_GIB,
+        gpus=devices if offer.gpus else 0,
+    )
+    return EvaluationNode(offer.name, offer.device.name, devices, precision, request, offer.price_per_hour)
+
+
+def planned_evaluation(
+    config: RunConfig, architecture: Architecture, catalogue: Catalogue, here: Offer | None
+) -> EvaluationNode | None:
+    """The node that a run's result is measured on; None where the run does not ask for it, or runs on this machine.
+
+    Args:
+        config: The run.
+        architecture: Its model.
+        catalogue: Node types to choose among.
+        here: This machine, for a run on it.
+
+    Raises:
+        ConfigError: No node of the catalogue holds it.
+    """
+    if not config.evaluation.saved_model or here is not None:
+        return None
+    return evaluation_node(config, architecture, catalogue)
