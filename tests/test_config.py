@@ -279,6 +279,8 @@ def test_the_other_pairs_are_valid(run_config, method, strategy):
 
 def test_zero_is_tried_first_for_full_and_one_device_first_for_adapters(run_config):
     assert strategies_of(run_config("full")) == ("zero", "single")
+    assert strategies_of(run_config("full", zero={"config": "zero3"})) == ("zero",)
+    assert strategies_of(run_config("full", zero={})) == ("zero",)
     assert strategies_of(run_config("lora")) == strategies_of(run_config("qlora")) == ("single", "layers")
 
 

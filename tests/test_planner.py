@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planning import TINY, planned
 
 import deepspeed_configs
-from thriftune.config import ModelConfig, RunConfig
+from thriftune.config import ModelConfig, RunConfig, ZeroConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
 from thriftune.models import architecture
@@ -180,11 +180,14 @@ def test_of_a_model_that_zero_cannot_hold_on_one_device_one_device_may():
         config = run(SMOL, strategy=strategy, hardware={"device": "CPU"}, training=training)
         return planner.plan(config, CATALOGUE, here=this_machine()).memory.host_gib
 
-    between = (needed("single") + min(needed("zero"), 1e9)) / 2
+    between = (needed("single") + needed("zero")) / 2
     assert needed("single") < needed("zero")
     auto = run(SMOL, hardware={"device": "CPU"}, training=training)
     assert planner.plan(auto, CATALOGUE, here=this_machine(host_gib=between / 0.95)).strategy == "single"
     assert planner.plan(auto, CATALOGUE, here=this_machine()).strategy == "zero"
+    with_section = auto.model_copy(update={"zero": ZeroConfig()})
+    with pytest.raises(ConfigError, match="1 x this machine: with zero"):  # it asks for ZeRO, and is not overridden
+        planner.plan(with_section, CATALOGUE, here=this_machine(host_gib=between / 0.95))
 
 
 def test_a_lora_plan_holds_the_base_in_sixteen_bits_and_trains_what_qlora_trains():
@@ -260,8 +263,10 @@ def test_what_does_not_fit_this_machine_is_refused_with_what_would():
     with pytest.raises(ConfigError) as caught:
         planner.plan(run(hardware={"device": "CPU"}), CATALOGUE, here=here)
     text = str(caught.value)
-    assert "1 x this machine: with zero" in text
+    assert "1 x this machine: with micro_batch" in text, "one device, without ZeRO, comes the closest"
     assert "of 4.0" in text
+    with pytest.raises(ConfigError, match="1 x this machine: with zero3, micro_batch"):
+        planner.plan(run(hardware={"device": "CPU"}, zero={"config": "zero3"}), CATALOGUE, here=here)
 
 
 def test_this_machine_is_one_machine_even_where_two_would_do():

@@ -93,9 +93,13 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
 def strategies_of(config: "RunConfig") -> tuple[StrategyName, ...]:
     """The strategies that a run may use: the one it names, or those that can train its method, as `auto` tries them.
 
+    A section of the file that is for one of these names it too: what it says would be overlooked by the others.
+
     Args:
         config: The run.
     """
     if config.strategy != AUTO:
         return (config.strategy,)
-    return tuple(name for name, facts in STRATEGIES.items() if config.method not in facts.refuses)
+    able = tuple(name for name, facts in STRATEGIES.items() if config.method not in facts.refuses)
+    given = {facts.section for facts in STRATEGIES.values() if facts.section and getattr(config, facts.section)}
+    return tuple(name for name in able if STRATEGIES[name].section in given) or able
