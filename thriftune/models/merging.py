@@ -27,7 +27,7 @@ class HeldOutRows(Protocol):
     """Rows that were not trained on, and the loss of a model on them (`thriftune.training.held_out`)."""
 
     def first_tokens(self, count: float) -> "HeldOutRows":
-        """As many rows from the first as have so many tokens together: one row at least, `saving.ROWS` at the most."""
+        """As many rows from the first as have so many tokens together, and one at least."""
 
     def loss(self, model: Any) -> float:
         """Mean negative log-likelihood per trained token, in nats."""
