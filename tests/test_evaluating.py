@@ -53,8 +53,6 @@ def test_a_merged_model_needs_more_than_its_base_in_4_bits():
 def test_what_the_run_fixes_of_its_machines_is_of_the_training_but_for_the_kind_of_gpu():
     config = run(hardware={"instance": "g5.48xlarge"}, training={"global_batch": 16, "precision": "bf16"})
     node = plan_of(config).evaluation
-        run(hardware={"instance": "g5.48xlarge"}, training={"global_batch": 16, "precision": "bf16"})
-    ).evaluation
     assert (node.device, node.precision) == ("A10G", "bf16")
     assert node.instance != "g5.48xlarge"
 
