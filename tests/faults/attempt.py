@@ -1,7 +1,7 @@
 """One attempt of one training, as a task of Flyte makes it; `python -m faults.attempt JOB.json` or from the nursery.
 
-A strategy of one process trains in this one. Any other runs in worker processes of the package's own Elastic task, whose
-agent this process is; a job of several nodes has several of these processes.
+A strategy of one process trains in this one. Any other runs in worker processes of the package's own Elastic task,
+whose agent this process is; a job of several nodes has several of these processes.
 """
 
 import dataclasses
