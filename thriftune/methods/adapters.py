@@ -224,7 +224,7 @@ def _keep_as_quantized(model: "PreTrainedModel") -> None:
     good, with the scales rounded to bf16 (bitsandbytes 0.50). A training that was validated computed with other weights
     from then on, and one that went on from a checkpoint with the first ones. Remove when measuring changes nothing.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
