@@ -144,7 +144,8 @@ def downloads_of_the_model(run: Run, cluster: ControlPlane) -> int:
         record for record in run.nodes.values()
         if record.attempts and record.attempts[0].execution.id.task_id.name.endswith(".fetch_model")
     )  # fmt: skip
-    return cluster.store.reads.count(f"{fetched.outputs.literals['model'].scalar.blob.uri}/model.safetensors")
+    place = fetched.outputs.literals["model"].scalar.blob.uri.rstrip("/")
+    return cluster.store.reads.count(f"{place}/model.safetensors")
 
 
 def loss(directory: Path) -> float:

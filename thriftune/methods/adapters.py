@@ -221,8 +221,8 @@ def _keep_as_quantized(model: "PreTrainedModel") -> None:
     """Have a model in 4 bits hold the same weights after it was measured as before.
 
     On a CPU with AVX512-BF16 the first pass of a `Linear4bit` in evaluation mode puts its weight in another layout for
-    good, with the scales rounded to bf16 (bitsandbytes 0.50). A training that was validated computed with other weights
-    from then on, and one that went on from a checkpoint with the first ones. Remove when measuring changes nothing.
+    good, with the scales rounded to bf16, and no gradient goes back through it from then on (bitsandbytes 0.50,
+    `Linear4bit.forward`, `matmul_4bit`). Remove when measuring changes nothing.
     """
     from bitsandbytes.nn.modules import Linear4bit
 
