@@ -52,7 +52,7 @@ def gradients(model):
 
 
 def test_measuring_changes_nothing_of_a_base_in_four_bits(run_config, tiny_model_dir, monkeypatch):
-    """On CPUs with AVX512-BF16 no gradient went back through it after the first validation, and its scales were rounded.
+    """On CPUs with AVX512-BF16 no gradient went back through it after a validation, and its scales were rounded.
 
     A training that went on from a checkpoint was another one until its own first validation.
     """
