@@ -31,9 +31,9 @@ def adapter_dir(tmp_path_factory, tiny_model_dir, chat_rows_file):
     """What two steps of QLoRA made."""
     folder = tmp_path_factory.mktemp("published")
     model, data = {"source": str(tiny_model_dir)}, {"source": str(chat_rows_file), "max_length": 96}
-    config = RunConfig.model_validate(run_dict("qlora", model=model, data=data, training={"learning_rate": 2e-4},
-                 evaluation={"max_new_tokens": 2})
-    )  # fmt: skip
+    training = {"learning_rate": 2e-4, "precision": "fp32"}
+    content = run_dict("qlora", model=model, data=data, training=training, evaluation={"max_new_tokens": 2})
+    config = RunConfig.model_validate(content)
     prepare.prepare(config.data, seed=0, tokenizer_dir=tiny_model_dir, destination=folder / "dataset")
     fit(Inputs(config, planned(config), tiny_model_dir, folder / "dataset"), folder / "adapter")
     return folder / "adapter"

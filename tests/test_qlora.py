@@ -41,8 +41,21 @@ def test_only_adapters_train_and_linear_layers_are_in_four_bits(run_config, tiny
     assert state.nested, "the quantization constants are quantized too"
 
 
+def gradients(model):
+    """Of every adapter, for some rows."""
+    ids = torch.arange(32).view(2, 16)
+    model.train().zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad.any()}
+
+
 def test_measuring_changes_nothing_of_a_base_in_four_bits(run_config, tiny_model_dir, monkeypatch):
-    """On CPUs with AVX512-BF16 its scales were rounded at the first validation: a resumed training was another one."""
+    """On CPUs with AVX512-BF16 no gradient went back through it after a validation, and its scales were rounded.
+
+    A training that went on from a checkpoint was another one until its own first validation.
+    """
     from bitsandbytes.nn import Linear4bit
 
     real = Linear4bit.__init__
@@ -52,7 +65,9 @@ def test_measuring_changes_nothing_of_a_base_in_four_bits(run_config, tiny_model
         self.support_avx512bf16_for_cpu = True
 
     monkeypatch.setattr(Linear4bit, "__init__", with_avx512bf16)
-    model = trainable(run_config, tiny_model_dir)
+    model = trainable(run_config, tiny_model_dir, dropout=0.0)
+    before = gradients(model)
+    assert before
     weights = {n: p for n, p in model.named_parameters() if type(p).__name__ == "Params4bit"}
     held = {name: (p.data.clone(), p.quant_state.absmax.clone()) for name, p in weights.items()}
     assert held
@@ -61,6 +76,9 @@ def test_measuring_changes_nothing_of_a_base_in_four_bits(run_config, tiny_model
     for name, (data, scales) in held.items():
         assert torch.equal(weights[name].data, data)
         assert torch.equal(weights[name].quant_state.absmax, scales)
+    after = gradients(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize(

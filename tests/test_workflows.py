@@ -154,9 +154,8 @@ def test_dry_run_of_publishing_leaves_what_would_be_pushed(which, technique, req
     assert "# tiny" in text
     assert f"trained with thriftune: {technique}.\n" in text
     assert f"| Data | `{chat_rows_file}` |" in text
-    assert (
-        f"| Held-out loss | {metrics.training.before.loss:.4f} before, {metrics.training.after.loss:.4f} after" in text
-    )
+    before, after = metrics.training.before, metrics.training.after
+    assert f"| Held-out loss | {before.loss:.4f} before, {after.loss:.4f} after" in text
     made = {file.name for file in Path(metrics.outputs["model"]).iterdir()}
     assert {file.name for file in card.parent.iterdir()} == made | {"README.md"}
 

@@ -14,6 +14,7 @@ import msgpack
 import pytest
 from flyteidl.admin.launch_plan_pb2 import LaunchPlanSpec
 from flyteidl.core.catalog_pb2 import CACHE_DISABLED, CACHE_HIT, CACHE_POPULATED
+from google.protobuf.json_format import MessageToDict
 from test_readme import REGISTERING
 from test_workflows import FULL, QLORA, only, pyflyte_run, write_config
 
@@ -26,7 +27,7 @@ TRAINING = {"max_steps": 8}
 CHECKPOINTS = {"every_steps": 2}
 TOKEN, WANDB_KEY = "hf_PlantedTokenThatMustNotAppear", "0123456789abcdefPlantedKeyThatMustNotAppear"
 SECRETS = {"THRIFTUNE_HUB_SECRET": "hub/token", "THRIFTUNE_WANDB_SECRET": "wandb/key"}
-ON_GPUS = {"evaluate", "train_qlora", "train_full_2"}
+ON_GPUS = {"evaluate", "train_in_one_process", "train_2"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -125,6 +126,26 @@ def pods_of(run: Run) -> set[str]:
     return set(attempts_of(run))
 
 
+def on_the_plan_s_nodes(run: Run) -> set[str]:
+    """The tasks whose pods a run wanted on nodes of its plan."""
+    nodes = [node for record in run.nodes.values() if record.dynamic for node in record.dynamic.primary.template.nodes]
+    pods = {node.task_node.reference_id.name: node.task_node.overrides.pod_template.pod_spec for node in nodes}
+    assert len(pods) == len(nodes), "each task once"
+    instance = output(run, "plan")["instance"]
+    selected = [name for name, pod in pods.items() if instance in MessageToDict(pod).get("nodeSelector", {}).values()]
+    return {name.rpartition(".")[2] for name in selected}
+
+
+def downloads_of_the_model(run: Run, cluster: ControlPlane) -> int:
+    """How often the base model's weights were read from where the run put them."""
+    (fetched,) = (
+        record for record in run.nodes.values()
+        if record.attempts and record.attempts[0].execution.id.task_id.name.endswith(".fetch_model")
+    )  # fmt: skip
+    place = fetched.outputs.literals["model"].scalar.blob.uri.rstrip("/")
+    return cluster.store.reads.count(f"{place}/model.safetensors")
+
+
 def loss(directory: Path) -> float:
     """How a model scores with nothing but transformers."""
     import torch
@@ -141,15 +162,17 @@ def test_a_job_of_two_nodes_trains_what_a_local_run_trains(full_run, cluster, ti
     """Although a pod of it was killed: the next attempt goes on from its checkpoint, on two nodes again."""
     run, _ = full_run
     assert output(run, "plan")["nodes"] == 2
-    assert attempts_of(run)["train_full_2"] == 2
+    assert attempts_of(run)["train_2"] == 2
     assert len(list(cluster.pods.logs.glob(f"{run.name}-*-worker-*.log"))) == 2 * 2
     assert output(run, "metrics")["training"]["resumed_at"] >= CHECKPOINTS["every_steps"]
     local = write_config(tmp_path, "full", tiny_model_dir, chat_rows_file, training=TRAINING)
     pyflyte_run(tmp_path, *FULL, "--config", str(local))
-    there, here = output(run, "metrics"), json.loads(only(tmp_path, "outputs/tiny/*/metrics.json").read_text())
+    there = output(run, "metrics")["training"]
+    here = json.loads(only(tmp_path, "outputs/tiny/*/metrics.json").read_text())["training"]
     assert there["before"]["loss"] == pytest.approx(here["before"]["loss"], abs=1e-4)
     assert there["after"]["loss"] == pytest.approx(here["after"]["loss"], abs=0.01)
     assert there["after"]["loss"] < there["before"]["loss"] - 0.05
+    assert [v["step"] for v in there["validations"]] == [v["step"] for v in here["validations"]]
     saved = only(tmp_path, "outputs/tiny/*/model")
     assert loss(model_of(run, cluster, tmp_path)) == pytest.approx(loss(saved), abs=0.02)
 
@@ -165,21 +188,31 @@ def test_the_same_run_at_another_price_is_planned_again_and_asks_for_no_gpu(full
         cluster.store.put(file, content)
     again = done(cluster)
     assert output(again, "plan")["price_per_hour"] == pytest.approx(2 * output(first, "plan")["price_per_hour"])
-    kept = {key: {CACHE_HIT} for key in ("fetch_model", "prepare_dataset", "evaluate", "train_full_2")}
+    kept = {key: {CACHE_HIT} for key in ("fetch_model", "prepare_dataset", "train_2")}
     assert cached(again) == {"plan": {CACHE_POPULATED}, **kept}
-    assert pods_of(again) == {"pin", "plan", "preflight", "train_full_on_plan", "summarize"}
+    assert pods_of(again) == {"pin", "plan", "preflight", "train_on_plan", "summarize"}
     assert again.outputs.literals["model"] == first.outputs.literals["model"]
 
 
 def test_qlora_gives_a_merged_model(qlora_run, cluster, tmp_path):
     """Although its node went away: it saved what it had on the notice, and the next attempt went on from there."""
     run, _ = qlora_run
-    assert attempts_of(run)["train_qlora"] == 2
+    assert attempts_of(run)["train_in_one_process"] == 2
     assert output(run, "metrics")["training"]["resumed_at"] >= CHECKPOINTS["every_steps"]
     metrics = output(run, "metrics")
-    assert metrics["after"]["loss"] < metrics["before"]["loss"] - 0.05
+    assert metrics["training"]["after"]["loss"] < metrics["training"]["before"]["loss"] - 0.05
     assert metrics["outputs"]["adapter"].startswith("s3://")
     assert loss(model_of(run, cluster, tmp_path)) > 0
+
+
+def test_a_run_has_one_set_of_pods_on_the_plan_s_nodes_which_load_the_model_once_each(full_run, qlora_run, cluster):
+    """There were three, one before and one after the training, and each began with loading the model."""
+    full, qlora = full_run[0], qlora_run[0]
+    assert on_the_plan_s_nodes(full) == {"train_2"}
+    assert on_the_plan_s_nodes(qlora) == {"train_in_one_process"}
+    nodes, merging = 2, 1  # merging is on a node without a GPU
+    assert downloads_of_the_model(full, cluster) == nodes * attempts_of(full)["train_2"]
+    assert downloads_of_the_model(qlora, cluster) == attempts_of(qlora)["train_in_one_process"] + merging
 
 
 def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluster, pyflyte, qlora_run):
@@ -195,7 +228,7 @@ def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluste
     assert one_at_a_time(plan.spec)
     run = done(cluster, cluster.fire("nightly_qlora"))
     assert run.execution.spec.raw_output_data_config.output_location_prefix == results
-    assert set(cached(run)) >= {"plan", "fetch_model", "prepare_dataset", "evaluate", "train_qlora", "merge_adapter"}
+    assert set(cached(run)) == {"plan", "fetch_model", "prepare_dataset", "train_in_one_process", "merge_adapter"}
     assert {status for statuses in cached(run).values() for status in statuses} == {CACHE_HIT}
     assert not pods_of(run) & ON_GPUS
     assert run.outputs.literals["model"] == first.outputs.literals["model"]
@@ -213,9 +246,9 @@ def test_no_token_is_in_anything_that_a_run_makes(qlora_run, cluster):
         for (_, _, name, _), task in cluster.registry.tasks.items()
         if task.closure.compiled_task.template.security_context.secrets
     }
-    assert asked["train_qlora"] == {"key"}
+    assert asked["train_in_one_process"] == {"key"}
     assert asked["fetch_model"] == {"token"}
-    assert {"evaluate", "merge_adapter", "summarize", "train_qlora_on_plan"}.isdisjoint(asked)
+    assert {"evaluate", "merge_adapter", "summarize", "train_on_plan"}.isdisjoint(asked)
     objects = cluster.store.list(cluster.store.uri(""))
     places = {uri: cluster.store.get(uri) or b"" for uri in objects}
     places |= {file.name: file.read_bytes() for file in cluster.pods.logs.iterdir()}

@@ -11,7 +11,8 @@ class Plant:
     """Something that goes wrong inside a process.
 
     Attributes:
-        kind: stall, memory, nan, overflow (of all gradients), or kill (when `file` is opened for writing).
+        kind: stall, memory, nan, overflow (of all gradients), uphill (from this step on the training goes up the loss),
+            or kill (when `file` is opened for writing).
         step: Optimizer step during which it happens; 1 is the first.
         rank: Global rank that it happens to.
         size: Rows of a micro batch that are too many (memory).

@@ -67,6 +67,8 @@ class Recorder(TrainerCallback):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if output.loss is not None and self._due("nan", lambda plant: fingerprint == plant.file, at_any_step=True):
             output.loss = output.loss * float("nan")
+        if output.loss is not None and any(p.kind == "uphill" and self._step + 1 >= p.step for p in self._job.plants):
+            output.loss = -output.loss
         if output.loss is not None and self._due("overflow", at_any_step=True):
             output.loss.register_hook(lambda gradient: gradient * float("inf"))
         return output
