@@ -140,7 +140,7 @@ def test_a_result_of_an_earlier_run_is_not_taken_as_a_model_when_it_is_damaged(o
     with (own_model / "model.safetensors").open("r+b") as file:
         file.seek(-100, 2)
         file.write(b"x" * 100)
-    said = f"model.source = {own_model}: model.safetensors holds something else than was saved"
+    said = f"model.source = {own_model}: model.safetensors does not hold what was saved"
     assert said in refusal(lambda: fetch(own_model, tmp_path / "fetched"))
 
 
