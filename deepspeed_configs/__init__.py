@@ -1,4 +1,4 @@
-"""DeepSpeed configurations by name, read as package data so that they travel in the image and the upload."""
+"""DeepSpeed configurations by name, read as package data so that they are part of the image and the upload."""
 
 import json
 from importlib import resources
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def names() -> list[str]:
-    """The names that `load` knows."""
+    """The names that `load` accepts."""
     files = resources.files(__name__).iterdir()
     return sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json"))
 
@@ -21,8 +21,8 @@ def load(name: str) -> dict[str, Any]:
         The parsed file.
 
     Raises:
-        FileNotFoundError: No such file; the message lists the names there are.
-        ValueError: The file is not a JSON object; the message says where it breaks.
+        FileNotFoundError: There is no such file; the message lists the names.
+        ValueError: The file is not a JSON object; the message says where.
     """
     file = resources.files(__name__) / f"{name}.json"
     if not file.is_file():

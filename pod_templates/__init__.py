@@ -1,4 +1,4 @@
-"""Pod templates, made by factories that build on each other: each call returns a new object.
+"""Pod templates, made by functions that build on each other: each call returns a new object.
 
 Example:
     with_shared_memory("16Gi", on_instance("g4dn.metal", unprivileged(), gpus=8))

@@ -1,7 +1,6 @@
-"""How templates are built: each factory takes a template and gives a new one, and refuses what contradicts it.
+"""How templates are built: each function takes a template, returns a new one, and refuses contradictions.
 
-flytekit changes the templates it is given, and so does whoever holds one. A template that two tasks shared would be
-changed for both.
+flytekit changes the templates it is given. A template shared by two tasks would be changed for both.
 """
 
 import copy
@@ -10,16 +9,16 @@ from typing import Any
 from flytekit import PodTemplate
 from kubernetes.client import V1Container, V1EnvVar, V1PodSpec, V1Volume, V1VolumeMount
 
-PRIMARY = "primary"  # the container Flyte merges the task's own into
+PRIMARY = "primary"  # the container that Flyte merges with the task's own
 
 
 class ConflictError(ValueError):
-    """Two factories want different things of one pod."""
+    """Two functions want different values in one pod."""
 
 
 def conflict(what: str, present: object, asked: object, remedy: str = "Decide it in one place.") -> ConflictError:
-    """The error for two values of one thing."""
-    return ConflictError(f"{what}: the template says {present!r}, and {asked!r} was asked for. {remedy}")
+    """The error for two values of one field."""
+    return ConflictError(f"{what}: the template says {present!r}, but {asked!r} was asked for. {remedy}")
 
 
 def bare() -> PodTemplate:
@@ -28,7 +27,10 @@ def bare() -> PodTemplate:
 
 
 def copied(template: PodTemplate | None) -> tuple[PodTemplate, V1PodSpec, V1Container]:
-    """A copy of a template to change, its pod and its primary container; a bare one where there is none.
+    """A copy of a template to change, with its pod and its primary container; a bare template if there is none.
+
+    Args:
+        template: The template to copy.
 
     Raises:
         ConflictError: The template has no primary container.
@@ -42,7 +44,12 @@ def copied(template: PodTemplate | None) -> tuple[PodTemplate, V1PodSpec, V1Cont
 
 
 def set_once(owner: Any, attribute: str, value: object) -> None:
-    """Set a field that nobody has set to something else.
+    """Set a field, unless it already has another value.
+
+    Args:
+        owner: The object with the field.
+        attribute: Name of the field.
+        value: Value of the field.
 
     Raises:
         ConflictError: It has another value.
@@ -56,8 +63,13 @@ def set_once(owner: Any, attribute: str, value: object) -> None:
 def add_entries(owner: Any, attribute: str, entries: dict[str, str]) -> None:
     """Add entries to a mapping, such as labels.
 
+    Args:
+        owner: The object with the mapping.
+        attribute: Name of the field with the mapping.
+        entries: Entries to add.
+
     Raises:
-        ConflictError: One of them is there with another value.
+        ConflictError: One of them already has another value.
     """
     present: dict[str, str] = dict(getattr(owner, attribute) or {})
     for name, value in entries.items():
@@ -69,10 +81,17 @@ def add_entries(owner: Any, attribute: str, entries: dict[str, str]) -> None:
 def mount(
     spec: V1PodSpec, container: V1Container, volume: V1Volume, path: str, folder_expression: str | None = None
 ) -> None:
-    """Mount a volume, or the folder of it that an expression names, at a path of a container.
+    """Mount a volume, or a folder in it, at a path of a container.
+
+    Args:
+        spec: The pod.
+        container: The container.
+        volume: The volume.
+        path: Path in the container.
+        folder_expression: Folder in the volume, which may use environment variables; None mounts all of it.
 
     Raises:
-        ConflictError: Something else is mounted there, or the pod has a volume of that name.
+        ConflictError: Something else is mounted there, or the pod has another volume of that name.
     """
     mounts, volumes = container.volume_mounts or [], spec.volumes or []
     for other in mounts:
@@ -89,14 +108,14 @@ def mount(
 
 
 def with_annotations(annotations: dict[str, str], template: PodTemplate | None = None) -> PodTemplate:
-    """Annotations of the pod.
+    """Add annotations to the pod.
 
     Args:
-        annotations: By name.
-        template: What to build on.
+        annotations: Values by name.
+        template: The template to build on.
 
     Raises:
-        ConflictError: One of them has another value there.
+        ConflictError: One of them already has another value.
     """
     new, _, _ = copied(template)
     add_entries(new, "annotations", annotations)
@@ -104,14 +123,14 @@ def with_annotations(annotations: dict[str, str], template: PodTemplate | None =
 
 
 def with_environment(variables: dict[str, str], template: PodTemplate | None = None) -> PodTemplate:
-    """Environment variables of the container.
+    """Add environment variables to the container.
 
     Args:
-        variables: By name. Flyte puts those of the task beside them.
-        template: What to build on.
+        variables: Values by name. Flyte adds those of the task.
+        template: The template to build on.
 
     Raises:
-        ConflictError: One of them has another value there.
+        ConflictError: One of them already has another value.
     """
     new, _, container = copied(template)
     present = {entry.name: entry for entry in container.env or []}

@@ -1,4 +1,4 @@
-"""Pods that only make sense together: those of a job on several nodes."""
+"""The pods of a job on several nodes, which only work together."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,8 +10,8 @@ from pod_templates.composing import add_entries, copied, set_once
 
 GangScheduler = Literal["volcano", "coscheduling", "kueue"]
 
-# What marks the pods of one job. The training operator's own label holds a name that nobody knows when pods are
-# described; this one is known, and Flyte hands labels of a template on to every pod of a PyTorchJob.
+# The label of the pods of one job. The training operator's own label holds a name that is not known yet when pods are
+# described; this one is, and Flyte passes labels of a template on to every pod of a PyTorchJob.
 JOB_LABEL = "thriftune/job"
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -19,18 +19,18 @@ ZONE_LABEL = "topology.kubernetes.io/zone"
 def in_one_zone(job: str, template: PodTemplate | None = None) -> PodTemplate:
     """A pod that runs in the availability zone of the other pods of its job.
 
-    Gradients of every step go between the nodes: across zones they are slower, and each GB is paid for. The first pod
-    is free to choose (a pod that matches its own affinity may start it); the others follow it.
+    The nodes exchange gradients at every step: across zones this is slower, and each GB costs money. The first pod is
+    free to choose a zone (a pod that matches its own affinity may start the group); the others follow it.
 
     Args:
-        job: What is the same for all pods of the job and for no other pod. A label's value: at most 63 characters.
-        template: What to build on.
+        job: A label's value (at most 63 characters) that all pods of the job share, and no other pod has.
+        template: The template to build on.
 
     Returns:
         A new template.
 
     Raises:
-        ConflictError: The template belongs to another job, or has an affinity already.
+        ConflictError: The template belongs to another job, or already has an affinity.
     """
     new, spec, _ = copied(template)
     add_entries(new, "labels", {JOB_LABEL: job})
@@ -42,7 +42,7 @@ def in_one_zone(job: str, template: PodTemplate | None = None) -> PodTemplate:
 
 @dataclass(frozen=True)
 class _Marks:
-    """What a gang scheduler knows a gang by."""
+    """The fields by which a gang scheduler recognizes a gang."""
 
     scheduler: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
@@ -50,10 +50,10 @@ class _Marks:
 
 
 def _marks(job: str, members: int, queue: str) -> dict[GangScheduler, _Marks]:
-    """Of each gang scheduler.
+    """The marks of each gang scheduler.
 
-    For the first two the training operator makes the pod group (`--gang-scheduler-name`); with coscheduling it puts its
-    own name for it in place of ours. With kueue pods keep Kubernetes' scheduler, and wait to be admitted.
+    For the first two, the training operator makes the pod group (`--gang-scheduler-name`); with coscheduling it
+    replaces our name of the group with its own. With kueue, pods keep Kubernetes' scheduler and wait to be admitted.
 
     Source: https://volcano.sh/en/docs/podgroup/, https://scheduler-plugins.sigs.k8s.io/,
         https://kueue.sigs.k8s.io/docs/tasks/run/plain_pods/
@@ -71,23 +71,24 @@ def _marks(job: str, members: int, queue: str) -> dict[GangScheduler, _Marks]:
 def in_gang(
     scheduler: GangScheduler, job: str, members: int, queue: str = "", template: PodTemplate | None = None
 ) -> PodTemplate:
-    """A pod that is started together with all others of its job, or not at all.
+    """A pod that starts together with all others of its job, or not at all.
 
-    Without it, two jobs that each got half of the nodes wait for each other until their rendezvous times out, and pay.
+    Without it, two jobs that each got half of the nodes wait for each other, at full price, until their rendezvous
+    times out.
 
     Args:
-        scheduler: What the cluster has: volcano, coscheduling (Kubernetes' scheduler-plugins) or kueue.
-        job: What is the same for all pods of the job and for no other pod. A label's value: at most 63 characters.
-        members: Pods of the job.
-        queue: Kueue's queue to wait in. (Volcano's is the training operator's to name.)
-        template: What to build on.
+        scheduler: The cluster's gang scheduler: volcano, coscheduling (Kubernetes' scheduler-plugins) or kueue.
+        job: A label's value (at most 63 characters) that all pods of the job share, and no other pod has.
+        members: Number of pods of the job.
+        queue: Kueue's queue to wait in. (The training operator names Volcano's.)
+        template: The template to build on.
 
     Returns:
         A new template.
 
     Raises:
         ConflictError: The template names another scheduler.
-        ValueError: kueue without a queue: such a pod would never be looked at.
+        ValueError: kueue without a queue: it would ignore such a pod.
     """
     if scheduler == "kueue" and not queue:
         raise ValueError("kueue needs a queue: pods without one are not managed by it")

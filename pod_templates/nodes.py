@@ -1,4 +1,4 @@
-"""Which nodes a pod runs on."""
+"""The nodes that a pod runs on."""
 
 from flytekit import PodTemplate
 from kubernetes.client import V1Toleration
@@ -7,7 +7,7 @@ from pod_templates.composing import add_entries, copied, set_once
 
 # GPU nodes are commonly tainted with this key, so that nothing else lands on them; it is also the resource's name.
 GPU = "nvidia.com/gpu"
-# Every cloud's nodes carry it; the kubelet does not set it on machines of one's own.
+# Every cloud sets it on its nodes; the kubelet does not set it on other machines.
 INSTANCE_LABEL = "node.kubernetes.io/instance-type"
 
 
@@ -17,10 +17,10 @@ def on_instance(
     """A pod that runs on nodes of one instance type only.
 
     Args:
-        instance: As the catalogue names it: g4dn.metal.
-        template: What to build on.
-        gpus: GPUs that the pod gets; with any it tolerates the taint of GPU nodes.
-        label: Label of the nodes that holds the type; empty to leave the choice to resources and accelerator.
+        instance: Instance type as in the catalogue, such as g4dn.metal.
+        template: The template to build on.
+        gpus: GPUs of the pod; with at least one it tolerates the taint of GPU nodes.
+        label: Label of the nodes that holds the type; empty leaves the choice to resources and accelerator.
 
     Returns:
         A new template.
@@ -37,14 +37,14 @@ def on_instance(
 
 
 def with_grace(seconds: int, template: PodTemplate | None = None) -> PodTemplate:
-    """A pod that may go on for some seconds after it was told to end, before it is killed.
+    """A pod with a grace period between being told to stop and being killed.
 
     Args:
-        seconds: Kubernetes' own default is 30; a spot node on AWS has 120 in all.
-        template: What to build on.
+        seconds: The grace period. Kubernetes' own default is 30; a spot node on AWS has 120 in all.
+        template: The template to build on.
 
     Raises:
-        ConflictError: The template says another time.
+        ConflictError: The template has another grace period.
     """
     new, spec, _ = copied(template)
     set_once(spec, "termination_grace_period_seconds", seconds)

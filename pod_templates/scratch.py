@@ -1,6 +1,6 @@
-"""Local disk for what is downloaded, offloaded and saved before it is uploaded.
+"""Local disk for downloads, offloading, and results before they are uploaded.
 
-It is mounted at /tmp: there flytekit puts the directories it downloads, and tempfile everything else.
+It is mounted at /tmp, where flytekit puts the directories it downloads, and tempfile everything else.
 """
 
 from typing import Any, Literal
@@ -32,19 +32,19 @@ def with_scratch(size: str, template: PodTemplate | None = None, *, kind: Scratc
     """A pod with room for temporary files.
 
     Args:
-        size: Kubernetes quantity, as 200Gi.
-        template: What to build on.
-        kind: emptyDir: the node's disk, which is local NVMe where the node's set-up puts the kubelet there, and counts
-            as ephemeral storage. class: a volume that is made with the pod and goes with it, of the storage class
-            `name` (local NVMe by TopoLVM, network disks, file systems). claim: the ReadWriteMany claim `name`, where
-            each pod has a folder of its own.
-        name: Of the storage class or the claim.
+        size: Kubernetes quantity, such as 200Gi.
+        template: The template to build on.
+        kind: emptyDir: the node's disk, which is local NVMe if the node's set-up puts the kubelet there, and counts as
+            ephemeral storage. class: a volume of the storage class `name` that is created and deleted with the pod
+            (local NVMe by TopoLVM, network disks, file systems). claim: the ReadWriteMany claim `name`, in which each
+            pod has its own folder.
+        name: Name of the storage class or the claim.
 
     Returns:
         A new template.
 
     Raises:
-        ConflictError: Something is mounted at /tmp already.
+        ConflictError: Something is already mounted at /tmp.
     """
     new, spec, container = copied(template)
     volume = V1Volume(name=_VOLUME, **_source(kind, size, name))

@@ -1,4 +1,4 @@
-"""What a pod may do: nothing that fine-tuning does not need."""
+"""The rights of a pod: only those that fine-tuning needs."""
 
 from flytekit import PodTemplate
 from kubernetes.client import V1Capabilities, V1PodSecurityContext, V1SeccompProfile, V1SecurityContext
@@ -13,12 +13,12 @@ def unprivileged(template: PodTemplate | None = None, *, service_account_token: 
     """A pod that passes Kubernetes' `restricted` standard, and cannot talk to the Kubernetes API.
 
     Args:
-        template: What to build on.
+        template: The template to build on.
         service_account_token: Mount the token of the service account. Buckets do not need it: the clouds' identities
             for pods (IRSA and EKS Pod Identity, GKE and Azure workload identity) bring theirs.
 
     Returns:
-        A new template: not root, no way to become it, no capabilities, the runtime's seccomp profile.
+        A new template: not root, no privilege escalation, no capabilities, the runtime's seccomp profile.
 
     Raises:
         ConflictError: The template says otherwise.
@@ -33,7 +33,7 @@ def unprivileged(template: PodTemplate | None = None, *, service_account_token: 
         run_as_user=USER,
         run_as_group=USER,
         fs_group=USER,
-        # Without it kubelet changes the owner of every file of a large volume at each start.
+        # Without it, the kubelet changes the owner of every file of a large volume at each start.
         fs_group_change_policy="OnRootMismatch",
         seccomp_profile=V1SeccompProfile(type="RuntimeDefault"),
     )

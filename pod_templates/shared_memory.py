@@ -1,8 +1,8 @@
 """Shared memory for the workers of a node.
 
-Kubernetes gives a container 64 MiB of /dev/shm; NCCL's ring buffers and DeepSpeed's CPU collectives need more. Exactly
-one owner may mount it: this template. `Elastic` must therefore say `increase_shared_mem=False`, and no task may say
-`shared_memory=` (the client accepts both together, and the backend rejects the pod).
+Kubernetes gives a container 64 MiB of /dev/shm; NCCL's ring buffers and DeepSpeed's CPU collectives need more. Only
+this template may mount it. So `Elastic` must say `increase_shared_mem=False`, and no task may say `shared_memory=`
+(the client accepts both together, and the backend rejects the pod).
 """
 
 from flytekit import PodTemplate
@@ -18,14 +18,14 @@ def with_shared_memory(size: str, template: PodTemplate | None = None) -> PodTem
     """A pod whose /dev/shm is memory of the given size.
 
     Args:
-        size: Kubernetes quantity, as 16Gi. What is used of it counts against the container's memory limit.
-        template: What to build on.
+        size: Kubernetes quantity, such as 16Gi. The used part counts against the container's memory limit.
+        template: The template to build on.
 
     Returns:
         A new template.
 
     Raises:
-        ConflictError: Something is mounted there already.
+        ConflictError: Something is already mounted there.
     """
     new, spec, container = copied(template)
     memory = V1Volume(name=_VOLUME, empty_dir=V1EmptyDirVolumeSource(medium="Memory", size_limit=size))

@@ -138,7 +138,7 @@ def test_an_adapter_on_other_modules_is_not_gone_on_with(random_adapter, shape):
     with pytest.raises(ConfigError) as caught:
         require_alike(LoraConfig(rank=4, alpha=8, target_modules=("q_proj", "v_proj")), shape, random_adapter(1))
     text = str(caught.value)
-    assert "lora.target_modules = q_proj, v_proj: the adapter to go on from is on down_proj, gate_proj, " in text
+    assert "lora.target_modules = q_proj, v_proj: the adapter to resume from is on down_proj, gate_proj, " in text
     assert "Write target_modules: [down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj]." in text
 
 
@@ -185,7 +185,7 @@ def test_the_run_says_the_dropout_of_an_adapter_that_trains_on(tiny_model_dir, r
 def test_an_adapter_cut_short_is_named(tiny_model_dir, random_adapter):
     adapter = random_adapter(1)
     (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:-4])
-    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors is cut short"):
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors is truncated"):
         attach_adapters(load_model(tiny_model_dir, PLACEMENT), {"one": adapter})
 
 
@@ -209,7 +209,7 @@ def test_a_configuration_that_does_not_go_with_the_rest_is_refused(tiny_model_di
 def test_training_goes_on_from_safetensors_only(random_adapter, shape):
     adapter = random_adapter(1)
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
-    with pytest.raises(AdapterError, match=r"lora\.resume_from = .*: adapter_model\.safetensors is not there"):
+    with pytest.raises(AdapterError, match=r"lora\.resume_from = .*: adapter_model\.safetensors is missing"):
         require_alike(ALIKE, shape, adapter)
 
 
@@ -232,5 +232,5 @@ def test_half_of_another_kind_of_adapter_is_refused_too(tiny_model_dir, tmp_path
     save_file(half(whole), tmp_path / WEIGHTS)
     with pytest.raises(AdapterError, match="of its weights are missing"):
         attach(load_model(tiny_model_dir, PLACEMENT), tmp_path)
-    with pytest.raises(ConfigError, match="an adapter of the kind IA3, and LoRA is what trains"):
+    with pytest.raises(ConfigError, match="an adapter of type IA3, but only LoRA can be trained"):
         require_same_shape(ALIKE, tmp_path)

@@ -12,7 +12,7 @@ HOSTILE = {
     "contains itself": "a: &a [*a]",
     "nested more than 32 levels": "a: " + "[" * 10_000,
     "has a number of more than 100 characters, in line 1": "a: 1" + ":1" * 1000,
-    "stands for more than 20,000": "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n"
+    "expands to more than 20,000": "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n"
     + "".join(f"b{n}: &b{n} [{', '.join([f'*b{n - 1}' if n else '*a'] * 9)}]\n" for n in range(5)),
 }
 
@@ -40,7 +40,7 @@ def test_errors_name_the_file_and_the_line(tmp_path):
 @pytest.mark.parametrize("value", ["!!int ''", "!!float ''", "!!bool maybe"])
 def test_a_value_that_is_not_what_its_tag_says_is_an_error_of_yaml(value):
     """It ended a plan in `IndexError: string index out of range`."""
-    with pytest.raises(yaml.YAMLError, match="this is no (int|float|bool)"):
+    with pytest.raises(yaml.YAMLError, match="this is not a valid (int|float|bool)"):
         BoundedLoader(f"a: {value}").get_single_data()
 
 

@@ -118,7 +118,7 @@ def test_a_wrapper_that_was_saved_with_the_model_is_named(prefix, cause):
     text = refusal(LLAMA, {f"{prefix}{name}": shape for name, shape in LLAMA_SHAPES.items()})
     assert "12 of 12 weights are missing" in text
     assert cause in text
-    assert "unwrap the model" in text
+    assert "Unwrap the model" in text
 
 
 def test_a_wrapper_inside_the_names_is_named():
@@ -130,7 +130,7 @@ def test_an_adapter_that_was_never_merged_is_to_be_merged():
     shapes = {f"base_model.model.{name}": shape for name, shape in LLAMA_SHAPES.items()}
     q = "base_model.model.model.layers.0.self_attn.q_proj."
     shapes |= {f"{q}base_layer.weight": shapes.pop(f"{q}weight"), f"{q}lora_A.default.weight": (2, 4)}
-    assert "merge the adapter into the model" in refusal(LLAMA, shapes)
+    assert "Merge the adapter into the model" in refusal(LLAMA, shapes)
 
 
 def test_weights_of_another_shape_are_named_with_both():
@@ -177,7 +177,7 @@ def test_a_directory_with_an_adapter_beside_the_model_is_refused(tiny_model_dir,
     both = tmp_path / "both"
     shutil.copytree(tiny_model_dir, both)
     shutil.copytree(random_adapter(1), both, dirs_exist_ok=True)
-    with pytest.raises(ModelSourceError, match="holds an adapter beside the model"):
+    with pytest.raises(ModelSourceError, match="holds an adapter next to the model"):
         load_causal_lm(both)
 
 

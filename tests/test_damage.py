@@ -10,7 +10,7 @@ from thriftune import artifacts, damage, digests
 from thriftune.errors import UserError
 
 KINDS = {
-    "a hundred changed bytes": ("weights", "weights holds something else than was saved."),
+    "a hundred changed bytes": ("weights", "weights does not hold what was saved."),
     "cut short": ("weights", "weights has 4,000 bytes where 4,096 were saved."),
     "longer": ("weights", "weights has 4,097 bytes where 4,096 were saved."),
     "deleted": ("weights", "weights is missing."),
@@ -65,7 +65,7 @@ def test_damage_is_named_and_the_directory_not_used(directory, kind, caplog):
     assert found.startswith(said)
     with caplog.at_level(logging.WARNING):
         assert not damage.is_reusable(directory)
-    assert f"{directory} is damaged, and is made anew: {said}" in caplog.text
+    assert f"{directory} is damaged and will be made anew: {said}" in caplog.text
     if kind != "a deleted manifest":  # which makes it a directory like any other
         with pytest.raises(UserError) as caught:
             damage.require_undamaged(directory, "model_dir", content=True)
@@ -122,7 +122,7 @@ def test_a_manifest_of_an_older_version_or_of_somebody_else_is_let_through(direc
 
 def test_what_was_changed_on_purpose_can_be_said_so(directory):
     break_it(directory / "weights", "cut short")
-    with pytest.raises(UserError, match="take `files` and `checksum` out of its manifest.json"):
+    with pytest.raises(UserError, match="remove `files` and `checksum` from its manifest.json"):
         damage.require_undamaged(directory, content=True)
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["files"], manifest["checksum"]
@@ -135,7 +135,7 @@ def test_what_was_changed_on_purpose_can_be_said_so(directory):
 def test_no_file_outside_of_the_directory_is_read(directory, name):
     """A list of a device would have been read without end."""
     (directory / "manifest.json").write_text(json.dumps({"files": {name: {"size": 0, "sha256": "x"}}}))
-    assert damage.damages(directory, content=True) == ["manifest.json lists no files that can be looked for."]
+    assert damage.damages(directory, content=True) == ["manifest.json has an invalid list of files."]
 
 
 def test_a_file_that_the_disk_does_not_give_is_damage(directory, monkeypatch):

@@ -91,7 +91,7 @@ HEADER = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + 
 
 @pytest.mark.parametrize(
     ("lists", "reason"),
-    [(struct.pack("<IQ", 0, 2**62), "it is cut short"), (struct.pack("<IQ", 9, 1) * 5000, "recursion")],
+    [(struct.pack("<IQ", 0, 2**62), "it is truncated"), (struct.pack("<IQ", 9, 1) * 5000, "recursion")],
     ids=["longer than the file", "nested without end"],
 )
 def test_a_list_of_a_hostile_file_has_an_end(tmp_path, lists, reason):

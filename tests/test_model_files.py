@@ -85,9 +85,9 @@ def pipe(file):
 STRANGE = {
     "out of the directory": (lambda file: file.symlink_to("/etc/hostname"), "is a link out of the directory"),
     "out of it with dots": (lambda file: file.symlink_to("../outside"), "is a link out of the directory"),
-    "to itself": (lambda file: file.symlink_to(file.name), "is a link that leads in a circle"),
-    "to nothing": (lambda file: file.symlink_to("nowhere"), "is a link to what is not there"),
-    "a pipe": (pipe, "is no file, but a pipe"),
+    "to itself": (lambda file: file.symlink_to(file.name), "is a link that leads back to itself"),
+    "to nothing": (lambda file: file.symlink_to("nowhere"), "is a link to a missing file"),
+    "a pipe": (pipe, "is not a file, but a pipe"),
 }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_a_directory_that_is_a_circle_is_refused(tmp_path):
     for source in (tmp_path / "self", tmp_path / "self" / "below", tmp_path / "x.gguf"):
         (tmp_path / "x.gguf").unlink(missing_ok=True)
         (tmp_path / "x.gguf").symlink_to("x.gguf")
-        assert "is a link that leads in a circle" in refusal(lambda source=source: models.version(str(source)))
+        assert "is a link that leads back to itself" in refusal(lambda source=source: models.version(str(source)))
 
 
 def test_generating_refuses_a_model_and_an_adapter_of_links(own_model, random_adapter):
@@ -131,7 +131,7 @@ def test_generating_refuses_a_model_and_an_adapter_of_links(own_model, random_ad
         ask({"one": adapter})
     (own_model / "config.json").unlink()
     (own_model / "config.json").symlink_to("config.json")
-    with pytest.raises(ModelSourceError, match=r"model_dir = .*config\.json is a link that leads in a circle"):
+    with pytest.raises(ModelSourceError, match=r"model_dir = .*config\.json is a link that leads back to itself"):
         ask({})
 
 
@@ -141,7 +141,7 @@ def test_a_result_of_an_earlier_run_is_not_taken_as_a_model_when_it_is_damaged(o
     with (own_model / "model.safetensors").open("r+b") as file:
         file.seek(-100, 2)
         file.write(b"x" * 100)
-    said = f"model.source = {own_model}: model.safetensors holds something else than was saved"
+    said = f"model.source = {own_model}: model.safetensors does not hold what was saved"
     assert said in refusal(lambda: fetch(own_model, tmp_path / "fetched"))
 
 

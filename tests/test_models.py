@@ -316,7 +316,7 @@ def test_an_adapter_beside_the_model_is_left_out_and_that_is_said(tiny_model_dir
     shutil.copytree(random_adapter(1), both, dirs_exist_ok=True)
     for place, source in (("a", str(both)), ("b", f"file://{both}")):
         models.fetch(source, "v", tmp_path / place)
-        assert f"{source} holds an adapter beside the model (adapter_config.json), which is left out." in caplog.text
+        assert f"{source} holds an adapter next to the model (adapter_config.json), which is left out." in caplog.text
         assert not [file for file in (tmp_path / place).iterdir() if file.name.startswith("adapter")]
         model = AutoModelForCausalLM.from_pretrained(tmp_path / place)
         assert all(parameter.requires_grad for parameter in model.parameters())

@@ -228,7 +228,7 @@ def test_what_is_not_what_was_saved_is_not_published(results, metrics, tmp_path)
     with (damaged / "adapter_model.safetensors").open("r+b") as file:
         file.seek(-100, 2)
         file.write(b"x" * 100)
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors holds something else than was saved"):
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors does not hold what was saved"):
         publish(damaged, CONFIG, CARD, tmp_path / "staging", None)
     assert not (tmp_path / "staging").exists()
 

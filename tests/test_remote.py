@@ -74,14 +74,14 @@ LOOKS = {
 @pytest.mark.parametrize("place", [CLOSED, UNKNOWN])
 def test_a_server_that_is_not_there_is_unreachable(place, what):
     """A closed port was "no such file" of data, and "holds no files" of a model: nobody tried again."""
-    with pytest.raises(TransientError, match=r"the store cannot be reached, or does not answer \(\w+: "):
+    with pytest.raises(TransientError, match=r"the store cannot be reached or does not answer \(\w+: "):
         LOOKS[what](place)
 
 
 @pytest.mark.parametrize("what", LOOKS)
 def test_a_store_that_is_not_there_is_unreachable(what, closed_s3):
     """Of S3 it was a traceback of botocore."""
-    with pytest.raises(TransientError, match=r"the store cannot be reached, or does not answer \(\w+: "):
+    with pytest.raises(TransientError, match=r"the store cannot be reached or does not answer \(\w+: "):
         LOOKS[what]("s3://bucket")
 
 
@@ -90,8 +90,8 @@ def test_a_store_that_is_not_there_is_unreachable(what, closed_s3):
     [
         (404, DataError, "no such file"),
         (410, DataError, "no such file"),
-        (401, DataError, "may not be read"),
-        (403, DataError, "may not be read"),
+        (401, DataError, "access is denied"),
+        (403, DataError, "access is denied"),
         (400, DataError, "cannot be read"),
         (429, TransientError, "does not answer"),
         (500, TransientError, "does not answer"),
@@ -104,7 +104,7 @@ def test_what_a_server_answers_is_told_apart(server, status, error, words):
 
 
 def test_a_model_that_may_not_be_read_is_not_one_without_files(server):
-    with pytest.raises(ModelSourceError, match="may not be read"):
+    with pytest.raises(ModelSourceError, match="access is denied"):
         models.version(f"{server}/403/model")
     with pytest.raises(ModelSourceError, match="holds no files"):
         models.version(f"{server}/404/model")

@@ -74,17 +74,17 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghi")
 )
 BAD = {
-    "aliases of aliases": (LAUGHS, "stands for more than 20,000 keys and values"),
+    "aliases of aliases": (LAUGHS, "expands to more than 20,000 keys and values"),
     "merged aliases": (
         "a: &a {k: 1}\n"
         + "".join(f"{n}: &{n} {{<<: [{', '.join([f'*{b}'] * 9)}]}}\n" for b, n in itertools.pairwise("abcdefghi")),
-        "stands for more than 20,000 keys and values",
+        "expands to more than 20,000 keys and values",
     ),
     "a list that contains itself": ("name: &a [*a]", "has a value that contains itself, in line 1"),
     "a mapping that contains itself": ("name: &a\n  b: *a", "has a value that contains itself, in line 2"),
     "depth": ("name: " + "[" * 100_000, "is nested more than 32 levels deep"),
     "depth by mappings": ("".join(f"{' ' * n}a:\n" for n in range(200)), "is nested more than 32 levels deep"),
-    "many keys": ("".join(f"k{n}: 1\n" for n in range(21_000)), "stands for more than 20,000 keys and values"),
+    "many keys": ("".join(f"k{n}: 1\n" for n in range(21_000)), "expands to more than 20,000 keys and values"),
     "size": ("name: " + "x" * (1 << 21), "has more than 1,048,576 characters"),
 }
 
@@ -121,6 +121,6 @@ def test_json_is_read_as_before(typed):
 
 
 def test_a_file_of_all_inputs_has_an_end_too(typed, monkeypatch):
-    with pytest.raises(ConfigError, match="--inputs-file: stands for more than 20,000 keys and values"):
+    with pytest.raises(ConfigError, match="--inputs-file: expands to more than 20,000 keys and values"):
         run.yaml.safe_load(LAUGHS)
     assert run.yaml.safe_load("a: 1") == {"a": 1}

@@ -230,7 +230,7 @@ def test_a_closed_port_is_unreachable(field, failed):
 @pytest.mark.parametrize("field", ["model.source", "data.source", "lora.resume_from", "checkpoints"])
 def test_a_signature_that_is_refused_is_not_a_missing_file(field, failed):
     said = failed[2]
-    assert re.search(rf"- {re.escape(field)} = http://[^ ]*/x[^ ]* (may not be read|cannot be used)", said), said
+    assert re.search(rf"- {re.escape(field)} = http://[^ ]*/x[^ ]* (access is denied|cannot be used)", said), said
 
 
 @pytest.mark.slow

@@ -192,5 +192,5 @@ def test_a_generation_config_that_is_none_is_refused_before_anything_is_trained(
     shutil.copytree(tiny_model_dir, source)
     (source / "manifest.json").unlink(missing_ok=True)
     (source / "generation_config.json").write_text(text)
-    with pytest.raises(ModelSourceError, match="its generation_config.json is no JSON object"):
+    with pytest.raises(ModelSourceError, match="its generation_config.json is not a JSON object"):
         models.fetch(str(source), "1", tmp_path / "fetched")

@@ -130,7 +130,7 @@ def test_what_a_template_keeps_of_long_texts_has_an_end(rendered, made):
         rendered(begin + loop)
     once = made.replace("loop.index", "1")
     variables = "".join(f"{{% set a{n} = {once} %}}" for n in range(600))
-    with pytest.raises(TemplateNeverEndsError, match="makes more than 335,544,320 characters on the way"):
+    with pytest.raises(TemplateNeverEndsError, match="makes more than 335,544,320 characters of intermediate texts"):
         rendered(begin + variables)
 
 

@@ -1,4 +1,4 @@
-"""Output directories that are whole or not there: written beside their place, and renamed once a manifest is in."""
+"""Output directories that are complete or absent: written next to the final path, renamed once complete."""
 
 import errno
 import hashlib
@@ -18,9 +18,9 @@ from thriftune.redaction import redacted
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 _LEFT = f"*.{scratch.RANDOM}{_PARTIAL}"
-# What every manifest says besides what it is given.
+# Keys that `write_manifest` adds to the content it is given.
 _ADDED = ("kind", "versions", "git_commit", "files")
-# What decides the numbers of a run; anything else is in the lock file of the commit.
+# The libraries that decide a run's numbers; all others are in the lock file of the commit.
 _VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate", "flytekit")
 
 
@@ -29,9 +29,9 @@ def writing(directory: Path, what: str, needed: int = 0) -> Iterator[Path]:
     """Write an output directory: it appears under its name only when the block ends without an error.
 
     Args:
-        directory: Final place. An older directory there is replaced at the end.
-        what: What is being done, for the message when the disk refuses it, as: saving the model.
-        needed: Bytes that are to be written; 0 when unknown.
+        directory: Final path. An older directory there is replaced at the end.
+        what: What is being done, for the message when the disk refuses it, for example: saving the model.
+        needed: Bytes that will be written; 0 when unknown.
 
     Yields:
         An empty directory to write into.
@@ -48,26 +48,26 @@ def writing(directory: Path, what: str, needed: int = 0) -> Iterator[Path]:
 def _written_whole(directory: Path) -> Iterator[Path]:
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch.remove_left(directory.parent.glob(_LEFT))
-    # A name of its own: two runs that make the same thing at once must not write into each other's.
+    # A unique name: two runs that make the same thing at once must not write into each other's folder.
     with scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL) as partial:
         yield partial
         if not (partial / MANIFEST).is_file():
-            raise RuntimeError(f"{partial} has no {MANIFEST}: who writes a directory also writes its manifest, last.")
-        partial.chmod(0o755)  # it was for its owner only
+            raise RuntimeError(f"{partial} has no {MANIFEST}: the block must write the manifest last.")
+        partial.chmod(0o755)  # new_folder made it for its owner only
         _put_in_place(partial, directory)
 
 
 def unfinished(outputs: Path) -> list[Path]:
-    """What runs are writing, or were writing when they were killed: of those in the cache, and of each run's own.
+    """The partial folders that runs write, or wrote when they were killed, in the cache and in each run's own folder.
 
     Args:
-        outputs: Where all local runs write.
+        outputs: The folder that all local runs write to.
     """
     return [*outputs.glob(f"*/{_LEFT}"), *outputs.glob(f"*/*/{_LEFT}")]
 
 
 def _put_in_place(made: Path, directory: Path) -> None:
-    """Rename a directory to its final name, where others may be doing the same with what they made."""
+    """Rename a directory to its final name, while other processes may do the same with theirs."""
     while True:
         try:
             made.rename(directory)
@@ -75,45 +75,49 @@ def _put_in_place(made: Path, directory: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        # Whoever reads the older one finds it, or the new one, at nearly any moment; and removing takes long.
+        # Moved aside, not removed in place, because removing takes long: readers find the old or the new one at nearly
+        # any moment.
         aside = scratch.new_folder(directory.parent, f"{directory.name}.", _PARTIAL)
-        with aside as folder, suppress(FileNotFoundError):  # another one took it away
+        with aside as folder, suppress(FileNotFoundError):  # another process moved it away
             directory.rename(folder / "older")
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text that says something of a run, without the secrets that it may hold: they lie in places and messages.
+    """Write a text about a run without the secrets it may hold, as URLs and messages do.
 
-    Every such file is written by this: reports, pages, manifests, cards. A test looks for others that write.
+    Every such file goes through this: reports, pages, manifests, cards. A test looks for code that writes another way.
 
     Args:
-        file: Where to.
-        text: Of any kind.
+        file: The file to write.
+        text: Any text.
     """
     file.write_text(redacted(text), encoding="utf-8", errors="backslashreplace")
 
 
 def write_manifest(directory: Path, kind: str, content: Mapping[str, Any], *, checksums: bool = True) -> None:
-    """Write `manifest.json`: what this directory is and how it came to be, and which files it holds.
+    """Write `manifest.json`: what this directory is, how it was made, and which files it holds.
 
     Args:
-        directory: Where the other files already are.
+        directory: The directory, with its other files already written.
         kind: What it holds: model, adapter, dataset ...
-        content: Configuration, fingerprints, metrics. Secrets in it are taken out.
-        checksums: Whether damage is to be found by content too, which reads every file; without it by size alone.
+        content: Configuration, fingerprints, metrics. Secrets in it are removed.
+        checksums: Whether to record checksums, which reads every file; else damage can be found by size alone.
     """
     manifest = {"kind": kind, **content, "versions": versions(), "git_commit": git_commit()}
     manifest = json.loads(redacted(json.dumps({**manifest, "files": _files(directory, checksums=checksums)})))
     manifest["checksum"] = _checksum(manifest)
-    # Not by `write_text`: what it took out besides would no longer go with the checksum.
+    # Not with `write_text`: anything more that it removed would no longer match the checksum.
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a finished directory.
 
+    Args:
+        directory: The directory.
+
     Raises:
-        UserError: There is none, so the directory is not a finished output of this package; or it is damaged.
+        UserError: It is missing, so the directory is not a finished output of this package; or it is damaged.
     """
     file = directory / MANIFEST
     if not file.is_file():
@@ -136,12 +140,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def read_content(directory: Path) -> dict[str, Any]:
-    """What `write_manifest` was given for a finished directory, to hand on to one that is made of it."""
+    """The content that `write_manifest` was given, to pass on to a directory made from this one."""
     return {key: value for key, value in read_manifest(directory).items() if key not in _ADDED}
 
 
 def source_version(model_dir: Path) -> str:
-    """Which version of its source a fetched model is; empty for a directory that this package did not fetch."""
+    """The version of its source that a fetched model has; empty for a directory that this package did not fetch."""
     return str(read_manifest(model_dir).get("source_version", "")) if is_whole(model_dir) else ""
 
 
@@ -151,7 +155,7 @@ def is_whole(directory: Path) -> bool:
 
 
 def key_of(*parts: str) -> str:
-    """A short name for a combination of texts, equal only when all of them are."""
+    """A short name for several texts, equal only when all of them are equal."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -181,7 +185,7 @@ def git_commit() -> str | None:
 
 
 def _files(directory: Path, *, checksums: bool) -> dict[str, dict[str, Any]]:
-    """What every file of a directory holds, but for the manifest."""
+    """Size and checksum of every file of a directory except the manifest."""
     files = sorted(file for file in directory.rglob("*") if file.is_file() and file != directory / MANIFEST)
     names = [file.relative_to(directory).as_posix() for file in files]
     found = digests.checksums(directory, names) if checksums else [""] * len(names)

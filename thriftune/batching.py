@@ -1,4 +1,4 @@
-"""How a global batch is cut into micro batches, with what does not divide refused; and how many steps that makes."""
+"""How a global batch is cut into micro batches (refused if it does not divide), and how many steps that makes."""
 
 import math
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def split_batch(global_batch: int, micro_batch: int, world_size: int) -> Batch:
 
 
 def steps_per_epoch(rows: int, global_batch: int) -> int:
-    """Optimizer steps of a pass over the data, of which the last may have fewer rows.
+    """Optimizer steps of one pass over the data; the last step may have fewer rows.
 
     Args:
         rows: Token rows to train on.
@@ -78,9 +78,9 @@ def total_steps(per_epoch: int, epochs: float, max_steps: int | None) -> int:
     """Optimizer steps of a run.
 
     Args:
-        per_epoch: Those of a pass over the data.
+        per_epoch: Optimizer steps of one pass over the data.
         epochs: Passes over the data.
-        max_steps: Decides alone where it is given.
+        max_steps: Number of steps; overrides `epochs` where given.
 
     Source:
         transformers 5.23, Trainer.set_initial_training_values

@@ -1,7 +1,7 @@
-"""YAML that a person wrote, read with an end to its size, its depth, and what its aliases stand for.
+"""YAML that a person wrote, read with limits on its size, its depth, and what its aliases expand to.
 
-A few lines of aliases of aliases stand for more than any memory holds: PyYAML reads them in no time, as the same object
-many times, and whoever copies or writes what it gives never ends.
+A few lines of aliases of aliases expand to more than any memory holds: PyYAML reads them at once, as many references to
+one object, and code that copies or writes the result never ends.
 """
 
 from typing import IO, Any
@@ -10,11 +10,11 @@ import yaml
 
 # Characters of a file. Run files have 2,000 to 50,000.
 MOST_CHARACTERS = 1 << 20
-# Levels of mappings and lists in each other. Run files have 5.
+# Levels of nested mappings and lists. Run files have 5.
 MOST_LEVELS = 32
-# Keys and values, with those that aliases stand for counted each time. Run files have 100, catalogues 2,000.
+# Keys and values, with those behind an alias counted at each use. Run files have 100, catalogues 2,000.
 MOST_NODES = 20_000
-# Characters of a number. PyYAML reads 1:30:59 as sixtieths, and a megabyte of them for minutes.
+# Characters of a number. PyYAML reads 1:30:59 as base 60, and takes minutes for a megabyte of that.
 MOST_DIGITS = 100
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -25,16 +25,16 @@ class TooMuchYamlError(ValueError):
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which stops at the limits while it reads."""
+    """PyYAML's safe loader that stops at the limits while it reads."""
 
     def __init__(self, stream: str | bytes | IO[str]) -> None:
-        """Read a text no further than it may be long.
+        """Read a text up to the longest that is allowed.
 
         Args:
-            stream: The text, or a file that it is read from.
+            stream: The text, or a file to read it from.
 
         Raises:
-            TooMuchYamlError: It is longer.
+            TooMuchYamlError: The text is longer.
         """
         text = stream if isinstance(stream, str | bytes) else stream.read(MOST_CHARACTERS + 1)
         if len(text) > MOST_CHARACTERS:
@@ -45,10 +45,14 @@ class BoundedLoader(yaml.SafeLoader):
         self._nodes_of: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node, and count it with everything in it.
+        """Compose a node, and count it and everything in it.
+
+        Args:
+            parent: The node that it is in; None for the document.
+            index: Its key or number in the parent.
 
         Raises:
-            TooMuchYamlError: It is too deep, contains itself, or stands for too much.
+            TooMuchYamlError: It is too deep, contains itself, or expands to too much.
         """
         if self.check_event(yaml.AliasEvent):
             line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
@@ -71,18 +75,22 @@ class BoundedLoader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """What a node stands for.
+        """The Python object of a node.
+
+        Args:
+            node: The node.
+            deep: Whether to build what is in it at once.
 
         Raises:
-            yaml.YAMLError: It is tagged as what it is not, which PyYAML ends with an IndexError or a KeyError.
+            yaml.YAMLError: Its tag does not match its content, for which PyYAML raises an IndexError or a KeyError.
         """
         try:
             return super().construct_object(node, deep)
         except (IndexError, KeyError) as error:
-            what = f"this is no {node.tag.rpartition(':')[2]}"
+            what = f"this is not a valid {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
 
     def _count(self, nodes: int) -> None:
         self._nodes += nodes
         if self._nodes > MOST_NODES:
-            raise TooMuchYamlError(f"stands for more than {MOST_NODES:,} keys and values, what aliases repeat included")
+            raise TooMuchYamlError(f"expands to more than {MOST_NODES:,} keys and values, counting what aliases repeat")

@@ -1,8 +1,8 @@
-"""Whether a finished directory still is what was finished, by the sizes and checksums in its manifest.
+"""Whether a finished directory is still as it was finished, by the sizes and checksums in its manifest.
 
-Sizes are looked at whenever a directory is handed on. Content is read once in a run, where a directory comes from an
-earlier one; 14 GB take 12 s (benchmarks/cache_checks.py). Checksums of samples would be sooner done, and
-would not find a hundred bytes.
+Sizes are checked whenever a directory is passed on. Content is read once in a run, for a directory that an earlier run
+made; 14 GB take 12 s (benchmarks/cache_checks.py). Checksums of samples would be faster, but would miss a hundred
+changed bytes.
 """
 
 import json
@@ -19,27 +19,27 @@ from thriftune.errors import Problem, UserError
 logger = logging.getLogger(__name__)
 
 _AGAIN = (
-    "Run what made it again, which makes a cached directory anew, or copy it from where it is whole. "
-    f"If you changed it on purpose, take `files` and `checksum` out of its {MANIFEST}."
+    "Run the step that made it again (a cached directory is then made anew), or copy it from where it is undamaged. "
+    f"If you changed it on purpose, remove `files` and `checksum` from its {MANIFEST}."
 )
 
 
 def damages(directory: Path, *, content: bool) -> list[str]:
-    """What of a finished directory is not as it was finished. Files that came to it later are not looked at.
+    """What has changed in a directory since it was finished. Files added later are not looked at.
 
     Args:
         directory: A finished directory.
         content: Whether every file is read, once in this process; else sizes alone are looked at.
 
     Returns:
-        A sentence for each file; none where all is well, or where the manifest is of a version that noted no files.
+        A sentence for each damaged file; none if all is well, or if the manifest is of a version that listed no files.
     """
     try:
         recorded = _recorded(artifacts.read_manifest(directory))
     except UserError as error:
         return [error.problems[0].message]
     except (AttributeError, TypeError, ValueError):
-        return [f"{MANIFEST} lists no files that can be looked for."]
+        return [f"{MANIFEST} has an invalid list of files."]
     found = {file.name: _wrong_size(directory, file) for file in recorded}
     if content:
         read = [file for file in recorded if file.sha256 and not found[file.name]]
@@ -47,37 +47,37 @@ def damages(directory: Path, *, content: bool) -> list[str]:
             if isinstance(now, OSError):
                 found[file.name] = f"{file.name} cannot be read ({now.strerror})."
             elif now != file.sha256:
-                found[file.name] = f"{file.name} holds something else than was saved."
+                found[file.name] = f"{file.name} does not hold what was saved."
     return [damage for damage in found.values() if damage]
 
 
 def is_reusable(directory: Path) -> bool:
-    """Whether a cached directory can be used as it is. Where it is damaged, that is said: its caller makes it anew.
+    """Whether a cached directory can be used as it is. Damage is logged: the caller makes it anew.
 
     Args:
-        directory: Where it would be.
+        directory: Its path, where nothing need be yet.
     """
     if not directory.is_dir():
         return False
     found = damages(directory, content=True)
     if found:
-        logger.warning("%s is damaged, and is made anew: %s", directory, " ".join(found))
+        logger.warning("%s is damaged and will be made anew: %s", directory, " ".join(found))
     return not found
 
 
 def require_undamaged(
     directory: Path, field: str = "directory", error: type[UserError] = UserError, *, content: bool
 ) -> None:
-    """Refuse a directory that has a manifest and is not what was finished. Any other directory is let through.
+    """Refuse a directory that has a manifest and no longer matches it. Any other directory is let through.
 
     Args:
-        directory: What a person or another task hands on.
-        field: What names it, for the message.
-        error: What is raised.
+        directory: What a person or another task passes on.
+        field: The key that names it, for the message.
+        error: The class to raise.
         content: Whether every file is read, once in this process; else sizes alone are looked at.
 
     Raises:
-        UserError: As `error`: names each file that is damaged.
+        UserError: As `error`, naming each damaged file.
     """
     if not artifacts.is_whole(directory) or _is_of_another(directory):
         return
@@ -86,7 +86,7 @@ def require_undamaged(
 
 
 def _is_of_another(directory: Path) -> bool:
-    """Whether a file of the name of a manifest is none of this package's, or of a version that noted no checksums."""
+    """Whether the manifest is not from this package, or from a version that recorded no checksums."""
     try:
         content = json.loads((directory / MANIFEST).read_bytes())
     except (ValueError, RecursionError, OSError):
@@ -97,8 +97,11 @@ def _is_of_another(directory: Path) -> bool:
 def _recorded(manifest: Mapping[str, Any]) -> list[FileDigest]:
     """The files that a manifest lists.
 
+    Args:
+        manifest: The parsed manifest.
+
     Raises:
-        ValueError: One of them would not be inside the directory. A list of another form: also TypeError and the like.
+        ValueError: One of them would not be inside the directory. A malformed list may raise TypeError and the like.
     """
     files = [FileDigest(name, **entry) for name, entry in manifest.get("files", {}).items()]
     for file in files:

@@ -1,8 +1,8 @@
-"""What files hold, as checksums: of checkpoints and of finished directories, computed in this one way.
+"""Checksums of files, computed in one way for checkpoints and finished directories.
 
-SHA-256: 1.4 GB/s on one core of an AMD EPYC, which has instructions for it; one without does about a third (on paper).
-xxh3 does 10 GB/s there (benchmarks/cache_checks.py), which is more than most disks give; and would be a second way
-beside that of the checkpoints there are.
+SHA-256 does 1.4 GB/s on one core of an AMD EPYC, which has instructions for it; a CPU without them does about a third
+(on paper). xxh3 does 10 GB/s there (benchmarks/cache_checks.py), more than most disks deliver; but existing checkpoints
+use SHA-256, so it would be a second way.
 """
 
 import hashlib
@@ -17,20 +17,20 @@ from thriftune.progress import bytes_progress
 
 _CHUNK_BYTES = 1 << 20
 _AT_ONCE = 4
-# A file that changed within the last tick of the file system's clock may change again and keep its time.
+# A file that changed within the last tick of the file system's clock may change again with the same time stamp.
 _SETTLED_NS = 2_000_000_000
-# What this process has read, by what changes when a file does: a run looks at the same model several times.
+# Checksums of this process, by what changes when a file does: a run checks the same model several times.
 _KNOWN: dict[tuple[int, int, int, int], str] = {}
 
 
 @dataclass(frozen=True)
 class FileDigest:
-    """One file that was finished.
+    """One finished file.
 
     Attributes:
         name: Path relative to its directory, with `/`.
         size: Bytes.
-        sha256: Checksum of its content, hexadecimal; empty where none was taken.
+        sha256: Checksum of its content, hexadecimal; empty where none was computed.
     """
 
     name: str
@@ -39,11 +39,11 @@ class FileDigest:
 
 
 def sha256_of(file: Path, read: Callable[[int], object] | None = None) -> str:
-    """The checksum of a file, as hexadecimal digits. Lets other threads run: the hash holds no lock of Python's.
+    """The checksum of a file, as hexadecimal digits. Other threads can run: hashing releases Python's lock.
 
     Args:
         file: The file.
-        read: Told how many bytes were read, again and again.
+        read: Called after each block with the bytes read in it.
     """
     digest = hashlib.sha256()
     with file.open("rb", buffering=0) as stream:
@@ -55,14 +55,14 @@ def sha256_of(file: Path, read: Callable[[int], object] | None = None) -> str:
 
 
 def checksums(directory: Path, names: Sequence[str]) -> list[str | OSError]:
-    """The checksums of several files, each read at most once in this process as long as nobody writes to it.
+    """The checksums of several files. Each file is read at most once in this process unless it changes.
 
     Args:
         directory: Where they are.
         names: Their paths within it.
 
     Returns:
-        In the order of the names; for a file that cannot be read, why.
+        The checksums in the order of the names; for a file that cannot be read, the error.
     """
     with (
         bytes_progress(_size(directory, names), f"Checking {directory.name}") as bar,
@@ -72,10 +72,13 @@ def checksums(directory: Path, names: Sequence[str]) -> list[str | OSError]:
 
 
 def require_inside(name: str) -> None:
-    """Refuse the name of a file that is not inside the directory whose manifest names it.
+    """Refuse a file name that leads outside the directory whose manifest lists it.
+
+    Args:
+        name: Path relative to the directory.
 
     Raises:
-        ValueError: It leads elsewhere.
+        ValueError: It leads outside.
     """
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name:

@@ -1,4 +1,4 @@
-"""What a local disk refuses, as it is full or may not be written to: said with the place, and what was being done."""
+"""Errors of a local disk that is full or not writable, with the path and what was being done."""
 
 import errno
 import re
@@ -15,24 +15,24 @@ from thriftune.errors import TransientError, UserError
 _GIB = 2**30
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
-# safetensors and tokenizers, written in Rust, have no number of an error but in its text.
+# safetensors and tokenizers, written in Rust, give the error number only in the text.
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
-# torch's own file writer, and others, have none at all.
+# torch's own file writer, and others, give none at all.
 _FULL_TEXTS = (
     "failed writing file", "file write failed", "unexpected pos ", "No space left on device", "Disk quota exceeded",
-    "Not enough disk space",  # datasets, before it begins
+    "Not enough disk space",  # datasets, before it starts
 )  # fmt: skip
 _REMEDY = (
-    "Free some there, or name a larger disk: THRIFTUNE_OUTPUTS for what a local run makes, TMPDIR for temporary files, "
+    "Free space there, or name a larger disk: THRIFTUNE_OUTPUTS for results of local runs, TMPDIR for temporary files, "
     "on a cluster THRIFTUNE_DISK_GIB or THRIFTUNE_SCRATCH."
 )
 
 
 class DiskFullError(TransientError):
-    """A local disk has no room left.
+    """A local disk has no space left.
 
     Transient although waiting frees nothing here: the next attempt starts on another node, or in a new pod with an
-    empty disk, and a training resumes from the newest complete checkpoint. So it is not tried again in place.
+    empty disk, and a training resumes from the newest complete checkpoint. So it is not retried in the same pod.
     """
 
     @classmethod
@@ -40,10 +40,10 @@ class DiskFullError(TransientError):
         """The error for a path on the full disk.
 
         Args:
-            path: What could not be written; need not exist.
-            needed: Bytes that were to be written there; 0 when unknown.
-            what: What was being done, as: saving the model.
-            why: What the disk says.
+            path: The path that could not be written; need not exist.
+            needed: Bytes to write there; 0 when unknown.
+            what: What was being done, for example: saving the model.
+            why: The disk's reason.
         """
         need = f", and {needed / _GIB:.2f} GiB are needed" if needed else ""
         while_doing = f" while {what}" if what else ""
@@ -52,17 +52,17 @@ class DiskFullError(TransientError):
 
 
 class NotWritableError(UserError):
-    """A place on a local disk may not be written to."""
+    """A path on a local disk is not writable."""
 
-    headline = "A place cannot be written to"
+    headline = "A path cannot be written to"
     code = "output-not-writable"
 
 
 def reason_of(error: BaseException) -> int | None:
-    """The number (errno) by which a disk refused something, from an error or what led to it; None: it is another error.
+    """The errno of a disk's refusal, from an error or its causes; None for any other error.
 
     Args:
-        error: Of Python, or of a library that writes by itself.
+        error: Raised by Python, or by a library that writes by itself.
     """
     for link in _causes(error):
         number = getattr(link, "errno", None) if isinstance(link, OSError) else None
@@ -82,18 +82,18 @@ def is_full(error: BaseException) -> bool:
 
 
 def is_circle(error: BaseException | None) -> bool:
-    """Whether an error says that links lead in a circle."""
+    """Whether an error says that symbolic links form a loop."""
     return isinstance(error, OSError) and error.errno == errno.ELOOP
 
 
 @contextmanager
 def writing_to(path: Path, what: str, needed: int = 0) -> Iterator[None]:
-    """Say of whatever a disk refuses meanwhile where that is, what was being done, and what to do.
+    """Explain a disk's refusal during the block: the path, what was being done, and what to do.
 
     Args:
-        path: What is written.
-        what: What is being done, as: saving the model.
-        needed: Bytes that are to be written; 0 when unknown.
+        path: What is being written.
+        what: What is being done, for example: saving the model.
+        needed: Bytes that will be written; 0 when unknown.
 
     Raises:
         DiskFullError: The disk is full.
@@ -103,9 +103,9 @@ def writing_to(path: Path, what: str, needed: int = 0) -> Iterator[None]:
         raise DiskFullError.at(path, needed, what)
     try:
         yield
-    except (TransientError, UserError):  # which say what they are of
+    except (TransientError, UserError):  # these already say what they are about
         raise
-    except Exception as error:  # each library that writes has errors of its own; others go on as they are
+    except Exception as error:  # each library that writes has its own errors; others are raised unchanged
         number = reason_of(error)
         if number is None:
             raise
@@ -113,17 +113,17 @@ def writing_to(path: Path, what: str, needed: int = 0) -> Iterator[None]:
 
 
 def refusal(folder: Path, what: str) -> DiskFullError | NotWritableError | None:
-    """Try to write into a folder, and leave nothing there.
+    """Try to write into a folder, and leave nothing behind. Returns the error, or None.
 
     Args:
-        folder: Need not exist; what it would be made in is tried then.
-        what: What is to be written there.
+        folder: If it does not exist, the nearest existing folder above it is tried.
+        what: What will be written there.
     """
     there = existing(folder)
     try:
         with writing_to(folder, f"looking whether {what} can be written there"):
             if not there.is_dir():
-                raise NotADirectoryError(errno.EACCES, f"{there} is no folder", str(there))
+                raise NotADirectoryError(errno.EACCES, f"{there} is not a folder", str(there))
             with tempfile.NamedTemporaryFile(dir=there, prefix=".write-check-") as probe:
                 probe.write(b"thriftune" * 1000)
     except (DiskFullError, NotWritableError) as error:
@@ -135,20 +135,20 @@ def free_bytes(path: Path) -> int:
     """Bytes free on the disk of a path, which need not exist yet."""
     while True:
         there = existing(path)
-        with suppress(FileNotFoundError):  # another process took it away, or puts another one in its place
+        with suppress(FileNotFoundError):  # another process removed it, or is replacing it
             return int(psutil.disk_usage(str(there)).free)
 
 
 def temporary() -> Path:
-    """Where temporary files go."""
+    """The folder for temporary files."""
     try:
         return Path(tempfile.gettempdir())
-    except FileNotFoundError:  # none of the places that Python knows can be written to
+    except FileNotFoundError:  # Python can write to none of the folders it knows
         return Path("/tmp")  # noqa: S108
 
 
 def existing(path: Path) -> Path:
-    """A path, or the folder nearest above it that is there."""
+    """A path, or the nearest folder above it that exists."""
     there = path.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -156,7 +156,7 @@ def existing(path: Path) -> Path:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from; not what was tried before in vain."""
+    """The error and what it was raised from; not errors that were being handled at the time."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -164,10 +164,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _place_of(error: BaseException, path: Path, number: int) -> Path:
-    """The path that was refused: of a full disk nobody says which, and temporary files may lie on another."""
+    """The path that was refused: no error names the full disk, and temporary files may lie on another one."""
     for link in _causes(error):
         if isinstance(link, OSError) and link.errno == number and isinstance(link.filename, str):
-            # Of a copy the second one is where it goes.
+            # For a copy, the second file name is the destination.
             return Path(link.filename2 if isinstance(link.filename2, str) else link.filename)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return min((path, temporary()), key=free_bytes)
@@ -181,9 +181,9 @@ def _explained(number: int, path: Path, what: str, needed: int) -> DiskFullError
         return DiskFullError.at(path, needed, what)
     why = {
         errno.EROFS: f"is on a read-only file system ({what}).",
-        errno.EACCES: f"may not be read or written by this user: permission denied ({what}).",
-        errno.EPERM: f"may not be changed by this user: operation not permitted ({what}).",
+        errno.EACCES: f"cannot be read or written by this user: permission denied ({what}).",
+        errno.EPERM: f"cannot be changed by this user: operation not permitted ({what}).",
     }
     return NotWritableError.single(
-        "disk", path, why[number], "Let this user write there, or name another place: THRIFTUNE_OUTPUTS, TMPDIR."
+        "disk", path, why[number], "Let this user write there, or name another folder: THRIFTUNE_OUTPUTS, TMPDIR."
     )

@@ -14,13 +14,13 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Rank:
-    """Where this process stands among the workers of a job.
+    """The position of this process among the workers of a job.
 
     Attributes:
         index: Global rank, 0 to `world_size - 1`.
         local_index: Rank on this node.
         world_size: Number of worker processes on all nodes.
-        local_world_size: Number of them on this node; every node has as many.
+        local_world_size: Number of them on this node; the same on every node.
     """
 
     index: int
@@ -55,12 +55,12 @@ def current_rank() -> Rank:
 
 
 def use_cpu_accelerator() -> None:
-    """Tell DeepSpeed to train on the CPU, over gloo alone. Must run before deepspeed is imported."""
+    """Tell DeepSpeed to train on the CPU with gloo only. Must run before deepspeed is imported."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     from deepspeed import ops
 
-    # By itself it compiles an operator for minutes before the first step. Only a model that is cut by its tensors for
-    # inference sums by that one; ZeRO goes through torch.distributed. (deepspeed 0.19, comm/torch.py: build_shm_op,
+    # Left alone, it compiles an operator for minutes before the first step. Only tensor-parallel inference uses that
+    # operator; ZeRO goes through torch.distributed. (deepspeed 0.19, comm/torch.py: build_shm_op,
     # inference_all_reduce)
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -80,8 +80,8 @@ def join(backend: str) -> Rank:
     if backend == "nccl":
         import torch
 
-        # Without them NCCL guesses: the same GPU for every rank in the first collective, and in a barrier one by the
-        # global rank, which a second node does not have.
+        # Without a device NCCL guesses: the same GPU for every rank in the first collective, and in a barrier the GPU
+        # with the number of the global rank, which a second node does not have.
         device = torch.device("cuda", current_rank().local_index)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
@@ -90,10 +90,10 @@ def join(backend: str) -> Rank:
 
 
 def leave() -> None:
-    """Leave the process group, when every rank is done.
+    """Leave the process group when every rank is done.
 
-    A process that ends with its collective threads alive is now and then aborted ("terminate called without an active
-    exception"), and a finished job would count as failed.
+    A process that exits while its collective threads are alive is sometimes aborted ("terminate called without an
+    active exception"), and a finished job would count as failed.
     """
     import torch.distributed as dist
 
@@ -103,7 +103,7 @@ def leave() -> None:
 
 
 def barrier() -> None:
-    """Wait for every rank of the job; nothing to wait for in a lone process."""
+    """Wait for every rank of the job; returns at once in a lone process."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -111,10 +111,13 @@ def barrier() -> None:
 
 
 def once_per_node(action: Callable[[], None]) -> None:
-    """Run `action` on local rank 0 of every node while the other ranks wait.
+    """Run a function on local rank 0 of every node while the other ranks wait.
 
-    Flyte hands an undownloaded directory with the same local path to every rank: without this they all download
-    into one folder at once.
+    Flyte gives every rank the same local path of a directory that is not downloaded yet: without this they would all
+    download into one folder at once.
+
+    Args:
+        action: The function to run.
     """
     if current_rank().local_index == 0:
         action()
@@ -122,7 +125,7 @@ def once_per_node(action: Callable[[], None]) -> None:
 
 
 def gather_objects(value: _Value) -> list[_Value]:
-    """The `value` of every rank, in rank order."""
+    """Gather the `value` of every rank, in rank order."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -133,7 +136,7 @@ def gather_objects(value: _Value) -> list[_Value]:
 
 
 def from_main(make: Callable[[], _Value]) -> _Value:
-    """What `make` gives on rank 0, on every rank; what it raises there is raised everywhere."""
+    """Call `make` on rank 0 and return its result on every rank; what it raises is raised on every rank."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -152,7 +155,7 @@ def from_main(make: Callable[[], _Value]) -> _Value:
 
 
 def mean(value: float) -> float:
-    """The mean of a value over all ranks; not a number where one of them is none."""
+    """The mean of a value over all ranks; NaN if the value of any rank is."""
     import torch
     import torch.distributed as dist
 
@@ -165,7 +168,7 @@ def mean(value: float) -> float:
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:
-    """For each flag, whether it is set on any rank. Collective, of a few bytes."""
+    """For each flag, whether it is set on any rank. A collective of a few bytes."""
     import torch
     import torch.distributed as dist
 

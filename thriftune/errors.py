@@ -1,4 +1,4 @@
-"""Errors that say whose fault it is: the user's (fix the input), nobody's (try again), or ours."""
+"""Errors that say whose fault it is: the user's (fix the input), the surroundings' (try again), or ours."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ from thriftune.redaction import redacted
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to say of what a person gave us. Secrets in its texts are taken out when it is made.
+    """One problem with what a person gave us. Secrets are removed from its texts when it is made.
 
     Attributes:
-        field: Where it stands, in the words of the YAML file: `training.micro_batch`.
-        value: What stands there, as text.
-        message: Why that cannot work, or what it means.
+        field: The key in the YAML file, for example `training.micro_batch`.
+        value: The value of that key, as text.
+        message: Why the value cannot work, or what it means.
         remedy: What to write or do instead.
-        code: Key of `thriftune.codes.CODES`. An error gives its own to those of its problems that have none.
+        code: Key of `thriftune.codes.CODES`. An error gives its own code to its problems that have none.
     """
 
     field: str
@@ -35,12 +35,12 @@ class Problem:
 
     @classmethod
     def coded(cls, code: str, field: str, value: object, message: str, remedy: str = "") -> Self:
-        """A problem of a code, with whatever value."""
+        """A problem with a code, and a value of any type."""
         return cls(field, str(value), message, remedy, code)
 
     @property
     def severity(self) -> Severity:
-        """What its code says. error: it cannot work. warning: it may not do what was meant. note: worth knowing."""
+        """Its code's severity. error: it cannot work. warning: it may not do what was meant. note: worth knowing."""
         return CODES[self.code][0] if self.code else "error"
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Problem:
 
 
 class ThriftuneError(Exception):
-    """Base of every error that this package raises on purpose. Secrets in its text are taken out when it is made."""
+    """Base of every error that this package raises on purpose. Secrets are removed from its text when it is made."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(redacted(value) if isinstance(value, str) else value for value in args))
@@ -61,11 +61,11 @@ class UserError(ThriftuneError):
     The only constructor argument is the list of problems, so that the error survives pickling between processes.
 
     Attributes:
-        headline: What its text begins with.
-        code: Of its problems that have none of their own.
-        missing: Code of what is not there; empty: `code`. So are the others.
-        gated: Code of what the hub gives to few.
-        no_revision: Code of a commit, tag or branch that is not there.
+        headline: First line of its text.
+        code: Code for its problems that have none of their own.
+        missing: Code for something that does not exist. Where this or one of the next two is empty, `code` is used.
+        gated: Code for a gated repository.
+        no_revision: Code for a commit, tag or branch that does not exist.
     """
 
     headline = "The input cannot be used"
@@ -75,21 +75,26 @@ class UserError(ThriftuneError):
     no_revision: ClassVar[str] = ""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
+        """Give the error's code to the problems that have none.
+
+        Args:
+            problems: What is wrong, one or more.
+        """
         self.problems = tuple(problem if problem.code else replace(problem, code=self.code) for problem in problems)
         super().__init__(self.problems)
 
     @classmethod
     def single(cls, field: str, value: object, message: str, remedy: str, *, code: str = "") -> Self:
-        """An error with one problem, of its own code or of the error's."""
+        """An error with one problem, which has the given code or else the class's."""
         return cls([Problem(field, str(value), message, remedy, code)])
 
     @classmethod
     def of(cls, code: str, problems: Sequence[Problem]) -> Self:
-        """An error with problems that are of a code, where they have none of their own."""
+        """An error whose problems get a code where they have none of their own."""
         return cls([problem if problem.code else replace(problem, code=code) for problem in problems])
 
     def advising(self, advice: str) -> Self:
-        """The same error, with something more to do or to know after the remedy of each problem."""
+        """The same error, with advice added after the remedy of each problem."""
         return type(self)([replace(problem, remedy=f"{problem.remedy} {advice}") for problem in self.problems])
 
     def __str__(self) -> str:
@@ -115,7 +120,7 @@ class DataError(UserError):
 
 
 class ModelSourceError(UserError):
-    """The base model cannot be had, or is not what it should be."""
+    """The base model cannot be fetched, or is not what it should be."""
 
     headline = "The base model cannot be used"
     code, missing = "model-unreadable", "model-not-found"
@@ -123,7 +128,7 @@ class ModelSourceError(UserError):
 
 
 class AdapterError(UserError):
-    """An adapter is none, or does not fit the model that it is put on."""
+    """A directory holds no adapter, or its adapter does not fit the model."""
 
     headline = "The adapter cannot be used"
     code, missing = "adapter-unreadable", "adapter-not-found"
@@ -137,7 +142,7 @@ class PublishError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss is not a number any more: there is nothing worth saving."""
+    """The loss is no longer a number: there is nothing worth saving."""
 
     headline = "The training diverged"
     code = "training-diverged"
@@ -148,15 +153,15 @@ class TransientError(ThriftuneError):
 
 
 class StartAgainError(TransientError):
-    """The training changed something of itself (micro batch, a batch left out), and begins again from a checkpoint."""
+    """The training changed its own settings (micro batch, a batch left out) and must start again from a checkpoint."""
 
 
 class PreemptedError(TransientError):
-    """The node goes away. What was trained is saved, and another attempt goes on from there."""
+    """The node is being taken away. Progress is saved, and another attempt resumes from it."""
 
 
 def to_json(error: ThriftuneError) -> str:
-    """An error as text that another process can read without running anything, as a pickle would."""
+    """An error as text that another process can read; unlike a pickle, reading it runs no code."""
     if isinstance(error, UserError):
         return json.dumps({"kind": type(error).__name__, "problems": [asdict(p) for p in error.problems]})
     return json.dumps({"kind": type(error).__name__, "text": str(error)})
@@ -169,7 +174,7 @@ def from_json(text: str) -> ThriftuneError:
         text: What it returned.
 
     Returns:
-        An error of the same class; of the base of its kind where this process has not loaded that.
+        An error of the same class, or of the base of its kind where this process has not loaded the class.
     """
     content = json.loads(text)
     classes = {found.__name__: found for found in _below(ThriftuneError)}
@@ -186,7 +191,7 @@ def _below(base: type[ThriftuneError]) -> Iterator[type[ThriftuneError]]:
 
 
 def in_a_line(error: BaseException, longest: int = 200) -> str:
-    """What a library raised, in one short line: its kind and the beginning of what it says.
+    """An error of a library in one short line: its class and the start of its text.
 
     Args:
         error: The error.
@@ -198,18 +203,18 @@ def in_a_line(error: BaseException, longest: int = 200) -> str:
 
 
 class RedactedError(ThriftuneError):
-    """What a library raised, without the secrets that its text held."""
+    """An error of a library, without the secrets that its text held."""
 
 
 def without_secrets(error: BaseException) -> BaseException:
-    """An error as it may be shown: whoever prints it prints what led to it, too.
+    """An error that is safe to show; printing it prints its causes, too.
 
     Args:
         error: The error.
 
     Returns:
-        It, if neither its text nor that of any of its causes holds a secret; else the same chain, in which errors of
-        the same name stand for those that do.
+        The error itself, if neither its text nor that of any cause holds a secret; else the same chain, with redacted
+        errors of the same name in place of those that do.
     """
     links = list(chain_of(error))
     if all(redacted(str(link)) == str(link) for link in links):
@@ -218,7 +223,7 @@ def without_secrets(error: BaseException) -> BaseException:
     for link in reversed(links):
         shown, text = link, redacted(str(link))
         if text != str(link):
-            # By the name of the error: readers know it, and `thriftune.training.guards.faults` judges by it.
+            # Keeps the name of the class: readers know it, and `thriftune.training.guards.faults` decides by it.
             shown = type(type(link).__name__, (RedactedError,), {})(text).with_traceback(link.__traceback__)
         shown.__cause__ = cause
         shown.__context__ = None
@@ -227,7 +232,7 @@ def without_secrets(error: BaseException) -> BaseException:
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, as Python would show it, from the last to the first."""
+    """The error and its causes, as Python would show them, from the last to the first."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

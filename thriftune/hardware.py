@@ -1,4 +1,4 @@
-"""The GPUs people can get, and what follows from each: memory, precision, attention, backend.
+"""The GPUs people can get, and what each one implies: memory, precision, attention, backend.
 
 Sources: NVIDIA's data sheets for memory and compute capability. Which machines carry them:
 thriftune/planning/catalogue.yaml.
@@ -18,8 +18,8 @@ DeviceName = Literal["T4", "V100", "A10G", "L4", "A100-40GB", "A100-80GB", "H100
 _LEAST_SHOWN = 0.85
 Precision = Literal["fp32", "fp16", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
-# As Linux calls the instructions for products in bfloat16, of x86 and of ARM. With them a step takes a quarter of the
-# time of one in fp32; without, several times as long.
+# Linux's names for the instructions for products in bfloat16, on x86 and on ARM. With them a step takes a quarter of
+# the time of a step in fp32; without them, several times as long.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -29,10 +29,10 @@ class Device:
     """One kind of device to train on.
 
     Attributes:
-        name: Key in `DEVICES`, or what the driver calls a GPU that is not there.
+        name: Key in `DEVICES`, or the driver's name for a GPU that is not in the table.
         memory_gib: Memory per device; 0 for the CPU, whose memory is the host's.
         compute_capability: NVIDIA's (major, minor); (0, 0) for the CPU.
-        bf16_flag: Instructions of a CPU for products in bfloat16; empty where it has none, or they are not known.
+        bf16_flag: Instructions of a CPU for products in bfloat16; empty where it has none, or this is not known.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Device:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether bfloat16 can be trained in: compute capability 8 and later, and every CPU, if slowly without a flag.
+        """Whether it can train in bfloat16: compute capability 8 and later, and every CPU (slowly without the flag).
 
-        Never torch's own `is_bf16_supported`: it says yes on a T4, because it counts emulation.
+        Not torch's own `is_bf16_supported`: it says yes on a T4, because it counts emulation.
         """
         return not self.is_gpu or self.compute_capability >= (8, 0)
 
@@ -83,13 +83,13 @@ def choose_precision(requested: PrecisionChoice, device: Device) -> Precision:
     Args:
         requested: What the configuration says; `auto` picks bf16 where the hardware has it, fp16 (with loss
             scaling) on older GPUs, and on the CPU fp32 unless it has instructions for bf16.
-        device: What it will run on.
+        device: The device it will run on.
 
     Returns:
         The precision.
 
     Raises:
-        ConfigError: bf16 asked of a GPU without it, or fp16 of the CPU.
+        ConfigError: bf16 on a GPU without it, or fp16 on the CPU.
     """
     if requested == "auto":
         if not device.is_gpu:
@@ -142,7 +142,7 @@ def bf16_flag(cpuinfo: str) -> str:
     """The instructions for bfloat16 that a CPU has; empty for none.
 
     Args:
-        cpuinfo: What Linux says of the CPUs of a machine.
+        cpuinfo: The text of /proc/cpuinfo.
     """
     flags = {
         flag for line in cpuinfo.splitlines() if line.lower().startswith(("flags", "features")) for flag in line.split()

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what can go wrong there, each with its own clear error."""
+"""The Hugging Face hub: everything that can go wrong there has its own clear error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
     from huggingface_hub.errors import HfHubHTTPError
 
-# HTTP statuses by which the hub says "not now".
+# HTTP statuses with which the hub says "not now".
 _BUSY = (408, 429)
 _SERVER_ERROR = 500
 _NO_TOKEN, _FORBIDDEN = 401, 403
@@ -18,7 +18,7 @@ _REFUSED = "hub-token-refused"
 
 Access = Literal["read", "write"]
 _TOKEN_REMEDIES: dict[Access, str] = {
-    "read": "Give a valid token with read access, or none at all for a public repository.",
+    "read": "Give a valid token with read access, or none for a public repository.",
     "write": "Give a valid token with write access to it.",
 }
 
@@ -33,7 +33,7 @@ def explained_errors(
         field: The configuration key that named the repository.
         repository: The hub id.
         error_class: What to raise for the user's own mistakes.
-        access: What is asked for.
+        access: The access that is needed.
 
     Raises:
         UserError: As `error_class`: gated, missing, unknown revision, bad token.
@@ -80,7 +80,7 @@ def explained_errors(
     except hub_errors.HfHubHTTPError as error:
         raise _explain_status(error, field, repository, error_class, access) from error
     except (httpx.LocalProtocolError, UnicodeEncodeError):
-        # Its text quotes the header, token and all: neither it nor the chain of causes may be shown.
+        # Its text quotes the header with the token: neither the text nor the chain of causes may be shown.
         raise error_class.single(
             field,
             repository,
@@ -110,7 +110,7 @@ def permitted(
     error_class: type[UserError],
     repo_type: Literal["model", "dataset"],
 ) -> "ModelInfo | DatasetInfo":
-    """What the hub says of a repository that this token may download, asked without downloading it.
+    """Ask the hub about a repository that this token may download, without downloading it.
 
     Args:
         repository: Hub id.
@@ -124,8 +124,8 @@ def permitted(
         Its commit, tags and files.
 
     Raises:
-        UserError: As `error_class`: missing, or gated; the hub tells everybody about a gated repository, and gives its
-            files to few.
+        UserError: As `error_class`: missing, or gated (the hub describes a gated repository to everybody, but gives its
+            files only to accounts with access).
         TransientError: The hub did not answer.
     """
     from huggingface_hub import HfApi
@@ -171,11 +171,11 @@ def _explain_status(
             repository,
             f"the hub refused the token (HTTP {status}).",
             _TOKEN_REMEDIES[access],
-            # A token that may not do what was asked for is refused with 403: to write, that is the more exact code.
+            # 403 refuses a token that lacks the permission: for writing, the class's own code is more exact.
             code=_REFUSED if access == "read" or status == _NO_TOKEN else "",
         )
     if status is None or status in _BUSY or status >= _SERVER_ERROR:
         return TransientError(f"{field} = {repository}: the hub did not answer (HTTP {status}).")
-    said = f"the hub answered HTTP {status}" + (f" ({error.server_message})" if error.server_message else "")
-    remedy = "Check the name and revision." if access == "read" else "Check what the hub says of it."
-    return error_class.single(field, repository, f"{said}.", remedy)
+    answer = f"the hub answered HTTP {status}" + (f" ({error.server_message})" if error.server_message else "")
+    remedy = "Check the name and revision." if access == "read" else "Check what the hub says about it."
+    return error_class.single(field, repository, f"{answer}.", remedy)

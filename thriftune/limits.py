@@ -1,6 +1,6 @@
-"""What one row, one file and one chat template may ask for. A row over a limit is set aside like any other bad row.
+"""Limits on one row, one file and one chat template. A row over a limit is set aside like any other bad row.
 
-Every limit is far above what rows to train on need, and low enough that four processes that meet it over and over stay
+Every limit is far above what training rows need, and low enough that four processes that reach it over and over stay
 within the 12 GiB of the task that prepares data (benchmarks/hostile_input.py measures it).
 """
 
@@ -9,56 +9,55 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 # Bytes of a row as it stands in its file, unpacked; characters where a file is read as text. A long novel is 3 MB, a
-# million tokens of English are 4 MB. Tokenizing takes 150 times as much memory as it is given English, and 350 times
-# where a token is a letter or two.
+# million tokens of English are 4 MB. Tokenizing takes 150 times the size of an English text as memory, and 350 times
+# where a token is one or two letters.
 ROW_BYTES = 4 << 20
-# Levels of lists and objects in each other, in a row or in JSON that a row holds as text. Schemas of tools have about
-# 10. Python follows nesting with its own stack, which ends somewhere below 1,000.
+# Levels of nested lists and objects, in a row or in JSON that a row holds as text. Schemas of tools have about 10.
+# Python follows nesting on its own stack, which ends below 1,000 levels.
 DEPTH = 64
-# Messages, turns of a history, or corrections in a row: finding each answer in the tokens takes as long as there are
-# tokens, and each correction repeats its sentence.
+# Messages, turns of a history, or corrections in a row: finding each answer takes time in proportion to all tokens, and
+# each correction repeats its sentence.
 TURNS = 10_000
-# Characters of all texts that are made of a row, by a format or by a chat template: what the row holds, and a little
-# around it.
+# Characters of all texts that a format or a chat template makes from a row: what the row holds, plus a little more.
 TEXT_CHARACTERS = ROW_BYTES + (1 << 20)
-# How many times as large as the file its unpacked content may be. Text packs 3 to 10 times, rows of logs up to 100.
+# The unpacked content may be this many times as large as the file. Text packs 3 to 10 times, rows of logs up to 100.
 EXPANSION = 200
-# Bytes that any file may unpack to, whatever it was packed from: read in a second, and never kept.
+# Bytes that any file may unpack to, whatever its own size: read in a second, and never kept.
 EXPANSION_FREE_BYTES = 256 << 20
-# Bytes of rows that are read from a Parquet file at once: as many rows as fit, by the average of their row group.
+# Bytes of rows to read from a Parquet file at once: as many rows as fit, by the average of their row group.
 READ_BYTES = 32 << 20
-# Bytes of rows that the preflight looks at: a thousand rows, or fewer that are long.
+# Bytes of rows that the preflight looks at: a thousand rows, or fewer if they are long.
 SAMPLE_BYTES = 64 << 20
-# Names of columns that are collected of rows that each have columns of their own.
+# Column names to collect, where every row has columns of its own.
 COLUMNS = 10_000
-# Characters of a reason in rejected.parquet, in reports and in the log: some quote what is in the row.
+# Characters of a reason in rejected.parquet, in reports and in the log: some reasons quote the row.
 REASON_CHARACTERS = 300
 
-# Turns of loops, calls and outputs of a chat template over all renderings of a row, which are two for each answer: 6
-# million for a conversation of 1,000 messages of 1,000 characters (SmolLM2's template, and Qwen3's). Counted in place
-# of time, so that the same rows are set aside on every machine; a step takes 0.3 to 4 microseconds.
+# Loop turns, calls and outputs of a chat template over all renderings of a row, two for each answer: 6 million for a
+# conversation of 1,000 messages of 1,000 characters (SmolLM2's template, and Qwen3's). Steps are counted instead of
+# time, so that the same rows are set aside on every machine; a step takes 0.3 to 4 microseconds.
 RENDER_STEPS = 10_000_000
-# Seconds of CPU for the same: for steps that are few and long.
+# CPU seconds for the same renderings: for templates whose steps are few and long.
 RENDER_SECONDS = 60
-# Characters of all texts that one rendering makes on the way, which it may keep until its end: of a row of 4 MiB, each
-# of its texts a dozen times. At four bytes a character they take 1.3 GB.
+# Characters of all intermediate texts of one rendering, which it may keep until its end: for a row of 4 MiB, each of
+# its texts a dozen times. At four bytes a character they take 1.3 GB.
 RENDER_CHARACTERS = 64 * TEXT_CHARACTERS
-# Of steps and seconds, the part that the simplest conversation may take: a template that needs more needs too much for
-# any.
+# The simplest conversation may take a tenth of these steps and seconds: a template that needs more for it needs too
+# much for any other.
 SIMPLEST_PART = 10
-# Characters of a chat template itself. The longest that are published have 30,000.
+# Characters of a chat template itself. The longest published ones have 30,000.
 TEMPLATE_CHARACTERS = 1 << 18
-# Rows over the limits of rendering after which a process gives up on the template, if they are more than half of all.
+# A process gives up on the template after this many rows over the rendering limits, if they are more than half of all.
 OVERRUNS = 3
 
 TOO_DEEP = f"nested more than {DEPTH} levels deep"
 
 
 def is_too_deep(value: Any) -> bool:
-    """Whether lists and objects lie in each other deeper than `DEPTH`; looked at level by level, so never recursively.
+    """Whether lists and objects are nested deeper than `DEPTH`; checked level by level, without recursion.
 
     Args:
-        value: What JSON, or a table, can hold.
+        value: A value of JSON or of a table.
     """
     level = [value]
     for _ in range(DEPTH):
@@ -69,11 +68,11 @@ def is_too_deep(value: Any) -> bool:
 
 
 def size_of(value: Any, most: int = sys.maxsize) -> int:
-    """About how much a value holds: the characters of its texts, and some for everything else in it.
+    """Approximate size of a value: the characters of its texts, and some for everything else in it.
 
     Args:
-        value: What JSON, a table or a template can hold.
-        most: Where to end: what holds more is said to hold a little more than this.
+        value: A value of JSON, a table or a template.
+        most: Where to stop counting: for anything larger, the result is a little more than this.
     """
     size, pending = 0, [value]
     while pending and size <= most:
@@ -100,23 +99,23 @@ def too_large(size: int | None = None) -> str:
     """Why a row over `ROW_BYTES` is set aside.
 
     Args:
-        size: How large it is, where that is known.
+        size: Its size in bytes, where known.
     """
     found = f" ({size / 2**20:,.0f} MiB)" if size is not None else ""
     return f"is larger than {ROW_BYTES >> 20} MiB{found}"
 
 
 def shortened(text: str) -> str:
-    """A reason that is itself no giant.
+    """A reason cut to `REASON_CHARACTERS`.
 
     Args:
-        text: It, which may quote what is in a row.
+        text: The reason, which may quote the row.
     """
     return text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}..."
 
 
 def _parts(value: Any) -> list[Any]:
-    """What a list or an object holds; nothing for anything else."""
+    """The values in a list or an object; nothing for anything else."""
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
     return [] if isinstance(value, str | bytes | range) or not isinstance(value, Collection) else list(value)

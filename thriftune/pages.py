@@ -1,4 +1,4 @@
-"""Reports as HTML: every one extends the same page, escapes what it is given, and loads and runs nothing."""
+"""Reports as HTML: every report extends the same page, escapes its values, and loads and runs nothing."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,9 +7,9 @@ def render(template: str, functions: Mapping[str, Callable[..., object]], **valu
     """A report as one HTML page.
 
     Args:
-        template: Its file below this package, as `data/report.html.jinja`.
-        functions: What it calls besides Jinja's own, by name; as filters too.
-        values: What it shows. A name that it uses and is not given is an error.
+        template: Path of the template below this package, for example `data/report.html.jinja`.
+        functions: Functions that it calls besides Jinja's own, by name; also available as filters.
+        **values: Values that it shows. A name that it uses but is not given is an error.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

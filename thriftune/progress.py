@@ -1,4 +1,4 @@
-"""A bar for what takes more than a few seconds."""
+"""Progress bars for anything that takes more than a few seconds."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-_LATE_S = 2.0  # what is done sooner needs no bar
+_LATE_S = 2.0  # anything faster needs no bar
 
 
 def progress(total: int, what: str) -> "tqdm[None]":
     """A bar that counts rows.
 
     Args:
-        total: Rows there are.
-        what: Is done with them.
+        total: Number of rows.
+        what: What is being done with them.
     """
     from tqdm import tqdm
 
@@ -22,11 +22,11 @@ def progress(total: int, what: str) -> "tqdm[None]":
 
 
 def bytes_progress(total: int, what: str) -> "tqdm[None]":
-    """A bar that counts bytes, and is shown only for what takes a while.
+    """A bar that counts bytes, shown only if the work takes a while.
 
     Args:
-        total: Bytes there are.
-        what: Is done with them.
+        total: Number of bytes.
+        what: What is being done with them.
     """
     from tqdm import tqdm
 
@@ -34,4 +34,4 @@ def bytes_progress(total: int, what: str) -> "tqdm[None]":
 
 
 def _interval() -> float:
-    return 0.2 if sys.stderr.isatty() else 15  # a pod's log keeps every state of the bar
+    return 0.2 if sys.stderr.isatty() else 15  # a pod's log keeps every update of the bar

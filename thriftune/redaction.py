@@ -1,4 +1,4 @@
-"""Secrets in texts: passwords, signatures and tokens, taken out before anything is written or shown.
+"""Secrets in texts: passwords, signatures and tokens, removed before anything is written or shown.
 
 The one place that knows what a secret looks like. Files go through `thriftune.artifacts.write_text`, errors through the
 classes in `thriftune.errors`, the log through tasks/log.py, pages through tasks/pages.py; all of them ask here.
@@ -8,36 +8,36 @@ import re
 
 MARK = "REDACTED"
 
-# Names of parameters of a URL that let somebody in, whole or in part: presigned URLs of S3, GCS, Azure, OSS, CloudFront
-# and Akamai, and what people call keys. Lengths are bounded so that no text takes more than linear time.
+# Names, or parts of names, of URL parameters that grant access: presigned URLs of S3, GCS, Azure, OSS, CloudFront and
+# Akamai, and common names of keys. Lengths are bounded so that no text takes more than linear time.
 _SURELY_LETS_IN = (
     r"(?:[\w.-]{0,40}(?:signature|token|secret|passw(?:or)?d|passphrase|credential|access-?_?key|api-?_?key)[\w.-]{0,40}"
     r"|x-(?:amz|goog|oss|cos|ms)-[\w-]{1,40}|googleaccessid|key-pair-id|sig)"
 )
-# In a URL those too; in other texts they are words like any other.
+# In a URL these count too; in other texts they are ordinary words.
 _LETS_IN = (
     rf"(?:{_SURELY_LETS_IN}|policy|security|authorization|auth|jwt|sas|sign"
     r"|g?key|pass|pwd|pin|code|hdn(?:ts|ea)|__gda__|session(?:id)?)"
 )
-# Of a signature, and no secrets themselves: they are others each time that a place is signed (Azure, S3 and GCS v2).
+# Part of a signature, but not secret: they change each time a URL is signed (Azure, S3 and GCS v2).
 _BESIDE_SIGNATURE = frozenset(
     {"expires", "sv", "ss", "srt", "sp", "st", "se", "sr", "sip", "spr", "skoid", "sktid", "skt", "ske", "sks", "skv"}
 )
-# What comes before a parameter: as it is, in HTML, in JSON that is safe in HTML, and in a URL that another one holds.
+# What comes before a parameter: plain, in HTML, in JSON that is safe in HTML, and in a URL inside another URL.
 _BEFORE = r"(?:[?&;#]|&amp;|\\u0026|%3F|%26|%23)"
-_VALUE = r"[\w%+/=.~:*!$@,-]*[\w%+/=~*$@-]"  # not the colon or the comma of the sentence that it stands in
+_VALUE = r"[\w%+/=.~:*!$@,-]*[\w%+/=~*$@-]"  # not the colon or the comma of the sentence around it
 _PARAMETER = re.compile(rf"({_BEFORE}({_LETS_IN})(?:=|%3D)){_VALUE}", re.IGNORECASE)
 _NAME_SURELY_LETS_IN = re.compile(_SURELY_LETS_IN, re.IGNORECASE)
-# What stands between :// and @ of a URL; a colon with a number and a slash after it is a port, and the @ is in a path,
-# as it is after an address in brackets.
+# The part between :// and @ of a URL. After a colon with a number and a slash (a port), or after an address in
+# brackets, the @ belongs to the path.
 _USER = re.compile(r"(?!\[[\da-fA-F:.]*\](?::\d{1,5})?/)[^\s/:\"'<>?#]*(?::(?!\d{1,5}[/?#])[^\s\"'<>]*)?")
-# Of several @ the last one ends it, as for who parses URLs: somebody wrote a password as it is.
+# With several @ the last one ends it, as URL parsers do: somebody wrote a password without escaping it.
 _AT_IN_PASSWORD = re.compile(r"(?:@[^\s/:\"'<>?#@,;]{0,1000}(?=@))*")
 _LONGEST_USER = 1000
-# Where one name before the @ says which container or account, and opens nothing.
+# Schemes where a single name before the @ is a container or account, not a secret.
 _NAMES_NO_SECRET = ("abfs", "abfss", "wasb", "wasbs", "sftp", "ssh")
 _SCHEME = re.compile(r"[\w+.-]{1,20}$")
-# Long, and of letters and digits: nobody but a machine wrote it, under whatever name.
+# Long, and made of letters and digits: only a machine writes such a value, whatever its parameter is called.
 _OPAQUE = re.compile(
     rf"({_BEFORE}(?:[\w.-]{{1,40}}=)?)([\w%+/~-]{{20,}}=*)"
     r"(?=[).,\]]*(?:$|[\s\"'<>|&;#\\]))"
@@ -53,10 +53,10 @@ _BEARER = re.compile(r"(\b(?:bearer|authorization:\s*\w{1,20})\s{1,4})(?=\S{0,20
 
 
 def redacted(text: str) -> str:
-    """A text without the secrets that are in it: REDACTED stands in their place.
+    """A text with the secrets in it replaced by REDACTED.
 
     Args:
-        text: Of any kind: a message, a page, JSON.
+        text: Any text: a message, a page, JSON.
     """
     if "://" in text:
         text = _without_users(text)
@@ -68,14 +68,14 @@ def redacted(text: str) -> str:
 
 
 def names_user(place: str) -> bool:
-    """Whether a URL has a user or a password in it, as http://user:password@host has."""
+    """Whether a URL has a user or a password in it, like http://user:password@host."""
     return _without_users(place) != place
 
 
 def unsigned(place: str) -> str:
-    """A place as it is called whoever signed it and when: a URL without the parameters of its signature.
+    """A URL without the parameters of its signature; any other path or hub id unchanged.
 
-    What is made of the same file has one name, as in a cache, whatever the signature it was fetched with.
+    So results of the same file have the same name, for example in a cache, whatever the signature it was fetched with.
 
     Args:
         place: Path, hub id or URL.
@@ -97,7 +97,7 @@ def _without_users(text: str) -> str:
     parts: list[str] = []
     done = 0
     for at in re.finditer("@", text):
-        # From the @ back, so that a text without any blank takes no longer.
+        # Backwards from the @, so that a text without spaces takes no longer.
         before = text[max(done, at.start() - _LONGEST_USER) : at.start()]
         scheme, separator, user = before.rpartition("://")
         if not separator or not _USER.fullmatch(user) or _is_harmless(scheme, user):
@@ -118,7 +118,7 @@ def _without_parameter(found: re.Match[str]) -> str:
 
 
 def _without_opaque(found: re.Match[str]) -> str:
-    # Looked for in the value alone: what a text is without secrets must not hang on what comes after it.
+    # Search the value alone: what is redacted must not depend on the text after it.
     is_opaque = _DIGIT.search(found[2]) and _LETTER.search(found[2])
     return f"{found[1]}{MARK}" if is_opaque and _is_in_url(found) else found[0]
 

@@ -1,7 +1,7 @@
-"""Files in a store or on a server, through fsspec: found, read and fetched; and why not, told apart.
+"""Files in a store or on a server, through fsspec: listing, reading, fetching, and a clear error for each failure.
 
-fsspec takes a server that does not answer, or refuses, for one that holds nothing: over http(s) its glob and find are
-empty then, and its info says "not found". So what comes of it empty is asked for once more.
+fsspec treats a server that does not answer, or refuses, as an empty one: over http(s) its glob and find then return
+nothing, and its info says "not found". So an empty result is asked for once more.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from thriftune.redaction import unsigned
 Failure = Literal["missing", "forbidden", "unreachable", "unusable"]
 
 _WEB = ("http://", "https://")
-# By name: the libraries of the stores (aiohttp, botocore, gcsfs) are of no use to who reads from none of them.
+# By name, so that the stores' libraries (aiohttp, botocore, gcsfs) are not imported by runs that do not use them.
 _UNREACHABLE = frozenset({
     "ConnectionError", "TimeoutError", "gaierror", "ClientConnectionError", "ClientPayloadError", "HTTPClientError",
     "TransportError", "ServerDisconnectedError",
@@ -29,21 +29,21 @@ _SERVER_ERROR = 500
 
 
 def is_remote(place: str) -> bool:
-    """Whether a place is a URL."""
+    """Whether a path is a URL."""
     return "://" in place
 
 
 def path_of(place: str) -> str:
-    """A place without the query and fragment that a URL of a web server may have: what its kind is told by.
+    """A path or URL without the query and fragment that a web URL may have; its ending tells the file type.
 
     Args:
-        place: Path, glob or URL; of a store, in which ? stands for any character.
+        place: Path, glob or URL. In a URL of a store, ? stands for any character.
     """
     return place.partition("#")[0].partition("?")[0] if place.startswith(_WEB) else place
 
 
 def name_of(place: str) -> str:
-    """The name of the file that a place is of."""
+    """The file name at the end of a path or URL."""
     return path_of(place).rstrip("/").rpartition("/")[2]
 
 
@@ -54,33 +54,33 @@ def explained(
     """Turn what fsspec and the libraries of the stores raise into errors that say what to do.
 
     Args:
-        field: The configuration key that names the place.
-        place: The place.
+        field: The configuration key that names the path.
+        place: Path or URL.
         error_class: What to raise for the user's own mistakes.
-        missing: What to say where nothing is there.
-        code: Of whatever is the user's own mistake; where it is empty, those of the class.
+        missing: The message if nothing is there.
+        code: Code for all of the user's own mistakes; if empty, the codes of the class.
 
     Raises:
-        UserError: As `error_class`: nothing is there, it may not be read, or it is no place that can be read.
+        UserError: As `error_class`: nothing is there, access is denied, or it is not a path that can be read.
         TransientError: The store or the server cannot be reached, or is busy.
     """
     try:
         yield
     except (TransientError, UserError):
         raise
-    except Exception as error:  # each store's library has errors of its own; what is none of them goes on as it is
+    except Exception as error:  # each store's library has its own errors; all others are raised unchanged
         failure = failure_of(error)
         is_refused = is_remote(place) and type(error).__module__ == "builtins" and disk.reason_of(error) is not None
-        if failure is None or is_refused or disk.is_full(error):  # of this disk: nothing is said of the place
+        if failure is None or is_refused or disk.is_full(error):  # an error of this disk, not of the store
             raise
         if failure == "unreachable":
-            message = f"the store cannot be reached, or does not answer ({_in_words(error)})."
+            message = f"the store cannot be reached or does not answer ({_in_words(error)})."
             raise TransientError(f"{field} = {place}: {message}") from error
         messages = {
-            "missing": (missing, "Check the path, and that it is still there."),
+            "missing": (missing, "Check the path, and that the file still exists."),
             "forbidden": (
-                f"may not be read: {_in_words(error)}.",
-                "Grant read access; a signature may be out of date.",
+                f"access is denied: {_in_words(error)}.",
+                "Grant read access; a signature may have expired.",
             ),
             "unusable": (f"cannot be read: {_in_words(error)}.", "Give a path, s3://, gs:// or https:// URL."),
         }
@@ -89,7 +89,7 @@ def explained(
 
 
 def failure_of(error: BaseException) -> Failure | None:
-    """Why something could not be had from a store; None for an error that says nothing of it."""
+    """Why something could not be read from a store; None for an error that does not tell."""
     links = list(chain_of(error))
     for link in links:
         if (status := _status_of(link)) is not None:
@@ -107,7 +107,7 @@ def failure_of(error: BaseException) -> Failure | None:
 
 
 def files(url: str) -> list[str]:
-    """The files that a URL or a glob in a store stands for, as URLs, in a fixed order; empty where there are none.
+    """The files that a URL or a glob in a store matches, as URLs in a fixed order; empty if there are none.
 
     Raises whatever fsspec does: call it in `explained`.
     """
@@ -123,17 +123,21 @@ def files(url: str) -> list[str]:
 
 
 def listing(url: str) -> dict[str, dict[str, Any]]:
-    """What lies below a URL: names, as the store has them, with what it knows of each. Raises as `files` does."""
+    """All files below a URL: the store's names, with what it knows about each. Raises as `files` does."""
     filesystem, path = _opened(url)
     found = found_below(filesystem, path)
-    # Of a file itself nothing is said there.
+    # For a URL of a single file, the entry is empty.
     return {name: entry or filesystem.info(name) for name, entry in found.items()}
 
 
 def found_below(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
-    """What lies below a path of a filesystem of fsspec; empty where there is nothing.
+    """All files below a path of an fsspec filesystem; empty if there are none.
 
-    Raises whatever fsspec does where it cannot be asked.
+    Raises whatever fsspec does if it cannot be asked.
+
+    Args:
+        filesystem: The fsspec filesystem.
+        path: Path in it.
     """
     found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
     if not found and path.startswith(_WEB):
@@ -143,14 +147,14 @@ def found_below(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
 
 
 def root_of(url: str) -> str:
-    """What the names of `listing` begin with, without a slash at its end."""
+    """The common start of the names of `listing`, without a slash at the end."""
     return _opened(url)[1].rstrip("/")
 
 
 def stamp(url: str) -> str:
-    """What a file in a store is now, as text: by the checksum or time that the store knows, else by its content.
+    """The present version of a file in a store, as text: by the store's checksum or time, else by the file's content.
 
-    Who signed the URL and when is no part of it. Raises as `files` does.
+    The URL's signature does not count. Raises as `files` does.
     """
     filesystem, path = _opened(url)
     if not url.startswith(_WEB):
@@ -161,14 +165,14 @@ def stamp(url: str) -> str:
 
 
 def of_entry(name: str, entry: dict[str, Any]) -> str:
-    """An entry of `listing` as a line: a name, a size, and what tells another content."""
+    """An entry of `listing` as a line: name, size, and a mark that changes with the content."""
     return (
         f"{unsigned(name)} {entry.get('size')} {entry.get('ETag') or entry.get('mtime') or entry.get('Last-Modified')}"
     )
 
 
 def content(url: str) -> bytes:
-    """The whole of a small file. Raises as `files` does."""
+    """The content of a small file. Raises as `files` does."""
     filesystem, path = _opened(url)
     return bytes(filesystem.cat_file(path))
 
@@ -193,7 +197,7 @@ def _digest(filesystem: Any, path: str) -> str:
 
 
 def _status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error is about, as aiohttp, gcsfs and botocore have it."""
+    """The HTTP status in an error of aiohttp, gcsfs or botocore."""
     response = getattr(error, "response", None)
     told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
     found = told or getattr(error, "status", None) or getattr(error, "code", None)
@@ -204,5 +208,5 @@ def _status_of(error: BaseException) -> int | None:
 
 
 def _in_words(error: BaseException) -> str:
-    """The innermost cause, which says more than what stands for it outside."""
+    """The innermost cause in one line; it says more than the errors wrapped around it."""
     return in_a_line(list(chain_of(error))[-1])

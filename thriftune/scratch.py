@@ -1,7 +1,7 @@
-"""Folders that belong to a living process: told from those that a killed one left, which are removed.
+"""Temporary folders that belong to a living process; those that a killed process left are recognized and removed.
 
-The kernel holds a lock on the folder itself for the process, and for those that it forked, until the last of them ends,
-however it ends. It goes along when the folder is renamed, and other containers on this machine see it too.
+The kernel holds a lock on the folder itself for the process and those that it forked, until the last of them ends,
+however it ends. The lock stays when the folder is renamed, and other containers on this machine see it too.
 """
 
 import fcntl
@@ -15,8 +15,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# As a pattern, what `new_folder` puts between prefix and suffix. Whoever looks for folders that were left looks for
-# that too: what somebody else calls by the same prefix or suffix is removed by nobody.
+# The pattern of what `new_folder` puts between prefix and suffix. Code that looks for leftover folders must match it
+# too, so that other people's folders with the same prefix or suffix are never removed.
 RANDOM = "[a-z0-9_]" * 8
 
 _UNCLAIMED = ".unclaimed-"
@@ -25,17 +25,17 @@ _own: set[Path] = set()
 
 @contextmanager
 def new_folder(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
-    """A new folder of this process, removed at the end, if it is still there under its name.
+    """Make a folder for this process, and remove it at the end if it still has its name.
 
     Args:
-        parent: Where it is made.
-        prefix: Beginning of its name.
+        parent: The folder to make it in.
+        prefix: Start of its name.
         suffix: End of its name.
 
     Yields:
-        The folder; for its owner only.
+        The folder, accessible to its owner only.
     """
-    # Locked before it has a name that is looked for.
+    # Locked before it gets a name that other processes look for.
     made = Path(tempfile.mkdtemp(prefix=_UNCLAIMED, dir=parent))
     lock = os.open(made, os.O_RDONLY)
     try:
@@ -50,7 +50,7 @@ def new_folder(parent: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def removed(folder: Path) -> Iterator[None]:
-    """Remove a folder at the end, if it is there; also where this process ends by `remove_own`."""
+    """Remove a folder at the end of the block if it exists; `remove_own` removes it, too."""
     _own.add(folder)
     try:
         yield
@@ -60,32 +60,32 @@ def removed(folder: Path) -> Iterator[None]:
 
 
 def remove_own() -> None:
-    """Remove the folders of this process, which is about to end without leaving its blocks."""
+    """Remove the folders of this process, which is about to exit without leaving its `with` blocks."""
     for named in tuple(_own):
         shutil.rmtree(named, ignore_errors=True)
 
 
 def remove_left(folders: Iterable[Path]) -> None:
-    """Remove those folders whose process is gone.
+    """Remove the folders whose process is gone.
 
     Args:
-        folders: Made by `new_folder`, by this process or others.
+        folders: Folders made by `new_folder`, in this process or others.
     """
     for left in folders:
         try:
             lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:  # another one removes it, or it is another user's
+        except OSError:  # another process removes it, or it is another user's
             continue
         try:
             if _lock(lock):
-                logger.info("Removed what a run that was killed had left: %s", left)
+                logger.info("Removed a folder that a killed run had left: %s", left)
                 shutil.rmtree(left, ignore_errors=True)
         finally:
             os.close(lock)
 
 
 def _lock(directory: int) -> bool:
-    """Lock a folder for this process; False where another has it, or the filesystem knows no such locks."""
+    """Lock a folder for this process; False if another process has the lock, or the filesystem has no such locks."""
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

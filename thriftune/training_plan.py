@@ -1,4 +1,4 @@
-"""What a run trains on and how: the planner's answer, which every later task follows."""
+"""The training plan: what a run trains on and how. The planner makes it, and every later task follows it."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ class Estimate:
     """Memory that a run needs.
 
     Attributes:
-        phase: What the devices do when they need the most: forward and backward, or optimizer step.
+        phase: When the devices need the most memory: forward and backward, or optimizer step.
         devices: GiB by item, for each device of a node. On a CPU a device is a worker process.
-        host_phase: What the host does when it needs the most: training, or saving.
+        host_phase: When the host needs the most memory: training, or saving.
         host: GiB of one host by item.
-        training_host_gib: GiB of one host while it trains, which may be less than while it saves.
-        shared_memory_gib: Of the host's memory, what must fit /dev/shm.
+        training_host_gib: GiB of one host while it trains; saving may need more.
+        shared_memory_gib: GiB of the host's memory that must fit /dev/shm.
         disk: GiB of a node's local disk by item.
     """
 
@@ -43,7 +43,7 @@ class Estimate:
 
     @property
     def allocated_gib(self) -> float:
-        """GiB of the fullest device as `torch.cuda.max_memory_allocated` would count them."""
+        """GiB of the fullest device as `torch.cuda.max_memory_allocated` counts them."""
         return sum(gib for item, gib in self.device.items() if item not in (CONTEXT, MARGIN))
 
     @property
@@ -63,14 +63,14 @@ class Alternative:
 
     Attributes:
         instance: Node type.
-        nodes: Machines.
-        devices_per_node: GPUs of each.
-        strategy: Where weights lie.
-        settings: Those of the strategy, in a word; empty where it has none.
+        nodes: Number of machines.
+        devices_per_node: GPUs of each machine.
+        strategy: How weights are placed on devices.
+        settings: The strategy's settings in a word; empty where it has none.
         micro_batch: Rows per rank and forward pass.
         device_gib: GiB of the fullest GPU.
-        device_limit_gib: GiB it has.
-        price_per_hour: Of all nodes.
+        device_limit_gib: GiB that a GPU has.
+        price_per_hour: Price of all nodes.
     """
 
     instance: str
@@ -90,10 +90,10 @@ class NodeRequest:
 
     Attributes:
         cpus: Virtual CPUs.
-        memory_gib: Host memory; /dev/shm counts against it.
-        shared_memory_gib: Limit of /dev/shm.
-        disk_gib: Local disk.
-        gpus: GPUs; 0 on a CPU.
+        memory_gib: Host memory in GiB; /dev/shm counts against it.
+        shared_memory_gib: Limit of /dev/shm in GiB.
+        disk_gib: Local disk in GiB.
+        gpus: Number of GPUs; 0 on a CPU.
     """
 
     cpus: int
@@ -126,30 +126,30 @@ class EvaluationNode:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What a run trains on and how.
+    """What a run trains on, and how.
 
     Attributes:
         method: What trains: a name in `thriftune.methods.METHODS`.
-        strategy: Where weights lie: a name in `thriftune.strategies.STRATEGIES`.
-        settings: The strategy's own, as JSON text; empty where it has none.
+        strategy: How weights are placed on devices: a name in `thriftune.strategies.STRATEGIES`.
+        settings: The strategy's own settings, as JSON text; empty where it has none.
         device: Key of the device in `thriftune.hardware.DEVICES`.
         instance: Node type of the catalogue, or this machine.
-        nodes: Machines.
+        nodes: Number of machines.
         devices_per_node: GPUs per machine (worker processes on CPU).
         precision: fp32, fp16 or bf16.
         global_batch: Rows per optimizer step.
         micro_batch: Rows per rank and forward pass.
         accumulation: Forward passes per optimizer step.
         validation_batch: Rows per rank and forward pass while held-out loss is measured.
-        memory: What the run is predicted to need.
-        device_limit_gib: What each GPU has; on a CPU what each worker may take of the host.
-        host_limit_gib: What a pod can have of the host's memory.
+        memory: Predicted memory of the run.
+        device_limit_gib: GiB of each GPU; on a CPU, GiB of the host's memory that each worker may take.
+        host_limit_gib: GiB of the host's memory that a pod can have.
         request: What the pod of each node asks for.
-        price_per_hour: Of all nodes, in `currency`; 0 for this machine.
-        currency: Of the price.
-        prices_as_of: Day and place that the prices are from; empty for this machine.
-        parameters: Of the model.
-        trained_parameters: Those that training changes.
+        price_per_hour: Price of all nodes, in `currency`; 0 for this machine.
+        currency: Currency of the price.
+        prices_as_of: Date and region of the prices; empty for this machine.
+        parameters: Number of parameters of the model.
+        trained_parameters: Number of parameters that training changes.
         alternatives: The next best plans.
         evaluation: What the result is measured on, where the run asks for that; None: it does not, or on this machine.
     """
@@ -180,7 +180,7 @@ class TrainingPlan:
 
     @property
     def fingerprint(self) -> str:
-        """What of the plan decides what a training makes, as a digest: not prices, requests and predictions."""
+        """A digest of what determines the result of a training: not prices, requests and predictions."""
         decisions = (
             self.method, self.strategy, self.settings, self.device, self.nodes, self.devices_per_node, self.precision,
             self.global_batch, self.micro_batch, self.accumulation,

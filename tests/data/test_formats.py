@@ -250,7 +250,7 @@ def test_the_fields_of_a_template_are_its_columns_each_once():
         ("no field", "it names no column"),
         ("{{a}}", "it names no column"),
         ("", "it names no column"),
-        ("{} {a}", "the field {} is not the name of a column"),
+        ("{} {a}", "the field {} is not a column name"),
         ("{a.b}", "the field {a.b} is not"),
         ("{a[0]}", "the field {a[0]} is not"),
         ("{0}", "the field {0} is not"),

@@ -1,4 +1,4 @@
-"""What a person types: the schema of the run file, the rules over several fields, and the messages."""
+"""The run file that a person writes: its schema, the rules over several fields, and the messages."""
 
 from thriftune.config.schema import (
     AUTO,

@@ -1,6 +1,6 @@
-"""The methods and the strategies there are, and what rules must know of each before a model is looked at.
+"""The available methods and strategies, and the facts that rules need about each before a model is looked at.
 
-What they do is in `thriftune.methods` and `thriftune.strategies`, which have a module and a row for each.
+Their code is in `thriftune.methods` and `thriftune.strategies`, with a module and a table entry for each.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ AUTO: Final = "auto"
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """A method: what trains.
+    """A method: which weights are trained.
 
     Attributes:
-        title: What people call it.
-        workflow: The workflow named for it, besides `finetune`, which runs every method.
-        section: The section of a run file that is for it; empty where it has none.
-        trains_weights: Whether the model's own weights change, and a model comes out; else adapters do.
+        title: Its usual name.
+        workflow: The workflow named after it; `finetune` runs every method.
+        section: Its section of the run file; empty if it has none.
+        trains_weights: Whether it trains the model's own weights, so that the result is a model; else an adapter.
         quantizes: Whether it holds the frozen base model in 4 bits.
-        lighter: A method that needs less memory for the same purpose; None where there is none.
+        lighter: A method for the same purpose that needs less memory; None if there is none.
     """
 
     title: str
@@ -38,22 +38,22 @@ class MethodFacts:
 
     @property
     def result(self) -> Literal["model", "adapter"]:
-        """What comes out of a training."""
+        """What a training produces."""
         return "model" if self.trains_weights else "adapter"
 
 
 @dataclass(frozen=True)
 class StrategyFacts:
-    """A strategy: where weights lie.
+    """A strategy: how weights are placed on devices.
 
     Attributes:
-        title: What people call it.
-        section: The section of a run file that is for it; empty where it has none.
-        is_distributed: Whether each device has a process of its own, which trains on other rows.
-        may_span_nodes: Whether it runs on several machines.
-        most_devices: Devices of a machine that it uses at the most; None: all of them.
-        own_optimizer: Why `training.optimizer` must stay adamw; empty where it need not.
-        refuses: Methods that it cannot train, and why, as a clause.
+        title: Its usual name.
+        section: Its section of the run file; empty if it has none.
+        is_distributed: Whether each device has its own process, which trains on its own rows.
+        may_span_nodes: Whether it can run on several machines.
+        most_devices: Most devices of a machine that it uses; None means all.
+        own_optimizer: Why `training.optimizer` must stay adamw; empty if any optimizer works.
+        refuses: Methods that it cannot train, each with the reason as a clause.
     """
 
     title: str
@@ -71,7 +71,7 @@ METHODS: dict[Method, MethodFacts] = {
     "qlora": MethodFacts("QLoRA", "qlora_finetune", section="lora", quantizes=True),
 }
 
-_ADAPTERS_UNDER_ZERO = "adapters are not trained under ZeRO yet; the base model is frozen, and has no states to divide"
+_ADAPTERS_UNDER_ZERO = "adapters are not trained under ZeRO yet; the base model is frozen and has no states to divide"
 STRATEGIES: dict[StrategyName, StrategyFacts] = {
     "zero": StrategyFacts(
         "DeepSpeed ZeRO",
@@ -91,7 +91,7 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
 
 
 def strategies_of(config: "RunConfig") -> tuple[StrategyName, ...]:
-    """The strategies that a run may use: the one it names, or those that can train its method, as `auto` tries them.
+    """The strategies that a run may use: the one it names, or all that can train its method, in the order of `auto`.
 
     A section of the file that is for one of these names it too: what it says would be overlooked by the others.
 

@@ -1,4 +1,4 @@
-"""The sections of a run file that say what rows to train on, and what every section has in common."""
+"""The sections of a run file about the training rows, and the base of every section."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ LongRows = Literal["truncate", "drop", "split"]
 
 @dataclass(frozen=True)
 class _IsPlace:
-    """Marks a text of a run file as one that may be a URL."""
+    """Marks a text in a run file that may be a path or URL."""
 
 
 PLACE = _IsPlace()
 
 
 class Section(BaseModel):
-    """Base of every section: a key that is not known is an error, and nothing changes after reading."""
+    """Base of every section: an unknown key is an error, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSource(Section):
-    """Rows from one place, and what their columns mean."""
+    """Rows from one source, and what their columns mean."""
 
     source: Annotated[str, PLACE] = Field(
         default="",
         description="Hub dataset id; or a path, glob, s3:// or gs:// URL of .jsonl, .json, .csv, .tsv, .txt (each also "
-        ".gz or .zst) or .parquet files; or input:table, the table that a workflow was given.",
+        ".gz or .zst) or .parquet files; or input:table, the table given to the workflow.",
     )
     format: DataFormat | None = Field(
         default=None,
@@ -45,19 +45,19 @@ class DataSource(Section):
     revision: str | None = Field(default=None, description="Commit, tag or branch of a hub dataset.")
     columns: dict[str, str] = Field(
         default={},
-        description="Where the columns have other names than the format's: {instruction: question, output: response}.",
+        description="For columns whose names differ from the format's: {instruction: question, output: response}.",
     )
     template: str | None = Field(
         default=None,
         min_length=1,
-        description="Only for format template: a text with columns in braces, as 'Q: {question} A: {answer}'.",
+        description="Only for format template: a text with columns in braces, for example 'Q: {question} A: {answer}'.",
     )
     trained_fields: tuple[str, ...] = Field(
-        default=(), description="Fields of `template` to train on; the last one when left out."
+        default=(), description="Fields of `template` to train on; the last field when left out."
     )
     sample_by: Literal["line", "paragraph", "document"] = Field(
         default="paragraph",
-        description="What a row of a .txt file is: a line, lines up to an empty one, or the whole file.",
+        description="What a row of a .txt file is: a line, a block of lines up to an empty one, or the whole file.",
     )
 
 
@@ -68,7 +68,7 @@ class MixedSource(DataSource):
         default=None,
         gt=0,
         description="Share of the mixed rows, relative to the other weights; no row is used twice, so the scarcest "
-        "source decides how many there are. Every row of every source is used where no weight is given.",
+        "source limits the total. Without weights, every row of every source is used.",
     )
 
 
@@ -78,21 +78,21 @@ class DataConfig(DataSource):
     sources: tuple[MixedSource, ...] = Field(
         default=(),
         description="Several sources, in place of `source`: a list of {source, format, weight, ...}, each with the "
-        "keys above that describe a source. They are all used whole where no weight is given.",
+        "keys above that describe a source. Without weights, all of their rows are used.",
     )
     max_length: int = Field(default=1024, ge=2, description="Longest row, in tokens.")
     long_rows: LongRows = Field(
         default="truncate",
-        description="What becomes of a longer row. truncate: cut at the end (dropped if no answer is left). drop: left "
-        "out. split: goes on in the next row. Documents of format text are always cut into blocks. All are counted.",
+        description="What happens to a longer row. truncate: cut at the end (dropped if no answer is left). drop: left "
+        "out. split: continued in the next row. Documents of format text are always cut into blocks. All are counted.",
     )
     packing: bool = Field(
         default=False,
-        description="Put several examples into one row of max_length, without attention across them; batches then "
+        description="Put several examples into one row of max_length, without attention between them; batches then "
         "count packed rows. Held-out rows are never packed.",
     )
-    deduplicate: bool = Field(default=True, description="Use rows that say exactly the same only once.")
-    leakage_check: bool = Field(default=True, description="Keep rows out of training that are also held out.")
+    deduplicate: bool = Field(default=True, description="Use identical rows only once.")
+    leakage_check: bool = Field(default=True, description="Leave out training rows identical to a held-out row.")
     max_rows: PositiveInt | None = Field(default=None, description="Use only this many rows, chosen by the seed.")
     validation_share: float = Field(
         default=0.05, gt=0, lt=1, description="Share of rows held out from training to measure loss on."
@@ -103,28 +103,31 @@ class DataConfig(DataSource):
     train_on_inputs: bool = Field(default=False, description="Train on prompt tokens too, not only on answers.")
     special_tokens: Literal["reject", "keep"] = Field(
         default="reject",
-        description="Rows that spell out a special token of the model, as </s>. reject: unusable. keep: it becomes "
-        "that token, for texts that a template was already applied to.",
+        description="For rows that spell out a special token of the model, such as </s>. reject: the row is unusable. "
+        "keep: it becomes that token, for texts that already had a template applied.",
     )
 
     @property
     def all_sources(self) -> tuple[DataSource, ...]:
-        """The sources of the rows, one or several, in order."""
+        """The sources of the rows, in order."""
         single = DataSource.model_validate(self.model_dump(include=set(DataSource.model_fields)))
         return self.sources or (single,)
 
     @property
     def prompt_format(self) -> DataFormat:
-        """The format that questions are put to the model in: that of the first source."""
+        """The format of the questions that the model is asked: that of the first source."""
         return self.all_sources[0].format or "text"
 
 
 def places(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Whatever a section names by a place: the field, as the file has it, and the place.
+    """Every path or URL that a section names.
 
     Args:
         section: A run, or a part of one.
-        prefix: What comes before its fields' names.
+        prefix: Start of its fields' names in the file.
+
+    Yields:
+        The field's name in the file, and the path or URL.
     """
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)

@@ -1,4 +1,4 @@
-"""What the data section of a run must say together; the other sections' rules are in config_rules."""
+"""Rules over several fields of the data section; those of the other sections are in `thriftune.config.rules`."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check(config: "RunConfig") -> Iterator[Problem]:
-    """Every problem of the data section that can be seen from the file alone."""
+    """Every problem of the data section that the file alone shows."""
     data = config.data
     if data.sources:
         yield from _single_or_several(config)
@@ -21,7 +21,7 @@ def check(config: "RunConfig") -> Iterator[Problem]:
             yield Problem(
                 f"data.sources.{without}.weight",
                 "",
-                "is missing, and other sources have a weight.",
+                "is missing, while other sources have a weight.",
                 "Give every source a weight, or none.",
             )
     for number, source in enumerate(data.all_sources):
@@ -30,7 +30,7 @@ def check(config: "RunConfig") -> Iterator[Problem]:
         yield Problem(
             "training.group_by_length",
             "true",
-            "has no effect on packed rows, which are all of one length.",
+            "has no effect on packed rows, which all have the same length.",
             "Use data.packing or training.group_by_length, not both.",
         )
 
@@ -38,7 +38,7 @@ def check(config: "RunConfig") -> Iterator[Problem]:
 def _single_or_several(config: "RunConfig") -> Iterator[Problem]:
     from thriftune.config.schema import DataSource
 
-    # Not what was set: a run that went through JSON, as between tasks, has every key.
+    # Not the fields that were set: a run that went through JSON, as between tasks, has every key set.
     both = [
         name
         for name, field in DataSource.model_fields.items()
@@ -48,7 +48,7 @@ def _single_or_several(config: "RunConfig") -> Iterator[Problem]:
         yield Problem(
             f"data.{name}",
             str(getattr(config.data, name)),
-            "stands beside data.sources, and describes none of them.",
+            "is given next to data.sources, and describes none of them.",
             "Put it into the entries of data.sources, or remove data.sources.",
         )
 
@@ -81,7 +81,7 @@ def _columns(source: "DataSource", field: str) -> Iterator[Problem]:
 
 
 def _unused(source: "DataSource", field: str) -> Iterator[Problem]:
-    """Keys that say something about another kind of source."""
+    """Keys that only apply to another kind of source."""
     from thriftune.config.schema import DataSource
 
     if not source.source:
@@ -91,12 +91,12 @@ def _unused(source: "DataSource", field: str) -> Iterator[Problem]:
             yield Problem(
                 f"{field}.{name}",
                 str(getattr(source, name)),
-                f"is for hub datasets, and {source.source} is none.",
+                f"is for hub datasets, and {source.source} is not one.",
                 "Remove it, or give the id of a hub dataset.",
             )
     if source.sample_by != DataSource.model_fields["sample_by"].default and ".txt" not in source.source.lower():
         yield Problem(
-            f"{field}.sample_by", source.sample_by, f"is for .txt files, and {source.source} is none.", "Remove it."
+            f"{field}.sample_by", source.sample_by, f"is for .txt files, and {source.source} is not one.", "Remove it."
         )
 
 
@@ -109,17 +109,19 @@ def _template(source: "DataSource", field: str) -> Iterator[Problem]:
                 yield Problem(
                     f"{field}.{name}",
                     str(getattr(source, name)),
-                    f"belongs to format template, and this one is {source.format}.",
+                    f"belongs to format template, but the format is {source.format}.",
                     "Remove it, or set format: template.",
                 )
         return
     if source.template is None:
-        yield Problem(f"{field}.template", "", "is missing.", "Add it, as 'Question: {question}\\nAnswer: {answer}'.")
+        yield Problem(
+            f"{field}.template", "", "is missing.", "Add it, for example 'Question: {question}\\nAnswer: {answer}'."
+        )
         return
     try:
         fields = template_fields(source.template)
     except ValueError as error:
-        remedy = "Write columns as {name}, and a brace itself as {{ or }}."
+        remedy = "Write columns as {name}, and a literal brace as {{ or }}."
         yield Problem(f"{field}.template", source.template, f"{error}.", remedy)
         return
     for name in source.trained_fields:

@@ -1,4 +1,4 @@
-"""What rules must know of formats and sources of rows: columns, endings of files, and what is an id of the hub."""
+"""What rules need to know about data formats and sources: columns, file endings, and which names are hub ids."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import string
 
 from thriftune.remote import is_remote, path_of
 
-# Columns that a source must have, and may have, by format; what they mean is in `thriftune.data.formats`.
+# Required and optional columns of a source, by format; their meaning is in `thriftune.data.formats`.
 COLUMNS = {
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
@@ -22,9 +22,9 @@ OPTIONAL_COLUMNS = {
     "sharegpt": ("tools", "system"),
 }
 
-TABLE = "input:table"  # the table that a workflow was given
+TABLE = "input:table"  # the table given to the workflow
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-# Kinds of files, and whether they may be compressed; what reads them is in `thriftune.data.readers`.
+# File types, and whether they may be compressed; the code that reads them is in `thriftune.data.readers`.
 _KINDS = {".jsonl": True, ".json": True, ".csv": True, ".tsv": True, ".txt": True, ".parquet": False}
 _COMPRESSIONS = (".gz", ".zst")
 ENDINGS = tuple(
@@ -40,26 +40,26 @@ ENDINGS_IN_WORDS = (
 
 
 def ending_of(path: str) -> str | None:
-    """The ending in `ENDINGS` that a path, glob or URL has, or None.
+    """The ending of a path, glob or URL if it is in `ENDINGS`, else None.
 
     Args:
-        path: As a run file names it.
+        path: The path as the run file has it.
     """
     name = path_of(path).lower().rstrip("*")
     return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
 
 
 def is_file_source(source: str) -> bool:
-    """Whether a data source is a path, glob or URL of files, as opposed to a hub id.
+    """Whether a data source is a path, glob or URL of files, and not a hub id.
 
     Args:
-        source: As a run file names it.
+        source: The source as the run file has it.
     """
     if source == TABLE:
         return False
     if is_remote(source) or source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
         return True
-    # Hub ids without an owner have no dot; with one, it is a file of a kind that is not read, or that is not there.
+    # Hub ids without an owner have no dot: a name with one is a file of an unknown type, or a missing one.
     is_named_as_file = "/" not in source and "." in source
     return is_named_as_file or ending_of(source) is not None or os.path.exists(source)
 
@@ -68,23 +68,26 @@ def is_hub_source(source: str) -> bool:
     """Whether a data source is the id of a hub dataset.
 
     Args:
-        source: As a run file names it.
+        source: The source as the run file has it.
     """
     return source != TABLE and not is_file_source(source)
 
 
 def template_fields(template: str) -> tuple[str, ...]:
-    """The columns that a template names, in order, each once.
+    """The columns that a template names, in order, without repeats.
+
+    Args:
+        template: A text with columns in braces.
 
     Raises:
-        ValueError: It names none, or a field that is not a plain name; or a brace is left open.
+        ValueError: It names no column, has a field that is not a plain name, or leaves a brace open.
     """
     fields: dict[str, None] = {}
     for _literal, name, specification, conversion in string.Formatter().parse(template):
         if name is None:
             continue
         if not name or specification or conversion or not name.replace("-", "_").replace(" ", "_").isidentifier():
-            raise ValueError(f"the field {{{name}}} is not the name of a column")
+            raise ValueError(f"the field {{{name}}} is not a column name")
         fields[name] = None
     if not fields:
         raise ValueError("it names no column")

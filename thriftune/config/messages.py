@@ -13,15 +13,15 @@ from thriftune.errors import Problem
 from thriftune.redaction import redacted
 
 _LONGEST_VALUE = 80
-# What YAML 1.1 makes of words that nobody put in quotes, by the type that comes of it; a bool is an int too.
+# What YAML 1.1 makes of words without quotes, by the type of the result; bool comes first because it is an int too.
 _YAML_READS: dict[type, str] = {
     bool: "yes, no, on, off, true and false as truth values",
-    int: "it as a number, and what begins with 0 (octal) or has colons (base 60) as another one than is written",
+    int: "it as a number, and what begins with 0 (octal) or has colons (base 60) as a different number",
     float: "it as a number",
     datetime.date: "it as a date",
-    type(None): "null, ~ and no value at all as nothing",
+    type(None): "null, ~ and an empty value as nothing",
 }
-# Keys of earlier versions, and what to write now.
+# Keys of earlier versions, and what to write instead.
 _REPLACED = {
     "lora.four_bit": "Write method: qlora for a base model in 4 bits, and method: lora for one in 16 bits.",
 }
@@ -33,10 +33,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
 
     Args:
         error: What pydantic raised.
-        model: The class that was validated, to name the keys that exist.
+        model: The class that was validated, to list the keys that exist.
 
     Returns:
-        One problem per field, in the order of the file's keys. A field that allows several types is named once.
+        One problem per field, in the order of the file's keys; also one for a field that allows several types.
     """
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
@@ -47,7 +47,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
 
 
 def intended_fields(problems: list[Problem]) -> set[str]:
-    """Fields that misspelt keys were meant for: they only seem to have their default."""
+    """The fields that misspelt keys were meant for; these only seem to have their default."""
     return {
         ".".join([*problem.field.split(".")[:-1], match.group(1)])
         for problem in problems
@@ -68,7 +68,7 @@ def _problem(field: str, names: list[str], detail: ErrorDetails, model: type[Bas
     parent = _model_at(model, names[:-1])
     if detail["type"] == "extra_forbidden" and parent:
         if field in _REPLACED:
-            return Problem(field, _shown(detail["input"]), "is not a key any more.", _REPLACED[field])
+            return Problem(field, _shown(detail["input"]), "is no longer a key.", _REPLACED[field])
         known = list(parent.model_fields)
         close = difflib.get_close_matches(names[-1], known, n=1)
         remedy = f"Did you mean {close[0]!r}?" if close else f"The keys here are {', '.join(known)}."
@@ -81,19 +81,19 @@ def _problem(field: str, names: list[str], detail: ErrorDetails, model: type[Bas
 
 
 def _as_yaml(name: str, detail: ErrorDetails) -> str:
-    """What YAML made of a value that was meant otherwise, and how to write it; empty where that is not the matter."""
+    """How YAML misread a value, and how to write it instead; empty if that is not the problem."""
     value = detail["input"]
     if detail["type"] == "string_type":
-        written = f": {name}: '...'" if name == detail["loc"][-1] else ""  # not of an item of a list
+        written = f": {name}: '...'" if name == detail["loc"][-1] else ""  # not for an item of a list
         reads = next((reads for kind, reads in _YAML_READS.items() if isinstance(value, kind)), "")
-        return f"YAML reads {reads}; put it in quotes, as it is meant{written}. " if reads else ""
+        return f"YAML reads {reads}; put it in quotes to keep it as text{written}. " if reads else ""
     if detail["type"] == "int_parsing" and isinstance(value, str) and (number := _whole_number(value)) is not None:
         return f"YAML reads it as text; write {name}: {number}. "
     return ""
 
 
 def _whole_number(text: str) -> int | None:
-    """The whole number that a text stands for in another notation, as 1e6, 0o17 and 0x10."""
+    """The whole number that a text means in another notation, such as 1e6, 0o17 or 0x10."""
     try:
         return int(text, 0)
     except ValueError:
@@ -146,7 +146,7 @@ def _shown(value: object) -> str:
 
 
 def _remove(data: Any, path: list[Any]) -> None:
-    """Take a key out of nested dictionaries; what is wrong inside a plain value or list takes its key out."""
+    """Remove a key from nested dictionaries; an error inside a plain value or list removes the key of that value."""
     holder, held = None, None
     for key in path:
         if isinstance(data, dict) and key in data:

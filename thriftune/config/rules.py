@@ -1,4 +1,4 @@
-"""What the fields of a run must say together. Every rule looks at the whole file and adds what it finds to one list."""
+"""Rules over several fields of a run. Every rule looks at the whole file and adds its problems to one list."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,18 +14,18 @@ from thriftune.redaction import names_user
 if TYPE_CHECKING:
     from thriftune.config.schema import RunConfig
 
-# One training task is declared for each of these node counts (tasks/train.py); Flyte fixes it at declaration.
+# One training task is declared for each of these node counts (tasks/train.py), because Flyte fixes it at declaration.
 NODE_COUNTS = (1, 2, 3, 4, 6, 8)
 
 
 def check(config: "RunConfig") -> list[Problem]:
-    """Every problem of a run that can be seen from its file alone.
+    """Every problem of a run that its file alone shows.
 
     Args:
-        config: A run whose fields are valid one by one.
+        config: A run whose single fields are valid.
 
     Returns:
-        The problems, empty when the run can be planned.
+        The problems; empty if the run can be planned.
     """
     rules = (_places, _sections, _strategy, _nodes, _machines, _batch, _precision, _optimizer, _inline_zero)
     return [problem for rule in (data_rules.check, *rules) for problem in rule(config)]
@@ -37,30 +37,33 @@ def _places(config: "RunConfig") -> Iterator[Problem]:
 
 
 def with_user(field: str, place: str) -> Iterator[Problem]:
-    """Why a place cannot be used that has a user or a password in its URL.
+    """Refuse a URL with a user or a password in it.
 
     Args:
-        field: What names it.
+        field: The key that names it.
         place: Path or URL.
+
+    Yields:
+        The problem, if there is one.
     """
     if names_user(place):
         yield Problem(
             field,
             place,
-            "has a user or a password in its URL, which whoever sees the run would see.",
-            "Take it out, and give the store its own credentials: in the environment (AWS_ACCESS_KEY_ID, "
+            "has a user or a password in its URL, visible to everybody who sees the run.",
+            "Remove it, and give the store its own credentials: in the environment (AWS_ACCESS_KEY_ID, "
             "GOOGLE_APPLICATION_CREDENTIALS, on a cluster from a secret), or in fsspec's configuration (docs/data.md).",
         )
 
 
 def require_no_user(given: Iterable[tuple[str, str]]) -> None:
-    """Refuse places with a user or a password in their URLs, which no run file names.
+    """Refuse URLs with a user or a password that come from outside a run file.
 
     Args:
-        given: What names each, and the place.
+        given: For each, the name of the argument or setting, and the path or URL.
 
     Raises:
-        ConfigError: With each of them.
+        ConfigError: With a problem for each such URL.
     """
     if problems := [problem for field, place in given for problem in with_user(field, place)]:
         raise ConfigError(problems)
@@ -87,7 +90,7 @@ def _sections(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _misplaced(field: str, kind: str, owners: Sequence[str], given: str) -> Problem:
-    message = f"belongs to {kind} {' or '.join(owners)}, and this run has {kind} {given}."
+    message = f"belongs to {kind} {' or '.join(owners)}, but this run has {kind} {given}."
     return Problem(field, "given", message, f"Remove it, or set {kind}: {owners[-1]}.")
 
 
@@ -112,7 +115,7 @@ def _nodes(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _machines(config: "RunConfig") -> Iterator[Problem]:
-    """What of the hardware none of the run's strategies can use."""
+    """Hardware settings that none of the run's strategies can use."""
     hardware, strategies = config.hardware, [STRATEGIES[name] for name in strategies_of(config)]
     what = METHODS[config.method].title if config.strategy == AUTO else f"strategy {config.strategy}"
     if hardware.nodes not in (None, 1) and not any(facts.may_span_nodes for facts in strategies):
@@ -130,7 +133,7 @@ def _machines(config: "RunConfig") -> Iterator[Problem]:
 
 
 def _batch(config: "RunConfig") -> Iterator[Problem]:
-    """What the file fixes of the batch must divide; the planner chooses the rest so that it does."""
+    """The batch settings in the file must divide evenly; the planner chooses the others so that they do."""
     hardware, training = config.hardware, config.training
     is_distributed = STRATEGIES[strategies_of(config)[0]].is_distributed
     ranks = (hardware.nodes or 1) * (hardware.devices_per_node or 1) if is_distributed else 1

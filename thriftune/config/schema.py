@@ -1,4 +1,4 @@
-"""The YAML file of a run: the whole truth of that run. Every key is documented here, once, with its unit.
+"""The YAML file of a run, which defines that run completely. Every key is documented here, once, with its unit.
 
 Nothing here imports a heavy library: the file is read on the laptop that types `pyflyte run` and again in each pod.
 """
@@ -35,23 +35,25 @@ class ModelConfig(Section):
     )
     revision: str | None = Field(
         default=None,
-        description="Commit, tag or branch of a hub id. The commit it stands for is resolved once, before anything "
-        "is fetched, and recorded; pin a commit to get the same weights for ever.",
+        description="Commit, tag or branch of a hub id. It is resolved to a commit once, before anything "
+        "is fetched, and recorded; name a commit to always get the same weights.",
     )
     trust_remote_code: bool = Field(default=False, description="Run Python code that the model's repository ships.")
 
 
 class HardwareConfig(Section):
-    """What to run on. The planner chooses what is left out: the cheapest that fits; a local run takes this machine."""
+    """What to run on. The planner fills in what is left out: the cheapest that fits, or this machine in a local run."""
 
     device: DeviceName | None = Field(default=None, description="Kind of GPU, or CPU for a laptop.")
     instance: str | None = Field(
-        default=None, min_length=1, description="Node type of the catalogue, as g4dn.metal; it says the device too."
+        default=None, min_length=1, description="Node type of the catalogue, such as g4dn.metal; it implies the device."
     )
-    nodes: PositiveInt | None = Field(default=None, description="Number of machines; one but for strategy zero.")
+    nodes: PositiveInt | None = Field(
+        default=None, description="Number of machines; above one only with strategy zero."
+    )
     devices_per_node: PositiveInt | None = Field(
         default=None,
-        description="GPUs per machine, all of them when left out; on CPU, worker processes under ZeRO, else 1.",
+        description="GPUs per machine, all of them when left out; on CPU, worker processes with ZeRO, else 1.",
     )
 
 
@@ -62,18 +64,18 @@ class TrainingConfig(Section):
     micro_batch: PositiveInt | None = Field(
         default=None, description="Rows per device and forward pass; the planner takes the largest that fits."
     )
-    epochs: float = Field(default=1.0, gt=0, description="Passes over the training rows, where no max_steps is given.")
-    max_steps: PositiveInt | None = Field(default=None, description="Optimizer steps, in place of epochs.")
+    epochs: float = Field(default=1.0, gt=0, description="Passes over the training rows, unless max_steps is given.")
+    max_steps: PositiveInt | None = Field(default=None, description="Optimizer steps, instead of epochs.")
     learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate, after warmup.")
     scheduler: Literal["constant", "linear", "cosine"] = Field(
         default="cosine", description="How the learning rate falls after warmup."
     )
-    warmup_share: float = Field(default=0.03, ge=0, lt=1, description="Share of the steps that the rate rises over.")
+    warmup_share: float = Field(default=0.03, ge=0, lt=1, description="Share of the steps in which the rate rises.")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw",
-        description="The 8-bit ones (bitsandbytes) are for adapters; paged moves states to host memory under pressure.",
+        description="8-bit optimizers (bitsandbytes) are for adapters; paged moves states to host memory when needed.",
     )
     precision: PrecisionChoice = Field(
         default="auto",
@@ -86,34 +88,35 @@ class TrainingConfig(Section):
     save_dtype: Literal["auto", "fp16", "bf16", "fp32"] = Field(
         default="auto",
         description="Precision of the saved weights. auto, for full: the 16-bit type it trained in, and after fp32 "
-        "training the base model's own (bf16 if it has none); but fp32 where rounding would cost more than 5 % of what "
+        "training the base model's own (bf16 if it has none); but fp32 if rounding would lose more than 5 % of what "
         "was learnt, measured on held-out rows. For adapters: the base model's.",
     )
     group_by_length: bool = Field(
         default=False,
-        description="Put rows of like length into a batch, which saves padding where data.packing is off.",
+        description="Put rows of similar length into a batch, which saves padding when data.packing is off.",
     )
     log_every: PositiveInt = Field(default=10, description="Optimizer steps between two progress lines.")
     on_divergence: Literal["stop", "rollback"] = Field(
         default="stop",
-        description="When the loss is not a number, stays far above its recent range, or the loss scale stays at its "
-        "floor. stop: the run ends with an error. rollback: it goes back to a checkpoint and leaves the batch out.",
+        description="What to do if the loss is not a number, stays far above its recent range, or the loss scale stays "
+        "at its floor. stop: end the run with an error. rollback: go back to a checkpoint and leave the batch out.",
     )
     stall_timeout: PositiveInt = Field(
-        default=1800, description="Seconds without a step after which an attempt ends, to be tried again."
+        default=1800, description="Seconds without a step after which an attempt ends and is retried."
     )
     keep: Literal["last", "best"] = Field(
         default="last",
-        description="Which weights become the result. last: those after the last step. best: those of the validation "
-        "with the lowest held-out loss, each of which is a checkpoint.",
+        description="Which weights become the result. last: those after the last step. best: those at the validation "
+        "with the lowest held-out loss; every validation then writes a checkpoint.",
     )
     patience: PositiveInt | None = Field(
         default=None,
-        description="Validations in a row without a lower held-out loss after which training ends; off when left out.",
+        description="Number of validations in a row without a lower held-out loss after which training ends; off when "
+        "left out.",
     )
     report_to: Literal["none", "wandb"] = Field(
         default="none",
-        description="Where losses are sent besides the log. wandb: Weights & Biases (project thriftune, or "
+        description="Where losses are sent in addition to the log. wandb: Weights & Biases (project thriftune, or "
         "WANDB_PROJECT of the pods' environment, set with --env).",
     )
 
@@ -138,54 +141,54 @@ class LoraConfig(Section):
         default=None,
         ge=0,
         lt=1,
-        description="Dropout on the adapter's input. Left out, 0.05; and 0 where adapters are on fused experts, as "
-        "peft can do none there.",
+        description="Dropout on the adapter's input. When left out, 0.05; but 0 if adapters are on fused experts, "
+        "where peft has no dropout.",
     )
     target_modules: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Names of the modules to adapt, as q_proj; every linear layer but the output head when left out.",
+        description="Modules to adapt, such as q_proj; when left out, every linear layer except the output head.",
     )
     double_quantization: bool = Field(
-        default=True, description="For qlora: quantize the quantization constants too, 0.4 bit per weight less."
+        default=True, description="For qlora: quantize the quantization constants too, which saves 0.4 bit per weight."
     )
     resume_from: Annotated[str | None, PLACE] = Field(
-        default=None, description="Directory (local, s3://, gs://) of an adapter to go on training."
+        default=None, description="Directory (local, s3://, gs://) of an adapter to continue training."
     )
     merge: bool = Field(default=True, description="Also write the base model with the adapter merged into it.")
 
 
 class CheckpointConfig(Section):
-    """What is kept of a running training, so that another attempt goes on from there."""
+    """The checkpoints of a running training, from which another attempt resumes."""
 
     every_steps: PositiveInt | None = Field(
-        default=None, description="Optimizer steps between two checkpoints; by minutes alone when left out."
+        default=None, description="Optimizer steps between two checkpoints; only every_minutes counts when left out."
     )
     every_minutes: float = Field(
         default=15.0, gt=0, description="Minutes between two checkpoints; whichever of the two comes first."
     )
-    keep_checkpoints: PositiveInt = Field(default=2, description="Whole checkpoints to keep while training.")
+    keep_checkpoints: PositiveInt = Field(default=2, description="Complete checkpoints to keep while training.")
     resume_from: Annotated[str | None, PLACE] = Field(
         default=None,
-        description="Prefix (directory, s3://, gs://) of another run's checkpoints to go on from, on as many GPUs as "
-        "this run has.",
+        description="Prefix (directory, s3://, gs://) of another run's checkpoints to resume from; that run must have "
+        "had as many GPUs as this one.",
     )
 
 
 class EvaluationConfig(Section):
-    """What is measured before, while and after training, where the model trains."""
+    """What is measured before, during and after training, on the machine that trains."""
 
     every_steps: PositiveInt | None = Field(
-        default=None, description="Optimizer steps between two validations; a tenth of all when left out."
+        default=None, description="Optimizer steps between two validations; a tenth of all steps when left out."
     )
     saved_model: bool = Field(
         default=False,
-        description="Also load the result again, in a task of its own, and measure it on the same rows.",
+        description="Also load the result again in a separate task, and measure it on the same rows.",
     )
-    max_rows: PositiveInt = Field(default=500, description="Held-out rows to measure loss on, at the most.")
-    batch: PositiveInt = Field(default=4, description="Rows per forward pass, at the most.")
+    max_rows: PositiveInt = Field(default=500, description="Most held-out rows to measure loss on.")
+    batch: PositiveInt = Field(default=4, description="Most rows per forward pass.")
     prompts: tuple[str, ...] = Field(
-        default=(), description="Questions to answer before and after; the first held-out rows when left out."
+        default=(), description="Questions to answer before and after training; the first held-out rows when left out."
     )
     max_new_tokens: PositiveInt = Field(default=64, description="Longest answer, in tokens.")
 
@@ -194,11 +197,11 @@ class PublishConfig(Section):
     """Where to push the result."""
 
     repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="Hub repository, as owner/name.")
-    private: bool = Field(default=True, description="Create the repository as a private one.")
-    dry_run: bool = Field(default=False, description="Only write what would be pushed to a directory.")
+    private: bool = Field(default=True, description="Create a private repository.")
+    dry_run: bool = Field(default=False, description="Only write what would be pushed, to a directory.")
 
 
-# Stand in for what is wrong or missing, so that the rules can look at the rest; no rule reads the first three.
+# Replace what is wrong or missing, so that the rules can look at the rest; no rule reads the first three.
 _UNRULED = {"name": "any", "seed": 0, "model": {"source": "any"}}
 _ANY_DATA = {"source": "any", "format": "text"}
 
@@ -216,18 +219,22 @@ class RunConfig(Section):
     )
     strategy: StrategyChoice = Field(
         default=AUTO,
-        description="Where weights lie. auto: the planner chooses. zero: DeepSpeed ZeRO, a process per device. layers: "
-        "split by layers over the devices of one node, in one process. single: whole on one device.",
+        description="How weights are placed. auto: the planner chooses. zero: DeepSpeed ZeRO, a process per device. "
+        "layers: split by layers over the devices of one node, in one process. single: whole on one device.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the split, the data order, the adapter's start, sampling.")
+    seed: int = Field(
+        default=0, ge=0, description="Seed of the split, the data order, the adapter's initial weights, and sampling."
+    )
     model: ModelConfig
     data: DataConfig
     hardware: HardwareConfig = HardwareConfig()
     training: TrainingConfig = TrainingConfig()
     zero: ZeroConfig | None = Field(
-        default=None, description="Only for strategy zero; the planner chooses when left out."
+        default=None, description="Only for strategy zero; the planner chooses if left out."
     )
-    lora: LoraConfig | None = Field(default=None, description="Only for lora and qlora; QLoRA's own when left out.")
+    lora: LoraConfig | None = Field(
+        default=None, description="Only for lora and qlora; QLoRA's defaults when left out."
+    )
     checkpoints: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     publish: PublishConfig | None = Field(default=None, description="Nothing is pushed when left out.")
@@ -245,10 +252,14 @@ class RunConfig(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _collect_problems(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Report everything that is wrong at once: what pydantic finds, and what the fields say together.
+        """Report all problems at once: those that pydantic finds, and those of several fields together.
+
+        Args:
+            data: The parsed file.
+            handler: Pydantic's own validation.
 
         Raises:
-            ConfigError: With every problem. Not a ValueError, so pydantic passes it on unchanged.
+            ConfigError: With every problem. It is not a ValueError, so pydantic passes it on unchanged.
         """
         if isinstance(data, cls):
             return data

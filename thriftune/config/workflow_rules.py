@@ -1,4 +1,4 @@
-"""What a workflow refuses of a run file: another workflow's method, and a table too many or missing."""
+"""Reasons for a workflow to refuse a run file: another workflow's method, and a missing or unused table."""
 
 from thriftune.config.choices import METHODS
 from thriftune.config.formats import TABLE
@@ -13,10 +13,10 @@ def require_workflow(config: RunConfig, workflow: str) -> None:
 
     Args:
         config: The run.
-        workflow: The one that it was given to: `finetune`, which runs every method, or one that is named for some.
+        workflow: The workflow that it was given to: `finetune`, which runs every method, or one named after some.
 
     Raises:
-        ConfigError: That one runs other methods.
+        ConfigError: The workflow runs other methods.
     """
     runs = [name for name, facts in METHODS.items() if workflow in (facts.workflow, ANY_METHOD)]
     if config.method not in runs:
@@ -31,14 +31,14 @@ def require_workflow(config: RunConfig, workflow: str) -> None:
 
 
 def require_table(config: RunConfig, *, has_table: bool) -> None:
-    """Refuse a workflow that was given a table its run does not read, or none that it reads.
+    """Refuse a table that the run does not read, or a missing table that it does read.
 
     Args:
         config: The run.
         has_table: Whether the workflow was given one.
 
     Raises:
-        ConfigError: One is there without the other.
+        ConfigError: The table is unused or missing.
     """
     named = [source.source for source in config.data.all_sources]
     if (TABLE in named) == has_table:
@@ -48,14 +48,14 @@ def require_table(config: RunConfig, *, has_table: bool) -> None:
         raise ConfigError.single(
             "data.source",
             ", ".join(named),
-            "leaves out the table that was given.",
+            "does not use the table that was given.",
             f"Write source: {TABLE}.",
             code="table-unused",
         )
     raise ConfigError.single(
         "data.source",
         TABLE,
-        f"is the table given to a workflow, and {workflow} takes none.",
+        f"is the table given to a workflow, but {workflow} takes none.",
         f"Run `pyflyte run workflows/{workflow}.py {workflow}_on_table --config ... --table ...`.",
         code="table-missing",
     )

@@ -1,4 +1,4 @@
-"""What a DeepSpeed configuration may say: a file of deepspeed_configs/, or the one that a run file holds."""
+"""What a DeepSpeed configuration may contain, in a file of deepspeed_configs/ or inside a run file."""
 
 import difflib
 import json
@@ -16,7 +16,7 @@ OWNED_KEYS = {
     "gradient_clipping": "training.max_grad_norm decides the clipping",
 }
 _STAGES = (0, 1, 2, 3)
-# Old names that DeepSpeed still turns into offload; nothing else here would know of them.
+# Old names that DeepSpeed still turns into offload; no other code here knows them.
 _OLD_OFFLOAD = {"cpu_offload": "offload_optimizer", "cpu_offload_params": "offload_param"}
 # Source: https://www.deepspeed.ai/docs/config-json/
 _KNOWN_KEYS = frozenset(OWNED_KEYS) | {
@@ -33,7 +33,7 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
 
     Args:
         config: The parsed file, or the mapping from the YAML.
-        field: Where it stands, for the messages.
+        field: Its key or file, for the messages.
 
     Returns:
         The problems: keys that this package decides, a missing or unknown stage, contradictory offload.
@@ -46,7 +46,7 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
     for key in sorted(config.keys() - _KNOWN_KEYS):
         close = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
         remedy = f"Did you mean {close[0]!r}?" if close else "Remove it; DeepSpeed ignores keys that it does not know."
-        problems.append(_problem(f"{field}.{key}", shown(config[key]), "is not a key of DeepSpeed's.", remedy))
+        problems.append(_problem(f"{field}.{key}", shown(config[key]), "is not a key of DeepSpeed.", remedy))
     section = config.get("zero_optimization")
     if not isinstance(section, dict):
         problems.append(
@@ -88,14 +88,14 @@ def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
             )
         elif device not in ("none", "cpu", "nvme"):
             problems.append(
-                _problem(f"{field}.{key}.device", str(device), "is not a place to offload to.", "Use cpu or none.")
+                _problem(f"{field}.{key}.device", str(device), "is not a device to offload to.", "Use cpu or none.")
             )
         elif device != "none" and section.get("stage") in range(lowest):
             problems.append(
                 _problem(
                     f"{field}.{key}",
                     device,
-                    f"needs ZeRO stage {lowest} or higher, and the stage is {section['stage']}.",
+                    f"needs ZeRO stage {lowest} or higher, but the stage is {section['stage']}.",
                     "Raise the stage, or remove the offload.",
                 )
             )
@@ -103,7 +103,7 @@ def _check_section(section: dict[str, Any], field: str) -> list[Problem]:
 
 
 def offload_device(section: dict[str, Any], key: str) -> str:
-    """Where a ZeRO section offloads to under a key: none, cpu or nvme."""
+    """The device that a key of a ZeRO section offloads to: none, cpu or nvme."""
     offload = section.get(key)
     if offload is None:
         return "none"
@@ -111,7 +111,7 @@ def offload_device(section: dict[str, Any], key: str) -> str:
 
 
 def is_auto(value: object) -> bool:
-    """Whether a value is "auto" all the way down: `{"enabled": "auto"}` decides nothing either, nor does AdamW."""
+    """Whether a value is "auto" at every level: `{"enabled": "auto"}` decides nothing either, nor does AdamW."""
     if isinstance(value, dict):
         return all(is_auto(v) for v in value.values())
     return value in ("auto", "AdamW")

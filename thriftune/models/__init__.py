@@ -1,1 +1,1 @@
-"""A base model: found, fetched, checked, its shape, loaded, merged, exported, published."""
+"""Base models: finding, fetching, checking, their shapes, loading, merging, exporting, publishing."""

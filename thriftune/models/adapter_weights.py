@@ -1,4 +1,4 @@
-"""Putting adapters on models, whole: of weights that do not fit, peft uses those that do and says next to nothing."""
+"""Putting complete adapters on models. If some weights do not fit, peft loads the others and says next to nothing."""
 
 import json
 import logging
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 RESUME_FROM = "lora.resume_from"
 WEIGHTS = "adapter_model.safetensors"
-# Codes of problems: its weights are not all there or do not fit; it is of another shape than the run's.
+# Codes of problems: weights are missing or do not fit; the adapter's shape differs from the run's.
 _MISFIT, _DIFFERS = "adapter-weights-misfit", "adapter-shape-differs"
-_PREFIX = "base_model.model."  # of every name in an adapter's file
+_PREFIX = "base_model.model."  # starts every name in an adapter's file
 _LORA = "lora_"  # in the names of a LoRA adapter's weights
-# The same of those kinds whose every module has weights of its own; others share some, and cannot be told so.
+# The same for the adapter types in which every module has its own weights; others share some, so this does not work.
 _PARTS = {"LORA": _LORA, "IA3": "ia3_"}
 _SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")
 
@@ -41,21 +41,21 @@ def attach(
     is_trainable: bool = False,
     dropout: float | None = None,
 ) -> "PeftModel":
-    """Put an adapter on a model, or beside the adapters that are on it.
+    """Put an adapter on a model that may have other adapters.
 
     Args:
         model: The base model, or what this returned for another adapter.
         adapter_dir: The adapter.
-        name: Under which it can be chosen.
-        field: What names it, for messages.
-        is_trainable: Whether it trains.
-        dropout: Dropout on its input while it trains; None: as when it was made.
+        name: Name of the adapter on the model.
+        field: The key that names it, for messages.
+        is_trainable: Whether it is to be trained.
+        dropout: Dropout on its input while it trains; None keeps the adapter's own.
 
     Returns:
         The model with the adapter; the first one is active.
 
     Raises:
-        AdapterError: There is none, or its weights are not those that its configuration and the model ask for.
+        AdapterError: There is none, or its weights do not match its configuration and the model.
     """
     from peft import LoraConfig as LoraOfPeft
     from peft.utils import load_peft_weights
@@ -69,23 +69,23 @@ def attach(
         attached = _put_on(model, adapter_dir, config, name, is_trainable=is_trainable)
     except (KeyError, TypeError, ValueError) as error:
         raise _refused(error, field, adapter_dir) from error
-    # Loaded once more, for what peft keeps to itself of the first time.
+    # Loaded again, because peft does not pass on what it found the first time.
     _fill(attached, load_peft_weights(str(adapter_dir), device="cpu"), config, name, field, adapter_dir)
     return attached
 
 
 def require_fit(architecture: Architecture, adapter_dir: Path, shapes: Shapes, field: str, value: object) -> None:
-    """Refuse an adapter whose weights are not those that its configuration and a model ask for. Reads none of them.
+    """Refuse an adapter whose weights do not match its configuration and a model. Reads no weights.
 
     Args:
-        architecture: The base model's.
-        adapter_dir: Where its configuration is.
-        shapes: The shape of each of its weights, by name.
-        field: What names it, for messages.
-        value: How it is named.
+        architecture: Architecture of the base model.
+        adapter_dir: Directory with its configuration.
+        shapes: Shape of each of its weights, by name.
+        field: The key that names it, for messages.
+        value: The value of that key.
 
     Raises:
-        AdapterError: Names what is missing, has another shape, or has no place in the model.
+        AdapterError: Names the weights that are missing, have another shape, or do not exist in the model.
     """
     import torch
     from peft import get_peft_model
@@ -100,16 +100,16 @@ def require_fit(architecture: Architecture, adapter_dir: Path, shapes: Shapes, f
 
 
 def require_alike(lora: LoraConfig, architecture: Architecture, adapter_dir: Path) -> None:
-    """Refuse to go on training an adapter that is none of the base model, or is on other modules than the run says.
+    """Refuse to continue training an adapter of another base model, or on other modules than the run says.
 
     Args:
-        lora: The LoRA section; its targets are in the architecture.
-        architecture: The base model's.
+        lora: The LoRA section, whose targets exist in the architecture.
+        architecture: Architecture of the base model.
         adapter_dir: The adapter.
 
     Raises:
         AdapterError: Its weights do not fit.
-        ConfigError: The run says other modules.
+        ConfigError: The run names other modules.
     """
     shapes = shapes_in(Folder(adapter_dir), RESUME_FROM, adapter_dir)
     require_fit(architecture, adapter_dir, shapes, RESUME_FROM, adapter_dir)
@@ -117,15 +117,15 @@ def require_alike(lora: LoraConfig, architecture: Architecture, adapter_dir: Pat
 
 
 def shapes_in(folder: Folder, field: str, value: object) -> Shapes:
-    """The shape of each weight in an adapter's file, by its header.
+    """The shape of each weight in an adapter's file, from its header.
 
     Args:
-        folder: The adapter.
-        field: What names it, for messages.
-        value: How it is named.
+        folder: The adapter's directory.
+        field: The key that names it, for messages.
+        value: The value of that key.
 
     Raises:
-        AdapterError: The file is missing, damaged or cut short.
+        AdapterError: The file is missing, damaged or truncated.
         TransientError: The store did not answer.
     """
     with remote.explained(field, str(value), AdapterError, f"has no {WEIGHTS}.", code=_MISFIT):
@@ -141,7 +141,7 @@ def adapted_modules(shapes: Shapes) -> set[str]:
     """Names of the modules that an adapter is on.
 
     Args:
-        shapes: The shape of each of its weights, by name.
+        shapes: Shape of each of its weights, by name.
     """
     return {name.removeprefix(_PREFIX).partition(f".{_LORA}")[0] for name in shapes if f".{_LORA}" in name}
 
@@ -149,7 +149,7 @@ def adapted_modules(shapes: Shapes) -> set[str]:
 def _put_on(
     model: "PreTrainedModel | PeftModel", adapter_dir: Path, config: "PeftConfig", name: str, *, is_trainable: bool
 ) -> "PeftModel":
-    """As peft does it, whatever of the weights fits; the rest is refused afterwards, by name."""
+    """Put an adapter on a model as peft does, with the weights that fit; the others are refused by name afterwards."""
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
@@ -161,7 +161,7 @@ def _put_on(
 def _config_of(adapter_dir: Path, field: str) -> "PeftConfig":
     from peft import PeftConfig
 
-    if not (adapter_dir / ADAPTER_CONFIG).is_file():  # peft would look for it on the hub
+    if not (adapter_dir / ADAPTER_CONFIG).is_file():  # else peft would look for it on the hub
         raise AdapterError.single(
             field,
             adapter_dir,
@@ -186,10 +186,18 @@ def _fill(
     field: str,
     value: object,
 ) -> None:
-    """Load the weights of an adapter that is on a model already.
+    """Load the weights of an adapter that is already on a model.
+
+    Args:
+        model: The model with the adapter.
+        tensors: The adapter's weights, by their names in its file.
+        config: The adapter's configuration.
+        name: Name of the adapter on the model.
+        field: The key that names it, for messages.
+        value: The value of that key.
 
     Raises:
-        AdapterError: They are not the adapter's.
+        AdapterError: Weights are missing, or do not fit.
     """
     from peft import set_peft_model_state_dict
 
@@ -201,14 +209,14 @@ def _fill(
     remedy = f"Use the base model that it was trained on{f' ({origin})' if origin else ''}, or save it again."
     try:
         loaded: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
-    except KeyError as error:  # of a module that was trained whole
+    except KeyError as error:  # of a module that was trained as a whole
         raise AdapterError.single(field, value, f"has no weights for {error}.", remedy, code=_MISFIT) from error
     except RuntimeError as error:
         found = _SIZE_MISMATCH.findall(str(error))
         if not found:
             raise
         shapes = [f"{_in_file(key, name)} is {stored} and should be {needed}" for key, stored, needed in found]
-        message = f"has weights of other shapes than the model asks for: {examples(shapes)}."
+        message = f"has weights with other shapes than the model needs: {examples(shapes)}."
         raise AdapterError.single(field, value, message, remedy, code=_MISFIT) from error
     missing = [_in_file(key, name) for key in sorted(loaded.missing_keys) if part in key and f".{name}" in key]
     without_place = [_in_file(key, name) for key in sorted(loaded.unexpected_keys)]
@@ -216,13 +224,20 @@ def _fill(
 
 
 def _require_all(missing: list[str], without_place: list[str], remedy: str, field: str, value: object) -> None:
-    """Refuse an adapter of which weights were not found, or found no place.
+    """Refuse an adapter with missing weights, or with weights that the model does not have.
+
+    Args:
+        missing: Names of missing weights.
+        without_place: Names of weights that the model does not have.
+        remedy: What to do about it.
+        field: The key that names it, for messages.
+        value: The value of that key.
 
     Raises:
         AdapterError: Names them.
     """
     if wrapped := wrapper_in([key.replace(_PREFIX, "", 1) for key in without_place]):
-        remedy = f"{wrapped} There, unwrap the model before its adapter is saved; or take that part out of every name."
+        remedy = f"{wrapped} Unwrap the model before saving its adapter, or remove that part from every name."
     misplaced = [key for key in without_place if _LORA in key]
     messages = []
     if missing:
@@ -236,7 +251,7 @@ def _require_all(missing: list[str], without_place: list[str], remedy: str, fiel
 
 
 def _in_file(key: str, name: str) -> str:
-    """What a weight is called in an adapter's file, where its own name is left out."""
+    """The name of a weight in an adapter's file, which leaves out the adapter's name."""
     return key.replace(f".{name}", "", 1)
 
 
@@ -252,7 +267,11 @@ def _refused(error: Exception, field: str, value: object) -> AdapterError:
 
 
 def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
-    """Refuse to go on training an adapter of another shape: peft would take the adapter's and ignore the run's.
+    """Refuse to continue training an adapter of another shape: peft would use the adapter's shape and ignore the run's.
+
+    Args:
+        lora: The LoRA section.
+        adapter_dir: The adapter.
 
     Raises:
         ConfigError: Rank or alpha differ, or there is no adapter.
@@ -264,12 +283,12 @@ def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
         )
     saved = json.loads(file.read_text(encoding="utf-8"))
     if saved.get("peft_type") != "LORA":
-        message = f"is an adapter of the kind {saved.get('peft_type')}, and LoRA is what trains."
+        message = f"is an adapter of type {saved.get('peft_type')}, but only LoRA can be trained."
         raise ConfigError.single(
             "lora.resume_from", adapter_dir, message, "Name a LoRA adapter, or start a new one.", code=_DIFFERS
         )
     problems = [
-        Problem(f"lora.{field}", str(value), f"the adapter to go on from has {saved[key]}.", f"Use {saved[key]}.")
+        Problem(f"lora.{field}", str(value), f"the adapter to resume from has {saved[key]}.", f"Use {saved[key]}.")
         for field, key, value in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha))
         if saved[key] != value
     ]
@@ -278,15 +297,15 @@ def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
 
 
 def require_same_targets(lora: LoraConfig, adapted: Collection[str], architecture: Architecture) -> None:
-    """Refuse to go on training an adapter of other modules: peft would take the adapter's and ignore the run's.
+    """Refuse to continue training an adapter on other modules: peft would use the adapter's and ignore the run's.
 
     Args:
-        lora: The LoRA section; its targets are in the architecture.
+        lora: The LoRA section, whose targets exist in the architecture.
         adapted: Names of the modules that the adapter is on.
-        architecture: The base model's.
+        architecture: Architecture of the base model.
 
     Raises:
-        ConfigError: With those to write.
+        ConfigError: The modules differ; it names those to write.
     """
     linear = architecture.linear_shapes
     theirs = set(linear).intersection(adapted)
@@ -298,15 +317,15 @@ def require_same_targets(lora: LoraConfig, adapted: Collection[str], architectur
     raise ConfigError.single(
         "lora.target_modules",
         ", ".join(lora.target_modules or ()) or "every linear layer",
-        f"the adapter to go on from is on {', '.join(short) or 'none'}{'' if can_be_said else ' of some layers'}.",
+        f"the adapter to resume from is on {', '.join(short) or 'none'}{'' if can_be_said else ' of some layers'}.",
         remedy if theirs else "Start a new adapter.",
         code=_DIFFERS,
     )
 
 
 def is_target(name: str, targets: Sequence[str] | None) -> bool:
-    """Whether a linear layer is adapted; where no targets are named, all are.
+    """Whether a linear layer is adapted; without named targets, all are.
 
-    As peft matches names: the whole one, or what it ends in after a dot.
+    Names match as in peft: the whole name, or its end after a dot.
     """
     return not targets or any(f".{name}".endswith(f".{target}") for target in targets)

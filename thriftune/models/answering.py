@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn.
+    """How answers are generated.
 
     Attributes:
-        max_new_tokens: Longest answer.
-        temperature: 0 always takes the likeliest token; higher draws from the distribution.
-        seed: Of the draws.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 always takes the likeliest token; above 0, tokens are drawn from the distribution.
+        seed: Seed of the draws.
     """
 
     max_new_tokens: int = 256
@@ -33,14 +33,14 @@ def complete(
 
     Args:
         model: A causal language model in evaluation mode.
-        tokenizer: Its tokenizer; padding goes to the left, whatever it is set to.
+        tokenizer: Its tokenizer; padding is on the left, whatever the tokenizer's setting.
         prompts: Token ids of each prompt.
-        sampling: How answers are drawn.
+        sampling: How answers are generated.
         batch: Prompts per forward pass.
 
     Yields:
-        The continuation of each prompt, in order, without special tokens: up to EOS, the token that the chat template
-        ends a turn with, or another that the model's generation_config lists.
+        The continuation of each prompt, in order, without special tokens: up to EOS, the token with which the chat
+        template ends a turn, or another stop token of the model's generation_config.
 
     Raises:
         ConfigError: A prompt leaves no room for an answer in the model's position table.
@@ -48,7 +48,7 @@ def complete(
     import torch
     from transformers import set_seed
 
-    if sampling.temperature > 0:  # a training that answers in between keeps its own random numbers
+    if sampling.temperature > 0:  # so that answering does not change a training's random numbers
         set_seed(sampling.seed)
     device = next(model.parameters()).device
     stops = stop_tokens(tokenizer, model.generation_config.eos_token_id)
@@ -59,7 +59,7 @@ def complete(
         drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if sampling.temperature > 0:
             drawing = {"do_sample": True, "temperature": sampling.temperature}
-        with torch.no_grad():  # not inference mode: a training that answers in between goes on with these weights
+        with torch.no_grad():  # not inference mode: a training may go on with these weights
             generated = model.generate(
                 **padded,
                 max_new_tokens=longest,

@@ -1,7 +1,7 @@
-"""A model's shape from its config.json alone: parameters counted on the real model class, without any weights.
+"""A model's shape from its config.json alone: parameters are counted on the real model class, without weights.
 
-The class is built on torch's meta device, where a tensor has a shape and no data, so grouped-query attention, tied
-embeddings and mixtures of experts are counted as they are.
+The class is built on torch's meta device, where a tensor has a shape but no data. So grouped-query attention, tied
+embeddings and mixtures of experts are counted as they really are.
 """
 
 import json
@@ -29,10 +29,10 @@ _UNBUILDABLE = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of one model. Two with the same `content` are equal.
+    """The shape of one model. Two architectures with the same `content` are equal.
 
     Attributes:
-        name: Where it came from, for messages.
+        name: The model's source, for messages.
         content: Its config.json.
         trust_remote_code: Whether model code that the repository ships may run.
     """
@@ -45,13 +45,13 @@ class Architecture:
         """The configuration for transformers.
 
         Args:
-            layers: Number of decoder layers, in place of the model's own.
+            layers: Number of decoder layers, instead of the model's own.
         """
         config = decoder_config.read(json.loads(self.content), self.name, trust_remote_code=self.trust_remote_code)
         text = config.get_text_config()
         if layers is not None:
             text.num_hidden_layers = layers
-            for name, value in vars(text).items():  # such as layer_types: one entry per layer
+            for name, value in vars(text).items():  # for example layer_types: one entry per layer
                 if isinstance(value, list) and len(value) == self.layers:
                     setattr(text, name, value[:layers])
         return config
@@ -61,7 +61,7 @@ class Architecture:
 
         Args:
             dtype: Type of its weights.
-            layers: Number of decoder layers, in place of the model's own.
+            layers: Number of decoder layers, instead of the model's own.
 
         Raises:
             ModelSourceError: transformers cannot build it from this configuration.
@@ -87,7 +87,7 @@ class Architecture:
 
     @cached_property
     def layers(self) -> int:
-        """Decoder layers."""
+        """Number of decoder layers."""
         return int(json.loads(self.content).get("num_hidden_layers") or self._text.num_hidden_layers)
 
     @cached_property
@@ -102,7 +102,7 @@ class Architecture:
 
     @cached_property
     def cached_per_token(self) -> int:
-        """Elements of keys and values that answering keeps for each token."""
+        """Elements of keys and values that the cache holds per token while answering."""
         text = self._text
         heads = int(getattr(text, "num_attention_heads", 0) or 1)
         width = int(getattr(text, "head_dim", None) or self.hidden_size // heads)
@@ -111,19 +111,19 @@ class Architecture:
 
     @cached_property
     def longest_input(self) -> int | None:
-        """Positions the model was made for; None where the configuration does not say."""
+        """Number of positions the model was made for; None if the configuration does not say."""
         return decoder_config.positions_of(self._text)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter by name; tied ones once."""
+        """Shape of every parameter by name; tied parameters appear once."""
         return {name: tuple(p.shape) for name, p in self.skeleton.named_parameters()}
 
     @cached_property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(out_features, in_features) of every linear layer but the output head, by the name of its module.
+        """(out_features, in_features) of every linear layer except the output head, by module name.
 
-        Which of them are in 4 bits when the model is loaded so, only the quantizer knows:
+        Only the quantizer knows which of them are in 4 bits when the model is loaded that way:
         `thriftune.models.quantization`.
         """
         found = linear_layers(self.skeleton)
@@ -131,12 +131,12 @@ class Architecture:
 
     @cached_property
     def odd_layers(self) -> frozenset[str]:
-        """Names of the modules that are linear layers by their class and do something else, as Llama 4's router."""
+        """Names of modules with a linear layer's class that do something else, such as Llama 4's router."""
         return frozenset(name for name in linear_layers(self.skeleton) if _is_odd(self.skeleton.get_submodule(name)))
 
     @cached_property
     def layer_kinds(self) -> list[Hashable]:
-        """What kind each decoder layer is of, in order: equal for layers of equal parameters and equal attention."""
+        """The kind of each decoder layer, in order: equal for layers with equal parameters and equal attention."""
         per_layer: dict[str, list[Any]] = {}
         for name, shape in self.shapes.items():
             layer = layer_of(name)
@@ -150,17 +150,17 @@ class Architecture:
 
     @cached_property
     def first_of_kind(self) -> list[int]:
-        """For every decoder layer, the index of the first one of its kind."""
+        """For every decoder layer, the index of the first layer of its kind."""
         return [self.layer_kinds.index(kind) for kind in self.layer_kinds]
 
     @cached_property
     def parameters(self) -> int:
-        """All parameters."""
+        """Number of parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     @cached_property
     def largest_parameter(self) -> int:
-        """Elements of the largest one, the embedding table in most models."""
+        """Elements of the largest parameter, the embedding table in most models."""
         return max(math.prod(shape) for shape in self.shapes.values())
 
     @cached_property
@@ -175,7 +175,7 @@ class Architecture:
 
     @cached_property
     def head_name(self) -> str:
-        """The parameter that the output head multiplies with: its own, or the embedding's where they are tied."""
+        """The parameter that the output head multiplies by: its own, or the embedding's if they are tied."""
         head = self.skeleton.get_output_embeddings().weight
         return next(name for name, parameter in self.skeleton.named_parameters() if parameter is head)
 
@@ -185,7 +185,7 @@ class Architecture:
 
     @cached_property
     def skeleton(self) -> "PreTrainedModel":
-        """The model in fp32 on the meta device, to look at and not to change."""
+        """The model in fp32 on the meta device, only for reading."""
         import torch
 
         model = self.on_meta(torch.float32)
@@ -198,11 +198,11 @@ def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bo
 
     Args:
         content: The parsed file.
-        name: Where it came from, for messages.
+        name: The model's source, for messages.
         trust_remote_code: Run model code that the repository ships.
 
     Raises:
-        ModelSourceError: An unknown architecture, or fields without which the model has no size.
+        ModelSourceError: The architecture is unknown, or fields that determine its size are missing.
     """
     text = content.get("text_config", content)
     if not isinstance(text, dict) or not isinstance(content.get("model_type", ""), str):
@@ -228,17 +228,21 @@ def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bo
 
 
 def _require_causal(model: "PreTrainedModel", name: str) -> None:
-    """Refuse a model of which every attention looks ahead, as BERT's does that is a decoder by its class alone.
+    """Refuse a model in which every attention looks ahead, such as a BERT that is a decoder only by its class.
+
+    Args:
+        model: The model on the meta device.
+        name: The model's source, for messages.
 
     Raises:
-        ModelSourceError: It is one.
+        ModelSourceError: It is such a model.
     """
     causal = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
     if causal == {False} and getattr(model.config, "is_decoder", None) is False:
         raise ModelSourceError.single(
             _FIELD,
             name,
-            "its attention looks ahead, as an encoder's; it is not a causal language model.",
+            "its attention looks ahead like an encoder's; it is not a causal language model.",
             decoder_config.DECODERS,
             code="model-config-invalid",
         )
@@ -252,7 +256,7 @@ def of(model: ModelConfig, token: str | None = None) -> Architecture:
         token: Hub token, for a hub id whose architecture is not shipped with this package.
 
     Raises:
-        ModelSourceError: No such model, or no config.json that makes sense.
+        ModelSourceError: There is no such model, or its config.json is unusable.
         TransientError: The hub or the store did not answer.
     """
     content = model_config.shipped(model.source) or model_config.read(model, token)
@@ -260,7 +264,7 @@ def of(model: ModelConfig, token: str | None = None) -> Architecture:
 
 
 def linear_layers(model: "PreTrainedModel") -> dict[str, tuple[int, int]]:
-    """(out_features, in_features) of every module of a linear layer's class but the output head, by its name."""
+    """(out_features, in_features) of every module with a linear layer's class except the output head, by name."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -277,7 +281,7 @@ def linear_layers(model: "PreTrainedModel") -> dict[str, tuple[int, int]]:
 
 
 def _is_odd(module: "torch.nn.Module") -> bool:
-    """Whether a module of a linear layer's class, on the meta device, does not make [rows, out] of [rows, in]."""
+    """Whether a module with a linear layer's class, on the meta device, does not turn [rows, in] into [rows, out]."""
     import torch
 
     if type(module) is torch.nn.Linear or not isinstance(module, torch.nn.Linear):
@@ -290,7 +294,7 @@ def _is_odd(module: "torch.nn.Module") -> bool:
 
 
 def layer_of(name: str) -> str:
-    """The decoder layer a parameter is in, as model.layers.7; empty outside of them."""
+    """The decoder layer that a parameter is in, such as model.layers.7; empty outside the layers."""
     parts = name.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1]) if numbers else ""

@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template makes of a conversation, and what it ends an assistant's turn with."""
+"""Rendering a conversation with a tokenizer's chat template, and how the template ends an assistant's turn."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ANSWER = "Four."
 _SYSTEM, _USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is two and two?"}
 _ASSISTANT = {"role": "assistant", "content": _ANSWER}
-# What a template may want of a conversation differs: one of these should please it.
+# Templates accept different conversations: one of these should work.
 SIMPLEST_CONVERSATIONS = (
     [_USER, _ASSISTANT],
     [_SYSTEM, _USER, _ASSISTANT],
@@ -26,21 +26,22 @@ SIMPLEST_CONVERSATIONS = (
 
 
 class TemplateFailsError(ValueError):
-    """A chat template makes nothing of a conversation; the message says why."""
+    """A chat template cannot render a conversation; the message says why."""
 
 
 class TemplateNeverEndsError(TemplateFailsError):
-    """A chat template costs more for a conversation than any may."""
+    """A chat template exceeds the limits on steps, time or text for a conversation."""
 
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """What a chat template writes after an answer.
+    """The text that a chat template writes after an answer.
 
     Attributes:
-        text: Through the token that ends the turn, or all there is where none does; without white space around it.
-        token: The token that ends the turn: EOS or another that the tokenizer never makes of other text. None where the
-            turn ends in plain text, or in nothing.
+        text: The text up to and including the token that ends the turn, or all of it if there is no such token; without
+            white space around it.
+        token: The token that ends the turn: EOS, or another that the tokenizer never produces from other text. None if
+            the turn ends in plain text, or in nothing.
     """
 
     text: str
@@ -66,7 +67,7 @@ def apply(
         The text.
 
     Raises:
-        TemplateFailsError: The template refuses the conversation, breaks on it, or costs too much.
+        TemplateFailsError: The template refuses the conversation, fails on it, or exceeds the limits.
     """
     plain: list[Any] = [dict(message) for message in messages]
     functions: list[Any] | None = list(tools) or None
@@ -80,15 +81,15 @@ def marked_turns(
     *,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[tuple[int, int], ...]:
-    """The turns of the assistant that a chat template marks itself, with {% generation %}.
+    """The turns of the assistant that a chat template itself marks, with {% generation %}.
 
     Args:
         messages: The conversation.
-        tokenizer: A tokenizer whose chat template does.
+        tokenizer: A tokenizer whose chat template marks them.
         tools: Descriptions of the functions that the assistant may call.
 
     Returns:
-        Half-open (start, end) character ranges of what `apply` gives.
+        Half-open (start, end) character ranges in the text that `apply` returns.
 
     Raises:
         TemplateFailsError: As from `apply`.
@@ -110,7 +111,7 @@ def marked_turns(
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What a template raises, as this module's errors."""
+    """Turn what a template raises into this module's errors."""
     from jinja2 import TemplateError
 
     with template_sandbox.budget():
@@ -120,24 +121,24 @@ def _explained() -> Iterator[None]:
             raise TemplateNeverEndsError(f"the model's chat template {error}") from error
         except TemplateError as error:
             raise TemplateFailsError(f"the model's chat template refuses it: {error}") from error
-        except Exception as error:  # a template is a program: it raises whatever Python and its libraries do
+        except Exception as error:  # a template is a program: it can raise anything
             raise TemplateFailsError(f"the model's chat template cannot render it ({type(error).__name__})") from error
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> TurnEnd | None:
-    """What ends a turn of the assistant: found by rendering a conversation and looking at what follows its answer.
+    """How a turn of the assistant ends, found by rendering a conversation and looking at what follows its answer.
 
     Many templates end a turn with a token that is not the tokenizer's EOS: ChatML's on the tokenizer of a base model,
-    or Gemma's own.
+    or Gemma's.
 
     Args:
         tokenizer: Any tokenizer.
 
     Returns:
-        The end, or None where there is no chat template, or one that renders none of the simplest conversations.
+        The end, or None if there is no chat template, or it renders none of the simplest conversations.
 
     Raises:
-        ModelSourceError: The template does not come to an end with the simplest conversation.
+        ModelSourceError: The template does not finish rendering the simplest conversation.
     """
     if not tokenizer.chat_template:
         return None
@@ -156,7 +157,7 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> TurnEnd | None:
 
 
 def never_ends(tokenizer: "PreTrainedTokenizerBase", what: str) -> ModelSourceError:
-    """What is said of a chat template that costs too much whatever it is given.
+    """The error for a chat template that exceeds the limits for any conversation.
 
     Args:
         tokenizer: The tokenizer that it belongs to.
@@ -169,15 +170,15 @@ def never_ends(tokenizer: "PreTrainedTokenizerBase", what: str) -> ModelSourceEr
 
 
 def closings(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """The texts that can close a turn of the assistant: what the template ends it with, and EOS."""
+    """The texts that can close a turn of the assistant: the template's end of a turn, and EOS."""
     end = turn_end(tokenizer)
     texts = (end.text if end else "", str(tokenizer.eos_token or ""))
     return tuple(dict.fromkeys(filter(None, texts)))
 
 
 def _end_in(after: str, tokenizer: "PreTrainedTokenizerBase") -> TurnEnd:
-    """The end of a turn in what follows its answer: up to the first token that stands for itself alone."""
-    # Some tokenizers have tokens of their own for runs of white space, which end nothing.
+    """The end of a turn in the text after an answer: up to the first token that no other text produces."""
+    # Some tokenizers have special tokens for runs of white space, which end nothing.
     tokens = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
     if tokenizer.eos_token:
         tokens.add(str(tokenizer.eos_token))

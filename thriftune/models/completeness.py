@@ -1,7 +1,7 @@
-"""Whether every weight of a model is really there: transformers fills in what is missing with random numbers.
+"""Whether every weight of a model is really there: transformers fills missing weights with random numbers.
 
-It also renames, joins and ties weights while it loads them. So what a checkpoint lacks is what transformers itself
-says after loading it: before any weight is read, of tensors without data made from the headers of the files.
+It also renames, joins and ties weights while it loads them. So transformers itself is asked what a checkpoint lacks:
+it loads tensors without data, made from the headers of the files, before any weight is read.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-# Parts of names that a wrapper leaves behind when it is saved in place of the model in it.
+# Parts of names that a wrapper leaves behind if it is saved instead of the model inside it.
 _WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "_fsdp_wrapped_module.": "FSDP",
@@ -39,19 +39,19 @@ NOT_READ = "holds {} too, which will not be read."
 
 
 def require_complete(directory: Path, source: str, *, trust_remote_code: bool = False) -> None:
-    """Refuse a model directory whose weights do not fill the architecture in its config.json. Reads none of them.
+    """Refuse a model directory whose weights do not fill the architecture in its config.json. Reads no weights.
 
     Args:
         directory: The directory.
-        source: Where it is from, for messages.
+        source: The model's source, for messages.
         trust_remote_code: Run model code that the model ships.
 
     Raises:
-        ModelSourceError: Names what is missing, damaged or of another shape.
+        ModelSourceError: Names the weights that are missing, damaged or of another shape.
     """
     weights = weights_in(Folder(directory), source)
     content = model_config.read(ModelConfig(source=str(directory)), token=None)
-    name = str(directory) if trust_remote_code else source  # code is looked for where the name says
+    name = str(directory) if trust_remote_code else source  # transformers looks for code in this directory
     shape = architectures.from_content(content, name, trust_remote_code=trust_remote_code)
     require_fit(shape, weights.shapes, source)
     if weights.unread:
@@ -59,18 +59,18 @@ def require_complete(directory: Path, source: str, *, trust_remote_code: bool = 
 
 
 def require_fit(architecture: Architecture, shapes: Shapes, source: str) -> tuple[str, ...]:
-    """Refuse weights that do not fill an architecture. Reads none of them.
+    """Refuse weights that do not fill an architecture. Reads no weights.
 
     Args:
-        architecture: What is to be filled.
-        shapes: The shape of each tensor there is, by the name it has in the files.
-        source: Where they are from, for messages.
+        architecture: The architecture to fill.
+        shapes: Shape of each available tensor, by its name in the files.
+        source: The model's source, for messages.
 
     Returns:
-        Names of tensors that the architecture has no place for.
+        Names of tensors that the architecture does not have.
 
     Raises:
-        ModelSourceError: Names what is missing or has another shape, and the likely cause.
+        ModelSourceError: Names the weights that are missing or have another shape, and the likely cause.
     """
     import torch
 
@@ -90,18 +90,18 @@ def require_fit(architecture: Architecture, shapes: Shapes, source: str) -> tupl
 
 
 def load_causal_lm(model_dir: Path, *, trust_remote_code: bool = False, **options: Any) -> "PreTrainedModel":
-    """`AutoModelForCausalLM.from_pretrained`, but for what it does in silence: the only way that a model is loaded.
+    """`AutoModelForCausalLM.from_pretrained` without its silent repairs: the only way that a model is loaded.
 
     Args:
         model_dir: Model directory.
         trust_remote_code: Run model code that the model ships.
-        options: Further arguments, as `dtype` and `device_map`.
+        **options: Further arguments, such as `dtype` and `device_map`.
 
     Returns:
-        The model, all of whose weights are out of the directory.
+        The model, with all weights read from the directory.
 
     Raises:
-        ModelSourceError: Weights are missing, of another shape or cut short, or there is an adapter beside them.
+        ModelSourceError: Weights are missing, of another shape or truncated, or an adapter lies next to them.
     """
     from transformers import AutoModelForCausalLM
 
@@ -121,21 +121,21 @@ def load_causal_lm(model_dir: Path, *, trust_remote_code: bool = False, **option
 def load_checked(
     model_class: Any, place: Path | None, source: str, **options: Any
 ) -> tuple["PreTrainedModel", tuple[str, ...]]:
-    """`from_pretrained`, and a look at what it says of its success.
+    """`from_pretrained`, with a check of what it reports about the loaded weights.
 
-    A missing buffer is no failure: what it holds is computed from the configuration, not drawn.
+    A missing buffer is not an error: it is computed from the configuration, not drawn at random.
 
     Args:
         model_class: The class, or an auto class.
-        place: What to load; None where `options` has the tensors.
-        source: Where it is from, for messages.
-        options: Further arguments of `from_pretrained`.
+        place: What to load; None if `options` has the tensors.
+        source: The model's source, for messages.
+        **options: Further arguments of `from_pretrained`.
 
     Returns:
-        The model, and the names of tensors that it has no place for.
+        The model, and the names of tensors that it does not have.
 
     Raises:
-        ModelSourceError: Names what is missing or has another shape, and the likely cause.
+        ModelSourceError: Names the weights that are missing or have another shape, and the likely cause.
     """
     try:
         model, info = model_class.from_pretrained(
@@ -150,7 +150,7 @@ def load_checked(
         raise ModelSourceError.single(
             "model.source",
             source,
-            "some of its weights are parts of one (such as the matrices of all experts), and not all parts are there.",
+            "some of its weights are parts of one (such as the matrices of all experts), and some parts are missing.",
             "Download or save the model again.",
             code="model-weights-missing",
         ) from error
@@ -163,7 +163,7 @@ def load_checked(
 
 
 def require_no_adapter(model_dir: Path) -> None:
-    """Refuse a directory that holds an adapter: transformers would put it on the model, or load another model for it.
+    """Refuse a directory with an adapter: transformers would put it on the model, or load another model for it.
 
     Args:
         model_dir: Model directory.
@@ -178,19 +178,19 @@ def require_no_adapter(model_dir: Path) -> None:
             "model",
             model_dir,
             "is an adapter, not a model.",
-            "Name the base model, and this as its adapter.",
+            "Name the base model, and name this as its adapter.",
             code="model-incomplete",
         )
     raise ModelSourceError.single(
         "model",
         model_dir,
-        f"holds an adapter beside the model ({ADAPTER_CONFIG}), which transformers would put on it unasked.",
-        "Move the adapter into a directory of its own, and name that where an adapter is wanted.",
+        f"holds an adapter next to the model ({ADAPTER_CONFIG}), which transformers would put on it unasked.",
+        "Move the adapter into its own directory, and name that where an adapter is wanted.",
     )
 
 
 def wrapper_in(names: Collection[str]) -> str:
-    """What the names of tensors say of how they were saved: a sentence to put before a remedy, or nothing."""
+    """How tensors were saved, judging by their names: a sentence to put before a remedy, or nothing."""
     for part, wrapper in _WRAPPERS.items():
         if any(f".{part}" in f".{name}" for name in names):
             return f"Their names hold `{part}`, left by {wrapper}."
@@ -198,7 +198,7 @@ def wrapper_in(names: Collection[str]) -> str:
 
 
 def examples(names: Collection[str]) -> str:
-    """The first of several names, and how many more there are."""
+    """The first few of several names, and how many more there are."""
     first = ", ".join(list(names)[:_NAMED])
     more = len(names) - _NAMED
     return f"{first} and {more} more" if more > 0 else first
@@ -226,11 +226,11 @@ def _problems(
 
 
 def _remedy(model: "PreTrainedModel", missing: Collection[str], unexpected: Collection[str]) -> str:
-    """What to do about missing weights, by what else is known of them."""
+    """What to do about missing weights, judging by what else is known about them."""
     if wrapped := wrapper_in(unexpected):
         is_adapted = any(".base_layer." in name or "lora_" in name for name in unexpected)
-        what = "merge the adapter into the model" if is_adapted else "unwrap the model"
-        return f"{wrapped} There, {what} before it is saved; or take that part out of every name."
+        what = "Merge the adapter into the model" if is_adapted else "Unwrap the model"
+        return f"{wrapped} {what} before saving it, or remove that part from every name."
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if head is not None and all(model.get_parameter(name) is head.weight for name in missing):
         return (
@@ -247,7 +247,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the table and the progress bar of a load that is none."""
+    """Silence the table and the progress bar of a load that reads no weights."""
     from transformers.utils import logging as transformers_logging
 
     level, shows_progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""A model's config.json, from wherever the model is, without its weights."""
+"""A model's config.json, wherever the model is, without its weights."""
 
 import json
 from importlib import resources
@@ -16,7 +16,7 @@ FIELD = "model.source"
 
 
 def shipped(source: str) -> dict[str, Any] | None:
-    """The config.json of a well-known hub id, which needs no network and no token; None for any other."""
+    """The config.json of a well-known hub id, which needs no network and no token; None for any other source."""
     file = resources.files("thriftune.models").joinpath("architectures", f"{source.lower().replace('/', '--')}.json")
     if kind_of(source) != "hub" or not file.is_file():
         return None
@@ -25,14 +25,14 @@ def shipped(source: str) -> dict[str, Any] | None:
 
 
 def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
-    """The config.json of a source: the file alone of a hub id or URL, or what a GGUF file says.
+    """The config.json of a source: only that file of a hub id or URL, or the configuration in a GGUF file.
 
     Args:
         model: The model section of a run.
         token: Hub token.
 
     Raises:
-        ModelSourceError: No such model, or no config.json that can be read.
+        ModelSourceError: There is no such model, or its config.json cannot be read.
         TransientError: The hub or the store did not answer.
     """
     kind, source = kind_of(model.source), model.source

@@ -1,4 +1,4 @@
-"""What a model's config.json says, as transformers' configuration of a causal language model; or why it says none."""
+"""A model's config.json as transformers' configuration of a causal language model, or the reason why it is not one."""
 
 import difflib
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _FIELD = model_config.FIELD
-# Every decoder has these, under these names or those that its configuration class maps to them. Left out, transformers
-# would fill in the numbers of some other model.
+# Every decoder has these, under these names or names that its configuration class maps to them. If one is missing,
+# transformers would fill in the number of some other model.
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _UNUSABLE = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError)
-DECODERS = "Use a decoder, as Llama, Mistral or Qwen."
+DECODERS = "Use a decoder, such as Llama, Mistral or Qwen."
 
 
 def read(content: dict[str, Any], name: str, *, trust_remote_code: bool) -> "PretrainedConfig":
-    """A configuration of transformers.
+    """The configuration as transformers' object.
 
     Args:
         content: The parsed config.json.
-        name: Where it came from, for messages; a directory, for one that brings its code.
+        name: The model's source, for messages; its directory if the model ships its own code.
         trust_remote_code: Run that code.
 
     Raises:
@@ -51,12 +51,12 @@ def read(content: dict[str, Any], name: str, *, trust_remote_code: bool) -> "Pre
         theirs: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=True)
         return theirs
     close = difflib.get_close_matches(str(kind), CONFIG_MAPPING.keys(), n=3)
-    known = f" Close to it: {', '.join(close)}." if close else ""
+    known = f" Similar names: {', '.join(close)}." if close else ""
     raise ModelSourceError.single(
         _FIELD,
         name,
         f"its config.json names the architecture (model_type) {kind!r}, which transformers does not know.{known}",
-        "Use a model that transformers knows, or set model.trust_remote_code for one that brings its code.",
+        "Use a model that transformers knows, or set model.trust_remote_code for one that ships its code.",
         code="model-config-invalid",
     )
 
@@ -64,16 +64,16 @@ def read(content: dict[str, Any], name: str, *, trust_remote_code: bool) -> "Pre
 def require_language_model(
     content: Mapping[str, Any], config: "PretrainedConfig", name: str, *, trust_remote_code: bool
 ) -> None:
-    """Refuse what transformers has no causal language model for, and encoders, of which it has one all the same.
+    """Refuse models for which transformers has no causal language model, and encoders, for which it does have one.
 
     Args:
         content: The parsed config.json.
-        config: What transformers makes of it.
-        name: Where it came from, for messages.
-        trust_remote_code: Whether code that the model brings may define it.
+        config: The same as transformers' configuration.
+        name: The model's source, for messages.
+        trust_remote_code: Whether code that the model ships may define it.
 
     Raises:
-        ModelSourceError: With what it is.
+        ModelSourceError: It is none; the message says what it is.
     """
     from transformers.models.auto import modeling_auto
 
@@ -98,15 +98,15 @@ def require_language_model(
 
 
 def require_sizes(given: Mapping[str, Any], config: "PretrainedConfig", name: str) -> None:
-    """Refuse a configuration that leaves a size to transformers' defaults, which are those of some other model.
+    """Refuse a configuration that leaves a size to transformers' defaults, which belong to some other model.
 
     Args:
-        given: What config.json says of the text part.
-        config: What transformers makes of it.
-        name: Where it came from, for messages.
+        given: The text part of config.json.
+        config: The same as transformers' configuration.
+        name: The model's source, for messages.
 
     Raises:
-        ModelSourceError: With the sizes that are not there, or are none.
+        ModelSourceError: Names the sizes that are missing or invalid.
     """
     if not hasattr(type(config), "num_attention_heads") and _size(config, "num_attention_heads") is None:
         raise ModelSourceError.single(
@@ -139,7 +139,7 @@ def require_sizes(given: Mapping[str, Any], config: "PretrainedConfig", name: st
 
 
 def _size(config: "PretrainedConfig", field: str) -> object:
-    """A size of a model; where it differs from layer to layer, that of the first."""
+    """A size of a model; that of the first layer if it differs between layers."""
     try:
         return getattr(config, field, None)
     except RuntimeError:  # transformers' AmbiguousGlobalPerLayerAttributeError
@@ -151,7 +151,7 @@ def _flag(config: "PretrainedConfig", *names: str) -> bool:
 
 
 def positions_of(config: "PretrainedConfig") -> int | None:
-    """Positions that a model was made for, by the configuration of its text part; None where that does not say."""
+    """Positions that a model was made for, from the configuration of its text part; None if it does not say."""
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return int(positions) if isinstance(positions, int) and positions > 0 else None
 

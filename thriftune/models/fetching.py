@@ -1,4 +1,4 @@
-"""The base model: from a hub id, a directory, a URL or a GGUF file to one directory of safetensors + tokenizer."""
+"""Fetching a base model: from a hub id, directory, URL or GGUF file into one directory of safetensors + tokenizer."""
 
 import logging
 import shutil
@@ -19,23 +19,23 @@ logger = logging.getLogger(__name__)
 
 _FIELD = "model.source"
 
-ADAPTER_BESIDE = f"holds an adapter beside the model ({ADAPTER_CONFIG}), which is left out."
+ADAPTER_BESIDE = f"holds an adapter next to the model ({ADAPTER_CONFIG}), which is left out."
 
 
 def version(source: str, revision: str | None = None, token: str | None = None, *, field: str = _FIELD) -> str:
-    """What a source holds now: a text that changes when the model does, without reading the weights.
+    """The present version of a source: a text that changes when the model does. Reads no weights.
 
     Args:
         source: As in `ModelConfig`.
         revision: Commit, tag or branch of a hub id.
         token: Hub token.
-        field: What names it, for messages.
+        field: The key that names it, for messages.
 
     Returns:
-        The commit for a hub id; else a digest over names, sizes and times of the files.
+        The commit for a hub id; else a digest of the names, sizes and times of the files.
 
     Raises:
-        ModelSourceError: No such model, or links in its directory lead elsewhere.
+        ModelSourceError: There is no such model, or links in its directory lead elsewhere.
         TransientError: The hub or the store did not answer.
     """
     kind = kind_of(source)
@@ -64,10 +64,10 @@ def fetch(
 
     Args:
         source: As in `ModelConfig`.
-        version: What `version` said, so that a hub id is fetched at exactly that commit.
-        destination: Directory to make.
-        token: Hub token; it is not written anywhere.
-        trust_remote_code: Bring the model's Python files too.
+        version: The result of `version`; a hub id is fetched at exactly that commit.
+        destination: Directory to create.
+        token: Hub token; never written to disk.
+        trust_remote_code: Fetch the model's Python files too.
 
     Raises:
         ModelSourceError: Gated, missing, bad token, or not a model with a tokenizer and all of its weights as
@@ -95,11 +95,11 @@ def fetch(
 
 
 def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: bool = False) -> str:
-    """Put everything but the weights into a directory of its own: data is prepared on machines too small for a model.
+    """Copy everything except the weights into a new directory: data is prepared on machines too small for a model.
 
     Args:
         model_dir: A model directory.
-        destination: Directory to make.
+        destination: Directory to create.
         trust_remote_code: Run tokenizer code that the model ships.
 
     Returns:
@@ -115,12 +115,12 @@ def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: boo
             shutil.copytree(model_dir / TEMPLATES, directory / TEMPLATES)
         try:
             tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
-        except Exception as error:  # tokenizers raises nothing more particular
+        except Exception as error:  # tokenizers raises nothing more specific
             raise ModelSourceError.single(
                 "model.source",
                 model_dir,
                 f"its tokenizer cannot be loaded: {error}.",
-                "Repair tokenizer.json and tokenizer_config.json; code of its own needs model.trust_remote_code.",
+                "Repair tokenizer.json and tokenizer_config.json; custom code needs model.trust_remote_code.",
                 code="tokenizer-broken",
             ) from error
         found = fingerprint(tokenizer)
@@ -131,15 +131,19 @@ def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: boo
 def require_model_directory(directory: Path, source: str) -> None:
     """Refuse a directory that is not a model this package can train.
 
+    Args:
+        directory: The directory.
+        source: The model's source, for messages.
+
     Raises:
-        ModelSourceError: No config.json, no safetensors, or no tokenizer; all that is missing at once. Or an adapter.
+        ModelSourceError: config.json, safetensors or the tokenizer are missing (all are named), or it is an adapter.
     """
     if (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file():
         raise ModelSourceError.single(
             "model.source",
             source,
             f"is an adapter ({ADAPTER_CONFIG}), not a model.",
-            "Name its base model; to go on training the adapter, name it as lora.resume_from.",
+            "Name its base model; to continue training the adapter, name it as lora.resume_from.",
             code="model-incomplete",
         )
     wanted = {
@@ -160,14 +164,14 @@ def require_model_directory(directory: Path, source: str) -> None:
 
 
 def fetch_hub(repository: str, commit: str, directory: Path, token: str | None, patterns: tuple[str, ...]) -> None:
-    """Download those files of a model on the hub that are taken.
+    """Download the files of a model on the hub that match some patterns.
 
     Args:
         repository: Hub id.
-        commit: Which of its versions.
-        directory: Where to; it is there.
+        commit: Commit to download.
+        directory: Existing directory to write to.
         token: Hub token.
-        patterns: Of what is taken.
+        patterns: Patterns of the files to take.
 
     Raises:
         ModelSourceError: Gated, missing, or a bad token.
@@ -188,15 +192,15 @@ def fetch_hub(repository: str, commit: str, directory: Path, token: str | None, 
 
 
 def copy_directory(source: Path, directory: Path, patterns: Collection[str]) -> None:
-    """Copy those files of a model directory that are taken.
+    """Copy the files of a model directory that match some patterns.
 
     Args:
         source: The directory.
-        directory: Where to; it is there.
-        patterns: Of what is taken.
+        directory: Existing directory to write to.
+        patterns: Patterns of the files to take.
 
     Raises:
-        ModelSourceError: Links in it lead elsewhere, or the disk has no room.
+        ModelSourceError: Links in it lead elsewhere, or the disk has no space.
     """
     files = files_of(source, _FIELD, ModelSourceError, patterns)
     if (source / ADAPTER_CONFIG).is_file():
@@ -206,17 +210,20 @@ def copy_directory(source: Path, directory: Path, patterns: Collection[str]) -> 
 
 
 def _wanted(names: Collection[str], patterns: tuple[str, ...], source: str) -> list[str]:
-    """Those of a model's files to take over, by their names within it."""
+    """The names of a model's files that are to be taken."""
     if ADAPTER_CONFIG in names:
         logger.warning("%s %s", source, ADAPTER_BESIDE)
     return [name for name in sorted(names) if name != artifacts.MANIFEST and is_wanted(name, patterns)]
 
 
 def listing(url: str) -> dict[str, dict[str, Any]]:
-    """The files of a model in a store: what the store knows of each, by the name that it has there.
+    """The files of a model in a store: what the store knows about each, by its name there.
+
+    Args:
+        url: The model.
 
     Raises:
-        ModelSourceError: There are none, or they may not be read.
+        ModelSourceError: There are none, or access is denied.
         TransientError: The store did not answer.
     """
     with remote.explained("model.source", url, ModelSourceError, "holds no files."):
@@ -227,15 +234,15 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
 
 
 def fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
-    """Bring those files of a model in a store that are taken; of a GGUF file, what it is converted to.
+    """Fetch the files of a model in a store that match some patterns; a GGUF file is converted.
 
     Args:
         url: The model.
-        directory: Where to; it is there.
-        patterns: Of what is taken.
+        directory: Existing directory to write to.
+        patterns: Patterns of the files to take.
 
     Raises:
-        ModelSourceError: There are none, or they may not be read.
+        ModelSourceError: There are none, or access is denied.
         TransientError: The store did not answer.
     """
     if is_gguf(url):
@@ -243,7 +250,7 @@ def fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
             gguf.convert(fetch_gguf(url, Path(scratch)), directory)
         return
     entries = listing(url)
-    with remote.explained("model.source", url, ModelSourceError, "holds no such file any more."):
+    with remote.explained("model.source", url, ModelSourceError, "no longer holds the file."):
         root = remote.root_of(url)
         names = [file.removeprefix(f"{root}/") for file in entries]
         here = [name for name in names if name.rpartition("/")[0] in ("", TEMPLATES)]
@@ -252,10 +259,14 @@ def fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
 
 
 def fetch_gguf(url: str, folder: Path) -> Path:
-    """A GGUF file of a store on this disk.
+    """Download a GGUF file from a store, and return its path.
+
+    Args:
+        url: The file.
+        folder: Folder to put it in.
 
     Raises:
-        ModelSourceError: There is none, or it may not be read.
+        ModelSourceError: There is none, or access is denied.
         TransientError: The store did not answer.
     """
     file = folder / "model.gguf"

@@ -1,12 +1,12 @@
-"""The files of a directory that a person names: which of them are taken, where they really lie, and copies of them.
+"""The files of a directory that a person names: which of them are taken, where they really are, and copying them.
 
-What is taken is copied into outputs/cache, and on a cluster uploaded. So a link out of the directory is refused: who
-made the directory need not be who may read the file. Folders of the hub's own cache are links to the blobs beside them.
+The taken files are copied into outputs/cache, and uploaded on a cluster. So a link out of the directory is refused: the
+person who made the directory may not have had the right to read the file. Snapshot folders in the hub's own cache are
+allowed: they link to the blobs next to them.
 
-The copy shares nothing with what it was made of. Hard links would cost nothing, and damage to one would be damage to
-both; so would reading the directory where it is, which a person may also write to while a run reads it again. A file
-system that can (Btrfs, XFS) shares the blocks until one of the two is written to; on any other, a model is on the disk
-twice.
+The copy shares nothing with the original. Hard links would be free, but damage to one would be damage to both. Reading
+the directory in place has the same flaw, and a person may write to it while a run reads it again. A file system that
+can (Btrfs, XFS) shares the blocks until one of the two is written to; on any other, a model is on the disk twice.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from thriftune.progress import bytes_progress
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# Weights as safetensors only, and what a tokenizer and a configuration consist of; no pickles, no other frameworks.
+# Weights only as safetensors, and the files of a tokenizer and a configuration; no pickles, no other frameworks.
 WANTED = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -41,7 +41,7 @@ UNWANTED = (
     "*.pt",
     "onnx/*",
     "consolidated*",
-    # transformers would put an adapter that lies beside a model on it, and freeze the model.
+    # transformers would put an adapter that lies next to a model on it, and freeze the model.
     "adapter_config.json",
     "adapter_model*",
 )
@@ -50,18 +50,18 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TEMPLATES = "additional_chat_templates"  # a folder of named templates, such as the one for rows with tools
 
 _HUB_FOLDERS, _HUB_BLOBS, _HUB_SNAPSHOTS = ("models--*", "datasets--*"), "blobs", "snapshots"
-_NO_LINKS = "Put the file itself in its place; `cp -rL` copies a directory with what its links lead to."
+_NO_LINKS = "Put the file itself there; `cp -rL` copies a directory with the files that its links lead to."
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of a file
 _CHUNK_BYTES = 1 << 24
 
 
 def is_wanted(name: str, patterns: Collection[str] = WANTED, unwanted: Collection[str] = UNWANTED) -> bool:
-    """Whether a file belongs to what is taken of a directory.
+    """Whether a file of a directory is taken.
 
     Args:
-        name: Its path within it.
-        patterns: Of what is taken.
-        unwanted: Of what is left out all the same.
+        name: Its path within the directory.
+        patterns: Patterns of the files to take.
+        unwanted: Patterns of files to leave out even so.
     """
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns) and not any(
         fnmatch.fnmatch(name, pattern) for pattern in unwanted
@@ -75,21 +75,21 @@ def files_of(
     patterns: Collection[str] = (*WANTED, CODE),
     unwanted: Collection[str] = UNWANTED,
 ) -> dict[str, Path]:
-    """The files of a directory that are taken, and where each of them really lies.
+    """The files of a directory that are taken, and their real paths.
 
     Args:
         directory: A model or an adapter.
-        field: What names it, for messages.
-        error: What is raised.
-        patterns: Of what is taken.
-        unwanted: Of what is left out all the same.
+        field: The key that names it, for messages.
+        error: The class to raise.
+        patterns: Patterns of the files to take.
+        unwanted: Patterns of files to leave out even so.
 
     Returns:
-        Paths without links, by their names within the directory.
+        Paths without links, by the files' names within the directory.
 
     Raises:
-        UserError: As `error`: the directory cannot be read; or links in it lead in a circle, to nothing, or out of it,
-            or what bears the name of a file is none. All of them at once.
+        UserError: As `error`: the directory cannot be read, links in it form a loop, lead to nothing or out of it, or
+            something is not a regular file. All problems at once.
     """
     root = real_path(directory, field, error)
     allowed = [root, *_blobs_of(root)]
@@ -114,20 +114,20 @@ def files_of(
 
 
 def exists(path: Path) -> bool:
-    """Whether something bears a name, be it a link that leads nowhere."""
+    """Whether a path exists, even as a link that leads nowhere."""
     return path.exists() or path.is_symlink()
 
 
 def real_path(path: Path, field: str, error: type[UserError]) -> Path:
-    """Where a path that a person names leads to.
+    """The real path behind a path that a person names.
 
     Args:
         path: The path.
-        field: What names it, for the message.
-        error: What is raised.
+        field: The key that names it, for the message.
+        error: The class to raise.
 
     Raises:
-        UserError: As `error`: its links lead in a circle, or to nothing, or it may not be looked at.
+        UserError: As `error`: its links form a loop or lead to nothing, or it cannot be read.
     """
     try:
         return Path(os.path.realpath(path, strict=True))
@@ -136,14 +136,14 @@ def real_path(path: Path, field: str, error: type[UserError]) -> Path:
 
 
 def copy_files(files: Mapping[str, Path], directory: Path) -> None:
-    """Copy files into a directory, so that nothing that happens to one happens to the other.
+    """Copy files into a directory, so that changes to one never affect the other.
 
     Args:
-        files: Where each lies, by the name to give it.
-        directory: Where to; it is there.
+        files: The path of each file, by the name to give it.
+        directory: Existing directory to write to.
 
     Raises:
-        DiskFullError: The disk has no room; nothing is copied then.
+        DiskFullError: The disk has too little space; nothing is copied then.
     """
     left = {name: file for name, file in files.items() if not _is_cloned(file, _ready(directory / name))}
     needed = sum(file.stat().st_size for file in left.values())
@@ -154,7 +154,7 @@ def copy_files(files: Mapping[str, Path], directory: Path) -> None:
 
 
 def _place_of(path: Path, allowed: Sequence[Path]) -> Path | str:
-    """Where a file really lies; or what is wrong with it; or an empty text for a folder."""
+    """The real path of a file, or what is wrong with it, or an empty text for a folder."""
     try:
         place = Path(os.path.realpath(path, strict=True))
     except OSError as cause:
@@ -162,19 +162,19 @@ def _place_of(path: Path, allowed: Sequence[Path]) -> Path | str:
     if place.is_dir():
         return ""
     if not place.is_file():
-        return "is no file, but a pipe, a socket or a device"
+        return "is not a file, but a pipe, a socket or a device"
     if not any(place.is_relative_to(root) for root in allowed):
         return f"is a link out of the directory, to {place}"
     return place
 
 
 def _said(cause: OSError) -> str:
-    """What is wrong with a path, as a sentence goes on after its name."""
+    """What is wrong with a path, as the end of a sentence that begins with its name."""
     if isinstance(cause, FileNotFoundError):
-        return f"is a link to what is not there ({cause.filename})"
+        return f"is a link to a missing file ({cause.filename})"
     if isinstance(cause, PermissionError):
-        return "may not be read"
-    return f"is a link that leads in a circle ({cause.strerror})" if is_circle(cause) else f"({cause.strerror})"
+        return "cannot be read: permission denied"
+    return f"is a link that leads back to itself ({cause.strerror})" if is_circle(cause) else f"({cause.strerror})"
 
 
 def _unreadable(path: Path, field: str, error: type[UserError], cause: OSError) -> UserError:
@@ -185,7 +185,7 @@ def _unreadable(path: Path, field: str, error: type[UserError], cause: OSError) 
 
 
 def _blobs_of(root: Path) -> Iterator[Path]:
-    """Where the files of a snapshot in the hub's cache lie."""
+    """The folder with the files of a snapshot in the hub's cache."""
     repository = root.parent.parent
     if root.parent.name == _HUB_SNAPSHOTS and is_wanted(repository.name, _HUB_FOLDERS, ()):
         yield repository / _HUB_BLOBS
@@ -203,7 +203,7 @@ def _ready(target: Path) -> Path:
 
 
 def _is_cloned(source: Path, target: Path) -> bool:
-    """Copy a file without its bytes, where the file system can."""
+    """Copy a file by sharing its blocks, if the file system can."""
     with source.open("rb") as held, target.open("wb") as made:
         try:
             fcntl.ioctl(made.fileno(), _FICLONE, held.fileno())

@@ -1,4 +1,4 @@
-"""A GGUF file as a model directory."""
+"""Converting a GGUF file to a model directory."""
 
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from thriftune.models.completeness import load_checked
 def convert(file: Path, directory: Path) -> None:
     """Unpack a GGUF file into 16-bit safetensors.
 
-    transformers (5.23) reads the tokenizer and chat template out of the same file. `dequantize` gives plain weights;
+    transformers (5.23) reads the tokenizer and chat template from the same file. `dequantize` gives plain weights, but
     the marks it leaves on model and configuration would make `save_pretrained` refuse.
 
     Args:
         file: The file.
-        directory: Where to write to.
+        directory: Directory to write to.
 
     Raises:
-        ModelSourceError: No such file, or it is damaged, or lacks weights.
+        ModelSourceError: The file is missing or damaged, or lacks weights.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
@@ -43,7 +43,7 @@ def convert(file: Path, directory: Path) -> None:
                 dtype=torch.bfloat16,
             )
     except gguf_file.UNREADABLE as error:
-        if is_full(error):  # of temporary files
+        if is_full(error):  # the disk of temporary files
             raise
         raise ModelSourceError.single(
             "model.source", file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."

@@ -1,7 +1,7 @@
-"""What a GGUF file says of its model, parsed once.
+"""The metadata of a GGUF file, parsed once.
 
-transformers (5.23) parses the file anew, string by string of the vocabulary, for each thing that it is asked for: three
-seconds for configuration, tokenizer and weights each. Here it is parsed once in a process, and what was found is given
+transformers (5.23) parses the file again, with every string of the vocabulary, for each thing that it is asked for:
+three seconds each for configuration, tokenizer and weights. Here it is parsed once per process, and the result is given
 to transformers whenever it asks.
 """
 
@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What a damaged file ends in: the readers look at little before they use it.
+# Errors that a damaged file causes: the readers check little before they use it.
 UNREADABLE = (ArithmeticError, LookupError, OSError, RecursionError, ValueError)
-# Longer lists are of the tokenizer, which transformers reads by itself; of 49,152 tokens they take 167 MB.
+# Longer lists belong to the tokenizer, which transformers reads by itself; for 49,152 tokens they take 167 MB.
 _LONGEST_LIST = 1000
-# Values that are read of a file, each an object of Python: a vocabulary of 300,000 tokens and merges takes 2 million.
+# Values to read from a file, each a Python object: a vocabulary of 300,000 tokens and merges takes 2 million.
 _MOST_VALUES = 10_000_000
 
 
 @dataclass(frozen=True)
 class _Parsed:
-    """What a file says of itself.
+    """The metadata of a file.
 
     Attributes:
-        config: As that of a config.json.
-        license: Empty where it says none.
-        reader: For transformers, to find the weights with.
+        config: Its configuration, as in a config.json.
+        license: Its license; empty if it names none.
+        reader: The reader with which transformers finds the weights.
     """
 
     config: dict[str, Any]
@@ -38,19 +38,19 @@ class _Parsed:
 
 
 def config_of(file: Path) -> dict[str, Any]:
-    """The configuration in a GGUF file, as that of a config.json.
+    """The configuration in a GGUF file, as in a config.json.
 
     Args:
         file: The file.
 
     Raises:
-        ValueError: It is no GGUF file, or of an unknown architecture; or another of `UNREADABLE`.
+        ValueError: It is not a GGUF file, or its architecture is unknown. Any other error of `UNREADABLE` is possible.
     """
     return copy.deepcopy(_parsed(file).config)
 
 
 def license_of(file: Path) -> str:
-    """What a GGUF file says of its license; an empty text where it says nothing.
+    """The license in a GGUF file; empty if it names none.
 
     Args:
         file: The file.
@@ -59,11 +59,11 @@ def license_of(file: Path) -> str:
 
 
 def save_tokenizer(file: Path, directory: Path) -> None:
-    """Write the tokenizer in a GGUF file as that of a model directory.
+    """Write the tokenizer in a GGUF file into a model directory.
 
     Args:
         file: The file.
-        directory: Where to write to.
+        directory: Directory to write to.
     """
     from transformers import AutoTokenizer
 
@@ -72,7 +72,7 @@ def save_tokenizer(file: Path, directory: Path) -> None:
 
 
 def known(file: Path) -> AbstractContextManager[None]:
-    """Have transformers take a file as it was parsed.
+    """Make transformers use the parsed file.
 
     Args:
         file: The file.
@@ -82,10 +82,13 @@ def known(file: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def alone(file: Path) -> Iterator[Path]:
-    """The same file in a folder of its own: transformers would read an adapter or a tokenizer that lie beside it.
+    """Link the file into its own folder: transformers would read an adapter or a tokenizer that lie next to it.
 
     Args:
         file: The file.
+
+    Yields:
+        The link.
     """
     with tempfile.TemporaryDirectory() as scratch:
         link = Path(scratch) / file.name
@@ -99,7 +102,7 @@ def _parsed(file: Path) -> _Parsed:
 
 
 @functools.lru_cache(maxsize=1)
-def _parse(file: Path, size: int, changed_ns: int) -> _Parsed:  # noqa: ARG001 - by which a changed file is another
+def _parse(file: Path, size: int, changed_ns: int) -> _Parsed:  # noqa: ARG001 - so that a changed file is parsed again
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     reader = _opened(file)
@@ -112,7 +115,7 @@ def _parse(file: Path, size: int, changed_ns: int) -> _Parsed:  # noqa: ARG001 -
 
 
 def _opened(file: Path) -> Any:
-    """The reader of gguf (0.19), which would go on for ever where a list is longer than the file."""
+    """The reader of gguf (0.19), made to stop where a list is longer than the file: it would go on for ever."""
     from gguf import GGUFReader
 
     class Bounded(GGUFReader):
@@ -121,10 +124,10 @@ def _opened(file: Path) -> Any:
         def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
             self.read += 1
             if self.read > _MOST_VALUES:
-                raise ValueError(f"it says more than {_MOST_VALUES:,} values of itself")
+                raise ValueError(f"it has more than {_MOST_VALUES:,} values of metadata")
             found = super()._get(offset, dtype, count, override_order)
             if len(found) < int(count):
-                raise ValueError("it is cut short")
+                raise ValueError("it is truncated")
             return found
 
     return Bounded(file)
@@ -132,9 +135,9 @@ def _opened(file: Path) -> Any:
 
 @contextmanager
 def _reading_with(reader: Any) -> Iterator[None]:
-    """Have transformers find this in place of a reader of its own, which it imports when it needs one.
+    """Make transformers use this reader instead of its own, which it imports when it needs one.
 
-    And the names of tensors, which it has made anew for every module of the model: 10 s for one of 30 layers.
+    Also give it the names of tensors, which it would make again for every module: 10 s for a model of 30 layers.
 
     Remove when its reader that takes 0.03 s (transformers.integrations.gguf) knows every architecture.
     """

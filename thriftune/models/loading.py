@@ -1,4 +1,4 @@
-"""Loading a model to run on the devices of one node: plain or in 4 bits, with or without adapters."""
+"""Loading a model to run on the devices of one node: in full or 4-bit precision, with or without adapters."""
 
 import json
 import logging
@@ -24,9 +24,9 @@ class Placement:
     """How to hold a model in memory.
 
     Attributes:
-        device: What it runs on.
+        device: The device it runs on.
         precision: Precision to compute in.
-        four_bit: How linear layers are in 4 bits; None: they are not.
+        four_bit: How linear layers are held in 4 bits; None if they are not.
     """
 
     device: Device
@@ -35,14 +35,14 @@ class Placement:
 
 
 def as_stored(placement: Placement, model_dir: Path) -> Placement:
-    """Hold a model that is stored in fp32 in fp32 where there is room: in 16 bits it is another model.
+    """Hold a model that is stored in fp32 in fp32 if there is room: in 16 bits it is a different model.
 
     Args:
-        placement: How to hold it otherwise; as it is where that is in 4 bits.
+        placement: How to hold it otherwise; returned unchanged if that is in 4 bits.
         model_dir: Directory with safetensors.
 
     Returns:
-        The placement. A warning says where the weights are rounded.
+        The placement. A warning is logged if the weights are rounded.
     """
     if placement.four_bit is not None or placement.precision == "fp32" or _stored_dtype(model_dir) != "float32":
         return placement
@@ -50,7 +50,7 @@ def as_stored(placement: Placement, model_dir: Path) -> Placement:
     if needed <= sum(_limits(placement.device).values()):
         return replace(placement, precision="fp32")
     logger.warning(
-        "%s is stored in fp32, and held in %s here: its %.1f GiB do not fit. Answers and losses are those of the "
+        "%s is stored in fp32, but held in %s here: its %.1f GiB do not fit. Answers and losses are those of the "
         "rounded weights.",
         model_dir,
         placement.precision,
@@ -60,13 +60,13 @@ def as_stored(placement: Placement, model_dir: Path) -> Placement:
 
 
 def _stored_dtype(model_dir: Path) -> str:
-    """The type that config.json names, as float32; older ones call it torch_dtype."""
+    """The type that config.json names, such as float32; older files call the key torch_dtype."""
     content = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     return str(content.get("dtype") or content.get("torch_dtype") or "")
 
 
 def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> dict[int | str, int]:
-    """What accelerate may fill on each device, from what is free there now.
+    """The memory that accelerate may fill on each device, from what is free now.
 
     Args:
         device: Kind of device of this machine.
@@ -75,7 +75,7 @@ def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> d
 
     Returns:
         Bytes per GPU index, or for the key "cpu". On a GPU machine the host gets none: bitsandbytes cannot train
-        layers that are not on a GPU, and a layer left on the host would be slow without saying so.
+        layers that are not on a GPU, and a layer left on the host would be slow without any message.
     """
     if not device.is_gpu:
         return {"cpu": int(host_bytes * WEIGHTS_SHARE)}
@@ -83,7 +83,7 @@ def max_memory(device: Device, free_bytes: dict[int, int], host_bytes: int) -> d
 
 
 def _limits(device: Device, devices: int | None = None) -> dict[int | str, int]:
-    """What accelerate may fill of this machine now, of as many devices."""
+    """The memory that accelerate may fill on the first `devices` of this machine now; on all of them if None."""
     import psutil
     import torch
 
@@ -100,13 +100,13 @@ def load_model(
         model_dir: Directory with safetensors.
         placement: How to hold it.
         trust_remote_code: Run model code that the model ships.
-        devices: How many of them it may lie on; None: all.
+        devices: Number of devices that it may use; None means all.
 
     Returns:
-        The model; large ones are split by layers over the GPUs.
+        The model; a large one is split by layers over the GPUs.
 
     Raises:
-        ModelSourceError: Not all of its weights are there.
+        ModelSourceError: Some of its weights are missing.
     """
     model = load_causal_lm(
         model_dir,
@@ -129,10 +129,10 @@ def attach_adapters(model: "PreTrainedModel", adapters: dict[str, Path]) -> Any:
         adapters: Directories by name; the first one is active.
 
     Returns:
-        A peft model, or the model itself when there are no adapters.
+        A peft model, or the model itself if there are no adapters.
 
     Raises:
-        AdapterError: One of them is not whole, or of another model.
+        AdapterError: One of them is incomplete, or made for another model.
     """
     attached: Any = model
     for name, directory in adapters.items():
@@ -147,9 +147,9 @@ def _quantization(placement: Placement) -> "BitsAndBytesConfig | None":
 
 
 def _report_quantized_share(model: "PreTrainedModel") -> None:
-    """Say how much of the model is really in 4 bits: see `thriftune.models.quantization` for what is not."""
+    """Log how much of the model is really in 4 bits: see `thriftune.models.quantization` for what is not."""
     layers = quantization.four_bit_layers(model)
-    quantized = sum(2 * model.get_parameter(f"{name}.weight").numel() for name in layers)  # two of them in a byte
+    quantized = sum(2 * model.get_parameter(f"{name}.weight").numel() for name in layers)  # two weights per byte
     other = sum(p.numel() for p in model.parameters() if type(p).__name__ != "Params4bit")
     level = logging.INFO if quantized else logging.WARNING
     logger.log(level, "%.0f %% of the weights are in 4 bits", 100 * quantized / (quantized + other))

@@ -1,4 +1,4 @@
-"""Merging an adapter into the unquantized base model: an ordinary model, loadable with nothing of ours."""
+"""Merging an adapter into the unquantized base model: an ordinary model that loads without this package."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -19,15 +19,15 @@ from thriftune.models.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Of one pass over the rows that the merged model is compared on: minutes on the four CPUs of a pod.
+# Tokens of one pass over the rows on which the merged model is compared: minutes on the four CPUs of a pod.
 _COMPARED_OPERATIONS = 2e13
 
 
 class HeldOutRows(Protocol):
-    """Rows that were not trained on, and the loss of a model on them (`thriftune.training.held_out`)."""
+    """Held-out rows, and the loss of a model on them (`thriftune.training.held_out`)."""
 
     def first_tokens(self, count: float) -> "HeldOutRows":
-        """As many rows from the first as have so many tokens together, and one at least."""
+        """The first rows with at most `count` tokens in total, and at least one row."""
 
     def loss(self, model: Any) -> float:
         """Mean negative log-likelihood per trained token, in nats."""
@@ -45,27 +45,27 @@ def merge(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> SavedWeights | None:
-    """Add an adapter's weights to the base model's, and save the sum.
+    """Add an adapter's weights to those of the base model, and save the sum.
 
-    The base is loaded unquantized: adding to dequantized NF4 weights would keep their rounding errors for ever.
+    The base is loaded unquantized: adding to dequantized NF4 weights would keep their rounding errors.
 
     Args:
         model_dir: Base model.
         adapter_dir: Adapter.
-        destination: Model directory to make.
-        held_out: Rows that the sum is compared on with the adapter on the same base; None: it is rounded to the
-            nearest numbers, and not compared.
+        destination: Model directory to create.
+        held_out: Rows on which the sum is compared with the adapter on the same base; if None, the sum is rounded to
+            the nearest numbers and not compared.
         save_dtype: Precision of the saved weights; `auto` keeps the base model's.
-        seed: Of stochastic rounding.
+        seed: Seed of stochastic rounding.
         trust_remote_code: Run model code that the model ships.
 
     Returns:
-        What was measured.
+        What was measured on the held-out rows.
 
     Raises:
-        ModelSourceError: Not all weights of the base model are there.
-        AdapterError: The adapter is not whole, or of another model.
-        UserError: It is not what was saved.
+        ModelSourceError: Some weights of the base model are missing.
+        AdapterError: The adapter is incomplete, or made for another model.
+        UserError: The adapter is damaged.
     """
     damage.require_undamaged(adapter_dir, "adapter", content=True)
     dtype: Any = "auto" if save_dtype == "auto" else torch_dtype(save_dtype)
@@ -82,18 +82,18 @@ def merge(
     with artifacts.writing(destination, "saving the merged model", size) as directory:
         merged.save_pretrained(directory)
         save_tokenizer(load_tokenizer(model_dir, trust_remote_code=trust_remote_code), directory)
-        # The whole record of the run that made the adapter, where this package did.
+        # The whole record of the run that made the adapter, if this package made it.
         record = artifacts.read_content(adapter_dir) if artifacts.is_whole(adapter_dir) else {}
         artifacts.write_manifest(directory, "model", {**record, "merged_from": "adapter"})
     return compared
 
 
 class _Sums:
-    """A base model with an adapter on it, then their sum, rounded in one way or another: one model in memory at a time.
+    """A base model with an adapter on it, then their sum in different roundings, with one model in memory at a time.
 
     Args:
-        load: Gives the base model with the adapter on it.
-        seed: Of stochastic rounding.
+        load: Loads the base model with the adapter on it.
+        seed: Seed of stochastic rounding.
     """
 
     def __init__(self, load: Callable[[], Any], seed: int) -> None:
@@ -102,7 +102,7 @@ class _Sums:
         self.model = load()
 
     def rounded(self, mode: RoundingMode) -> Any:
-        """The sum, rounded in a way to the type of the base model."""
+        """The sum, rounded to the type of the base model."""
         if self._mode not in (None, mode):
             del self.model
             self.model = self._load()
@@ -114,7 +114,7 @@ class _Sums:
 
 
 def _merged(model: Any, mode: RoundingMode, seed: int) -> Any:
-    """Merge layer by layer in fp32, and round each sum once; peft by itself rounds the addend as well."""
+    """Merge layer by layer in fp32, and round each sum once; peft alone would round the adapter's part as well."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in model.named_modules():
@@ -131,11 +131,15 @@ def _merged(model: Any, mode: RoundingMode, seed: int) -> Any:
 
 
 def _compare(sums: _Sums, held_out: HeldOutRows) -> SavedWeights | None:
-    """Measure the adapter on its base and their sum on the same rows, and choose how the sum is rounded.
+    """Measure the adapter on its base and their sum on the same rows, and choose how to round the sum.
+
+    Args:
+        sums: The models to compare.
+        held_out: Rows to compare them on.
 
     Returns:
-        None where the model's code multiplies with the weight of another module than the one that runs, which is in
-        16 bits still (Jamba's convolutions).
+        The measured losses; None if the model's code multiplies by the weight of a module other than the running one,
+        which is still in 16 bits (Jamba's convolutions).
     """
     adapted = sums.model
     rows = held_out.first_tokens(_COMPARED_OPERATIONS / (2 * sum(p.numel() for p in adapted.parameters())))
@@ -163,9 +167,9 @@ def _compare(sums: _Sums, held_out: HeldOutRows) -> SavedWeights | None:
 
 @contextmanager
 def _in_fp32(model: Any) -> Iterator[None]:
-    """Compute in fp32, weight by weight: what CPUs are fast in, and what tells small differences.
+    """Compute in fp32, weight by weight: CPUs are fast in it, and it shows small differences.
 
-    Not where peft wraps a parameter (fused experts): it puts another in its place while the module runs.
+    Not for parameters that peft wraps (fused experts): it replaces them while the module runs.
     """
     from peft.tuners.lora.layer import ParamWrapper
 

@@ -1,7 +1,7 @@
-"""Rows longer than a model has positions for: a matter of taste for most, an index error for those that own a table.
+"""Rows longer than a model's positions: allowed by most models, an index error in those with a position table.
 
-Rotary embeddings and ALiBi are computed for any position. A learned table (GPT-2, OPT) and one of sinuses that was
-filled once (GPT-J, CTRL) end, and looking further up is an index error, on a GPU an assertion that kills the process.
+Rotary embeddings and ALiBi are computed for any position. A learned table (GPT-2, OPT), or one of sines that is filled
+once (GPT-J, CTRL), has an end: a look-up beyond it is an index error, on a GPU an assertion that kills the process.
 """
 
 import logging
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A table may have more rows than positions: OPT, BioGPT and TrOCR leave the first two out.
+# A table may have more rows than positions: OPT, BioGPT and TrOCR do not use the first two.
 _ROWS_BESIDE = 4
 
 
 def table_length(model: "PreTrainedModel") -> int | None:
-    """Positions in the table that a model looks them up in; None where it has none.
+    """Number of positions in a model's position table; None if it has no table.
 
     Args:
-        model: The model, on the meta device too.
+        model: The model; the meta device is enough.
     """
     import torch
 
@@ -36,7 +36,7 @@ def table_length(model: "PreTrainedModel") -> int | None:
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding) and module is not tokens:
             if made_for <= module.num_embeddings <= made_for + _ROWS_BESIDE:
-                unused = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa begins behind it
+                unused = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa starts after it
                 found.append(min(made_for, module.num_embeddings - unused))
         elif any(
             buffer.is_floating_point() and buffer.ndim == 2 and buffer.shape[0] == made_for != buffer.shape[1]
@@ -47,14 +47,14 @@ def table_length(model: "PreTrainedModel") -> int | None:
 
 
 def require_positions(architecture: Architecture, max_length: int) -> None:
-    """Refuse rows that a model has no positions for.
+    """Refuse rows that are longer than a model's position table.
 
     Args:
-        architecture: The base model's.
+        architecture: Architecture of the base model.
         max_length: data.max_length, in tokens.
 
     Raises:
-        ConfigError: Rows may be longer than its table, once they are padded.
+        ConfigError: Padded rows may be longer than the table.
     """
     length = table_length(architecture.skeleton)
     if length is None or -(-max_length // PAD_MULTIPLE) * PAD_MULTIPLE <= length:
@@ -62,7 +62,7 @@ def require_positions(architecture: Architecture, max_length: int) -> None:
     raise ConfigError.single(
         "data.max_length",
         max_length,
-        f"{architecture.name} looks positions up in a table of {length}, and fails at a longer row (rows are padded to "
+        f"{architecture.name} has a table of {length} positions, and fails with a longer row (rows are padded to "
         f"multiples of {PAD_MULTIPLE}).",
         f"Use at most {length // PAD_MULTIPLE * PAD_MULTIPLE}.",
         code="max-length-beyond-table",
@@ -70,7 +70,7 @@ def require_positions(architecture: Architecture, max_length: int) -> None:
 
 
 def answer_room(model: "PreTrainedModel", prompt: int, wanted: int) -> int:
-    """Tokens that an answer may have: as many as are wanted, or fewer where the model's position table ends.
+    """Tokens that an answer may have: the wanted number, or fewer if the model's position table ends before.
 
     Args:
         model: The model that answers.
@@ -78,13 +78,13 @@ def answer_room(model: "PreTrainedModel", prompt: int, wanted: int) -> int:
         wanted: Longest answer, in tokens.
 
     Raises:
-        ConfigError: There is no room for any.
+        ConfigError: There is no room for an answer.
     """
     length = table_length(model)
     if length is None or prompt + wanted <= length:
         return wanted
     if prompt >= length:
-        message = f"the model looks positions up in a table of {length}, which leaves no room for an answer."
+        message = f"the model has a table of {length} positions, which leaves no room for an answer."
         raise ConfigError.single("prompts", f"{prompt} tokens", message, "Ask shorter questions.")
     logger.warning("Answers end after %d tokens: the model has %d positions", length - prompt, length)
     return length - prompt

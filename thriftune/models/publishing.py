@@ -15,21 +15,21 @@ logger = logging.getLogger(__name__)
 
 
 def publish(result_dir: Path, config: PublishConfig, card: str, staging: Path, token: str | None) -> str:
-    """Push a finished result, or with `dry_run` only write what would be pushed.
+    """Push a finished result; with `dry_run`, only write what would be pushed.
 
     Args:
         result_dir: A model or adapter directory with a manifest.
-        config: Where to.
+        config: The repository to push to.
         card: The model card, as Markdown with its header.
-        staging: Directory to make: exactly the files of the repository.
+        staging: Directory to create with exactly the files of the repository.
         token: Hub token with write access; never written anywhere.
 
     Returns:
         The URL of the repository, or with `dry_run` the path of `staging`.
 
     Raises:
-        PublishError: No token, or no right to write there.
-        UserError: The result is not finished, or its files are not what was saved.
+        PublishError: There is no token, or it may not write there.
+        UserError: The result is not finished, or damaged.
         TransientError: The hub did not answer.
     """
     stage(result_dir, card, staging)
@@ -47,10 +47,14 @@ def publish(result_dir: Path, config: PublishConfig, card: str, staging: Path, t
 
 
 def require_token(config: PublishConfig, token: str | None) -> None:
-    """Refuse to publish without a token; asked before training, not after it.
+    """Refuse to publish without a token; checked before training, not after it.
+
+    Args:
+        config: The publish section.
+        token: Hub token.
 
     Raises:
-        PublishError: There is none, and this is no dry run.
+        PublishError: There is none, and this is not a dry run.
     """
     if token is None and not config.dry_run:
         raise PublishError.single(
@@ -64,21 +68,21 @@ def require_token(config: PublishConfig, token: str | None) -> None:
 
 def stage(result_dir: Path, card: str, staging: Path) -> None:
     """Write the files of the repository: the result, its manifest and a model card."""
-    artifacts.read_manifest(result_dir)  # refuses what is not finished
+    artifacts.read_manifest(result_dir)  # refuses an unfinished directory
     damage.require_undamaged(result_dir, content=True)
     with artifacts.writing(staging, "putting together what is published") as directory:
         shutil.copytree(result_dir, directory, dirs_exist_ok=True, copy_function=_copy)
         artifacts.write_text(directory / "README.md", card)
         for file in (directory / artifacts.MANIFEST, directory / ADAPTER_CONFIG):
-            if file.is_file():  # of an older version, it may name places with what was in their URLs
+            if file.is_file():  # one of an older version may hold URLs with secrets
                 artifacts.write_text(file, file.read_text(encoding="utf-8"))
 
 
 def _copy(source: str, destination: str) -> None:
-    """Copy a file, but have weights on the disk only once: a node that publishes has room for one model."""
+    """Copy a file, with weights only once on the disk: a node that publishes has space for one model."""
     is_linked = False
     if source.endswith(".safetensors"):
-        with suppress(OSError):  # another disk, or one that knows no links
+        with suppress(OSError):  # another disk, or one without hard links
             os.link(source, destination)
             is_linked = True
     if not is_linked:

@@ -1,8 +1,8 @@
-"""A base model in 4 bits: the one configuration of it, and which of a model's weights it is true of.
+"""A base model in 4 bits: its one configuration, and which of a model's weights are quantized.
 
-transformers replaces layers of exactly the classes `nn.Linear` and `Conv1D`, but for the output head and what a model
-wants in fp32. A subclass (Falcon's) and the fused experts of a mixture stay as they are. So nothing here guesses: the
-quantizer that loads a model is given the model on the meta device, and what it replaced is counted.
+transformers replaces layers of exactly the classes `nn.Linear` and `Conv1D`, except the output head and what a model
+wants in fp32. Subclasses (Falcon's) and the fused experts of a mixture stay as they are. So nothing is guessed here:
+the quantizer that loads a model is given the model on the meta device, and the layers it replaced are counted.
 """
 
 import math
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Source: bitsandbytes 0.50: blocks of 64 weights share an absmax, blocks of 256 absmax share another.
 _BLOCK = 64
 _NESTED_BLOCK = 256
-# Of the layers' weights; with less in 4 bits the layers take more than 60 % of what they take in 16 bits.
+# Share of the layers' weights; with less in 4 bits, the layers take more than 60 % of their memory in 16 bits.
 LITTLE = 0.5
 
 
@@ -31,7 +31,7 @@ class FourBit:
     """How a base model is held in 4 bits: NF4, in blocks of 64 weights.
 
     Attributes:
-        double_quantization: Whether the quantization constants are quantized too: 0.4 bit per weight less.
+        double_quantization: Whether the quantization constants are quantized too, which saves 0.4 bit per weight.
     """
 
     double_quantization: bool = True
@@ -39,12 +39,12 @@ class FourBit:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights by how a base model in 4 bits holds them.
+    """Numbers of weights by how a base model in 4 bits holds them.
 
     Attributes:
         quantized: In layers that the quantizer replaces.
-        fused: In tensors of all experts of a layer, which stay in 16 bits.
-        other: The rest, which peft makes fp32: embeddings, norms, the output head, linear layers of other classes.
+        fused: In tensors with all experts of a layer, which stay in 16 bits.
+        other: All others, which peft turns into fp32: embeddings, norms, the output head, other linear layers.
     """
 
     quantized: int = 0
@@ -60,8 +60,8 @@ class Weights:
         """Bytes of the frozen base that adapters train on, with the quantization constants.
 
         Args:
-            four_bit: How it is in 4 bits; None: it is not.
-            precision: Of what is not in 4 bits.
+            four_bit: How it is held in 4 bits; None if it is not.
+            precision: Precision of the weights that are not in 4 bits.
 
         Source:
             QLoRA (arXiv 2305.14314), sections 2 and 3.
@@ -74,11 +74,11 @@ class Weights:
 
 
 def configuration(dtype: "torch.dtype", four_bit: FourBit) -> "BitsAndBytesConfig":
-    """NF4, as bitsandbytes holds the linear layers of every base model in 4 bits.
+    """The NF4 configuration for bitsandbytes, the same for every base model in 4 bits.
 
     Args:
-        dtype: Type that products are computed in.
-        four_bit: How it is in 4 bits.
+        dtype: Type to compute products in.
+        four_bit: How the base is held in 4 bits.
     """
     from transformers import BitsAndBytesConfig
 
@@ -91,15 +91,15 @@ def configuration(dtype: "torch.dtype", four_bit: FourBit) -> "BitsAndBytesConfi
 
 
 def replace_layers(model: "torch.nn.Module", dtype: "torch.dtype", four_bit: FourBit) -> Any:
-    """Do to a model on the meta device what loading it in 4 bits does, before any weight is read.
+    """Replace layers of a model on the meta device as loading it in 4 bits does, before any weight is read.
 
     Args:
         model: The model; layers of it are replaced.
-        dtype: Type that products are computed in.
-        four_bit: How it will be in 4 bits.
+        dtype: Type to compute products in.
+        four_bit: How the base is held in 4 bits.
 
     Returns:
-        The quantizer, for who asks it more.
+        The quantizer, for further questions.
     """
     from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -110,7 +110,7 @@ def replace_layers(model: "torch.nn.Module", dtype: "torch.dtype", four_bit: Fou
 
 
 def four_bit_layers(model: "torch.nn.Module") -> frozenset[str]:
-    """Names of the layers of a model that are in 4 bits, or will be when it is loaded."""
+    """Names of the layers of a model that are in 4 bits, or will be once it is loaded."""
     from bitsandbytes.nn.modules import Linear4bit
 
     return frozenset(name for name, module in model.named_modules() if isinstance(module, Linear4bit))
@@ -131,11 +131,11 @@ def quantized_layers(architecture: Architecture) -> frozenset[str]:
 
 
 def weights_of(architecture: Architecture, names: Iterable[str]) -> Weights:
-    """Parameters by how a base in 4 bits holds them.
+    """Count parameters by how a base model in 4 bits holds them.
 
     Args:
         architecture: The model.
-        names: The parameters to count.
+        names: Names of the parameters to count.
     """
     quantized, counts = quantized_layers(architecture), [0, 0, 0]
     for name in names:
@@ -147,22 +147,22 @@ def weights_of(architecture: Architecture, names: Iterable[str]) -> Weights:
 
 
 def layer_weights(architecture: Architecture) -> Weights:
-    """Those of the decoder layers, without embeddings and the output head, which are never in 4 bits."""
+    """The weights of the decoder layers, without embeddings and output head, which are never in 4 bits."""
     return weights_of(architecture, filter(layer_of, architecture.shapes))
 
 
 def require_savings(four_bit: FourBit, architecture: Architecture) -> None:
-    """Refuse a base in 4 bits whose layers would take no less memory than in 16 bits.
+    """Refuse a base model in 4 bits if its layers would take no less memory than in 16 bits.
 
-    What is not quantized becomes fp32, so a model of which nothing is quantized takes twice the memory of plain LoRA.
-    A mixture whose fused experts stay in 16 bits saves little, but it saves: it is not refused.
+    What is not quantized becomes fp32, so a model without any quantized layer takes twice the memory of plain LoRA.
+    A mixture whose fused experts stay in 16 bits saves little, but something: it is not refused.
 
     Args:
-        four_bit: How the base is in 4 bits.
-        architecture: The base model's.
+        four_bit: How the base is held in 4 bits.
+        architecture: Architecture of the base model.
 
     Raises:
-        ConfigError: With what stays out, and both sizes.
+        ConfigError: Names what is not quantized, and both sizes.
     """
     layers = layer_weights(architecture)
     plain, held = layers.held_bytes(None, "bf16"), layers.held_bytes(four_bit, "bf16")
@@ -179,11 +179,11 @@ def require_savings(four_bit: FourBit, architecture: Architecture) -> None:
 
 
 def saves_little(four_bit: FourBit, architecture: Architecture) -> str:
-    """Why a base in 4 bits saves less than one expects of it; empty where it does not.
+    """Why a base model in 4 bits saves less memory than expected; empty if it saves enough.
 
     Args:
-        four_bit: How the base is in 4 bits.
-        architecture: The base model's.
+        four_bit: How the base is held in 4 bits.
+        architecture: Architecture of the base model.
     """
     layers = layer_weights(architecture)
     if layers.quantized >= LITTLE * layers.all:
@@ -198,7 +198,7 @@ def saves_little(four_bit: FourBit, architecture: Architecture) -> str:
 
 
 def _left_alone(architecture: Architecture) -> str:
-    """What of a model the quantizer leaves alone, in words."""
+    """The kinds of layers that the quantizer leaves alone, in words."""
     import torch
 
     quantized = quantized_layers(architecture)

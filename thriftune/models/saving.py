@@ -1,6 +1,6 @@
-"""In how many bits a result is saved: 16 where that keeps what was learnt, which is measured on held-out rows.
+"""The precision of a saved result: 16 bits if that keeps what was learnt, which is measured on held-out rows.
 
-The precision of saved weights is decided here and nowhere else.
+It is decided here and nowhere else.
 """
 
 import logging
@@ -19,32 +19,32 @@ logger = logging.getLogger(__name__)
 
 SaveDtype = Literal["auto", "fp16", "bf16", "fp32"]
 
-# What rounding may cost, as a share of what training changed the held-out loss by.
+# The cost that rounding may have, as a share of the change that training made in the held-out loss.
 TOLERATED_SHARE = 0.05
-# Nats; below it, losses of the same weights differ by how a device adds.
+# Nats; smaller differences arise from the order in which a device adds.
 _NOISE = 2e-5
-# Held-out rows that are measured at most: the same rows before and after rounding, so that few tell the difference, and
+# Most held-out rows to measure: the same rows before and after rounding, so that a few show the difference, and
 # fp32 is slow on the GPUs at hand.
 ROWS = 64
-# The first costs less where changes are larger than the spacing of the numbers, as after long trainings.
+# The first one costs less if changes are larger than the spacing of the numbers, as after long trainings.
 _MODES: tuple[RoundingMode, ...] = ("nearest", "stochastic")
 _UNROUNDED: tuple[RoundingMode, ...] = ("none",)
 
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """How a result is saved, and what that does to it.
+    """How a result is saved, and what that costs.
 
     Losses are means over the trained tokens of held-out rows, in nats, computed in fp32.
 
     Attributes:
         dtype: Type of the saved weights.
-        rounding: How they were rounded to it.
-        rows: Held-out rows that were measured.
-        base_loss: Of the model before training.
-        trained_loss: Of the trained model before rounding.
-        saved_loss: Of the model as it is saved.
-        rounded_loss: The lowest of those in 16 bits, where fp32 is saved because of it.
+        rounding: How they were rounded to that type.
+        rows: Number of held-out rows measured.
+        base_loss: Loss of the model before training.
+        trained_loss: Loss of the trained model before rounding.
+        saved_loss: Loss of the model as it is saved.
+        rounded_loss: The lowest loss in 16 bits, if fp32 is saved because of it.
     """
 
     dtype: Precision
@@ -57,16 +57,16 @@ class SavedWeights:
 
     @property
     def cost(self) -> float:
-        """What saving added to the held-out loss, in nats."""
+        """The held-out loss that saving added, in nats."""
         return self.saved_loss - self.trained_loss
 
     @property
     def how(self) -> str:
-        """The type, and how weights were rounded to it where that is not the usual way."""
+        """The type, and the rounding if it is not the usual one."""
         return f"{self.dtype}, rounded stochastically" if self.rounding == "stochastic" else self.dtype
 
 
-# The held-out loss of the trained model, in a type and rounded to it in a way.
+# The held-out loss of the trained model, rounded to a type in one of the ways.
 LossOf = Callable[[Precision, RoundingMode], float]
 
 
@@ -75,7 +75,7 @@ def sixteen_bits(trained_in: Precision, base_dtype: str) -> Precision:
 
     Args:
         trained_in: Precision it was trained in.
-        base_dtype: Type that the base model is stored in, as torch prints it (torch.float16).
+        base_dtype: Type in which the base model is stored, as torch prints it (torch.float16).
 
     Returns:
         The type it trained in; after fp32 training the base model's own, or bf16.
@@ -86,7 +86,7 @@ def sixteen_bits(trained_in: Precision, base_dtype: str) -> Precision:
 
 
 def bytes_at_most(config: RunConfig) -> int:
-    """Bytes of a weight of the result, at the most: `auto` comes to fp32 where 16 bits lose what full training learnt.
+    """Most bytes per weight of the result: `auto` chooses fp32 if 16 bits lose what full training learnt.
 
     Args:
         config: The run.
@@ -103,7 +103,7 @@ def unmeasured(asked: SaveDtype) -> tuple[Precision, RoundingMode]:
         asked: `training.save_dtype`.
 
     Returns:
-        Type, and way of rounding.
+        The type and the rounding.
     """
     if asked == "auto" or asked == "fp32":  # noqa: PLR1714 - mypy narrows these, and no membership
         return "fp32", "none"
@@ -123,15 +123,15 @@ def decide(
 
     Args:
         dtype: Type to save it in.
-        rows: Held-out rows that the losses are measured on.
-        base_loss: Of the model before training.
-        trained_loss: Measures the trained model before rounding.
-        loss_of: Measures what would be saved, in a type and rounded in a way.
-        or_fp32: Whether fp32 is saved where 16 bits cost too much; else they are saved, with a warning.
+        rows: Number of held-out rows that the losses are measured on.
+        base_loss: Loss of the model before training, in nats.
+        trained_loss: Measures the loss of the trained model before rounding.
+        loss_of: Measures the loss of the model that would be saved, for a type and a rounding.
+        or_fp32: Whether fp32 is saved if 16 bits cost too much; else 16 bits are saved, with a warning.
 
     Returns:
-        The first way of rounding that costs no more than `TOLERATED_SHARE` of what training changed; where none does,
-        fp32, or the better way.
+        The first rounding that costs no more than `TOLERATED_SHARE` of what training changed; if there is none, fp32 or
+        the better rounding.
     """
     trained = trained_loss()
     _say(
@@ -158,6 +158,6 @@ def decide(
 
 
 def _say(level: int, message: str, *values: object) -> None:
-    """Log once, and not for every rank."""
+    """Log once, not on every rank."""
     if distributed.current_rank().is_main:
         logger.log(level, message, *values)

@@ -1,4 +1,4 @@
-"""Whether a model keeps the examples of a packed row apart: tried on the model itself, before it is trained."""
+"""Whether a model keeps the examples of a packed row apart: tested on the model itself, before it is trained."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     import torch
 
 _EXAMPLE_TOKENS = 8
-# Share of the spread of the logits. Rounding in 16 or 4 bits makes a hundredth; seeing the other example, a half.
+# Share of the logits' standard deviation. Rounding in 16 or 4 bits gives 0.01; seeing the other example gives 0.5.
 _TOLERANCE = 0.1
 
 
 def require_separation(model: Any) -> None:
-    """Refuse to pack for a model in which the second example of a row sees the first.
+    """Refuse packing for a model in which the second example of a row sees the first.
 
-    transformers keeps them apart by their positions, in the models that build their masks with its functions. Model
-    code of its own, and layers that carry a state along the row, do not, without any error.
+    transformers keeps them apart by their positions, in models that build their masks with its functions. A model's own
+    code, and layers that carry a state along the row, mix them without any error.
 
     Args:
         model: A causal language model, in evaluation mode.
@@ -30,7 +30,7 @@ def require_separation(model: Any) -> None:
             "data.packing",
             "true",
             f"this model ({model.config.model_type}) lets packed examples see each other (its answers change by "
-            f"{leaked:.0%} when another example stands before).",
+            f"{leaked:.0%} when another example comes before).",
             "Use data.packing: false, with training.group_by_length: true.",
         )
 
@@ -43,7 +43,7 @@ def leakage(model: Any) -> float:
 
     Returns:
         Root mean square of the difference between the logits of an example in a packed row and alone, over the
-        standard deviation of the latter: 0 where it does not depend on it at all.
+        standard deviation of the latter; 0 if it does not depend on it at all.
     """
     import torch
 
@@ -61,6 +61,6 @@ def leakage(model: Any) -> float:
 def _logits(model: Any, tokens: "torch.Tensor", positions: "torch.Tensor") -> "torch.Tensor":
     import torch
 
-    with torch.no_grad():  # not inference mode: the model goes on to train with these weights
+    with torch.no_grad():  # not inference mode: the model is trained with these weights afterwards
         logits: torch.Tensor = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
     return logits.float()

@@ -1,4 +1,4 @@
-"""What kind of thing `model.source` names."""
+"""The kinds of `model.source`."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,12 +9,12 @@ SourceKind = Literal["hub", "directory", "url", "gguf"]
 
 
 def is_gguf(source: str) -> bool:
-    """Whether a model source is a GGUF file, on this disk or elsewhere."""
+    """Whether a model source is a GGUF file, local or remote."""
     return path_of(source).endswith(".gguf")
 
 
 def kind_of(source: str) -> SourceKind:
-    """What a model source is, by its spelling and by what is on this disk."""
+    """The kind of a model source, by its spelling and by what is on this disk."""
     if "://" in source:
         return "url"
     if is_gguf(source):

@@ -1,4 +1,4 @@
-"""Where an answer stops: the tokens that end one, among those that a saved model stops at."""
+"""Where an answer stops: the tokens that end it, which are also listed in a saved model."""
 
 import json
 import logging
@@ -23,11 +23,11 @@ def stop_tokens(tokenizer: "PreTrainedTokenizerBase", listed: int | Sequence[int
 
     Args:
         tokenizer: The model's tokenizer.
-        listed: What the model's generation_config lists as eos_token_id: nothing, a token, or several.
+        listed: The eos_token_id in the model's generation_config: none, a token, or several.
 
     Returns:
-        Ids: those listed, the tokenizer's EOS, which training puts after an answer, and the token that the chat
-        template ends a turn with, if there is one.
+        Token ids: those listed, the tokenizer's EOS, which training puts after an answer, and the token with which the
+        chat template ends a turn, if there is one.
     """
     known = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
     end = turn_end(tokenizer)
@@ -38,14 +38,14 @@ def stop_tokens(tokenizer: "PreTrainedTokenizerBase", listed: int | Sequence[int
 
 
 def require_readable(directory: Path, source: str) -> None:
-    """Refuse a model whose generation_config.json is none: it is read to load the model, and to save what was trained.
+    """Refuse a model with an invalid generation_config.json: it is read to load the model and to save the trained one.
 
     Args:
-        directory: The model's files.
-        source: What it is called, for the message.
+        directory: The model's directory.
+        source: The model's source, for the message.
 
     Raises:
-        ModelSourceError: It is no JSON object, nested too deep, or stops at what is no token.
+        ModelSourceError: It is not a JSON object, is nested too deep, or its eos_token_id is not a token.
     """
     file = directory / _FILE
     if not file.is_file():
@@ -58,29 +58,29 @@ def require_readable(directory: Path, source: str) -> None:
     except (ValueError, RecursionError, AttributeError):
         is_readable = False
     if not is_readable:
-        message = f"its {_FILE} is no JSON object whose eos_token_id are numbers."
+        message = f"its {_FILE} is not a JSON object with numbers as eos_token_id."
         raise ModelSourceError.single(
-            "model.source", source, message, "Repair the file, or leave it away.", code="model-config-invalid"
+            "model.source", source, message, "Repair the file, or remove it.", code="model-config-invalid"
         )
 
 
 def before_stop(tokens: Sequence[int], stops: Collection[int]) -> list[int]:
-    """Tokens up to the first that stops, without it.
+    """The tokens before the first stop token.
 
-    Decoding leaves out special tokens by itself, but a turn may end with a token that is not marked as one.
+    Decoding leaves out special tokens anyway, but a turn may end with a token that is not marked as special.
     """
     return list(tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))])
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
-    """Save a tokenizer beside a model, and list what ends its turns among the tokens that the model stops at.
+    """Save a tokenizer with a model, and add the tokens that end its turns to the model's stop tokens.
 
-    In the file and not in the model: transformers refuses to save a generation_config that was changed when anything
-    else in it is not to its liking, as is the case with many that are published.
+    In the file, not in the model object: transformers refuses to save a changed generation_config if anything else in
+    it is invalid, as in many published ones.
 
     Args:
         tokenizer: The model's tokenizer.
-        directory: Where the model was saved.
+        directory: Directory of the saved model.
     """
     tokenizer.save_pretrained(directory)
     file = directory / _FILE
@@ -92,5 +92,5 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> Non
     names = ", ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in stops)
     logger.info("Answers of the saved model stop at %s", names)
     content["eos_token_id"] = stops[0] if len(stops) == 1 else stops
-    content.pop("_from_model_config", None)  # or transformers may take the tokens from config.json again
+    content.pop("_from_model_config", None)  # else transformers may take the tokens from config.json again
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

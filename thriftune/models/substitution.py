@@ -1,4 +1,4 @@
-"""Letting a model compute with other weights than it holds, one module at a time."""
+"""Computing with weights other than a model's own, one module at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# Gives the weight of a parameter, by its name and itself.
+# Returns the weight to use for a parameter, given its name and the parameter.
 WeightOf = Callable[[str, "torch.nn.Parameter"], "torch.Tensor"]
 
 
 @contextmanager
 def computing_with(model: "torch.nn.Module", weight_of: WeightOf) -> Iterator[None]:
-    """Let a model compute with other weights than it holds: each module has them only while it runs.
+    """Let a model compute with other weights than its own: each module has them only while it runs.
 
-    So the memory of one module is all that is needed besides, in every ZeRO stage and with every kind of offload.
+    So only the memory of one more module is needed, in every ZeRO stage and with every kind of offload.
 
     Args:
-        model: The model, as DeepSpeed holds it; every rank runs it alike.
-        weight_of: Gives the weight, of the parameter's whole shape, in the type to compute in.
+        model: The model, as DeepSpeed holds it; every rank runs it in the same way.
+        weight_of: Returns the weight, in the parameter's full shape and in the type to compute in.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     held: dict[tuple[torch.nn.Module, str], torch.Tensor] = {}
@@ -37,12 +37,12 @@ def computing_with(model: "torch.nn.Module", weight_of: WeightOf) -> Iterator[No
     hooks = []
     for module in model.modules():
         if next(module.parameters(recurse=False), None) is not None:
-            # After DeepSpeed has gathered the module's weights, and before it lets go of them again.
+            # After DeepSpeed has gathered the module's weights, and before it releases them again.
             hooks += [module.register_forward_pre_hook(put_in), module.register_forward_hook(put_back, prepend=True)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for (module, key), weight in held.items():  # of modules that failed
+        for (module, key), weight in held.items():  # of modules that raised an error
             module.get_parameter(key).data = weight

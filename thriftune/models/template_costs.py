@@ -1,4 +1,4 @@
-"""What one expression of a chat template would write, known before it does: `'x' * 3000000000` must not be tried."""
+"""The size of the text that an expression of a chat template would write: `'x' * 3000000000` must not be tried."""
 
 import re
 import string
@@ -8,45 +8,45 @@ from typing import Any
 from thriftune.limits import TEXT_CHARACTERS, size_of
 
 _MOST_DECIMALS = 100
-_MOST_BITS = 1 << 16  # of a whole number: multiplying and dividing longer ones takes seconds
-_OBJECT_CHARACTERS = 50  # of memory that a text takes, however short it is
-# The width and the precision in a text that % formats.
+_MOST_BITS = 1 << 16  # of a whole number: multiplying and dividing longer numbers takes seconds
+_OBJECT_CHARACTERS = 50  # the memory that any text takes, however short
+# The width and the precision in a format of %.
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\d+|\*)?(?:\.(\d+|\*))?")
 
 
 class OverBudgetError(Exception):
-    """A template would cost more than it may; the message goes on after "the model's chat template"."""
+    """A template would exceed a limit; the message continues after "the model's chat template"."""
 
 
 def require_size(size: int) -> None:
-    """Refuse to make what is too large.
+    """Refuse to make a text that is too large.
 
     Args:
-        size: Characters that it would have.
+        size: Its number of characters.
 
     Raises:
-        OverBudgetError: It is.
+        OverBudgetError: It is too large.
     """
     if size > TEXT_CHARACTERS:
         raise OverBudgetError(f"writes more than {TEXT_CHARACTERS:,} characters")
 
 
 def written(value: Any) -> int:
-    """Characters that a value is written in, at the least; counted no further than the limit.
+    """Least number of characters that a value is written with; not counted beyond the limit.
 
     Args:
-        value: Anything that a template can hold.
+        value: Any value of a template.
     """
     return len(value) if isinstance(value, str) else size_of(value, TEXT_CHARACTERS)
 
 
 def of_operator(operator: str, left: Any, right: Any) -> int:
-    """Characters that `left operator right` makes.
+    """Number of characters that `left operator right` makes.
 
     Args:
-        operator: As it stands in the template.
-        left: A value.
-        right: Another.
+        operator: The operator as written in the template.
+        left: The value on its left.
+        right: The value on its right.
     """
     if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
         return len(left) + len(right)
@@ -62,10 +62,10 @@ def of_operator(operator: str, left: Any, right: Any) -> int:
 
 
 def of_result(value: Any) -> int:
-    """Characters that a text, or a list of texts, keeps in memory; 0 for what holds nothing new.
+    """Number of characters that a text, or a list of texts, keeps in memory; 0 for a value that holds nothing new.
 
     Args:
-        value: What an expression made.
+        value: The value of an expression.
     """
     if isinstance(value, str | bytes):
         return len(value)
@@ -75,12 +75,12 @@ def of_result(value: Any) -> int:
 
 
 def of_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Characters that a method of a text or a number makes beyond those that it is given; 0 for other functions.
+    """Number of characters that a method of a text or a number adds to those it is given; 0 for other functions.
 
     Args:
-        function: What is called.
-        args: With what.
-        kwargs: With what, by name.
+        function: The function that is called.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
     """
     method = getattr(function, "__wrapped__", function)  # as Jinja's sandbox wraps format
     owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
@@ -101,7 +101,7 @@ def _of_format(text: str, *values: Any, **named: Any) -> int:
 
 
 def _widths(numbers: list[str]) -> int:
-    """The sum of widths in a format; those that are values themselves may be anything."""
+    """The sum of the widths in a format; a width given by a value may be anything."""
     return sum(int(number) if number.isdecimal() and len(number) < 10 else TEXT_CHARACTERS + 1 for number in numbers)
 
 
@@ -123,7 +123,7 @@ def _of_json(value: Any, _ascii: Any = False, indent: Any = None, *_options: Any
 
 
 def _of_sum(_values: Any, _attribute: Any = None, start: Any = 0) -> int:
-    return 0 if isinstance(start, int | float) else TEXT_CHARACTERS + 1  # lists are copied again for each
+    return 0 if isinstance(start, int | float) else TEXT_CHARACTERS + 1  # lists are copied again for each item
 
 
 def _of_number(_value: Any, number: Any = 0, *_options: Any, **named: Any) -> int:
@@ -139,12 +139,12 @@ def _of_replacing_text(text: Any, old: Any, new: Any, *_count: Any, **_named: An
 
 
 def _of_rounding(_value: Any, precision: Any = 0, *_method: Any, **_named: Any) -> int:
-    return 0 if abs(precision) < _MOST_DECIMALS else TEXT_CHARACTERS + 1  # it is a power of ten
+    return 0 if abs(precision) < _MOST_DECIMALS else TEXT_CHARACTERS + 1  # it computes a power of ten
 
 
 def _of_reading_number(text: Any, *_options: Any, **_named: Any) -> int:
     is_text = isinstance(text, str | bytes)
-    return TEXT_CHARACTERS + 1 if is_text and len(text) > _MOST_BITS // 8 else 0  # eight bits a letter at the most
+    return TEXT_CHARACTERS + 1 if is_text and len(text) > _MOST_BITS // 8 else 0  # at most eight bits per letter
 
 
 def _of_translating(text: Any, table: Any) -> int:
@@ -159,7 +159,7 @@ def _of_value(value: Any, *_options: Any, **_named: Any) -> int:
     return written(value)
 
 
-# Filters that make more than they are given, or write out what they are given.
+# Filters whose result is larger than their input, or that write out their input.
 OF_FILTERS: dict[str, Callable[..., int]] = {
     "batch": _of_number,
     "center": _of_number,
@@ -179,7 +179,7 @@ OF_FILTERS: dict[str, Callable[..., int]] = {
     "xmlattr": _of_value,
 }
 
-# Methods of texts, bytes and whole numbers that do.
+# Methods of texts, bytes and whole numbers that do the same.
 _METHODS: dict[str, Callable[..., int]] = {
     "center": _of_number,
     "expandtabs": _of_tabs,

@@ -1,8 +1,8 @@
-"""Chat templates in transformers' own sandbox, with an end to what they may cost.
+"""Chat templates in transformers' own sandbox, with limits on what they may cost.
 
-A template is a program out of a model's repository. Jinja's sandbox keeps it from files and from Python's own objects,
-and not from looping for ever, or from writing gigabytes in one expression. What is counted here is the same on every
-machine, so that the same rows are set aside.
+A template is a program from a model's repository. Jinja's sandbox keeps it away from files and Python's own objects,
+but does not stop it from looping for ever, or from writing gigabytes in one expression. The counts here are the same on
+every machine, so that the same rows are set aside.
 """
 
 import time
@@ -21,51 +21,51 @@ if TYPE_CHECKING:
 
 _COUNTED, _CONCATENATED, _BOUNDED = "thriftune_counted", "thriftune_concatenated", "thriftune_bounded"
 _KEPT = "thriftune_kept"
-_LOOK_AT_CLOCK = 64  # steps from one look to the next
-_STEPS_OF_A_CALL = 10  # as long as so many turns of an empty loop
+_LOOK_AT_CLOCK = 64  # steps between two looks
+_STEPS_OF_A_CALL = 10  # a call takes as long as this many turns of an empty loop
 _WRITTEN_IN_A_STEP = 1024  # characters
-# Filters that hand on what they are given as it comes.
+# Filters that pass their input on as a stream.
 _STREAMING = ("batch", "first", "map", "reject", "rejectattr", "select", "selectattr", _COUNTED)
 
 
 class Budget:
-    """What all renderings of one row may cost together."""
+    """The limits on all renderings of one row together."""
 
     def __init__(self, part: int = 1) -> None:
-        """Begin to count.
+        """Start counting.
 
         Args:
-            part: How many times less than a row it may cost.
+            part: Divides the limits on steps and seconds of a row.
         """
         self._most_steps, self._most_seconds = RENDER_STEPS // part, RENDER_SECONDS // part
         self._steps = self._seen = self._characters = 0
         self._started = time.thread_time()
 
     def begin_rendering(self) -> None:
-        """Say that what was made before is gone."""
+        """Start a rendering: texts made before are gone."""
         self._characters = 0
 
     def keep(self, size: int) -> None:
-        """Make something that may be kept until the end of the rendering.
+        """Count a text that may be kept until the end of the rendering.
 
         Args:
-            size: Characters that it has.
+            size: Its number of characters.
 
         Raises:
-            OverBudgetError: They are too many, with those that were made before.
+            OverBudgetError: Together with earlier texts, it is too large.
         """
         self._characters += size
         if self._characters > RENDER_CHARACTERS:
-            raise OverBudgetError(f"makes more than {RENDER_CHARACTERS:,} characters on the way")
+            raise OverBudgetError(f"makes more than {RENDER_CHARACTERS:,} characters of intermediate texts")
 
     def step(self, count: int = 1) -> None:
-        """Take steps.
+        """Count steps.
 
         Args:
-            count: How many.
+            count: Number of steps.
 
         Raises:
-            OverBudgetError: They are too many, or took too long.
+            OverBudgetError: There were too many steps, or they took too long.
         """
         self._steps += count
         if self._steps > self._most_steps:
@@ -81,14 +81,17 @@ _active: ContextVar[Budget | None] = ContextVar("the budget of a row", default=N
 
 @contextmanager
 def budget(part: int = 1) -> Iterator[Budget]:
-    """What is rendered inside has one budget, and templates are in the sandbox; inside of another, that one's.
+    """Give all renderings in the block one budget, and put templates into the sandbox.
 
     Args:
         part: As for `Budget`.
+
+    Yields:
+        The budget; inside another such block, that block's.
     """
     from transformers.utils import chat_template_utils
 
-    # transformers 5.23 has no way to give it an environment. Remove this when it bounds what a template costs itself.
+    # transformers 5.23 accepts no environment. Remove this when transformers itself limits what a template costs.
     vars(chat_template_utils)["_compile_jinja_template"] = compiled
     if (outer := _active.get()) is not None:
         yield outer
@@ -101,29 +104,29 @@ def budget(part: int = 1) -> Iterator[Budget]:
 
 
 def compiled(template: str) -> "Template":
-    """A chat template, compiled as transformers does, whose steps and texts are counted.
+    """A chat template, compiled as transformers does, with its steps and texts counted.
 
     Args:
         template: Its source.
 
     Raises:
         OverBudgetError: It is too long.
-        jinja2.TemplateError: It is none.
+        jinja2.TemplateError: It is not a valid template.
     """
     made = _compiled(template)
     if isinstance(made, Exception):
-        raise made.with_traceback(None)  # or it would hold on to all that ever raised it
+        raise made.with_traceback(None)  # else it would keep alive everything that ever raised it
     return made
 
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> "Template | Exception":
-    """The template, or what is wrong with it: found out once, and not again for each row."""
+    """The template, or its error, found once and not again for each row."""
     from transformers.utils import chat_template_utils
 
     if len(template) > TEMPLATE_CHARACTERS:
         return OverBudgetError(f"has more than {TEMPLATE_CHARACTERS:,} characters")
-    # An empty one first: expressions of constants are evaluated while they are compiled.
+    # An empty template first: constant expressions are evaluated while they are compiled.
     compiled = chat_template_utils._cached_compile_jinja_template  # noqa: SLF001 - the one that transformers renders by
     environment = compiled("").environment
     _bound(environment)
@@ -137,8 +140,8 @@ def _compiled(template: str) -> "Template | Exception":
 
 
 def _bound(environment: Any) -> None:
-    """Have an environment count."""
-    # Jinja means _parse to be overridden by a subclass; the environment is made by transformers.
+    """Make an environment count."""
+    # Jinja expects a subclass to override _parse, but transformers makes the environment.
     parse, call, namespace = environment._parse, environment.call, environment.globals["namespace"]  # noqa: SLF001
 
     def parse_counted(*source: Any) -> Any:
@@ -155,13 +158,13 @@ def _bound(environment: Any) -> None:
     environment.concat = lambda pieces: _kept("".join(_measured(pieces)))
     environment.filters = {name: _charged_filter(name, f) for name, f in environment.filters.items()}
     environment.filters |= {_COUNTED: _counted, _CONCATENATED: _concatenated, _BOUNDED: _bounded, _KEPT: _kept}
-    # Its own text would be all that it holds.
+    # Its own text would include everything that it holds.
     environment.globals["namespace"] = type("Namespace", (namespace,), {"__repr__": lambda _self: "<Namespace>"})
     del environment.globals["lipsum"]
 
 
 def _instrumented(node: Any) -> Any:
-    """A part of a template whose loops are counted, and what it puts together measured."""
+    """A part of a template with its loops counted and its results measured."""
     from jinja2 import nodes
 
     for field, value in node.iter_fields():
@@ -198,7 +201,7 @@ def _counted(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _gathered(values: Iterator[Any]) -> list[Any]:
-    """All that comes, which may be much more than what it comes from."""
+    """Collect all values of a stream, which may be much larger than its source."""
     gathered, size = [], 0
     for value in _counted(values):
         size += written(value)
@@ -208,10 +211,10 @@ def _gathered(values: Iterator[Any]) -> list[Any]:
 
 
 def _pay(size: int) -> None:
-    """Pay for what is about to be made.
+    """Count a text that is about to be made.
 
     Args:
-        size: Characters that it has.
+        size: Its number of characters.
     """
     require_size(size)
     _current().step(1 + size // _WRITTEN_IN_A_STEP)
@@ -228,13 +231,13 @@ def _bounded(value: Any) -> Any:
 
 
 def _kept(made: Any) -> Any:
-    """Something that was made, which variables may keep."""
+    """Count a value that variables may keep, and return it."""
     _current().keep(template_costs.of_result(made))
     return made
 
 
 def _whole(pieces: Iterable[str]) -> Iterator[str]:
-    """What a template writes, from its beginning."""
+    """The pieces that a template writes, counted from the start of a rendering."""
     _current().begin_rendering()
     yield from _measured(pieces)
 
@@ -248,11 +251,11 @@ def _measured(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _charged(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a call that may be made; what comes as a stream is counted as it comes."""
+    """Count a call, and return its arguments; streams among them are counted as they are read."""
     from jinja2.runtime import LoopContext
 
     _current().step(_STEPS_OF_A_CALL)
-    if isinstance(function, LoopContext):  # which goes on with a loop inside of itself
+    if isinstance(function, LoopContext):  # a recursive loop
         return (_counted(args[0]), *args[1:])
     args = tuple(_gathered(value) if isinstance(value, Iterator) else value for value in args)
     _pay(template_costs.of_call(function, args, kwargs))
@@ -268,11 +271,11 @@ def _charged_operator(name: str, operator: Callable[[Any, Any], Any]) -> Callabl
 
 
 def _charged_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is paid for before it runs."""
+    """A filter that is counted before it runs."""
     cost = template_costs.OF_FILTERS.get(name)
-    context = 1 if hasattr(function, "jinja_pass_arg") else 0  # what Jinja itself gives it first
+    context = 1 if hasattr(function, "jinja_pass_arg") else 0  # the first argument, which Jinja itself passes
 
-    @wraps(function)  # with the marks that Jinja reads
+    @wraps(function)  # keeps the attributes that Jinja reads
     def charged(*args: Any, **kwargs: Any) -> Any:
         if name not in _STREAMING and isinstance(args[context], Iterator):
             args = (*args[:context], _gathered(args[context]), *args[context + 1 :])

@@ -1,4 +1,4 @@
-"""The tokenizer of a model directory: pad token, padding side and end of text, decided in this one place."""
+"""The tokenizer of a model directory: pad token, padding side and end of text are decided here."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from thriftune.models.chat_template import turn_end
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Names under which tokenizers ship a token that never occurs in text, best first.
+# Names of tokens in published tokenizers that never occur in text, best first.
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "[UNK]")
 
 
@@ -25,7 +25,7 @@ def load_tokenizer(
         trust_remote_code: Run tokenizer code that the model ships.
 
     Returns:
-        The tokenizer, with a pad token that is in the vocabulary and, where there is any other, not EOS.
+        The tokenizer, with a pad token from the vocabulary, which is not EOS if there is any other.
     """
     from transformers import AutoTokenizer
 
@@ -40,16 +40,16 @@ def load_tokenizer(
 def choose_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A pad token that needs no new row in the embedding table.
 
-    A pad that equals EOS, or what the chat template ends a turn with, is dangerous where padding is masked by id: the
-    end of an answer is then never learned. This package labels by position, so it is safe here, but the saved
-    tokenizer goes on to other tools.
+    A pad token that equals EOS, or the token that ends a turn of the chat template, is dangerous where padding is
+    masked by id: the end of an answer is then never learned. This package labels by position, so it is safe here, but
+    other tools use the saved tokenizer too.
 
     Args:
         tokenizer: Any tokenizer.
 
     Returns:
-        The tokenizer's own pad token if it ends nothing, else a token of the vocabulary that serves, else the
-        tokenizer's own or EOS.
+        The tokenizer's own pad token if it ends nothing, else a suitable token of the vocabulary, else the tokenizer's
+        own or EOS.
     """
     current, eos, end = tokenizer.pad_token, tokenizer.eos_token, turn_end(tokenizer)
     ends = (eos, end.token if end else None)
@@ -63,7 +63,7 @@ def choose_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A SHA-256 of what decides how text becomes tokens, whatever model the tokenizer came with.
+    """A SHA-256 of everything that decides how text becomes tokens, independent of the tokenizer's model.
 
     Args:
         tokenizer: Any tokenizer.
@@ -73,7 +73,7 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    if backend is not None:  # how it was last called, not what it is
+    if backend is not None:  # settings of its last call, not part of it
         rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     parts = json.dumps([rules, special, tokenizer.chat_template], sort_keys=True)

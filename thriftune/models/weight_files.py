@@ -1,4 +1,4 @@
-"""Which weight files of a model are read, and what their headers say they hold. No weight is read."""
+"""Which weight files of a model are read, and their content by their headers. No weight is read."""
 
 import json
 import tempfile
@@ -21,10 +21,10 @@ Shapes = dict[str, tuple[int, ...]]
 _SUFFIX = ".safetensors"
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
-_FIRST_BYTES = 100_000  # of a file over the network: most headers are shorter, and one request is enough
+_FIRST_BYTES = 100_000  # to read over the network: most headers are shorter, so one request is enough
 _CONNECTIONS = 8
 _LONGEST_HEADER = 100_000_000  # MAX_HEADER_SIZE of safetensors
-# What safetensors (0.8) says of a header, and of one that is right but for the size of the file.
+# Messages of safetensors (0.8) about a bad header, and about a good one that does not match the size of the file.
 _DESERIALIZING, _NOT_COVERED = "Error while deserializing header: ", "file not fully covered"
 _LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "Download or save the model again."
@@ -32,11 +32,11 @@ _AGAIN = "Download or save the model again."
 
 @dataclass(frozen=True)
 class Weights:
-    """What the weight files of a model hold.
+    """The content of a model's weight files.
 
     Attributes:
-        shapes: Shape of each tensor, by the name that it has in the files.
-        unread: Other safetensors files beside them, which transformers leaves alone.
+        shapes: Shape of each tensor, by its name in the files.
+        unread: Other safetensors files next to them, which transformers does not read.
     """
 
     shapes: Shapes
@@ -44,20 +44,23 @@ class Weights:
 
 
 class Store(Protocol):
-    """Where a model lies, as far as its weight files go."""
+    """A location of a model, as far as its weight files are concerned."""
 
     @property
     def names(self) -> set[str]:
         """Names of its files."""
 
     def content(self, name: str) -> bytes:
-        """The whole of a small file."""
+        """The content of a small file."""
 
     def shapes(self, name: str) -> Shapes:
         """The shape of each tensor of a safetensors file.
 
+        Args:
+            name: Name of the file.
+
         Raises:
-            ValueError: It is damaged; says how.
+            ValueError: The file is damaged; the message says how.
         """
 
 
@@ -65,7 +68,7 @@ class Folder:
     """A folder on this disk or in a store, through fsspec."""
 
     def __init__(self, place: str | Path) -> None:
-        """Look at a folder.
+        """Open a folder.
 
         Args:
             place: Path or URL.
@@ -87,17 +90,20 @@ class Folder:
         return set(self._sizes)
 
     def content(self, name: str) -> bytes:
-        """The whole of a small file."""
+        """The content of a small file."""
         return bytes(self._filesystem.cat_file(f"{self._path}/{name}"))
 
     def shapes(self, name: str) -> Shapes:
         """The shape of each tensor of a safetensors file.
 
+        Args:
+            name: Name of the file.
+
         Raises:
-            ValueError: It is damaged; says how.
+            ValueError: The file is damaged; the message says how.
         """
         if name not in self._sizes:
-            raise ValueError("is not there")
+            raise ValueError("is missing")
         path, size = f"{self._path}/{name}", self._sizes[name]
         first = bytes(self._filesystem.cat_file(path, start=0, end=min(_FIRST_BYTES, size)))
         length = header_length(first, size)
@@ -113,34 +119,34 @@ def header_length(start: bytes, size: int) -> int:
 
     Args:
         start: The first bytes of the file.
-        size: All of its bytes.
+        size: Size of the file in bytes.
 
     Raises:
-        ValueError: There can be no such header.
+        ValueError: The length is impossible.
     """
     if start.startswith(_LFS_POINTER):
         raise ValueError("is the pointer of Git LFS, not the file that it points to (run `git lfs pull`)")
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
     if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-        raise ValueError(f"is no whole safetensors file: its {size:,} bytes end before the header does")
+        raise ValueError(f"is not a complete safetensors file: its {size:,} bytes end before the header does")
     if length > _LONGEST_HEADER:
-        raise ValueError(f"has a header of {length:,} bytes, and safetensors reads {_LONGEST_HEADER:,} at the most")
+        raise ValueError(f"has a header of {length:,} bytes, but safetensors reads at most {_LONGEST_HEADER:,}")
     return length
 
 
 def shapes_of(start: bytes, size: int) -> Shapes:
     """The shapes in a safetensors header, as safetensors itself reads it.
 
-    It refuses what Python's JSON would let through: offsets that overlap, leave holes or do not go with the shape,
-    unknown types, negative numbers, nesting without end. It is shown a file with the same beginning, and a hole for the
-    weights.
+    safetensors refuses what Python's JSON would let through: offsets that overlap, leave gaps or do not match the
+    shape, unknown types, negative numbers, endless nesting. It is given a sparse file with the same header, and a hole
+    instead of the weights.
 
     Args:
-        start: The beginning of the file, through its header.
-        size: All bytes of the file.
+        start: The start of the file, including its header.
+        size: Size of the file in bytes.
 
     Raises:
-        ValueError: It is no header, or the file holds less or more than it says.
+        ValueError: The header is invalid, or the file is smaller or larger than it says.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -155,41 +161,41 @@ def shapes_of(start: bytes, size: int) -> Shapes:
         except SafetensorError as error:
             if _NOT_COVERED not in str(error):
                 reason = str(error).removeprefix(_DESERIALIZING)
-                raise ValueError(f"has a header that is none of safetensors ({reason})") from error
-    # Everything else of the header was looked at before that.
+                raise ValueError(f"has a header that is not valid safetensors ({reason})") from error
+    # safetensors checks everything else in the header before that.
     entries: dict[str, dict[str, Any]] = json.loads(start[_LENGTH_BYTES:])
     ends = (entry["data_offsets"][1] for name, entry in entries.items() if name != _METADATA)
     whole = len(start) + max(ends, default=0)
-    is_cut = "is cut short" if size < whole else "holds more than it should"
-    raise ValueError(f"{is_cut}: it has {size:,} bytes, and its header says {whole:,}")
+    is_cut = "is truncated" if size < whole else "holds more than it should"
+    raise ValueError(f"{is_cut}: it has {size:,} bytes, but its header says {whole:,}")
 
 
 def shapes_in_entries(entries: Mapping[str, Any]) -> Shapes:
-    """The shapes in a safetensors header that somebody else has read, of a file whose size is not known.
+    """The shapes in a safetensors header that was read elsewhere, of a file whose size is not known.
 
     Args:
-        entries: Its JSON.
+        entries: The parsed header.
 
     Raises:
-        ValueError: It is no header.
+        ValueError: The header is invalid.
     """
     header = json.dumps(entries).encode()
     try:
         end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != _METADATA), default=0)
         return shapes_of(len(header).to_bytes(_LENGTH_BYTES, "little") + header, _LENGTH_BYTES + len(header) + end)
-    except (TypeError, OSError) as error:  # no number, or one that no file has
-        raise ValueError("has a header that is none of safetensors") from error
+    except (TypeError, OSError) as error:  # not a number, or an impossible one
+        raise ValueError("has a header that is not valid safetensors") from error
 
 
 def weights_in(store: Store, source: str) -> Weights:
-    """What the files that transformers would read hold, by their headers.
+    """The content of the files that transformers would read, by their headers.
 
     Args:
-        store: Where they lie.
-        source: Its name, for messages.
+        store: The model's location.
+        source: The model's source, for messages.
 
     Raises:
-        ModelSourceError: Files are missing, damaged or cut short; names each.
+        ModelSourceError: Files are missing, damaged or truncated; names each.
         TransientError: The store did not answer.
     """
     nothing = "its weights cannot be read."
@@ -207,7 +213,11 @@ def weights_in(store: Store, source: str) -> Weights:
 
 
 def _files_to_read(store: Store, source: str) -> list[str]:
-    """The files that transformers (5.23) reads: the one file, or those that the index names.
+    """The files that transformers (5.23) reads: the single file, or those that the index names.
+
+    Args:
+        store: The model's location.
+        source: The model's source, for messages.
 
     Raises:
         ModelSourceError: There are none, or some of them are missing.
@@ -215,7 +225,7 @@ def _files_to_read(store: Store, source: str) -> list[str]:
     named = sorted(set(_weight_map(store, source).values()))
     if chosen := _explicit(store):
         return [chosen]
-    if SINGLE in store.names and SINGLE not in named:  # the index is of shards that were there before
+    if SINGLE in store.names and SINGLE not in named:  # the index lists shards that are gone
         return [SINGLE]
     if missing := [name for name in named if name not in store.names]:
         some = f"{', '.join(missing[:5])}{' and more' if missing[5:] else ''}"
@@ -226,7 +236,7 @@ def _files_to_read(store: Store, source: str) -> list[str]:
         raise ModelSourceError.single(
             "model.source",
             source,
-            f"{INDEX} names {pickled[0]}, which is no safetensors file.",
+            f"{INDEX} names {pickled[0]}, which is not a safetensors file.",
             "Save the model again as safetensors, with save_pretrained.",
             code="model-incomplete",
         )
@@ -244,26 +254,30 @@ def _files_to_read(store: Store, source: str) -> list[str]:
 
 
 def _explicit(store: Store) -> str:
-    """The file of weights that config.json itself names, which goes before all others; empty where it names none."""
+    """The weight file that config.json itself names, which takes precedence; empty if it names none."""
     try:
         named = json.loads(store.content("config.json")).get("transformers_weights")
     except (ValueError, AttributeError, FileNotFoundError, RecursionError):
-        return ""  # what is wrong with it is said where it is needed
+        return ""  # reported by the code that needs it
     return str(named) if named in store.names and str(named).endswith(_SUFFIX) else ""
 
 
 def _weight_map(store: Store, source: str) -> dict[str, str]:
-    """Files of the tensors by their names, as the index says; empty where there is none.
+    """The file of each tensor by its name, from the index; empty if there is no index.
+
+    Args:
+        store: The model's location.
+        source: The model's source, for messages.
 
     Raises:
-        ModelSourceError: It is no such index.
+        ModelSourceError: The index is invalid.
     """
     if INDEX not in store.names:
         return {}
     try:
         return {str(tensor): str(file) for tensor, file in json.loads(store.content(INDEX))["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        message = f"its {INDEX} has no weight_map that can be read."
+        message = f"its {INDEX} has no readable weight_map."
         raise ModelSourceError.single("model.source", source, message, _AGAIN, code="model-incomplete") from error
 
 
