@@ -115,7 +115,7 @@ def test_a_training_goes_on_by_the_line_that_it_ended_with(interrupted, tmp_path
     program, run, *arguments = shlex.split(command)
     assert (program, run) == ("pyflyte", "run")
     finished = pyflyte_run(tmp_path, *arguments)
-    assert f"Going on from step {step} " in finished.stderr
+    assert f"Resuming from step {step} " in finished.stderr
 
 
 def test_an_error_that_comes_of_the_end_is_not_the_end(tmp_path):
