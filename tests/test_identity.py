@@ -96,7 +96,7 @@ def test_another_stage_of_zero_another_base_model_and_other_rows(own):
     saved = own("full")
     other = {**saved, "zero.config": 3, "model.source": "other", "data": "other"}
     told = {problem.field: problem for problem in compared(other, saved).problems}
-    assert "ZeRO stage 2, and this run has stage 3" in told["zero.config"].message
+    assert "ZeRO stage 2; stage 3, which this run uses" in told["zero.config"].message
     assert "another base model" in told["model.source"].message
     assert "other rows" in told["data"].message
 
@@ -132,7 +132,7 @@ def test_other_steps_hold_where_the_learning_rate_is_constant_by_then(own):
     longer = compared(own(training={**constant, "max_steps": 90}), saved)
     assert longer.problems == ()
     assert longer.remarks == (
-        "training.max_steps: the run's 90 steps are used; the checkpoint of step 9 in there is of a run of 10 steps.",
+        "training.max_steps: the run's 90 steps are used; the checkpoint of step 9 in there is of a run of 10.",
     )
     assert compared(own(training={**constant, "max_steps": 100}), saved).problems, "it still rises at step 9 of 100"
 

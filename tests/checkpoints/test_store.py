@@ -53,7 +53,7 @@ def test_a_folder_is_removed_without_its_neighbours(store):
     assert store.names("checkpoint-1") == []
     assert store.names() == ["checkpoint-10/a"]
     for everything in ("", "/"):
-        with pytest.raises(ValueError, match="as a whole"):
+        with pytest.raises(ValueError, match="a whole prefix is never removed"):
             store.remove(everything)
 
 
