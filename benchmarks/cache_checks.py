@@ -1,8 +1,8 @@
-"""What it costs to copy a model into the cache, and to see in a later run that it is whole.
+"""The cost of copying a model into the cache, and of checking in a later run that it is undamaged.
 
     python benchmarks/cache_checks.py MODEL_DIRECTORY
 
-Prints CPU-seconds and GB/s: of two ways of digesting bytes in memory, and of copying and reading through a directory.
+Prints CPU-seconds and GB/s of two digests of bytes in memory, and of copying and of reading a directory.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _REPEATS = 3
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure and print the costs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path, help="a directory with a model")
     model = parser.parse_args().model
@@ -42,13 +42,13 @@ def main() -> None:
 
 
 def checked_anew(directory: Path) -> None:
-    """Read a directory through as another process would."""
-    digests._KNOWN.clear()  # noqa: SLF001 - what only this process has read
+    """Read a whole directory, as another process would."""
+    digests._KNOWN.clear()  # noqa: SLF001 - digests that this process remembers
     assert damage.damages(directory, content=True) == []
 
 
 def show(what: str, size: int, action: Callable[[], object]) -> None:
-    """Print the fewest CPU-seconds that an action took."""
+    """Print the smallest number of CPU-seconds that an action took."""
     seconds = []
     for _ in range(_REPEATS):
         started = time.process_time()

@@ -1,4 +1,4 @@
-"""What checkpoints cost: the demo runs with one every 20 steps and with none, side by side.
+"""The cost of checkpoints: the demo runs with one every 20 steps, compared with none.
 
 Usage: python benchmarks/checkpoint_overhead.py [full] [qlora] [--steps 41] [--repeats 2]
        (after `make demo`, which fetches model and rows)
@@ -53,7 +53,7 @@ def run(method: str, every_steps: int | None, steps: int, folder: Path) -> float
 
 
 def compare(method: str, steps: int, repeats: int) -> None:
-    """Run both, in turn: the machine may get slower or faster meanwhile."""
+    """Run both in turn, since the machine may become slower or faster meanwhile."""
     seconds: dict[str, list[float]] = {"none": [], f"every {EVERY}": []}
     for _ in range(repeats):
         for name, every in (("none", None), (f"every {EVERY}", EVERY)):

@@ -1,13 +1,13 @@
-"""Rows per second and peak memory of preparing a dataset, beside tokenizing one row per Python call.
+"""Rows per second and peak memory of preparing a dataset, compared with tokenizing one row per Python call.
 
     python benchmarks/data_preparation.py MODEL_OR_TOKENIZER_DIRECTORY [--rows 10000 100000 1000000]
 
 Generates Alpaca rows (about 110 tokens each) and prepares them, packed, in a fresh process for each number of rows; the
 time is that of the whole preparation, from the file to the finished directory. Memory is the highest sum of anonymous
-memory (private, in nobody's page cache) of the process and its workers, sampled every 50 ms, above what it was when the
-libraries were loaded.
+memory (private, not in the page cache) of the process and its workers, sampled every 50 ms, minus the memory after
+loading the libraries.
 
-Beside it, in one process each, on the first 10,000 rows:
+Compared with, in one process each, on the first 10,000 rows:
 
     tokenizer call    `tokenizer(text)` in a loop over texts in memory: nothing but the tokenizer
     datasets.map      one row per call: format, tokenize with offsets, label token by token, write Arrow
@@ -54,7 +54,7 @@ class TreePeak:
 
     @staticmethod
     def read() -> float:
-        """What the kernel says now."""
+        """The kernel's present value."""
         import psutil
 
         me = psutil.Process()
@@ -62,20 +62,20 @@ class TreePeak:
         for process in [me, *me.children(recursive=True)]:
             try:
                 lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-            except OSError:  # it ended meanwhile
+            except OSError:  # the process has ended
                 continue
             total += sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
         return total / 1024
 
     def sample(self) -> None:
-        """Keep the peak up to date, for ever."""
+        """Update the peak forever."""
         while True:
             self.peak = max(self.peak, self.read())
             time.sleep(0.05)
 
 
 def prepared(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
-    """What thriftune does."""
+    """Prepare the rows as thriftune does."""
     from thriftune.data.prepare import prepare
 
     prepare(config(rows), seed=0, tokenizer_dir=tokenizer_dir, destination=folder / "prepared")
@@ -89,7 +89,7 @@ def config(rows: Path) -> Any:
 
 
 def one_row_a_call(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
-    """Our own conversion and writing without batches."""
+    """Conversion and writing as in thriftune, without batches."""
     from thriftune.data.conversion import Batch, Converter
     from thriftune.data.pieces import Pieces
     from thriftune.data.sources import NumberedRow
@@ -102,7 +102,7 @@ def one_row_a_call(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
 
 
 def datasets_map(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
-    """What most guides show."""
+    """Prepare the rows as most guides show."""
     from datasets import load_dataset
 
     from thriftune.data.formats import FORMATS
@@ -125,7 +125,7 @@ def datasets_map(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
 
 
 def tokenizer_call(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
-    """The tokenizer alone, called through transformers."""
+    """Only the tokenizer, called through transformers."""
     from thriftune.data.formats import FORMATS
     from thriftune.models.tokenizer import load_tokenizer
 
@@ -138,7 +138,7 @@ def tokenizer_call(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
 
 
 def measure(work: Callable[[Path, Path, Path], None], tokenizer_dir: Path, rows: Path, results: Any) -> None:
-    """Run in a fresh process: time and memory after the libraries are loaded."""
+    """Run in a fresh process, and measure time and memory after loading the libraries."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     import datasets  # noqa: F401
@@ -158,7 +158,7 @@ def measure(work: Callable[[Path, Path, Path], None], tokenizer_dir: Path, rows:
 
 
 def in_fresh_process(work: Callable[..., None], tokenizer_dir: Path, rows: Path) -> tuple[float, float]:
-    """Seconds, and MiB above the loaded libraries."""
+    """Seconds, and MiB above the memory of the loaded libraries."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     process = context.Process(target=measure, args=(work, tokenizer_dir, rows, results))

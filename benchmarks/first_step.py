@@ -1,10 +1,10 @@
-"""How long a person waits for the first step: seconds from the command to it, and CPU seconds of all its processes.
+"""The wait for the first step: seconds from the command to it, and CPU seconds of all its processes.
 
 Usage: python benchmarks/first_step.py [--checkout DIRECTORY ...] [--times 3] CONFIG ...
 
-Runs each configuration from each checkout (this one when none is named) in turn, so that what else the machine does
-falls on all of them, and kills it after the first step. Each has an outputs folder and a folder for compiled operators
-of its own, both empty before its first run: "first" is that one, "again" the mean of those after it.
+Runs each configuration from each checkout (this one if none is named) in turn, so that other work on the machine
+affects all of them, and kills it after the first step. Each has its own outputs folder and folder for compiled operators, both
+empty before its first run: "first" is that run, "again" the mean of the later ones.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def measure(checkout: Path, config: Path, folder: Path) -> tuple[float, float]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process, its children, and those of them that have ended have taken of the CPUs so far."""
+    """CPU seconds so far of a process and its children, including those that have ended."""
     spent = 0.0
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:

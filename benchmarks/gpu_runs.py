@@ -1,12 +1,12 @@
-"""On one GPU: what checkpoints cost, whether a killed run goes on to the same losses, and what memory a run takes.
+"""On one GPU: the cost of checkpoints, whether a killed run resumes to the same losses, and the memory of a run.
 
     python benchmarks/gpu_runs.py RESULTS.jsonl [--only "zero3 381M"] [--gib 14.56] [--steps 25] [--every 10]
 
-Runs are planned for a T4, so they train in fp16 with loss scaling, on whatever GPU there is; torch gets no more of its
-memory than a T4 has (`--gib`). Random Llamas learn a few rows of random tokens by heart. Each run is trained without
-checkpoints, with one every 10 steps, and with one every 10 steps and a kill -9 after the first, in fresh processes;
-each is compared with the first, loss by loss. Then QLoRA trains in less memory than it needs, so that CUDA itself says
-that there is none. Each line of RESULTS.jsonl is one training.
+Runs are planned for a T4, so they train in fp16 with loss scaling, on any GPU; torch may use only as much of its memory
+as a T4 has (`--gib`). Random Llamas memorize a few rows of random tokens. Each run is trained without checkpoints, with
+one every 10 steps, and with one every 10 steps and a kill -9 after the first, in fresh processes; each is compared with
+the first, loss by loss. Then QLoRA trains in less memory than it needs, so that CUDA itself runs out of memory. Each
+line of RESULTS.jsonl is one training.
 """
 
 import argparse
@@ -36,13 +36,13 @@ RUNS = (
     Run("zero3", "381M", 512, 4, checkpointing=True, precision="fp16"),
     Run("zero3_offload_all", "381M", 512, 4, checkpointing=True, precision="fp16"),
 )
-# Of the memory that QLoRA needs: the micro batch has to become smaller.
+# Share of the memory that QLoRA needs, so that the micro batch has to become smaller.
 TOO_LITTLE = 0.9
 
 
 @contextmanager
 def prepared(run: Run, work: Path, steps: int, every: int | None) -> Iterator[Path]:
-    """A folder with everything that a training needs, for as long as it is of use."""
+    """A folder with everything that a training needs, removed at the end."""
     from thriftune.config import ModelConfig, RunConfig
     from thriftune.models import architecture
     from thriftune.planning import catalogue, planner
@@ -64,7 +64,7 @@ def prepared(run: Run, work: Path, steps: int, every: int | None) -> Iterator[Pa
 
 
 def start(folder: Path, attempt: int, gib: float) -> subprocess.Popen[bytes]:
-    """Train in a process of its own."""
+    """Train in a separate process."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = str(unused.getsockname()[1])
@@ -77,7 +77,7 @@ def start(folder: Path, attempt: int, gib: float) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path, attempt: int) -> dict[str, Any]:
-    """What a training measured.
+    """The measurements of a training.
 
     Raises:
         RuntimeError: It failed; the message is the end of its log.
@@ -89,7 +89,7 @@ def finish(process: subprocess.Popen[bytes], folder: Path, attempt: int) -> dict
 
 
 def work_in_process(folder: Path, attempt: int, gib: float) -> None:
-    """What the process does."""
+    """Train in this process, and write what was measured."""
     import logging
 
     import torch
@@ -107,7 +107,7 @@ def work_in_process(folder: Path, attempt: int, gib: float) -> None:
     ends: list[float] = []
 
     class Clock(TrainerCallback):
-        """Notes when a step was done."""
+        """Records when each step was done."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.monotonic())
@@ -121,7 +121,7 @@ def work_in_process(folder: Path, attempt: int, gib: float) -> None:
 
 
 def killed_and_resumed(folder: Path, gib: float, every: int) -> dict[str, Any]:
-    """Kill a training right after its first checkpoint, and have another process go on."""
+    """Kill a training right after its first checkpoint, and resume it in another process."""
     process = start(folder, 0, gib)
     while not (folder / f"store-0/checkpoint-{every}/manifest.json").exists():
         if process.poll() is not None:
@@ -133,7 +133,7 @@ def killed_and_resumed(folder: Path, gib: float, every: int) -> dict[str, Any]:
 
 
 def line(run: Run, case: str, result: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """What is kept of a training."""
+    """The values of a training that are kept."""
     resources, ends = result["resources"], result["ends"]
     return {
         "run": run.name, "case": case, "step_seconds": statistics.median(b - a for a, b in pairwise(ends)),
@@ -144,7 +144,7 @@ def line(run: Run, case: str, result: dict[str, Any], **more: Any) -> dict[str, 
 
 
 def measure(run: Run, work: Path, steps: int, every: int, gib: float, keep: Any) -> None:
-    """All trainings of a run."""
+    """Do all trainings of a run."""
     with prepared(run, work, steps, None) as folder:
         expected = finish(start(folder, 0, gib), folder, 0)
         keep(line(run, "no checkpoints", expected))
@@ -172,7 +172,7 @@ def measure(run: Run, work: Path, steps: int, every: int, gib: float, keep: Any)
 
 
 def main() -> None:
-    """Train all runs."""
+    """Do all trainings of all runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--only", default="", help="runs whose name contains this")

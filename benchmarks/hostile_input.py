@@ -1,10 +1,10 @@
-"""Seconds and peak memory of preparing data with giants planted in it, beside the same data without them.
+"""Seconds and peak memory of preparing data that contains giant values, compared with the same data without them.
 
     python benchmarks/hostile_input.py MODEL_OR_TOKENIZER_DIRECTORY [--rows 20000] [--megabytes 1000]
 
-Each line is two preparations of generated rows, as in benchmarks/data_preparation.py, each in a fresh process: of the
-rows alone, and of the same rows with giants among them. Memory is measured as there. The last column says what became
-of the giants: how many rows were set aside, or why the file was refused.
+Each line compares two preparations of generated rows, as in benchmarks/data_preparation.py, each in a fresh process:
+the rows alone, and the same rows with giants among them. Memory is measured as there. The last column says what happened to
+the giants: how many rows were rejected, or why the file was refused.
 """
 
 import argparse
@@ -28,7 +28,7 @@ NESTED = ("[" * 200_000, '{"instruction": "a", "output": ' + "[" * 900 + "]" * 9
 
 
 def pieces(size: int) -> Iterator[str]:
-    """Text of a size, in characters, that packs twice."""
+    """Text of a size in characters that compresses to half."""
     piece = os.urandom(1 << 19).hex()
     for _ in range(size >> 20):
         yield piece
@@ -45,7 +45,7 @@ def json_lines(stream: IO[str], rows: Path, giant: int) -> None:
 
 
 def nearly_giants(stream: IO[str], rows: Path, giant: int) -> None:
-    """Rows, and two that are just small enough to be used."""
+    """Rows, and two that are just small enough to be accepted."""
     for number, line in enumerate(rows.open()):
         stream.write(line)
         if number < 2 and giant:
@@ -66,7 +66,7 @@ def comma_separated(stream: IO[str], rows: Path, giant: int) -> None:
 
 
 def bomb(stream: IO[str], rows: Path, giant: int) -> None:
-    """Rows, and a line of the giant's size in which a letter repeats."""
+    """Rows, and a line of the giant's size that repeats one letter."""
     stream.write(rows.read_text())
     for _ in range(giant >> 20):
         stream.write("a" * (1 << 20))
@@ -84,7 +84,7 @@ def parquet(file: Path, rows: Path, giant: int) -> None:
 
 
 def streamed(write: Callable[[IO[str], Path, int], None], file: Path, rows: Path, giant: int) -> None:
-    """Write a file of text, packed if its name says so."""
+    """Write a text file, compressed if its name says so."""
     with file.open("wb") as binary:
         packed = gzip.GzipFile(fileobj=binary, mode="wb", compresslevel=1) if file.suffix == ".gz" else binary
         with io.TextIOWrapper(packed) as stream:
@@ -102,7 +102,7 @@ KINDS: dict[str, tuple[str, Callable[[Path, Path, int], None]]] = {
 
 
 def prepared(tokenizer_dir: Path, rows: Path, folder: Path) -> None:
-    """Prepare a file, and write beside it what became of it."""
+    """Prepare a file, and write the outcome beside it."""
     from thriftune.config import DataConfig
     from thriftune.data.prepare import prepare
 

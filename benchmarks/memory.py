@@ -1,4 +1,4 @@
-"""How good the planner's memory estimate is: beside measured peaks, and beside what others predict of the same runs.
+"""The accuracy of the planner's memory estimate, compared with measured peaks and with other tools' predictions.
 
     python benchmarks/memory_runs.py RESULTS.jsonl        (measures; about an hour)
     python benchmarks/memory.py RESULTS.jsonl [--by-item]
@@ -7,12 +7,12 @@ For each run of RESULTS.jsonl: the peak of the fullest rank as it was measured, 
 `thriftune.planning.memory.estimate` predicts it from the model's config.json and the run file. Beside it, per rank:
 
     DeepSpeed   its estimators of model states (`estimate_zero2/3_model_states_mem_needs`), for the stages they cover.
-                They leave activations out by design; on a CPU, the device's and the host's share are one memory.
-    accelerate  what `accelerate estimate-memory` says for training with Adam, of the same model and precision. It
-                knows no sharding, no sequence and no adapters. (The command itself asks the hub; its functions do not.)
+                They leave out activations by design; on a CPU, device memory and host memory are the same.
+    accelerate  the prediction of `accelerate estimate-memory` for training with Adam, same model and precision. It does
+                not know sharding, sequence length or adapters. (The command asks the hub; its functions do not.)
 
-Both are of tensors alone; the process itself (Python and libraries, as thriftune counts them) is added to each.
-The aim: within 10 % for half of the runs, and never more than 5 % too low.
+Both count tensors only; the memory of the process (Python and libraries, as thriftune counts them) is added to each.
+The goal: within 10 % for half of the runs, and never more than 5 % too low.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def architecture_of(measured: Measurement) -> Any:
 
 
 def predicted(measured: Measurement) -> Any:
-    """What the planner says of a run, of one rank."""
+    """The planner's estimate for one rank of a run."""
     from thriftune.config import RunConfig
     from thriftune.hardware import DEVICES
     from thriftune.planning.memory import estimate
@@ -46,7 +46,7 @@ def predicted(measured: Measurement) -> Any:
     run, model, config = measured.run, architecture_of(measured), RunConfig.model_validate(measured.config)
     strategy = candidates(config)[0]
     (settings,) = strategy.options(config).values()
-    # Rows are exactly as long as the run allows: there is no padding, and transformers makes no mask.
+    # Rows are exactly as long as the run allows, so there is no padding, and transformers makes no mask.
     one_pass = replace(one_pass_of(config, run.micro_batch, run.precision), masked=False)
     return estimate(
         strategy,
@@ -85,12 +85,12 @@ def accelerate_says(measured: Measurement) -> float:
 
 
 def off(value: float | None, truth: float) -> str:
-    """How far off a prediction is, in percent."""
+    """Error of a prediction in percent."""
     return "" if value is None else f"{value / truth - 1:+.0%}"
 
 
 def main() -> None:
-    """Print the table and what it comes to."""
+    """Print the table and a summary of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="what memory_runs.py wrote")
     parser.add_argument("--by-item", action="store_true", help="also show each prediction item by item")

@@ -1,4 +1,4 @@
-"""Peak memory of every rank of real fine-tuning runs, measured: the truth that a memory planner is held against.
+"""Measure the peak memory of every rank of real fine-tuning runs, to compare the planner's predictions with it.
 
     python benchmarks/memory_runs.py RESULTS.jsonl [--only zero3] [--list]
 
@@ -46,7 +46,7 @@ _SAMPLING_SECONDS = 0.02
 _TIMEOUT_SECONDS = 1800
 _CLOSE_RANKS_SECONDS = 30  # a rank whose peer has failed waits for it for hours
 _NO_LIMIT_GIB = 1e6
-_FIRST_TEXT_TOKEN = 4  # the ones before it are special
+_FIRST_TEXT_TOKEN = 4  # tokens before it are special
 _STATUS_KEYS = ("VmRSS", "VmHWM", "RssAnon")
 
 # One with separate embeddings, one that is nearly all embeddings (SmolLM-135M's shape), one that is nearly all layers.
@@ -65,7 +65,7 @@ MODELS: dict[ModelName, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# What a run file says: the name of a DeepSpeed configuration, or the configuration itself.
+# As in a run file: the name of a DeepSpeed configuration, or the configuration itself.
 ZERO: dict[str, str | dict[str, Any]] = {
     "zero0": {"zero_optimization": {"stage": 0}},
     "zero1": "zero1",
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """All of it in one line, by which results are found."""
+        """All fields in one line, which identifies a result."""
         parts = [self.method, self.model, f"{self.micro_batch}x{self.length}", self.precision]
         parts += ["checkpointing"] * self.checkpointing
         parts += [f"rank {self.lora_rank}", self.optimizer] if self.lora_rank else []
@@ -119,12 +119,12 @@ class Run:
 
     @property
     def ranks(self) -> int:
-        """Processes that train."""
+        """Number of processes that train."""
         return ZERO_RANKS if self.method in ZERO else 1
 
 
 def _grid() -> Iterator[Run]:
-    """Every method with each model, each length, with checkpointing and without; then what is special about some."""
+    """Every method with each model and length, with and without checkpointing; then special cases."""
     for method in ZERO:
         yield Run(method, "42M", 256, 4, checkpointing=False)
         yield Run(method, "42M", 1024, 1, checkpointing=True, precision="fp32")
@@ -153,7 +153,7 @@ RUNS = tuple(_grid())
 
 @dataclass
 class Phase:
-    """What a rank did for a while, and the memory it took.
+    """One phase of a rank, and the memory it used.
 
     Attributes:
         name: load, prepare, forward, backward, optimizer, validate, or save.
@@ -172,7 +172,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """What one rank took.
+    """The memory that one rank used.
 
     Attributes:
         start_rss: Resident memory before training, with the libraries imported, in bytes.
@@ -193,7 +193,7 @@ class RankMemory:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run and what it took.
+    """One run and the memory it used.
 
     Attributes:
         run: The run.
@@ -243,7 +243,7 @@ class PhaseWatch:
         threading.Thread(target=self._sample, daemon=True).start()
 
     def enter(self, name: str) -> None:
-        """End the current phase and begin another, unless it is that one already."""
+        """End the current phase and start another, unless it is the same."""
         with self._lock:
             if self.phases and self.phases[-1].name == name:
                 return
@@ -254,7 +254,7 @@ class PhaseWatch:
             self.phases.append(Phase(name, second, memory["VmRSS"], memory["VmRSS"], memory["RssAnon"]))
 
     def result(self) -> RankMemory:
-        """What was measured between the phase `start` and the phase `save`."""
+        """The measurements between the phase `start` and the phase `save`."""
         with self._lock:
             self._record(_status())
             start, *phases = self.phases
@@ -283,7 +283,7 @@ class PhaseWatch:
 
 
 def _status() -> dict[str, int]:
-    """What the kernel says of this process now, in bytes."""
+    """The kernel's present numbers for this process, in bytes."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[0][:-1] in _STATUS_KEYS}
 
@@ -338,7 +338,7 @@ def make_dataset(run: Run, directory: Path) -> None:
 
 
 def run_file(run: Run) -> dict[str, Any]:
-    """What the YAML file of a run would say."""
+    """The content of a run's YAML file."""
     method = {"method": "full", "zero": {"config": ZERO[run.method]}} if run.method in ZERO else {
         "method": run.method, "lora": {"rank": run.lora_rank, "merge": False},
     }  # fmt: skip
@@ -355,7 +355,7 @@ def run_file(run: Run) -> dict[str, Any]:
             "precision": run.precision,
             "optimizer": run.optimizer,
             "gradient_checkpointing": run.checkpointing,
-            "save_dtype": "fp32",  # what rounding does is not measured then
+            "save_dtype": "fp32",  # so that the effect of rounding is not measured
         },
         "evaluation": {"every_steps": STEPS, "prompts": ["any"], "max_new_tokens": 1},
     }
@@ -407,7 +407,7 @@ def measure(run: Run, work: Path) -> Measurement:
 
 
 def _plan(config: "RunConfig", model_dir: Path) -> "TrainingPlan":
-    """The plan of a run on this machine, as if its memory had no end: what a run takes is measured, not foretold."""
+    """The plan of a run on this machine, as if its memory were unlimited: here memory is measured, not predicted."""
     from thriftune.config import ModelConfig
     from thriftune.models import architecture
     from thriftune.planning import catalogue, offers, planner
@@ -472,7 +472,7 @@ def _work_as_rank(model_dir: Path, scratch: Path) -> None:
 
 
 def _watch_training(*, is_zero: bool) -> PhaseWatch:
-    """Import what training imports, and begin to watch; the Trainer and the libraries below it name the phases."""
+    """Import what training imports, and start to watch; the Trainer and the libraries below it mark the phases."""
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM, TrainerCallback, trainer  # noqa: F401
 
@@ -482,7 +482,7 @@ def _watch_training(*, is_zero: bool) -> PhaseWatch:
     watch = PhaseWatch()
 
     class Marks(TrainerCallback):
-        """Tells the watch where the Trainer is."""
+        """Tells the watch which phase the Trainer is in."""
 
         def on_init_end(self, *_: Any, **__: Any) -> None:
             watch.enter("prepare")
@@ -507,14 +507,14 @@ def _watch_training(*, is_zero: bool) -> PhaseWatch:
 
     trainer.DEFAULT_CALLBACKS.append(Marks)
     _mark_calls(Accelerator, "backward", lambda: watch.enter("backward"))
-    if is_zero:  # its step is taken inside of accelerate's backward
+    if is_zero:  # its optimizer step happens inside accelerate's backward
         _mark_calls(DeepSpeedEngine, "step", lambda: watch.enter("optimizer"))
     watch.enter("load")
     return watch
 
 
 def _mark_calls(owner: type, method: str, mark: Callable[[], None]) -> None:
-    """Make every call of a method say so first."""
+    """Make every call of a method start a phase first."""
     original = getattr(owner, method)
 
     @functools.wraps(original)
@@ -539,7 +539,7 @@ def table_row(measured: Measurement) -> str:
 
 
 def main() -> None:
-    """Measure what is not in the file yet."""
+    """Measure the runs that are not in the file yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", help="file of results, a JSON object per line")
     parser.add_argument("--only", default="", help="measure only runs with this text in their name")

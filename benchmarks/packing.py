@@ -1,4 +1,4 @@
-"""Non-pad tokens per second of training: random batches, batches of like length, and packed rows, side by side.
+"""Non-pad tokens per second of training: random batches, batches of similar length, and packed rows, compared.
 
     python benchmarks/packing.py MODEL_DIRECTORY ROWS.jsonl [--steps 12] [--format chat] [--max_length 256]
 
@@ -6,7 +6,7 @@ Trains the model in bf16 on the CPU through thriftune's own trainer (AdamW, no a
 steps each that are not timed. Padded batches hold 8 examples, packed ones as many rows as 8 examples fill.
 
     random    padded to the longest of a random batch
-    grouped   training.group_by_length: padded to the longest of a batch of like length
+    grouped   training.group_by_length: padded to the longest of a batch of similar length
     packed    data.packing: examples share rows, and cannot see each other
 """
 
@@ -54,7 +54,7 @@ def run_config(options: argparse.Namespace, *, micro_batch: int, grouped: bool, 
 
 
 def tokens_per_second(options: argparse.Namespace, rows: Any, config: Any, scratch: Path) -> tuple[float, float]:
-    """Non-pad tokens per second after the warmup, and the share of padding in what was computed."""
+    """Non-pad tokens per second after the warmup, and the share of padding in the computed tokens."""
     import torch
     from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -98,7 +98,7 @@ def main() -> None:
         plain = prepared(options, Path(folder), packing=False)
         packed = prepared(options, Path(folder), packing=True)
         mean = sum(plain["length"]) / len(plain)
-        # As many tokens as a batch of examples holds: the packed batch computes no more than the padded ones.
+        # As many tokens as a batch of examples has, so that the packed batch computes no more than the padded ones.
         packed_rows = max(1, round(EXAMPLES * mean / options.max_length))
         ways = {
             "random": (plain, run_config(options, micro_batch=EXAMPLES, grouped=False, packing=False)),

@@ -1,4 +1,4 @@
-"""What it does to training which examples share a packed row: best-fit decreasing, and packing that mixes lengths.
+"""How training depends on which examples share a packed row: best-fit decreasing, or packing that mixes lengths.
 
     python benchmarks/packing_mix.py MODEL ROWS.jsonl [--max_length 256] [--rows_a_step 4] [--orders 20]
         [--gradients FILE.npz] [--seeds 3] [--steps 16] [--learning_rate 2e-5]
@@ -13,10 +13,10 @@ MODEL is a directory or a .gguf file; everything is in fp32 on the CPU. Three ta
                "examples" are steps of as many tokens whose examples are drawn at random, without rows
     training   held-out loss after as many steps of as many rows, AdamW with a warmup over a fifth of the steps
 
-A packed example has the loss and the gradient that it has alone (tests/test_packing_equivalence.py). So each example
-is run once, and a step's gradient is put together of those of its examples. Of each gradient a random projection to
-65,521 numbers is kept, in which squared distances are right to about 1 %; with --gradients it is written to a file, and
-read from there the next time. --seeds 0 leaves out training.
+A packed example has the same loss and gradient as alone (tests/test_packing_equivalence.py). So each example is run
+once, and the gradient of a step is computed from those. Of each gradient a random projection to 65,521 numbers is
+kept, in which squared distances are right to about 1 %; with --gradients it is written to a file, and read from there
+the next time. --seeds 0 leaves out training.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def load(model_dir: Path) -> Any:
 
 
 class Projection:
-    """Sums of weights with random signs, in which distances stay about what they are."""
+    """Sums of weights with random signs, which approximately keep distances."""
 
     def __init__(self, model: Any) -> None:
         import torch
@@ -72,7 +72,7 @@ class Projection:
         self._shifts = torch.randint(0, PROJECTED, (len(self._parameters),), generator=generator).tolist()
 
     def gradient(self) -> Any:
-        """The gradient of all weights, projected; shape [PROJECTED]. It is spent."""
+        """The projected gradient of all weights, of shape [PROJECTED]. The gradient itself is cleared."""
         import torch
 
         total = torch.zeros(PROJECTED)
@@ -87,7 +87,7 @@ class Projection:
 
 
 def example_gradients(model_dir: Path, rows: Any) -> tuple[Any, Any]:
-    """Of each example the gradient of its summed loss, projected, shape [rows, PROJECTED]; and the loss, [rows]."""
+    """The projected gradient of each example's summed loss [rows, PROJECTED], and the losses [rows]."""
     import numpy as np
     import torch
 
@@ -121,7 +121,7 @@ class Gradients:
 
 
 def gradients_of(options: argparse.Namespace, model_dir: Path, dataset: Path) -> Gradients:
-    """Those of a dataset, from the file if it is there."""
+    """The gradients of a dataset, from the file if it exists."""
     import numpy as np
 
     from thriftune.data.prepared import TRAIN, VALIDATION, load_split
@@ -137,7 +137,7 @@ def gradients_of(options: argparse.Namespace, model_dir: Path, dataset: Path) ->
 
 
 def packings(lengths: Any, capacity: int) -> dict[str, Callable[[int], Bins]]:
-    """The ways to pack, each from a seed."""
+    """The ways to pack; each takes a seed."""
     from thriftune.data.packing import best_fit_decreasing, pack
 
     return {
@@ -156,7 +156,7 @@ def steps_of(bins: Bins, rows_a_step: int, seed: int) -> Iterator[list[int]]:
 
 
 def random_steps(lengths: Any, count: int, seed: int) -> Iterator[list[int]]:
-    """All examples in random order, cut into so many steps of about as many tokens each."""
+    """All examples in random order, divided into steps of about the same number of tokens."""
     import numpy as np
 
     order = np.random.default_rng(seed).permutation(len(lengths))
@@ -179,7 +179,7 @@ def variance(steps: list[list[int]], of: Gradients, trained: Any) -> tuple[float
 
 
 def packed_row(rows: Any, items: list[int]) -> dict[str, list[int]]:
-    """Some examples as one row."""
+    """Several examples as one row."""
     columns = {name: [value for i in items for value in rows[i][name]] for name in ("input_ids", "labels")}
     return {**columns, "position_ids": [place for i in items for place in range(rows[i]["length"])]}
 

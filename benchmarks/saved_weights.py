@@ -1,11 +1,11 @@
-"""What rounding the weights of a short full fine-tuning to 16 bits does to its held-out loss, by type and way.
+"""The effect of rounding to 16 bits on the held-out loss of a short full fine-tuning, by type and rounding mode.
 
     python benchmarks/saved_weights.py MODEL ROWS.jsonl [--steps 6] [--learning_rate 2e-5] [--max_length 256]
 
 MODEL is a directory or a .gguf file. Trains every weight in fp32 on the CPU with torch's AdamW, two packed rows a step
 (a stand-in for the master weights of a mixed-precision training), then measures the held-out rows in fp32, with the
-weights as they were, as trained, and rounded. "kept" is the share of the improvement that is left, "changed" that of
-the weights that are not those of the base model any more.
+weights as they were, as trained, and rounded. "kept" is the share of the improvement that is left, "changed" the share
+of the weights that differ from the base model.
 """
 
 import argparse
@@ -17,7 +17,7 @@ ROWS_A_STEP = 2
 
 
 def fetched(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    """The model as fetching makes it, in 16 bits, and the dataset prepared for it."""
+    """The fetched model in 16 bits, and the dataset prepared for it."""
     from thriftune.config import DataConfig
     from thriftune.data.prepare import prepare
     from thriftune.models import fetching as models
@@ -50,7 +50,7 @@ def train(model: Any, rows: Any, tokenizer: Any, options: argparse.Namespace) ->
 
 
 def main() -> None:
-    """Train, round, measure, print."""
+    """Train, round, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("rows", type=Path)

@@ -1,4 +1,4 @@
-"""Memory per rank while a model is loaded for ZeRO-3 and takes its first step: three ways of loading side by side.
+"""Memory per rank while a model is loaded for ZeRO-3 and does its first step: three ways of loading compared.
 
     python benchmarks/zero3_loading.py [--ranks 2 4] [--layers 14]
 
@@ -10,7 +10,7 @@ once per way of loading and number of ranks, each in fresh processes:
     streamed    what thriftune does (thriftune/strategies/zero/loading.py)
 
 Reported per rank, as the highest of all ranks and above the idle process: peak anonymous memory (Anonymous in
-/proc/self/smaps_rollup: private, in nobody's page cache) and peak proportional memory (Pss: that, plus the rank's share
+/proc/self/smaps_rollup: private, not in the page cache) and peak proportional memory (Pss: that, plus the rank's share
 of mapped file pages). The goal is 1.3 x what must be there plus the largest parameter: 2 bytes per parameter over the
 ranks after loading; 16 bytes (bf16 weights and gradients, fp32 weights and two moments) over the ranks after a step.
 """
@@ -40,12 +40,12 @@ class RollupPeak:
 
     @staticmethod
     def read() -> dict[str, float]:
-        """What the kernel says now, in MiB."""
+        """The kernel's present values, in MiB."""
         lines = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines())
         return {p[0][:-1]: int(p[1]) / 1024 for p in lines if p[0] in ("Anonymous:", "Pss:")}
 
     def sample(self) -> None:
-        """Keep the peaks up to date, for ever."""
+        """Update the peaks forever."""
         while True:
             for key, value in self.read().items():
                 self.peak[key] = max(self.peak[key], value)
@@ -58,7 +58,7 @@ class RollupPeak:
 
 
 def worker(mode: str, model_dir: Path, output: Path) -> None:
-    """Load and train one step in one rank; write the peaks."""
+    """Load and train one step in one rank, and write the peaks."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments

@@ -1,4 +1,4 @@
-"""Print docs/configuration.md or docs/settings.md: every key of a run file, or setting, from the classes that read it.
+"""Print docs/configuration.md or docs/settings.md: every key of a run file, or every setting, from its class.
 
 Usage: python scripts/config_docs.py > docs/configuration.md
        python scripts/config_docs.py settings > docs/settings.md
@@ -26,9 +26,9 @@ This page is made from `thriftune/config/schema.py` by `python scripts/config_do
 _SETTINGS = """\
 # The settings of a platform
 
-Environment variables of the command that runs or registers (`pyflyte run`, `register`, `package`); pods get the same
-values from there. They say what a cluster is like, and a run file does not. None has to be set. A variable that begins
-with THRIFTUNE_ and is not here is an error, and so is a value that cannot be; all of them are reported at once.
+Environment variables of the command that runs or registers (`pyflyte run`, `register`, `package`), which passes them on
+to pods. They describe a cluster, which a run file does not. None has to be set. A variable that begins with THRIFTUNE_
+and is not listed here is an error, and so is an invalid value; all errors are reported at once.
 
 This page is made from `tasks/platform.py` by `python scripts/config_docs.py settings > docs/settings.md`.
 
@@ -44,15 +44,15 @@ _PLAIN_NAMES = {
     type(None): "none",
     Any: "any",
 }
-# What pydantic's constraints are called in annotated_types, and how a person writes them.
+# Names of pydantic's constraints in annotated_types, and the signs that people write.
 _LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def document(root: type[BaseModel]) -> str:
-    """The whole page.
+    """Write the page about run files.
 
     Args:
-        root: The class of a run file.
+        root: Class of a run file.
 
     Returns:
         Markdown: one table for the top level, and one for each section.
@@ -66,10 +66,10 @@ def document(root: type[BaseModel]) -> str:
 
 
 def document_settings(platform: type[BaseModel]) -> str:
-    """The page of the settings.
+    """Write the page about settings.
 
     Args:
-        platform: The class that reads them.
+        platform: Class that reads the settings.
 
     Returns:
         Markdown: one table.
@@ -78,7 +78,7 @@ def document_settings(platform: type[BaseModel]) -> str:
 
 
 def _tables_of_entries(name: str, section: type[BaseModel]) -> list[str]:
-    """A table for each list of sections in a section, of the keys that its entries have beyond the section's own."""
+    """A table for each list of sections in a section, with the keys that its entries have in addition."""
     tables = []
     for key, info in section.model_fields.items():
         if entry := _entry(info):
@@ -103,7 +103,7 @@ def _row(name: str, info: FieldInfo) -> str:
     section = _section(info)
     meaning = info.description or (section.__doc__ if section else None)
     if not meaning:
-        raise ValueError(f"The key {name} has no description in thriftune/config/schema.py: say there what it means.")
+        raise ValueError(f"The key {name} has no description in thriftune/config/schema.py: describe it there.")
     type_name = f"section, see [{name}](#{name})" if section else _type_name(info.annotation) + _limits(info)
     cells = [f"`{name}`", type_name, _default(info, section), " ".join(meaning.split())]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -141,7 +141,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def _limits(info: FieldInfo) -> str:
-    """Bounds and patterns of a value, wherever pydantic keeps them: on the field, or inside a union."""
+    """Bounds and patterns of a value, which pydantic keeps on the field or inside a union."""
     found = list(info.metadata)
     for option in typing.get_args(info.annotation):
         found += typing.get_args(option)[1:] if typing.get_origin(option) is typing.Annotated else []

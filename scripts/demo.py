@@ -1,4 +1,4 @@
-"""Run both recipes on this machine, with the commands a person would type, and show both summaries at the end.
+"""Run both recipes on this machine, with the commands a person would type, and print both summaries at the end.
 
 Usage: make demo
 """
@@ -20,25 +20,25 @@ COMMANDS = {
 
 
 def say(text: str) -> None:
-    """Write to the terminal at once, in order with what the commands write."""
+    """Write to the terminal at once, so that the order with the output of the commands is kept."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def run(command: str) -> int:
-    """Run a command to its end; it hears of Ctrl-C and SIGTERM itself, and says how to go on.
+    """Run a command to its end. It handles Ctrl-C and SIGTERM itself, and prints how to continue.
 
     Returns:
         Its exit status.
     """
-    # The last line pyflyte prints is the whole result again; the summaries say it better.
+    # pyflyte's last line repeats the whole result, which the summaries show better.
     with subprocess.Popen(shlex.split(command), stdout=subprocess.DEVNULL) as process:
         signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
         while True:
             try:
                 return process.wait()
             except KeyboardInterrupt:
-                continue  # the terminal told it too
+                continue  # the terminal sent it to the command too
 
 
 def main() -> int:
@@ -48,14 +48,15 @@ def main() -> int:
         say(f"\n=== {name}\n$ {command}")
         returncode = run(command)
         if returncode:
-            say(f"{name} ended with exit status {returncode}; the reason stands above.")
+            say(f"{name} ended with exit status {returncode}; see the reason above.")
             return returncode
     say(f"\n=== Both recipes ran in {time.monotonic() - started:.0f} s\n")
     for name in COMMANDS:
         newest = max(Path("outputs").glob(f"{name}/*/metrics.json"))  # folders are named by start time
         metrics = metrics_from_json(json.loads(newest.read_text(encoding="utf-8")))
         say(summary_table(metrics))
-        if not metrics.after.loss < metrics.before.loss:
+        before, after = metrics.training.before, metrics.training.after
+        if before is None or not after.loss < before.loss:
             say(f"{name}: the held-out loss did not fall. Please report this.")
             return 1
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-# Files with factual answers; the others are small talk, which teaches a model little that a held-out row can show.
+# Files with factual answers. The others are small talk, from which a model learns little that held-out rows can show.
 TOPICS = (
     "coding",
     "computers",
@@ -25,7 +25,7 @@ TOPICS = (
 
 
 def question_answer_pairs(corpus: Path) -> list[tuple[str, str]]:
-    """The first two lines of every conversation, without repetitions, in file order."""
+    """The first two lines of every conversation, without duplicates, in the order of the files."""
     pairs: dict[tuple[str, str], None] = {}
     for topic in TOPICS:
         content = yaml.safe_load((corpus / f"{topic}.yml").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Run the whole fault suite, and write what every case cost to docs/resilience-cases.md.
+"""Run the whole fault suite, and write the cost of every case to docs/resilience-cases.md.
 
 Usage: python scripts/fault_table.py [--from RECORD.jsonl]
-    --from  a file that a run of the suite wrote because FAULT_RECORD named it, in place of running it now
+    --from  use a file that an earlier run of the suite wrote to the path in FAULT_RECORD, instead of running it now
 """
 
 import argparse
@@ -19,12 +19,12 @@ _TABLE = ROOT / "docs" / "resilience-cases.md"
 _METHODS = {"qlora": "QLoRA", "zero3": "ZeRO-3, 2 ranks", "zero2": "ZeRO-2, 2 ranks"}
 _HEAD = """# What every fault costs
 
-Written by `scripts/fault_table.py` from a run of `make faults`: real processes on CPU, the tiny model where no other is
-named, each case compared with a run of the same seed that nobody disturbed. "Same losses, same weights" is bit for bit.
-Steps lost and seconds are the most of any fault; seconds count from the start of the new processes (for workers that
-are started again: from the fault) to their first step, without importing libraries. Where checkpoints are damaged or
-the store is gone, the attempt is killed as well, and "Faults" counts the kill alone: each damage may cost an interval
-more.
+Written by `scripts/fault_table.py` from a run of `make faults`: real processes on CPU, with the tiny model unless
+another is named, each case compared with an undisturbed run of the same seed. "Same losses, same weights" is bit for
+bit. Steps lost and seconds are the maximum over all faults of a case; seconds count from the start of the new processes
+(for restarted workers: from the fault) to their first step, without importing libraries. Where checkpoints are damaged
+or the store is gone, the attempt is killed as well, and "Faults" counts only the kill: each damage may cost one more
+interval.
 
 | What was done | Method | Faults | Checkpoint every | Steps lost | Seconds to resume | Result |
 |---|---|---|---|---|---|---|
@@ -32,10 +32,13 @@ more.
 
 
 def run_suite(record: Path) -> None:
-    """Run the tests, each of which appends to a file what its faults cost.
+    """Run the tests, each of which appends the cost of its faults to a file.
+
+    Args:
+        record: File that the tests write.
 
     Raises:
-        SystemExit: A test failed: there is nothing to publish then.
+        SystemExit: A test failed, so that nothing can be published.
     """
     command = [sys.executable, "-m", "pytest", "tests/faults", "-m", "faults or not faults"]
     environment = {**os.environ, "FAULT_RECORD": str(record)}
@@ -45,7 +48,7 @@ def run_suite(record: Path) -> None:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The page.
+    """Write the page.
 
     Args:
         lines: What the tests wrote: case, method, interval, faults, steps_lost, seconds, result.
@@ -67,7 +70,7 @@ def _row(case: str, method: str, found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run the suite if need be, and write the page."""
+    """Run the suite unless a record is given, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="record", type=Path)
     record = parser.parse_args().record

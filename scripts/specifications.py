@@ -1,4 +1,4 @@
-"""Make the golden files of tests/specification what the package is now; review their diff.
+"""Update the golden files of tests/specification to the present package; review their diff.
 
 Usage: python scripts/specifications.py
 """
@@ -13,7 +13,7 @@ from specification import golden, serialized
 
 
 def main() -> None:
-    """Serialize everything, and write what changed."""
+    """Serialize everything, and write the files that changed."""
     with tempfile.TemporaryDirectory() as scratch:
         changed = golden.write(serialized.package(Path(scratch)))
     sys.stdout.write("".join(f"{name}\n" for name in changed) or "Nothing changed.\n")

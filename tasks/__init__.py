@@ -1,1 +1,1 @@
-"""Flyte tasks, one file each: bring inputs to local disk, call one function of thriftune, hand back outputs."""
+"""Flyte tasks, one file each: bring inputs to the local disk, call one function of thriftune, return outputs."""

@@ -1,4 +1,4 @@
-"""Where the checkpoints of a training lie: under Flyte's prefixes for them, or beside the results of a local run."""
+"""Where the checkpoints of a training are: under Flyte's prefixes for checkpoints, or beside a local run's results."""
 
 import logging
 import tempfile
@@ -15,7 +15,7 @@ logger = logging.getLogger("thriftune.tasks.checkpoints")
 
 
 def checkpoint_place(run_name: str) -> CheckpointPlace:
-    """The place of this attempt's checkpoints and of those of the attempt before: the first thing that a training asks.
+    """Where this attempt and the one before keep their checkpoints. A training calls this first.
 
     Args:
         run_name: Name of the run.
@@ -24,10 +24,10 @@ def checkpoint_place(run_name: str) -> CheckpointPlace:
         here, previous = str(settings.result_place(run_name, "checkpoints")), ""
     else:
         flyte = current_context().checkpoint
-        # flytekit's own ways to either read and write files; the places themselves have no public name.
+        # flytekit offers only functions that read and write there; the prefixes themselves have no public name.
         here, previous = str(flyte._checkpoint_dest), str(flyte._checkpoint_src or "")  # noqa: SLF001
         use_credentials_of_flyte(here)
-    # As early as can be: an attempt that dies before it hides those before it from those after it.
+    # As early as possible: if an attempt dies before this call, later attempts cannot find the earlier ones.
     begin_attempt(here, previous)
     if distributed.current_rank().is_main:
         logger.info("Checkpoints go to %s", here)
@@ -36,10 +36,10 @@ def checkpoint_place(run_name: str) -> CheckpointPlace:
 
 
 def use_credentials_of_flyte(place: str) -> None:
-    """Let fsspec reach the store as flytekit does, which may know it by variables of its own (FLYTE_AWS_ENDPOINT).
+    """Let fsspec reach the store as flytekit does, which may use its own variables (FLYTE_AWS_ENDPOINT).
 
     Args:
-        place: Any place in that store; on a disk nothing is needed.
+        place: Any URL in that store; for a path on a disk nothing is needed.
     """
     import fsspec
     from flytekit.core.data_persistence import get_fsspec_storage_options

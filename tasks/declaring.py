@@ -31,10 +31,10 @@ log.configure()
 run_files.use_in_pyflyte()
 type_descriptions.remember()
 
-# Raised when what a task makes of the same inputs changes.
+# Increase a version when the task makes something else from the same inputs.
 PLAN_CACHE = "3"
 FETCH_CACHE = "4"
-PREPARE_CACHE = f"{PREPARATION}.1"  # manifests list files since .1; rows are those of PREPARATION
+PREPARE_CACHE = f"{PREPARATION}.1"  # .1 since manifests list files; the rows depend on PREPARATION
 TRAIN_CACHE = "5"
 
 # Logs, caches in the home directory, compiled kernels.
@@ -42,7 +42,7 @@ _BESIDE_TEMPORARY_FILES_GIB = 2
 
 
 class OnImage:
-    """The configuration of a task whose image is checked, and that is otherwise an ordinary one."""
+    """The configuration of an ordinary task whose image is checked."""
 
 
 class OnImageTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, PythonFunctionTask[OnImage]):
@@ -54,11 +54,11 @@ TaskPlugins.register_pythontask_plugin(OnImage, OnImageTask)
 
 @dataclass(frozen=True)
 class CpuPod:
-    """What a task without a GPU asks for.
+    """The resources that a task without a GPU asks for.
 
     Attributes:
-        memory: Quantity.
-        cpus: CPUs.
+        memory: Memory, as a Kubernetes quantity.
+        cpus: Number of CPUs.
         disk_gib: Disk, in GiB.
     """
 
@@ -67,7 +67,7 @@ class CpuPod:
     disk_gib: int = PLATFORM.disk_gib
 
     def options(self) -> dict[str, Any]:
-        """As options of a task, or overrides of a node."""
+        """The resources as options of a task, or as overrides of a node."""
         disk = ephemeral_storage(self.disk_gib)
         asked = Resources(cpu=str(self.cpus), mem=self.memory, ephemeral_storage=disk)
         return {"requests": asked, "limits": asked, "pod_template": bare_pod(self.disk_gib)}
@@ -80,8 +80,8 @@ def cpu_task(pod: CpuPod | None = None, *secrets: Secret) -> dict[str, Any]:
     """Options of a task that needs no GPU.
 
     Args:
-        pod: What it asks for; what the platform gives such tasks when left out.
-        secrets: What it may read.
+        pod: Its resources; None for what the platform gives such tasks.
+        *secrets: Secrets that it may read.
     """
     return {
         "task_config": OnImage(),
@@ -91,26 +91,26 @@ def cpu_task(pod: CpuPod | None = None, *secrets: Secret) -> dict[str, Any]:
 
 
 def hub_task(pod: CpuPod | None = None) -> dict[str, Any]:
-    """Options of a task that needs no GPU and may talk to the hub."""
+    """Options of a task that needs no GPU and may access the hub."""
     return cpu_task(pod, *hub_secrets())
 
 
 def dynamic_task() -> dict[str, Any]:
-    """Options of a dynamic workflow: of the pod that makes its nodes, and of all that these do, which its limit counts.
+    """Options of a dynamic workflow: of the pod that creates its nodes, with a time limit that includes these nodes.
 
-    Source: flyteorg/flyte, flytepropeller/pkg/controller/nodes/executor.go; a node may take twice its limit, retries
-        included.
+    Source: flyteorg/flyte, flytepropeller/pkg/controller/nodes/executor.go; a node may take twice its limit, including
+        retries.
     """
     nodes_in_a_row = 2 * PLATFORM.gpu_timeout_hours + 4 * PLATFORM.cpu_timeout_hours
     return cpu_task() | {"timeout": timedelta(hours=2 * nodes_in_a_row)}
 
 
 def node_task(task_config: Any = None, *secrets: Secret) -> dict[str, Any]:
-    """Options of a task on the nodes of a plan, which says what it asks for when it is there (tasks/provisioning.py).
+    """Options of a task on the nodes of a plan. Its resources follow from the plan (tasks/provisioning.py).
 
     Args:
-        task_config: How many nodes, for Elastic.
-        secrets: What it may read.
+        task_config: The configuration of an Elastic task, with its number of nodes; None for an ordinary task.
+        *secrets: Secrets that it may read.
     """
     disk = Resources(ephemeral_storage=ephemeral_storage(PLATFORM.disk_gib))
     return {
@@ -124,11 +124,11 @@ def node_task(task_config: Any = None, *secrets: Secret) -> dict[str, Any]:
 
 
 def generating_task() -> dict[str, Any]:
-    """Options of the task that answers prompts, which no plan sizes."""
+    """Options of the task that answers prompts. Its resources are settings, as there is no plan."""
     disk, gpus, instance = PLATFORM.generate_disk_gib, PLATFORM.generate_gpus, PLATFORM.generate_instance
     gpu = {"gpu": str(gpus)} if gpus else {}
     asked = Resources(cpu="4", mem=PLATFORM.generate_memory, ephemeral_storage=ephemeral_storage(disk), **gpu)
-    if instance:  # a name that no node has would wait for one for ever
+    if instance:  # a pod for a node type that does not exist would wait forever
         catalogue.load(PLATFORM.catalogue).get(instance)
     label = PLATFORM.node_label if instance else ""
     pod = with_shared_memory(PLATFORM.shared_memory, on_instance(instance, bare_pod(disk), gpus=gpus, label=label))
@@ -136,13 +136,13 @@ def generating_task() -> dict[str, Any]:
 
 
 def marking_registration(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a task whose pod is also marked with what launch plans are made of: settings, and their run files.
+    """Options of a task whose pod is annotated with a digest of the launch plans: their settings and run files.
 
-    They change no task. Without this, what is registered with others would be refused as another structure of one
-    version. For one task, which `@dynamic` does not declare: a pod knows nothing of these settings.
+    These change no task, so without the digest Flyte would refuse to register other launch plans, as another structure
+    of the same version. Use it for one task that `@dynamic` does not declare: a pod does not know these settings.
 
     Args:
-        options: Of the task.
+        options: Options of the task.
     """
     settings = PLATFORM.model_dump(include=set(REGISTRATION_ONLY))
     files = [CHECKOUT / settings[name] for name in ("nightly_config", "weekly_config")]
@@ -152,41 +152,42 @@ def marking_registration(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def bare_pod(disk_gib: int) -> PodTemplate:
-    """The pod that every other builds on: without rights, and with room for temporary files."""
+    """The pod that all others extend: without privileges, and with space for temporary files."""
     kind, name = _scratch()
-    # flytekit makes the version of `pyflyte run --remote` from code, image and pod templates. With the settings among
-    # these, other settings are another version; without, Flyte refuses them as another structure of the same.
+    # flytekit makes the version of `pyflyte run --remote` from code, image and pod templates. With a digest of the
+    # settings in these, other settings are another version; without it, Flyte would refuse them as another structure of
+    # the same version.
     marked = with_annotations({"thriftune/settings": artifacts.key_of(json.dumps(POD_ENVIRONMENT))})
     pod = unprivileged(marked, service_account_token=PLATFORM.service_account_token)
     return with_scratch(f"{disk_gib}Gi", pod, kind=kind, name=name)
 
 
 def ephemeral_storage(disk_gib: int) -> str:
-    """What a pod asks of its node's own disk: its temporary files, unless they are on another volume, and some."""
+    """What a pod asks of its node's own disk: a little, and its temporary files unless they are on another volume."""
     temporary = disk_gib if _scratch()[0] == "emptyDir" else 0
     return f"{temporary + _BESIDE_TEMPORARY_FILES_GIB}Gi"
 
 
 def _scratch() -> tuple[ScratchKind, str]:
-    """What /tmp of a pod is: its kind, and the name of the class or claim."""
+    """The volume for /tmp of a pod: its kind, and the name of the storage class or claim."""
     kind, _, name = PLATFORM.scratch.partition(":")
     kinds: dict[str, ScratchKind] = {"class": "class", "claim": "claim"}
     return kinds.get(kind, "emptyDir"), name
 
 
 def cache(version: str, *ignored_inputs: str) -> Cache:
-    """Cache a task by its inputs; two runs that need the same thing at once make it once."""
+    """Cache a task by its inputs; two runs that need the same result at the same time make it once."""
     return Cache(version=version, serialize=True, ignored_inputs=ignored_inputs)
 
 
 def hub_secrets() -> list[Secret]:
-    """The secrets of a task that talks to the hub; none where none is configured: a pod may wait for it for ever."""
+    """The secrets of a task that accesses the hub; none if none is configured, as a pod could wait for it forever."""
     group, _, key = PLATFORM.hub_secret.partition("/")
     return [Secret(group=group, key=key)] if PLATFORM.hub_secret else []
 
 
 def wandb_secrets() -> list[Secret]:
-    """The secrets of a task that reports to Weights & Biases, under the name that its library reads."""
+    """The secrets of a task that reports to Weights & Biases, under the name that the library reads."""
     group, _, key = PLATFORM.wandb_secret.partition("/")
     variable = Secret.MountType.ENV_VAR
     return (

@@ -1,13 +1,13 @@
 """Elastic training whose number of processes per node comes from the plan, started again only where that helps.
 
-Flyte fixes task type and node count when a task is declared; the plugin starts `task_config.nproc_per_node` workers,
-and reads that from the declaration too. One declaration per node count *and* GPU count would be dozens of tasks, and
-overriding `task_config` on a node leaks to every other node of the workflow. So: tasks are declared per node count, and
-the number of workers is read from the `plan` argument when the task starts. See docs/adr/0002-elastic-by-plan.md.
+Flyte fixes task type and node count when a task is declared, and the plugin takes the number of workers from the
+declaration too (`task_config.nproc_per_node`). One declaration per node count *and* GPU count would be dozens of tasks,
+and overriding `task_config` on a node leaks to every other node of the workflow. So tasks are declared per node count,
+and the number of workers is read from the `plan` argument when the task starts. See docs/adr/0002-elastic-by-plan.md.
 
-torchrun's agent starts a failed group of workers again, whatever it failed of, and ends without a word when it gets a
-SIGTERM. What must not be started again, an error of the user's or a node that goes away, a worker tells its agent by a
-file and a signal; and SIGTERM is handed on to the workers, which save what they trained. See docs/resilience.md.
+torchrun's agent starts a failed group of workers again whatever the reason, and ends silently when it gets a SIGTERM.
+If the group must not be started again, because of a user error or a node that is going away, a worker tells its agent
+by a file and a signal. A SIGTERM is passed on to the workers, which save what they trained. See docs/resilience.md.
 """
 
 import dataclasses
@@ -41,19 +41,19 @@ from thriftune.training.guards.faults import kind_of_text
 
 _Result = TypeVar("_Result")
 
-# What a worker has to say goes by this signal, which neither torch nor flytekit uses.
+# A worker signals its agent with this, which neither torch nor flytekit uses.
 _SPOKEN = signal.SIGUSR2
-# Longer than an agent takes to end its workers after it was told.
+# Longer than an agent needs to end its workers after the signal.
 _UNTIL_ENDED_SECONDS = 120
-# Longer than an agent takes to hear that another worker spoke.
+# Longer than an agent needs to handle the signal of another worker.
 _UNTIL_HEARD_SECONDS = 1
-# Without it torch 2.13 keeps one store for all starts of a group, and one that is started again finds the addresses of
-# the processes before it there: gloo is refused, NCCL waits. (torch, elastic/rendezvous/dynamic_rendezvous.py)
+# Without it torch 2.13 keeps one store for all starts of a group, and a restarted group finds the addresses of dead
+# processes there: gloo is refused, NCCL waits. (torch, elastic/rendezvous/dynamic_rendezvous.py)
 _NEW_STORE_FOR_EACH_START = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-# What torch's agent listens to by itself: all it does by default, but for SIGTERM and, in a local run, Ctrl-C, which
-# is heard elsewhere (tasks/interruption.py).
+# Signals that torch's agent handles itself: its defaults without SIGTERM, and without SIGINT, since in a local run
+# Ctrl-C is handled elsewhere (tasks/interruption.py).
 _SIGNALS_OF_AGENT = "SIGHUP,SIGQUIT"
-# In the folder that workers say something in.
+# File for the message, in the folder where workers leave it.
 _SAID = "said.json"
 
 
@@ -63,17 +63,17 @@ class PlannedElastic(Elastic):
 
 
 class _WorkerSpokeError(Exception):
-    """A worker told its agent why the attempt is over."""
+    """A worker told its agent why the attempt has to end."""
 
 
 class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, PytorchElasticFunctionTask):
     """Runs the task function in as many worker processes as its plan says."""
 
     def __init__(self, task_config: Elastic, task_function: Callable[..., Any], **kwargs: Any) -> None:
-        """Declare it as the plugin does, without torch, which the plugin imports to parse a number of nodes.
+        """Declare the task as the plugin does, but without torch, which the plugin imports to parse a number of nodes.
 
-        torch takes a third of the time of every `--help`, plan and registration. What is registered is held by
-        tests/specification.
+        torch takes a third of the time of every `--help`, plan and registration. tests/specification checks that the
+        registered task is the same.
         """
         nodes = task_config.nnodes
         kind = self._ELASTIC_TASK_TYPE_STANDALONE if nodes == 1 else self._ELASTIC_TASK_TYPE
@@ -86,9 +86,13 @@ class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, Pyt
     def execute(self, **kwargs: Any) -> Any:
         """Start the workers of this node and wait for them.
 
+        Args:
+            **kwargs: The task's inputs, among them `config` and `plan`.
+
         Raises:
-            FlyteRecoverableException: Another attempt may succeed: the nodes did not find each other, or one goes away.
-            UserError: What a worker found wrong with the run; it is not tried again.
+            FlyteRecoverableException: Another attempt may succeed: the nodes did not find each other, or one is going
+                away.
+            UserError: A worker found an error in the run, which is not tried again.
         """
         from torch.distributed.elastic.rendezvous import RendezvousError
 
@@ -109,10 +113,10 @@ class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, Pyt
                         return super().execute(**kwargs)
                 except _WorkerSpokeError:
                     _raise_what_was_said(Path(words))
-        except RendezvousError as error:  # a node that has not come may come to the next attempt
+        except RendezvousError as error:  # a missing node may join the next attempt
             why = f"after {PLATFORM.rendezvous_seconds} s at most: {type(error).__name__} {error}"
             raise FlyteRecoverableException(f"The nodes of the job did not find each other {why}") from error
-        except FlyteUserRuntimeException as error:  # what is left when the group was started again in vain
+        except FlyteUserRuntimeException as error:  # restarting the group did not help
             if kind_of_text(str(error)) == "transient":
                 raise FlyteRecoverableException(str(error)) from error
             raise
@@ -126,9 +130,9 @@ TaskPlugins.register_pythontask_plugin(PlannedElastic, PlannedElasticTask)
 def elastic(nodes: int) -> PlannedElastic:
     """The configuration of a task on a number of nodes.
 
-    The pods of a job wait for each other, while the autoscaler adds machines and images are pulled, for
+    While the autoscaler adds machines and images are pulled, the pods of a job wait for each other for
     `rendezvous_seconds` (1800); then the attempt fails and is tried again. With the default of two retries, nodes that
-    never come cost 3 x 1800 s of those that did.
+    never join cost 3 x 1800 s of the others.
     """
     seconds = PLATFORM.rendezvous_seconds
     return PlannedElastic(
@@ -145,10 +149,10 @@ def elastic(nodes: int) -> PlannedElastic:
 
 
 def in_worker(work: Callable[[], _Result]) -> _Result:
-    """Do the work of a worker process; end the attempt where starting the group again would change nothing.
+    """Do the work of a worker process; end the attempt if starting the group again would not help.
 
     Args:
-        work: Trains.
+        work: The training.
     """
     interruption.left_to_parent()
     try:
@@ -159,13 +163,13 @@ def in_worker(work: Callable[[], _Result]) -> _Result:
 
 
 def _tell_agent(error: ThriftuneError) -> None:
-    """Leave the error where the agent of this node looks for it, and wake the agent."""
+    """Write the error where the agent of this node looks for it, and signal the agent."""
     folder = settings.words_of_workers()
-    if folder is None:  # no agent that listens
+    if folder is None:  # there is no agent that listens
         return
-    # The agent ends its workers with a SIGTERM, and waits for them; there is nothing left here to save.
+    # The agent ends its workers with a SIGTERM, and waits for them. This worker has nothing left to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if (folder / _SAID).exists():  # another one told it, and its SIGTERM may have been taken for notice already
+    if (folder / _SAID).exists():  # another worker told it, and its SIGTERM may already have been taken for a notice
         time.sleep(_UNTIL_HEARD_SECONDS)
         return
     partial = folder / f"{os.getpid()}"
@@ -184,29 +188,29 @@ def _raise_what_was_said(folder: Path) -> NoReturn:
 
 @contextmanager
 def _listening() -> Iterator[None]:
-    """Hand a SIGTERM on to the workers while they work, and hear what they say."""
+    """While workers run, pass a SIGTERM on to them, and handle their signals."""
 
     def hand_on(number: int, _: FrameType | None) -> None:
         for child in psutil.Process().children():
             child.send_signal(number)
 
     def hear(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # every worker says it; once is enough
+        signal.signal(number, signal.SIG_IGN)  # every worker sends it; once is enough
         raise _WorkerSpokeError
 
     from torch.distributed.launcher import api as launcher
 
     configuration = launcher.LaunchConfig
-    # The plugin takes the configuration from there when it starts, and has no argument for the signals.
+    # The plugin takes this class from there when it starts, and has no argument for the signals.
     launcher.LaunchConfig = functools.partial(configuration, signals_to_handle=_SIGNALS_OF_AGENT)  # type: ignore[misc,assignment]
-    # An interrupted local run is ended by who hears that, which gives the workers notice first.
+    # tasks/interruption.py ends an interrupted local run, after giving the workers notice.
     before = None if interruption.is_heard() else signal.signal(signal.SIGTERM, hand_on)
     signal.signal(_SPOKEN, hear)
     try:
         yield
     finally:
         launcher.LaunchConfig = configuration  # type: ignore[misc]
-        # Of the other signal some workers' may still come: its default would end this process.
+        # More workers may still send their signal, whose default action would end this process.
         signal.signal(_SPOKEN, signal.SIG_IGN)
         if before is not None:
             signal.signal(signal.SIGTERM, before)

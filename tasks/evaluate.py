@@ -1,4 +1,4 @@
-"""Loss, perplexity and answers of a finished model on held-out rows, where a run asks for them."""
+"""Loss, perplexity and answers of a finished model on held-out rows, if a run asks for them."""
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
@@ -22,15 +22,15 @@ def evaluate(
     dataset: FlyteDirectory,
     adapter: FlyteDirectory | None = None,
 ) -> EvalReport:
-    """Load what came out of a run, and measure it on the held-out rows.
+    """Load the result of a run, and measure it on the held-out rows.
 
     Args:
         config: The run.
         plan: Its plan.
-        cache_key: What Flyte's cache knows the plan by, as another price makes no other result.
-        model: The saved or merged model; or the base model of an adapter that was not merged.
+        cache_key: Stands for the plan in Flyte's cache: another price, for example, does not change the result.
+        model: The saved or merged model; or the base model, for an adapter that was not merged.
         dataset: The prepared dataset.
-        adapter: That adapter, to put on it.
+        adapter: The adapter that was not merged; None if there is none.
 
     Returns:
         The report.

@@ -1,4 +1,4 @@
-"""Errors on their way out of a task: without secrets, and of a disk that refuses with its place."""
+"""Errors that leave a task: without secrets, and with the path if a disk is full or not writable."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ from thriftune.redaction import redacted
 
 @contextmanager
 def explained(task: str) -> Iterator[None]:
-    """Let no error out whose text, or that of a cause, holds a secret: Flyte prints and keeps all of them.
+    """Remove secrets from an error and its causes before it leaves the task: Flyte prints and keeps all of them.
 
     Args:
-        task: Which is running, for what no phase of its own says of a disk.
+        task: Name of the running task, for disk errors outside of a more specific phase.
     """
     try:
         with _of_disk(task):
@@ -27,10 +27,10 @@ def explained(task: str) -> Iterator[None]:
         shown = without_secrets(error)
         if shown is error:
             raise
-        if isinstance(error, FlyteRecoverableException):  # by its class, and no other, Flyte knows what to try again
+        if isinstance(error, FlyteRecoverableException):  # only by this exact class does Flyte know what to try again
             text = ", ".join(redacted(str(part)) for part in error.args)
             raise FlyteRecoverableException(text, timestamp=error.timestamp) from shown.__cause__
-        raise shown from shown.__cause__  # which also keeps the first one from being shown as what came before
+        raise shown from shown.__cause__  # `from` also keeps the original error from being shown as its context
 
 
 @contextmanager
@@ -39,14 +39,14 @@ def _of_disk(task: str) -> Iterator[None]:
     with writing_to(Path(), f"running {task}"):
         try:
             yield
-        except FlyteException as error:  # it may carry the text of another process, which has said it
+        except FlyteException as error:  # it may contain the error of another process, which was explained there
             carried = error
     if carried is not None:
         raise carried
 
 
 class ExplainsErrors:
-    """Mixed into a task class: whatever a task raises is fit to be shown."""
+    """Mixin for a task class: removes secrets from everything a task raises."""
 
     def execute(self, **kwargs: Any) -> Any:
         """Run the task."""

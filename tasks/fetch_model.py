@@ -1,4 +1,4 @@
-"""The base model, once, in the blob store; and its tokenizer apart, for the tasks that need no weights."""
+"""Fetch the base model into the blob store once, and its tokenizer separately for tasks that need no weights."""
 
 import logging
 from typing import NamedTuple
@@ -18,7 +18,7 @@ logger = logging.getLogger("thriftune.tasks.fetch_model")
 
 
 class FetchedModel(NamedTuple):
-    """A base model, its tokenizer without the weights, and what that tokenizer does, as a digest."""
+    """A base model, its tokenizer in a separate directory, and the fingerprint of the tokenizer."""
 
     model: FlyteDirectory
     tokenizer: FlyteDirectory
@@ -27,11 +27,11 @@ class FetchedModel(NamedTuple):
 
 @task(**hub_task(), cache=cache(FETCH_CACHE))
 def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
-    """Bring a base model into one directory of safetensors + tokenizer.
+    """Fetch a base model into one directory with safetensors and tokenizer.
 
     Args:
         model: The model section of a run.
-        version: What the source held when the run was planned.
+        version: Version of the source when the run was planned.
 
     Returns:
         The directory, its tokenizer in another, and the tokenizer's fingerprint.
@@ -51,6 +51,6 @@ def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
 
 
 def _key(model: ModelConfig, version: str) -> str:
-    """What a fetched model is found by again, whoever signed its URL."""
+    """The key of a fetched model in the cache, which does not depend on the signature of its URL."""
     named = model.model_copy(update={"source": unsigned(model.source)})
     return artifacts.key_of(named.model_dump_json(), version, FETCH_CACHE)

@@ -1,4 +1,4 @@
-"""Answering prompts with a model directory."""
+"""Answer prompts with a model directory."""
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
@@ -56,7 +56,7 @@ def generate_answers(
     answers = generation.generate(
         download(model_dir),
         asked,
-        # By position: what pyflyte hands over as a directory no longer knows the name it was given.
+        # Numbered: a directory that pyflyte passes on no longer has the name it was given.
         adapters={f"adapter-{number}": download(adapter) for number, adapter in enumerate(adapters, 1)},
         placement=placement,
         sampling=Sampling(max_new_tokens, temperature, seed),

@@ -1,4 +1,4 @@
-"""Which image a task runs in: one that somebody named, and that holds this release of the code's libraries."""
+"""Check the image of a task: a person must have named it, and it must have the libraries of this release."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ from flytekit.configuration.default_images import DefaultImages
 import thriftune
 from thriftune.errors import ConfigError
 
-# A tag that means a release: 0.1.0, v0.1, 0.1.0-cuda13. Others (a commit, a branch, a digest) say nothing to compare.
+# A tag that names a release: 0.1.0, v0.1, 0.1.0-cuda13. Others (a commit, a branch, a digest) cannot be compared.
 _RELEASE_TAG = re.compile(r":v?(\d{1,3}\.\d+(?:\.\d+)*)([-+._]?[A-Za-z][\w.-]*|[-_][\w.-]+)?(@sha256:\w+)?$")
 _FLYTEKIT = re.compile(r"(^|/)flyteorg/flytekit(:|@|$)")
 _FIELD = "image"
@@ -20,13 +20,13 @@ def require_image(image: str, version: str = thriftune.__version__) -> str:
 
     Args:
         image: Full name, with tag or digest.
-        version: This release.
+        version: The version of this release.
 
     Returns:
         The image.
 
     Raises:
-        ConfigError: Nobody named one, so that flytekit's own was taken; or its tag is that of another release.
+        ConfigError: No image was named, so that flytekit's own is used; or its tag is that of another release.
     """
     if _FLYTEKIT.search(image):
         raise ConfigError.single(
@@ -52,10 +52,13 @@ def _release(version: str) -> list[int]:
 
 
 class RequiresImage:
-    """Mixed into a task class: the image is checked when the task is registered, not when its pod cannot start."""
+    """Mixin for a task class: checks the image when the task is registered, not when its pod cannot start."""
 
     def get_image(self, settings: SerializationSettings) -> str:
-        """The image that Flyte is told.
+        """The image that Flyte gets.
+
+        Args:
+            settings: Settings of the registration.
 
         Raises:
             ConfigError: It cannot run the task.

@@ -1,8 +1,8 @@
-"""Ctrl-C or SIGTERM ends a local run within ten seconds, whatever it is doing, and says how to go on.
+"""End a local run within ten seconds of Ctrl-C or SIGTERM, whatever it is doing, and print how to continue.
 
-The main thread may be in a library's code for minutes, where no exception reaches it. So a thread of its own hears the
-signal, gives a training notice to save a last checkpoint, ends every process of the run, and then this one. Meanwhile
-the main thread stands still: it would start workers again, or end with an error of its own, which is not the news.
+The main thread may be in a library's code for minutes, where no exception reaches it. So a separate thread handles the
+signal: it gives a training notice to save a last checkpoint, ends every process of the run, and then this one. The main
+thread is halted meanwhile: it would start workers again, or end with a misleading error.
 """
 
 import logging
@@ -30,35 +30,35 @@ from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError
 from thriftune.redaction import redacted
 
-# What a shell adds to the number of the signal that ended a program.
+# A shell's exit status for a program ended by a signal is this plus the signal's number.
 _ENDED_BY = 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Has the main thread stand still; neither torch nor flytekit uses it.
+# Halts the main thread; neither torch nor flytekit uses it.
 _HALT = signal.SIGUSR1
 _HALT_S = 0.5
-# For a training to end its step and save. After that whatever runs is killed, which takes the rest of ten seconds.
+# Time for a training to end its step and save. After that everything is killed, within the rest of the ten seconds.
 _NOTICE_S = 6.0
 _KILL_S = 1.0
-# What may take longer, as a store that does not answer or a file system that hangs, is left as it is.
+# Limit for everything, in case a store does not answer or a file system hangs.
 _LIMIT_S = 9.0
-# Removes shared memory and semaphores when the processes that used them are gone.
+# Python's process that removes shared memory and semaphores when the processes that used them are gone.
 _CLEANER = "multiprocessing.resource_tracker"
 _QUIET_CLEANER = f"ignore::UserWarning:{_CLEANER}"
 
 
 @dataclass
 class _Heard:
-    """What the thread that hears must know of the rest of the process.
+    """What the listening thread must know about the rest of the process.
 
     Attributes:
-        is_on: Whether it listens.
-        signal_number: What came; 0: nothing.
-        config: The training that goes on, or went on last.
-        checkpoints: Where its checkpoints are.
-        is_training: Whether one goes on.
-        has_workers: Whether it goes on in other processes.
-        ended: Set when it ended, on its own or after notice.
-        halted: Set when the main thread stands still.
+        is_on: Whether the thread listens.
+        signal_number: The signal that came; 0 if none did.
+        config: The run whose training is running, or ran last.
+        checkpoints: Directory of its checkpoints.
+        is_training: Whether a training is running.
+        has_workers: Whether it runs in other processes.
+        ended: Set when the training has ended, by itself or after a notice.
+        halted: Set when the main thread is halted.
     """
 
     is_on: bool = False
@@ -75,10 +75,10 @@ _heard = _Heard()
 
 
 class EndsWhenInterrupted:
-    """Mixed into a task class: the first task of a local run begins to listen."""
+    """Mixin for a task class: the first task of a local run starts to listen for signals."""
 
     def local_execute(self, ctx: Any, **kwargs: Any) -> Any:
-        """Run it in this process."""
+        """Run the task in this process."""
         if local_run.is_ours() and not _heard.is_on:
             local_run.begin()
             _listen()
@@ -87,19 +87,19 @@ class EndsWhenInterrupted:
 
 
 def is_heard() -> bool:
-    """Whether signals are heard here: in the first process of a local run."""
+    """Whether this process listens for signals, which is the first process of a local run."""
     return _heard.is_on
 
 
 @contextmanager
 def training(config: RunConfig, *, in_workers: bool) -> Iterator[None]:
-    """While a training goes on, an interruption gives it notice first, and afterwards its checkpoints are named.
+    """Mark a block as a training: an interruption gives it notice first, and then names its checkpoints.
 
     Args:
         config: The run.
-        in_workers: Whether other processes train, and not this one.
+        in_workers: Whether other processes train instead of this one.
     """
-    if _heard.is_on:  # asked here, as Flyte's context is another one in another thread
+    if _heard.is_on:  # determined here, as Flyte's context differs in another thread
         _heard.checkpoints = settings.result_place(config.name, "checkpoints")
     _heard.config, _heard.has_workers = config, in_workers
     _heard.ended.clear()
@@ -109,14 +109,14 @@ def training(config: RunConfig, *, in_workers: bool) -> Iterator[None]:
     finally:
         _heard.is_training = False
         _heard.ended.set()
-        if _heard.signal_number:  # the end comes, from the other thread; nothing is to be said of it here
+        if _heard.signal_number:  # the other thread ends the process; this one must not report anything
             threading.Event().wait()
 
 
 def left_to_parent() -> None:
-    """In a worker: a Ctrl-C is for the process that started it, which gives notice. Without that one, this one ends.
+    """In a worker, ignore Ctrl-C while the parent process lives, which gives notice; end if the parent is gone.
 
-    The kernel sends the same signal when the process that started this one dies.
+    The kernel sends the same signal when the parent process dies.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -131,22 +131,22 @@ def left_to_parent() -> None:
 
 
 def _listen() -> None:
-    """Begin to hear."""
+    """Start to listen for signals."""
     _heard.is_on = True
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, lambda *_: None)
     signal.signal(_HALT, _halted)
-    # Started here, it is quiet: what it finds left at the end is what it is there to remove.
+    # Started here so that it does not warn about what it finds at the end, which it is there to remove.
     sys.warnoptions.append(_QUIET_CLEANER)
     resource_tracker.ensure_running()
     sys.warnoptions.remove(_QUIET_CLEANER)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_hear, args=(reader,), name="interruption", daemon=True).start()
-    # The terminal sends a Ctrl-C to every process of the run. Those that are started from here on leave it to the
-    # thread, which has not the main thread's mask.
+    # The terminal sends a Ctrl-C to every process of the run. Processes started from here on inherit this mask and
+    # leave it to the listening thread, which does not have the mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
@@ -158,14 +158,14 @@ def _hear(reader: int) -> None:
 
 
 def _end(number: int) -> None:
-    """Give notice, end all processes of the run, say how to go on, and end."""
+    """Give notice, end all processes of the run, print how to continue, and end."""
     _heard.signal_number = number
-    logging.disable()  # what libraries say of the processes that go is no news
+    logging.disable()  # libraries would report the processes that are ended here
     until = time.monotonic() + _NOTICE_S
     threading.Thread(target=_end_late, args=(number,), name="interruption limit", daemon=True).start()
     try:
-        _say(f"\nInterrupted by {signal.Signals(number).name}: ending, within ten seconds.")
-        # Listed first: the children of a process that has ended are no longer found.
+        _say(f"\nInterrupted by {signal.Signals(number).name}: ending within ten seconds.")
+        # Listed first: children of a process that has ended can no longer be found.
         processes = _children(recursive=True)
         if _heard.is_training and not _heard.has_workers:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -182,30 +182,30 @@ def _end(number: int) -> None:
 
 
 def _end_late(number: int) -> None:
-    """End when something that is done before the end takes too long."""
+    """End the process if the steps before the end take too long."""
     time.sleep(_LIMIT_S)
     try:
         _kill(set(_children(recursive=True)))
         place = f"; checkpoints, if there are any, are in {_shown(_heard.checkpoints)}" if _heard.config else ""
-        _say(f"To begin again: {_command()}{place}")
+        _say(f"To start again: {_command()}{place}")
     finally:
         os._exit(_ENDED_BY + number)
 
 
 def _halt() -> None:
-    """Have the main thread stand still, at the latest when it comes back from a library's code."""
+    """Halt the main thread, at the latest when it returns from a library's code."""
     signal.pthread_kill(threading.main_thread().ident or 0, _HALT)
     _heard.halted.wait(_HALT_S)
 
 
 def _halted(*_: object) -> None:
-    """Stand still. What a worker of the training has to say, by a signal of its own, is still heard."""
+    """Wait forever. The signal of a training's worker is still handled meanwhile."""
     _heard.halted.set()
     threading.Event().wait()
 
 
 def _give_notice(until: float) -> None:
-    """Have workers save what they trained, as before a node goes away."""
+    """Let workers save what they trained, as before a node goes away."""
     workers = _children(recursive=False)
     for worker in workers:
         with suppress(psutil.NoSuchProcess):
@@ -218,7 +218,7 @@ def _kill(processes: set[psutil.Process]) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, _KILL_S)
-    # Now, or its complaints would be the last words of the run; Python stops it at its own end only.
+    # Stopped now, or its warnings would be the last lines of the run; Python stops it only at its own end.
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]  # noqa: SLF001
 
 
@@ -234,8 +234,8 @@ def _children(*, recursive: bool) -> list[psutil.Process]:
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # whoever read this may be gone, as tee is, which the terminal tells as well
-        os.write(2, f"{redacted(text)}\n".encode())  # not by the log, whose lock the main thread may hold
+    with suppress(OSError):  # the reader may be gone: tee gets the terminal's signal too
+        os.write(2, f"{redacted(text)}\n".encode())  # not through logging, whose lock the main thread may hold
 
 
 def _command() -> str:
@@ -243,16 +243,16 @@ def _command() -> str:
 
 
 def _way_on() -> str:
-    """How to go on, in one line."""
+    """How to continue, in one line."""
     config = _heard.config
     if config is None:
-        return f"To begin again: {_command()}"
+        return f"To start again: {_command()}"
     step = _newest_step(_heard.checkpoints)
     if step is not None:
-        return f"To go on from step {step}: {_command_from(config, _heard.checkpoints)}"
-    if config.checkpoints.resume_from:  # not looked at again: the store may be far away
-        return f"No checkpoint was saved yet. To go on from {config.checkpoints.resume_from} again: {_command()}"
-    return f"No checkpoint was saved yet. To begin the training again: {_command()}"
+        return f"To resume from step {step}: {_command_from(config, _heard.checkpoints)}"
+    if config.checkpoints.resume_from:  # its checkpoints are not checked again: the store may be far away
+        return f"No checkpoint was saved yet. To resume from {config.checkpoints.resume_from} again: {_command()}"
+    return f"No checkpoint was saved yet. To start the training again: {_command()}"
 
 
 def _newest_step(checkpoints: Path) -> int | None:
@@ -263,7 +263,7 @@ def _newest_step(checkpoints: Path) -> int | None:
 
 
 def _command_from(config: RunConfig, checkpoints: Path) -> str:
-    """The command that goes on: with a copy of the run file that names the checkpoints."""
+    """The command that resumes the run, with a copy of the run file that names the checkpoints."""
     place, command = _shown(checkpoints), ["pyflyte", *sys.argv[1:]]
     try:
         at = command.index("--config") + 1
@@ -272,9 +272,9 @@ def _command_from(config: RunConfig, checkpoints: Path) -> str:
         content.setdefault("checkpoints", {})["resume_from"] = place
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         if redacted(text) != text:
-            raise ValueError("A copy would lack the signatures of the run's places.")
+            raise ValueError("A copy would lack the signatures of the run's URLs.")
         artifacts.write_text(file, text)
-    except (ValueError, OSError):  # that, or the run file came in another way, or the disk is full
+    except (ValueError, OSError):  # that, or the run file was given in another way, or the disk is full
         return f"set checkpoints.resume_from: {place} in the run file, and: {_command()}"
     command[at] = _shown(file)
     return f"{shlex.join(command)}   (checkpoints.resume_from: {place})"

@@ -1,4 +1,4 @@
-"""Progress lines of this package on the terminal and in the log of a pod, and quiet from its libraries."""
+"""Show this package's progress on the terminal and in the log of a pod, without the noise of its libraries."""
 
 import logging
 import sys
@@ -11,9 +11,9 @@ _PLAIN = logging.Formatter()
 
 
 def configure() -> None:
-    """Show this package's progress lines without secrets, and silence what its libraries say that nobody could act on.
+    """Show this package's progress lines without secrets, and silence library messages that nobody could act on.
 
-    Secrets are taken out of every record of this process, whoever logs it and wherever it goes: libraries log URLs.
+    Secrets are removed from every log record of this process, from every logger: libraries log URLs.
     """
     if logging.getLogRecordFactory() is not _record_without_secrets:
         logging.setLogRecordFactory(_record_without_secrets)
@@ -24,18 +24,18 @@ def configure() -> None:
         package_logger.addHandler(handler)
         package_logger.setLevel(logging.INFO)
         package_logger.propagate = False
-    # The libraries warn of each other's renamed functions, some of them at every step. Nothing a user could act on.
+    # The libraries warn about each other's renamed functions, some of them at every step. A user cannot act on that.
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"(torch|transformers|peft|accelerate|bitsandbytes)\."
     )
-    # That flytekit has no form field for a list inside a section; such keys come from the YAML file.
+    # Says that flytekit has no form field for a list inside a section; such keys come from the YAML file.
     logging.getLogger("flytekit").addFilter(lambda record: "cannot be converted to a literal type" not in record.msg)
-    # That the model's configuration was given the special tokens of the tokenizer that is saved with it.
+    # Says that the model's configuration got the special tokens of the tokenizer that is saved with it.
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
-    # accelerate does not see that the Trainer hands the accumulation to DeepSpeed, and says so in every run.
+    # accelerate does not see that the Trainer passes the accumulation to DeepSpeed, and warns in every run.
     logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # That it found no faster kernel for 4-bit products on the CPU; its own is what the numbers here are measured with.
+    # Says that it found no faster kernel for 4-bit products on the CPU; the numbers here are measured with its own.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
@@ -43,7 +43,7 @@ def _record_without_secrets(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = logging.LogRecord(*args, **kwargs)
     try:
         said = record.getMessage()
-    except Exception:  # noqa: BLE001 - arguments that do not fit, or are no text: logging says so where it formats
+    except Exception:  # noqa: BLE001 - wrong arguments: logging reports them when it formats the record
         return record
     if (clean := redacted(said)) != said:
         record.msg, record.args = clean, None

@@ -1,4 +1,4 @@
-"""The adapter merged into the base model."""
+"""Merge the adapter into the base model."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ from thriftune.models.saving import ROWS, SavedWeights
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.training.held_out import HeldOut, held_out_rows
 
-# Each pass puts every weight into fp32 once; of a large model only a few rows are measured anyway.
+# Each pass converts every weight to fp32 once; for a large model only a few rows are measured anyway.
 _ROWS_AT_ONCE = 8
 
 
 class Merged(NamedTuple):
-    """A merged model, and what merging did to it."""
+    """A merged model, and what merging did to its loss."""
 
     model: FlyteDirectory
     saved: SavedWeights | None
@@ -36,7 +36,7 @@ def merge_adapter(config: RunConfig, model: FlyteDirectory, adapter: FlyteDirect
         dataset: The prepared dataset, on whose held-out rows the merged model is compared.
 
     Returns:
-        An ordinary model directory, and its loss beside that of the adapter on the same base.
+        An ordinary model directory, and its loss compared with that of the adapter on the same base.
     """
     place, model_dir = settings.result_place(config.name, "model"), download(model)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)

@@ -1,4 +1,4 @@
-"""Pages to look at: as a Flyte Deck, and in a local run as files too."""
+"""Show HTML pages: as a Flyte deck, and in a local run also as files."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger("thriftune.tasks.pages")
 
 
 def show_training(run_name: str, result: TrainingResult) -> None:
-    """Show how a training went: loss, memory and disk over time, and what happened to it.
+    """Show the page of a training: loss, memory and disk over time, and its events.
 
     Args:
         run_name: Name of the run.
@@ -31,7 +31,7 @@ def show_deck(name: str, page: str) -> None:
     """Show a page as a deck of the running task, without secrets.
 
     Args:
-        name: Of the deck.
+        name: Name of the deck.
         page: HTML.
     """
     Deck(name, redacted(page))
@@ -41,10 +41,10 @@ def show(what: str, run_name: str, page: str, content: str) -> None:
     """Show a page as a deck of the running task; a local run also finds it on disk.
 
     Args:
-        what: Name of the deck and of the files, as plan.
+        what: Name of the deck and of the files, such as plan.
         run_name: Name of the run.
         page: HTML.
-        content: The same as JSON.
+        content: The content of the page as JSON.
     """
     show_deck(what.capitalize(), page)
     if not settings.is_local():
@@ -55,7 +55,7 @@ def show(what: str, run_name: str, page: str, content: str) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             artifacts.write_text(folder / f"{what}.html", page)
             artifacts.write_text(folder / f"{what}.json", content)
-    except (OSError, DiskFullError, NotWritableError) as error:  # what the page is about goes on without it
-        logger.warning("The page of the %s is not written: %s", what, error)
+    except (OSError, DiskFullError, NotWritableError) as error:  # the run continues without the page
+        logger.warning("The page of the %s was not written: %s", what, error)
         return
-    logger.info("To look at: %s", folder / f"{what}.html")
+    logger.info("See %s", folder / f"{what}.html")

@@ -1,4 +1,4 @@
-"""The first task of a run: what the things that it names by a place hold now, so that plans can be cached."""
+"""The first task of a run: a digest of the present content behind its URLs and paths, so that plans can be cached."""
 
 import json
 import logging
@@ -21,14 +21,14 @@ logger = logging.getLogger("thriftune.tasks.pin")
 
 @task(**marking_registration(hub_task()))
 def pin(config: RunConfig) -> str:
-    """Say what a plan depends on besides the run: base model, catalogue of nodes, deepspeed_configs/, this release.
+    """Make a digest of what a plan depends on besides the run: model, catalogue, deepspeed_configs/ and this release.
 
     Args:
         config: The run.
 
     Returns:
-        A digest, which changes when one of them does. What cannot be read is never the same twice, and said by the
-        plan and the preflight, with everything else that is wrong.
+        A digest, which changes when one of them does. If one cannot be read the digest is new each time, so that plan
+        and preflight run, and report this with all other problems.
     """
     try:
         model = models.version(config.model.source, config.model.revision, settings.hub_token())

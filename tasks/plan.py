@@ -1,4 +1,4 @@
-"""What a run needs, and that it fits what it can have: decided before anything is fetched."""
+"""Plan a run before anything is fetched: what it needs, and which machines it fits on."""
 
 import logging
 
@@ -26,9 +26,9 @@ def plan(
 
     Args:
         config: The run.
-        workflow: The one that asks, which may run some methods only.
-        pinned: What `pin` said of what the plan depends on.
-        has_table: Whether the workflow was given a table.
+        workflow: Name of the workflow that asks, which may run only some methods.
+        pinned: The digest that `pin` made of what the plan depends on.
+        has_table: Whether the workflow has a table as input.
 
     Returns:
         The plan.
@@ -57,7 +57,7 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
 
     Args:
         config: The run.
-        on_this_machine: Take the machine this task runs on, in place of the catalogue.
+        on_this_machine: Whether to plan for the machine that this task runs on, instead of the catalogue.
     """
     with transient_errors_retried():
         made = planner.plan(
@@ -73,5 +73,5 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
 
 
 def is_for_this_machine(config: RunConfig) -> bool:
-    """Whether a run that is only looked at would be one on this machine: it asks for a CPU, and for no node type."""
+    """Whether to plan a run that is not started for this machine: it asks for a CPU, and for no node type."""
     return config.hardware.device == "CPU" and config.hardware.instance is None

@@ -1,6 +1,6 @@
-"""The settings of a platform: environment variables, each documented here, once, with its unit.
+"""The settings of a platform: environment variables, each documented once, here, with its unit.
 
-They say what a cluster is like, and a run does not: its image, its secrets, its limits. `tasks.settings` reads them.
+They describe a cluster, which a run file does not: image, secrets, limits. `tasks.settings` reads them.
 """
 
 import difflib
@@ -21,23 +21,23 @@ from thriftune.errors import ConfigError, Problem
 
 _PREFIX = "THRIFTUNE_"
 _OTHER_NAMES = {"image": "FLYTE_IMAGE"}
-# What Kubernetes tells every pod of a service that happens to be called thriftune.
+# Variables that Kubernetes gives every pod if there is a service called thriftune.
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_\w+)?)$")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _LABEL_NAME = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
-# Labels of scheduled runs that are set already.
+# Labels that scheduled runs always have.
 _RESERVED = ("app", "run")
 
 
 def _pairs(value: Any) -> Any:
-    """name=value,name=value as a mapping."""
+    """Parse name=value,name=value into a mapping."""
     if not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split(",") if part.strip()]
     wrong = next((part for part in parts if "=" not in part), None)
     if wrong:
-        raise _wrong(f"has {wrong!r} in it, which is not name=value")
+        raise _wrong(f"contains {wrong!r}, which is not name=value")
     names = [part.split("=", 1)[0] for part in parts]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -46,16 +46,16 @@ def _pairs(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """a,b,c as a list."""
+    """Parse a,b,c into a tuple."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _label_values(pairs: dict[str, str]) -> dict[str, str]:
     for name, value in pairs.items():
         if not _LABEL_NAME.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
-            raise _wrong(f"{name}={value} is no label: letters, digits, dots and dashes, at most 63")
+            raise _wrong(f"{name}={value} is not a label: use at most 63 letters, digits, dots and dashes")
         if name in _RESERVED:
-            raise _wrong(f"{name} is a label that is set already")
+            raise _wrong(f"{name} is a label that is always set")
     return pairs
 
 
@@ -68,16 +68,16 @@ def _scratch(value: str) -> str:
 
 def _five_fields(value: str) -> str:
     if len(value.split()) != 5:
-        raise _wrong("has not five fields: minute, hour, day of month, month, day of week")
+        raise _wrong("does not have five fields: minute, hour, day of month, month, day of week")
     if not croniter.is_valid(value):
-        raise _wrong("is no time: a field is out of its range")
+        raise _wrong("is not a time: a field is out of range")
     return value
 
 
 def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
     wrong = next((value for value in values if not re.fullmatch(r"[^@\s]+@[^@\s]+", value)), None)
     if wrong:
-        raise _wrong(f"has {wrong!r} in it, which is no mail address")
+        raise _wrong(f"contains {wrong!r}, which is not a mail address")
     return values
 
 
@@ -98,7 +98,7 @@ Quantity = Annotated[str, _matching(r"(?!0+(\.0+)?\D)\d+(\.\d+)?(Mi|Gi|Ti|M|G|T)
 Hours = Annotated[float, Field(gt=0, le=8760)]
 SecretName = Annotated[str, _matching(r"([^/\s]+/[^/\s]+)?", "is not group/key")]
 Bucket = Annotated[str, _matching(r"(s3|gs|gcs|abfs|abfss)://\S+", "is not a URL such as s3://bucket/prefix")]
-NodeLabel = Annotated[str, _matching(_LABEL_NAME.pattern, "is not the name of a label, and not none")]
+NodeLabel = Annotated[str, _matching(_LABEL_NAME.pattern, "is not the name of a label or `none`")]
 Queue = Annotated[str, _matching(f"({_OBJECT_NAME.pattern})?", "is not the name of a LocalQueue")]
 Image = Annotated[str, _matching(r"[^\s]+", "is not the name of an image")]
 Cron = Annotated[str, AfterValidator(_five_fields)]
@@ -106,76 +106,88 @@ Pairs = Annotated[dict[str, str], BeforeValidator(_pairs), AfterValidator(_label
 
 
 class Platform(Section):
-    """What a platform decides, and a run does not."""
+    """What a platform decides, and a run file does not."""
 
     image: Image | None = Field(
         default=None, description="Image of every task. Without it, `--image` of pyflyte decides."
     )
     hub_secret: SecretName = Field(
-        default="", description="group/key of the Flyte secret that holds a hub token; none where it is not set."
+        default="", description="group/key of the Flyte secret with a hub token; no secret is used if this is empty."
     )
     wandb_secret: SecretName = Field(
-        default="", description="group/key of the Flyte secret that holds a Weights & Biases key."
+        default="", description="group/key of the Flyte secret with a Weights & Biases key."
     )
     catalogue: Annotated[str | None, PLACE] = Field(
-        default=None, min_length=1, description="Path, s3:// or gs:// URL of node types and prices; else the shipped."
+        default=None,
+        min_length=1,
+        description="Path, s3:// or gs:// URL of node types and prices; else the shipped ones.",
     )
     cpu: PositiveInt = Field(default=2, description="CPUs of tasks that need no GPU.")
     memory: Quantity = Field(default="8Gi", description="Memory of tasks that need no GPU and hold no model.")
-    disk_gib: PositiveInt = Field(default=10, description="Disk of every task beside the models it holds, in GiB.")
+    disk_gib: PositiveInt = Field(
+        default=10, description="Disk of every task, in addition to the models it holds, in GiB."
+    )
     prepare_cpu: PositiveInt = Field(
-        default=4, description="CPUs that prepare data: one process each. A pod sees all cores of its machine."
+        default=4, description="CPUs that prepare data, with one process each. A pod sees all cores of its machine."
     )
     prepare_memory: Quantity = Field(default="12Gi", description="Memory of the task that prepares data.")
     prepare_disk_gib: PositiveInt = Field(
-        default=50, description="Disk of the task that prepares data: about three times the rows as they are read."
+        default=50,
+        description="Disk of the task that prepares data, in GiB: about three times the size of the source rows.",
     )
     generate_gpus: NonNegativeInt = Field(default=1, description="GPUs that answer prompts.")
     generate_memory: Quantity = Field(default="14Gi", description="Memory of the task that answers prompts.")
-    generate_disk_gib: PositiveInt = Field(default=50, description="Its disk: the model, and its adapters, in GiB.")
-    generate_instance: str = Field(default="", description="Its node type; any that has the resources when left out.")
+    generate_disk_gib: PositiveInt = Field(
+        default=50, description="Disk of the task that answers prompts, for the model and its adapters, in GiB."
+    )
+    generate_instance: str = Field(
+        default="", description="Node type of the task that answers prompts; any with enough resources if left out."
+    )
     shared_memory: Quantity = Field(
-        default="4Gi", description="Size of /dev/shm where no plan says it, as for generate."
+        default="4Gi", description="Size of /dev/shm where no plan decides it, as for generate."
     )
     scratch: Annotated[str, AfterValidator(_scratch)] = Field(
         default="emptyDir",
-        description="What /tmp of a pod is, where models are downloaded to and offloaded to disk. emptyDir: the node's "
-        "disk. class:<storage class>: a volume of that class, made with the pod and removed with it. "
+        description="Volume for /tmp of a pod, where models are downloaded and offloaded. emptyDir: the node's "
+        "disk. class:<storage class>: a volume of that class, created with the pod and removed with it. "
         "claim:<claim>: a folder of that ReadWriteMany claim.",
     )
-    retries: NonNegativeInt = Field(default=2, description="Times that a task is tried again.")
+    retries: NonNegativeInt = Field(default=2, description="Number of times that a failed task is tried again.")
     restarts: NonNegativeInt = Field(
-        default=3, description="Times that the worker processes of a node are started again within an attempt."
+        default=3,
+        description="Number of times that the worker processes of a node are started again within an attempt.",
     )
     interruptible: bool = Field(default=False, description="Let tasks on GPUs run on spot nodes.")
     cpu_timeout_hours: Hours = Field(
         default=12,
-        description="An attempt of a task that needs no GPU ends after so long, its wait for a node included.",
+        description="Time limit in hours of an attempt of a task that needs no GPU, including its wait for a node.",
     )
-    gpu_timeout_hours: Hours = Field(default=168, description="The same, of a task on GPUs.")
+    gpu_timeout_hours: Hours = Field(default=168, description="The same for a task on GPUs.")
     rendezvous_seconds: PositiveInt = Field(
-        default=1800, description="How long the pods of a job wait for each other, for nodes and images to come."
+        default=1800, description="Seconds that the pods of a job wait for each other, while nodes and images come."
     )
     grace_seconds: PositiveInt = Field(
-        default=120, description="How long a pod may go on after a notice that its node goes; AWS: 120 for spot nodes."
+        default=120,
+        description="Seconds that a pod may run after the notice that its node goes away; AWS: 120 for spot nodes.",
     )
     instance_label: NodeLabel = Field(
-        default=INSTANCE_LABEL, description="Label of nodes that holds their type; none: pods select no type."
+        default=INSTANCE_LABEL, description="Label of nodes with their type; with `none`, pods select no type."
     )
     accelerator: bool = Field(
-        default=True, description="Name the kind of GPU to Flyte, which selects nodes by its own label."
+        default=True, description="Tell Flyte the kind of GPU, so that it selects nodes by its own label."
     )
     one_zone: bool = Field(default=True, description="Keep the pods of a job in one availability zone.")
     gang: GangScheduler | None = Field(
-        default=None, description="Start the pods of a job together, by volcano, coscheduling or kueue."
+        default=None, description="Start the pods of a job together, with volcano, coscheduling or kueue."
     )
-    queue: Queue = Field(default="", description="Kueue's LocalQueue that the pods of a job wait in.")
+    queue: Queue = Field(default="", description="Kueue's LocalQueue for the pods of a job.")
     service_account_token: bool = Field(default=False, description="Let pods talk to the Kubernetes API.")
     raw_output: Annotated[Bucket | None, PLACE] = Field(
-        default=None, description="Bucket and prefix that launch plans write models and data to; else Flyte's own."
+        default=None,
+        description="Bucket and prefix to which launch plans write models and data; Flyte's own if left out.",
     )
     notify: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_addresses)] = Field(
-        default=(), description="Mail addresses, with commas, that are told when a scheduled run fails."
+        default=(), description="Mail addresses, separated by commas, that are notified when a scheduled run fails."
     )
     labels: Pairs = Field(default={}, description="Labels of scheduled runs and their pods: team=ml,cost-center=42.")
     nightly_config: str = Field(
@@ -189,15 +201,15 @@ class Platform(Section):
 
     @property
     def node_label(self) -> str:
-        """The label of nodes that holds their type; empty where they have none."""
+        """The label of nodes with their type; empty if there is none."""
         return "" if self.instance_label.lower() == "none" else self.instance_label
 
 
-# Read when something is registered, and of no use to a pod.
+# Read when something is registered, and not needed in a pod.
 REGISTRATION_ONLY = (
     "raw_output", "notify", "labels", "nightly_config", "nightly_cron", "weekly_config", "weekly_cron"
 )  # fmt: skip
-# Where local runs write; read by tasks.settings alone, and never handed to a pod.
+# Variables of local runs; only tasks.settings reads them, and they are never passed to a pod.
 LOCAL_ONLY = ("THRIFTUNE_OUTPUTS", "THRIFTUNE_RUN_STAMP", "THRIFTUNE_WORDS_OF_WORKERS")
 
 
@@ -207,14 +219,14 @@ def variable(field: str) -> str:
 
 
 def read(environment: Mapping[str, str]) -> Platform:
-    """The settings in an environment.
+    """Read the settings from an environment.
 
     Args:
-        environment: As `os.environ`. A setting that is there and empty counts as left out.
+        environment: As `os.environ`. An empty setting counts as left out.
 
     Raises:
-        ConfigError: A setting has a value that cannot be, or a variable that begins with THRIFTUNE_ is no setting; all
-            of them at once.
+        ConfigError: A setting has an invalid value, or a variable that begins with THRIFTUNE_ is not a setting; all
+            problems at once.
     """
     fields = {variable(name): name for name in Platform.model_fields}
     given = {fields[name]: value.strip() for name, value in environment.items() if name in fields and value.strip()}
@@ -225,9 +237,7 @@ def read(environment: Mapping[str, str]) -> Platform:
         problems += [_of_variable(problem) for problem in config_errors.explain(error, Platform)]
         raise ConfigError(problems) from None
     if (platform.gang == "kueue") != bool(platform.queue):
-        message = (
-            "is not set, and kueue looks at no pod without a queue." if not platform.queue else "is kueue's alone."
-        )
+        message = "is not set, and kueue ignores pods without a queue." if not platform.queue else "is only for kueue."
         remedy = "Name the LocalQueue of the project's namespace, with THRIFTUNE_GANG=kueue; else leave it out."
         problems.append(Problem(variable("queue"), platform.queue, message, remedy))
     for field, place in places(platform):
@@ -243,7 +253,7 @@ def _is_stray(name: str, fields: dict[str, str]) -> bool:
 
 
 def _unknown(name: str, known: list[str]) -> Problem:
-    """A variable that is no setting, without its value: it may be a token that was put into the wrong one."""
+    """The problem of a variable that is not a setting, without its value, which may be a misplaced token."""
     if any(word in name for word in ("TOKEN", "KEY", "SECRET", "PASSWORD")):
         remedy = f"Settings name Flyte secrets, as {variable('hub_secret')}=group/key; they never hold one."
         return Problem(name, "", "is not a setting.", remedy)
@@ -255,5 +265,5 @@ def _unknown(name: str, known: list[str]) -> Problem:
 def _of_variable(problem: Problem) -> Problem:
     field = problem.field.split(".")[0]
     described = Platform.model_fields[field].description or ""
-    value = "" if field.endswith("_secret") else problem.value  # which may be a token, in place of its name
+    value = "" if field.endswith("_secret") else problem.value  # it may be a token, instead of its name
     return Problem(variable(field), value, problem.message, problem.remedy or described)

@@ -1,4 +1,4 @@
-"""The task in front of every GPU task: everything about a run that can be known without a GPU, refused together."""
+"""The task before every GPU task: check everything about a run that needs no GPU, and refuse all problems at once."""
 
 import json
 import logging
@@ -26,10 +26,10 @@ logger = logging.getLogger("thriftune.tasks.preflight")
 
 
 class Checked(NamedTuple):
-    """What a preflight came to, as JSON; the plan that it checked; and the versions that model and data have now.
+    """The report of a preflight as JSON, the plan that it checked, and the present versions of model and data.
 
-    The plan is handed on so that each node of a workflow follows one other: flytekit writes several in the order of
-    their addresses in memory, and a workflow that is registered again then seems to be another one.
+    The plan is passed on so that each node of a workflow follows only one other: flytekit writes several in the order
+    of their memory addresses, so that a workflow would look different when it is registered again.
     """
 
     report: str
@@ -45,10 +45,10 @@ def preflight(config: RunConfig, plan: TrainingPlan, table: StructuredDataset | 
     Args:
         config: The run.
         plan: Its plan.
-        table: The rows of source input:table, if the workflow was given them.
+        table: The rows of source input:table; None if the workflow has no table.
 
     Returns:
-        The report, the plan, and the versions to fetch the model and the data at.
+        The report, the plan, and the versions of model and data to fetch.
     """
     files = download_table(table) if table is not None else None
     with transient_errors_retried():
@@ -60,7 +60,7 @@ def preflight(config: RunConfig, plan: TrainingPlan, table: StructuredDataset | 
 
 @task(**cpu_task(None, *hub_secrets(), *wandb_secrets()), enable_deck=True, deck_fields=())
 def preflight_alone(config: RunConfig) -> str:
-    """Check a run without running it: why it has no plan is then one finding among the others.
+    """Check a run without running it. If it has no plan, the reason is one of the problems in the report.
 
     Args:
         config: The run.
@@ -79,14 +79,14 @@ def _plan_or_error(config: RunConfig) -> TrainingPlan | ThriftuneError:
         return make_plan(config, on_this_machine=is_for_this_machine(config))
     except UserError as error:
         return error
-    except FlyteRecoverableException as error:  # as which a plan's own transient error comes
+    except FlyteRecoverableException as error:  # the plan's transient error comes as this
         return TransientError(str(error))
 
 
 def _check(
     config: RunConfig, plan: TrainingPlan | ThriftuneError, table: list[Path] | None = None, version: str = ""
 ) -> Preflight:
-    """The checks, shown in the log and as a deck before anything is refused."""
+    """Run the checks, and show them in the log and as a deck before anything is refused."""
     token, other = settings.hub_token(), config.checkpoints.resume_from
     if other and not settings.is_local():
         use_credentials_of_flyte(other)
@@ -122,12 +122,12 @@ def _secrets(config: RunConfig, token: str | None) -> list[SecretState]:
 
 
 def _writes_here(plan: TrainingPlan | ThriftuneError) -> bool:
-    """Whether the run would write to this disk: not where it is only looked at here, and planned for a cluster."""
+    """Whether the run would write to this disk: not if it is only checked here and planned for a cluster."""
     return settings.is_local() and not (isinstance(plan, TrainingPlan) and plan.instance != offers.THIS_MACHINE)
 
 
 def _network_gbps(plan: TrainingPlan | ThriftuneError) -> float | None:
-    """The network of a planned node; None for this machine."""
+    """Network bandwidth of a planned node in Gbit/s; None for this machine."""
     if not isinstance(plan, TrainingPlan) or plan.instance == offers.THIS_MACHINE:
         return None
     return catalogue.load(settings.PLATFORM.catalogue).get(plan.instance).network_gbps

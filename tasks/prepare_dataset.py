@@ -1,4 +1,4 @@
-"""The tokenized dataset, once, in the blob store, with a report of what became of its rows."""
+"""Prepare the tokenized dataset in the blob store once, with a report of what happened to its rows."""
 
 import logging
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("thriftune.tasks.prepare_dataset")
 
 @task(
     **hub_task(PREPARE_POD),
-    # The tokenizer is named by its version; where its directory lies makes no difference.
+    # The version stands for the tokenizer; the path of its directory makes no difference.
     cache=cache(PREPARE_CACHE, "tokenizer"),
     enable_deck=True,
     deck_fields=(),
@@ -32,15 +32,15 @@ def prepare_dataset(
     trust_remote_code: bool,
     table: StructuredDataset | None = None,
 ) -> FlyteDirectory:
-    """Read, select, tokenize, arrange and write a dataset, and show what became of its rows.
+    """Read, select, tokenize, arrange and write a dataset, and show what happened to its rows.
 
     Args:
         data: The data section of a run.
-        seed: Decides which rows are used, and which are held out.
-        data_version: What the sources held when the run was planned.
+        seed: Seed that decides which rows are used, and which are held out.
+        data_version: Version of the sources when the run was planned.
         tokenizer: The base model's tokenizer.
-        tokenizer_version: Its fingerprint, chat template included.
-        trust_remote_code: Run tokenizer code that the model ships.
+        tokenizer_version: Its fingerprint, including the chat template.
+        trust_remote_code: Whether to run tokenizer code that the model ships.
         table: The rows of source input:table.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a node of a run gets, as its plan says: requests, accelerator and pod template, per node inside `@dynamic`."""
+"""Give the nodes inside `@dynamic` the resources of the plan: requests, accelerator and pod template."""
 
 from typing import Any
 
@@ -31,10 +31,11 @@ def on_planned_node(node: Any, plan: TrainingPlan, *, as_job: bool = False) -> A
     Args:
         node: What calling a task inside `@dynamic` returned.
         plan: The plan.
-        as_job: Whether it is the training, on all nodes of the plan with all their processes; else one process on one.
+        as_job: Whether it is the training, on all nodes of the plan with all their processes; else one process on one
+            node.
 
     Returns:
-        The node. A plan for this machine changes nothing: that is a run on a laptop.
+        The node; unchanged if the plan is for this machine.
     """
     if plan.instance == THIS_MACHINE:
         return node
@@ -53,10 +54,10 @@ def on_cpu_node(node: Any, plan: TrainingPlan, request: PodRequest) -> Any:
     Args:
         node: What calling a task inside `@dynamic` returned.
         plan: The plan.
-        request: What the task holds.
+        request: The resources of the task.
 
     Returns:
-        The node, unchanged on this machine.
+        The node; unchanged if the plan is for this machine.
     """
     if plan.instance == THIS_MACHINE:
         return node
@@ -65,7 +66,7 @@ def on_cpu_node(node: Any, plan: TrainingPlan, request: PodRequest) -> Any:
 
 
 def node_resources(plan: TrainingPlan) -> Resources:
-    """What each training pod asks for, as its plan says."""
+    """The resources that each training pod asks for, from its plan."""
     request = plan.request
     gpus = {"gpu": str(request.gpus)} if request.gpus else {}
     disk = ephemeral_storage(request.disk_gib)
@@ -73,7 +74,7 @@ def node_resources(plan: TrainingPlan) -> Resources:
 
 
 def node_pod(plan: TrainingPlan, *, as_job: bool) -> PodTemplate:
-    """The pod of a planned node; those of a job on several stay together.
+    """The pod of a planned node; the pods of a job on several nodes stay together.
 
     Args:
         plan: The plan.

@@ -1,4 +1,4 @@
-"""Pushing a result to the hub."""
+"""Push a result to the hub."""
 
 import logging
 from collections.abc import Iterator
@@ -24,17 +24,17 @@ logger = logging.getLogger("thriftune.tasks.publish")
 
 @task(**hub_task())
 def publish(result: FlyteDirectory, to: PublishConfig, metrics: RunMetrics) -> RunMetrics:
-    """Push a model or adapter with a model card made from its manifest: the last thing of a run, and nobody's input.
+    """Push a model or adapter, with a model card made from its manifest. It is the last task of a run.
 
-    Where the hub refuses, the run fails, as it did not do what its file says; all that it made is there by then.
+    If the hub refuses, the run fails, since it did not do what its file says; all other results exist by then.
 
     Args:
         result: A model or adapter directory.
         to: The publish section of a run.
-        metrics: What the run came to.
+        metrics: The metrics of the run.
 
     Returns:
-        The metrics, with the URL of the repository; with `dry_run` where what would be pushed lies.
+        The metrics, with the URL of the repository; with `dry_run`, the path of what would be pushed.
     """
     place = settings.result_place(metrics.name, "publish")
     with transient_errors_retried(), _saying_what_is_whole(metrics, place):
@@ -50,10 +50,10 @@ def publish(result: FlyteDirectory, to: PublishConfig, metrics: RunMetrics) -> R
 
 @contextmanager
 def _saying_what_is_whole(metrics: RunMetrics, staged: Path) -> Iterator[None]:
-    """Have an error of the hub say that nothing else is lost, and what to do."""
+    """Add to an error of the hub that nothing else is lost, and what to do."""
     places = ", ".join(f"{what}: {place}" for what, place in metrics.outputs.items())
-    again = "start the same run again, which takes all of it from the cache and only publishes"
-    if settings.is_local():  # where it would train again
+    again = "start the same run again, which takes everything else from the cache and only publishes"
+    if settings.is_local():  # a local run would train again
         again = f"what was to be pushed is in {staged}; `hf upload` pushes it"
     advice = f"Nothing but publishing failed ({places}): {again}."
     try:

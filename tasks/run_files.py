@@ -1,4 +1,4 @@
-"""Reading run files as they are written: a date in one is text, and what it stands for has an end."""
+"""Read run files: a date in one is text, duplicate keys are errors, and its expanded size is limited."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ _REMEDY = "Write out the values of one run; configs/ has examples."
 
 
 class _Loader(BoundedLoader):
-    """YAML in which a date is the text that stands there: no key of a run is a date, and a name may look like one."""
+    """YAML in which a date is plain text: no key of a run is a date, and a name may look like one."""
 
 
 def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
@@ -25,12 +25,12 @@ def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping none of whose keys stands twice: YAML would take the last, without a word."""
+    """A mapping without duplicate keys, of which YAML would silently take the last."""
     seen: dict[Any, int] = {}
     for key, _ in node.value:
         name, line = getattr(key, "value", None), key.start_mark.line + 1
         if isinstance(name, str) and name in seen and key.tag != "tag:yaml.org,2002:merge":
-            raise ConfigError.single(name, f"line {line}", f"stands in line {seen[name]} too.", "Remove one of them.")
+            raise ConfigError.single(name, f"line {line}", f"is in line {seen[name]} too.", "Remove one of them.")
         seen[name] = line
     return loader.construct_mapping(node, deep=True)
 
@@ -46,13 +46,13 @@ def load(stream: str | IO[str]) -> Any:
         stream: The file, or its text.
 
     Raises:
-        ConfigError: It is no text in UTF-8, not YAML, or stands for more than a run can hold.
+        ConfigError: It is not UTF-8, not YAML, or expands to more than a run can hold.
     """
     place = str(getattr(stream, "name", "the run file"))
     try:
         return _Loader(stream).get_single_data()
     except UnicodeDecodeError as error:
-        remedy = "Write it in UTF-8; of UTF-16: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE."
+        remedy = "Write it in UTF-8; from UTF-16: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE."
         raise ConfigError.single("--config", place, "is not UTF-8.", remedy) from error
     except TooMuchYamlError as error:
         raise ConfigError.single("--config", place, f"{error}.", _REMEDY) from error
@@ -61,7 +61,7 @@ def load(stream: str | IO[str]) -> Any:
 
 
 def _load_inputs(text: str) -> Any:
-    """What `--inputs-file` gives, which pyflyte reads as JSON where it is not YAML."""
+    """Read the file of `--inputs-file`, which pyflyte reads as JSON if this fails."""
     try:
         return BoundedLoader(text).get_single_data()
     except TooMuchYamlError as error:
@@ -69,7 +69,10 @@ def _load_inputs(text: str) -> Any:
 
 
 def _load_json(text: str) -> Any:
-    """JSON in place of a run file.
+    """Read JSON that was given instead of a run file.
+
+    Args:
+        text: The JSON.
 
     Raises:
         ConfigError: It is nested too deep to be copied or compared.
@@ -85,11 +88,11 @@ def _load_json(text: str) -> Any:
 
 
 def use_in_pyflyte() -> None:
-    """Have `pyflyte run` read run files like this, if it is what runs.
+    """Make `pyflyte run` read run files with this module, if it is the running program.
 
-    flytekit 1.16 reads YAML and writes it as JSON before anybody else sees it (JsonParamType): a date ends it with
-    "Object of type date is not JSON serializable", and aliases of aliases fill the memory. Remove this when it hands
-    on what it reads as it is, and has limits.
+    flytekit 1.16 reads YAML and converts it to JSON before any other code sees it (JsonParamType): a date makes it fail
+    with "Object of type date is not JSON serializable", and aliases of aliases fill the memory. Remove this when
+    flytekit passes on what it reads unchanged, and has limits.
     """
     click_types, run = sys.modules.get(_CLICK_TYPES), sys.modules.get(_RUN)
     if click_types is not None:

@@ -1,4 +1,4 @@
-"""What scheduled runs have in common: the run, who is told, where it writes, and that none overlaps itself."""
+"""Common parts of scheduled runs: the run, notifications, where it writes, and that it never overlaps itself."""
 
 import logging
 from dataclasses import replace
@@ -28,20 +28,20 @@ _BAD_ENDS = (WorkflowExecutionPhase.FAILED, WorkflowExecutionPhase.TIMED_OUT, Wo
 
 
 def run_file(setting: str, workflow: str) -> RunConfig:
-    """The run that a launch plan starts.
+    """Read the run that a launch plan starts.
 
     Args:
-        setting: Name of the setting that holds its file: a path, from the checkout's root if it is not absolute.
-        workflow: That the plan is of.
+        setting: Name of the setting with its file: a path, relative to the root of the checkout if it is not absolute.
+        workflow: Name of the launch plan's workflow.
 
     Raises:
-        ConfigError: The file is not there, is not YAML, or is not a run that this workflow can do.
+        ConfigError: The file does not exist, is not YAML, or is not a run of this workflow.
     """
     place = str(getattr(PLATFORM, setting))
     try:
         content = run_files.load((CHECKOUT / place).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ConfigError) as error:
-        remedy = "Name a run file, as those in configs/; launch plans are registered from a checkout."
+        remedy = "Name a run file like those in configs/; launch plans are registered from a checkout."
         raise ConfigError.single(variable(setting), place, f"cannot be read: {error}.", remedy) from error
     try:
         run = RunConfig.model_validate(content)
@@ -51,27 +51,27 @@ def run_file(setting: str, workflow: str) -> RunConfig:
         ]
         raise ConfigError(problems) from error
     if METHODS[run.method].workflow != workflow:
-        message = f"is a run of method {run.method}, and this launch plan is of {workflow}."
+        message = f"is a run of method {run.method}, but this launch plan is for {workflow}."
         raise ConfigError.single(variable(setting), place, message, "Name another file.")
     return run
 
 
 def shared_options(run: RunConfig, place: str) -> dict[str, Any]:
-    """Options of every launch plan here.
+    """Options that all launch plans share.
 
     Args:
-        run: What it runs.
-        place: The file of the run, to be found again in Flyte's console.
+        run: The run that it starts.
+        place: The file of the run, as Flyte's console shows it.
 
     Returns:
-        Keyword arguments of `LaunchPlan.get_or_create`.
+        Keyword arguments for `LaunchPlan.get_or_create`.
     """
     if not PLATFORM.notify:
         logger.warning("%s is not set: nobody is told when a scheduled run fails", variable("notify"))
     mail = [Email(phases=list(_BAD_ENDS), recipients_email=list(PLATFORM.notify))] if PLATFORM.notify else []
     return {
         "notifications": mail,
-        # A run that takes longer than the time to the next one would pay twice for the same nodes.
+        # If a run takes longer than the time to the next one, both would pay for nodes at the same time.
         "concurrency": ConcurrencyPolicy(max_concurrency=1, behavior=ConcurrencyLimitBehavior.SKIP),
         "labels": Labels({"app": "thriftune", "run": run.name, **PLATFORM.labels}),
         "annotations": Annotations({"thriftune/config": place, "thriftune/version": thriftune.__version__}),

@@ -1,7 +1,7 @@
-"""The settings of this process, from its environment; and what else is read from there: tokens and local places.
+"""The settings of this process, and everything else from its environment: tokens and local paths.
 
-The only place besides thriftune/distributed.py that reads the environment. Values are read when tasks are declared:
-when `pyflyte` runs or registers, and again in each pod, which gets the same values through `POD_ENVIRONMENT`.
+Only this module and thriftune/distributed.py read the environment. Values are read when tasks are declared: when
+`pyflyte` runs or registers, and again in each pod, which gets the same values through `POD_ENVIRONMENT`.
 """
 
 import functools
@@ -21,37 +21,37 @@ from flytekit import FlyteContextManager, current_context
 from tasks import platform
 
 PLATFORM = platform.read(os.environ)
-# Where run files that launch plans name are looked for.
+# Root of the paths of run files that launch plans name.
 CHECKOUT = Path(__file__).parent.parent
 
 _NOT_FOR_PODS = {*platform.LOCAL_ONLY, *(platform.variable(name) for name in platform.REGISTRATION_ONLY)}
 _SETTINGS = {platform.variable(name) for name in type(PLATFORM).model_fields} - _NOT_FOR_PODS
-# For every pod: this module is read again there, and `@dynamic` declares its nodes from what it reads. Tokenizers warn
-# when a process that used their threads forks, and DataLoader workers fork.
+# Environment of every pod, where this module is imported again and `@dynamic` declares its nodes from the settings.
+# Tokenizers warn when a process that used their threads forks, and DataLoader workers fork.
 POD_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     **{name: value for name, value in sorted(os.environ.items()) if name in _SETTINGS and value.strip()},
 }
 
-# Flyte's local cache remembers the path of a directory, not whether it is still there, and outlives the checkout. Local
-# runs reuse finished directories under outputs/cache instead, after looking.
+# Flyte's local cache keeps the path of a directory, does not check that it still exists, and outlives the checkout.
+# Instead, local runs reuse finished directories under outputs/cache after checking them.
 os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
-# Data is tokenized in processes of one thread each, and DataLoader workers fork, which tokenizers with threads warn of.
+# Data is tokenized in processes with one thread each, and tokenizers with threads warn when DataLoader workers fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# bitsandbytes, which peft and the Trainer import, hands functions to torch's compiler when it is imported; loading that
-# takes more than two seconds of each process, and on a CPU nothing here is compiled. The files are those of NVIDIA's
-# driver, on Linux and under WSL.
+# bitsandbytes, which peft and the Trainer import, passes functions to torch's compiler when it is imported. Loading the
+# compiler takes more than two seconds in each process, and on a CPU nothing here is compiled. The files are those of
+# NVIDIA's driver, on Linux and under WSL.
 if not any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg")):
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-# What Weights & Biases files runs under; transformers' own default is "huggingface".
+# Project for runs in Weights & Biases; transformers' own default is "huggingface".
 os.environ.setdefault("WANDB_PROJECT", "thriftune")
-# Which local run this process belongs to: when it began, and what no other has. Taken out of the environment, so that
-# another run that this process starts is not taken for the same.
+# Which local run this process belongs to: its start time and a unique id. Removed from the environment, so that another
+# run that this process starts does not inherit it.
 _RUN_STAMP = "THRIFTUNE_RUN_STAMP"
 _RUN = os.environ.pop(_RUN_STAMP, None) or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex}"
-# In the folder of a local run: which run's it is.
+# File in the folder of a local run that says which run owns it.
 _OWNER = ".run"
-# For a worker of a training: where it leaves what its agent must know.
+# Folder where a worker of a training leaves messages for its agent.
 _WORDS = "THRIFTUNE_WORDS_OF_WORKERS"
 
 WANDB_KEY = "WANDB_API_KEY"
@@ -59,19 +59,19 @@ _WANDB_HOST = "api.wandb.ai"
 
 
 def hub_token() -> str | None:
-    """The hub token: from the configured Flyte secret, else from HF_TOKEN, else none. Never log it."""
+    """The hub token: from the configured Flyte secret, else from HF_TOKEN, else None. Never log it."""
     if PLATFORM.hub_secret:
         group, _, key = PLATFORM.hub_secret.partition("/")
         try:
             return str(current_context().secrets.get(group, key)).strip() or None
-        except ValueError:  # flytekit's way to say that it is not mounted; the preflight refuses a run that needs it
+        except ValueError:  # the secret is not mounted; the preflight refuses a run that needs it
             pass
-    # Stripped: a newline at the end, as files have, would be an illegal header that the error text then quotes.
+    # Stripped: a trailing newline, as in files, would make an illegal header, which the error text then quotes.
     return os.environ.get("HF_TOKEN", "").strip() or None
 
 
 def has_wandb_login() -> bool:
-    """Whether Weights & Biases would let this process report: by a key, by a login on this machine, or offline."""
+    """Whether this process can report to Weights & Biases: by a key, by a login on this machine, or offline."""
     if os.environ.get(WANDB_KEY, "").strip() or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return True
     try:
@@ -81,17 +81,17 @@ def has_wandb_login() -> bool:
 
 
 def default_environment(variables: Mapping[str, str]) -> None:
-    """Set what nobody has set, for this process and those it starts."""
+    """Set variables that are not set yet, for this process and those it starts."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def run_handed_down(words: str) -> Iterator[None]:
-    """Have the processes that are started meanwhile, the workers of a training, know where they belong.
+    """Tell processes that are started in this block, the workers of a training, which run they belong to.
 
     Args:
-        words: A folder of this process alone, where workers leave what it must know.
+        words: Folder where these workers leave messages for this process.
     """
     handed = {_RUN_STAMP: _RUN, _WORDS: words}
     os.environ.update(handed)
@@ -103,13 +103,13 @@ def run_handed_down(words: str) -> Iterator[None]:
 
 
 def words_of_workers() -> Path | None:
-    """Where a worker of a training leaves what its agent must know; None in any other process."""
+    """Folder where a worker of a training leaves messages for its agent; None in any other process."""
     folder = os.environ.get(_WORDS)
     return Path(folder) if folder else None
 
 
 def use_for_temporary_files(folder: Path) -> None:
-    """Have this process, and those it starts, make temporary files in a folder."""
+    """Make this process, and those it starts, put temporary files into a folder."""
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = str(folder)
 
@@ -136,13 +136,13 @@ def cached_place(what: str, key: str) -> Path:
 
 @functools.cache
 def _folder_of_run(parent: Path, run: str) -> Path:
-    """The folder of a local run, which no other has: named by when it began, with a number where that is taken.
+    """The folder of a local run and of no other: named by its start time, with a number if that name is taken.
 
-    Whichever process of the run asks first makes it.
+    The first process of the run that asks creates it.
 
     Args:
-        parent: Where all runs of one name are.
-        run: Which run, as `_RUN`.
+        parent: Folder of all runs with one name.
+        run: The run, as in `_RUN`.
     """
     began = run.partition("-")[0]
     names = itertools.chain([began], (f"{began}-{number}" for number in itertools.count(2)))
@@ -150,11 +150,11 @@ def _folder_of_run(parent: Path, run: str) -> Path:
 
 
 def _is_taken_by(folder: Path, run: str) -> bool:
-    """Whether a folder is that of a run: it becomes so if it was not there."""
+    """Whether a folder belongs to a run. If it does not exist, it is created for the run."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Put in place as a whole: nobody sees a folder that does not say whose it is, and only one of several puts it.
+    # Renamed into place: no process sees a folder without its owner, and only one of several can succeed.
     made = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-    made.chmod(0o755)  # mkdtemp's directories are for their owner only
+    made.chmod(0o755)  # mkdtemp makes directories for their owner only
     (made / _OWNER).write_text(run, encoding="utf-8")
     try:
         made.rename(folder)
@@ -168,5 +168,5 @@ def _is_taken_by(folder: Path, run: str) -> bool:
 
 
 def local_root() -> Path:
-    """Where local runs write."""
+    """The folder to which local runs write."""
     return Path(os.environ.get("THRIFTUNE_OUTPUTS", "outputs")).absolute()

@@ -1,4 +1,4 @@
-"""The end of a run: its numbers in one place."""
+"""The end of a run: put its metrics together."""
 
 import json
 import logging
@@ -30,18 +30,18 @@ def summarize(
     merged: SavedWeights | None = None,
     saved_model: EvalReport | None = None,
 ) -> RunMetrics:
-    """Put the numbers of a run together and print them as a table.
+    """Put the metrics of a run together, and log them as a table.
 
     Args:
         config: The run.
-        training: What was measured while training.
-        model: The model that came out.
-        adapter: The adapter that came out, if any.
-        merged: What merging it did to its loss, where it was merged.
-        saved_model: The result on the held-out rows, where the run asks for it.
+        training: What was measured during training.
+        model: The resulting model.
+        adapter: The resulting adapter; None if every weight trained.
+        merged: What merging it did to its loss; None if it was not merged.
+        saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
 
     Returns:
-        All of it; a local run also finds it in outputs/<run>/<start time>/metrics.json.
+        The metrics; a local run also writes them to outputs/<run>/<start time>/metrics.json.
     """
     outputs = {"model": place_of(model)} | ({"adapter": place_of(adapter)} if adapter else {})
     metrics = RunMetrics(config.name, config.method, training, outputs, merged, saved_model)
@@ -51,7 +51,7 @@ def summarize(
 
 
 def write_metrics(metrics: RunMetrics) -> None:
-    """Write the numbers of a local run to where a person finds them; on a cluster Flyte keeps them."""
+    """Write the metrics of a local run to its results; on a cluster Flyte keeps them."""
     if settings.is_local():
         file = settings.result_place(metrics.name, "metrics.json")
         with writing_to(file, "writing the metrics"):

@@ -1,4 +1,4 @@
-"""Training: one task body, declared once per number of nodes, and once for a single process."""
+"""Training tasks: one body, declared once per number of nodes, and once for a single process."""
 
 import types
 from collections.abc import Callable
@@ -44,12 +44,12 @@ def _train(
     Args:
         config: The run.
         plan: Its plan.
-        cache_key: What Flyte's cache knows the plan by, as another price makes no other result.
+        cache_key: Stands for the plan in Flyte's cache: another price, for example, does not change the result.
         model: The base model.
         dataset: The prepared dataset.
 
     Returns:
-        A model directory, or an adapter's; and what was measured.
+        The directory of a model or an adapter, and what was measured.
     """
     if STRATEGIES[plan.strategy].facts.is_distributed:
         with explained("a worker of the training"), transient_errors_retried():
@@ -70,14 +70,14 @@ def _trained(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, datas
     )
     result = fit(inputs, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
-    if rank.is_main:  # after the upload: a page that fails must not cost the model
+    if rank.is_main:  # after the upload: the model must not be lost if the page fails
         pages.show_training(config.name, result)
     distributed.leave()
     return Trained(model=output, training=result)
 
 
 def start_version(config: RunConfig) -> str:
-    """What the adapter to go on from holds now, which its place does not say; empty where a run starts one.
+    """The present version of the adapter to continue, which its URL does not show; empty if a run has none.
 
     Args:
         config: The run.
@@ -90,7 +90,7 @@ def start_version(config: RunConfig) -> str:
 
 
 def _declare(name: str, task_config: Any = None) -> Any:
-    """A task with the one body. Flyte knows a task by its function's name, so the function is renamed."""
+    """Declare a task with the common body, as a function of another name: Flyte identifies a task by that name."""
     options = node_task(task_config, *wandb_secrets())
     decorate: Callable[..., Any] = task(**options, cache=cache(TRAIN_CACHE, "plan"), enable_deck=True, deck_fields=())
     body = types.FunctionType(_train.__code__, _train.__globals__, name)
@@ -110,7 +110,7 @@ _BY_NODES = {nodes: globals()[f"train_{nodes}"] for nodes in NODE_COUNTS}
 
 
 def training_task(plan: TrainingPlan) -> Any:
-    """The task that trains as a plan says.
+    """The training task for a plan.
 
     Args:
         plan: The plan.

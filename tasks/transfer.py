@@ -1,4 +1,4 @@
-"""Moving directories between Flyte and the local disk, and errors between thriftune and Flyte."""
+"""Move directories between Flyte and the local disk, and convert thriftune's errors to Flyte's."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,10 +18,13 @@ from thriftune.errors import TransientError, UserError
 
 
 def download(given: FlyteDirectory | FlyteFile) -> Path:
-    """Bring a directory or a file to this disk, in a task that is one process.
+    """Download a directory or a file, in a task with one process.
+
+    Args:
+        given: The directory or file.
 
     Raises:
-        UserError: It is a finished one, and files of it are missing or cut short.
+        UserError: It has a manifest, but files of it are missing or truncated.
     """
     with _store_errors_retried(), _reached(place_of(given)):
         place = Path(given.download())
@@ -30,14 +33,14 @@ def download(given: FlyteDirectory | FlyteFile) -> Path:
     except UserError as error:
         if settings.is_local():
             raise
-        raise error.advising("`pyflyte run --remote --overwrite-cache` makes what Flyte has cached anew.") from error
+        raise error.advising("`pyflyte run --remote --overwrite-cache` makes again what Flyte has cached.") from error
     return place
 
 
 def download_once_per_node(*directories: FlyteDirectory) -> list[Path]:
-    """Bring directories to this disk, in a task of several processes per node. Every rank calls it.
+    """Download directories, in a task with several processes per node. Every rank calls it.
 
-    All local ranks were given the same local path: one of them downloads to it, and the others wait.
+    All ranks of a node have the same local path: one of them downloads to it, and the others wait.
     """
 
     def bring() -> None:
@@ -49,7 +52,7 @@ def download_once_per_node(*directories: FlyteDirectory) -> list[Path]:
 
 
 def download_table(table: StructuredDataset) -> list[Path]:
-    """Bring a table to this disk as Parquet files, in order; without holding it in memory if it is Parquet already."""
+    """Download a table as Parquet files, in order; if it is Parquet already, without holding it in memory."""
     literal = table.literal
     uri = str(literal.uri if literal is not None else table.uri)
     folder = Path(tempfile.mkdtemp())
@@ -70,16 +73,16 @@ def download_table(table: StructuredDataset) -> list[Path]:
 
 
 def table_version(table: StructuredDataset) -> str:
-    """What a table holds now, from the store's own listing: names, sizes and checksums or times of its files.
+    """The present version of a table, from the store's listing: names, sizes and checksums or times of its files.
 
-    Flyte tells tables apart by their URI, and a file can be written over. A table that is a query has its URI only.
+    Flyte identifies tables by their URI, but files can be overwritten. Of a table that is a query, only the URI counts.
     """
     literal = table.literal
     uri = str(literal.uri if literal is not None else table.uri)
     try:
         filesystem = FlyteContextManager.current_context().file_access.get_filesystem_for_path(uri)
         files = filesystem.find(uri, detail=True)
-    except (ImportError, ValueError):  # bq:// and the like name no files
+    except (ImportError, ValueError):  # bq:// and similar URIs have no files
         return artifacts.key_of(uri)
     stamps = (
         f"{name} {info.get('size')} {info.get('ETag') or info.get('mtime')}" for name, info in sorted(files.items())
@@ -88,19 +91,22 @@ def table_version(table: StructuredDataset) -> str:
 
 
 def _with_parquet_ending(file: Path, link: Path) -> Path:
-    """Flyte names the parts of a table 00000, 00001 ...; rows are read by the ending of a file."""
+    """Give a part of a table a file ending, by which rows are read: Flyte names parts 00000, 00001 ..."""
     link.symlink_to(file.absolute())
     return link
 
 
 def upload(directory: Path) -> FlyteDirectory:
-    """Hand a finished directory to Flyte now, not when the task returns.
+    """Upload a finished directory now, not when the task returns.
 
-    The training operator calls a job of several nodes done as soon as any of its pods is, while the pod with the
-    result may still be uploading what it returned.
+    The training operator considers a job of several nodes done as soon as one of its pods is done, while the pod with
+    the result might still be uploading what it returned.
+
+    Args:
+        directory: The directory.
 
     Returns:
-        Where it is: the blob store, or in a local run the same place on disk, without a copy.
+        Its URL in the blob store; in a local run the same path, without a copy.
     """
     if settings.is_local():
         return FlyteDirectory(str(directory), remote_directory=False)
@@ -110,10 +116,10 @@ def upload(directory: Path) -> FlyteDirectory:
 
 
 def try_output() -> tuple[str, str]:
-    """Write something where this run's outputs go, which may be another bucket than the one Flyte itself writes to.
+    """Try to write to where this run's outputs go, which may be another bucket than the one Flyte itself writes to.
 
     Returns:
-        The place, and what the store said to refuse it; empty where it did not.
+        The URL or path, and the error by which the store refused; empty if it did not refuse.
 
     Raises:
         TransientError: The store did not answer.
@@ -129,19 +135,19 @@ def try_output() -> tuple[str, str]:
         return prefix, str(error)
     except OSError as error:
         raise TransientError(f"{prefix}: the store did not answer ({error}).") from error
-    with suppress(OSError):  # who may write need not be let remove
+    with suppress(OSError):  # a permission to write need not include removing
         filesystem.rm_file(probe)
     return prefix, ""
 
 
 def place_of(given: FlyteDirectory | FlyteFile) -> str:
-    """Where a directory or a file is, for a person: its URL, or in a local run its path."""
+    """The URL of a directory or file, or its path in a local run; to show to a person."""
     return str(given.remote_source or given.path)
 
 
 @contextmanager
 def _reached(place: str) -> Iterator[None]:
-    """Tell a place that holds nothing from a web server that does not answer, which flytekit calls the same."""
+    """Distinguish a URL without content from a web server that does not answer, for which flytekit has one error."""
     try:
         yield
     except FlyteDataNotFoundException:
@@ -153,7 +159,7 @@ def _reached(place: str) -> Iterator[None]:
 
 @contextmanager
 def _store_errors_retried() -> Iterator[None]:
-    """Let Flyte retry a blob store that did not answer: after hours of training that must not end the run."""
+    """Let Flyte retry if the blob store did not answer, which must not end a run after hours of training."""
     try:
         yield
     except (FlyteDownloadDataException, FlyteUploadDataException, ConnectionError, TimeoutError) as error:
@@ -162,7 +168,7 @@ def _store_errors_retried() -> Iterator[None]:
 
 @contextmanager
 def transient_errors_retried() -> Iterator[None]:
-    """Let Flyte retry what may work in a minute; everything else fails the task at once."""
+    """Let Flyte retry transient errors; all others fail the task at once."""
     try:
         yield
     except TransientError as error:

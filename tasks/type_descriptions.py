@@ -1,7 +1,7 @@
-"""flytekit's description of our types, each made once.
+"""Make flytekit's description of each of our types only once.
 
-flytekit 1.16 makes the JSON schema of a section, and of every section in it, anew for each input and output of each
-task: 160 times each by pydantic and mashumaro, a second and a half of every `--help`, registration, pod and worker.
+flytekit 1.16 makes the JSON schema of a section, and of every section in it, again for each input and output of each
+task: 160 times each with pydantic and mashumaro, which takes 1.5 s of every `--help`, registration, pod and worker.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ def _to_literal_type(_: type[TypeEngine], python_type: Any) -> LiteralType:
     is_ours = isinstance(python_type, type) and (
         issubclass(python_type, BaseModel) or dataclasses.is_dataclass(python_type)
     )
-    # Any other may be described otherwise when more of flytekit's transformers are there.
+    # The description of other types may change when more of flytekit's transformers are registered.
     return _described(python_type) if is_ours else _described.__wrapped__(python_type)
 
 
 def remember() -> None:
-    """Have flytekit describe a section or dataclass once in this process."""
+    """Make flytekit describe each section or dataclass only once in this process."""
     TypeEngine.to_literal_type = classmethod(_to_literal_type)

@@ -36,7 +36,7 @@ def test_batches_are_left_out_until_there_are_too_many():
     for step in steps:
         changed = changed.after_divergence(step, "The loss is nan.")
     assert changed.skipped_steps == tuple(steps)
-    with pytest.raises(DivergedError, match="The batches of steps 1, 11, 21, 31, 41 were left out before"):
+    with pytest.raises(DivergedError, match="The batches of steps 1, 11, 21, 31, 41 were skipped before"):
         changed.after_divergence(9, "The loss is nan.")
 
 

@@ -139,7 +139,7 @@ def test_an_adapter_may_have_a_dot_in_its_path(tiny_model_dir, random_adapter):
 
 @pytest.mark.parametrize(
     ("prompts", "reason"),
-    [([], r"prompts = .*nothing to answer"), (["Why?", " \n"], r"prompts\.1 = ' \\n': asks nothing")],
+    [([], r"prompts = .*nothing to answer"), (["Why?", " \n"], r"prompts\.1 = ' \\n': is empty")],
 )
 def test_no_prompts_are_refused_before_a_model_is_loaded(tmp_path, prompts, reason):
     with pytest.raises(DataError, match=reason):

@@ -82,7 +82,7 @@ def test_what_differs_is_refused_by_field_with_both_values(own, field, section, 
     (problem,) = compared(own(**{section: {key: value}}), own()).problems
     assert problem.field == field
     assert problem.message == f"the checkpoint of step {STEP} in there was trained with {theirs}."
-    assert problem.remedy == f"Write {theirs}, or begin anew."
+    assert problem.remedy == f"Use {theirs}, or begin anew."
 
 
 def test_everything_that_differs_is_said_at_once(own):
@@ -115,7 +115,7 @@ def test_another_stage_of_zero_another_base_model_and_other_rows(own):
     saved = own("full")
     other = {**saved, "zero.config": 3, "model.source": "other", "data": "other"}
     told = {problem.field: problem for problem in compared(other, saved).problems}
-    assert "ZeRO stage 2, and this run has stage 3" in told["zero.config"].message
+    assert "ZeRO stage 2; stage 3, which this run uses" in told["zero.config"].message
     assert "another base model" in told["model.source"].message
     assert "other rows" in told["data"].message
 
@@ -141,8 +141,8 @@ def test_other_steps_are_another_training_where_the_learning_rate_depends_on_the
     saved = own(training={"scheduler": scheduler})
     (problem,) = compared(own(training={"scheduler": scheduler, "max_steps": 20}), saved).problems
     assert (problem.field, problem.value) == ("training.max_steps", "20")
-    assert "a run of 10 steps, by which its learning rate rose and fell" in problem.message
-    assert problem.remedy.startswith("Train 10; to train longer, begin a run from the finished model")
+    assert "a run of 10 steps, on which its learning rate depends" in problem.message
+    assert problem.remedy.startswith("Train 10; to train longer, start a run from the finished model")
 
 
 def test_other_steps_hold_where_the_learning_rate_is_constant_by_then(own):
@@ -151,14 +151,14 @@ def test_other_steps_hold_where_the_learning_rate_is_constant_by_then(own):
     longer = compared(own(training={**constant, "max_steps": 90}), saved)
     assert longer.problems == ()
     assert longer.remarks == (
-        "training.max_steps: the run's 90 steps hold; the checkpoint of step 9 in there was to be one of 10.",
+        "training.max_steps: the run's 90 steps are used; the checkpoint of step 9 in there is of a run of 10.",
     )
     assert compared(own(training={**constant, "max_steps": 100}), saved).problems, "it still rises at step 9 of 100"
 
 
 def test_steps_that_are_done_already_cannot_be_all(own):
     (problem,) = compared(own(training={"scheduler": "constant", "max_steps": 8}), own()).problems[-1:]
-    assert "has more steps behind it" in problem.message
+    assert "has done more steps already" in problem.message
     same = own(training={"max_steps": 9})
     assert compared(same, same) == identity.Comparison((), ()), "nothing is left to train, and that is no error"
 
@@ -168,5 +168,5 @@ def test_what_an_older_version_noted_is_compared_and_the_rest_is_a_remark(own):
     found = identity.compare(own(), content, STEP, place="there", or_else="begin anew")
     assert [problem.field for problem in found.problems] == ["data"]
     (remark,) = found.remarks
-    assert "written by an older version, which did not note training.precision, training.learning_rate" in remark
+    assert "written by an older version, without training.precision, training.learning_rate" in remark
     assert "seed" not in remark

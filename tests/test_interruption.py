@@ -88,7 +88,7 @@ def test_a_run_that_is_planned_ends_with_its_own_command(interrupted, tmp_path, 
     config = write_config(tmp_path, "full", tiny_model_dir, chat_rows_file)
     done = interrupted(*FULL, "--config", str(config), at="INFO", number=signal.SIGINT, to_all=True)
     assert done.returncode == 128 + signal.SIGINT
-    assert done.stderr.splitlines()[-1] == f"To begin again: pyflyte run {' '.join(FULL)} --config {config}"
+    assert done.stderr.splitlines()[-1] == f"To start again: pyflyte run {' '.join(FULL)} --config {config}"
 
 
 def test_a_training_in_workers_is_saved_and_named(interrupted, tmp_path, tiny_model_dir, chat_rows_file):
@@ -98,7 +98,7 @@ def test_a_training_in_workers_is_saved_and_named(interrupted, tmp_path, tiny_mo
     done = interrupted(*FULL, "--config", str(config), at="step 3/", number=signal.SIGINT, to_all=True)
     assert done.returncode == 128 + signal.SIGINT
     assert "Checkpoints go to" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("To go on from step ")
+    assert done.stderr.splitlines()[-1].startswith("To resume from step ")
     assert "IgnoreOutputs" not in done.stderr
 
 
@@ -108,19 +108,19 @@ def test_a_training_goes_on_by_the_line_that_it_ended_with(interrupted, tmp_path
     done = interrupted(*QLORA, "--config", str(config), at="step 3/", number=signal.SIGTERM)
     assert done.returncode == 128 + signal.SIGTERM
     last = done.stderr.splitlines()[-1]
-    step, _, command = last.removeprefix("To go on from step ").partition(": ")
+    step, _, command = last.removeprefix("To resume from step ").partition(": ")
     command, _, place = command.partition("   (checkpoints.resume_from: ")
     assert int(step) >= 3
     assert Path(place.rstrip(")")).is_dir()
     program, run, *arguments = shlex.split(command)
     assert (program, run) == ("pyflyte", "run")
     finished = pyflyte_run(tmp_path, *arguments)
-    assert f"Going on from step {step} " in finished.stderr
+    assert f"Resuming from step {step} " in finished.stderr
 
 
 def test_an_error_that_comes_of_the_end_is_not_the_end(tmp_path):
     """The main thread found its processes killed, and ended with status 1 before the line that says how to go on."""
-    assert interrupt(tmp_path, "child.wait(); sys.exit(1)") == (130, "To begin again: pyflyte run workflow")
+    assert interrupt(tmp_path, "child.wait(); sys.exit(1)") == (130, "To start again: pyflyte run workflow")
 
 
 def test_nobody_need_read_what_is_said(tmp_path):
@@ -138,7 +138,7 @@ def test_the_processes_of_a_worker_that_ends_first_end_too(tmp_path):
 
 def test_a_store_that_does_not_answer_keeps_nobody(tmp_path):
     slow = "interruption._LIMIT_S = 3.0; interruption._way_on = lambda: time.sleep(600); time.sleep(600)"
-    assert interrupt(tmp_path, slow) == (130, "To begin again: pyflyte run workflow")
+    assert interrupt(tmp_path, slow) == (130, "To start again: pyflyte run workflow")
 
 
 def test_a_worker_does_not_wait_for_a_signal_that_it_has_had(tmp_path, monkeypatch):

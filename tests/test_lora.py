@@ -40,7 +40,7 @@ def test_the_linear_layers_are_all_but_the_output_head(architecture):
 def test_adapters_that_peft_refuses_are_refused_before_a_model_is_loaded():
     """Dropout on the fused experts of Mixtral: peft raised on the training node, with the weights in memory."""
     mixtral = architectures.of(ModelConfig(source="mistralai/Mixtral-8x7B-v0.1"))
-    with pytest.raises(ConfigError, match=r"lora.dropout = 0.1: peft can do no dropout.*Set lora.dropout: 0"):
+    with pytest.raises(ConfigError, match=r"lora.dropout = 0.1: peft has no dropout.*Set lora.dropout: 0"):
         require_adapters(LoraConfig(dropout=0.1), mixtral)
     require_adapters(LoraConfig(target_modules=("q_proj",), dropout=0.1), mixtral)
     require_adapters(LoraConfig(), mixtral)

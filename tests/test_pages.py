@@ -11,4 +11,4 @@ def test_a_page_that_cannot_be_written_costs_nothing_else(tmp_path, monkeypatch,
     monkeypatch.setenv("THRIFTUNE_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setattr(logging.getLogger("thriftune"), "propagate", True)
     pages.show("training", "tiny", "<p>", "{}")
-    assert "The page of the training is not written: " in caplog.text
+    assert "The page of the training was not written: " in caplog.text

@@ -66,7 +66,7 @@ def test_json_may_be_texts_alone(tmp_path, name, text):
         ('{"prompt": null}', "its prompt is null, and not text"),
         ('{"prompt": 5}', "its prompt is of type int, and not text"),
         ('{"prompt": ["Why?"]}', "its prompt is of type list, and not text"),
-        ('{"prompt": " "}', "asks nothing"),
+        ('{"prompt": " "}', "is empty"),
         ('{"prompt": "\\ud800"}', "is not UTF-8"),
         ('{"question": "x"}', "has no prompt"),
         ('["x"]', "is a JSON list, not an object"),

@@ -153,7 +153,7 @@ def test_a_card_leaves_out_what_the_run_does_not_know(record, metrics):
 def test_a_card_says_what_the_training_went_on_from(record, metrics):
     resumed = with_run(record, lora={"resume_from": "s3://bucket/adapter"})
     rows = rows_of(model_card(resumed, metrics, "me/tuned", is_adapter=True))
-    assert rows["Went on from the adapter"] == "`s3://bucket/adapter`"
+    assert rows["Continued from the adapter"] == "`s3://bucket/adapter`"
 
 
 def test_the_card_s_header_is_what_the_hub_reads(results, metrics, record, tmp_path):

@@ -139,7 +139,7 @@ def test_another_run_is_gone_on_from_only_if_it_is_the_same(checkpoints, written
     (problem,) = caught.value.problems
     assert (problem.field, problem.value) == ("seed", "1")
     assert problem.message == f"the checkpoint of step 5 in {prefix} was trained with 0."
-    assert problem.remedy == "Write 0, or begin anew, without checkpoints.resume_from."
+    assert problem.remedy == "Use 0, or start again without checkpoints.resume_from."
 
 
 def test_what_lies_in_the_own_place_is_compared_too(checkpoints, written, tmp_path):
@@ -147,7 +147,7 @@ def test_what_lies_in_the_own_place_is_compared_too(checkpoints, written, tmp_pa
     first = checkpoints()
     first.start_saving()
     written(first, 5)
-    with pytest.raises(ConfigError, match=r"seed = 1: .* Write 0, or run it where no checkpoints are\."):
+    with pytest.raises(ConfigError, match=r"seed = 1: .* Use 0, or run it where no checkpoints are\."):
         checkpoints(identity={**IDENTITY, "seed": 1}).restore()
     with pytest.raises(ConfigError, match="seed = 1"):
         checkpoints("second", previous="first", identity={**IDENTITY, "seed": 1}).restore()
@@ -159,7 +159,7 @@ def test_what_an_older_version_did_not_note_is_said_and_not_compared(checkpoints
     written(other, 5)
     resumed = checkpoints("mine", resume_from=str(tmp_path / "other")).restore()
     (remark,) = resumed.remarks
-    assert "older version, which did not note method, seed" in remark
+    assert "older version, without method, seed" in remark
     assert remark in caplog.text
 
 

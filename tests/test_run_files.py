@@ -66,7 +66,7 @@ def test_every_run_file_here_is_read_as_by_yaml(typed):
 def test_a_key_that_stands_twice_is_refused(typed, again):
     """The last of them won, without a word."""
     key = again.partition(":")[0]
-    with pytest.raises(ConfigError, match=rf"{key} = line \d+: stands in line \d+ too"):
+    with pytest.raises(ConfigError, match=rf"{key} = line \d+: is in line \d+ too"):
         typed(text_of() + again + "\n")
 
 

@@ -223,7 +223,7 @@ def test_more_steps_of_a_constant_learning_rate_are_those_of_a_run_that_was_to_h
     weights = [(tmp_path / f"{name}-out" / "adapter_model.safetensors").read_bytes() for name in ("at-once", "longer")]
     assert weights[0] == weights[1]
     (remark,) = json.loads((tmp_path / "longer-out" / "manifest.json").read_text())["training"]["remarks"]
-    assert "the run's 7 steps hold; the checkpoint of step 4" in remark
+    assert "the run's 7 steps are used; the checkpoint of step 4" in remark
     assert remark in events_of(result)[0].text
 
 

@@ -1,1 +1,1 @@
-"""What people run, one file a workflow."""
+"""The workflows that people run, one file each."""

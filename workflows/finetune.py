@@ -1,4 +1,4 @@
-"""Fine-tuning by any method: what trains is `method`, where weights lie is `strategy`.
+"""Fine-tuning by any method: `method` says what trains, `strategy` where weights lie.
 
 pyflyte run workflows/finetune.py finetune --config configs/demo-qlora.yaml
 """
@@ -28,7 +28,7 @@ def train_on_plan(
     data_version: str,
     table: StructuredDataset | None = None,
 ) -> TrainedOnPlan:
-    """Fetch, prepare, train on the nodes of the plan (which also measures before, meanwhile and after), and merge."""
+    """Fetch, prepare, train on the nodes of the plan (which validates before, during and after), and merge."""
     model, dataset = fetch_and_prepare(config, plan, model_version, data_version, table)
     key = f"{plan.fingerprint} {start_version(config)}".strip()
     run = {"config": config, "plan": plan, "cache_key": key, "dataset": dataset}

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight trains. The nodes of `finetune`, for that method alone.
+"""Full fine-tuning: every weight trains. The same nodes as in `finetune`, for this method only.
 
 pyflyte run workflows/full_finetune.py full_finetune --config configs/demo-full.yaml
 """

@@ -1,4 +1,4 @@
-"""What a run needs and costs, and everything else that can be known of it before a GPU is asked for.
+"""Plan and check a run: its needs, its costs, and everything else that can be known before a GPU is asked for.
 
 pyflyte run workflows/plan.py plan --config configs/llama2-7b-full.yaml
 pyflyte run workflows/plan.py preflight --config configs/llama2-7b-full.yaml
@@ -13,7 +13,7 @@ from thriftune.config import RunConfig
 
 @workflow
 def plan(config: RunConfig) -> str:
-    """Find the cheapest machines a run fits on, and show what it needs of each, item by item. Downloads no weights.
+    """Find the cheapest machines that a run fits on, and show what it needs, item by item. Downloads no weights.
 
     Args:
         config: The run. What its file leaves open under hardware, training.micro_batch and zero.config is chosen.
@@ -27,7 +27,7 @@ def plan(config: RunConfig) -> str:
 
 @workflow
 def preflight(config: RunConfig) -> str:
-    """Check everything of a run that can be known without a GPU, and report all of it together.
+    """Check everything about a run that needs no GPU, and report all problems together.
 
     Args:
         config: The run.

@@ -1,4 +1,4 @@
-"""Adapters on a frozen base model, merged into it at the end. The nodes of `finetune`, for LoRA and QLoRA alone.
+"""Adapters on a frozen base model, merged into it at the end. The nodes of `finetune`, only for LoRA and QLoRA.
 
 pyflyte run workflows/qlora_finetune.py qlora_finetune --config configs/demo-qlora.yaml
 """

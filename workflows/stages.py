@@ -1,4 +1,4 @@
-"""What the fine-tuning workflows are made of: the nodes before training, training itself, and the types they return."""
+"""Parts of the fine-tuning workflows: the nodes before training, and the types that the workflows return."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from thriftune.training_plan import TrainingPlan
 
 
 class FinetuneResult(NamedTuple):
-    """What fine-tuning returns: an ordinary model directory, the numbers, and the plan it ran on."""
+    """The result of fine-tuning: an ordinary model directory, the metrics, and the plan it ran on."""
 
     model: FlyteDirectory
     metrics: RunMetrics
@@ -25,14 +25,14 @@ class FinetuneResult(NamedTuple):
 
 
 class TrainedOnPlan(NamedTuple):
-    """What the part of a run that follows the plan returns."""
+    """The result of the part of a run after the plan."""
 
     model: FlyteDirectory
     metrics: RunMetrics
 
 
 class Planned(NamedTuple):
-    """The promises of a workflow up to the plan: the plan, and the versions that model and data have now."""
+    """The promises of a workflow up to the plan: the plan, and the present versions of model and data."""
 
     plan: Any
     model_version: Any
@@ -40,14 +40,14 @@ class Planned(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The promises of a dynamic part up to training."""
+    """The promises of the dynamic part up to training: the model and the dataset."""
 
     model: Any
     dataset: Any
 
 
 def plan_and_check(config: Any, workflow: str, table: Any = None) -> Planned:
-    """Add the nodes that plan a run and check it. Called while a workflow compiles.
+    """Add the nodes that plan and check a run. Called while a workflow is compiled.
 
     Args:
         config: The workflow's `config` (a promise of a RunConfig).
@@ -64,15 +64,16 @@ def fetch_and_prepare(
 ) -> Ready:
     """Add the nodes that fetch the model and prepare the data. Called inside `@dynamic`, where the values are known.
 
-    Not in the workflow itself: how much disk a model needs is in the plan. And Flyte's engine writes an attribute of a
-    promise, as `config.model`, with its keys in another order each time, so that a cached task is not found again.
+    They are not in the workflow itself, since only the plan knows how much disk a model needs. Also, Flyte's engine
+    writes an attribute of a promise, such as `config.model`, with its keys in another order each time, so that a cached
+    task is not found again.
     https://github.com/flyteorg/flyte/issues/6517 (open; seen in flytepropeller's attr_path_resolver.go)
 
     Args:
         config: The run.
         plan: Its plan.
-        model_version: What the model's source holds now.
-        data_version: What the data's sources hold now.
+        model_version: Present version of the model's source.
+        data_version: Present version of the data's sources.
         table: The workflow's table, if it takes one.
     """
     fetched = fetch_model(model=config.model, version=model_version)

@@ -56,7 +56,7 @@ def test_without_the_part_of_a_node_that_died_there_is_no_manifest(local, tmp_pa
         assert savers[node].wait(20)
         assert savers[node].last_complete is None
     assert "no part came from node 1 in 0.3 s." in savers[0].failures[0]
-    assert "No checkpoint of step 10 in the store, training goes on" in caplog.text
+    assert "The checkpoint of step 10 could not be saved, training goes on" in caplog.text
     assert complete([local]) == []
     for node, saver in enumerate(savers):  # and a death of one checkpoint is not that of the next
         saver.save(written(tmp_path, node, 20), 20, {})
@@ -75,7 +75,7 @@ def test_a_node_that_failed_says_so_and_nobody_waits_for_it(local, tmp_path):
         for node, saver in enumerate(savers):
             saver.save(written(tmp_path, node, step), step, {})
         assert all(saver.wait(20) for saver in savers)
-    assert "node 1 gave no part: it failed (its link is down.)" in savers[0].failures[0]
+    assert "node 1 uploaded no part: it failed (its link is down.)" in savers[0].failures[0]
     savers[0].save(written(tmp_path, 0, 40), 40, {})  # the one at fault stops the job, not those that wait for it
     with pytest.raises(TransientError, match="The last 3 checkpoints"):
         savers[1].save(written(tmp_path, 1, 40), 40, {})
@@ -137,7 +137,7 @@ def test_a_step_that_one_node_left_out_is_given_up_at_once(local, tmp_path):
     assert [saver.last_complete for saver in savers] == [30, 30]
     assert savers[0].failures in (
         [],
-        ["step 20: IncompleteError: node 1 gave no part: it was left out, for a newer one."],
+        ["step 20: IncompleteError: node 1 uploaded no part: it was skipped for a newer one."],
     )
 
 
@@ -189,5 +189,5 @@ def test_a_part_of_another_shape_of_the_job_is_refused(local, tmp_path):
     local.put_bytes(layout.part_name(10, 1), stray.to_bytes())
     saver.save(written(tmp_path, 0, 10), 10, {})
     assert saver.wait(20)
-    assert "the part of node 1 is of 8 ranks on 4 nodes" in saver.failures[0]
+    assert "the part of node 1 is from 8 ranks on 4 nodes" in saver.failures[0]
     assert complete([local]) == []

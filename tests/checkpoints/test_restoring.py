@@ -74,7 +74,7 @@ def test_when_nothing_is_whole_there_is_nothing(local, tmp_path, caplog):
     assert restore([local], tmp_path / "new") is None
     assert complete([local]) == []
     for step in (10, 20):
-        assert f"checkpoint-{step} is not taken. The manifest is damaged" in caplog.text
+        assert f"checkpoint-{step} is not used. The manifest is damaged" in caplog.text
 
 
 def test_a_manifest_in_the_folder_of_another_step_is_not_taken(local, tmp_path, caplog):
@@ -133,7 +133,7 @@ def test_the_newest_step_of_all_attempts_is_taken_and_of_one_step_the_newest_att
     restored = restore(stores, tmp_path / "new")
     assert restored is not None
     assert (restored.step, content_of(restored.directory)) == (20, contents[20])
-    assert "checkpoint-40 has no manifest.json: it was never uploaded to its end." in caplog.text
+    assert "checkpoint-40 has no manifest.json: its upload was never finished." in caplog.text
 
 
 def test_a_store_that_is_away_is_not_an_empty_one(bucket, s3, tmp_path):

@@ -90,8 +90,8 @@ def test_save_returns_while_the_upload_waits_and_a_waiting_one_gives_way(local, 
     saver.close()
     assert whole_steps(local, tmp_path) == [40, 10]
     assert (saver.last_complete, saver.failures) == (40, [])
-    assert [r.message for r in caplog.records if "Leaving out" in r.message] == [
-        f"Leaving out the checkpoint of step {step}: uploads are slower than saves." for step in (20, 30)
+    assert [r.message for r in caplog.records if "Skipping" in r.message] == [
+        f"Skipping the checkpoint of step {step}: uploads are slower than saves." for step in (20, 30)
     ]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["40"]
     assert content_of(places[40]) == contents[40]

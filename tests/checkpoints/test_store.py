@@ -53,7 +53,7 @@ def test_a_folder_is_removed_without_its_neighbours(store):
     assert store.names("checkpoint-1") == []
     assert store.names() == ["checkpoint-10/a"]
     for everything in ("", "/"):
-        with pytest.raises(ValueError, match="as a whole"):
+        with pytest.raises(ValueError, match="a whole prefix is never removed"):
             store.remove(everything)
 
 
@@ -144,7 +144,7 @@ def test_a_refusal_is_the_users_and_is_not_repeated(bucket: Bucket, s3):
 @pytest.mark.parametrize(
     ("prefix", "words"),
     [
-        ("s3://there-is-no-such-bucket/x", "Make the bucket"),
+        ("s3://there-is-no-such-bucket/x", "Create the bucket"),
         ("nosuch://bucket/x", "Protocol not known"),
         ("{file}/x", "NotADirectoryError"),
     ],
@@ -222,5 +222,5 @@ def test_a_server_that_is_not_there_is_unreachable(prefix):
 def test_links_in_a_circle_are_no_reason_to_try_again(tmp_path):
     """A place that leads to itself was asked five times, and then another attempt was to ask."""
     (tmp_path / "self").symlink_to("self")
-    with pytest.raises(UserError, match="links lead in no circle"):
+    with pytest.raises(UserError, match="links do not form a circle"):
         Store(str(tmp_path / "self")).names()

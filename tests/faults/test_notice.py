@@ -23,7 +23,7 @@ def test_sigterm_loses_no_step_and_is_tried_again(method, new_run, undisturbed, 
     attempt.notify()
     outcomes = [attempt.wait()]
     assert outcomes[0].ended == "recoverable", (outcomes[0].message, outcomes[0].log[-4000:])
-    assert "The node goes away" in outcomes[0].message
+    assert "The node is going away" in outcomes[0].message
     assert time.time() - told_at < _SOON
     assert run.claims_to_be_finished == []
     outcomes.append(run.finish(pause=0.0))

@@ -58,7 +58,7 @@ def test_a_slow_store_costs_nothing_and_leaves_out_checkpoints(method, bucket, n
     attempt.until_step(1)
     outcome = attempt.wait()
     assert outcome.ended == "finished", outcome.log[-4000:]
-    assert "Leaving out the checkpoint of step" in outcome.log
+    assert "Skipping the checkpoint of step" in outcome.log
     require_same_training(expected, run, [outcome])
     note(record, "store takes 0.4 s longer for every write", method, [outcome], faults=1)
 

@@ -1,10 +1,10 @@
-"""Checkpoints of a running training in the blob store: whole or not there, and found again by the next attempt.
+"""Checkpoints of a running training in the blob store: complete or not there, and found by the next attempt.
 
-What lies under the prefix of an attempt:
+The files under the prefix of an attempt:
 
     attempts.json                              prefixes of the attempts before it
     checkpoint-<step>/files/node-<k>/<name>    what node k's ranks wrote
-    checkpoint-<step>/parts/node-<k>.json      node k is done: its names, sizes and checksums
-    checkpoint-<step>/parts/node-<k>.problem   node k will not deliver: why
-    checkpoint-<step>/manifest.json            all parts together, written last: only with it is a checkpoint whole
+    checkpoint-<step>/parts/node-<k>.json      node k is done: names, sizes and checksums of its files
+    checkpoint-<step>/parts/node-<k>.problem   why node k will not upload its part
+    checkpoint-<step>/manifest.json            all parts together, written last: it makes the checkpoint complete
 """

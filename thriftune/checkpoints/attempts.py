@@ -1,4 +1,4 @@
-"""The chain of a task's attempts: Flyte tells each one only of the attempt just before it."""
+"""The chain of a task's attempts: Flyte tells each attempt only about the one just before it."""
 
 import json
 import logging
@@ -15,17 +15,17 @@ _PREFIXES = TypeAdapter(list[Annotated[str, Field(min_length=1)]])
 
 
 def begin_attempt(here: str, previous: str | None) -> list[Store]:
-    """Find the prefixes of all attempts, and write them down for the next attempt.
+    """Find the prefixes of all earlier attempts, and write them down for the next attempt.
 
-    To be called as early as can be: an attempt that dies before it hides those before it from those after it. Several
-    nodes and ranks may call it.
+    Call it as early as possible: if an attempt dies before this call, later attempts cannot find the earlier ones.
+    Several nodes and ranks may call it.
 
     Args:
         here: This attempt's own prefix (Flyte's `checkpoint_dest`).
         previous: The prefix of the attempt just before (`checkpoint_src`); None, empty or `""` in quotes in the first.
 
     Returns:
-        Their stores, newest first, with this attempt's own at the front.
+        The stores of all attempts, newest first: this attempt's own is at the front.
 
     Raises:
         TransientError: The store does not answer.
@@ -44,7 +44,7 @@ def begin_attempt(here: str, previous: str | None) -> list[Store]:
 
 
 def _read(store: Store) -> list[str]:
-    """The prefixes before a prefix, as far as it says."""
+    """The earlier prefixes that a prefix lists; none if it lists none or cannot be read."""
     data = store.get_bytes(ATTEMPTS)
     if data is None:
         return []
@@ -52,7 +52,7 @@ def _read(store: Store) -> list[str]:
         return _PREFIXES.validate_json(data)
     except ValueError:
         logger.warning(
-            "%s/%s is damaged: checkpoints of attempts before that one cannot be found.",
+            "%s/%s is damaged: checkpoints of earlier attempts cannot be found.",
             store.prefix,
             ATTEMPTS,
         )

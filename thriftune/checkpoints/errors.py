@@ -4,4 +4,4 @@ from thriftune.errors import TransientError
 
 
 class IncompleteError(TransientError):
-    """This node did its part of a checkpoint that never became whole: another node did not do its own."""
+    """A checkpoint never became complete: this node uploaded its part, but another node did not."""

@@ -1,7 +1,6 @@
-"""What decides a training: of two that agree in all of it, one may go on from a checkpoint of the other.
+"""The identity of a training: everything that decides what it makes. A run resumes only from checkpoints of its own.
 
-What a training changes of itself between attempts is no part of it: ranks, micro batch and accumulation, batches that
-are left out.
+What may change between attempts is not a part of it: ranks, micro batch and accumulation, skipped batches.
 """
 
 import math
@@ -16,30 +15,30 @@ from thriftune.methods import METHODS
 from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import TrainingPlan
 
-# By the key of the run file that decides it; values as JSON has them.
+# By key of the run file; values as in JSON.
 Identity = Mapping[str, Any]
 
-# Of `training`: the rest decides where and how fast it trains, what is logged and how the result is stored.
+# Keys of `training`. The others decide where and how fast a model trains, what is logged and how the result is stored.
 _OF_TRAINING = (
     "learning_rate", "scheduler", "warmup_share", "weight_decay", "max_grad_norm", "optimizer", "group_by_length"
 )  # fmt: skip
 _MODEL, _DATA, _STEPS, _ZERO = "model.source", "data", "training.max_steps", "zero.config"
 _IN_MANIFEST = "identity"
-# What the manifests of versions before it said, and under which name.
+# What manifests of older versions contain, and under which name.
 _OLD_NAMES = {
     "method": "method", "base model": _MODEL, "dataset": _DATA, "global batch": "training.global_batch", "seed": "seed"
 }  # fmt: skip
 
 
 def of(config: RunConfig, plan: TrainingPlan, *, model: str, dataset: str, rows: int | None) -> Identity:
-    """The identity of a training, as far as it is known.
+    """The identity of a training, as far as it is known yet.
 
     Args:
         config: The run.
         plan: Its plan.
-        model: What its source holds, as `thriftune.models.fetching.version` says; empty: not known.
-        dataset: Fingerprint of the prepared dataset; empty: not known.
-        rows: Token rows to train on; None: not known.
+        model: Version of the model's source, as `thriftune.models.fetching.version` gives it; empty if not known.
+        dataset: Fingerprint of the prepared dataset; empty if not known.
+        rows: Number of token rows to train on; None if not known.
     """
     training = config.training
     identity: dict[str, Any] = {
@@ -68,11 +67,11 @@ def in_manifest(identity: Identity) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A training beside the one that a checkpoint is of.
+    """A training compared with the one that wrote a checkpoint.
 
     Attributes:
-        problems: What must not differ, and does.
-        remarks: What differs and may, or could not be compared; and which value holds. Sentences.
+        problems: Differences that are not allowed.
+        remarks: Sentences about allowed differences, with the value that is used, and about what cannot be compared.
     """
 
     problems: tuple[Problem, ...]
@@ -80,18 +79,18 @@ class Comparison:
 
 
 def compare(own: Identity, content: Mapping[str, Any], step: int, *, place: str, or_else: str) -> Comparison:
-    """Compare a training with the one that a checkpoint is of.
+    """Compare a training with the one that wrote a checkpoint.
 
     Args:
-        own: Identity of the training that would go on.
-        content: What the checkpoint's manifest says besides its files.
-        step: Of the checkpoint.
-        place: Where it is.
-        or_else: What a person can do but to write the checkpoint's value, as: begin anew.
+        own: Identity of the training that would resume.
+        content: The checkpoint's manifest without its files.
+        step: Optimizer step of the checkpoint.
+        place: Where the checkpoint is.
+        or_else: What a person can do instead of using the checkpoint's value, such as: start again.
 
     Returns:
-        The differences. Of a number of steps that differs the run's holds, where the learning rate up to the checkpoint
-        was the same; a checkpoint of another method is told by that alone.
+        The differences. If the number of steps differs, the run's number is used, provided the learning rate up to the
+        checkpoint was the same. For a checkpoint of another method, the method is the only difference named.
     """
     saved = content.get(_IN_MANIFEST)
     if saved is None:
@@ -105,43 +104,43 @@ def compare(own: Identity, content: Mapping[str, Any], step: int, *, place: str,
     if _STEPS in own and "method" not in differing:
         problems += _of_steps(own, saved, step, where, or_else)
         if saved.get(_STEPS, own[_STEPS]) != own[_STEPS] and not problems:
-            remarks.append(f"{_STEPS}: the run's {own[_STEPS]} steps hold; {where} was to be one of {saved[_STEPS]}.")
+            remarks.append(f"{_STEPS}: the run's {own[_STEPS]} steps are used; {where} is of a run of {saved[_STEPS]}.")
     if unknown := [name for name in own if name not in saved]:
         remarks.append(
-            f"{where[0].upper()}{where[1:]} was written by an older version, which did not note {', '.join(unknown)}. "
-            "They could not be compared, and must be those of the run that wrote it."
+            f"{where[0].upper()}{where[1:]} was written by an older version, without {', '.join(unknown)}. "
+            "These cannot be compared, and must be as in the run that wrote it."
         )
     return Comparison(tuple(problems), tuple(remarks))
 
 
 def _problem(name: str, own: Any, saved: Any, where: str, or_else: str) -> Problem:
     theirs = _shown(saved)
-    message, remedy = f"{where} was trained with {theirs}.", f"Write {theirs}"
+    message, remedy = f"{where} was trained with {theirs}.", f"Use {theirs}"
     if name == _MODEL:
-        message, remedy = f"{where} is of another base model, or another version of it ({theirs}).", "Use that one"
+        message, remedy = f"{where} is of another base model, or of another version of it ({theirs}).", "Use that one"
     elif name == _DATA:
-        message = f"{where} was trained on other rows, or on the same in another form (fingerprint {theirs})."
-        remedy = "Use the data section of the run that wrote it, on data that did not change"
+        message = f"{where} was trained on other rows, or on the same rows in another form (fingerprint {theirs})."
+        remedy = "Use the data section of the run that wrote it, with unchanged data"
     elif name == _ZERO:
-        message = f"{where} was written under ZeRO stage {theirs}, and this run has stage {own}, which cannot read it."
-        remedy = f"Name a configuration of stage {theirs}"
+        message = f"{where} was written under ZeRO stage {theirs}; stage {own}, which this run uses, cannot read it."
+        remedy = f"Use a configuration of stage {theirs}"
     return Problem(name, _shown(own), message, f"{remedy}, or {or_else}.", code="checkpoint-differs")
 
 
 def _of_steps(own: Identity, saved: Identity, step: int, where: str, or_else: str) -> Iterator[Problem]:
-    """Another number of steps: fine where the learning rate does not depend on it, and none is done already."""
+    """Problems of another number of steps: none if the learning rate does not depend on it, and no more are done."""
     steps = own[_STEPS]
     before = saved.get(_STEPS, steps)
     if steps < step:
-        message = f"{where} has more steps behind it."
+        message = f"{where} has done more steps already."
         yield Problem(_STEPS, str(steps), message, f"Train {step} or more, or {or_else}.", code="checkpoint-differs")
     elif steps != before:
         warmup = math.ceil(max(steps, before) * own["training.warmup_share"])
         if own["training.scheduler"] == "constant" and step >= warmup:
             return
-        message = f"{where} is of a run of {before} steps, by which its learning rate rose and fell."
+        message = f"{where} is of a run of {before} steps, on which its learning rate depends."
         remedy = (
-            f"Train {before}; to train longer, begin a run from the finished model (lora.resume_from or model.source)"
+            f"Train {before}; to train longer, start a run from the finished model (lora.resume_from or model.source)"
         )
         yield Problem(_STEPS, str(steps), message, f"{remedy}; or {or_else}.", code="checkpoint-differs")
 

@@ -1,4 +1,4 @@
-"""Names inside the prefix of an attempt, in one place."""
+"""Names of files and folders under the prefix of an attempt."""
 
 import re
 
@@ -7,32 +7,32 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder of a checkpoint."""
+    """The folder of the checkpoint of a step."""
     return f"checkpoint-{step}"
 
 
 def manifest_name(step: int) -> str:
-    """Written last; what makes a checkpoint whole."""
+    """The manifest, which is written last and makes a checkpoint complete."""
     return f"{checkpoint_name(step)}/manifest.json"
 
 
 def parts_name(step: int) -> str:
-    """The folder where nodes say what they uploaded."""
+    """The folder in which nodes record what they uploaded."""
     return f"{checkpoint_name(step)}/parts"
 
 
 def part_name(step: int, node: int) -> str:
-    """What one node uploaded."""
+    """The record of what one node uploaded."""
     return f"{parts_name(step)}/node-{node}.json"
 
 
 def problem_name(step: int, node: int) -> str:
-    """Why one node did not deliver, so that the others need not wait for it."""
+    """The reason why one node uploaded nothing, so that the others need not wait for it."""
     return f"{parts_name(step)}/node-{node}.problem"
 
 
 def file_name(step: int, node: int, name: str) -> str:
-    """One file. By node: two may write the same name, as DeepSpeed does on node-local disks."""
+    """One file of a checkpoint. It contains the node, as two may write the same name: DeepSpeed does on local disks."""
     return f"{checkpoint_name(step)}/files/node-{node}/{name}"
 
 

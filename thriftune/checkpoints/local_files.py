@@ -1,15 +1,15 @@
-"""What a store on a local disk does otherwise than through fsspec."""
+"""The operations that a store on a local disk does without fsspec."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
-# Ending of files that are being written; they are in no listing.
+# Ending of files that are being written; listings leave them out.
 PARTIAL = ".partial"
 
 
 def sizes_below(path: str) -> dict[str, int]:
-    """Files below a path. fsspec leaves out a whole folder when one file in it vanishes while it looks."""
+    """Files below a path with their bytes. fsspec would leave out a folder in which a file vanishes meanwhile."""
     sizes = {}
     folders = (
         [(str(Path(path).parent), [], [Path(path).name])]
@@ -25,14 +25,14 @@ def sizes_below(path: str) -> dict[str, int]:
 
 
 def _raise_unless_gone(error: OSError) -> None:
-    """A folder that may not be read must not look empty."""
+    """Raise an error unless a folder is gone: one that may not be read must not look empty."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
 def remove_empty_folders(path: str) -> None:
-    """Remove a folder and those in it, as far as no file is in them."""
+    """Remove a folder and the folders in it, except those that contain files."""
     folders = sorted((p for p in Path(path).rglob("*") if p.is_dir()), reverse=True)
     for folder in [*folders, Path(path)]:
-        with suppress(OSError):  # something new is in it, or it was a file
+        with suppress(OSError):  # there is a new file in it, or it was a file itself
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""What a whole checkpoint consists of. Its bytes carry a checksum of their own: any change of them is found."""
+"""The manifest of a checkpoint: the files it consists of. It has a checksum of its own, so any change is noticed."""
 
 import hashlib
 import json
@@ -31,10 +31,10 @@ class Manifest:
 
     Attributes:
         step: Optimizer steps done.
-        world_size: Ranks that wrote it.
-        nodes: Nodes that they were on.
-        files: What was written. Two nodes may have written the same name.
-        content: Whatever else the reader must know; JSON.
+        world_size: Number of ranks that wrote it.
+        nodes: Number of nodes that these ranks were on.
+        files: The files. Two nodes may have written the same name.
+        content: Other information for the reader; JSON.
     """
 
     step: int
@@ -49,10 +49,10 @@ class Manifest:
         return sum(entry.size for entry in self.files)
 
     def chosen(self, wanted: Callable[[str], bool]) -> list[FileEntry]:
-        """The files with a wanted name, one for each: of several nodes' the one of the lowest, where global rank 0 is.
+        """The files with a wanted name, one for each: if several nodes have it, that of the lowest (global rank 0's).
 
         Args:
-            wanted: Says of a name whether it is wanted.
+            wanted: Whether a name is wanted.
         """
         by_name: dict[str, FileEntry] = {}
         for entry in sorted(self.files, key=lambda e: (e.name, e.node)):
@@ -61,23 +61,26 @@ class Manifest:
         return list(by_name.values())
 
     def to_bytes(self) -> bytes:
-        """As JSON without secrets, with its checksum."""
+        """The manifest as JSON, without secrets and with its checksum."""
         return _written(replace(self, content=as_json(self.content)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Read what `to_bytes` made.
 
+        Args:
+            data: Content of the file.
+
         Raises:
-            ValueError: These are not the bytes that were written, or not a manifest of this version.
+            ValueError: The bytes were changed, or are not a manifest of this version.
         """
         try:
             body = json.loads(data)["manifest"]
             if body.pop("format") != _FORMAT:
                 raise ValueError("it was written by another version")
             manifest = TypeAdapter(cls).validate_python(body)
-            # Writing it again compares the checksum and everything a parser would overlook, such as spaces. As it is:
-            # what an older version wrote may hold what this one takes for a secret, and is whole all the same.
+            # Writing it again compares the checksum, and everything that a parser would overlook, such as spaces.
+            # Secrets are not removed here: an older version may have written what this one takes for a secret.
             if _written(manifest) != data:
                 raise ValueError("its checksum is wrong")
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -88,10 +91,13 @@ class Manifest:
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of free content as JSON would give it back, so that it cannot change any more; without secrets.
+    """A copy of some content after a round trip through JSON, so that later changes do not reach it; without secrets.
+
+    Args:
+        content: Values that JSON can hold.
 
     Raises:
-        TypeError: Something in it has no form in JSON.
+        TypeError: A value cannot be written as JSON.
     """
     copy: dict[str, Any] = json.loads(redacted(json.dumps(dict(content))))
     return copy

@@ -1,4 +1,4 @@
-"""Removing checkpoints that newer complete ones have replaced."""
+"""Remove checkpoints that newer complete ones have replaced."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,20 @@ from thriftune.checkpoints.store import Store
 
 
 def prune(store: Store, earlier: Sequence[Store], step: int, keep: int, stays: int | None = None) -> list[str]:
-    """Remove what is no longer needed after a checkpoint became complete.
+    """Remove the checkpoints that are no longer needed after one became complete.
 
-    Later steps stay: another node may already be uploading the next one, and one that was found damaged is written
-    over when the training comes by it again.
+    Later steps stay: another node may already be uploading the next one, and a damaged one is overwritten when the
+    training reaches that step again.
 
     Args:
         store: The attempt's own prefix.
-        earlier: Prefixes of earlier attempts. Their checkpoints go when this attempt has `keep` of its own.
+        earlier: Prefixes of earlier attempts. Their checkpoints are removed when this attempt has `keep` of its own.
         step: The step that has just become complete.
-        keep: How many complete ones to keep.
-        stays: A step that is kept besides, in whichever prefix it is; None: there is none.
+        keep: Number of complete checkpoints to keep.
+        stays: A step that is kept in addition, under any prefix; None if there is none.
 
     Returns:
-        What was removed: prefix and folder.
+        The removed checkpoints, as prefix and folder.
     """
     names = store.names()
     steps = {found for name in names if (found := layout.step_of(name)) is not None and found <= step}
@@ -34,6 +34,6 @@ def prune(store: Store, earlier: Sequence[Store], step: int, keep: int, stays: i
 
 
 def _remove(store: Store, step: int) -> str:
-    store.remove(layout.manifest_name(step))  # first: what is left of it must not look whole
+    store.remove(layout.manifest_name(step))  # first, so that a half removed checkpoint does not look complete
     store.remove(layout.checkpoint_name(step))
     return f"{store.prefix}/{layout.checkpoint_name(step)}"

@@ -1,4 +1,4 @@
-"""Finding the newest complete checkpoint, and bringing it to this disk only if every byte is right."""
+"""Find the newest complete checkpoint, and download it only if every byte is right."""
 
 import logging
 import os
@@ -16,18 +16,18 @@ logger = logging.getLogger(__name__)
 
 
 def complete(stores: Sequence[Store]) -> list[tuple[Store, Manifest]]:
-    """Checkpoints that have a manifest, newest step first; of the same step, that of the newest attempt first.
+    """Checkpoints that have a manifest, newest step first; for the same step, the newest attempt first.
 
-    Those that are newer than all of these and have none, or a damaged one, are logged. Files are not looked at:
-    `verify_and_fetch` does that.
+    Newer checkpoints whose manifest is missing or damaged are logged. Files are not checked: `verify_and_fetch` does
+    that.
 
-    Nodes that ask at different times may be answered differently: with several, one asks and tells the others.
+    Nodes that ask at different times may get different answers: of several nodes, one asks and tells the others.
 
     Args:
-        stores: Prefixes, that of the newest attempt first.
+        stores: The prefixes, the newest attempt's first.
 
     Raises:
-        TransientError: A store does not answer. Nothing is left out for that reason: training would begin anew.
+        TransientError: A store does not answer. It is not skipped, since training would then start from the beginning.
     """
     found, problems = _look(stores)
     newest = found[0][1].step if found else -1
@@ -36,7 +36,7 @@ def complete(stores: Sequence[Store]) -> list[tuple[Store, Manifest]]:
 
 
 def incomplete(stores: Sequence[Store]) -> list[str]:
-    """Why checkpoints have no manifest, or a damaged one, newest first.
+    """Sentences about checkpoints whose manifest is missing or damaged, newest first.
 
     Args:
         stores: Prefixes.
@@ -48,11 +48,11 @@ def incomplete(stores: Sequence[Store]) -> list[str]:
 
 
 def wrong_sizes(store: Store, manifest: Manifest) -> list[str]:
-    """What the store's listing alone tells of the files of a checkpoint: which are missing, or not whole.
+    """The files of a checkpoint that are missing or have the wrong size, according to the store's listing.
 
     Args:
-        store: Where it is.
-        manifest: What it consists of.
+        store: Where the checkpoint is.
+        manifest: Its manifest.
 
     Raises:
         TransientError: The store does not answer.
@@ -67,21 +67,20 @@ def verify_and_fetch(
     wanted: Callable[[str], bool] = lambda _: True,
     local: Path | None = None,
 ) -> list[str]:
-    """Bring the wanted files of one checkpoint to this disk, each checked for size and checksum.
+    """Download the wanted files of one checkpoint, and check the size and checksum of each.
 
-    The nodes of a job agree by each calling this for the same candidate and going on to the next one together if the
-    gathered problems of all are not empty.
+    All nodes of a job call this for the same checkpoint. If any of them finds a problem, all try the next checkpoint.
 
     Args:
         store: Where the checkpoint is.
-        manifest: What it consists of.
-        destination: Directory for the files; those that are already there and right are left.
-        wanted: Says which names this node needs.
-        local: Where files of it may already lie on this disk, under their names or in `checkpoint-<step>`. They are
-            hard-linked: whoever writes into `destination` later changes them too.
+        manifest: Its manifest.
+        destination: Directory for the files; files that are already there and right are kept.
+        wanted: Whether this node needs a name.
+        local: Folder on this disk where files of it may already be, under their names or in `checkpoint-<step>`. They
+            are hard-linked: later writing to a file in `destination` changes both.
 
     Returns:
-        What is wrong with it; empty when all is fine. It ends at the first damaged content.
+        Problems of the checkpoint; empty if there are none. The check stops at the first file with damaged content.
 
     Raises:
         DiskFullError: The disk has no room for it.
@@ -101,14 +100,14 @@ def verify_and_fetch(
 
 
 def _look(stores: Sequence[Store]) -> tuple[list[tuple[Store, Manifest]], list[tuple[int, str]]]:
-    """Checkpoints with a readable manifest, and what is wrong with each of the others, newest first."""
+    """Checkpoints with a readable manifest, and a problem for each of the others; newest first."""
     found, problems = [], []
     for store in stores:
         for step in sorted({s for name in store.names() if (s := layout.step_of(name)) is not None}, reverse=True):
             data = store.get_bytes(layout.manifest_name(step))
             where = f"{store.prefix}/{layout.checkpoint_name(step)}"
             if data is None:
-                problems.append((step, f"{where} has no manifest.json: it was never uploaded to its end."))
+                problems.append((step, f"{where} has no manifest.json: its upload was never finished."))
                 continue
             try:
                 manifest = Manifest.from_bytes(data)
@@ -116,7 +115,7 @@ def _look(stores: Sequence[Store]) -> tuple[list[tuple[Store, Manifest]], list[t
                     raise ValueError(f"Its manifest is of step {manifest.step}.")
                 found.append((store, manifest))
             except ValueError as error:
-                problems.append((step, f"{where} is not taken. {error}"))
+                problems.append((step, f"{where} is not used. {error}"))
     found.sort(key=lambda item: item[1].step, reverse=True)  # stable: newer attempts stay in front
     problems.sort(key=lambda item: item[0], reverse=True)
     return found, problems
@@ -128,7 +127,7 @@ def _warn(problems: Sequence[str]) -> None:
 
 
 def _wrong_sizes(store: Store, step: int, entries: Sequence[FileEntry]) -> list[str]:
-    """What the store's listing alone tells, before anything is downloaded."""
+    """Files that are missing or have the wrong size, found before anything is downloaded."""
     held = store.sizes(f"{layout.checkpoint_name(step)}/files")
     problems = []
     for entry in entries:
@@ -144,7 +143,7 @@ def _is_right(file: Path, entry: FileEntry) -> bool:
 
 
 def _is_here(entry: FileEntry, destination: Path, places: Sequence[Path]) -> bool:
-    """Whether a file is at its destination, after taking it from elsewhere on this disk if it is there."""
+    """Whether a file is at its destination; if another folder on this disk has it, it is linked or copied first."""
     target = destination / entry.name
     if _is_right(target, entry):
         return True
@@ -155,17 +154,17 @@ def _is_here(entry: FileEntry, destination: Path, places: Sequence[Path]) -> boo
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a file system without links
         try:
             shutil.copyfile(source, target)
-        except OSError:  # downloading says what is wrong
+        except OSError:  # the download will report what is wrong
             target.unlink(missing_ok=True)
             return False
     return True
 
 
 def _fetch(store: Store, step: int, entry: FileEntry, destination: Path) -> str:
-    """Download one file; what is wrong with it, or an empty text."""
+    """Download one file, and return what is wrong with it; empty if nothing is."""
     file = destination / entry.name
     file.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""Another run's checkpoints, which `checkpoints.resume_from` names: whether one is whole, and why none is."""
+"""Another run's checkpoints, named by `checkpoints.resume_from`: whether one is complete, and if not, why."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from thriftune.checkpoints.store import Store
 from thriftune.errors import ConfigError
 
 RESUME_FROM = "checkpoints.resume_from"
-# What can be done where they do not fit.
-OR_ELSE = f"begin anew, without {RESUME_FROM}"
+# What a person can do if they do not fit.
+OR_ELSE = f"start again without {RESUME_FROM}"
 
 
 def newest_whole(prefix: str) -> Manifest:
-    """The newest checkpoint whose files are all there, as far as the store's listing tells: nothing is fetched.
+    """The newest checkpoint whose files all exist according to the store's listing; nothing is downloaded.
 
     Args:
         prefix: Where they are.
@@ -32,19 +32,19 @@ def newest_whole(prefix: str) -> Manifest:
 
 
 def none_whole(prefix: str, damages: Sequence[str] = ()) -> ConfigError:
-    """Why a run cannot go on from another one's checkpoints: none of them is whole.
+    """The error that none of another run's checkpoints is complete, so that no run can resume from them.
 
     Args:
-        prefix: Where they are, as `checkpoints.resume_from` says.
-        damages: What is wrong with those that have a manifest.
+        prefix: Where they are: the value of `checkpoints.resume_from`.
+        damages: Problems of those that have a manifest.
 
     Raises:
         TransientError: The store does not answer.
     """
     found = [*damages, *restoring.incomplete([Store(prefix)])]
     last = prefix.rstrip("/").rpartition("/")[2]
-    remedy = "Name the prefix of a run's checkpoints, or leave it out to begin at the first step."
+    remedy = "Name the prefix of a run's checkpoints, or leave it out to start at the first step."
     if layout.step_of(last) is not None:
-        remedy = f"Name the prefix without {last}: it holds all checkpoints of a run."
+        remedy = f"Name the prefix without {last}: a prefix holds all checkpoints of a run."
     message = f"holds no whole checkpoint{': ' if found else '.'}{' '.join(found)}"
     return ConfigError.single(RESUME_FROM, prefix, message, remedy, code="checkpoint-not-found")

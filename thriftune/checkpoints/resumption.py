@@ -1,4 +1,4 @@
-"""Going on where an attempt left off: which checkpoint, agreed on by all ranks, and who uploads the next ones."""
+"""Resume where an earlier attempt stopped: all ranks agree on a checkpoint; one process per node uploads new ones."""
 
 import json
 import logging
@@ -22,25 +22,25 @@ from thriftune.errors import ConfigError, TransientError
 
 logger = logging.getLogger(__name__)
 
-# What one rank writes for itself: DeepSpeed's shards, and the state of its random numbers.
+# Files that belong to one rank: DeepSpeed's shards, and the state of its random numbers.
 _OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
-# What the training changed of itself, beside the checkpoints.
+# What the training changed about itself; the file lies beside the checkpoints.
 _ADJUSTMENTS = "adjustments.json"
-# In the manifest of a checkpoint: what `Resumed.remarks` said to the run that wrote it.
+# Key in the manifest of a checkpoint: `Resumed.remarks` of the run that wrote it.
 REMARKS = "remarks"
-# The same, the step of a checkpoint that must stay, whatever newer ones there are; None: there is none.
+# Another key: the step of a checkpoint that is kept even when newer ones exist; None if there is none.
 BEST = "best"
 
 
 @dataclass(frozen=True)
 class CheckpointPlace:
-    """Where checkpoints of a training lie.
+    """Where the checkpoints of a training are.
 
     Attributes:
         here: Prefix in the blob store that this attempt writes to; a directory in a local run.
-        previous: That of the attempt before; empty in the first.
-        scratch: Folder on this disk, the same for all processes of a node and for those that are started again.
-        grace_seconds: How long a process may go on after a notice that its node goes.
+        previous: The prefix of the attempt before; empty in the first attempt.
+        scratch: Folder on this disk, the same for all processes of a node, also after they are started again.
+        grace_seconds: Seconds that a process may still run after the notice that its node is going away.
     """
 
     here: str
@@ -51,14 +51,14 @@ class CheckpointPlace:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to go on from.
+    """A checkpoint to resume from.
 
     Attributes:
         step: Optimizer steps done.
-        directory: As transformers' Trainer reads it, on this disk.
-        is_converted: Whether another number of ranks wrote it.
-        content: What its manifest says besides.
-        remarks: What of the run that wrote it is another than in this one, and which value holds. Sentences.
+        directory: Its directory on this disk, in the form that transformers' Trainer reads.
+        is_converted: Whether it was converted, because another number of ranks wrote it.
+        content: Its manifest without the files.
+        remarks: Sentences about the differences from the run that wrote it, with the value that is used.
     """
 
     step: int
@@ -69,13 +69,13 @@ class Resumed:
 
 
 class Checkpoints:
-    """The checkpoints of one training: found by all ranks together, and uploaded by one process per node.
+    """The checkpoints of one training: all ranks look for them together, and one process per node uploads them.
 
     Args:
-        place: Where they lie.
-        config: How many, how often, and a run to go on from.
-        own: Identity of the training, which a checkpoint must share to be gone on from.
-        convert: Makes a checkpoint of another number of ranks one for this; None: it is of no matter.
+        place: Where they are.
+        config: How many to keep, how often to save, and a run to resume from.
+        own: Identity of the training; only a checkpoint with the same identity can be resumed from.
+        convert: Converts a checkpoint for another number of ranks; None if checkpoints do not depend on that number.
     """
 
     def __init__(
@@ -98,16 +98,16 @@ class Checkpoints:
 
     @property
     def grace_seconds(self) -> float:
-        """How long a process may go on after a notice that its node goes."""
+        """Seconds that a process may still run after the notice that its node is going away."""
         return self._place.grace_seconds
 
     @property
     def config(self) -> CheckpointConfig:
-        """How many, and how often."""
+        """How many checkpoints to keep, and how often to save."""
         return self._config
 
     def adjustments(self) -> dict[str, Any]:
-        """What this training changed of itself, in this attempt or an earlier one. Collective: every rank calls it."""
+        """What this training changed about itself, in any attempt so far. Collective: every rank calls it."""
 
         def look() -> dict[str, Any]:
             for store in self._stores:
@@ -120,11 +120,11 @@ class Checkpoints:
         return distributed.from_main(look)
 
     def adjust(self, content: dict[str, Any]) -> None:
-        """Write down what is changed from now on. Several ranks may write the same."""
+        """Record what is changed from now on. Several ranks may write the same content."""
         self._stores[0].put_bytes(_ADJUSTMENTS, json.dumps(content, indent=1).encode())
 
     def drop_from(self, step: int) -> None:
-        """Remove the checkpoints of a step and later ones, which must not be gone on from. Collective."""
+        """Remove the checkpoints of a step and of later ones, so that nothing resumes from them. Collective."""
         self.wait()
         distributed.barrier()
         if self._rank.is_main:
@@ -134,13 +134,13 @@ class Checkpoints:
         distributed.barrier()
 
     def restore(self) -> Resumed | None:
-        """Bring the newest checkpoint that is whole on every node to this disk. Collective: every rank calls it.
+        """Download the newest checkpoint that is complete on every node. Collective: every rank calls it.
 
         Returns:
-            It, or None where there is none to go on from: the training begins at its beginning.
+            The checkpoint; None if there is none, so that the training starts at the first step.
 
         Raises:
-            ConfigError: A checkpoint is of another training, or `checkpoints.resume_from` names none that is whole.
+            ConfigError: A checkpoint is of another training, or none that `checkpoints.resume_from` names is complete.
             TransientError: The store does not answer.
         """
         damages = []
@@ -151,7 +151,7 @@ class Checkpoints:
                 remarks = self._compared(prefix, manifest).remarks
                 for remark in remarks:
                     logger.warning("%s", remark)
-                logger.info("Going on from step %d (%s)", manifest.step, prefix)
+                logger.info("Resuming from step %d (%s)", manifest.step, prefix)
                 self._clear_written()
                 return self._resumed(manifest, directory, remarks)
             damages += problems
@@ -161,7 +161,7 @@ class Checkpoints:
         return None
 
     def fetch(self, step: int) -> Resumed | None:
-        """Bring the checkpoint of one step to this disk, if it is whole on every node. Collective: every rank calls it.
+        """Download the checkpoint of one step, if it is complete on every node. Collective: every rank calls it.
 
         Args:
             step: Optimizer steps done.
@@ -176,7 +176,7 @@ class Checkpoints:
         return None
 
     def start_saving(self) -> None:
-        """Begin to upload what is saved from now on; one process per node does."""
+        """Start uploading what is saved from now on, in one process per node."""
         if self._rank.local_index == 0:
             self._saver = BackgroundSaver(
                 self._stores[0],
@@ -186,16 +186,16 @@ class Checkpoints:
                 keep=self._config.keep_checkpoints,
                 earlier=self._stores[1:],
             )
-        distributed.barrier()  # each node's saver clears what it left behind before any of them saves
+        distributed.barrier()  # the saver of each node removes what it left behind before any of them saves
 
     def save(self, directory: Path, step: int, content: dict[str, Any]) -> None:
-        """Hand over what the Trainer wrote. Collective: every rank calls it, when its own files are written."""
+        """Hand over what the Trainer wrote. Collective: every rank calls it after writing its own files."""
         distributed.barrier()
         if self._saver is not None:
             self._saver.save(directory, step, {**in_manifest(self._own), **content}, stays=content.get(BEST))
 
     def forget_restored(self) -> None:
-        """Remove what was restored and is loaded by now, and what an earlier process of this node had written."""
+        """Remove the restored files, which are loaded by now."""
         if self._restored and self._rank.local_index == 0:
             shutil.rmtree(self._place.scratch / "resumed", ignore_errors=True)
         self._restored = False
@@ -204,28 +204,28 @@ class Checkpoints:
         """Wait until what was handed over is in the store.
 
         Args:
-            seconds: At the most.
+            seconds: Longest wait; None to wait as long as it takes.
 
         Returns:
-            Whether it is, as far as this process knows.
+            Whether it is there, as far as this process knows.
         """
         return self._saver.wait(seconds) if self._saver is not None else True
 
     def stop_saving(self) -> None:
-        """Wait for what was handed over, and take no more."""
+        """Wait for the uploads of what was handed over, and accept no more."""
         if self._saver is not None:
             self._saver.close()
             self._saver = None
 
     def finish(self) -> None:
-        """Stop uploading, and leave nothing on this disk."""
+        """Finish the uploads, and remove everything from this disk."""
         self.stop_saving()
         distributed.barrier()
         if self._rank.local_index == 0:
             shutil.rmtree(self._place.scratch, ignore_errors=True)
 
     def _resumed(self, manifest: Manifest, directory: Path, remarks: tuple[str, ...]) -> Resumed:
-        """A fetched checkpoint, converted on each node where other ranks wrote it."""
+        """A downloaded checkpoint, converted on each node if another number of ranks wrote it."""
         convert = self._convert if manifest.world_size != self._rank.world_size else None
         if convert is not None:
             converted = directory.with_name(f"{directory.name}-converted")
@@ -242,14 +242,14 @@ class Checkpoints:
         return Resumed(manifest.step, directory, convert is not None, content, tuple(dict.fromkeys(known)))
 
     def _clear_written(self) -> None:
-        """Remove what a process that was killed had written here; what is of use of it is linked to by now."""
+        """Remove what a killed process left here; its useful files are hard-linked by now."""
         distributed.barrier()
         if self._rank.local_index == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
         distributed.barrier()
 
     def _candidates(self) -> list[tuple[str, Manifest]]:
-        """Whole checkpoints, newest first, the same on every rank: one asks the store and tells the others."""
+        """Complete checkpoints, newest first, the same on every rank: one asks the store and tells the others."""
 
         def look() -> list[tuple[str, bytes]]:
             other = self._config.resume_from
@@ -267,25 +267,27 @@ class Checkpoints:
         return compare(self._own, manifest.content, manifest.step, place=prefix, or_else=or_else)
 
     def _fetch(self, prefix: str, manifest: Manifest, directory: Path) -> list[str]:
-        """Bring to every node the files that its ranks need; what is wrong with them on any, empty when all is fine."""
+        """Download the files that the ranks of each node need; return the problems of all nodes."""
         problems: list[str] = []
         unfetched: TransientError | None = None
         if self._rank.local_index == 0:
             wanted = self._wanted(manifest.world_size)
             try:
                 problems = restoring.verify_and_fetch(Store(prefix), manifest, directory, wanted, self.folder)
-            except TransientError as error:  # raised below, on every rank: the others wait to be told
+            except (
+                TransientError
+            ) as error:  # raised below on every rank, as the others are waiting for this one's answer
                 unfetched = error
         answers = distributed.gather_objects((problems, unfetched))
         if failed := [error for _, error in answers if error is not None]:
             raise failed[0]
         wrong = [problem for found, _ in answers for problem in found]
         for problem in wrong:
-            logger.warning("The checkpoint of step %d is not taken: %s", manifest.step, problem)
+            logger.warning("The checkpoint of step %d is not used: %s", manifest.step, problem)
         return wrong
 
     def _wanted(self, world_size: int) -> Callable[[str], bool]:
-        """The files that this node needs: all to convert them to another number of ranks, else those of its ranks."""
+        """Whether this node needs a file: converting to another number of ranks needs all, else only its own."""
         rank = self._rank
         if world_size != rank.world_size:
             return lambda _: True

@@ -1,4 +1,4 @@
-"""Uploading checkpoints in the background, while training goes on."""
+"""Upload checkpoints in the background, while training goes on."""
 
 import logging
 import shutil
@@ -18,11 +18,11 @@ from thriftune.errors import ThriftuneError, TransientError, UserError
 
 logger = logging.getLogger(__name__)
 
-# Saves of this node that may fail one after the other before training stops: it would work for nothing.
+# Saves of this node that may fail in a row before training stops: without checkpoints its work could be lost.
 FAILURES_IN_A_ROW = 3
-# Seconds that a node waits for the others after its own part is uploaded: the slowest may have far more to upload.
+# Seconds that a node waits for the others after uploading its own part: the slowest may have far more to upload.
 GIVE_UP_S = 1800.0
-# Seconds between two looks at the store for what other nodes did.
+# Seconds between two looks in the store at what other nodes did.
 POLL_S = 0.5
 
 _GIB = 2**30
@@ -37,11 +37,11 @@ class _Save:
 
 
 class BackgroundSaver:
-    """Uploads the checkpoints of one node; its local rank 0 has one, and every node must make its own before any saves.
+    """Uploads the checkpoints of one node, in local rank 0. Every node must create its own before any node saves.
 
-    Directories given to `save` belong to the saver, which deletes them when they are of no use: left out, failed, or
-    older than the newest complete one. The newest complete one always stays, for a restart on this node; so up to
-    three lie on the disk, besides the one that training writes: it, the one being uploaded and the one waiting.
+    Directories given to `save` belong to the saver, which deletes them when they are not needed: skipped, failed, or
+    older than the newest complete one. The newest complete one always stays, for a restart on this node. So up to three
+    are on the disk besides the one that training is writing: the complete one, one being uploaded and one waiting.
 
     The thread ends with the process, without waiting for an upload: call `close` to wait.
 
@@ -51,17 +51,20 @@ class BackgroundSaver:
         nodes: Nodes of the job.
         world_size: Ranks of the job.
         keep: Complete checkpoints to keep in the store, at least 1.
-        earlier: Prefixes of earlier attempts, whose checkpoints go when this attempt has `keep` of its own.
-        poll_s: Seconds between two looks at what other nodes did.
+        earlier: Prefixes of earlier attempts, whose checkpoints are removed when this attempt has `keep` of its own.
+        poll_s: Seconds between two looks in the store at what other nodes did.
         give_up_s: Seconds to wait for the other nodes.
 
     Attributes:
-        failures: What went wrong, one line a checkpoint.
+        failures: What went wrong, one line for each failed checkpoint.
         last_complete: Step of the newest checkpoint that became complete, or None.
 
     Raises:
         TransientError: The store does not answer.
     """
+
+    failures: list[str]
+    last_complete: int | None
 
     def __init__(
         self,
@@ -77,8 +80,8 @@ class BackgroundSaver:
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep = {keep}: the newest complete checkpoint is always kept.")
-        self.failures: list[str] = []
-        self.last_complete: int | None = None
+        self.failures = []
+        self.last_complete = None
         self._store = store
         self._place = uploading.Place(node, nodes, world_size, poll_s, give_up_s)
         self._keep = keep
@@ -96,17 +99,17 @@ class BackgroundSaver:
         self._thread.start()
 
     def save(self, directory: Path, step: int, content: dict[str, Any], stays: int | None = None) -> None:
-        """Hand over a checkpoint and return at once. One that waits and has not begun gives way to this one.
+        """Hand over a checkpoint and return at once. A checkpoint that is still waiting is skipped for this one.
 
         Args:
-            directory: What this node's ranks wrote, complete. From now on it is the saver's.
+            directory: What this node's ranks wrote, complete. From now on it belongs to the saver.
             step: Optimizer steps done.
-            content: Free JSON for the manifest; that of node 0 gets there.
-            stays: Step of an earlier checkpoint that is not removed for newer ones; None: there is none.
+            content: Any JSON for the manifest, which gets that of node 0.
+            stays: Step of an earlier checkpoint that is kept even when newer ones exist; None if there is none.
 
         Raises:
-            TransientError: The last three saves of this node failed; this one was not begun.
-            UserError: The same, and the store refused access: trying again changes nothing.
+            TransientError: The last three saves of this node failed; this one was not started.
+            UserError: The last three saves failed because the store refused access, so trying again would not help.
         """
         if not directory.is_dir():
             raise NotADirectoryError(f"{directory}: a checkpoint is a directory.")
@@ -120,14 +123,14 @@ class BackgroundSaver:
                 self._left_out.append(replaced.step)
             self._changed.notify_all()
         if replaced is not None:
-            logger.info("Leaving out the checkpoint of step %d: uploads are slower than saves.", replaced.step)
+            logger.info("Skipping the checkpoint of step %d: uploads are slower than saves.", replaced.step)
             self._delete(replaced.directory)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until everything submitted is complete in the store, or failed.
+        """Wait until everything handed over is complete in the store, or has failed.
 
         Args:
-            timeout: Seconds; None: as long as it takes.
+            timeout: Longest wait in seconds; None to wait as long as it takes.
 
         Returns:
             Whether it is.
@@ -136,7 +139,7 @@ class BackgroundSaver:
             return self._changed.wait_for(lambda: self._waiting is None and self._running is None, timeout)
 
     def close(self) -> None:
-        """Wait for everything submitted, and end the thread."""
+        """Wait for everything handed over, and end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -154,7 +157,7 @@ class BackgroundSaver:
         while (job := self._next()) is not None:
             try:
                 self._attempt(job)
-            except Exception as error:  # a bug of ours: training need not die of it, but must not miss it
+            except Exception as error:  # a bug in this package: it should not end the training, but must be visible
                 logger.exception("The checkpoint of step %d failed.", job.step)
                 self.failures.append(f"step {job.step}: {type(error).__name__}: {error}")
             finally:
@@ -183,7 +186,7 @@ class BackgroundSaver:
         with self._changed:
             left_out, self._left_out = self._left_out, []
         for step in left_out:
-            uploading.report_problem(self._store, self._place.node, step, "it was left out, for a newer one.")
+            uploading.report_problem(self._store, self._place.node, step, "it was skipped for a newer one.")
         uploading.upload_part(self._store, self._place, job.directory, job.step, job.content)
         finish = uploading.await_manifest if self._place.node else uploading.write_manifest
         return finish(self._store, self._place, job.step)
@@ -201,8 +204,8 @@ class BackgroundSaver:
 
     def _note_failure(self, job: _Save, error: Exception) -> None:
         self.failures.append(f"step {job.step}: {type(error).__name__}: {error}")
-        logger.warning("No checkpoint of step %d in the store, training goes on: %s", job.step, error)
-        if not isinstance(error, IncompleteError):  # that is the failure of another node, which counts it itself
+        logger.warning("The checkpoint of step %d could not be saved, training goes on: %s", job.step, error)
+        if not isinstance(error, IncompleteError):  # that is a failure of another node, which counts it itself
             self._in_a_row += 1
             self._last_error = error
         uploading.report_problem(self._store, self._place.node, job.step, f"it failed ({error})")
@@ -220,4 +223,4 @@ class BackgroundSaver:
         try:
             shutil.rmtree(directory)
         except OSError as error:
-            logger.warning("%s: could not be deleted, and stays on the disk: %s", directory, error)
+            logger.warning("%s could not be deleted and stays on the disk: %s", directory, error)

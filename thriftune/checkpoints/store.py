@@ -1,4 +1,4 @@
-"""A prefix of the blob store, or of a local disk, whose short failures are waited out."""
+"""Files under a prefix of the blob store or of a local disk, with retries for short failures."""
 
 import errno
 import logging
@@ -24,17 +24,17 @@ T = TypeVar("T")
 
 # Seconds between the attempts at one operation: 5 attempts, 15 s of waiting.
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-# A request to S3 that nobody answers ends after so long, and a connection that nobody takes.
+# Timeouts in seconds for an S3 request without an answer, and for a connection that is not accepted.
 S3_READ_S = 30
 S3_CONNECT_S = 10
-# Inside one attempt a request is repeated at once, so that a 503 for one of many parts does not begin a file anew:
-# botocore repeats what the store refuses (500, 503, SlowDown), s3fs what breaks off.
+# Inside one attempt a failed request is repeated at once, so that a 503 for one of many parts does not restart a whole
+# file: botocore repeats what the store refuses (500, 503, SlowDown), s3fs what breaks off.
 S3_BOTOCORE_TRIES = 2
 S3_S3FS_TRIES = 2
-# The worst case of one request to S3: 615 s, against a store that takes connections and never answers. One that is
-# not there is given up after about 20 s. For gs:// gcsfs repeats inside each attempt, for a minute or so.
+# The worst case of one request to S3 is 615 s, for a store that accepts connections and never answers. A store that
+# does not exist is given up after about 20 s. For gs:// gcsfs repeats inside each attempt, for about a minute.
 WORST_CASE_S = sum(PAUSES_S) + (len(PAUSES_S) + 1) * S3_BOTOCORE_TRIES * S3_S3FS_TRIES * S3_READ_S
-# Parts of 50 MiB on their way at once: 200 MiB of host memory beside the training, where s3fs would take 500.
+# Parts of 50 MiB transferred at once: they take 200 MiB of host memory beside the training; s3fs would take 500.
 S3_PARTS_AT_ONCE = 4
 
 _LOCAL = ("file", "local")
@@ -42,16 +42,16 @@ _S3 = ("s3", "s3a")
 
 
 class Store:
-    """A prefix: local directory, s3://, gs:// or memory://. May be used from threads, after a fork, and pickled.
+    """Files under a prefix: a local directory, s3://, gs:// or memory://. Safe in threads, after a fork, and pickled.
 
-    Endpoint and keys are fsspec's: the store's own environment variables, or `fsspec.config`.
+    fsspec finds endpoint and keys: in the store's own environment variables, or in `fsspec.config`.
 
-    Every operation raises TransientError when the store still fails at the last attempt, UserError when it refuses
-    access, and DiskFullError, at once, when a local disk is full.
+    Every operation raises TransientError if the store still fails at the last attempt, and at once UserError if it
+    refuses access, or DiskFullError if a local disk is full.
 
     Args:
-        prefix: Where everything lies; names are relative to it.
-        pauses: Seconds between attempts.
+        prefix: The prefix, which all names are relative to.
+        pauses: Seconds to wait between the attempts at one operation.
     """
 
     def __init__(self, prefix: str, *, pauses: Sequence[float] = PAUSES_S) -> None:
@@ -61,19 +61,19 @@ class Store:
         self._opened: tuple[int, Any, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}  # connections and event loops stay in their process
+        return {**self.__dict__, "_opened": None}  # connections and event loops belong to one process
 
     def __repr__(self) -> str:
         return f"Store({self.prefix!r})"
 
     def put_bytes(self, name: str, content: bytes) -> None:
-        """Write a small file: readers find all of it or, until then, what was there before."""
+        """Write a small file. Readers see the whole new content, or until then the old one."""
 
         def put(filesystem: Any, path: str) -> None:
-            if self._protocol not in _LOCAL:  # blob stores show an object when it is whole
+            if self._protocol not in _LOCAL:  # in blob stores an object appears only when it is complete
                 filesystem.pipe_file(path, content)
                 return
-            # A name of its own: other threads and processes may be writing the same file.
+            # A unique name, as other threads and processes may be writing the same file.
             partial = Path(f"{path}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
             partial.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -92,16 +92,20 @@ class Store:
             return None
 
     def upload(self, file: Path, name: str) -> None:
-        """Copy a local file to the store. Readers may see part of it before it is whole."""
+        """Copy a local file to the store. Readers may see a part of it before it is complete."""
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: was to be uploaded to {self.prefix}, and is not there.")
+            raise FileNotFoundError(f"{file} cannot be uploaded to {self.prefix}: it does not exist.")
         self._writing(name, lambda filesystem, path: filesystem.put_file(str(file), path))
 
     def download(self, name: str, file: Path) -> None:
-        """Copy a file of the store to the local disk, where it appears when it is whole.
+        """Copy a file of the store to the local disk, where it appears only when it is complete.
+
+        Args:
+            name: Its name in the store.
+            file: Where to write it.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: The store has no such file.
         """
         partial = file.with_name(file.name + PARTIAL)
 
@@ -132,9 +136,9 @@ class Store:
         return {name[start:]: size for name, size in self._retried(under, find).items()}
 
     def remove(self, under: str) -> None:
-        """Remove a file, or all files below a folder. Nothing happens where there is none."""
+        """Remove a file, or all files below a folder, if there are any."""
         if not under.strip("/"):
-            raise ValueError(f"{self.prefix}: a prefix is not removed as a whole.")
+            raise ValueError(f"{self.prefix}: a whole prefix is never removed.")
         for name in self.names(under):
             with suppress(FileNotFoundError):  # another node may be removing the same
                 self._retried(name, lambda filesystem, path: filesystem.rm_file(path))
@@ -142,7 +146,7 @@ class Store:
             self._retried(under, lambda _, path: local_files.remove_empty_folders(path))
 
     def without_retries(self) -> "Store":
-        """The same prefix for what is not worth waiting for."""
+        """The same prefix, without retries."""
         store = Store(self.prefix, pauses=())
         store._opened = self._opened
         return store
@@ -152,7 +156,7 @@ class Store:
         return f"{root}/{name.strip('/')}" if name else root
 
     def _filesystem(self) -> tuple[Any, str]:
-        """The filesystem of this process: an event loop does not survive a fork, and its cached listings grow old."""
+        """The filesystem and the root path of this process: an event loop does not survive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 opened = url_to_fs(
@@ -170,15 +174,15 @@ class Store:
         try:
             self._retried(name, call, disk)
         except FileNotFoundError as error:
-            raise self._refused(error, "Make the bucket, or name one that exists.") from error
+            raise self._refused(error, "Create the bucket, or name one that exists.") from error
 
     def _retried(self, name: str, call: Callable[[Any, str], T], disk: Path | None = None) -> T:
         """Call with the filesystem and a path until it succeeds.
 
         Args:
-            name: What it is about, relative to the prefix.
-            call: The operation.
-            disk: A path on the local disk that it writes to, if any.
+            name: The file or folder, relative to the prefix.
+            call: The operation, which gets the filesystem and the path.
+            disk: A path on the local disk that it writes to; None if it writes elsewhere.
         """
         attempt = 0
         while True:
@@ -200,11 +204,11 @@ class Store:
             attempt += 1
 
     def _raise_definite(self, error: Exception, disk: Path | None) -> None:
-        """Raise what trying again does not mend."""
+        """Raise an error that trying again would not resolve."""
         if disk is not None and is_full(error):
             raise DiskFullError.at(disk, what="writing a checkpoint") from error
         if is_circle(error):
-            raise self._refused(error, "Give a directory whose links lead in no circle.") from error
+            raise self._refused(error, "Give a directory whose links do not form a circle.") from error
         is_definite = isinstance(error, NotADirectoryError | IsADirectoryError) or reason_of(error) == errno.EROFS
         if is_definite or remote.failure_of(error) == "forbidden":
             who = "this user" if self._protocol in _LOCAL else "the pods' service account"

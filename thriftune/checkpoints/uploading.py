@@ -1,4 +1,4 @@
-"""Making one checkpoint whole in the store: every node uploads its part, node 0 writes the manifest last."""
+"""Complete a checkpoint in the store: every node uploads its part, then node 0 writes the manifest."""
 
 import time
 from contextlib import suppress
@@ -16,13 +16,13 @@ from thriftune.errors import ThriftuneError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a saver stands among those of the other nodes.
+    """The place of one node's saver among the savers of all nodes.
 
     Attributes:
         node: This node, 0 to `nodes - 1`; node 0 writes the manifest.
         nodes: Nodes of the job.
         world_size: Ranks of the job.
-        poll_s: Seconds between two looks at the store for what other nodes did.
+        poll_s: Seconds between two looks in the store at what other nodes did.
         give_up_s: Seconds to wait for the other nodes after this one is done.
     """
 
@@ -34,16 +34,16 @@ class Place:
 
 
 def upload_part(store: Store, place: Place, directory: Path, step: int, content: dict[str, Any]) -> None:
-    """Upload the files below a directory, then say in the store what they are.
+    """Upload the files below a directory, then record in the store what was uploaded.
 
     Args:
         store: The attempt's prefix.
         place: This node.
-        directory: What this node's ranks wrote; must not change meanwhile.
+        directory: What this node's ranks wrote; it must not change during the upload.
         step: Optimizer steps done.
-        content: Free JSON for the manifest; that of node 0 gets there.
+        content: Any JSON for the manifest, which gets that of node 0.
     """
-    # A training that went back to an older checkpoint comes by this step again: what was whole is not any more.
+    # A training that went back to an older checkpoint reaches this step again: the earlier checkpoint is replaced.
     store.remove(layout.manifest_name(step))
     withdraw(store, place.node, step)
     entries = []
@@ -57,10 +57,10 @@ def upload_part(store: Store, place: Place, directory: Path, step: int, content:
 
 
 def withdraw(store: Store, node: int, step: int | None = None) -> None:
-    """Take back what a node said in the store of a step, or of all: it was said by workers that are gone.
+    """Remove a node's records of one step or of all steps from the store: earlier workers wrote them.
 
-    Before a restarted job saves anything, every node must have done so: else node 0 would take the part that another
-    node uploaded before the restart for the one that it uploads now.
+    Every node must do this before a restarted job saves anything. Else node 0 would mistake the part that another node
+    uploaded before the restart for the one that it uploads now.
     """
     for name in store.names("" if step is None else layout.parts_name(step)):
         of = layout.step_of(name)
@@ -69,13 +69,18 @@ def withdraw(store: Store, node: int, step: int | None = None) -> None:
 
 
 def report_problem(store: Store, node: int, step: int, problem: str) -> None:
-    """Tell the other nodes, if the store lets us, that they wait for this one's part in vain."""
-    with suppress(ThriftuneError, OSError):  # then they give up by the clock
+    """Tell the other nodes through the store, if it answers, that this node's part will not come."""
+    with suppress(ThriftuneError, OSError):  # then they give up after `give_up_s`
         store.without_retries().put_bytes(layout.problem_name(step, node), problem.encode())
 
 
 def write_manifest(store: Store, place: Place, step: int) -> Manifest:
-    """On node 0: wait for all parts, check them against what the store holds, and make the checkpoint whole.
+    """On node 0: wait for all parts, compare them with what the store holds, and write the manifest.
+
+    Args:
+        store: The attempt's prefix.
+        place: This node.
+        step: Optimizer steps done.
 
     Raises:
         IncompleteError: A part is missing, or does not fit.
@@ -83,26 +88,31 @@ def write_manifest(store: Store, place: Place, step: int) -> Manifest:
     parts = _await_parts(store, place, step)
     for node, part in enumerate(parts):
         if (part.step, part.world_size, part.nodes) != (step, place.world_size, place.nodes):
-            raise IncompleteError(f"the part of node {node} is of {part.world_size} ranks on {part.nodes} nodes.")
+            raise IncompleteError(f"the part of node {node} is from {part.world_size} ranks on {part.nodes} nodes.")
     files = tuple(entry for part in parts for entry in part.files)
     held = store.sizes(f"{layout.checkpoint_name(step)}/files")
     for entry in files:
         size = held.get(layout.file_name(step, entry.node, entry.name))
         if size != entry.size:
-            raise IncompleteError(f"{entry.name} of node {entry.node} has {entry.size} bytes, in the store {size}.")
+            raise IncompleteError(f"{entry.name} of node {entry.node} has {entry.size} bytes, but {size} in the store.")
     manifest = Manifest(step, place.world_size, place.nodes, files, parts[0].content)
     store.put_bytes(layout.manifest_name(step), manifest.to_bytes())
     return manifest
 
 
 def await_manifest(store: Store, place: Place, step: int) -> Manifest:
-    """On the other nodes: wait until node 0 has made the checkpoint whole.
+    """On the other nodes: wait until node 0 has written the manifest.
 
-    Besides telling this node which local directory it may delete, this keeps the nodes at the same checkpoint when
-    they have to leave some out.
+    Waiting tells this node which local directory it may delete, and keeps the nodes at the same checkpoint when they
+    have to skip some.
+
+    Args:
+        store: The attempt's prefix.
+        place: This node.
+        step: Optimizer steps done.
 
     Raises:
-        IncompleteError: It did not.
+        IncompleteError: Node 0 did not write it.
     """
     deadline = time.monotonic() + place.give_up_s
     while True:
@@ -125,14 +135,14 @@ def _await_parts(store: Store, place: Place, step: int) -> list[Manifest]:
         for node in missing:
             problem = store.get_bytes(layout.problem_name(step, node))
             if problem is not None:
-                raise IncompleteError(f"node {node} gave no part: {problem.decode(errors='replace')}")
+                raise IncompleteError(f"node {node} uploaded no part: {problem.decode(errors='replace')}")
         _pause(place, deadline, f"no part came from node {', '.join(map(str, missing))}")
 
 
 def _part(store: Store, step: int, node: int) -> Manifest:
     data = store.get_bytes(layout.part_name(step, node))
     if data is None:
-        raise IncompleteError(f"node {node} took its part back.")
+        raise IncompleteError(f"node {node} withdrew its part.")
     return _readable(data, f"the part of node {node}")
 
 

@@ -1,1 +1,1 @@
-"""A model in use: measured on held-out rows, and answering prompts."""
+"""A trained model in use: measured on held-out rows, and answering prompts."""

@@ -1,4 +1,4 @@
-"""How good a finished model is on held-out rows: loss per trained token, perplexity, and answers to read."""
+"""Measure a finished model on held-out rows: loss per trained token, perplexity, and answers to read."""
 
 import logging
 from pathlib import Path
@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 def evaluate(
     model_dir: Path, dataset_dir: Path, config: RunConfig, placement: Placement, adapter_dir: Path | None = None
 ) -> EvalReport:
-    """Load a model, and measure it on the held-out rows of a prepared dataset as a validation does.
+    """Load a model, and measure it on the held-out rows of a prepared dataset in the same way as a validation.
 
     Args:
         model_dir: The model.
         dataset_dir: A prepared dataset, made with this model's tokenizer.
-        config: The run: how much to measure.
+        config: The run, which says how much to measure.
         placement: How to hold the model.
-        adapter_dir: An adapter to put on it; None: none.
+        adapter_dir: An adapter to put on it; None if there is none.
 
     Returns:
         The report.

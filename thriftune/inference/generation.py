@@ -1,4 +1,4 @@
-"""Answering prompts in batches, with a model and any number of adapters."""
+"""Answer prompts in batches, with a model and any number of adapters."""
 
 import json
 import logging
@@ -20,17 +20,17 @@ from thriftune.models.tokenizer import load_tokenizer
 logger = logging.getLogger(__name__)
 
 OutputFormat = Literal["jsonl", "parquet"]
-BASE = "base"  # the name under which answers without any adapter are listed
+BASE = "base"  # name for answers without any adapter
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt, answered.
+    """The answer to one prompt.
 
     Attributes:
         prompt: As it was given.
         adapter: Name of the adapter that answered, or `base`.
-        answer: What the model said, without special tokens.
+        answer: What the model generated, without special tokens.
     """
 
     prompt: str
@@ -51,18 +51,18 @@ def generate(
 
     Args:
         model_dir: A model: a base model, a fine-tuned or a merged one.
-        prompts: What to ask.
-        adapters: Adapter directories by name; each of them answers every prompt. Empty: the model itself answers.
+        prompts: The prompts.
+        adapters: Adapter directories by name; each of them answers every prompt. If empty, the model itself answers.
         placement: How to hold the model.
-        sampling: How answers are drawn.
+        sampling: How tokens are sampled.
         batch: Prompts per forward pass.
 
     Returns:
         One answer per prompt and adapter, adapter by adapter.
 
     Raises:
-        DataError: No prompts, or one that asks nothing.
-        UserError: The model or an adapter is damaged, or has links out of its directory.
+        DataError: There are no prompts, or one is empty.
+        UserError: The model or an adapter is damaged, or contains links out of its directory.
     """
     require_prompts(prompts)
     _require_whole(model_dir, adapters.values())
@@ -85,10 +85,14 @@ def generate(
 
 
 def _require_whole(model_dir: Path, adapters: Iterable[Path]) -> None:
-    """Refuse what a person hands on where its links lead elsewhere, or it is not what was saved.
+    """Refuse a model or an adapter that is damaged, or that contains links out of its directory.
+
+    Args:
+        model_dir: The model.
+        adapters: Adapter directories.
 
     Raises:
-        UserError: Names each file.
+        UserError: With the name of each wrong file.
     """
     files_of(model_dir, "model_dir", ModelSourceError)
     damage.require_undamaged(model_dir, "model_dir", content=True)
@@ -98,7 +102,7 @@ def _require_whole(model_dir: Path, adapters: Iterable[Path]) -> None:
 
 
 def write_answers(answers: Sequence[Answer], file: Path) -> None:
-    """Write answers as Parquet or JSONL, by the file's ending."""
+    """Write answers as Parquet or JSONL, depending on the file's ending."""
     rows = [asdict(answer) for answer in answers]
     if file.suffix == ".parquet":
         import pyarrow as pa

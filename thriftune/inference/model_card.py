@@ -1,4 +1,4 @@
-"""A model card: how a result came to be and what it is worth, from its manifest and the numbers of its run."""
+"""The model card of a result: how it was made and how good it is, from its manifest and the metrics of its run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +40,8 @@ def card_of(result_dir: Path, metrics: RunMetrics, repository: str) -> str:
 
     Args:
         result_dir: A model or adapter directory with a manifest.
-        metrics: What its run came to.
-        repository: Where it will be, as owner/name.
+        metrics: The metrics of its run.
+        repository: The repository it will be pushed to, as owner/name.
 
     Raises:
         UserError: The manifest does not say which run made the result.
@@ -51,13 +51,13 @@ def card_of(result_dir: Path, metrics: RunMetrics, repository: str) -> str:
 
 
 def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_adapter: bool) -> "ModelCard":
-    """A hub model card that says how a result came to be and what it is worth.
+    """Write a hub model card that says how a result was made and how good it is.
 
     Args:
         record: The run that made it.
-        metrics: What that run came to.
-        repository: Where it will be, as owner/name.
-        is_adapter: Whether it is an adapter, and not a model.
+        metrics: The metrics of that run.
+        repository: The repository it will be pushed to, as owner/name.
+        is_adapter: Whether the result is an adapter, and not a model.
     """
     from huggingface_hub import ModelCard
 
@@ -76,7 +76,7 @@ def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_ad
 
 
 def _card_data(run: RunConfig, *, is_adapter: bool) -> "ModelCardData":
-    """What the hub reads: it resolves only its own ids, and a path on somebody's disk would be a broken link."""
+    """The metadata for the hub, which resolves only its own ids: a path on a disk would be a broken link."""
     from huggingface_hub import ModelCardData
 
     datasets = {source.source for source in run.data.all_sources if is_hub_source(source.source)}
@@ -90,15 +90,15 @@ def _card_data(run: RunConfig, *, is_adapter: bool) -> "ModelCardData":
 
 
 def _rows(record: RunRecord, metrics: RunMetrics, *, is_merged: bool) -> list[tuple[str, str]]:
-    """What the card's table says, by name; nothing that the run does not know."""
+    """The rows of the card's table, as name and value; without what the run does not know."""
     run, plan, training = record.config, record.plan, record.training
     version = f" (version {record.model_version})" if record.model_version else ""
     before, after = metrics.training.before, metrics.training.after
     rows = [("Base model", f"{_code(run.model.source)}{version}")]
     if run.lora_or_default.resume_from:
-        rows.append(("Went on from the adapter", _code(run.lora_or_default.resume_from)))
+        rows.append(("Continued from the adapter", _code(run.lora_or_default.resume_from)))
     loss = f"{training.losses[-1]:.4f}" if training.losses else "not logged"
-    # What is measured is the adapter on the base model as it trained: in 4 bits, for QLoRA.
+    # The loss is that of the adapter on the base model as it trained: in 4 bits for QLoRA.
     measured = " and before merging" if is_merged else ""
     saved = metrics.merged or training.saved
     return [
@@ -119,13 +119,13 @@ def _rows(record: RunRecord, metrics: RunMetrics, *, is_merged: bool) -> list[tu
 
 
 def _saved(saved: SavedWeights) -> str:
-    """What saving or merging did to the loss."""
+    """The change of the loss by saving or merging, as text."""
     losses = f"held-out loss {saved.saved_loss:.4f}, and {saved.trained_loss:.4f} before"
     return f"{saved.how}: {losses}, over {saved.rows} rows"
 
 
 def _data(source: DataSource) -> str:
-    """Where rows came from, as a reader of the card can find them."""
+    """The source of rows, so that a reader of the card can find it."""
     facts = []
     if source.source == TABLE:
         facts.append("the table that the workflow was given")
@@ -138,5 +138,5 @@ def _data(source: DataSource) -> str:
 
 
 def _code(text: str) -> str:
-    """A name in a cell of a table, with none of its characters read as Markdown: globs have asterisks."""
+    """A name as a cell of a table, so that no character is read as Markdown: globs contain asterisks."""
     return f"`{text}`".replace("|", "\\|")

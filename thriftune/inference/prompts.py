@@ -1,4 +1,4 @@
-"""Prompts that a person gives: out of a file of any kind that training data may have, each of them a text."""
+"""Read prompts from a file in any format that training data may have; each prompt is a text."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,22 +13,22 @@ from thriftune.data.tokenization import is_unicode
 from thriftune.errors import DataError
 
 _COLUMN = "prompt"
-_SHOWN = 80  # characters of what is wrong
+_SHOWN = 80  # characters of a wrong prompt that a message shows
 _REMEDY = f'Write {{"{_COLUMN}": "..."}} for each, a column named {_COLUMN}, or a .txt file with one prompt per line.'
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Read prompts as training data are read.
+    """Read prompts from a file, with the readers of training data.
 
     Args:
-        file: JSON Lines, JSON, CSV, TSV or Parquet with a column `prompt`, where JSON may also list texts; or text with
-            one prompt per line, of which empty ones are none.
+        file: JSON Lines, JSON, CSV, TSV or Parquet with a column `prompt`, where JSON may also be a list of texts; or a
+            text file with one prompt per line, without its empty lines.
 
     Returns:
         The prompts, in order.
 
     Raises:
-        DataError: The file cannot be read, holds nothing, or holds what is no text: with the number of its line or row.
+        DataError: The file cannot be read, is empty, or has a prompt that is not text; names the line or row.
     """
     ending = ending_of(file.name) or ""
     column = "text" if ending.startswith(".txt") else _COLUMN
@@ -40,7 +40,7 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def _rows_of(file: Path, column: str) -> Iterator[tuple[int, RawRow]]:
-    """The rows of a file, of which none is kept: the first that asks nothing ends it."""
+    """The rows of a file with their numbers, one at a time."""
     try:
         yield from read_file(file, "line", (column,))
     except DataError as error:
@@ -48,7 +48,10 @@ def _rows_of(file: Path, column: str) -> Iterator[tuple[int, RawRow]]:
 
 
 def require_prompts(prompts: Sequence[str]) -> None:
-    """Refuse to answer nothing.
+    """Refuse an empty list of prompts, or an empty prompt.
+
+    Args:
+        prompts: The prompts.
 
     Raises:
         DataError: There are no prompts, or one of them is empty.
@@ -61,7 +64,7 @@ def require_prompts(prompts: Sequence[str]) -> None:
 
 
 def _prompt_in(raw: RawRow, column: str, place: str) -> str:
-    """The prompt that a row is."""
+    """The prompt in a row."""
     try:
         row = decode(raw)
         prompt = row.get(column)
@@ -77,16 +80,16 @@ def _prompt_in(raw: RawRow, column: str, place: str) -> str:
 
 
 def _problem_of(prompt: Any) -> str:
-    """Why something cannot be asked; empty where it can."""
+    """Why something cannot be a prompt; empty where it can."""
     if not isinstance(prompt, str):
         return f"its {_COLUMN} is {'null' if prompt is None else f'of type {type(prompt).__name__}'}, and not text."
     if not prompt.strip():
-        return "asks nothing."
+        return "is empty."
     return "" if is_unicode(prompt) else "is not UTF-8."
 
 
 def _shown(raw: RawRow) -> str:
-    """A row as it may be shown in a message."""
+    """A row, shortened for a message."""
     if isinstance(raw, bytes):
         return raw.decode(errors="replace")[:_SHOWN]
     value = raw.value if isinstance(raw, NotAnObjectError) else raw

@@ -1,4 +1,4 @@
-"""What a run came to: the numbers before and after, and a table of them for the log."""
+"""The metrics of a run, and a table of them for the log."""
 
 import io
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ _TABLE_COLUMNS = 110
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """The numbers of one run.
+    """The metrics of one run.
 
     Attributes:
         name: Name of the run.
-        method: What trained.
-        training: What was measured before, while and after training.
-        outputs: Where each result is, by what it is (model, adapter, published).
-        merged: What merging the adapter did to its loss; None where none was merged.
-        saved_model: The result, loaded again, on the held-out rows; None where the run does not ask for it.
+        method: The method.
+        training: What was measured before, during and after training.
+        outputs: Where each result is, by kind (model, adapter, published).
+        merged: What merging the adapter did to its loss; None if nothing was merged.
+        saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
     """
 
     name: str
@@ -37,12 +37,12 @@ class RunMetrics:
 
 
 def metrics_from_json(content: dict[str, Any]) -> RunMetrics:
-    """The metrics that a run wrote to metrics.json."""
+    """Read the metrics that a run wrote to metrics.json."""
     return TypeAdapter(RunMetrics).validate_python(content)
 
 
 def summary_table(metrics: RunMetrics) -> str:
-    """The run on one screen, as plain text."""
+    """The metrics of a run on one screen, as plain text."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -81,7 +81,7 @@ def summary_table(metrics: RunMetrics) -> str:
 
 
 def _rows_of(saved: SavedWeights, trained_as: str) -> Iterator[tuple[str, str, str]]:
-    """What saving did to the loss."""
+    """Rows of the table that show what saving did to the loss."""
     yield f"{trained_as} ({saved.rows} rows)", f"{saved.base_loss:.4f}", f"{saved.trained_loss:.4f}"
     yield f"as saved, in {saved.how}", "", f"{saved.saved_loss:.4f}"
     if saved.rounded_loss is not None:

@@ -1,4 +1,4 @@
-"""WHAT trains and what comes out: one small module a method, and the table METHODS."""
+"""WHAT trains and what comes out: one small module for each method, and the table METHODS."""
 
 from thriftune.methods.base import Trained, TrainingMethod
 from thriftune.methods.full import Full

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from peft import LoraConfig as PeftLoraConfig
     from transformers import PreTrainedModel
 
-DROPOUT = 0.05  # where a run says nothing; QLoRA (arXiv 2305.14314), appendix B
+DROPOUT = 0.05  # the default of a run; QLoRA (arXiv 2305.14314), appendix B
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
 
 
 def require_trainable(lora: LoraConfig, architecture: Architecture, four_bit: FourBit | None = None) -> None:
-    """Refuse adapters that cannot be trained on an architecture, or not in 4 bits. Needs no weights.
+    """Refuse adapters that cannot be trained on an architecture, or a base that 4 bits do not suit. Needs no weights.
 
     Args:
         lora: The LoRA section.
         architecture: The base model's.
-        four_bit: How the base is in 4 bits; None: it is not.
+        four_bit: How the base is quantized to 4 bits; None if it is not.
 
     Raises:
-        ConfigError: Targets that are not there, peft's refusal, or 4 bits that save nothing.
+        ConfigError: A target does not exist, peft refuses the adapters, or 4 bits save nothing.
     """
     require_targets(lora, architecture)
     require_adapters(lora, architecture)
@@ -45,7 +45,7 @@ def require_targets(lora: LoraConfig, architecture: Architecture) -> None:
         architecture: The base model's.
 
     Raises:
-        ConfigError: Names that match no linear layer; lists the ones there are.
+        ConfigError: A name matches no linear layer; the message lists the layers there are.
     """
     present = architecture.linear_shapes
     if not present:
@@ -69,35 +69,35 @@ def require_targets(lora: LoraConfig, architecture: Architecture) -> None:
 
 
 def require_adapters(lora: LoraConfig, architecture: Architecture) -> None:
-    """Refuse adapters that peft does not put on an architecture, as on fused experts with dropout. Needs no weights.
+    """Refuse adapters that peft cannot put on an architecture, such as fused experts with dropout. Needs no weights.
 
     Args:
-        lora: The LoRA section; its targets are in the architecture.
+        lora: The LoRA section; its targets exist in the architecture.
         architecture: The base model's.
 
     Raises:
-        ConfigError: With peft's reason.
+        ConfigError: peft refuses them; the message gives its reason.
     """
     if lora.dropout and fused_adapters(lora, architecture):
         raise ConfigError.single(
             "lora.dropout",
             lora.dropout,
-            f"peft can do no dropout on the fused experts of {architecture.name}, and they get adapters.",
-            "Set lora.dropout: 0 or leave it out, or name other modules in lora.target_modules, as q_proj and v_proj.",
+            f"peft has no dropout for the fused experts of {architecture.name}, which get adapters.",
+            "Set lora.dropout: 0 or leave it out; or name other modules in lora.target_modules: q_proj, v_proj.",
             code="lora-refused",
         )
     adapter_parameters(architecture, lora)
 
 
 def resolved(lora: LoraConfig, architecture: Architecture) -> LoraConfig:
-    """What adapters a run gets on an architecture: what its file leaves out, decided.
+    """The adapters that a run gets on an architecture, with what its file leaves open decided.
 
     Args:
-        lora: The LoRA section; its targets are in the architecture.
+        lora: The LoRA section; its targets exist in the architecture.
         architecture: The base model's.
 
     Returns:
-        The section with a dropout, and with names of targets where "every linear layer" holds for some of them only.
+        The section with a dropout; and with the names of its targets, where "every linear layer" needs exceptions.
 
     Raises:
         ConfigError: peft refuses the adapters.
@@ -109,7 +109,7 @@ def resolved(lora: LoraConfig, architecture: Architecture) -> LoraConfig:
 
 
 def _targets(lora: LoraConfig, architecture: Architecture) -> tuple[str, ...] | None:
-    """Names of the targets; None for all linear layers, unless some by their class are none by what they do."""
+    """Names of the targets; None for all linear layers, unless the class of some is linear but their use is not."""
     if lora.target_modules is not None or not architecture.odd_layers:
         return lora.target_modules
     odd = {name.rpartition(".")[2] for name in architecture.odd_layers}
@@ -118,15 +118,15 @@ def _targets(lora: LoraConfig, architecture: Architecture) -> tuple[str, ...] | 
 
 
 def fused_adapters(lora: LoraConfig, architecture: Architecture) -> bool:
-    """Whether peft would put adapters on parameters rather than layers: on the fused experts of a mixture."""
+    """Whether peft would put adapters on parameters instead of layers: on the fused experts of a mixture."""
     return any(is_fused for _, is_fused in _adapters(architecture, lora).values())
 
 
 def adapter_parameters(architecture: Architecture, lora: LoraConfig) -> dict[str, int]:
-    """Parameters of the adapters by the name of the module that they are on.
+    """Number of parameters of the adapter on each module, by the module's name.
 
-    peft is asked, since it gives the experts of some architectures adapters that no linear layer accounts for, under
-    the names of linear layers.
+    Counted in the model that peft makes: for some architectures peft also puts adapters on the experts, which are not
+    linear layers but are named like them.
 
     Args:
         architecture: The base model's.
@@ -142,9 +142,9 @@ def adapter_parameters(architecture: Architecture, lora: LoraConfig) -> dict[str
 
 @lru_cache(maxsize=64)
 def _adapters(architecture: Architecture, lora: LoraConfig) -> dict[str, tuple[int, bool]]:
-    """Parameters of the adapter on each module, and whether it is on a parameter rather than on a layer.
+    """Parameters of the adapter on each module, and whether it is on a parameter instead of a layer.
 
-    Counted on a model of as few layers as show every kind of them: peft takes seconds for a model of eighty.
+    Counted on a model with just enough layers to have one of every kind: peft takes seconds for a model of eighty.
     """
     first = architecture.first_of_kind
     on_few = _adapters_of_few_layers(architecture, lora, max(first, default=0) + 1)
@@ -173,7 +173,7 @@ def _adapters_of_few_layers(architecture: Architecture, lora: LoraConfig, layers
             "lora.target_modules",
             ", ".join(lora.target_modules or ()) or "every linear layer",
             f"peft cannot put these adapters on {architecture.name} ({in_a_line(error)}).",
-            "Name the modules to adapt, as q_proj, k_proj, v_proj and o_proj.",
+            "Name the modules to adapt, such as q_proj, k_proj, v_proj and o_proj.",
             code="lora-refused",
         ) from error
     found: dict[str, tuple[int, bool]] = {}
@@ -195,14 +195,14 @@ def of_any_layer(lora: LoraConfig) -> LoraConfig:
 
 
 def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) -> "PreTrainedModel":
-    """Freeze a base model in 4 bits, and put everything else of it into fp32.
+    """Freeze a base model in 4 bits, and convert its other weights to fp32.
 
     Args:
         model: The base model.
-        gradient_checkpointing: Recompute activations in the backward pass.
+        gradient_checkpointing: Whether to recompute activations in the backward pass.
 
     Returns:
-        The same model, for peft to put adapters on. One in 16 bits needs nothing of the kind: peft freezes it, and the
+        The same model, for peft to put adapters on. A base in 16 bits does not need this: peft freezes it, and the
         Trainer turns checkpointing on.
     """
     from peft import prepare_model_for_kbit_training
@@ -239,7 +239,7 @@ def fused_experts(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
 
 @contextmanager
 def _set_aside(parameters: list["torch.nn.Parameter"]) -> Iterator[None]:
-    """Keep the precision of parameters while peft prepares a model.
+    """Keep the precision of some parameters while peft prepares a model.
 
     `prepare_model_for_kbit_training` (peft 0.21) turns every weight that is not in 4 bits into fp32, which is meant for
     norms and embeddings; it would double the 84 GiB of Mixtral-8x7B's experts.
@@ -255,7 +255,7 @@ def _set_aside(parameters: list["torch.nn.Parameter"]) -> Iterator[None]:
 
 
 def peft_config(lora: LoraConfig) -> "PeftLoraConfig":
-    """The configuration for peft."""
+    """The LoRA section as peft's own configuration."""
     from peft import LoraConfig as PeftLoraConfig
 
     return PeftLoraConfig(

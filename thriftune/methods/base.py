@@ -1,4 +1,4 @@
-"""What every method answers, and what a training hands to it to save."""
+"""The protocol of a training method, and what a training gives it to save."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from thriftune.models.saving import SavedWeights
 if TYPE_CHECKING:
     import torch
 
-# Gathers what was trained, in a type and rounded to it in a way: whole tensors by name on rank 0, none elsewhere.
+# Gathers the trained weights, rounded to a type by a rounding mode: whole tensors by name on rank 0, none elsewhere.
 # Collective: every rank calls it.
 State = Callable[[Precision, RoundingMode], "dict[str, torch.Tensor]"]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model on its way to a directory, in each process of the training.
+    """A trained model that is about to be saved, in each process of the training.
 
     Attributes:
-        model: As the Trainer holds it.
+        model: The model as the Trainer holds it.
         model_dir: The base model.
         state: Gathers the trained weights.
-        saved: How they are saved, as measured; None where nothing was measured.
-        record: What the manifest says of the run.
+        saved: How to save them, as the measurement decided; None where nothing was measured.
+        record: What the manifest says about the run.
     """
 
     model: Any
@@ -41,44 +41,44 @@ class Trained:
 
 
 class TrainingMethod(Protocol):
-    """What trains, and what comes out. One module and one row of `thriftune.methods.METHODS` each.
+    """What trains, and what comes out. Each method is one module and one row of `thriftune.methods.METHODS`.
 
     Attributes:
-        name: As a run file has it.
+        name: The method's name in a run file.
     """
 
     name: Method
 
     @property
     def facts(self) -> MethodFacts:
-        """What rules know of it."""
+        """What the rules of a run file know about it."""
         return METHODS[self.name]
 
     def adapters(self, config: RunConfig) -> LoraConfig | None:
-        """The adapters that train in place of the weights; None where the weights do.
+        """The adapters that train in place of the weights; None where the weights themselves train.
 
         Args:
             config: The run.
         """
 
     def four_bit(self, config: RunConfig) -> FourBit | None:
-        """How the base model is in 4 bits; None where it is not.
+        """How the base model is quantized to 4 bits; None where it is not.
 
         Args:
             config: The run.
         """
 
     def check(self, config: RunConfig, architecture: Architecture, start: Path | None = None) -> None:
-        """Refuse a model that it cannot train, and an adapter that it cannot go on from. Loads no model.
+        """Refuse a model that this method cannot train, or an adapter that it cannot continue. Loads no model.
 
         Args:
             config: The run.
             architecture: Its model's.
-            start: Adapter to go on training, on this disk; None: none, or it is not here.
+            start: Adapter to continue training, on this disk; None if there is none, or if it is not on this disk.
 
         Raises:
             ConfigError: With the reason.
-            AdapterError: The adapter is not one of this model.
+            AdapterError: The adapter was not made for this model.
         """
 
     def trained_parameters(self, config: RunConfig, architecture: Architecture) -> int:
@@ -90,20 +90,20 @@ class TrainingMethod(Protocol):
         """
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
-        """What of the run file decides this method's training, by the key that decides it; values as JSON has them.
+        """The settings of the run file that decide what this method trains, by key; values as in JSON.
 
         Args:
             config: The run.
         """
 
     def prepare(self, model: Any, config: RunConfig, architecture: Architecture, start: Path | None) -> Any:
-        """Make a loaded model ready to train, that `check` found nothing wrong with.
+        """Make a loaded model, which `check` has accepted, ready to train.
 
         Args:
             model: The base model, as its strategy holds it.
             config: The run.
             architecture: The model's.
-            start: Adapter to go on training; None: none.
+            start: Adapter to continue training; None if there is none.
 
         Returns:
             The model whose `requires_grad` parameters train.
@@ -113,7 +113,7 @@ class TrainingMethod(Protocol):
         """Write what was trained to a directory, with a manifest. Collective: every rank calls it, rank 0 writes.
 
         Args:
-            trained: What came out.
+            trained: The trained model.
             config: The run.
-            destination: Directory to make.
+            destination: Directory to create.
         """

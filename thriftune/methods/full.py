@@ -34,11 +34,11 @@ class Full(TrainingMethod):
         """Nothing to refuse: every architecture can be trained whole."""
 
     def trained_parameters(self, config: RunConfig, architecture: Architecture) -> int:
-        """All of them."""
+        """All parameters of the model."""
         return architecture.parameters
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
-        """Nothing of its own: `training` says it all."""
+        """No settings of its own: the section `training` decides everything."""
         return {}
 
     def prepare(self, model: Any, config: RunConfig, architecture: Architecture, start: Path | None) -> Any:
@@ -46,7 +46,7 @@ class Full(TrainingMethod):
         return model
 
     def save(self, trained: Trained, config: RunConfig, destination: Path) -> None:
-        """Write a model directory that transformers loads with nothing of ours. Collective."""
+        """Write a model directory that transformers can load without this package. Collective."""
         saved = trained.saved
         kept, rounding = (saved.dtype, saved.rounding) if saved else saving.unmeasured(config.training.save_dtype)
         state = trained.state(kept, rounding)

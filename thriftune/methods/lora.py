@@ -27,7 +27,7 @@ from thriftune.redaction import redacted, unsigned
 
 logger = logging.getLogger(__name__)
 
-# What of the section decides a training, besides what is written otherwise in `identity`.
+# Keys of the section that decide what a training makes, and that `identity` takes as they are.
 _DECIDING = ("rank", "alpha")
 
 
@@ -45,7 +45,7 @@ class Lora(TrainingMethod):
         return None
 
     def check(self, config: RunConfig, architecture: Architecture, start: Path | None = None) -> None:
-        """Refuse adapters that peft cannot put on the model, and others than those to go on from."""
+        """Refuse adapters that peft cannot put on the model, or that differ from the ones to continue."""
         lora = config.lora_or_default
         require_trainable(lora, architecture, self.four_bit(config))
         if start is not None:
@@ -54,7 +54,7 @@ class Lora(TrainingMethod):
             require_alike(lora, architecture, start)
 
     def trained_parameters(self, config: RunConfig, architecture: Architecture) -> int:
-        """Those of the adapters."""
+        """The parameters of the adapters."""
         return sum(adapter_parameters(architecture, config.lora_or_default).values())
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
@@ -64,12 +64,12 @@ class Lora(TrainingMethod):
             **{f"lora.{name}": getattr(lora, name) for name in _DECIDING},
             "lora.dropout": DROPOUT if lora.dropout is None else lora.dropout,
             "lora.target_modules": sorted(lora.target_modules) if lora.target_modules else None,
-            # As a manifest holds it, and whoever signed it.
+            # As a manifest holds it: without secrets, and the same for every signature.
             "lora.resume_from": redacted(unsigned(lora.resume_from)) if lora.resume_from else None,
         }
 
     def prepare(self, model: Any, config: RunConfig, architecture: Architecture, start: Path | None) -> Any:
-        """Put new adapters on a base model, or those of an earlier training."""
+        """Put adapters on a base model: new ones, or those of an earlier training."""
         from peft import get_peft_model
         from transformers import set_seed
 
@@ -77,11 +77,11 @@ class Lora(TrainingMethod):
         base = self._frozen(model, config)
         set_seed(config.seed)
         if start is not None:
-            logger.info("Going on from the adapter in %s", start)
+            logger.info("Continuing from the adapter in %s", start)
             adapted: Any = attach(base, start, field=RESUME_FROM, is_trainable=True, dropout=lora.dropout)
         else:
             on_experts = (
-                " (they are on fused experts, where peft can do none)" if fused_adapters(lora, architecture) else ""
+                " (they are on fused experts, where peft has no dropout)" if fused_adapters(lora, architecture) else ""
             )
             logger.info("Adapters of rank %d with dropout %g%s", lora.rank, lora.dropout, on_experts)
             adapted = get_peft_model(base, peft_config(lora))
@@ -89,12 +89,12 @@ class Lora(TrainingMethod):
         return adapted
 
     def save(self, trained: Trained, config: RunConfig, destination: Path) -> None:
-        """Write the adapter, and only the adapter."""
+        """Write the adapter alone, without the base model."""
         if not distributed.current_rank().is_main:
             return
         logger.info("Saving the adapter to %s", destination)
         model = trained.model
-        # Where the base model came from, not where it lay on this node.
+        # Where the base model came from, not its directory on this node.
         model.peft_config["default"].base_model_name_or_path = redacted(config.model.source)
         is_on_hub = kind_of(config.model.source) == "hub"
         model.peft_config["default"].revision = trained.record["model_version"] if is_on_hub else None
@@ -106,5 +106,5 @@ class Lora(TrainingMethod):
             artifacts.write_manifest(directory, "adapter", trained.record)
 
     def _frozen(self, model: Any, config: RunConfig) -> Any:
-        """The base model, ready for peft, which freezes it; the Trainer turns checkpointing on."""
+        """The base model as it is: peft freezes it, and the Trainer turns checkpointing on."""
         return model

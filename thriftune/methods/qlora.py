@@ -1,4 +1,4 @@
-"""QLoRA: adapters as LoRA's, on a base model in 4 bits (NF4). Source: arXiv 2305.14314."""
+"""QLoRA: the adapters of LoRA on a base model in 4 bits (NF4). Source: arXiv 2305.14314."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ class Qlora(Lora):
         return FourBit(double_quantization=config.lora_or_default.double_quantization)
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
-        """LoRA's, and how the base is quantized."""
+        """The settings of LoRA, and how the base is quantized."""
         return super().identity(config) | {"lora.double_quantization": config.lora_or_default.double_quantization}
 
     def _frozen(self, model: Any, config: RunConfig) -> Any:
-        """The base model with everything that is not in 4 bits in fp32."""
+        """The base model, with every weight that is not in 4 bits in fp32."""
         return prepare_four_bit(model, gradient_checkpointing=config.training.gradient_checkpointing)

@@ -1,1 +1,1 @@
-"""What fits, and what it costs: catalogue, offers, memory, search, suggestions."""
+"""Which machines a run fits on, and what they cost: catalogue, offers, memory, search, suggestions."""

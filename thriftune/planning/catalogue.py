@@ -1,6 +1,6 @@
-"""The node types a planner chooses among, with what they offer and cost: catalogue.yaml, or a file like it.
+"""The node types that the planner chooses among, with their hardware and prices: catalogue.yaml, or a file like it.
 
-Prices are somebody else's to change, so they stand in a file that can be replaced, never in code.
+Prices are set by the provider, so they are in a file that can be replaced, never in code.
 """
 
 import datetime
@@ -34,9 +34,9 @@ from thriftune.hardware import DEVICES, Device, DeviceName
 Interconnect = Literal["none", "pcie", "nvlink", "nvswitch"]
 
 _MIB_PER_GIB = 1024
-# Share of the memory of an instance that its operating system never sees.
+# Share of an instance's memory that its operating system never sees.
 _HIDDEN_MEMORY = 0.07
-# kubelet's own reservation on EKS, and the free memory below which it evicts pods.
+# The kubelet's own reservation on EKS, and the free memory below which it evicts pods.
 _KUBELET_MIB = 255
 _KUBELET_MIB_PER_POD = 11
 _EVICTION_MIB = 100
@@ -49,7 +49,7 @@ _EXAMPLE = "thriftune/planning/catalogue.yaml is an example."
 
 
 class NodeProperties(Section):
-    """What a kind of machine offers and costs: an entry of the file, without its name."""
+    """Hardware and price of a kind of machine: an entry of the file, without its name."""
 
     device: DeviceName = Field(description="Kind of GPU, a key of thriftune.hardware.DEVICES.")
     gpus: NonNegativeInt = Field(description="GPUs per node: at least 1; 0 only for device CPU.")
@@ -59,7 +59,7 @@ class NodeProperties(Section):
     host_gib: float = Field(gt=0, description="Memory of the host that the provider states, in GiB.")
     vcpus: PositiveInt = Field(description="Virtual CPUs of the host.")
     disk_gb: NonNegativeFloat = Field(description="Local NVMe disk, in GB; 0 for none.")
-    network_gbps: float = Field(gt=0, description="Network bandwidth that lasts (no burst), in Gbit/s.")
+    network_gbps: float = Field(gt=0, description="Sustained network bandwidth (not burst), in Gbit/s.")
     price_per_hour: float = Field(gt=0, description="Price of one node for one hour, in the catalogue's currency.")
     bf16: bool = Field(description="Whether the GPU has bfloat16: true from compute capability 8.0 on.")
     interconnect: Interconnect = Field(
@@ -71,16 +71,16 @@ class NodeProperties(Section):
 
     @property
     def has_gpu(self) -> bool:
-        """Whether there is a GPU at all."""
+        """Whether the node has a GPU."""
         return self.gpus > 0
 
     @property
     def allocatable_host_gib(self) -> float:
         """Host memory that a training pod can ask for on an otherwise empty node, in GiB.
 
-        Four things are not there to ask for: 255 MiB + 11 MiB per allowed pod for the kubelet; the 100 MiB below which
-        it evicts pods; the 7 % that firmware and kernel keep, and 1.5 GiB for the node's own daemons. The last two are
-        assumptions (Karpenter's for the first is 7.5 %, of every instance type): `kubectl describe node` shows yours.
+        Not available are: 255 MiB + 11 MiB per allowed pod for the kubelet; the 100 MiB below which it evicts pods; the
+        7 % that firmware and kernel keep; and 1.5 GiB for the node's own daemons. The last two are assumptions
+        (Karpenter assumes 7.5 % for firmware and kernel): `kubectl describe node` shows yours.
 
         Source: awslabs/amazon-eks-ami, nodeadm/internal/kubelet/config.go (`getMemoryMebibytesToReserve`); Karpenter's
         setting `vmMemoryOverheadPercent`, https://karpenter.sh/docs/reference/settings/.
@@ -92,7 +92,7 @@ class NodeProperties(Section):
     def allocatable_vcpus(self) -> int:
         """Virtual CPUs that a training pod can ask for on an otherwise empty node.
 
-        One is left for the kubelet (EKS reserves 0.08 of 4, 0.55 of 192) and the node's own daemons.
+        One is left for the kubelet (EKS reserves 0.08 of 4 CPUs, 0.55 of 192) and the node's own daemons.
 
         Source: awslabs/amazon-eks-ami, nodeadm/internal/kubelet/config.go (`getCPUMillicoresToReserve`).
         """
@@ -137,31 +137,31 @@ class NodeProperties(Section):
 
 
 class NodeType(NodeProperties):
-    """One kind of machine that can be rented."""
+    """A kind of machine that can be rented."""
 
-    name: str = Field(description="What the provider calls it, as g4dn.12xlarge.")
+    name: str = Field(description="The provider's name for it, such as g4dn.12xlarge.")
 
 
 class Catalogue(Section):
     """Node types of one provider and region, with their prices on one day."""
 
-    currency: str = Field(pattern=r"^[A-Z]{3}$", description="Currency of the prices, as USD.")
-    region: str = Field(min_length=1, description="Where the prices apply, as us-east-1.")
-    as_of: datetime.date = Field(description="Day that the prices were read, as 2026-01-31.")
+    currency: str = Field(pattern=r"^[A-Z]{3}$", description="Currency of the prices, such as USD.")
+    region: str = Field(min_length=1, description="Where the prices apply, such as us-east-1.")
+    as_of: datetime.date = Field(description="Day on which the prices were read, such as 2026-01-31.")
     source: str = Field(default="", description="Where the prices were read.")
     nodes: tuple[NodeType, ...] = Field(description="The node types: a mapping of names to their properties.")
 
     def get(self, name: str) -> NodeType:
-        """The node type of a name.
+        """Look up a node type by its name.
 
         Args:
-            name: What the provider calls it, as g4dn.12xlarge.
+            name: The provider's name for it, such as g4dn.12xlarge.
 
         Returns:
             The node type.
 
         Raises:
-            ConfigError: There is none of that name; the remedy names those that are spelt alike.
+            ConfigError: No node type has that name; the remedy suggests similar names.
         """
         names = [node.name for node in self.nodes]
         if name in names:
@@ -173,7 +173,7 @@ class Catalogue(Section):
         )
 
     def for_device(self, device: str) -> tuple[NodeType, ...]:
-        """The node types that carry a device, cheapest first; none for a device that the catalogue does not offer.
+        """The node types that have a device, cheapest first; none for a device that the catalogue does not offer.
 
         Args:
             device: Key of `thriftune.hardware.DEVICES`.
@@ -182,16 +182,16 @@ class Catalogue(Section):
 
 
 def load(place: str | None = None) -> Catalogue:
-    """The catalogue in a file.
+    """Read the catalogue from a file.
 
     Args:
-        place: Path, s3:// or gs:// URL of a YAML file like catalogue.yaml; the shipped one when left out.
+        place: Path, s3:// or gs:// URL of a YAML file like catalogue.yaml; None for the shipped one.
 
     Returns:
         The catalogue.
 
     Raises:
-        ConfigError: The file is missing, is not YAML, or cannot be right; every problem of it is named.
+        ConfigError: The file is missing, is not YAML, or has wrong content; all problems are named at once.
         TransientError: The store of a URL did not answer.
     """
     shipped = resources.files("thriftune.planning") / "catalogue.yaml"
@@ -208,7 +208,7 @@ def load(place: str | None = None) -> Catalogue:
 
 
 def _device(info: ValidationInfo) -> Device | None:
-    """The device of the node that is being validated, unless that was wrong itself."""
+    """The device of the node that is being validated; None if the device itself was wrong."""
     return DEVICES.get(info.data.get("device", ""))
 
 
@@ -232,14 +232,14 @@ def _fetch(place: str) -> bytes:
 
 
 def _parse(content: bytes, place: str) -> tuple[dict[str, Any], list[Problem]]:
-    """The mapping in a YAML file, and the keys that it has twice.
+    """The mapping in a YAML file, and problems for keys that occur twice.
 
     Args:
-        content: The file.
+        content: Content of the file.
         place: Its name, for errors.
 
     Raises:
-        ConfigError: It is not YAML, or not a mapping; there is nothing to look at further.
+        ConfigError: It is not YAML, or not a mapping, so that nothing else can be checked.
     """
     try:
         loader = BoundedLoader(content)
@@ -257,10 +257,10 @@ def _parse(content: bytes, place: str) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _repeated_keys(node: yaml.Node | None, field: str, seen: set[int]) -> Iterator[Problem]:
-    """The keys that mappings have twice: PyYAML would keep the last one and say nothing."""
+    """Problems for keys that occur twice in a mapping, of which PyYAML silently keeps the last one."""
     if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return
-    seen.add(id(node))  # an anchor that is used again is the same object, and may contain itself
+    seen.add(id(node))  # an anchor that is used again is the same object, which may contain itself
     lines: dict[str, int] = {}
     for key, value in node.value:
         name, line = str(key.value), key.start_mark.line + 1
@@ -272,7 +272,7 @@ def _repeated_keys(node: yaml.Node | None, field: str, seen: set[int]) -> Iterat
 
 
 def _nodes(data: dict[str, Any]) -> tuple[list[NodeType], list[Problem]]:
-    """The node types of a file that are right, and the problems of the others."""
+    """The valid node types of a file, and the problems of the others."""
     nodes: list[NodeType] = []
     problems: list[Problem] = []
     entries = data.get("nodes", {})

@@ -1,4 +1,4 @@
-"""The machines a run can have: node types of the catalogue, or this machine; and what a run's file fixes of them."""
+"""The machines a run can have: node types of the catalogue or this machine, as far as the run's file allows them."""
 
 import logging
 import os
@@ -16,27 +16,27 @@ logger = logging.getLogger(__name__)
 
 THIS_MACHINE = "this machine"
 _GIB = 2**30
-# What a node's disk holds besides models and checkpoints: prepared rows and their mapped copy, logs, compiled kernels.
-# An assumption.
+# Disk of a node for everything besides models and checkpoints: prepared rows and their mapped copy, logs, compiled
+# kernels. An assumption.
 DISK_BESIDE_GIB = 10
-# Share of its disk that a kubelet keeps free, by evicting pods.
+# Share of its disk that a kubelet keeps free by evicting pods.
 # Source: https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/ (nodefs.available)
 _EVICTION = 0.1
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One kind of machine.
+    """A kind of machine that a run can have.
 
     Attributes:
-        name: Node type, or this machine.
-        device: Its kind of device.
-        gpus: GPUs; 0 on a CPU.
-        gpu_gib: Memory of each that the driver shows.
-        host_gib: Host memory that a pod on an empty node can have.
-        cpus: Virtual CPUs that it can have.
-        disk_gib: Local disk that models and checkpoints can have; 0 where it is not known.
-        price_per_hour: Of one; 0 for this machine.
+        name: Node type, or `THIS_MACHINE`.
+        device: The kind of GPU, or the CPU.
+        gpus: Number of GPUs; 0 on a CPU.
+        gpu_gib: Memory of each GPU as the driver shows it, in GiB.
+        host_gib: Host memory that a pod on an empty node can have, in GiB.
+        cpus: Virtual CPUs that such a pod can have.
+        disk_gib: Local disk for models and checkpoints, in GiB; 0 where it is not known.
+        price_per_hour: Price of one machine per hour; 0 for this machine.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Offer:
 
 
 def of_node(node: NodeType) -> Offer:
-    """A node type of the catalogue."""
+    """The offer of a node type of the catalogue."""
     return Offer(
         name=node.name,
         device=DEVICES[node.device],
@@ -64,13 +64,13 @@ def of_node(node: NodeType) -> Offer:
 
 
 def this_machine(folder: Path = Path()) -> Offer:
-    """The machine this runs on, with the memory and the disk that are free now.
+    """The machine that this process runs on, with the memory and the disk that are free now.
 
     Args:
-        folder: Where results go; need not exist.
+        folder: Where results will be written; it need not exist yet.
 
     Raises:
-        ConfigError: It has a GPU that this package does not know.
+        ConfigError: The machine has a GPU that this package does not know.
     """
     import psutil
 
@@ -79,8 +79,8 @@ def this_machine(folder: Path = Path()) -> Offer:
         raise ConfigError.single(
             "hardware.device",
             device.name,
-            "is this machine's GPU, and not one that this package knows.",
-            f"Hide it (CUDA_VISIBLE_DEVICES='') to train on the CPU; known are {', '.join(DEVICES)}.",
+            "is this machine's GPU, which this package does not know.",
+            f"Hide it (CUDA_VISIBLE_DEVICES='') to train on the CPU; known devices are {', '.join(DEVICES)}.",
             code="plan-does-not-fit",
         )
     if not device.is_gpu:
@@ -101,8 +101,12 @@ def this_machine(folder: Path = Path()) -> Offer:
 def matching(config: RunConfig, catalogue: Catalogue) -> list[Offer]:
     """The node types of the catalogue that a run's file allows, cheapest first.
 
+    Args:
+        config: The run.
+        catalogue: Node types to choose among.
+
     Raises:
-        ConfigError: There is none; every reason at once.
+        ConfigError: It allows none; all reasons are given at once.
     """
     hardware = config.hardware
     nodes = [catalogue.get(hardware.instance)] if hardware.instance else list(catalogue.nodes)
@@ -119,7 +123,7 @@ def matching(config: RunConfig, catalogue: Catalogue) -> list[Offer]:
 
 
 def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
-    """What a run's file fixes that a node type does not have."""
+    """The problems of a node type for a run: what the run's file asks for and the node does not have."""
     hardware, training = config.hardware, config.training
     problems = []
     if hardware.device not in (None, node.device):
@@ -128,7 +132,7 @@ def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
         problems.append(Problem("hardware.device", str(hardware.device), what, remedy))
         return problems
     if hardware.devices_per_node and node.has_gpu and hardware.devices_per_node > node.gpus:
-        what = f"{node.name} has {node.gpus}." if hardware.instance else "no node of the catalogue has so many GPUs."
+        what = f"{node.name} has {node.gpus}." if hardware.instance else "no node of the catalogue has that many GPUs."
         problems.append(
             Problem("hardware.devices_per_node", str(hardware.devices_per_node), what, "Use fewer, or another node.")
         )
@@ -138,20 +142,24 @@ def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
         problems += error.problems
     else:
         if METHODS[config.method].trains_weights and training.save_dtype == "fp32" and precision != "fp32":
-            message = f"the weights train in {precision} on {node.name}; fp32 would only double the file."
+            message = f"the weights train in {precision} on {node.name}, and saving them in fp32 only doubles the file."
             problems.append(Problem("training.save_dtype", "fp32", message, "Use 'auto', or train in fp32."))
     if node.device == "CPU" and hardware.device != "CPU" and hardware.instance is None:
-        # Never the planner's own idea: a model that trains on CPUs trains for weeks.
-        problems.append(Problem("hardware.device", "", "only CPUs are left to choose from.", "Say device: CPU."))
+        # The planner never chooses a CPU by itself: a model that trains on CPUs trains for weeks.
+        problems.append(Problem("hardware.device", "", "only CPUs are left to choose from.", "Set device: CPU."))
     return problems
 
 
 def require_allowed_here(config: RunConfig, here: Offer) -> None:
-    """Refuse a run on this machine that it cannot carry out.
+    """Refuse a run that this machine cannot carry out.
+
+    Args:
+        config: The run.
+        here: This machine.
 
     Raises:
-        ConfigError: Several nodes (they would wait for each other for ever), another device than is present, or more
-            of them.
+        ConfigError: The run asks for several nodes (they would wait for each other forever), for another device than
+            this machine has, or for more of them.
     """
     hardware = config.hardware
     remote = "or add --remote to run on a cluster."

@@ -1,4 +1,4 @@
-"""The planner: the cheapest machines and the fastest way to use them that fit, or the reasons why nothing does."""
+"""The planner: find the cheapest machines, and the fastest way to use them, that fit; or say why nothing fits."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from thriftune.training_plan import Alternative, Estimate, NodeRequest, Training
 _Value = TypeVar("_Value")
 _ALTERNATIVES = 4
 _REASONS = 5
-# What the node's share of /dev/shm is at least, in GiB: Kubernetes' 64 MiB default is too little for any collective.
+# Least size of a pod's /dev/shm, in GiB: Kubernetes' default of 64 MiB is too little for any collective.
 _LEAST_SHARED_MEMORY = 1
 
 
@@ -34,24 +34,24 @@ def plan(
     here: Offer | None = None,
     token: str | None = None,
 ) -> TrainingPlan:
-    """The cheapest plan that fits. What the file fixes is kept and checked, never overridden.
+    """Find the cheapest plan that fits. What the run's file fixes is kept and checked, never overridden.
 
-    Cheapest is the price per hour; of equal price it is the fewest machines, then the first strategy and the fastest of
-    its settings, then the largest micro batch.
+    The cheapest plan has the lowest price per hour; at an equal price it has the fewest machines, then the first
+    strategy with the fastest of its settings, then the largest micro batch.
 
     Args:
         config: The run.
         catalogue: Node types to choose among.
-        architecture: The model's; read from its config.json when left out.
-        here: This machine, for a run on it; the catalogue is not looked at then.
-        token: Hub token, to read the config.json of a model that is not shipped.
+        architecture: The model's architecture; read from its config.json when left out.
+        here: This machine, for a run on it; the catalogue is then ignored.
+        token: Hub token, to read the config.json of a model whose configuration is not shipped.
 
     Returns:
         The plan.
 
     Raises:
-        ConfigError: Nothing fits, or what the file fixes contradicts itself or the catalogue; all reasons at once, and
-            the nearest changes that would fit.
+        ConfigError: Nothing fits, or the file contradicts itself or the catalogue; with all reasons, and the smallest
+            changes that would fit.
         ModelSourceError: The architecture cannot be read.
     """
     method, found = METHODS[config.method], ErrorCollector()
@@ -73,13 +73,13 @@ def plan(
 
 
 class ErrorCollector:
-    """Errors that are gathered, to be raised together."""
+    """Collects the errors of several steps, to raise them together."""
 
     def __init__(self) -> None:
         self._errors: list[UserError] = []
 
     def take(self, step: Callable[[], _Value]) -> _Value | None:
-        """The value of a step, or None where it fails for a reason of the user's."""
+        """Run a step, and return its value; None where it raises a UserError, which is kept."""
         try:
             return step()
         except UserError as error:
@@ -87,10 +87,10 @@ class ErrorCollector:
             return None
 
     def raise_all(self) -> None:
-        """Raise what was gathered: the one error as it is, several as one with all their problems.
+        """Raise the collected errors: a single one as it is, several as one error with all their problems.
 
         Raises:
-            UserError: Something was.
+            UserError: At least one error was collected.
         """
         if len(self._errors) == 1:
             raise self._errors[0]
@@ -106,7 +106,7 @@ def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None) -> li
 
 
 def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
-    """One problem per kind of machine that came closest, the nearest first."""
+    """The error that nothing fits: the closest attempt on each kind of machine, the nearest first."""
     closest: dict[str, Refusal] = {}
     for refusal in refused:
         if refusal.place not in closest or refusal.excess < closest[refusal.place].excess:
@@ -115,7 +115,9 @@ def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
     remedy = " Or: ".join(changes) if changes else "none of those that were tried."
     problems = [Problem("hardware", r.place, f"{_described(r)}.", "") for r in ordered[:_REASONS]]
     if len(ordered) > _REASONS:
-        problems.append(Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further off.", ""))
+        problems.append(
+            Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further from fitting.", "")
+        )
     problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
     return ConfigError.of("plan-does-not-fit", problems)
 
@@ -158,7 +160,7 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
 
 
 def _request(choice: Choice, memory: Estimate) -> NodeRequest:
-    """The whole of what a node leaves for pods, or the part that goes with the GPUs that are used."""
+    """All resources that a node leaves for pods, or the part of them that belongs to the GPUs that are used."""
     return NodeRequest(
         cpus=max(1, math.floor(choice.offer.cpus * choice.share)),
         memory_gib=math.floor(choice.host_limit_gib),

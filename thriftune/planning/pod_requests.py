@@ -1,4 +1,4 @@
-"""What the tasks ask for that hold a model and need no GPU: fetching, merging and publishing."""
+"""Resources of the tasks that hold a model and need no GPU: fetching, merging and publishing."""
 
 import math
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from thriftune.training_plan import TrainingPlan
 
 _GIB = 2**30
 _HALF, _FULL = 2, 4  # bytes per parameter
-# Python and its libraries, and the buffers of a transfer.
+# Memory of Python and its libraries, and of the buffers of a transfer.
 _LIBRARIES_GIB = 4
-# A layer is merged in fp32, beside the one that it replaces; the largest, the output head, is computed with in fp32.
+# Factor: a layer is merged in fp32, beside the one it replaces, and the output head, the largest, computes in fp32.
 _MERGING = 1.2
-# A GGUF file is unpacked into 16 bits, tensor by tensor through fp32, and saved from there.
+# Factor: a GGUF file is unpacked to 16 bits, tensor by tensor through fp32, and saved from there.
 _UNPACKING = 1.15
 _MERGING_CPUS = 4
 
 
 @dataclass(frozen=True)
 class PodRequest:
-    """What a pod asks for.
+    """The resources that a pod asks for.
 
     Attributes:
-        memory_gib: Memory.
-        disk_gib: Disk for the models that it holds.
-        cpus: CPUs; 0 for what the platform gives every task.
+        memory_gib: Memory, in GiB.
+        disk_gib: Disk for the models that it holds, in GiB.
+        cpus: Number of CPUs; 0 for what the platform gives every task.
     """
 
     memory_gib: int
@@ -36,23 +36,23 @@ class PodRequest:
 
 
 def fetching(config: RunConfig, plan: TrainingPlan) -> PodRequest:
-    """Downloading a base model and uploading it again. Files go through, so memory does not grow with the model.
+    """Resources to download a base model and upload it again. Files are streamed: memory does not grow with the model.
 
     Args:
         config: The run.
         plan: Its plan, which knows the size of the model.
 
     Returns:
-        The request. For a base model in 16 bits; one of 32 bits needs as much disk again.
+        The request, for a base model in 16 bits; one in 32 bits needs twice the disk.
     """
     model = _HALF * plan.parameters
-    if is_gguf(config.model.source):  # the file is at most as large as what is made of it
+    if is_gguf(config.model.source):  # the file is at most as large as the model unpacked from it
         return PodRequest(_LIBRARIES_GIB + _gib(_UNPACKING * model), _gib(2 * model))
     return PodRequest(_LIBRARIES_GIB, _gib(model))
 
 
 def merging(config: RunConfig, plan: TrainingPlan) -> PodRequest:
-    """Adding an adapter to its base model, which is held whole.
+    """Resources to merge an adapter into its base model, which is held as a whole.
 
     Args:
         config: The run.
@@ -67,7 +67,7 @@ def merging(config: RunConfig, plan: TrainingPlan) -> PodRequest:
 
 
 def publishing(config: RunConfig, plan: TrainingPlan) -> PodRequest:
-    """Pushing a result to the hub: the model, or an adapter that was not merged.
+    """Resources to push a result to the hub: the model, or an adapter that was not merged.
 
     Args:
         config: The run.

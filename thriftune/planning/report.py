@@ -1,4 +1,4 @@
-"""The plan to read: tables for the terminal, a page for Flyte's deck, and JSON for programs."""
+"""A plan for people and programs: tables for the terminal, a page for Flyte's deck, and JSON."""
 
 import io
 import json
@@ -19,20 +19,20 @@ SHARED_MEMORY = "shared memory"
 OTHER = "other"
 
 _COLUMNS = 110
-_LEAST_SHOWN_GIB = 0.05  # less than that reads 0.0
+_LEAST_SHOWN_GIB = 0.05  # less than that would be shown as 0.0
 
 Fact = tuple[str, str, str]
-"""One thing that a plan says: what it is, the value, and a note that may be empty."""
+"""One fact of a plan: its name, its value, and a note that may be empty."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a GPU, a worker process or a host holds when it needs the most.
+    """Memory that a GPU, a worker process or a host holds at the moment when it needs the most.
 
     Attributes:
-        name: Of what.
+        name: What holds the memory.
         items: GiB by item.
-        limit_gib: GiB it has.
+        limit_gib: Memory it has, in GiB.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Load:
 
     @property
     def gib(self) -> float:
-        """All of it."""
+        """Sum of all items, in GiB."""
         return sum(self.items.values())
 
     @property
     def share(self) -> float:
-        """Share of the limit."""
+        """Share of the limit that is used, from 0 to 1; above 1 if it does not fit."""
         return self.gib / self.limit_gib
 
 
@@ -67,7 +67,7 @@ def plan_table(plan: TrainingPlan, name: str) -> str:
         _load_table(_fullest(devices), plan.memory.phase, among=len(devices)),
         _load_table(host_load(plan), plan.memory.host_phase),
     )
-    # A log gets no colours, whatever the environment asks for.
+    # No colours in a log, whatever the environment says.
     console = Console(file=io.StringIO(), width=_COLUMNS, force_terminal=False)
     console.print(Text(_printable(f"{name}: {headline(plan)}")), _fact_table(plan), memory, sep="\n")
     if len(devices) > 1:
@@ -79,7 +79,7 @@ def plan_table(plan: TrainingPlan, name: str) -> str:
 
 
 def plan_html(plan: TrainingPlan, name: str) -> str:
-    """The plan as one HTML page that loads nothing; names are escaped.
+    """The plan as one HTML page without external resources; names are escaped.
 
     Args:
         plan: The plan.
@@ -102,9 +102,9 @@ def plan_html(plan: TrainingPlan, name: str) -> str:
 
 
 def plan_json(plan: TrainingPlan, name: str) -> str:
-    """The plan for programs: all its fields, and under "derived" what follows from them. Equal plans, equal text.
+    """The plan as JSON: all its fields, and under "derived" what follows from them. Equal plans give equal text.
 
-    Unlike host_gib, what is derived for the host (free, share) counts /dev/shm too.
+    Unlike host_gib, the derived values for the host (free, share) include /dev/shm.
 
     Args:
         plan: The plan.
@@ -129,13 +129,13 @@ def plan_json(plan: TrainingPlan, name: str) -> str:
 
 
 def headline(plan: TrainingPlan) -> str:
-    """Method and machines."""
+    """The method and the machines, in one line."""
     method = METHODS[plan.method].facts.title
     return f"{method} on {_place(plan.nodes, plan.instance)} ({_devices(plan, plan.nodes * plan.devices_per_node)})"
 
 
 def facts(plan: TrainingPlan) -> Iterator[Fact]:
-    """What a plan says, but for its memory and the alternatives."""
+    """Everything a plan says, except its memory and the alternatives."""
     count, request, batch = plan.nodes * plan.devices_per_node, plan.request, plan.batch
     per_node = f", {plan.devices_per_node} per node" if plan.nodes > 1 else ""
     yield "machines", _place(plan.nodes, plan.instance), _devices(plan, count) + per_node
@@ -164,7 +164,7 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
 
 
 def device_loads(plan: TrainingPlan) -> list[Load]:
-    """What the GPUs of a node hold, or the worker processes on a CPU: one entry where all are alike, as under ZeRO."""
+    """Memory of each GPU of a node, or worker process on a CPU; one entry where all are the same, as under ZeRO."""
     devices, kind = plan.memory.devices, _kind(plan)
     if all(items == devices[0] for items in devices):
         article = "each" if plan.nodes * plan.devices_per_node > 1 else "the"
@@ -174,13 +174,13 @@ def device_loads(plan: TrainingPlan) -> list[Load]:
 
 
 def host_load(plan: TrainingPlan) -> Load:
-    """What a host holds; /dev/shm is a part of its memory."""
+    """Memory of a host, which /dev/shm is a part of."""
     items = {**plan.memory.host, SHARED_MEMORY: plan.memory.shared_memory_gib}
     return Load("each host" if plan.nodes > 1 else "the host", _folded([items])[0], plan.host_limit_gib)
 
 
 def alternatives(plan: TrainingPlan) -> list[list[str]]:
-    """A table of the plan and the alternatives to it: a row of headers, then the plan's own."""
+    """A table of the plan and its alternatives: a row of headers, then the plan itself, then the alternatives."""
     chosen = Alternative(
         plan.instance, plan.nodes, plan.devices_per_node, plan.strategy, STRATEGIES[plan.strategy].short(plan),
         plan.micro_batch, plan.memory.device_gib, plan.device_limit_gib, plan.price_per_hour,
@@ -219,12 +219,12 @@ def _settings(other: Alternative) -> str:
 
 
 def gib(size: float) -> str:
-    """GiB with one decimal; never 0.0 of something."""
+    """GiB with one decimal; never 0.0 for something above zero."""
     return "<0.1" if 0 < size < _LEAST_SHOWN_GIB else f"{size:.1f}"
 
 
 def percent(share: float) -> str:
-    """A share to read: never 0 % of something, nor 100 % of less than all."""
+    """A share as text: never 0 % for something above zero, nor 100 % for less than all."""
     if 0 < share < 0.0005:
         return "<0.1 %"
     if 0.9995 <= share < 1:
@@ -233,12 +233,12 @@ def percent(share: float) -> str:
 
 
 def parameters(count: int) -> str:
-    """A number of parameters, as 6.74 B or 134.52 M."""
+    """A number of parameters as text, such as 6.74 B or 134.52 M."""
     return f"{count / 1e9:.2f} B" if count >= 999_995_000 else f"{count / 1e6:.2f} M"
 
 
 def _folded(loads: list[dict[str, float]]) -> list[dict[str, float]]:
-    """GiB by item; the items that are too small to read on every device are put together, and last."""
+    """GiB by item; items that are too small to show on every device are summed into one, which comes last."""
     items = dict.fromkeys(item for load in loads for item in load)
     shown = [item for item in items if max(load.get(item, 0.0) for load in loads) >= _LEAST_SHOWN_GIB]
     rests = [sum(size for item, size in load.items() if item not in shown) for load in loads]
@@ -309,5 +309,5 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def _printable(text: str) -> str:  # a terminal obeys control characters
+def _printable(text: str) -> str:  # a terminal would execute control characters
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,4 +1,4 @@
-"""Trying node types, node counts, strategies, their settings and micro batches until something fits."""
+"""Search node types, node counts, strategies, their settings and micro batches for what fits."""
 
 import math
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from thriftune.strategies import Machines, Strategy, candidates
 from thriftune.strategies.memory.activations import Pass
 from thriftune.training_plan import Estimate
 
-# No limit is planned to be filled to the brim: the estimates of overhead on GPUs are not measured here.
+# Share of a limit that a plan may fill. Not all of it: the overhead on GPUs is estimated, not measured.
 _FILLED = 0.95
 
-# A larger micro batch than this makes a step no faster on the GPUs of the catalogue, and leaves less room.
+# A larger micro batch than this makes no step faster on the GPUs of the catalogue, and takes more memory.
 _LARGEST_MICRO_BATCH = 16
 
 
@@ -31,15 +31,15 @@ class Choice:
     """One way to run.
 
     Attributes:
-        offer: The machine.
-        nodes: How many.
-        devices_per_node: GPUs of each, or worker processes on a CPU.
-        strategy: Where weights lie.
-        settings: The strategy's, as JSON text.
-        settings_name: The same for people; empty where there is none.
+        offer: The kind of machine.
+        nodes: Number of machines.
+        devices_per_node: GPUs of each machine, or worker processes on a CPU.
+        strategy: The strategy.
+        settings: Settings of the strategy, as JSON text.
+        settings_name: A name to show for them; empty where there is none.
         batch: The batch, with micro batch and accumulation.
-        precision: Precision of the products.
-        validation_batch: Rows per rank and forward pass of a validation.
+        precision: Precision of the matrix products.
+        validation_batch: Rows per rank in one forward pass of a validation.
     """
 
     offer: Offer
@@ -54,22 +54,22 @@ class Choice:
 
     @property
     def price_per_hour(self) -> float:
-        """Of all nodes."""
+        """Price of all nodes per hour."""
         return self.nodes * self.offer.price_per_hour
 
     @property
     def share(self) -> float:
-        """Share of a node that the pod takes: its GPUs out of all of them."""
+        """Share of a node that the pod takes: the GPUs it uses, out of all of them."""
         return self.devices_per_node / self.offer.gpus if self.offer.gpus else 1.0
 
     @property
     def host_limit_gib(self) -> float:
-        """Host memory that the pod can have."""
+        """Host memory that the pod can have, in GiB."""
         return self.offer.host_gib * self.share
 
     @property
     def device_limit_gib(self) -> float:
-        """Memory of a GPU; of a worker process on a CPU, its part of the host's."""
+        """Memory of a GPU, or a worker process's part of the host memory on a CPU; in GiB."""
         if self.offer.device.is_gpu:
             return self.offer.gpu_gib
         return self.offer.host_gib / self.devices_per_node
@@ -85,9 +85,9 @@ class Way:
     """A strategy with settings.
 
     Attributes:
-        strategy: Where weights lie.
-        settings: The strategy's, as JSON text.
-        settings_name: The same for people.
+        strategy: The strategy.
+        settings: Settings of the strategy, as JSON text.
+        settings_name: A name to show for them.
     """
 
     strategy: Strategy
@@ -97,7 +97,12 @@ class Way:
 
 @dataclass(frozen=True)
 class Fitting:
-    """A choice that fits, and what it needs."""
+    """A choice that fits.
+
+    Attributes:
+        choice: The choice.
+        memory: The memory it needs.
+    """
 
     choice: Choice
     memory: Estimate
@@ -108,9 +113,10 @@ class Refusal:
     """A choice that does not fit.
 
     Attributes:
-        choice: What was tried; None for what was left out before anything could be tried.
-        reason: Why not, as a clause.
-        excess: How far from fitting: what it needs over what there is; infinite where that is no number.
+        place: The machines, as text.
+        choice: What was tried; None if the machines were refused before anything could be tried.
+        reason: Why it does not fit, as a clause.
+        excess: How far it is from fitting: what it needs divided by what there is; infinite where there is no number.
     """
 
     place: str
@@ -131,17 +137,17 @@ def search(
     Args:
         config: The run.
         architecture: Its model.
-        offers: Machines to choose among.
+        offers: Kinds of machines to choose among.
         ways: Strategies with their settings, the fastest first.
-        wanted: How many to find.
+        wanted: Number of choices to find.
 
     Returns:
-        What fits, cheapest first; and why the others that were tried do not.
+        The choices that fit, cheapest first; and why the others that were tried do not.
     """
     fitting: list[Fitting] = []
     refused: list[Refusal] = []
     places = [(offer, nodes) for offer in offers for nodes in _node_counts(config, offer, ways)]
-    # Of equal price, the fewer machines: they talk to each other less.
+    # At an equal price fewer machines first: they have less to communicate.
     for offer, nodes in sorted(places, key=lambda p: (p[0].price_per_hour * p[1], p[1], p[0].name)):
         found = _fit(config, architecture, offer, nodes, ways)
         if isinstance(found, Fitting):
@@ -154,13 +160,13 @@ def search(
 
 
 def ways_of(config: RunConfig) -> list[Way]:
-    """The strategies that a run may use, each with the settings that it leaves to choose among, checked.
+    """The strategies that a run may use, each with every setting it leaves to choose among, checked.
 
     Args:
         config: The run.
 
     Raises:
-        ConfigError: Settings that the run names are not there, or not valid.
+        ConfigError: Settings that the run names do not exist or are not valid.
     """
     ways = [
         Way(strategy, settings, name)
@@ -182,7 +188,7 @@ def _node_counts(config: RunConfig, offer: Offer, ways: list[Way]) -> tuple[int,
 def _fit(
     config: RunConfig, architecture: Architecture, offer: Offer, nodes: int, ways: list[Way]
 ) -> Fitting | list[Refusal]:
-    """The fastest way to run on some machines that fits, or why none does."""
+    """The fastest way to run on these machines that fits, or the reasons why none does."""
     place = f"{nodes} x {offer.name}"
     if offer.host_gib <= 0:
         return [Refusal(place, None, "the node leaves no host memory for a pod", math.inf)]
@@ -213,14 +219,14 @@ def _fit(
 
 
 def _devices(config: RunConfig, offer: Offer, strategy: Strategy) -> int:
-    """Devices of a node that a run uses: those it asks for, or all; as many as the one strategy that it names can."""
+    """Devices of a node that a run uses: what it asks for; else all, or as many as the strategy it names can use."""
     asked = config.hardware.devices_per_node
     most = strategy.facts.most_devices if config.strategy != AUTO else None
     return asked or min(offer.gpus or 1, most or offer.gpus or 1)
 
 
 def _micro_batches(config: RunConfig, ranks: int) -> Iterator[int]:
-    """Micro batches that divide the global batch over the ranks, the largest first."""
+    """Micro batches that divide each rank's share of the global batch, the largest first."""
     rows, remainder = divmod(config.training.global_batch, ranks)
     if remainder:
         return
@@ -231,7 +237,7 @@ def _micro_batches(config: RunConfig, ranks: int) -> Iterator[int]:
 
 
 def one_pass_of(config: RunConfig, micro_batch: int, precision: Precision) -> Pass:
-    """What each device of a run computes at once, at the most."""
+    """The largest forward and backward pass that each device of a run computes."""
     return Pass(
         micro_batch=micro_batch,
         sequence=config.data.max_length,

@@ -1,4 +1,4 @@
-"""What to change in a run that fits nowhere: each change is tried, and only those that fit are named."""
+"""Suggest changes to a run that fits nowhere: each change is tried, and only those that fit are named."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,20 +24,20 @@ def changes_that_fit(
     catalogue: Catalogue,
     here: Offer | None,
 ) -> list[str]:
-    """The nearest changes with which a run fits, as sentences.
+    """The smallest changes with which a run fits, as sentences.
 
     Args:
         config: The run, which fits nowhere as it is.
         model: Its model.
         catalogue: Node types to choose among.
-        here: This machine, for a run on it.
+        here: This machine, for a run on it; None for a run on a cluster.
 
     Returns:
-        Three at the most, the least intrusive first.
+        At most three, the least intrusive first.
     """
     found: dict[str, str] = {}
     for kind, what, changed in _changes(config, is_here=here is not None):
-        if kind in found:  # a shorter sequence than one that fits already says nothing new
+        if kind in found:  # a sequence even shorter than one that fits says nothing new
             continue
         try:
             machines = [here] if here is not None else offers.matching(changed, catalogue)
@@ -55,7 +55,7 @@ def changes_that_fit(
 
 
 def _changes(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, RunConfig]]:
-    """Changed copies of a run, the least intrusive first: of which kind, in words, and the copy."""
+    """Changed copies of a run, the least intrusive first: the kind of change, its description, and the copy."""
     hardware, training = config.hardware, config.training
     for rows in _near_batches(training.global_batch):
         yield "batch", f"training.global_batch: {rows}", _with(config, "training", global_batch=rows)
@@ -84,7 +84,7 @@ def _changes(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, Ru
 
 
 def _near_batches(rows: int) -> list[int]:
-    """Global batches near one that does not divide, the nearest first: multiples of 8, which most nodes divide."""
+    """Global batches near one that cannot be divided, the nearest first: multiples of 8, which suit most nodes."""
     below, above = rows // 8 * 8, -(-rows // 8) * 8
     return sorted({batch for batch in (below, above) if batch and batch != rows}, key=lambda batch: abs(batch - rows))
 
@@ -98,7 +98,7 @@ def _lighter_method(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, 
     hardware = content["hardware"] | {"nodes": None} | ({"devices_per_node": None} if is_here else {})
     try:
         changed = RunConfig.model_validate(content | {"method": lighter, "strategy": AUTO, "hardware": hardware})
-    except ConfigError:  # something else of the file does not go with it
+    except ConfigError:  # something else in the file does not allow it
         return
     yield "method", f"method: {lighter}", changed
 

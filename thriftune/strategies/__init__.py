@@ -1,4 +1,4 @@
-"""WHERE weights lie and which processes there are: one module or folder a strategy, and the table STRATEGIES."""
+"""WHERE weights lie and which processes there are: one module or folder for each strategy, and the table STRATEGIES."""
 
 from thriftune.config import RunConfig
 from thriftune.config.choices import strategies_of
@@ -13,7 +13,7 @@ STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in (Zero
 
 
 def candidates(config: RunConfig) -> list[Strategy]:
-    """The strategies that a run may use, in the order in which they are tried.
+    """The strategies that a run may use, in the order in which the planner tries them.
 
     Args:
         config: The run.

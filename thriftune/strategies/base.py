@@ -1,4 +1,4 @@
-"""What every strategy answers."""
+"""The protocol of a strategy, and the types that planning passes to it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,12 +28,12 @@ _FP32, _MOMENTS = 4, 8
 
 @dataclass(frozen=True)
 class Machines:
-    """What a run gets.
+    """The machines that a run gets.
 
     Attributes:
         device: Kind of device.
-        gpu_gib: Memory of each GPU that the driver shows; 0 on a CPU.
-        nodes: Machines.
+        gpu_gib: Memory of each GPU as the driver shows it, in GiB; 0 on a CPU.
+        nodes: Number of nodes.
         devices_per_node: GPUs of each, or worker processes on a CPU.
     """
 
@@ -45,12 +45,12 @@ class Machines:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a training holds, in bytes by item, without what surrounds the tensors.
+    """Memory that a training holds, in bytes by item; only tensors, without the overhead around them.
 
     Attributes:
-        devices: Of each device of a node, at each moment.
-        offloaded: That each process keeps in host memory.
-        nvme: That each process keeps on a local disk.
+        devices: Bytes on each device of a node, at each moment.
+        offloaded: Bytes that each process keeps in host memory.
+        nvme: Bytes that each process keeps on a local disk.
     """
 
     devices: list[Phases]
@@ -59,37 +59,37 @@ class Needs:
 
 
 class Strategy(Protocol):
-    """Where weights lie, and which processes there are. One module or folder, and one row of `STRATEGIES` each.
+    """Where weights lie, and which processes there are. Each one is a module or a folder, and a row of `STRATEGIES`.
 
     Attributes:
-        name: As a run file has it.
+        name: The strategy's name in a run file.
     """
 
     name: StrategyName
 
     @property
     def facts(self) -> StrategyFacts:
-        """What rules know of it."""
+        """What the rules of a run file know about it."""
         return STRATEGIES[self.name]
 
     # ---- planning: pure functions
 
     def options(self, config: RunConfig) -> dict[str, str]:
-        """The settings that a run leaves to choose among, the fastest first, not checked.
+        """The settings that the planner may choose among, the fastest first, not checked yet.
 
         Args:
             config: The run.
 
         Returns:
-            Settings as JSON text, by a name for people; one empty text where there is nothing to choose.
+            Settings as JSON text, by a name to show; one empty text where there is nothing to choose.
 
         Raises:
-            ConfigError: What the run names is not there, or cannot be read.
+            ConfigError: The run names settings that do not exist, or that cannot be read.
         """
         return {"": ""}
 
     def check(self, settings: str) -> list[Problem]:
-        """What is wrong with settings.
+        """The problems of some settings; an empty list if there are none.
 
         Args:
             settings: As `options` gives them.
@@ -97,7 +97,7 @@ class Strategy(Protocol):
         return []
 
     def processes(self, devices: int) -> int:
-        """Training processes of a node.
+        """Number of training processes on a node.
 
         Args:
             devices: Devices of a node.
@@ -105,14 +105,14 @@ class Strategy(Protocol):
         return devices if self.facts.is_distributed else 1
 
     def describe(self, plan: TrainingPlan) -> str:
-        """The strategy of a plan, as a note for people.
+        """The strategy of a plan, as text for a person.
 
         Args:
             plan: The plan.
         """
 
     def short(self, plan: TrainingPlan) -> str:
-        """The same in a word; empty where the method says enough.
+        """The same in one word; empty where the name of the method says enough.
 
         Args:
             plan: The plan.
@@ -122,32 +122,32 @@ class Strategy(Protocol):
     def memory(
         self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
-        """What a training holds.
+        """The memory that a training needs.
 
         Args:
             architecture: The model.
-            one_pass: What each process computes at once.
-            machines: What it runs on.
+            one_pass: What one forward and backward pass of a process computes.
+            machines: The machines it runs on.
             settings: As `options` gives them.
             optimizer: `training.optimizer`, or sgd.
 
         Returns:
-            The bytes; None where the weights alone do not fit the devices of a node.
+            The bytes by item; None where the weights alone do not fit on the devices of a node.
         """
 
     def checkpoint_bytes(self, trained: int, precision: Precision, settings: str, nodes: int) -> int:
-        """The part of one checkpoint that the fullest node, the first, writes: fp32 weights and AdamW's moments.
+        """Bytes of one checkpoint that the first node writes, which writes most: fp32 weights and AdamW's moments.
 
         Args:
-            trained: Parameters that train.
-            precision: Of the training.
+            trained: Number of parameters that train.
+            precision: Precision of the training.
             settings: As `options` gives them.
-            nodes: Machines.
+            nodes: Number of nodes.
         """
         return (_FP32 + _MOMENTS) * trained // nodes
 
     def identity(self, settings: str) -> dict[str, Any]:
-        """What of the settings a checkpoint must share to be gone on from, by the key of the run file.
+        """The settings that a checkpoint must have too for a run to resume from it, by their key in the run file.
 
         Args:
             settings: As `options` gives them.
@@ -163,7 +163,7 @@ class Strategy(Protocol):
             plan: The plan.
 
         Returns:
-            Which of them this one is.
+            The rank of this process.
         """
         return distributed.join(plan.hardware.backend) if self.facts.is_distributed else distributed.current_rank()
 
@@ -176,35 +176,35 @@ class Strategy(Protocol):
         architecture: Architecture,
         start: Path | None,
     ) -> Any:
-        """Load a model to where it trains, prepared by its method. Collective: every rank calls it.
+        """Load a model onto the devices it trains on, prepared by its method. Collective: every rank calls it.
 
         Args:
             model_dir: The base model.
-            method: What trains.
+            method: The method, which prepares the model.
             plan: The plan, with the batch as it is now.
             config: The run.
             architecture: The model's.
-            start: Adapter to go on training.
+            start: Adapter to continue training; None if there is none.
         """
 
     def trainer_arguments(
         self, plan: TrainingPlan, config: RunConfig, model: Any, *, is_converted: bool
     ) -> dict[str, Any]:
-        """Arguments for the Trainer that are this strategy's.
+        """The Trainer's arguments that depend on the strategy.
 
         Args:
             plan: The plan, with the batch as it is now.
             config: The run.
             model: What `load` returned.
-            is_converted: Whether it goes on from a checkpoint that `reshard` made.
+            is_converted: Whether it resumes from a checkpoint that `reshard` made.
         """
         return {}
 
     def master_weights(self, trainer: "Trainer") -> WeightOf:
-        """What gives the whole trained weight of a parameter, in the precision it is stepped in. Collective.
+        """A function that gives a parameter's whole weight, in the precision that the optimizer updates. Collective.
 
         Args:
-            trainer: In training or after it.
+            trainer: The trainer, during or after training.
         """
 
         def held(_: str, parameter: "torch.nn.Parameter") -> "torch.Tensor":
@@ -215,13 +215,13 @@ class Strategy(Protocol):
     def gathered_state(
         self, trainer: "Trainer", dtype: Precision, rounding: RoundingMode, seed: int
     ) -> "dict[str, torch.Tensor]":
-        """The trained weights as they are saved, on rank 0; one fp32 weight at a time beside them. Collective.
+        """The trained weights as they are saved, on rank 0; only one at a time is also held in fp32. Collective.
 
         Args:
-            trainer: After training.
+            trainer: The trainer, after training.
             dtype: Type to save them in.
-            rounding: How they are rounded to it.
-            seed: Of stochastic rounding.
+            rounding: How to round them to it.
+            seed: Seed of stochastic rounding.
         """
         from thriftune.strategies.gathering import gathered
 
@@ -231,21 +231,21 @@ class Strategy(Protocol):
         """Put the weights of a checkpoint into the model of a trainer, after training. Collective.
 
         Args:
-            trainer: After training.
+            trainer: The trainer, after training.
             checkpoint: As the Trainer wrote it, on this disk.
             is_converted: Whether `reshard` made it.
         """
         trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001 - as the Trainer does for its best model
 
     def record(self, trainer: "Trainer") -> dict[str, Any]:
-        """What the manifest of a result says of the strategy.
+        """What the manifest of a result says about the strategy.
 
         Args:
-            trainer: After training.
+            trainer: The trainer, after training.
         """
         return {}
 
     @property
     def reshard(self) -> Callable[[Path], Path] | None:
-        """Makes a checkpoint of another number of ranks one for any; None: checkpoints are the same for all."""
+        """Converts a checkpoint to one that any number of ranks can load; None if every checkpoint is one already."""
         return None

@@ -1,4 +1,4 @@
-"""The trained weights of a model, brought together as they are saved."""
+"""The trained weights of a model, gathered on rank 0 in the form they are saved in."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ def gathered(
     """Trained weights and buffers by name, on rank 0. Collective: every rank calls it.
 
     Args:
-        trainer: After training.
-        master: Gives the whole weight of a parameter.
+        trainer: The trainer, after training.
+        master: Function that gives the whole weight of a parameter.
         dtype: Type to save them in.
-        rounding: How they are rounded to it.
-        seed: Of stochastic rounding.
+        rounding: How to round them to it.
+        seed: Seed of stochastic rounding.
     """
     import torch
 
@@ -37,7 +37,7 @@ def gathered(
         if isinstance(tensor, torch.nn.Parameter):
             name = names[tensor]
             whole = rounded(master(name, tensor), torch_dtype(dtype), rounding, name, seed)
-        else:  # a buffer, which is computed with as it is
+        else:  # a buffer: the model computes with it as it is
             whole = tensor
         if distributed.current_rank().is_main:
             state[key] = whole.cpu()

@@ -15,19 +15,19 @@ from thriftune.training_plan import TrainingPlan
 
 
 class Layers(Strategy):
-    """Decoder layers over the devices of a node, as transformers' `device_map="auto"` puts them."""
+    """Decoder layers are spread over the devices of a node, as transformers' `device_map="auto"` places them."""
 
     name: StrategyName = "layers"
 
     def describe(self, plan: TrainingPlan) -> str:
-        """How many devices it is split over."""
+        """The number of devices that the model is split over."""
         count, kind = plan.devices_per_node, "GPU" if plan.hardware.is_gpu else "worker"
         return f"split by layers over {count} {kind}s" if count > 1 else f"on 1 {kind}"
 
     def memory(
         self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
-        """The base model's layers on each device, and the adapters on them."""
+        """The layers of the base model on each device, with their adapters."""
         return adapters_over(architecture, one_pass, machines, optimizer)
 
     def load(
@@ -39,7 +39,7 @@ class Layers(Strategy):
         architecture: Architecture,
         start: Path | None,
     ) -> Any:
-        """Load the base model over the devices, and put adapters on it."""
+        """Load the base model onto the devices, and put adapters on it."""
         placement = Placement(plan.hardware, plan.precision, method.four_bit(config))
         trust, devices = config.model.trust_remote_code, plan.devices_per_node if plan.hardware.is_gpu else None
         base = load_model(model_dir, placement, trust_remote_code=trust, devices=devices)
@@ -47,12 +47,12 @@ class Layers(Strategy):
 
 
 def adapters_over(architecture: Architecture, one_pass: Pass, machines: Machines, optimizer: str) -> Needs | None:
-    """What adapters on a frozen base hold on the devices of one node; None where the base does not fit them.
+    """Memory of adapters on a frozen base, on the devices of one node; None where the base does not fit on these.
 
     Args:
         architecture: The model.
-        one_pass: What is computed at once, with the adapters.
-        machines: What it runs on.
+        one_pass: What one forward and backward pass computes, with the adapters.
+        machines: The machines it runs on.
         optimizer: `training.optimizer`, or sgd.
     """
     shares = split(

@@ -1,4 +1,4 @@
-"""The whole model on one device, in one process, without DeepSpeed: what fits there needs nothing else."""
+"""The whole model on one device, in one process, without DeepSpeed, for models that fit there."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +28,13 @@ class Single(Strategy):
     name: StrategyName = "single"
 
     def describe(self, plan: TrainingPlan) -> str:
-        """One device."""
+        """The one device."""
         return "on 1 GPU" if plan.hardware.is_gpu else "on 1 worker"
 
     def memory(
         self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
-        """Adapters as split by layers over one device; or all weights with their gradients and states in fp32."""
+        """Adapters: as in `Layers` on one device. All weights: with their gradients and optimizer states, in fp32."""
         if one_pass.adapters is not None:
             return adapters_over(architecture, one_pass, machines, optimizer)
         in_autocast = replace(one_pass, autocast=True)
@@ -61,7 +61,7 @@ class Single(Strategy):
         architecture: Architecture,
         start: Path | None,
     ) -> Any:
-        """Load the model onto the first device; in fp32 where its weights train, as mixed precision asks for."""
+        """Load the model onto the first device; in fp32 where its weights train, as mixed precision requires."""
         precision = _MASTERS if method.facts.trains_weights else plan.precision
         placement = Placement(plan.hardware, precision, method.four_bit(config))
         model = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code, devices=1)

@@ -1,1 +1,1 @@
-"""One loop: trainer, attempt, guards, row order, collation, and the page of a training."""
+"""The one training loop: trainer, attempt, guards, row order, collation, and the page of a training."""

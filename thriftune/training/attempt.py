@@ -1,4 +1,4 @@
-"""One attempt at a training: restored, guarded and measured; and what it leaves to the next if it does not end well."""
+"""One attempt at a training: restored, guarded and measured; with what it leaves to the next attempt if it fails."""
 
 import logging
 import time
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NOTES = "notes"  # of the trainer, in each checkpoint
+_NOTES = "notes"  # key of the trainer's notes in each checkpoint
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A training that is ready to begin.
+    """A training that is ready to start.
 
     Attributes:
-        trainer: With the model.
-        validation: Measures it.
+        trainer: The trainer, with the model.
+        validation: Measures the held-out loss.
     """
 
     trainer: "ResumableTrainer"
@@ -50,14 +50,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Spent:
-    """What an attempt took.
+    """Time, tokens and memory that an attempt used.
 
     Attributes:
         effort: Time and tokens of all attempts.
-        memory: Peaks of this one.
-        resources: Watched what was used in this one.
-        resumed_at: Step that it went on from; 0 if it began at the beginning.
-        remarks: What of the run that it went on from is another than in its own.
+        memory: Peak memory of this attempt.
+        resources: The watch over memory and disk in this attempt.
+        resumed_at: Step that it resumed from; 0 if it started at the first step.
+        remarks: Sentences about the differences from the run that it resumed from.
     """
 
     effort: Effort
@@ -73,16 +73,21 @@ class Attempt:
     Args:
         config: The run.
         planned: Its plan.
-        checkpoints: Of the training; None: none are saved.
-        adjustments: What earlier attempts changed of it.
+        checkpoints: Checkpoints of the training; None if none are saved.
+        adjustments: What earlier attempts changed about it.
         folder: Where the Trainer writes.
 
     Attributes:
-        plan: The plan, with the batch as it is now.
+        plan: The plan, with the present batch.
         adjustments: What earlier attempts changed.
         folder: Where the Trainer writes.
-        stall: Ends the process when nothing moves.
+        stall: Ends the process when no step is done for too long.
     """
+
+    plan: TrainingPlan
+    adjustments: Adjustments
+    folder: Path
+    stall: StallWatch
 
     def __init__(
         self,
@@ -108,15 +113,15 @@ class Attempt:
         place: CheckpointPlace | None,
         scratch: Path,
     ) -> Self:
-        """Look in the store what earlier attempts left. Collective: every rank calls it.
+        """Start an attempt with what earlier attempts left in the store. Collective: every rank calls it.
 
         Args:
             config: The run.
             plan: Its plan.
             model_dir: The base model.
             dataset_dir: The prepared dataset.
-            place: Where checkpoints lie; None: none are saved.
-            scratch: Folder the Trainer may write to where none are saved.
+            place: Where checkpoints are; None if none are saved.
+            scratch: Folder that the Trainer may write to if no checkpoints are saved.
         """
         if place is None:
             return cls(config, plan, None, Adjustments(), scratch)
@@ -132,16 +137,16 @@ class Attempt:
         return cls(config, plan, checkpoints, adjustments, checkpoints.folder)
 
     def train(self, load: Callable[[Resumed | None], Loaded]) -> tuple[Loaded, Spent]:
-        """Load and train, measuring from the first byte loaded to the last step. Collective: every rank calls it.
+        """Load and train, and measure from the first byte loaded to the last step. Collective: every rank calls it.
 
         Args:
-            load: Makes the trainer, model and all, for the checkpoint to go on from.
+            load: Makes the trainer, including the model, for a checkpoint to resume from or None.
 
         Returns:
-            The training after its last step, and what it took.
+            The training after its last step, and what it used.
 
         Raises:
-            StartAgainError: The run was changed so that it can go on, from its last checkpoint.
+            StartAgainError: The training was changed so that it can continue from its last checkpoint.
             DivergedError: The loss diverged.
             TransientError: Another attempt may succeed.
         """
@@ -165,14 +170,14 @@ class Attempt:
         return loaded, Spent(spent, memory, resources, resumed_at, remarks)
 
     def take_best(self, loaded: Loaded) -> int:
-        """Put the weights of the lowest validation back, where the run keeps those. Collective: every rank calls it.
+        """Load the weights with the lowest held-out loss, if the run keeps those. Collective: every rank calls it.
 
         Args:
             loaded: The training after its last step.
 
         Returns:
-            The step whose weights the model has now. Where the lowest has no checkpoint in the store (its upload
-            failed, or a newer one took its place), the next lowest is taken, with a warning.
+            The step whose weights the model has now. If that step has no checkpoint in the store (its upload failed, or
+            was skipped for a newer one), the step with the next lowest loss is used, with a warning.
 
         Raises:
             TransientError: The store does not answer.
@@ -187,7 +192,7 @@ class Attempt:
                 break
             best = self._checkpoints.fetch(validation.step) if validation.step else None
             if best is None:
-                logger.warning("There is no checkpoint of step %d, whose held-out loss is lower", validation.step)
+                logger.warning("There is no checkpoint of step %d, which has a lower held-out loss", validation.step)
                 continue
             if distributed.current_rank().is_main:
                 logger.info("Keeping the weights of step %d, whose held-out loss is %.4f", best.step, validation.loss)
@@ -197,15 +202,15 @@ class Attempt:
         return step
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is in the store, and leave nothing on this disk. Collective.
+        """Wait until the last checkpoint is in the store, and remove everything from this disk. Collective.
 
-        To be called when the result is written: what is cut off before goes on from there, and writes it.
+        Call it after writing the result: an attempt that is killed before resumes from that checkpoint, and writes it.
         """
         if self._checkpoints:
             self._checkpoints.finish()
 
     def stop(self) -> None:
-        """Let go of what goes on beside the training, in a process that lives on."""
+        """Stop the threads and signal handlers of the training, in a process that continues."""
         self._stop_listening()
         if self._checkpoints:
             self._checkpoints.stop_saving()
@@ -215,7 +220,7 @@ class Attempt:
             self._notice.stop()
 
     def _add_callbacks(self, loaded: Loaded, resumed: Resumed | None, effort: Callable[[], Effort]) -> None:
-        """Add what looks at each step, measures after it, and saves after that."""
+        """Add the callbacks that check each step, then validate, then save."""
         from thriftune.training.guarding import Guarding
         from thriftune.training.resumable import CheckpointCallback
 
@@ -223,7 +228,7 @@ class Attempt:
         seen = resumed.content.get("guard") if resumed else None
         guard = DivergenceGuard.from_state(seen) if seen else DivergenceGuard()
         divergence = self._config.training.on_divergence
-        # First: a step that diverged is neither measured nor saved.
+        # First the guard: a step that diverged is neither validated nor saved.
         trainer.add_callback(Guarding(trainer, guard, self.stall, divergence, self.adjustments, self._checkpoints))
         trainer.add_callback(validation)
         if not self._checkpoints:
@@ -255,7 +260,7 @@ class Attempt:
 
     @contextmanager
     def _classify_errors(self) -> Iterator[None]:
-        """Give up on what another attempt would fail of too; change what can be changed; leave the rest to the next."""
+        """Turn errors into those that decide about another attempt; if memory ran out, make the micro batch smaller."""
         try:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
@@ -264,15 +269,15 @@ class Attempt:
                 changed = self.adjustments.after_out_of_memory(self.plan)
                 self._checkpoints.adjust(changed.as_json())
                 now = f"micro batch {changed.micro_batch} x accumulation {changed.accumulation}"
-                raise StartAgainError(f"Memory ran out: {error}. Going on with {now}.") from error
+                raise StartAgainError(f"Memory ran out: {error}. Continuing with {now}.") from error
             if kind == "transient":
                 rank = distributed.current_rank().index
-                raise TransientError(f"Rank {rank} lost the others, or its node: {error}") from error
+                raise TransientError(f"Rank {rank} lost the other ranks, or its node: {error}") from error
             raise
 
 
 def _effort(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[], Effort]:
-    """Tells what the training took so far, from now on."""
+    """A function that gives the time and tokens of the training so far, earlier attempts included."""
     before = Effort(**resumed.content.get("effort", {})) if resumed else Effort()
     started = time.monotonic()
 

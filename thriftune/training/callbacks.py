@@ -1,4 +1,4 @@
-"""What the Trainer tells while it works: one line per few steps, readable in a terminal and in a pod's log."""
+"""Callbacks of the Trainer that log progress and validate, readable in a terminal and in a pod's log."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressLines(TrainerCallback):
-    """Log step, loss, learning rate, speed and remaining time; in place of a progress bar, which fills a pod's log."""
+    """Logs step, loss, learning rate, speed and remaining time, instead of a progress bar, which fills a pod's log."""
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -57,17 +57,20 @@ class ProgressLines(TrainerCallback):
 
 
 class ValidationCallback(TrainerCallback):
-    """Has the held-out loss measured before the first step, when it is due, and after the last step.
+    """Measures the held-out loss before the first step, when it is due, and after the last step.
 
     Args:
         validator: Measures it.
-        begin: Measures before the first step, and not where a training goes on.
-        patience: Validations in a row without a lower loss after which training ends; None: it does not.
+        begin: Measures before the first step; not called when a training resumes.
+        patience: Validations in a row without a lower loss after which training ends; None for no limit.
 
     Attributes:
         validator: Measures it.
-        improved_at: Step of the last validation that was the lowest so far; 0 before there is one.
+        improved_at: Step of the last validation with the lowest loss so far; 0 before there is one.
     """
+
+    validator: Validator
+    improved_at: int
 
     def __init__(self, validator: Validator, begin: Callable[[], None], patience: int | None) -> None:
         self.validator, self._begin, self._patience = validator, begin, patience
@@ -76,7 +79,7 @@ class ValidationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the base model; where a training goes on that had run out of patience, end it again."""
+        """Measure the base model; a training that resumes after running out of patience ends again."""
         if state.global_step == 0:
             self._begin()
         self._stop_if_in_vain(control)

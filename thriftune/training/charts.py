@@ -1,11 +1,11 @@
-"""Charts as SVG paths: points to places in a box, round numbers along its sides, smoothed lines."""
+"""Charts as SVG paths: points scaled to a box, round numbers along its sides, smoothed lines."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 
-# A screen shows no more; each longer series is drawn by the means of its neighbours.
+# A screen shows no more points; in a longer series, the mean of neighbours is drawn.
 _MOST_POINTS = 600
 # Charts are drawn in this box and stretched to the page.
 WIDTH, HEIGHT = 1000.0, 100.0
@@ -16,11 +16,11 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis.
+    """A labelled position on an axis.
 
     Attributes:
-        place: Share of the axis, 0 to 1.
-        label: What stands there.
+        place: Position as a share of the axis, from 0 to 1.
+        label: Text at this position.
     """
 
     place: float
@@ -29,20 +29,20 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines to draw over one axis.
+    """A chart: lines over one axis.
 
     Attributes:
-        title: What it shows.
+        title: Title of the chart.
         note: The numbers that matter, as text.
         lines: Class and path of each line, in the order of drawing.
-        x_ticks: Along the bottom.
-        y_ticks: Along the side.
-        marks: Place, and text, of each event.
-        bad: Places of values that are not finite.
-        is_full: Whether it shows something nearly full.
+        x_ticks: Labels along the bottom.
+        y_ticks: Labels along the side.
+        marks: Position and text of each event.
+        bad: Positions of values that are not finite.
+        is_full: Whether the chart shows something that is nearly full.
         second: A second row of labels along the bottom.
-        kept: Place, and text, of what the result is made of; None: not marked.
-        dots: Place, and text, of what happens too often for a line.
+        kept: Position and text of the step whose weights are the result; None if it is not marked.
+        dots: Position and text of events that are too frequent for a line.
     """
 
     title: str
@@ -59,11 +59,11 @@ class Chart:
 
 
 def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
-    """Points that neighbours were put together in, so that there are at most so many.
+    """Points in which neighbours are averaged, so that there are not too many.
 
     Args:
         points: In order.
-        most: To keep.
+        most: Largest number of points to return.
     """
     size = math.ceil(len(points) / most) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
@@ -75,8 +75,8 @@ def smoothed(points: Sequence[Point], weight: float) -> list[Point]:
 
     Args:
         points: In order.
-        weight: Of the average so far, 0 to below 1, beside each further point. The average starts at zero, and is
-            divided by what all points so far weigh: else it would start too low.
+        weight: Weight of the average so far against each new point, from 0 to below 1. The average starts at zero, and
+            is divided by the sum of all weights so far: else it would start too low.
     """
     sums = accumulate((y for _, y in points), lambda total, y: weight * total + (1 - weight) * y, initial=0.0)
     averages = zip(points, islice(sums, 1, None), strict=True)
@@ -84,7 +84,7 @@ def smoothed(points: Sequence[Point], weight: float) -> list[Point]:
 
 
 def duration(seconds: float) -> str:
-    """A time to read, with two units at most."""
+    """A time in seconds as text, with at most two units."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, hours = round(seconds / 60), round(seconds / 60) // 60
@@ -92,7 +92,7 @@ def duration(seconds: float) -> str:
 
 
 def path(points: Sequence[Point], box: tuple[float, float, float, float]) -> str:
-    """An SVG path through points of a box (left, right, bottom, top)."""
+    """An SVG path through points, in a box (left, right, bottom, top)."""
     places = _places(points, box)
     if len(places) == 1:
         return dots(points, box)
@@ -100,23 +100,23 @@ def path(points: Sequence[Point], box: tuple[float, float, float, float]) -> str
 
 
 def dots(points: Sequence[Point], box: tuple[float, float, float, float]) -> str:
-    """An SVG path with a dot at each point of a box: with round ends, a line without length is one."""
+    """An SVG path with a dot at each point in a box: a line without length and with round ends."""
     return " ".join(f"M {x:.1f} {y:.2f} L {x:.1f} {y:.2f}" for x, y in _places(points, box))
 
 
 def _places(points: Sequence[Point], box: tuple[float, float, float, float]) -> list[Point]:
-    """Where points of a box (left, right, bottom, top) are drawn."""
+    """The drawing coordinates of points in a box (left, right, bottom, top)."""
     left, right, bottom, top = box
     return [(share(x, left, right) * WIDTH, (1 - share(y, bottom, top)) * HEIGHT) for x, y in points]
 
 
 def share(value: float, low: float, high: float) -> float:
-    """Where a value lies between two others, 0 to 1; in the middle where these are one."""
+    """The position of a value between two others, from 0 to 1; 0.5 if these are equal."""
     return (min(max(value, low), high) - low) / (high - low) if high > low else 0.5
 
 
 def scale(low: float, high: float) -> tuple[float, float, list[Tick]]:
-    """A range of round numbers around two values, and where they stand."""
+    """A range of round numbers around two values, and their labels."""
     span = high - low or abs(high) or 1.0
     step = _round_step(span / (_TICKS - 1))
     start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -127,13 +127,13 @@ def scale(low: float, high: float) -> tuple[float, float, list[Tick]]:
 
 
 def _round_step(least: float) -> float:
-    """The smallest 1, 2 or 5 times a power of ten that is no smaller."""
+    """The smallest 1, 2 or 5 times a power of ten that is at least a value."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * 0.999)
 
 
 def limit_ticks(limit: float) -> list[Tick]:
-    """Labels from nothing to a limit in GiB."""
+    """Labels from zero to a limit in GiB."""
     return [Tick(share, gib(limit * share)) for share in (0.0, 0.5, 1.0)]
 
 
@@ -142,7 +142,7 @@ def step_ticks(first: int, last: int) -> list[Tick]:
     if first == last:
         return [Tick(0.5, f"{first:,}")]
     between = max(1, round(_round_step((last - first) / 6)))
-    room = (last - first) / 12  # labels at the ends take as much
+    room = (last - first) / 12  # that much is taken by the labels at the ends
     inner = [step for step in range(-(-first // between) * between, last, between) if first + room < step < last - room]
     return [Tick(share(step, first, last), f"{step:,}") for step in (first, *inner, last)]
 
@@ -153,12 +153,12 @@ def time_ticks(end: float) -> list[Tick]:
 
 
 def gib(size: float) -> str:
-    """GiB to read."""
+    """GiB as text."""
     return f"{size:,.0f}" if size >= 100 or size == 0 else f"{size:.1f}" if size >= 1 else f"{size:.2f}"
 
 
 def count(number: float) -> str:
-    """A number to read, as 950, 12.3 k or 4.56 M."""
+    """A number as text, such as 950, 12.3 k or 4.56 M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"

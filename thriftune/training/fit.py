@@ -1,4 +1,4 @@
-"""Training, of any method and under any strategy: the one loop, in each process of a job."""
+"""Train by any method under any strategy: the one training path, run in each process of a job."""
 
 import logging
 import tempfile
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a training trains, and on what.
+    """The inputs of a training.
 
     Attributes:
         config: The run.
         plan: Its plan.
         model_dir: Base model, on this node.
         dataset_dir: Prepared dataset, on this node.
-        start: Adapter to go on training, on this node; None: none.
-        place: Where checkpoints lie; None: none are saved.
+        start: Adapter to continue training, on this node; None if there is none.
+        place: Where checkpoints are; None if none are saved.
     """
 
     config: RunConfig
@@ -54,20 +54,20 @@ class Inputs:
 
 
 def fit(inputs: Inputs, destination: Path) -> TrainingResult:
-    """Train, and write what comes out. Runs in each process of the job.
+    """Train, and write the result. Runs in each process of the job.
 
     Args:
-        inputs: What to train.
-        destination: Model or adapter directory to make; only global rank 0 writes it.
+        inputs: The inputs of the training.
+        destination: Model or adapter directory to create; only global rank 0 writes it.
 
     Returns:
-        What was measured, the same on every rank.
+        What was measured; the same on every rank.
 
     Raises:
-        ConfigError: The model cannot be trained so.
-        AdapterError: The adapter to go on from is not one of this model.
+        ConfigError: The model cannot be trained in this way.
+        AdapterError: The adapter to continue was not made for this model.
         DivergedError: The loss diverged.
-        StartAgainError: The run was changed so that it can go on: its agent starts all processes again.
+        StartAgainError: The training was changed so that it can continue: its agent starts all processes again.
         TransientError: Another attempt may succeed.
     """
     strategy = STRATEGIES[inputs.plan.strategy]
@@ -82,7 +82,7 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
 
 
 def _attempts(inputs: Inputs, scratch: Path) -> tuple[Attempt, Loaded, Spent]:
-    """Train to the end: again in this process where it was changed, if nobody else would start it again."""
+    """Train to the end. After a change, a training without an agent starts again in this process."""
     strategy = STRATEGIES[inputs.plan.strategy]
     while True:
         attempt = Attempt.begin(inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.place, scratch)
@@ -99,7 +99,7 @@ def _attempts(inputs: Inputs, scratch: Path) -> tuple[Attempt, Loaded, Spent]:
 
 
 def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
-    """The trainer of an attempt, with the model where it trains, and what validates it."""
+    """The trainer of an attempt, with the model loaded and a validation callback."""
     from thriftune.training.callbacks import ValidationCallback
 
     config, plan = inputs.config, attempt.plan
@@ -128,14 +128,14 @@ def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
 
 
 def _measuring(inputs: Inputs, loaded: Loaded) -> Measuring:
-    """What rounding does to the weights, on the first of the rows that are validated on."""
+    """The measurement of what rounding does to the weights, on the first of the held-out rows."""
     rows = loaded.validation.validator.rows
     few = rows.select(range(min(saving.ROWS, len(rows))))
     return Measuring(loaded.trainer, few, STRATEGIES[inputs.plan.strategy])
 
 
 def _result(inputs: Inputs, attempt: Attempt, loaded: Loaded, spent: Spent, kept_step: int) -> TrainingResult:
-    """What the training did, with the answers of the weights that are kept. Collective: every rank calls it."""
+    """The result of the training, with answers by the weights that are kept. Collective: every rank calls it."""
     trainer, validator, config = loaded.trainer, loaded.validation.validator, inputs.config
     steps, losses, tokens = logged_losses(trainer.state, config.training.learning_rate)
     after = validator.report(validator.measured(kept_step) or validator.losses(is_logged=False))
@@ -166,7 +166,7 @@ def _result(inputs: Inputs, attempt: Attempt, loaded: Loaded, spent: Spent, kept
 
 
 def _save(inputs: Inputs, loaded: Loaded, result: TrainingResult, destination: Path) -> None:
-    """Have the method write what was trained. Collective: every rank calls it."""
+    """Let the method write what was trained. Collective: every rank calls it."""
     strategy, config, trainer = STRATEGIES[inputs.plan.strategy], inputs.config, loaded.trainer
     version = artifacts.source_version(inputs.model_dir)
     fingerprint = artifacts.read_manifest(inputs.dataset_dir)["fingerprint"]
@@ -182,7 +182,7 @@ def _save(inputs: Inputs, loaded: Loaded, result: TrainingResult, destination: P
 
 
 def _free_memory() -> None:
-    """Give back what the model of a training that begins again held."""
+    """Free the memory of a model whose training starts again."""
     import gc
 
     import torch

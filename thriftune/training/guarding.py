@@ -1,4 +1,4 @@
-"""What looks at a training at the end of each step: whether it diverged, and that it still moves."""
+"""The callback that checks a training after each step: whether it diverged, and that it still makes progress."""
 
 import logging
 import math
@@ -22,15 +22,15 @@ _SHOWN_CHARACTERS = 80
 
 
 class Guarding(TrainerCallback):
-    """Stops a training whose loss diverged, or has it go back; and tells the stall watch that it moves.
+    """Stops a training whose loss diverged, or rolls it back; and tells the stall watch about its progress.
 
     Args:
-        trainer: The trainer, which remembers the losses of a step.
-        guard: Knows the recent losses.
-        stall: Ends the process when no step is done.
-        on_divergence: stop or rollback.
-        adjustments: What was changed of the run so far.
-        checkpoints: Where a change is written down; None: nothing can go back.
+        trainer: The trainer, which keeps the losses of a step.
+        guard: Detects divergence from the recent losses.
+        stall: Ends the process when no step is done for too long.
+        on_divergence: What to do when the loss diverges: `stop` or `rollback`.
+        adjustments: What the training changed about itself so far.
+        checkpoints: Where a change is recorded; None if none are saved, so that nothing can be rolled back.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Guarding(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have DeepSpeed leave it to the guard what a loss scale at its floor means.
+        """Leave it to the guard to judge a loss scale at its floor.
 
-        It would end at the first overflow there, with a plain `Exception`, before the guard has seen anything (0.19.8).
+        Else DeepSpeed (0.19.8) raises a plain `Exception` at the first overflow there, before the guard sees anything.
         """
         scaler: Any = getattr(self._optimizer_of_deepspeed(), "loss_scaler", None)
         if hasattr(scaler, "raise_error_at_min_scale"):
@@ -59,15 +59,13 @@ class Guarding(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A pass of an accumulated step was done."""
+        """Note that a pass of an accumulated step was done."""
         self._stall.beat()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at the step.
+        """Check the loss of the step.
 
-        Raises:
-            DivergedError: The loss diverged, and the run stops there.
-            StartAgainError: It did, and the run goes back and leaves the batch out.
+        If it diverged, this raises DivergedError where the run stops, and StartAgainError where it rolls back.
         """
         self._stall.beat()
         losses = self._trainer.pop_losses()
@@ -86,22 +84,22 @@ class Guarding(TrainerCallback):
         if self._on_divergence == "rollback" and self._checkpoints is not None:
             changed = self._adjustments.after_divergence(divergence.since, why)
             left_out = changed.skipped_steps[-1]
-            with self._stall.paused():  # what is being uploaded is waited for
-                # One that was saved right before may hold what made the loss diverge. And first: a run that is cut off
-                # here goes on from an older one, and comes by again.
+            with self._stall.paused():  # this waits for uploads
+                # A checkpoint saved right before may hold what made the loss diverge. It is dropped before the change
+                # is recorded: a run that is killed in between resumes from an older one, and gets here again.
                 self._checkpoints.drop_from(left_out - 1)
             self._checkpoints.adjust(changed.as_json())
-            raise StartAgainError(f"{why} Going back, and leaving out the batch of step {left_out}.")
+            raise StartAgainError(f"{why} Going back, and skipping the batch of step {left_out}.")
         raise DivergedError.single(
             "training.learning_rate",
             self._trainer.args.learning_rate,
             f"{why} The last checkpoint before it is kept.",
-            "Lower the learning rate or raise warmup_share; look for overflow in fp16; or training.on_divergence: "
-            "rollback leaves the batch out.",
+            "Lower the learning rate or raise warmup_share; look for overflow in fp16; or set training.on_divergence: "
+            "rollback, which skips the batch.",
         )
 
     def _loss_scale(self) -> float | None:
-        """The present loss scale of fp16, where it is dynamic."""
+        """The present loss scale of fp16; None where there is none or it is fixed."""
         optimizer = self._optimizer_of_deepspeed()
         if self._trainer.args.fp16 and getattr(optimizer, "dynamic_loss_scale", False):
             return float(optimizer.loss_scale)
@@ -112,7 +110,7 @@ class Guarding(TrainerCallback):
         return getattr(getattr(self._trainer, "deepspeed", None), "optimizer", None)
 
     def _name_batch(self, step: int, losses: list[float]) -> None:
-        """Say which rows they were: on every rank that has some."""
+        """Log the rows of the passes whose loss is not finite, on every rank that has some."""
         for number, (loss, rows) in enumerate(zip(losses, self._trainer.last_rows, strict=False)):
             if not math.isfinite(loss):
                 tokenizer: Any = self._trainer.processing_class

@@ -1,4 +1,4 @@
-"""Loss on the held-out rows of a prepared dataset: the one way it is measured, while training and after it."""
+"""Measure the loss on the held-out rows of a prepared dataset, in the same way during and after training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ _ALONE = Rank(index=0, local_index=0, world_size=1)
 
 @dataclass(frozen=True)
 class EvalReport:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Attributes:
         loss: Mean negative log-likelihood per trained token of the held-out rows, in nats.
         perplexity: exp(loss).
-        tokens: Tokens that the mean is over.
-        prompts: Questions asked.
-        answers: What the model answered to each.
+        tokens: Number of tokens in the mean.
+        prompts: The prompts.
+        answers: The model's answer to each prompt.
     """
 
     loss: float
@@ -43,8 +43,8 @@ class RowLosses:
     """The loss of each of several rows.
 
     Attributes:
-        sums: Negative log-likelihood of all trained tokens of a row, in nats.
-        tokens: Their number.
+        sums: Summed negative log-likelihood of the trained tokens of each row, in nats.
+        tokens: Number of trained tokens of each row.
     """
 
     sums: tuple[float, ...]
@@ -52,7 +52,7 @@ class RowLosses:
 
     @property
     def count(self) -> int:
-        """Trained tokens of all rows."""
+        """Number of trained tokens of all rows."""
         return sum(self.tokens)
 
     @property
@@ -61,23 +61,23 @@ class RowLosses:
         return sum(self.sums) / self.count
 
     def first(self, rows: int) -> "RowLosses":
-        """Those of the first rows.
+        """The losses of the first rows.
 
         Args:
-            rows: How many.
+            rows: Number of rows.
         """
         return RowLosses(self.sums[:rows], self.tokens[:rows])
 
 
 def held_out_rows(dataset_dir: Path, at_most: int) -> "Dataset":
-    """The held-out rows of a prepared dataset, or as many of them, in a random order that is always the same.
+    """Load the held-out rows of a prepared dataset, in a random order that is always the same.
 
     Args:
         dataset_dir: A prepared dataset.
-        at_most: Number of rows.
+        at_most: Largest number of rows.
 
     Returns:
-        The rows: of a smaller number, the first of those of a larger one.
+        The rows. A smaller number gives the first rows of a larger one.
     """
     rows = load_split(dataset_dir, VALIDATION).shuffle(seed=0, keep_in_memory=True)  # sources are often sorted
     return rows.select(range(min(at_most, len(rows))))
@@ -91,18 +91,18 @@ def row_losses(
     rank: Rank = _ALONE,
     on_batch: Callable[[], None] = lambda: None,
 ) -> RowLosses:
-    """The loss of each row, with rows of like length in a batch.
+    """Measure the loss of each row, with rows of similar length in a batch.
 
     Args:
         model: A causal language model in evaluation mode.
         tokenizer: Its tokenizer, for padding.
         rows: Rows with input_ids and labels, each a list of `length` ints.
         batch: Rows per forward pass.
-        rank: Where this process stands among those that share the rows; each of them runs the model as often.
-        on_batch: Called after each of its batches.
+        rank: This process among those that share the rows; all of them run the model equally often.
+        on_batch: Called after each batch of this process.
 
     Returns:
-        That of every row, in their order, on every rank.
+        The losses of all rows in their order, on every rank.
     """
     collate = PaddingCollator(tokenizer)
     device = next(model.parameters()).device
@@ -125,11 +125,11 @@ def row_losses(
 
 
 def _losses(model: Any, inputs: "dict[str, torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor]":
-    """Summed loss, and number of trained tokens, of each row of a batch.
+    """Summed loss and number of trained tokens of each row of a batch.
 
     Args:
         model: A causal language model.
-        inputs: Tensors of shape [rows, tokens], labels among them.
+        inputs: Tensors of shape [rows, tokens], including the labels.
 
     Returns:
         Two tensors of shape [rows].
@@ -148,28 +148,28 @@ def _losses(model: Any, inputs: "dict[str, torch.Tensor]") -> "tuple[torch.Tenso
 def held_out_loss(
     model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int, rank: Rank = _ALONE
 ) -> tuple[float, int]:
-    """Loss per trained token.
+    """Measure the mean loss per trained token.
 
     Args:
         model: A causal language model in evaluation mode.
         tokenizer: Its tokenizer, for padding.
         rows: Rows with input_ids and labels, each a list of `length` ints.
         batch: Rows per forward pass.
-        rank: Where this process stands among those that share the rows.
+        rank: This process among those that share the rows.
 
     Returns:
-        Mean loss in nats and the number of tokens it is over, over all ranks.
+        Mean loss in nats over all ranks, and the number of tokens in the mean.
     """
     losses = row_losses(model, tokenizer, rows, batch, rank)
     return losses.mean, losses.count
 
 
 class HeldOut:
-    """Held-out rows, and the loss of a whole model on them in one process.
+    """Held-out rows, to measure the loss of a whole model in one process.
 
     Args:
         rows: Rows with input_ids and labels.
-        tokenizer: The model's, for padding.
+        tokenizer: The model's tokenizer, for padding.
         batch: Rows per forward pass.
     """
 
@@ -180,10 +180,10 @@ class HeldOut:
         return len(self._rows)
 
     def first_tokens(self, count: float) -> "HeldOut":
-        """As many rows from the first as have so many tokens together, and one at least.
+        """The first rows that have at most so many tokens together, and at least one row.
 
         Args:
-            count: Tokens, with those that carry no loss.
+            count: Number of tokens, including those without loss.
         """
         taken = 0
         for length in self._rows["length"]:

@@ -1,4 +1,4 @@
-"""What saving would do to trained weights, measured where the model is: sharded over the ranks, by all of them."""
+"""Measure what rounding would do to trained weights, on the model as it is sharded over the ranks."""
 
 import logging
 import time
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Among the trainer's notes, which every checkpoint holds: nats, or None where the model cannot be measured.
+# Key in the trainer's notes, which every checkpoint holds: nats, or None where the model cannot be measured.
 _BASE_LOSS = "base_loss"
 
 
 class Measuring:
-    """The held-out loss of a model whose weights all train, with those that would be saved. Collective throughout.
+    """Held-out loss of a model whose weights all train, with the weights that would be saved. Every call is collective.
 
     Args:
-        trainer: Of the training.
-        rows: Held-out rows; as many are computed at once as in a validation.
-        strategy: Knows the weights that are stepped.
+        trainer: The trainer, with the model.
+        rows: Held-out rows; the batch is that of a validation.
+        strategy: Gives the weights that the optimizer updates.
     """
 
     def __init__(self, trainer: "ResumableTrainer", rows: "Dataset", strategy: Strategy) -> None:
         self._trainer, self._rows, self._strategy = trainer, rows, strategy
 
     def note_base_loss(self, known: float | None) -> None:
-        """Measure before the first step, while the master weights are the base model's.
+        """Measure before the first step, while the master weights are those of the base model.
 
         Args:
-            known: The loss, where it was measured with the master weights themselves, as in fp32; None: it was not.
+            known: The loss, if it was measured with the master weights themselves, as in fp32; None if it was not.
 
-        That also tells, before its training is paid for, whether a model can be measured: not if its code multiplies
-        with the weight of another module than the one that runs, which is in 16 bits still (Jamba's convolutions).
+        This also shows, before the training has cost anything, whether a model can be measured. It cannot if its code
+        uses the weight of another module than the one that runs, which is still in 16 bits (Jamba's convolutions).
         """
         import torch
 
@@ -59,7 +59,7 @@ class Measuring:
             self._trainer.notes[_BASE_LOSS] = self._loss(self._masters())
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # of types that do not match, and so on every rank alike
+        except RuntimeError as error:  # types do not match, which happens on every rank alike
             logger.warning("What rounding does to this model's loss cannot be measured: %s", error)
             self._trainer.notes[_BASE_LOSS] = None
         model.train(was_training)
@@ -71,10 +71,10 @@ class Measuring:
         Args:
             config: The run.
             plan: Its plan.
-            model_dir: The base model, in whose type weights are saved after training in fp32.
+            model_dir: The base model, whose type the weights are saved in after training in fp32.
 
         Returns:
-            None where nothing is measured: the run asks for fp32, which is what is stepped, or it cannot be.
+            How to save it; None where nothing is measured: the run asks for fp32, or the model cannot be measured.
         """
         from transformers import AutoConfig
 
@@ -91,11 +91,11 @@ class Measuring:
 
         Args:
             dtype: Type to save it in.
-            seed: Of stochastic rounding.
-            or_fp32: Whether fp32 may be saved in its place.
+            seed: Seed of stochastic rounding.
+            or_fp32: Whether fp32 may be saved instead.
 
         Returns:
-            How to save it; None where that cannot be measured.
+            How to save it; None where the model cannot be measured.
         """
         base_loss = self._trainer.notes.get(_BASE_LOSS)
         if base_loss is None:

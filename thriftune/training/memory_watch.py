@@ -1,4 +1,4 @@
-"""How much memory a run really used, sampled while it works, and how that compares with what was predicted."""
+"""Sample the memory that a run really uses, and compare it with the prediction of its plan."""
 
 import ctypes
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 0.1
 _GIB = 2**30
 _M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
-# A prediction that is further off than this is reported, if it is of more than what libraries take one time or another.
+# A prediction with a larger relative error is reported, if the difference is more than libraries vary from run to run.
 _FAR_OFF = 0.15
 _NEGLIGIBLE_GIB = 0.25
 
@@ -23,14 +23,18 @@ _NEGLIGIBLE_GIB = 0.25
 class PeakMemory:
     """Context manager that records the peak memory of this process.
 
-    The operating system's own high-water mark is of no use here: it also counts what the process did before the
-    block, and locally all tasks of a workflow share one process.
+    The operating system's own high-water mark does not help: it includes what the process did before the block, and in
+    a local run all tasks of a workflow share one process.
 
     Attributes:
         start_gib: Resident memory of the process at the start, in GiB.
         process_gib: Peak resident memory of the process, in GiB.
         device_gib: Peak memory allocated by torch on the fullest of this process's GPUs, in GiB.
     """
+
+    start_gib: float
+    process_gib: float
+    device_gib: float
 
     def __init__(self) -> None:
         self.start_gib = 0.0
@@ -44,7 +48,7 @@ class PeakMemory:
         import torch
 
         if torch.cuda.is_available():
-            torch.cuda.init()  # the statistics of a process that has not touched a GPU yet cannot be reset
+            torch.cuda.init()  # the statistics of a process that has not used a GPU yet cannot be reset
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
         self.start_gib = psutil.Process().memory_info().rss / _GIB
@@ -73,12 +77,12 @@ class PeakMemory:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """What a run used at its peak, beside what its plan predicted, in GiB.
+    """The peak memory of a run and the prediction of its plan, in GiB.
 
     Attributes:
-        device: Of the fullest GPU, as torch counts what it allocated; on a CPU, of the largest process.
+        device: Memory of the fullest GPU that torch allocated; on a CPU, memory of the largest process.
         predicted_device: The same, predicted.
-        host: Resident memory of all processes of the fullest node.
+        host: Resident memory of all processes on the fullest node.
         predicted_host: The same, predicted.
     """
 
@@ -89,7 +93,7 @@ class MemoryUse:
 
     @property
     def remarks(self) -> list[str]:
-        """Predictions that were further off than 15 %, as sentences."""
+        """Sentences about the predictions that were wrong by more than 15 %."""
         pairs = (("each device", self.device, self.predicted_device), ("the host", self.host, self.predicted_host))
         return [
             f"{where} used {used:.2f} GiB, and {predicted:.2f} were predicted ({predicted / used - 1:+.0%})."
@@ -99,16 +103,16 @@ class MemoryUse:
 
 
 def warn_if_far_off(use: MemoryUse) -> None:
-    """Say so where a prediction was more than 15 % wrong: the next plan of such a run will be, too."""
+    """Log predictions that were wrong by more than 15 %: the next plan of such a run would be wrong too."""
     for remark in use.remarks:
         logger.warning("The memory prediction was off: %s Please report it with the manifest of this run.", remark)
 
 
 def return_freed_blocks(at_least: int = RETURNED_BLOCK) -> None:
-    """Make malloc return freed blocks of a size to the system at once, in place of keeping them for later (glibc).
+    """Make malloc return freed blocks of some size to the system at once, instead of keeping them for later (glibc).
 
-    By default glibc raises this limit to 32 MiB while a program runs; then the thousands of tensors that a step
-    allocates and frees stay with the process: 0.5 GB a rank for a 0.5B model under ZeRO-3, and more below it.
+    By default glibc raises this limit to 32 MiB while a program runs. Then the process keeps the memory of thousands of
+    tensors that a step allocates and frees: 0.5 GB per rank for a 0.5B model under ZeRO-3, and more in lower stages.
 
     Args:
         at_least: Smallest size, in bytes.

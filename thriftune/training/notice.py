@@ -1,4 +1,4 @@
-"""The notice that a process gets before its node goes away: SIGTERM, from a spot market or a drain."""
+"""The notice that a process gets before its node goes away: SIGTERM, from a spot market or from a drained node."""
 
 import logging
 import signal
@@ -10,11 +10,13 @@ logger = logging.getLogger(__name__)
 
 
 class Notice:
-    """Hears SIGTERM and remembers it; the training looks at the end of each step.
+    """Remembers that a SIGTERM came; the training checks it at the end of each step.
 
     Attributes:
-        was_given: Whether it came.
+        was_given: Whether a SIGTERM came.
     """
+
+    was_given: bool
 
     def __init__(self) -> None:
         self.was_given = False
@@ -22,14 +24,14 @@ class Notice:
 
     @classmethod
     def listen_for_sigterm(cls) -> Self:
-        """Begin to listen, in place of ending at once. Only a main thread can; elsewhere nothing is heard."""
+        """Start to listen for SIGTERM, which then no longer ends the process. Only works in the main thread."""
         notice = cls()
         if threading.current_thread() is threading.main_thread():
             notice._before = signal.signal(signal.SIGTERM, notice._hear)
         return notice
 
     def stop(self) -> None:
-        """Listen no more: what follows a training ends at once, as before."""
+        """Stop listening: after the training a SIGTERM ends the process at once again."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
@@ -37,6 +39,6 @@ class Notice:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if not self.was_given:
             logger.warning(
-                "Told to end (the node goes away, or the run was interrupted): after this step, with a last checkpoint"
+                "Told to stop (the node is going away, or the run was interrupted): saving a checkpoint after this step"
             )
         self.was_given = True

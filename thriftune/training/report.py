@@ -1,4 +1,4 @@
-"""The page of a training: its loss, what it used of the machine, and what happened to it."""
+"""The page of a training: its loss, its use of memory and disk, and its events."""
 
 import math
 from collections.abc import Sequence
@@ -28,28 +28,28 @@ from thriftune.training.charts import (
 from thriftune.training.guards.resources import THRESHOLDS, Samples
 from thriftune.training.result import TrainingResult, Validation
 
-# Two losses are a line already; from three on, the smoothed one is drawn over them.
+# Two losses make a line; from three on, the smoothed line is drawn over them.
 _FEWEST_TO_SMOOTH = 3
-# What the past weighs in the smoothed line: TensorBoard's default, and more where there are many losses, as much as
-# lets the line lag behind them by a hundredth of the chart.
+# Weight of the past in the smoothed line: TensorBoard's default, and more where there are many losses, up to a lag of a
+# hundredth of the chart.
 _LEAST_WEIGHT, _LAG_SHARE = 0.6, 100
-# GPUs are full by design, and not marked for it.
+# Not for GPUs, which are full by design.
 _NEARLY_FULL = THRESHOLDS[0]
 
 EventKind = Literal["resumed", "checkpoint", "halved", "rolled back", "warning"]
-# What is worth a line in the charts. There are too many checkpoints, and a warning is about its own chart.
+# Events with a line in the charts. There are too many checkpoints, and a warning concerns only one chart.
 _MARKED: tuple[EventKind, ...] = ("resumed", "halved", "rolled back")
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a training.
+    """Something that happened during a training.
 
     Attributes:
         step: Optimizer step.
-        seconds: Since the start of this attempt.
+        seconds: Seconds since the start of this attempt.
         kind: What it was.
-        text: What to say of it.
+        text: Description.
     """
 
     step: int
@@ -59,18 +59,18 @@ class Event:
 
 
 def events_of(result: TrainingResult) -> list[Event]:
-    """What happened to a training.
+    """The events of a training.
 
     Args:
-        result: What was measured of it.
+        result: What was measured.
     """
     at, size = result.resumed_at, result.halvings
-    went_on = " ".join([f"Went on from the checkpoint of step {at}.", *result.remarks])
-    happened = [Event(at, 0.0, "resumed", went_on)] if at else []
+    resumed = " ".join([f"Resumed from the checkpoint of step {at}.", *result.remarks])
+    happened = [Event(at, 0.0, "resumed", resumed)] if at else []
     if size.count:
-        text = f"Memory ran out: micro batch {size.after} in place of {size.before}."
+        text = f"Memory ran out: micro batch {size.after} instead of {size.before}."
         happened.append(Event(at, 0.0, "halved", text))
-    left_out = "The loss diverged: the batch of step {} was left out."
+    left_out = "The loss diverged: the batch of step {} was skipped."
     happened += [Event(step, 0.0, "rolled back", left_out.format(step)) for step in result.skipped_steps]
     happened += [Event(step, 0.0, "checkpoint", "Saved.") for step in result.checkpoint_steps]
     return [*happened, *(Event(0, warning.seconds, "warning", warning.text) for warning in result.warnings)]
@@ -95,10 +95,10 @@ class Curve:
     """The loss of a training over its steps.
 
     Attributes:
-        losses: Step and training loss, in the order of training. A step that comes again was trained again.
+        losses: Step and training loss, in the order of training. A step that occurs twice was trained again.
         validations: Held-out losses.
-        tokens: Step, and tokens trained through by then.
-        kept_step: Step whose weights are the result; None: not known yet.
+        tokens: Step, and number of tokens trained on up to it.
+        kept_step: Step whose weights are the result; None if not known yet.
     """
 
     losses: list[tuple[int, float]]
@@ -108,13 +108,13 @@ class Curve:
 
 
 def html(title: str, curve: Curve, samples: Samples | None, events: list[Event]) -> str:
-    """The page, which loads nothing and runs nothing. Texts are escaped.
+    """The page, without external resources and without scripts. Texts are escaped.
 
     Args:
         title: Name of the run.
         curve: Its loss.
-        samples: What was used over time, if that is known.
-        events: What happened, in any order.
+        samples: Memory and disk over time; None if not known.
+        events: Events, in any order.
     """
     final, _ = _split(curve.losses)
     held_out = sorted(curve.validations, key=lambda validation: validation.step)
@@ -137,11 +137,11 @@ def html(title: str, curve: Curve, samples: Samples | None, events: list[Event])
 
 
 def loss_chart(curve: Curve, events: Sequence[Event]) -> Chart:
-    """Training and held-out loss over steps and tokens. What was trained again is drawn apart from the result's.
+    """The chart of training and held-out loss over steps and tokens. Steps that were undone are separate lines.
 
     Args:
         curve: The losses.
-        events: What happened.
+        events: The events.
     """
     kept, dropped = _split(curve.losses)
     held_out = [(float(validation.step), validation.loss) for validation in curve.validations]
@@ -186,7 +186,7 @@ def _kept_tick(curve: Curve, first: int, last: int) -> Tick | None:
 
 
 def _token_ticks(curve: Curve, steps: Sequence[Tick], first: int, last: int) -> list[Tick]:
-    """Tokens trained through at the labelled steps: at the nearest that was logged."""
+    """Tokens trained on up to each labelled step, taken from the nearest step that was logged."""
     known = {0: 0.0, **dict(curve.tokens), **{v.step: v.tokens for v in curve.validations}}
     if not any(known.values()):
         return []
@@ -199,11 +199,11 @@ def _token_ticks(curve: Curve, steps: Sequence[Tick], first: int, last: int) -> 
 
 
 def resource_charts(samples: Samples, events: Sequence[Event]) -> list[Chart]:
-    """A chart for each thing that was used, over time; to its limit, if it has one.
+    """A chart over time for each kind of memory and for the disk, up to its limit if it has one.
 
     Args:
-        samples: What was used.
-        events: What happened.
+        samples: Memory and disk over time.
+        events: The events.
     """
     table = (
         ("GPU memory", samples.device, samples.device_limit),
@@ -229,7 +229,7 @@ def resource_charts(samples: Samples, events: Sequence[Event]) -> list[Chart]:
 
 
 def _split(losses: Sequence[tuple[int, float]]) -> tuple[list[Point], list[list[Point]]]:
-    """The finite losses of the steps that the result is made of, and the stretches that were undone."""
+    """The finite losses of the steps that led to the result, and those of each stretch of steps that was undone."""
     tracks: list[list[tuple[int, float]]] = [[]]
     for step, loss in losses:
         if tracks[-1] and step <= tracks[-1][-1][0]:  # training went back

@@ -1,4 +1,4 @@
-"""What a training did: the numbers that go to the metrics, the manifest and the page."""
+"""The result of a training: the numbers for the metrics, the manifest and the page."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,17 +17,17 @@ from thriftune.training_plan import TrainingPlan
 if TYPE_CHECKING:
     from transformers import TrainerState
 
-# In the Trainer's log, beside `loss`.
+# Key in the Trainer's log, beside `loss`.
 HELD_OUT_LOSS = "eval_loss"
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What the steps of a training took, those of earlier attempts included.
+    """Time and tokens of the steps of a training, including those of earlier attempts.
 
     Attributes:
-        seconds: Wall-clock time of the training loop, without steps that were lost and done again.
-        tokens: Trained through in that time, without padding, over all ranks.
+        seconds: Wall-clock time of the training loop, without steps that were lost and repeated.
+        tokens: Tokens trained on in that time, without padding, over all ranks.
     """
 
     seconds: float = 0.0
@@ -40,7 +40,7 @@ class Validation:
 
     Attributes:
         step: Optimizer steps done.
-        tokens: Trained through by then, without padding, over all ranks.
+        tokens: Tokens trained on until then, without padding, over all ranks.
         loss: Mean negative log-likelihood per trained token of the held-out rows, in nats.
     """
 
@@ -51,30 +51,30 @@ class Validation:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training did, over all its ranks.
+    """The result of a training, over all its ranks.
 
     Attributes:
         steps: Optimizer steps done.
-        seconds: Wall-clock time of the training loop, over all attempts, without steps that were done again.
-        tokens_per_second: Tokens trained through in that time, without padding, over all ranks.
+        seconds: Wall-clock time of the training loop, over all attempts, without steps that were repeated.
+        tokens_per_second: Tokens trained on per second of that time, without padding, over all ranks.
         loss_steps: Steps at which the loss was logged.
-        losses: Training loss at those steps, averaged over the steps since the one before.
-        loss_tokens: Tokens trained through by those steps, without padding, over all ranks.
+        losses: Training loss at those steps, in nats, averaged over the steps since the one logged before.
+        loss_tokens: Tokens trained on up to those steps, without padding, over all ranks.
         validations: Held-out loss before the first step, in between, and after the last one.
-        before: What was measured before the first step; None where the training went on from a checkpoint that does
-            not say it.
+        before: What was measured before the first step; None if the training resumed from a checkpoint that does not
+            contain it.
         after: What was measured of the weights that are the result.
         kept_step: Step whose weights are the result.
         checkpoint_steps: Steps at which checkpoints were written.
-        memory: Peak from loading to the last step, in the last attempt, beside what the plan predicted.
-        resumed_at: Step of the checkpoint that the last attempt went on from; 0 if it began at the beginning.
-        halvings: How often memory ran out, and what the micro batch is since.
-        skipped_steps: Steps whose batch was left out, because the loss diverged there.
+        memory: Peak from loading to the last step, in the last attempt, with the plan's prediction.
+        resumed_at: Step of the checkpoint that the last attempt resumed from; 0 if it started at the first step.
+        halvings: How often memory ran out, and the micro batch before and after.
+        skipped_steps: Steps whose batch was skipped, because the loss diverged there.
         resources: Memory and disk over the last attempt, on the node of rank 0.
-        warnings: What was nearly full there.
-        remarks: What of the run whose checkpoint it went on from is another than in its own, and which value holds.
-        saved: How the weights are saved, and what rounding does to them; None where nothing is rounded: adapters, and
-            weights in fp32 that the run asks for.
+        warnings: Warnings about what was nearly full there.
+        remarks: Sentences about the differences from the run that it resumed from, with the value that was used.
+        saved: How the weights are saved, and what rounding does to the loss; None where nothing is rounded: adapters,
+            and weights that the run asks for in fp32.
     """
 
     steps: int
@@ -99,17 +99,17 @@ class TrainingResult:
 
 
 def logged_losses(state: "TrainerState", learning_rate: float) -> tuple[list[int], list[float], list[float]]:
-    """The training loss as the Trainer logged it.
+    """Read the training loss from the Trainer's log.
 
     Args:
-        state: The Trainer's, after training.
-        learning_rate: Of the run, for the message.
+        state: The Trainer's state, after training.
+        learning_rate: Learning rate of the run, for the message.
 
     Returns:
-        Steps, losses in nats, and tokens trained through by then, without padding, over all ranks.
+        Steps, losses in nats, and tokens trained on up to each step, without padding, over all ranks.
 
     Raises:
-        DivergedError: It became infinite or not a number: a model of that kind is not saved.
+        DivergedError: The loss became infinite or not a number; such a model is not saved.
     """
     logged = [entry for entry in state.log_history if "loss" in entry]
     bad = next((entry for entry in logged if not math.isfinite(entry["loss"])), None)
@@ -125,10 +125,10 @@ def logged_losses(state: "TrainerState", learning_rate: float) -> tuple[list[int
 
 
 def logged_validations(state: "TrainerState") -> list[Validation]:
-    """The held-out losses that were logged, each step once.
+    """Read the held-out losses from the Trainer's log, each step once.
 
     Args:
-        state: The Trainer's.
+        state: The Trainer's state.
     """
     by_step = {
         int(entry["step"]): Validation(
@@ -141,16 +141,16 @@ def logged_validations(state: "TrainerState") -> list[Validation]:
 
 
 def memory_use(peak: PeakMemory, plan: TrainingPlan, *, has_trained: bool) -> MemoryUse:
-    """The peaks of all ranks beside the prediction, which is of training. Collective: every rank calls it.
+    """The peak memory of all ranks, with the prediction for training. Collective: every rank calls it.
 
     Args:
-        peak: The memory of this process.
-        plan: The plan of the run, with the memory it predicts.
-        has_trained: Whether a step was done, without which a prediction of training says nothing.
+        peak: Peak memory of this process.
+        plan: The plan of the run, with its prediction.
+        has_trained: Whether a step was done; else the prediction for training cannot be compared.
     """
     processes = distributed.gather_objects(peak.process_gib)
     per_node = plan.processes_per_node
-    # What a process held before: nothing to speak of in a worker of its own, a whole pipeline in a local process.
+    # Memory that a process held before: next to nothing in a worker, a whole pipeline in a local process.
     held = max(0.0, max(distributed.gather_objects(peak.start_gib)) - START_GIB)
     predicted = plan.memory.training_host_gib
     use = MemoryUse(

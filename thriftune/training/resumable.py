@@ -1,4 +1,4 @@
-"""transformers' Trainer, saving for a new attempt: shards alone, by steps and by minutes, and before a node goes."""
+"""transformers' Trainer, with checkpoints for new attempts: by steps and by minutes, and before a node goes away."""
 
 import logging
 import time
@@ -27,29 +27,29 @@ _SECONDS = 60.0
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer whose checkpoints hold what a new attempt needs, and nothing twice."""
+    """A Trainer whose checkpoints contain what a new attempt needs, and nothing twice."""
 
     def __init__(self, *args: Any, skipped_steps: Collection[int] = (), **kwargs: Any) -> None:
-        """A Trainer.
+        """Make a Trainer.
 
         Args:
-            args: The Trainer's.
-            skipped_steps: Optimizer steps whose batch is left out: its rows have no effect.
-            kwargs: The Trainer's.
+            *args: Arguments of the Trainer.
+            skipped_steps: Optimizer steps whose batch is skipped: its rows have no effect.
+            **kwargs: Arguments of the Trainer.
         """
         super().__init__(*args, **kwargs)
         self.skipped_steps = frozenset(skipped_steps)
-        self.notes: dict[str, Any] = {}  # what each of its checkpoints says besides; JSON
-        self.seconds_beside = 0.0  # of the training loop, spent on something else than training
+        self.notes: dict[str, Any] = {}  # JSON that every checkpoint contains
+        self.seconds_beside = 0.0  # of the training loop, spent on other things than training
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
         rows: Any = self.train_dataset
         tokenizer: Any = self.processing_class
         self._filler = filler(rows, tokenizer.pad_token_id)
-        self.train_dataset = rows.add_item(self._filler)  # its index is the one after the last row
+        self.train_dataset = rows.add_item(self._filler)  # its index follows that of the last row
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One pass, whose loss and rows are remembered until the step ends."""
+        """Compute one pass, and keep its loss and its first row until the step ends."""
         if self.state.global_step + 1 in self.skipped_steps:
             inputs = self.data_collator([self._filler])
         if not self._losses:
@@ -60,21 +60,21 @@ class ResumableTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss of a pass: 0 where no row has a label, also of a model that would divide by their number."""
+        """The loss of a pass; 0 if no row has a label, where some models would divide by zero."""
         is_labelled = (inputs["labels"] != IGNORED).any()
         loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
-        # On the device, so that nothing waits for it.
+        # Computed on the device, so that nothing waits for it.
         return torch.where(is_labelled.to(loss.device), loss, 0.0 * loss.nan_to_num())
 
     def pop_losses(self) -> list[float]:
-        """The loss of each pass since the last call; their sum is that of the step. Waits for the GPU once."""
+        """The loss of each pass since the last call; their sum is the loss of the step. Waits for the GPU once."""
         losses, self._losses = [float(loss) for loss in self._losses], []
         return losses
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The learning rate of every step: not transformers' own, which begins at 0. DeepSpeed is given it too."""
+        """Make the schedule of the learning rate, also for DeepSpeed. transformers' own schedules start at 0."""
         if self.lr_scheduler is None:
             rate = partial(
                 rate_share,
@@ -97,15 +97,15 @@ class ResumableTrainer(Trainer):
         return self._order
 
     def get_train_dataloader(self) -> Any:
-        """The batches of an epoch, whose order is told the epoch, also where the first of them are skipped."""
+        """The batches of an epoch, in an order that depends on the epoch even if the first batches are skipped."""
         loader: Any = super().get_train_dataloader()
         loader.set_sampler(self._order)
         return loader
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """An epoch; nothing where the last step is done: after its checkpoint transformers 5.23 would do one more.
+        """Run an epoch, unless the last step is done: after its checkpoint transformers 5.23 would do one more.
 
-        As it would where a callback had ended the training before it began.
+        Neither where a callback ended the training before it began.
         """
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
@@ -118,7 +118,7 @@ class ResumableTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what trains; under DeepSpeed nothing: its shards say it all, and gathering a model takes its memory."""
+        """Save what trains. Under DeepSpeed save nothing: its shards have it, and gathering needs a model's memory."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         if not self.is_deepspeed_enabled:
@@ -128,15 +128,15 @@ class ResumableTrainer(Trainer):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Has checkpoints saved when they are due, by steps or by minutes, at the last step, and before the node goes.
+    """Saves checkpoints when they are due: by steps or by minutes, at the last step, and before the node goes away.
 
     Args:
         checkpoints: Where they go.
-        notice: Hears that the node goes.
-        content: What a checkpoint's manifest says besides.
-        stall: Does not count the time that saving takes.
-        guard: Knows whether the loss is one to save.
-        is_wanted: Says of a step whether its checkpoint is wanted besides.
+        notice: Knows whether the node is going away.
+        content: Gives the additional content of a checkpoint's manifest.
+        stall: The stall watch, which must not count the time that saving takes.
+        guard: Knows whether the loss is suspicious, so that nothing should be saved.
+        is_wanted: Whether a step needs a checkpoint for another reason.
     """
 
     def __init__(
@@ -157,22 +157,22 @@ class CheckpointCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count from here."""
+        """Count steps and minutes from here."""
         self._saved_at, self._saved_step = time.monotonic(), state.global_step
-        state.compute_steps(args, state.max_steps)  # the checkpoint's would hold: another training.log_every
-        # Of a checkpoint of another number of ranks: what DeepSpeed loads is one count of steps for all of them.
+        state.compute_steps(args, state.max_steps)  # else a checkpoint's training.log_every would replace the run's
+        # For a converted checkpoint: DeepSpeed loads one count of steps for all parts of a shard.
         separate_steps(kwargs.get("optimizer"))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint if one is due to any rank: clocks differ, and a notice reaches one node.
+        """Ask for a checkpoint if one is due on any rank: clocks differ, and a notice reaches only one node.
 
-        While the loss is far off, none is due: within ten steps that is over or the training is, and by then the last
-        good checkpoint would have made way for others. All ranks have the same loss.
+        None is due while the loss is far too high: within ten steps that passes or the training ends, and until then
+        newer checkpoints must not replace the last good one. All ranks have the same loss.
         """
         self._checkpoints.forget_restored()
-        # Before the node goes even a doubtful one is saved, if the one before stays.
+        # Before the node goes away even a doubtful checkpoint is saved, if the one before it is kept.
         is_calm, keeps_another = not self._guard.is_suspicious, self._checkpoints.config.keep_checkpoints > 1
-        # What saves the result may be cut off, too. And training may end early, as its validation asks.
+        # The last step too, as saving the result may be interrupted. And a validation may end the training early.
         is_last = state.global_step >= state.max_steps or control.should_training_stop
         is_due = is_last or self._is_wanted(state.global_step) or self._is_due(state.global_step)
         due, preempted = distributed.any_rank(is_due, self._notice.was_given)
@@ -184,9 +184,8 @@ class CheckpointCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Hand the checkpoint over.
 
-        Raises:
-            TransientError: The last three could not be saved, and there is more to train.
-            UserError: The same, and the store refused access.
+        If the last three could not be saved and more steps follow, this raises TransientError, or UserError where the
+        store refused access.
         """
         self._saved_at, self._saved_step = time.monotonic(), state.global_step
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -196,22 +195,18 @@ class CheckpointCallback(TrainerCallback):
         except ThriftuneError as error:
             if state.global_step < state.max_steps and not control.should_training_stop:
                 raise
-            logger.warning("No checkpoint of the last step; the result is saved without one. %s", error)
+            logger.warning("The last step has no checkpoint; the result is saved without one. %s", error)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Wait for the last checkpoint of a training that was cut short.
-
-        Raises:
-            PreemptedError: It was.
-        """
+        """After a notice, wait for the last checkpoint and raise PreemptedError."""
         if self._preempted:
             with self._stall.paused():
                 in_store = self._checkpoints.wait(self._checkpoints.grace_seconds)
             distributed.barrier()
             how = "is saved" if in_store else "could not be saved in time"
-            raise PreemptedError(f"The node goes away; what was trained to step {self._saved_step} {how}.")
+            raise PreemptedError(f"The node is going away; the training up to step {self._saved_step} {how}.")
 
     def _is_due(self, step: int) -> bool:
         config = self._checkpoints.config

@@ -1,4 +1,4 @@
-"""Which rows an optimizer step trains on: the same ones on any number of ranks and with any micro batch."""
+"""The order of rows: an optimizer step trains on the same rows with any number of ranks and any micro batch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ByLength:
-    """Rows of like length together.
+    """Grouping of rows by length.
 
     Attributes:
-        lengths: Tokens of each row.
+        lengths: Number of tokens of each row.
         global_batch: Rows per optimizer step.
     """
 
@@ -28,17 +28,17 @@ class ByLength:
 class RowOrder:
     """An order of rows that depends on seed, epoch and global batch alone, filled up to whole micro batches.
 
-    transformers' own grouping by length draws from the random numbers of the process: a training that goes on in a
-    later epoch, or on another number of GPUs, would take other rows than it would have, some twice and some never
-    (transformers 5.23). And accelerate fills the last micro batches of an epoch with as many rows of its beginning as
-    the number of ranks asks for: the last step of an epoch would train on other rows with other ranks. Here the index
-    after the last row, that of `filler`, fills them up.
+    transformers' own grouping by length uses the random numbers of the process: a training that resumes in a later
+    epoch, or on another number of GPUs, would train on some rows twice and on some never (transformers 5.23). And
+    accelerate fills the last micro batches of an epoch with rows from its start, as many as the number of ranks needs:
+    with another number, the last step of an epoch would train on other rows. Here they are filled with the index after
+    the last row, which is that of `filler`.
 
     Args:
-        rows: How many there are.
-        at_once: Rows that all ranks take at a time: ranks x micro batch.
-        seed: Of the run.
-        by_length: Group rows by length; None: a random order.
+        rows: Number of rows.
+        at_once: Rows that all ranks take together: ranks x micro batch.
+        seed: Seed of the run.
+        by_length: How to group rows by length; None for a random order.
     """
 
     def __init__(self, rows: int, at_once: int, seed: int, by_length: ByLength | None = None) -> None:
@@ -49,7 +49,7 @@ class RowOrder:
         return self._rows + self._filled
 
     def set_epoch(self, epoch: int) -> None:
-        """Another pass has another order."""
+        """Set the epoch, which changes the order."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -70,13 +70,13 @@ class RowOrder:
 
 
 def filler(rows: "Dataset", pad: int) -> dict[str, Any]:
-    """A row to be trained on without any effect: one token, and no label.
+    """A row that has no effect on a training: one token, and no label.
 
-    The loss of a step is divided by the labels of all its rows on all ranks, so that this row changes neither.
+    The loss of a step is divided by the number of labels on all ranks, so this row changes neither.
 
     Args:
-        rows: Rows whose columns it has.
-        pad: A token that is not counted.
+        rows: Dataset whose columns the row has.
+        pad: Id of a token that is not counted.
     """
     row: dict[str, Any] = {"input_ids": [pad], "labels": [IGNORED], "length": 1}
     return {**row, POSITIONS: [0]} if is_packed(rows) else row

@@ -1,4 +1,4 @@
-"""What the manifest of a trained model or adapter says of the run that made it: written and read here, nowhere else."""
+"""The record of a run in the manifest of the model or adapter it made: written and read only here."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ class RunRecord:
     Attributes:
         config: The run.
         plan: Its plan.
-        model_version: Which version of its source the base model is.
-        dataset_fingerprint: Of the prepared dataset.
-        training: What was measured while training.
+        model_version: Version of the base model's source.
+        dataset_fingerprint: Fingerprint of the prepared dataset.
+        training: What was measured during training.
     """
 
     config: RunConfig
@@ -32,18 +32,18 @@ class RunRecord:
     training: TrainingResult
 
     def as_json(self) -> dict[str, Any]:
-        """The same for a manifest."""
+        """The record as values for JSON."""
         return asdict(self) | {"config": self.config.model_dump(mode="json")}
 
 
 def read(directory: Path) -> RunRecord:
-    """The run that made a model or an adapter, as its manifest says.
+    """Read from the manifest of a model or an adapter which run made it.
 
     Args:
-        directory: A finished directory: full model, adapter, or model that an adapter was merged into.
+        directory: A finished directory with a trained model, an adapter, or a merged model.
 
     Raises:
-        UserError: It has no manifest, or one that does not say.
+        UserError: It has no manifest, or the manifest has no valid record.
     """
     try:
         return TypeAdapter(RunRecord).validate_python(artifacts.read_manifest(directory))
@@ -52,7 +52,7 @@ def read(directory: Path) -> RunRecord:
             "directory",
             directory,
             f"has a {artifacts.MANIFEST} that does not say which run made it: {_first_of(error)}.",
-            "Take what a run of this version made.",
+            "Use the result of a run of this version.",
         ) from error
 
 

@@ -22,13 +22,13 @@ _SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine":
 def training_arguments(
     config: RunConfig, plan: TrainingPlan, scratch: Path, of_strategy: dict[str, Any]
 ) -> "TrainingArguments":
-    """Arguments for the Trainer, from the run and its plan.
+    """Make the Trainer's arguments from the run and its plan.
 
     Args:
         config: The run.
         plan: Its plan.
-        scratch: Folder the Trainer may write to.
-        of_strategy: Arguments that are the strategy's.
+        scratch: Folder that the Trainer may write to.
+        of_strategy: Arguments from the strategy.
 
     Returns:
         The arguments.
@@ -58,7 +58,7 @@ def training_arguments(
         data_seed=config.seed,
         logging_steps=training.log_every,
         logging_first_step=True,
-        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+        logging_nan_inf_filter=False,  # a loss that is not a number must be visible
         include_num_input_tokens_seen="non_padding",
         train_sampling_strategy="group_by_length" if training.group_by_length else "random",
         remove_unused_columns=False,
@@ -77,14 +77,14 @@ def make_trainer(
     rows: "Dataset",
     skipped_steps: Collection[int] = (),
 ) -> "ResumableTrainer":
-    """A Trainer over prepared rows, packed or not, with padding at the end of each row that carries no loss.
+    """Make a Trainer for prepared rows, packed or not. Padding is at the end of each row, and has no loss.
 
     Args:
         model: The model.
-        arguments: The Trainer's.
-        tokenizer: Its tokenizer.
-        rows: What to train on.
-        skipped_steps: Optimizer steps whose batch is left out.
+        arguments: The Trainer's arguments.
+        tokenizer: The model's tokenizer.
+        rows: Rows to train on.
+        skipped_steps: Optimizer steps whose batch is skipped.
     """
     from transformers import PrinterCallback
 
@@ -92,13 +92,13 @@ def make_trainer(
     from thriftune.training.resumable import ResumableTrainer
 
     collator = PackedCollator if is_packed(rows) else PaddingCollator
-    model.config.use_cache = False  # besides being of no use, it lets packed examples see each other
+    model.config.use_cache = False  # a cache is not needed, and with one packed examples would see each other
     trainer = ResumableTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=collator(tokenizer, PAD_MULTIPLE),
-        processing_class=tokenizer,  # it counts the tokens that are not padding by their id where there is no mask
+        processing_class=tokenizer,  # without a mask the Trainer needs the pad id to count tokens
         callbacks=[ProgressLines()],
         skipped_steps=skipped_steps,
     )

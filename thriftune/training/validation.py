@@ -1,4 +1,4 @@
-"""Held-out loss and sample answers of a model where it trains: sharded, split or in 4 bits, by all ranks together."""
+"""Validate a model where it trains: held-out loss and answers of a sharded, split or 4-bit model, by all ranks."""
 
 import logging
 import math
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Validations of a run where its file does not say how often.
+# Number of validations if the run's file does not set the interval.
 _USUAL_NUMBER = 10
 _LARGEST_EXPONENT = 700  # exp() of more overflows a float
-# Among the trainer's notes, which every checkpoint holds.
+# Key in the trainer's notes, which every checkpoint holds.
 _BEFORE = "before"
 
 
 class Validator:
-    """Measures the model of a training. Collective throughout: every rank calls it alike.
+    """Measures the model of a training. Every method that measures is collective: every rank calls it.
 
     Args:
-        trainer: Of the training.
+        trainer: The trainer, with the model.
         config: The run.
         dataset_dir: The prepared dataset.
-        on_batch: Called after each batch of rows, and of answers: the process moves.
+        on_batch: Called after each batch of rows or answers, to show that the process makes progress.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Validator:
         self._measured: tuple[int, RowLosses] | None = None
 
     def is_due(self, state: "TrainerState") -> bool:
-        """Whether the loss is to be measured after a step: every so many, and after the last.
+        """Whether to measure the loss after a step: at regular intervals, and after the last step.
 
         Args:
-            state: The Trainer's.
+            state: The Trainer's state.
         """
         every = self._config.evaluation.every_steps or max(1, state.max_steps // _USUAL_NUMBER)
         return state.global_step % every == 0 or state.global_step >= state.max_steps
@@ -69,7 +69,7 @@ class Validator:
             The loss of each row.
 
         Raises:
-            ConfigError: It trains on packed rows, and cannot keep their examples apart.
+            ConfigError: The model trains on packed rows, but cannot keep their examples apart.
         """
         with self._evaluating() as model:
             if self._config.data.packing:
@@ -79,12 +79,12 @@ class Validator:
         return losses
 
     def before(self) -> EvalReport | None:
-        """What `begin` noted, in this attempt or in one that it goes on from."""
+        """What `begin` measured, in this attempt or in the one that it resumes from; None if that is not known."""
         noted = self._trainer.notes.get(_BEFORE)
         return EvalReport(**noted) if noted else None
 
     def measured(self, step: int) -> RowLosses | None:
-        """What was measured last, if that was at a step.
+        """The last measurement, if it was made at a step; else None.
 
         Args:
             step: Optimizer steps done.
@@ -95,7 +95,7 @@ class Validator:
         """Measure the held-out rows.
 
         Args:
-            is_logged: Whether to log their loss as that of the present step.
+            is_logged: Whether to log the loss as that of the present step.
         """
         tokenizer: Any = self._trainer.processing_class
         with self._evaluating() as model:
@@ -107,31 +107,31 @@ class Validator:
         return losses
 
     def _log(self, losses: RowLosses) -> None:
-        """Log, without which the Trainer would take the step's training loss for logged as well (transformers 5.23)."""
+        """Log the held-out loss, without the Trainer taking the step's training loss for logged (transformers 5.23)."""
         is_due = self._trainer.control.should_log
         self._trainer.log({HELD_OUT_LOSS: losses.mean, "eval_perplexity": perplexity_of(losses.mean)})
         self._trainer.control.should_log = is_due
 
     def report(self, losses: RowLosses) -> EvalReport:
-        """With answers of the model as it is now.
+        """A report of losses, with answers of the model as it is now.
 
         Args:
-            losses: What was measured of it.
+            losses: The losses of the model.
         """
         prompts, answers = self._answers()
         return EvalReport(losses.mean, perplexity_of(losses.mean), losses.count, prompts, answers)
 
     def ranked(self) -> list[Validation]:
-        """The validations so far, the lowest loss first; of equal ones, the earlier."""
+        """The validations so far, the lowest loss first; of equal losses, the earlier first."""
         return sorted(logged_validations(self._trainer.state), key=lambda validation: validation.loss)
 
     def without_improvement(self) -> int:
-        """Validations in a row, up to now, whose loss is not lower than the lowest before them."""
+        """Number of validations since the one with the lowest loss."""
         losses = [validation.loss for validation in logged_validations(self._trainer.state)]
         return len(losses) - 1 - min(range(len(losses)), key=losses.__getitem__) if losses else 0
 
     def _answers(self) -> tuple[list[str], list[str]]:
-        """Questions, and the model's answers: the run's own, or the first held-out rows'."""
+        """Prompts and the model's answers: the run's own prompts, or those of the first held-out rows."""
         tokenizer: Any = self._trainer.processing_class
         evaluation, batch = self._config.evaluation, self._trainer.args.per_device_eval_batch_size
         prompts, encoded = questions(self._dataset_dir, self._config, tokenizer)
@@ -144,7 +144,7 @@ class Validator:
 
     @contextmanager
     def _evaluating(self) -> Iterator[Any]:
-        """The model in evaluation mode, computing as it trains; the time is not that of the training."""
+        """Put the model in evaluation mode, with the autocast of the training; the time does not count as training."""
         model: Any = self._trainer.model
         was_training, started = model.training, time.monotonic()
         model.eval()
@@ -157,12 +157,12 @@ class Validator:
 
 
 def questions(dataset_dir: Path, config: RunConfig, tokenizer: Any) -> tuple[list[str], list[list[int]]]:
-    """Questions to answer before and after training, as texts and as tokens.
+    """The prompts to answer before and after training, as texts and as token ids.
 
     Args:
         dataset_dir: A prepared dataset.
-        config: The run; without questions of its own the first held-out rows are asked.
-        tokenizer: The model's.
+        config: The run; if it has no prompts of its own, those of the first held-out rows are used.
+        tokenizer: The model's tokenizer.
     """
     if config.evaluation.prompts:
         prompts, style = list(config.evaluation.prompts), config.data.prompt_format
@@ -172,7 +172,7 @@ def questions(dataset_dir: Path, config: RunConfig, tokenizer: Any) -> tuple[lis
 
 
 def perplexity_of(loss: float) -> float:
-    """exp() of a loss in nats; infinite where a float holds no such number.
+    """exp() of a loss in nats; infinite where the result is too large for a float.
 
     Args:
         loss: Mean negative log-likelihood per token.

@@ -1,4 +1,4 @@
-"""How much memory a run needs, from its configuration and the model's config.json alone."""
+"""The memory that a run needs, from its configuration and the model's config.json alone."""
 
 from thriftune.planning.memory.estimate import estimate
 

@@ -1,4 +1,4 @@
-"""What one run needs: GiB per GPU and per host, item by item, at the moment that needs the most."""
+"""Memory of one run: GiB per GPU and per host, item by item, at the moment that needs the most."""
 
 from thriftune.methods.adapters import adapter_parameters
 from thriftune.models.architecture import Architecture
@@ -15,10 +15,10 @@ VALIDATION = "validation"
 SAVING = "saving"
 GATHERED = "gathered model"
 
-# NCCL moves data of GPUs without peer access, such as the T4s of a machine, through /dev/shm. Its default buffer is
-# 4 MiB per channel and direction (NCCL_BUFFSIZE); 16 channels of two directions are more than it opens over PCIe.
+# NCCL moves data between GPUs without peer access, such as the T4s of a machine, through /dev/shm. Its default buffer
+# is 4 MiB per channel and direction (NCCL_BUFFSIZE); 16 channels in two directions are more than it opens over PCIe.
 _SHARED_BYTES_PER_RANK = 2 * 16 * 4 * MIB
-# Not there any more when a model is saved.
+# Freed before a model is saved.
 _MOMENTARY = (ACTIVATIONS, STEP_BUFFERS)
 
 
@@ -34,31 +34,31 @@ def estimate(
     converts: bool = False,
     saved_bytes: int = 4,
 ) -> Estimate | None:
-    """The memory of a run.
+    """Estimate the memory of a run.
 
     Args:
-        strategy: Where weights lie.
+        strategy: The strategy.
         architecture: The model.
-        one_pass: What each process computes at once; with adapters where these train.
-        machines: What it runs on.
-        settings: The strategy's.
+        one_pass: What one forward and backward pass of a process computes; with adapters where these train.
+        machines: The machines it runs on.
+        settings: Settings of the strategy, as JSON text.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd; ZeRO always steps AdamW.
-        validation_bytes: What a validation holds beside the model and what trains it.
-        converts: Whether it may go on from a checkpoint of other ranks, which every node then converts whole.
-        saved_bytes: Bytes of a saved weight, at the most, where every weight trains.
+        validation_bytes: Bytes that a validation holds beside the model, gradients and optimizer states.
+        converts: Whether it may resume from a checkpoint of other ranks, which every node then converts as a whole.
+        saved_bytes: Bytes of a saved weight, at most, where every weight trains.
 
     Returns:
-        The estimate; None where the weights alone do not fit the devices of a node.
+        The estimate; None where the weights alone do not fit on the devices of a node.
 
     Source:
-        `thriftune.strategies` for the items; docs/memory.md for how close it is.
+        `thriftune.strategies` for the items; docs/memory.md for the accuracy.
     """
     on_gpu, processes = machines.device.is_gpu, strategy.processes(machines.devices_per_node)
     needs = strategy.memory(architecture, one_pass, machines, settings, optimizer)
     if needs is None:
         return None
     per_device = [{**phases, VALIDATION: _validating(phases, validation_bytes)} for phases in needs.devices]
-    if not on_gpu:  # what is offloaded stays in the same memory, and in the same process
+    if not on_gpu:  # what is offloaded stays in the memory of the same process
         per_device = [
             {name: _merged(items, needs.offloaded) for name, items in phases.items()} for phases in per_device
         ]
@@ -84,7 +84,7 @@ def estimate(
 
 
 def _validating(phases: Phases, held: int) -> dict[str, int]:
-    """A device while it validates: what lasts from step to step, and what the validation holds."""
+    """Memory of a device during a validation: what lasts from step to step, and what the validation holds."""
     lasting = {item: size for item, size in phases[FORWARD_BACKWARD].items() if item not in (ACTIVATIONS, KEPT)}
     return {**lasting, ACTIVATIONS: held}
 
@@ -98,13 +98,13 @@ def _host(
     on_gpu: bool,
     gathered: int,
 ) -> Phases:
-    """What one host holds while it trains, and while it saves: then the whole model is gathered on one rank.
+    """Memory of one host during training, and during saving, when one rank gathers the whole model.
 
     Args:
         architecture: The model.
         devices: Bytes by item of each device.
         offloaded: Bytes by item that each process keeps on the host.
-        processes: Of the host.
+        processes: Number of processes on the host.
         on_gpu: Whether devices are GPUs.
         gathered: Bytes of the result; 0 for an adapter.
     """
@@ -112,7 +112,7 @@ def _host(
     if on_gpu:
         training = {PROCESS: GPU_PROCESS_BYTES * processes}
         training |= {f"offloaded {item}": count * processes for item, count in _filled(offloaded).items()}
-        if not gathered:  # tensors are read one by one; the largest is there twice while it is quantized
+        if not gathered:  # tensors are read one by one; the largest exists twice while it is quantized
             training[LOADING] = 2 * 2 * architecture.largest_parameter
     else:
         for items in devices:

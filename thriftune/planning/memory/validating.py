@@ -1,4 +1,4 @@
-"""Memory of a validation, which finds the model where it trains: as many rows at once as take no more than training."""
+"""Memory of a validation, which uses the model where it trains, with as many rows as need no more than training."""
 
 from thriftune.config import RunConfig
 from thriftune.hardware import Precision
@@ -6,29 +6,29 @@ from thriftune.models.architecture import Architecture
 from thriftune.strategies.memory.activations import Pass, measure
 
 _WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
-# Beside the logits: their fp32 copy without the last position, and what cross-entropy makes of it.
+# Bytes per logit, beside the logits: their fp32 copy without the last position, and cross-entropy's result from it.
 _COPIES = 4 + 4
 
 
 def batch_of(config: RunConfig, architecture: Architecture, one_pass: Pass) -> int:
-    """Rows per forward pass: those of `evaluation.batch`, or fewer where that would need more than training does.
+    """Rows per forward pass of a validation: `evaluation.batch`, or fewer where that needs more memory than training.
 
     Args:
         config: The run.
         architecture: Its model.
-        one_pass: What a process computes at once while it trains.
+        one_pass: What one forward and backward pass of the training computes.
     """
     limit = measure(architecture, one_pass).whole().all
     return max(1, min(config.evaluation.batch, limit // bytes_of(config, architecture, one_pass, 1)))
 
 
 def bytes_of(config: RunConfig, architecture: Architecture, one_pass: Pass, batch: int) -> int:
-    """What a validation holds beside the model and what trains it: for the loss of rows, or for answers.
+    """Bytes that a validation holds beside model, gradients and optimizer states: for losses or for answers.
 
     Args:
         config: The run.
         architecture: Its model.
-        one_pass: What a process computes at once while it trains.
+        one_pass: What one forward and backward pass of the training computes.
         batch: Rows per forward pass.
     """
     layer = measure(architecture, one_pass).one_layer.all // one_pass.micro_batch

@@ -1,1 +1,1 @@
-"""What a training holds in memory, item by item: what strategies have in common."""
+"""Memory of a training, item by item: the parts that strategies share."""

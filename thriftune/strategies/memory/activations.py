@@ -26,19 +26,19 @@ _UNFOLLOWABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupErro
 
 @dataclass(frozen=True)
 class Pass:
-    """What is computed at once.
+    """What one forward and backward pass computes.
 
     Attributes:
         micro_batch: Rows.
-        sequence: Tokens per row; the longest that may come.
-        gradient_checkpointing: Layers keep their input only, and are computed again in the backward pass.
-        precision: Precision of the products.
-        adapters: What trains in place of the weights themselves, if anything.
-        four_bit: How the base under adapters is in 4 bits; None: it is not.
-        autocast: Whether weights are held in fp32 and computed with in the precision, as the Trainer does where all
-            of them train in one process; with adapters it always does.
-        masked: Whether attention takes a mask of every token against every other, as it does for padded rows and for
-            packed ones; without it transformers also repeats no keys and values for grouped queries.
+        sequence: Tokens per row, at most.
+        gradient_checkpointing: Whether layers keep only their input, and are computed again in the backward pass.
+        precision: Precision of the matrix products.
+        adapters: The adapters that train in place of the weights; None where the weights train.
+        four_bit: How the base under adapters is quantized to 4 bits; None if it is not.
+        autocast: Whether weights are held in fp32 while products are computed in the precision. The Trainer does so
+            where all weights train in one process, and always with adapters.
+        masked: Whether attention gets a mask [rows, 1, tokens, tokens], as it does for padded and for packed rows.
+            Without it transformers also does not repeat keys and values for grouped queries.
     """
 
     micro_batch: int
@@ -53,11 +53,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Bytes of tensors alive at once.
+    """Bytes of tensors that are alive at the same time.
 
     Attributes:
         all: Every tensor.
-        small: Those that malloc keeps for later when they are freed (see `thriftune.training.memory_watch`).
+        small: Tensors whose blocks malloc keeps when they are freed (see `thriftune.training.memory_watch`).
     """
 
     all: int
@@ -75,13 +75,13 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Activations:
-    """Memory of one pass, in parts that differ in where they are when a model is split by layers.
+    """Memory of one pass, in parts that lie on different devices when a model is split by layers.
 
     Attributes:
         kept: What each decoder layer keeps for its backward pass, in order.
-        one_layer: What the layer being computed needs for a moment, besides what it keeps.
-        outside: The highest sum beside the layers: logits, their fp32 copy and their gradient, or the layer being
-            computed where that is more. The embedding's output and the mask are in it too.
+        one_layer: What the layer being computed needs for a moment, in addition to what it keeps.
+        outside: The peak of everything else: logits, their fp32 copy and their gradient, or the layer being computed
+            if that is more. It includes the embedding's output and the mask.
     """
 
     kept: tuple[Peaks, ...]
@@ -89,7 +89,7 @@ class Activations:
     outside: Peaks
 
     def of(self, layers: Iterable[int], *, has_head: bool) -> Peaks:
-        """The sum on a device.
+        """The memory on one device.
 
         Args:
             layers: Indices of the decoder layers it holds.
@@ -98,24 +98,24 @@ class Activations:
         return sum((self.kept[layer] for layer in layers), self.outside if has_head else self.one_layer)
 
     def whole(self) -> Peaks:
-        """The sum on a device that holds the whole model."""
+        """The memory on a device that holds the whole model."""
         return self.of(range(len(self.kept)), has_head=True)
 
 
 @lru_cache(maxsize=256)
 def measure(architecture: Architecture, one_pass: Pass) -> Activations:
-    """Trace the first layers of a model, one more each time, until every kind of layer was the last one.
+    """Trace the first layers of a model, each time one more, until every kind of layer was once the last one.
 
     Args:
         architecture: The model.
-        one_pass: What is computed.
+        one_pass: What one forward and backward pass computes.
 
     Returns:
-        The bytes, apart from weights and the gradients that stay.
+        The bytes, without weights and without the gradients that stay until the optimizer step.
 
     Raises:
-        ModelSourceError: The model's code cannot be followed without data.
-        ConfigError: It cannot compute rows of that length.
+        ModelSourceError: The model's code cannot be traced without data.
+        ConfigError: The model cannot compute rows of that length.
     """
     kinds = architecture.layer_kinds
     traces: dict[int, _Trace] = {}
@@ -127,7 +127,7 @@ def measure(architecture: Architecture, one_pass: Pass) -> Activations:
 
     by_kind, outside, beside = {}, Peaks(0, 0), Peaks(0, 0)
     for kind in dict.fromkeys(kinds):
-        # The second layer of a model rather than its first, beside which the embedding's output is kept.
+        # The second layer of a model, not its first, for which the embedding's output is kept as well.
         last = next((i for i, other in enumerate(kinds) if i and other == kind), 0)
         by_kind[kind] = trace(last + 1).kept - trace(last).kept if last else trace(1).kept
     for kind in by_kind:
@@ -152,7 +152,7 @@ def _larger(first: Peaks, second: Peaks) -> Peaks:
 
 
 def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_head: bool) -> _Trace:
-    """Trace with the mask that most models take, or with the one that builds positions take."""
+    """Trace with the four-dimensional mask that most models accept, or else with a two-dimensional one."""
     attempts = (4, 2) if one_pass.masked else (0,)
     for dimensions in attempts:
         try:
@@ -160,7 +160,7 @@ def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_hea
         except _UNFOLLOWABLE as error:
             reason = error
     longest = architecture.longest_input
-    if longest is not None and one_pass.sequence > longest:  # as MPT, whose bias is built for so many positions
+    if longest is not None and one_pass.sequence > longest:  # such as MPT, with a fixed attention bias
         raise ConfigError.single(
             "data.max_length",
             one_pass.sequence,
@@ -201,13 +201,13 @@ def _trace(architecture: Architecture, one_pass: Pass, layers: int, mask_dimensi
         device.leave_autocast()
         kept = Peaks(counted.live, counted.small_live)
         loss.backward()
-    # transformers would make the large mask of a model that takes the small one.
+    # From the two-dimensional mask transformers would make the four-dimensional one.
     made = Peaks(rows * tokens**2 * dtype.itemsize if mask_dimensions == 2 else 0, 0)
     return _Trace(Peaks(counted.peak, counted.small_peak) + made, kept)
 
 
 def _decoder(model: Any) -> Any:
-    """A model without its output head; Llama 4's (transformers 5.23) takes itself for that."""
+    """A model without its output head; Llama 4 (transformers 5.23) returns itself when it is asked for its decoder."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     return decoder if decoder is not model else next(part for part in model.children() if part is not head)
 
@@ -221,7 +221,7 @@ def _loss(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None", *, upcas
 
 
 def _trainable(architecture: Architecture, one_pass: Pass, layers: int, device: "RealDevice") -> Any:
-    """The model as the training code prepares it, on the meta device; gradients of weights are dropped as they come."""
+    """The model as a training prepares it, on the meta device; each gradient of a weight is dropped at once."""
     import torch
 
     dtype = torch_dtype(one_pass.precision)
@@ -233,7 +233,7 @@ def _trainable(architecture: Architecture, one_pass: Pass, layers: int, device: 
             _quantize(model, one_pass.four_bit, dtype)
         model = _with_adapters(model, resolved(one_pass.adapters, architecture), is_quantized=bool(one_pass.four_bit))
     if one_pass.gradient_checkpointing:
-        # Torch leaves a function mode when the backward pass starts; layers are computed again in a context of ours.
+        # torch leaves a function mode when the backward pass starts, so layers are computed again in a context of ours.
         contexts = partial(_recomputation, device.autocast)
         model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts}
@@ -246,7 +246,7 @@ def _trainable(architecture: Architecture, one_pass: Pass, layers: int, device: 
 
 
 def _recomputation(autocast: "torch.dtype | None") -> tuple[Any, Any]:
-    """Contexts of a layer's first computation and of its second."""
+    """The contexts for a layer's first computation and for its second."""
     from thriftune.strategies.memory.tracing import RealDevice
 
     return nullcontext(), RealDevice(autocast)
@@ -270,7 +270,7 @@ def _quantize(model: "PreTrainedModel", four_bit: FourBit, dtype: "torch.dtype")
 
 
 def _four_bit_forward(module: Any, product: Any, dtype: "torch.dtype", inputs: "torch.Tensor") -> Any:
-    """As `bitsandbytes.nn.Linear4bit.forward`: inputs to the compute type, and the result back to theirs."""
+    """Like `bitsandbytes.nn.Linear4bit.forward`: convert inputs [..., in] to the compute type, and the result back."""
     result = product.apply(inputs.to(dtype), (module.out_features, module.in_features))
     if module.bias is not None:
         result = result + module.bias.to(dtype)

@@ -1,7 +1,7 @@
-"""LoRA and QLoRA: a frozen base model split by layers over the devices of one node, and adapters that train.
+"""Memory of LoRA and QLoRA: a frozen base model, split by layers over the devices of one node, with adapters.
 
-Which layers lie on which device is not guessed: transformers' own `device_map="auto"` (which accelerate's became) is
-asked, for the model on the meta device and the memory that `thriftune.models.loading` would allow it.
+Which layers lie on which device is not guessed: transformers' own `device_map="auto"` computes it, for the model on
+the meta device and with the memory that `thriftune.models.loading` would allow it.
 """
 
 from dataclasses import dataclass, replace
@@ -25,8 +25,8 @@ from thriftune.strategies.memory.items import (
     kept_by_malloc,
 )
 
-_STATE_BLOCK = 256  # of the 8-bit optimizers
-_SMALLEST_8_BIT = 4096  # smaller tensors keep fp32 states
+_STATE_BLOCK = 256  # values that share an absmax in the 8-bit optimizers
+_SMALLEST_8_BIT = 4096  # elements; smaller tensors keep fp32 states
 
 # Shares of the activations, and of those in small blocks; fitted: see `_kept_in_autocast`.
 _AUTOCAST_COPIES = 0.2
@@ -38,13 +38,13 @@ _EIGHT_BIT = 2 * (1 + 4 / _STATE_BLOCK)
 
 @dataclass(frozen=True)
 class DeviceShare:
-    """What one device of a node holds.
+    """The part of a model that one device of a node holds.
 
     Attributes:
-        weights: Those of the base model.
-        adapters: Parameters of the adapters on them.
-        layers: Indices of the decoder layers here.
-        has_head: Whether the output head is here.
+        weights: Weights of the base model.
+        adapters: Number of parameters of the adapters on them.
+        layers: Indices of the decoder layers on this device.
+        has_head: Whether the output head is on this device.
     """
 
     weights: Weights
@@ -59,15 +59,15 @@ def phases(
     """Bytes by item on one device, per phase.
 
     Args:
-        share: What it holds.
-        one_pass: What is computed at once.
+        share: What the device holds.
+        one_pass: What one forward and backward pass computes.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd.
         architecture: The model.
-        on_gpu: Whether devices are GPUs; on a CPU freed small blocks stay with the process.
+        on_gpu: Whether devices are GPUs; on a CPU the process keeps small blocks that were freed.
 
     Source:
-        QLoRA (arXiv 2305.14314), sections 2 and 3. peft turns what is not in 4 bits into fp32, and trains fp32
-        adapters on a 16-bit base.
+        QLoRA (arXiv 2305.14314), sections 2 and 3. peft converts what is not in 4 bits to fp32, and trains
+        fp32 adapters on a 16-bit base.
     """
     assert one_pass.adapters is not None
     needed = measure(architecture, one_pass).of(share.layers, has_head=share.has_head)
@@ -81,9 +81,9 @@ def phases(
 
 
 def _kept_in_autocast(share: DeviceShare, one_pass: Pass, architecture: Architecture) -> int:
-    """What malloc keeps on a CPU of the copies that autocast makes, in the first pass or in recomputed layers.
+    """What malloc on a CPU keeps of the copies that autocast makes, in the first pass or in recomputed layers.
 
-    Source: fitted to the measured runs; a GPU's allocator gives such blocks to the next tensor.
+    Source: fitted to the measured runs; a GPU's allocator reuses such blocks for the next tensor.
     """
     if one_pass.precision == "fp32":
         return 0
@@ -94,9 +94,9 @@ def _kept_in_autocast(share: DeviceShare, one_pass: Pass, architecture: Architec
 
 
 def state_bytes(parameters: int, optimizer: str) -> int:
-    """The optimizer's states of trained parameters.
+    """Bytes of the optimizer states of trained parameters.
 
-    Paged states may move to the host when a GPU is full; until then they are on it, and they are counted there.
+    Paged states may move to the host when a GPU is full; until then they are on the GPU, and are counted there.
 
     Source: 8-bit optimizers (arXiv 2110.02861): one byte per state and an fp32 absmax per block of 256.
     """
@@ -116,14 +116,14 @@ def split(
 
     Args:
         architecture: The model.
-        lora: The adapters that are put on it; None: none are.
-        four_bit: How it is in 4 bits; None: it is not.
+        lora: The adapters on it; None if there are none.
+        four_bit: How it is quantized to 4 bits; None if it is not.
         precision: Precision of what is not in 4 bits.
         devices: GPUs of the node, or 1 for a CPU.
-        usable_bytes: What loading may fill on each (`thriftune.models.loading.max_memory`).
+        usable_bytes: Bytes that loading may fill on each (`thriftune.models.loading.max_memory`).
 
     Returns:
-        A share per device, or None where the weights do not fit.
+        The share of each device; None where the weights do not fit.
     """
     placed = {"": 0} if devices == 1 else _device_map(architecture, four_bit, precision, devices, usable_bytes)
     if placed is None:
@@ -146,7 +146,7 @@ def split(
 
 
 def _device_of(name: str, placed: dict[str, int]) -> int:
-    """The device of a parameter: that of the longest module name in the map that it lies under."""
+    """The device of a parameter: that of the innermost module in the map that contains it."""
     under = max((module for module in placed if not module or f"{name}.".startswith(f"{module}.")), key=len)
     return placed[under]
 
@@ -163,8 +163,8 @@ def _device_map(
     limits: dict[int | str, int] = dict.fromkeys(range(devices), usable_bytes)
     modeling.logger.setLevel("ERROR")  # it warns that this machine has no such GPUs
     try:
-        placed = placing._get_device_map(model, "auto", limits, quantize)  # noqa: SLF001 - as loading places it
-    except ValueError:  # the quantizer's: some layers are left over for the host
+        placed = placing._get_device_map(model, "auto", limits, quantize)  # noqa: SLF001 - as loading does
+    except ValueError:  # from the quantizer: some layers would have to be on the host
         return None
     if any(not isinstance(device, int) for device in placed.values()):
         return None

@@ -1,7 +1,7 @@
-"""How many bytes of tensors are alive while code runs on torch's meta device, where tensors have shapes but no data.
+"""Count the bytes of tensors that are alive while code runs on torch's meta device, where tensors have no data.
 
-The model's own forward and backward pass are executed, so that every architecture that transformers knows is right:
-grouped-query attention, tied embeddings, mixtures of experts, whatever each of them keeps for its backward pass. Four
+The model's own forward and backward pass are executed, so that the count is right for every architecture of
+transformers, with what grouped-query attention, tied embeddings or experts keep for their backward pass. Four
 things differ between the meta device and the real one, and are replaced here while a model is traced: attention (the
 meta device takes torch's slow path, which stores every score), autocast (it does nothing there), grouped products of
 experts (the meta device knows them in bf16 only) and 4-bit layers (they have no data to dequantize).
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-# What torch.autocast runs in 16 bits, as far as language models use it.
+# The operations of language models that torch.autocast runs in 16 bits.
 # Source: https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float16".
 _IN_16_BITS: frozenset[Callable[..., Any]] = frozenset(
     (
@@ -39,8 +39,13 @@ class LiveBytes(TorchDispatchMode):
         small_peak: Highest value of `small_live` so far.
     """
 
+    live: int
+    peak: int
+    small_live: int
+    small_peak: int
+
     def __init__(self, known: Iterable[torch.Tensor], small: int) -> None:
-        """Start at nothing.
+        """Start with no bytes counted.
 
         Args:
             known: Tensors not to count: weights and buffers, which are counted elsewhere.
@@ -58,7 +63,7 @@ class LiveBytes(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:  # noqa: SLF001 - what `.item()` calls
-            return True  # transformers asks whether rows are free of padding and not packed, to do without a mask
+            return True  # transformers asks whether rows have no padding and are not packed, to leave out the mask
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
@@ -85,7 +90,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class RealDevice(TorchFunctionMode):
-    """Makes the meta device keep what a real one keeps of attention, of experts, and of autocast where it is used."""
+    """Makes the meta device keep what a real device keeps for attention, experts, and autocast where it is used."""
 
     def __init__(self, autocast: torch.dtype | None) -> None:
         """Replace attention and grouped products, and cast what autocast casts.
@@ -126,7 +131,7 @@ class RealDevice(TorchFunctionMode):
 
 @contextmanager
 def meta_autocast_ignored() -> Iterator[None]:
-    """Let code that turns autocast off on its tensors' device do so on the meta device, which has none."""
+    """Let code turn autocast off on its tensors' device also where that is the meta device, which has no autocast."""
     real = torch.autocast
 
     def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
@@ -137,7 +142,7 @@ def meta_autocast_ignored() -> Iterator[None]:
 
 
 def _address(storage: Any) -> int:
-    """What tells one storage from another, in a fake tensor too: torch has no public name for it."""
+    """An identity of a storage that fake tensors have too; torch has no public name for it."""
     return int(storage._cdata)  # noqa: SLF001
 
 
@@ -162,7 +167,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         rows, heads, tokens, _ = query.shape
-        # In memory heads come last, so that the projection after it needs no copy.
+        # [rows, tokens, heads, width] in memory, so that the projection after it needs no copy.
         output = query.new_empty((rows, tokens, heads, value.shape[-1])).transpose(1, 2)
         ctx.save_for_backward(query, key, value, bias, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return output
@@ -174,12 +179,12 @@ class _Attention(torch.autograd.Function):
 
 
 def _grouped_product(inputs: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor, **_: Any) -> torch.Tensor:
-    """Rows [tokens, in], sorted by expert, times the weights [experts, in, out] of each: [tokens, out].
+    """Multiply rows [tokens, in], sorted by expert, with the weights [experts, in, out] of each expert: [tokens, out].
 
-    In fp16, which stands for a GPU without bf16, transformers takes a loop of its own over the experts, since torch's
-    kernel needs compute capability 8; its backward pass makes the gradient of all experts even where they are frozen.
+    In fp16, which is used on GPUs without bf16, transformers loops over the experts itself, since torch's kernel needs
+    compute capability 8; its backward pass makes the gradient of all experts even where they are frozen.
 
-    Source: transformers 5.23, integrations/moe.py, what decides whether the grouped product can be used.
+    Source: transformers 5.23, integrations/moe.py, the condition for using the grouped product.
     """
     from transformers.integrations import moe  # noqa: F401  # registers the operator
 
@@ -190,7 +195,7 @@ def _grouped_product(inputs: torch.Tensor, weights: torch.Tensor, offs: torch.Te
 
 
 class _GroupedProduct(torch.autograd.Function):
-    """What torch's grouped product keeps: its inputs; and in the backward pass the gradients that are asked for."""
+    """What torch's grouped product keeps: its inputs, and in the backward pass the gradients that are needed."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -204,7 +209,7 @@ class _GroupedProduct(torch.autograd.Function):
 
 
 class FourBitProduct(torch.autograd.Function):
-    """What bitsandbytes' product with a 4-bit weight keeps: nothing; and the weight in 16 bits while it works.
+    """What bitsandbytes' product with a 4-bit weight keeps: nothing. While it works it holds the weight in 16 bits.
 
     Source: `bitsandbytes.autograd._functions.MatMul4Bit`, 0.50.
     """

@@ -1,1 +1,1 @@
-"""DeepSpeed ZeRO: weights, gradients and optimizer states cut up over one process per device."""
+"""DeepSpeed ZeRO: weights, gradients and optimizer states are sharded over one process per device."""

@@ -1,4 +1,4 @@
-"""The complete DeepSpeed configuration that a run trains with, from one that `thriftune.config.zero_file` allows.
+"""The complete DeepSpeed configuration of a run, made from one that `thriftune.config.zero_file` accepts.
 
 Every number is written out before DeepSpeed sees it ("auto" is resolved here, not by the Trainer), because the
 configuration is also needed before the Trainer exists, to partition the model while it loads.
@@ -24,12 +24,12 @@ _FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scal
 
 @dataclass(frozen=True)
 class Optimization:
-    """The numbers of the optimizer that DeepSpeed's configuration repeats.
+    """The optimizer's numbers that DeepSpeed's configuration needs too.
 
     Attributes:
         learning_rate: Peak learning rate.
         weight_decay: AdamW's decoupled weight decay.
-        max_grad_norm: Norm that gradients are clipped to.
+        max_grad_norm: Norm to which gradients are clipped.
     """
 
     learning_rate: float
@@ -38,11 +38,11 @@ class Optimization:
 
 
 def check(config: dict[str, Any], field: str) -> list[Problem]:
-    """What is wrong with a DeepSpeed configuration: by our rules, or else by DeepSpeed's own model of its ZeRO section.
+    """Check a DeepSpeed configuration: by our own rules, and if these hold, by DeepSpeed's model of its ZeRO section.
 
     Args:
         config: The parsed file, or the mapping from the YAML.
-        field: Where it stands, for the messages.
+        field: Its key in the run file, for the messages.
 
     Returns:
         The problems.
@@ -51,7 +51,7 @@ def check(config: dict[str, Any], field: str) -> list[Problem]:
 
 
 def _check_with_deepspeed(config: dict[str, Any], field: str) -> list[Problem]:
-    """Misspelt keys and wrong types. DeepSpeed takes seconds to import."""
+    """Find misspelt keys and wrong types. Importing DeepSpeed takes seconds."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 
@@ -83,10 +83,10 @@ def offloads_optimizer(config: dict[str, Any]) -> bool:
 
 
 def compiles_adam(config: dict[str, Any], *, is_gpu: bool) -> bool:
-    """Whether a training steps by DeepSpeed's own Adam, which is compiled where the image has it not.
+    """Whether a training uses DeepSpeed's own Adam, which is compiled at run time where the image does not contain it.
 
-    It is for the states of a GPU's weights in host memory. On the CPU everything is there, and torch's Adam, which
-    needs no compiler, does the same.
+    It steps the optimizer states that a training on a GPU keeps in host memory. In a training on the CPU all states
+    are there, and torch's Adam, which needs no compiler, does the same.
 
     Args:
         config: A DeepSpeed configuration.
@@ -104,19 +104,19 @@ def complete(
     *,
     is_gpu: bool,
 ) -> dict[str, Any]:
-    """The configuration DeepSpeed trains with, every number written out.
+    """The configuration DeepSpeed trains with, with every number written out.
 
     Args:
-        config: A configuration that `check` found nothing wrong with.
+        config: A configuration that `check` has accepted.
         batch: The batch of the run.
         precision: Precision of weights and gradients.
         optimization: AdamW's numbers.
-        hidden_size: Width of the model, which the communication buffers are sized by.
+        hidden_size: Width of the model, which decides the size of the communication buffers.
         is_gpu: Whether it trains on GPUs.
 
     Returns:
         A new dictionary. Buffer sizes for "auto" are the ones that transformers documents for ZeRO-3:
-        hidden**2, 0.9 * hidden**2 and 10 * hidden elements. What may be gathered at once is two decoder layers.
+        hidden**2, 0.9 * hidden**2 and 10 * hidden elements. At most two decoder layers are gathered at once.
 
     Source:
         https://huggingface.co/docs/transformers/deepspeed
@@ -141,12 +141,12 @@ def complete(
     }
     with_buffers(section, hidden_size)
     if section["stage"] == 3:
-        section["stage3_gather_16bit_weights_on_model_save"] = True  # or there is no model at the end
+        section["stage3_gather_16bit_weights_on_model_save"] = True  # without it no model could be saved
     return result
 
 
 def with_buffers(section: dict[str, Any], hidden_size: int) -> dict[str, Any]:
-    """Write out the size of every buffer that a ZeRO section leaves open."""
+    """Write out the size of every buffer that a ZeRO section leaves open, in elements."""
     _resolve_auto(section, {"reduce_bucket_size": hidden_size**2, "allgather_bucket_size": 2 * hidden_size**2})
     if section["stage"] == 3:
         section.setdefault("sub_group_size", SUB_GROUP_ELEMENTS)

@@ -1,4 +1,4 @@
-"""Where a DeepSpeed configuration puts what, and how large its buffers are: all of it that decides memory."""
+"""The part of a DeepSpeed configuration that decides memory: where it keeps what, and how large its buffers are."""
 
 import copy
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ _WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class Layout:
-    """What a DeepSpeed configuration says of memory.
+    """What a DeepSpeed configuration says about memory.
 
     Attributes:
         stage: ZeRO stage.
         offloaded_optimizer: Where optimizer states go: none, cpu or nvme.
         offloaded_params: Where weights go: none, cpu or nvme.
-        reduce_bucket: Elements of the buffer that gradients are reduced in.
+        reduce_bucket: Elements of the buffer in which gradients are reduced.
         prefetch: Elements that stage 3 gathers ahead.
         live_parameters: Elements that stage 3 keeps gathered at once.
-        sub_group: Elements that stage 3 steps at once.
-        is_pinned: Whether what is offloaded is in page-locked memory.
-        overlaps: Whether gradients are reduced while others are computed.
-        gradient_width: Bytes of a summed gradient; 0 for those of the precision.
+        sub_group: Elements that stage 3 updates in one part of the optimizer step.
+        is_pinned: Whether offloaded tensors are in page-locked memory.
+        overlaps: Whether some gradients are reduced while others are still computed.
+        gradient_width: Bytes of a summed gradient; 0 means as many as the precision of the training has.
     """
 
     stage: int
@@ -40,11 +40,11 @@ class Layout:
 
 
 def layout(config: dict[str, Any], hidden_size: int) -> Layout:
-    """Where a checked configuration puts what, and how large its buffers are.
+    """Read from a checked configuration where it keeps what, and how large its buffers are.
 
     Args:
-        config: A configuration that `check` found nothing wrong with.
-        hidden_size: Width of the model, which "auto" buffers are sized by.
+        config: A configuration that `check` has accepted.
+        hidden_size: Width of the model, which decides the size of "auto" buffers.
     """
     section = with_buffers(copy.deepcopy(config["zero_optimization"]), hidden_size)
     return Layout(

@@ -1,9 +1,9 @@
-"""Loading a model for ZeRO without any rank ever holding a copy of it.
+"""Load a model for ZeRO without any rank ever holding a copy of it.
 
 Measured alternatives (benchmarks/zero3_loading.py, docs/zero3-loading.md): `deepspeed.zero.Init` around
 `from_pretrained` reads the whole state dict on rank 0; handing DeepSpeed a memory-mapped model makes it write into
-every page of the mapping. Here each parameter passes through one staging buffer, and its pages of the file are given
-back as soon as it is partitioned: the peak is one shard and the largest parameter.
+every page of the mapping. Here each parameter passes through one staging buffer, and its pages of the file are freed
+as soon as it is partitioned: the peak is one shard and the largest parameter.
 """
 
 import ctypes
@@ -23,19 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 def map_model(model_dir: Path, *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """Load a model whose weights are pages of its files, in the precision they are stored in.
+    """Load a model whose weights are memory-mapped from its files, in the precision they are stored in.
 
     Must run before `TrainingArguments` exist: after that, transformers wraps every load in `zero.Init`.
 
     Args:
         model_dir: Directory with safetensors.
-        trust_remote_code: Run model code that the model ships.
+        trust_remote_code: Whether to run code that the model ships.
 
     Returns:
         The model on the CPU. Nothing may write to its weights.
 
     Raises:
-        ModelSourceError: Not all of its weights are there.
+        ModelSourceError: Some of its weights are missing.
     """
     return load_causal_lm(model_dir, trust_remote_code=trust_remote_code, dtype="auto")
 
@@ -52,7 +52,7 @@ def partition(model: "PreTrainedModel", config: dict[str, Any], dtype: "torch.dt
     import deepspeed
     import torch
 
-    # DeepSpeed counts ranks through its own layer; this makes it adopt the process group there is.
+    # DeepSpeed counts ranks through its own layer; this makes it use the existing process group.
     deepspeed.init_distributed()
     parameters = list(model.parameters())
     largest = max(p.numel() for p in parameters)
@@ -64,7 +64,7 @@ def partition(model: "PreTrainedModel", config: dict[str, Any], dtype: "torch.dt
         parameter.data = staged.copy_(mapped)
         _give_back_pages(mapped)
         if first is None:
-            # A module that holds only this parameter: Init partitions all it is given, and one at a time is the point.
+            # A module with only this parameter: Init partitions all it is given, and here it must be one at a time.
             holder = torch.nn.Module()
             holder.register_parameter("first", parameter)
             deepspeed.zero.Init(module=holder, config_dict_or_path=config, dtype=dtype)
@@ -77,12 +77,12 @@ def partition(model: "PreTrainedModel", config: dict[str, Any], dtype: "torch.dt
 
 
 def place(model: "PreTrainedModel", dtype: "torch.dtype", device: "torch.device") -> None:
-    """Move a mapped model to this rank's device whole (ZeRO 0 to 2), one parameter at a time.
+    """Move a whole mapped model to this rank's device (ZeRO 0 to 2), one parameter at a time.
 
     Args:
         model: What `map_model` returned.
         dtype: Precision to train in.
-        device: Where this rank computes; on a GPU nothing is copied in host memory.
+        device: Where this rank computes; if it is a GPU, nothing is copied in host memory.
     """
     for parameter in model.parameters():
         mapped = parameter.data
@@ -91,11 +91,11 @@ def place(model: "PreTrainedModel", dtype: "torch.dtype", device: "torch.device"
 
 
 def _give_back_pages(tensor: "torch.Tensor") -> None:
-    """Drop a mapped tensor's whole pages from this process: their bytes were copied and are not read again.
+    """Drop the pages that lie wholly inside a mapped tensor from this process: they were copied and are not read again.
 
-    Only Linux has the call with this meaning; elsewhere the pages stay counted as shared until the file is closed.
+    Only on Linux does the call mean this; elsewhere the pages still count as shared until the file is closed.
     """
-    # Of a tensor that is not contiguous, the pages in between may be another one's.
+    # Between the parts of a tensor that is not contiguous there may be pages of another tensor.
     if sys.platform != "linux" or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

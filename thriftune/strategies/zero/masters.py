@@ -1,6 +1,6 @@
-"""The fp32 master weights that DeepSpeed steps: what was learnt, of which the weights it computes with are a copy.
+"""The fp32 master weights, which DeepSpeed's optimizer updates; the model computes with a copy of them.
 
-In 16 bits that copy is rounded after every step. What is measured and saved here goes out from the masters.
+In 16 bits that copy is rounded after every step. Losses are measured, and weights saved, from the masters.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def masters_of(engine: Any) -> WeightOf:
-    """What gives the whole fp32 weight of a parameter, by name and parameter. Collective: every rank asks alike.
+    """A function that gives the whole fp32 weight of a parameter. Collective: every rank calls it for the same one.
 
     Args:
-        engine: DeepSpeed's, of any stage, after training.
+        engine: DeepSpeed's engine, of any ZeRO stage, after training.
     """
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
@@ -28,7 +28,7 @@ def masters_of(engine: Any) -> WeightOf:
         found: torch.Tensor | None = safe_get_full_fp32_param(parameter)
         if found is not None:
             return found.detach()
-        # Not stepped by ZeRO: frozen, or plain AdamW of stage 0 in fp32. What is computed with is all there is.
+        # ZeRO has no master of it: it is frozen, or stage 0 trains it in fp32. There is only the weight itself.
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             return parameter.detach().float().clone()
 
@@ -36,9 +36,9 @@ def masters_of(engine: Any) -> WeightOf:
 
 
 def _undivided_masters(optimizer: Any) -> "dict[torch.nn.Parameter, torch.Tensor]":
-    """Those of stage 0 in 16 bits, which DeepSpeed's accessor does not know.
+    """The master weights of stage 0 in 16 bits, which DeepSpeed's accessor does not find.
 
-    FP16_UnfusedOptimizer holds them in lists beside the weights; of the other optimizers none has both lists.
+    FP16_UnfusedOptimizer holds them in lists beside the weights; no other optimizer has both lists.
     """
     halves, masters = getattr(optimizer, "fp16_groups", None), getattr(optimizer, "fp32_groups", None)
     if halves is None or masters is None:

@@ -1,8 +1,8 @@
-"""Full fine-tuning under ZeRO: what each rank holds on its device and on its host.
+"""Memory of full fine-tuning under ZeRO: what each rank holds on its device and on its host.
 
 Every term is a buffer of DeepSpeed's own (0.19): runtime/zero/stage_1_and_2.py, runtime/zero/stage3.py, and for stage 0
-runtime/fp16/unfused_optimizer.py. They were set side by side with measured runs (benchmarks/memory.py, docs/memory.md).
-P stands for all parameters, N for the ranks.
+runtime/fp16/unfused_optimizer.py. They were compared with measured runs (benchmarks/memory.py, docs/memory.md).
+P is the number of parameters, N the number of ranks.
 """
 
 import math
@@ -38,11 +38,11 @@ _NVME_BUFFERS = 5
 
 @dataclass(frozen=True)
 class Shards:
-    """What one rank holds.
+    """Memory that one rank holds.
 
     Attributes:
         device: Bytes by item on the device, per phase.
-        host: Bytes by item in host memory, without the process itself; all of it offloaded.
+        host: Bytes by item in host memory: what is offloaded, without the process itself.
     """
 
     device: Phases
@@ -52,15 +52,15 @@ class Shards:
 def shards(
     architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, activations: Peaks, *, on_gpu: bool
 ) -> Shards:
-    """What one rank of full fine-tuning with AdamW holds.
+    """Memory that one rank of full fine-tuning with AdamW holds.
 
     Args:
         architecture: The model.
-        one_pass: What is computed at once.
-        layout: Where ZeRO puts what.
-        ranks: N.
-        activations: Of one pass.
-        on_gpu: Whether devices are GPUs; on a CPU freed small blocks stay with the process.
+        one_pass: What one forward and backward pass computes.
+        layout: Where ZeRO keeps what.
+        ranks: Number of ranks (N).
+        activations: Peak bytes of the activations of one pass.
+        on_gpu: Whether devices are GPUs; on a CPU the process keeps small blocks that were freed.
 
     Returns:
         Its bytes.
@@ -77,7 +77,7 @@ def shards(
     for items in device.values():
         items.update(dict.fromkeys(moved, 0))
     host = _on_host(architecture, one_pass, layout, ranks, moved, on_gpu=on_gpu)
-    if not on_gpu and layout.stage in (1, 2):  # gloo gathers the stepped weights into a copy
+    if not on_gpu and layout.stage in (1, 2):  # gloo gathers the updated weights into a copy
         gathered = _BYTES[one_pass.precision] * architecture.parameters
         device[STEP][BUFFERS] = max(0, gathered - device[STEP][STEP_BUFFERS])
     if not on_gpu:
@@ -88,18 +88,18 @@ def shards(
 
 
 def _gradients_while_stepping(gradients: int, layout: Layout, ranks: int) -> int:
-    """Below stage 3 gradients become fp32 ones before AdamW starts; stage 1 still holds those of its own part."""
+    """Below stage 3 gradients are converted to fp32 before AdamW starts; stage 1 still holds those of its own shard."""
     return {1: gradients // ranks, 2: 0}.get(layout.stage, gradients)
 
 
 def _offloaded(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> dict[str, int]:
-    """What leaves the device, by item, wherever it goes to."""
+    """Bytes that are offloaded from the device, by item, to host memory or to a disk."""
     width, part = _BYTES[one_pass.precision], -(-architecture.parameters // ranks)
     moved = {}
     if layout.offloaded_optimizer != "none":
         gradients = (layout.gradient_width or width) * part
         moved = {STATES: (_MASTER + _MOMENTS) * part, GRADIENTS: gradients, STEP_BUFFERS: 4 * part}
-        if layout.stage < 3:  # the stepped weights in 16 bits, on their way back, and one gradient on its way here
+        if layout.stage < 3:  # the updated weights in 16 bits on their way back, and one gradient on its way here
             moved[STEP_BUFFERS] += width * (part + architecture.largest_parameter)
     if layout.offloaded_params != "none":
         moved[WEIGHTS] = width * part
@@ -109,7 +109,7 @@ def _offloaded(architecture: Architecture, one_pass: Pass, layout: Layout, ranks
 def _on_host(
     architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, moved: dict[str, int], *, on_gpu: bool
 ) -> dict[str, int]:
-    """What of it lies in host memory: all, but for what goes on to a disk and passes through buffers here."""
+    """The part of it in host memory: everything except what goes to a disk, which passes through buffers here."""
     host = dict(moved)
     staging = _NVME_BUFFERS * architecture.largest_parameter
     if layout.offloaded_optimizer == "nvme":
@@ -122,7 +122,7 @@ def _on_host(
 
 
 def nvme_bytes(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> int:
-    """What one rank of a run puts on a local disk."""
+    """Bytes that one rank of a run keeps on a local disk."""
     moved = _offloaded(architecture, one_pass, layout, ranks)
     states = moved.get(STATES, 0) if layout.offloaded_optimizer == "nvme" else 0
     return states + (moved.get(WEIGHTS, 0) if layout.offloaded_params == "nvme" else 0)
@@ -131,7 +131,7 @@ def nvme_bytes(architecture: Architecture, one_pass: Pass, layout: Layout, ranks
 def _pinned(
     architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, host: dict[str, int]
 ) -> Iterator[int]:
-    """Sizes of the page-locked buffers of one rank; AdamW's moments are not."""
+    """Sizes of the page-locked buffers of one rank. AdamW's moments are in ordinary memory."""
     part = -(-architecture.parameters // ranks)
     if WEIGHTS in host:
         yield host[WEIGHTS]
@@ -141,20 +141,20 @@ def _pinned(
         yield from (_MASTER * part, 4 * part, _BYTES[one_pass.precision] * part)
         return
     yield host[GRADIENTS]
-    for start in range(0, part, layout.sub_group):  # master weights and fp32 gradients, a sub-group each
+    for start in range(0, part, layout.sub_group):  # master weights and fp32 gradients, in one buffer per sub-group
         yield from (4 * min(layout.sub_group, part - start),) * 2
 
 
 def _rounding(size: int) -> int:
-    """What torch's page-locked allocator adds to a block: it takes the next power of two."""
+    """Bytes that torch's page-locked allocator adds to a block: it rounds up to the next power of two."""
     return (1 << (size - 1).bit_length()) - size if size else 0
 
 
 def _held(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> dict[str, int]:
-    """What lasts from step to step, and the gradients: 16 bytes a parameter and more before anything is divided.
+    """What lasts from step to step, and the gradients: at least 16 bytes a parameter before anything is sharded.
 
-    Source: ZeRO (arXiv 1910.02054), section 3: stage 1 divides the optimizer states by N, stage 2 the gradients as
-    well, stage 3 the weights too. DeepSpeed keeps fp32 master weights also when it trains in fp32.
+    Source: ZeRO (arXiv 1910.02054), section 3: stage 1 divides the optimizer states by N, stage 2 the gradients too,
+    and stage 3 the weights as well. DeepSpeed keeps fp32 master weights also when it trains in fp32.
     """
     width, whole = _BYTES[one_pass.precision], architecture.parameters
     part = -(-whole // ranks)
@@ -175,9 +175,9 @@ def _held_undivided(one_pass: Pass, whole: int) -> dict[str, int]:
 
 
 def _step_buffers(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, *, on_gpu: bool) -> int:
-    """Gradients in fp32 and AdamW's temporaries, of what is stepped at once: a shard, in stage 3 a sub-group of it."""
+    """Gradients in fp32 and AdamW's temporaries for what is updated at once: a shard, in stage 3 a sub-group of it."""
     width, part = _BYTES[one_pass.precision], -(-architecture.parameters // ranks)
-    temporaries = 4 if on_gpu else 8  # torch's AdamW: sqrt in place over many tensors on a GPU, not so on a CPU
+    temporaries = 4 if on_gpu else 8  # torch's AdamW takes the square root in place on a GPU, but not on a CPU
     if layout.stage == 0:  # parameter by parameter; on a GPU many at once
         at_once = architecture.parameters if on_gpu else architecture.largest_parameter
         return temporaries * at_once + (0 if one_pass.precision == "fp32" else 4 * architecture.parameters)
@@ -187,24 +187,24 @@ def _step_buffers(architecture: Architecture, one_pass: Pass, layout: Layout, ra
 
 
 def _buffers(architecture: Architecture, one_pass: Pass, layout: Layout, activations: Peaks) -> int:
-    """Buckets that gradients are reduced in; in stage 3 the weights that are gathered at one moment."""
+    """Buckets in which gradients are reduced, and in stage 3 the weights that are gathered at the same time."""
     width = _BYTES[one_pass.precision]
-    if layout.stage == 0:  # gradients are flattened to be summed over the ranks, when activations are gone
+    if layout.stage == 0:  # gradients are flattened and summed over the ranks after activations are freed
         return max(0, width * architecture.parameters - activations.all)
     # With overlap_comm one bucket is reduced while the next one fills.
     bucket = max(layout.reduce_bucket * (2 if layout.overlaps else 1), architecture.largest_parameter)
     if layout.stage < 3:
         return width * (bucket + (architecture.largest_parameter if layout.offloaded_optimizer != "none" else 0))
-    # The head is in use while layers are fetched ahead of it, up to the limit of what may be live.
+    # The head is in use while layers are prefetched, up to the limit of live parameters.
     live = min(layout.live_parameters, 2 * architecture.layer_parameters)
     gathered = architecture.largest_parameter + live + layout.prefetch
     return width * (bucket + gathered)
 
 
 def _kept_of_gathered(architecture: Architecture, one_pass: Pass, ranks: int) -> int:
-    """What malloc keeps on a CPU of the weights that stage 3 gathers and frees: those in small blocks.
+    """What malloc on a CPU keeps of the weights that stage 3 gathers and frees: the small blocks.
 
-    Source: measured. In fp32 two thirds of a shard stay besides; where, is not understood.
+    Source: measured. In fp32 two thirds of a shard stay in addition; where they stay is not understood.
     """
     width = _BYTES[one_pass.precision]
     sizes = (width * math.prod(shape) for shape in architecture.shapes.values())

@@ -1,7 +1,7 @@
-"""Operators that DeepSpeed compiles where they are needed and not in the image: said, and not waited for in vain.
+"""Operators that DeepSpeed compiles when they are needed and the image does not contain them.
 
-torch lets one process compile, and the others wait until its lock file is gone. A process that is killed meanwhile
-leaves the file there, and everyone after it would wait for ever.
+torch lets one process compile, and the others wait until its lock file is gone. A process that is killed while it
+compiles leaves the file there, and every later process would wait forever. So a stale lock is removed first.
 """
 
 import logging
@@ -15,15 +15,15 @@ from thriftune import distributed
 
 logger = logging.getLogger(__name__)
 
-# Between the two looks at a lock: whoever ends its compiling closes the file just before removing it.
+# Time between the two looks at a lock: a process that has finished compiling closes the file just before removing it.
 _BETWEEN_LOOKS_S = 1.0
 
 
 def make_ready(name: str) -> None:
-    """Clear the way for an operator that this process is about to load.
+    """Prepare for an operator that this process is about to load: remove a stale lock, and log that it is compiled.
 
     Args:
-        name: DeepSpeed's name of it, as cpu_adam.
+        name: DeepSpeed's name for it, such as cpu_adam.
     """
     from deepspeed.git_version_info import installed_ops
     from torch.utils import cpp_extension
@@ -33,11 +33,11 @@ def make_ready(name: str) -> None:
     folder = Path(cpp_extension._get_build_directory(name, verbose=False))  # noqa: SLF001 - where DeepSpeed has it built
     release_if_dead(folder / "lock")
     if not any(folder.glob("*.so")):
-        logger.info("DeepSpeed compiles %s for this machine, once; that takes minutes. Kept in %s", name, folder)
+        logger.info("DeepSpeed compiles %s once for this machine, which takes minutes; it stays in %s", name, folder)
 
 
 def release_if_dead(lock: Path) -> None:
-    """Remove a lock file of torch's that no process of this machine holds.
+    """Remove a lock file of torch that no process on this machine holds.
 
     Args:
         lock: The file; nothing happens where there is none.
@@ -45,14 +45,14 @@ def release_if_dead(lock: Path) -> None:
     if _is_left(lock):
         time.sleep(_BETWEEN_LOOKS_S)
         if _is_left(lock):
-            logger.warning("A process that compiled here was killed; its lock is removed: %s", lock)
+            logger.warning("A process that was compiling here was killed; removing its lock: %s", lock)
             lock.unlink(missing_ok=True)
 
 
 def _is_left(lock: Path) -> bool:
-    """Whether the file is there and nobody has it open, as torch's FileBaton does while it holds it."""
+    """Whether the file is there and no process has it open; torch's FileBaton keeps it open while it holds the lock."""
     try:
-        is_own = lock.stat().st_uid == os.geteuid()  # what processes of others have open cannot be seen
+        is_own = lock.stat().st_uid == os.geteuid()  # the open files of another user's processes cannot be seen
     except FileNotFoundError:
         return False
     return is_own and not any(_has_open(process, lock.resolve()) for process in psutil.process_iter())
@@ -61,5 +61,5 @@ def _is_left(lock: Path) -> bool:
 def _has_open(process: psutil.Process, file: Path) -> bool:
     try:
         return any(Path(opened.path) == file for opened in process.open_files())
-    except psutil.Error:  # it ended meanwhile, or it is another user's
+    except psutil.Error:  # it has ended, or belongs to another user
         return False

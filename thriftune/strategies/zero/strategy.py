@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO: one process per device; weights, gradients and optimizer states are cut up over them by stage."""
+"""DeepSpeed ZeRO: one process per device, over which the stage shards weights, gradients and optimizer states."""
 
 import json
 from collections.abc import Callable
@@ -24,8 +24,8 @@ from thriftune.training_plan import TrainingPlan
 if TYPE_CHECKING:
     from transformers import Trainer
 
-# The shipped configurations, the fastest first: a stage more moves more over the network, and offload moves everything
-# over PCIe at each step.
+# The shipped configurations, the fastest first: a higher stage moves more over the network, and offloading moves
+# everything over PCIe at each step.
 FASTEST_FIRST = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 _FIELD = "zero.config"
 _FP32, _MOMENTS, _HALF = 4, 8, 2
@@ -35,8 +35,8 @@ def settings_of(name: str, config: dict[str, Any]) -> str:
     """A configuration as the settings of a plan.
 
     Args:
-        name: Of its file; empty for one that a run file holds.
-        config: As the file or the run file says it.
+        name: Name of its file; empty for one that stands in the run file.
+        config: The content of the file, or of the key in the run file.
     """
     return json.dumps({"name": name, "config": config}, sort_keys=True)
 
@@ -52,12 +52,12 @@ def config_in(settings: str) -> dict[str, Any]:
 
 
 class Zero(Strategy):
-    """DeepSpeed ZeRO, of the stage and with the offload that its configuration says."""
+    """DeepSpeed ZeRO, with the stage and the offloading that its configuration names."""
 
     name: StrategyName = "zero"
 
     def options(self, config: RunConfig) -> dict[str, str]:
-        """The shipped configurations, or the one that the run names or holds."""
+        """The shipped configurations, or the one that the run names or contains."""
         named = config.zero_or_default.config
         if isinstance(named, dict):
             return {"": settings_of("", named)}
@@ -69,22 +69,22 @@ class Zero(Strategy):
             raise ConfigError.single(_FIELD, str(named), str(error), remedy, code="zero-config-invalid") from error
 
     def check(self, settings: str) -> list[Problem]:
-        """What our rules, or else DeepSpeed itself, find wrong with the configuration."""
+        """The problems that our rules, or if they find none DeepSpeed itself, find in the configuration."""
         return configuration.check(config_in(settings), _FIELD)
 
     def describe(self, plan: TrainingPlan) -> str:
-        """Stage, and the file."""
+        """The stage and the name of the configuration file."""
         name = json.loads(plan.settings)["name"] or "configuration of the run's file"
         return f"ZeRO stage {configuration.stage(config_in(plan.settings))}, {name}"
 
     def short(self, plan: TrainingPlan) -> str:
-        """The file, or the stage."""
+        """The name of the configuration file, or the stage."""
         return str(json.loads(plan.settings)["name"] or f"ZeRO-{configuration.stage(config_in(plan.settings))}")
 
     def memory(
         self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
-        """What one rank holds; all of them are alike. ZeRO always steps AdamW."""
+        """What one rank holds; all ranks hold the same. Under ZeRO the optimizer is always AdamW."""
         placed = layout(config_in(settings), architecture.hidden_size)
         ranks = machines.nodes * machines.devices_per_node
         activations = measure(architecture, one_pass).whole()
@@ -95,7 +95,7 @@ class Zero(Strategy):
     def checkpoint_bytes(self, trained: int, precision: Precision, settings: str, nodes: int) -> int:
         """12 bytes per parameter, spread over the nodes from stage 1 on.
 
-        Below stage 3 the first node writes the weights that are computed with besides.
+        Below stage 3 the first node also writes the weights that the model computes with.
 
         Source: sizes of files that DeepSpeed 0.19 wrote; see tests/memory/test_disk.py.
         """
@@ -103,16 +103,16 @@ class Zero(Strategy):
         if stage == 3:
             return states // nodes
         weights = (_FP32 if precision == "fp32" else _HALF) * trained
-        if stage == 0:  # in fp32 the weights are those that AdamW steps
+        if stage == 0:  # in fp32 AdamW updates the weights themselves
             return states if precision == "fp32" else states + weights
         return states // nodes + weights
 
     def identity(self, settings: str) -> dict[str, Any]:
-        """The stage: one cannot read the shards of another."""
+        """The stage: no stage can read the shards of another."""
         return {_FIELD: configuration.stage(config_in(settings))}
 
     def join(self, plan: TrainingPlan) -> Rank:
-        """Join the job; on a CPU DeepSpeed is told before it is imported."""
+        """Join the job; on a CPU, tell DeepSpeed so before it is imported."""
         if not plan.hardware.is_gpu:
             distributed.use_cpu_accelerator()
         return distributed.join(plan.hardware.backend)
@@ -126,7 +126,7 @@ class Zero(Strategy):
         architecture: Architecture,
         start: Path | None,
     ) -> Any:
-        """Map the model's files, and cut it up over the ranks without any of them ever holding a copy."""
+        """Map the model's files, and shard the model over the ranks without any of them ever holding a copy."""
         import torch
 
         mapped = loading.map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
@@ -145,7 +145,7 @@ class Zero(Strategy):
     ) -> dict[str, Any]:
         """The complete DeepSpeed configuration.
 
-        With it every later `from_pretrained` in this process is wrapped in `zero.Init` by transformers.
+        Once these arguments exist, transformers wraps every later `from_pretrained` in this process in `zero.Init`.
         """
         complete = _complete(plan, config, model)
         if configuration.compiles_adam(complete, is_gpu=plan.hardware.is_gpu):
@@ -157,7 +157,7 @@ class Zero(Strategy):
         return masters_of(trainer.deepspeed)
 
     def load_trained(self, trainer: "Trainer", checkpoint: Path, *, is_converted: bool) -> None:
-        """Load the shards, master weights and all."""
+        """Load the shards, including the master weights."""
         from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
         engine: Any = trainer.model_wrapped
@@ -165,12 +165,12 @@ class Zero(Strategy):
         deepspeed_load_checkpoint(engine, str(checkpoint))
 
     def record(self, trainer: "Trainer") -> dict[str, Any]:
-        """The configuration that it trained with."""
+        """The DeepSpeed configuration of the training."""
         return {"deepspeed": trainer.args.deepspeed}
 
     @property
     def reshard(self) -> Callable[[Path], Path] | None:
-        """Shards are cut for one number of ranks; DeepSpeed's universal format is for any."""
+        """Shards fit one number of ranks only; DeepSpeed's universal format fits any."""
         return universal.to_universal
 
 

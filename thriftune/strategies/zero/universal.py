@@ -1,10 +1,10 @@
-"""Checkpoints of DeepSpeed ZeRO for another number of ranks than the one that wrote them.
+"""Convert checkpoints of DeepSpeed ZeRO for another number of ranks than the one that wrote them.
 
-Shards are cut for one number of ranks. DeepSpeed's universal format holds every parameter and its optimizer state
-whole instead, so that any number of ranks cuts its own from it. Converting needs the shards of all ranks, and twice
-their space beside them until it is done.
+Shards fit one number of ranks only. DeepSpeed's universal format holds every parameter and its optimizer state
+whole instead, so that any number of ranks can take its own shards from it. Converting needs the shards of all ranks,
+and twice as much free space until it is done.
 
-What forms one global batch stays the same (`thriftune.training.row_order`): with a global batch of b rows, optimizer
+The rows of each global batch stay the same (`thriftune.training.row_order`): with a global batch of b rows, optimizer
 step k of an epoch, from 0, trains on rows k*b to (k+1)*b - 1 of the epoch's order, whatever the number of ranks.
 """
 
@@ -28,21 +28,21 @@ logger = logging.getLogger(__name__)
 _GIB = 2**30
 _MODEL_STATES = "model_states.pt"
 _OPTIMIZER_STATES = "optim_states.pt"
-# The name of the tag must begin as that of DeepSpeed's shards does: transformers looks for it before it loads.
+# The name of the tag must begin like that of DeepSpeed's shards: transformers looks for that before it loads.
 _SUFFIX = "_universal"
 
 
 def to_universal(checkpoint: Path, destination: Path | None = None) -> Path:
     """Convert a checkpoint for any number of ranks. One process per node calls it, while the others wait.
 
-    What it makes is whole or not there; if it is there it is taken as it is. To resume from it, DeepSpeed needs
-    `universal_config`, and the trainer calls `separate_steps` before its first step.
+    The result appears only when it is complete; one that exists already is used as it is. To resume from it, DeepSpeed
+    needs `universal_config`, and the trainer calls `separate_steps` before its first step.
 
-    `DS_ACCELERATOR` must be set before where training is on the CPU: DeepSpeed is imported.
+    For a training on the CPU `DS_ACCELERATOR` must be set before this call, which imports DeepSpeed.
 
     Args:
         checkpoint: `checkpoint-<step>` as the Trainer wrote it, with the shards of all ranks.
-        destination: Directory to make; beside the checkpoint when None.
+        destination: Directory to create; None for one beside the checkpoint.
 
     Returns:
         The directory to give to `Trainer.train(resume_from_checkpoint=...)`.
@@ -62,15 +62,15 @@ def to_universal(checkpoint: Path, destination: Path | None = None) -> Path:
     world_size = _require_whole(shards)
     size = _require_room(shards, destination)
     started = time.monotonic()
-    logger.info("Converting %s, written by %d ranks (%.2f GiB), for any number of them", checkpoint, world_size, size)
+    logger.info("Converting %s, written by %d ranks (%.2f GiB), for any number of ranks", checkpoint, world_size, size)
     with artifacts.writing(destination, "converting a checkpoint") as directory:
         _convert(shards, directory / f"{shards.name}{_SUFFIX}")
         for file in checkpoint.iterdir():
-            # Without `latest`, resuming from here in the ordinary way is refused and cannot load something wrong.
+            # Without `latest`, resuming from here in the ordinary way fails, instead of loading something wrong.
             if file.is_file() and file.name != "latest":
                 shutil.copyfile(file, directory / file.name)
         about = {"source": checkpoint.name, "world_size": world_size}
-        # By size alone: all ranks wait for this, and for 7B there are 84 GB of it.
+        # Sizes only, no checksums: all ranks wait for this, and a 7B model has 84 GB.
         artifacts.write_manifest(directory, "checkpoint", about, checksums=False)
     logger.info("Converted it in %.0f s to %s", time.monotonic() - started, destination)
     return destination
@@ -80,7 +80,7 @@ def universal_config(deepspeed: dict[str, Any]) -> dict[str, Any]:
     """The DeepSpeed configuration that resumes from a converted checkpoint, as a new dictionary.
 
     Args:
-        deepspeed: The complete configuration of the run, with the batch of the new number of ranks.
+        deepspeed: The complete configuration of the run, with the batch for the new number of ranks.
     """
     config = copy.deepcopy(deepspeed)
     config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
@@ -91,13 +91,13 @@ def separate_steps(optimizer: Any) -> None:
     """Give every part of a rank's shard its own count of steps, after loading and before the first step.
 
     DeepSpeed gives all sub-groups of ZeRO-3 one and the same tensor when it loads a universal checkpoint
-    (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`, 0.19.8). torch's AdamW counts it up in place, once for each
-    sub-group: with 5 of them the loss of a tiny model is off by 0.04 after three steps, and nothing is said. Remove
+    (`load_hp_checkpoint_state_from_checkpoint_dir_stage3`, 0.19.8). torch's AdamW increments it in place, once for each
+    sub-group: with 5 of them the loss of a tiny model is off by 0.04 after three steps, without any error. Remove
     when DeepSpeed copies it.
 
     Args:
-        optimizer: The optimizer that the Trainer hands to its callbacks, wrapped as it is. Changed in place; nothing
-            happens to one whose counts are its own.
+        optimizer: The optimizer that the Trainer passes to its callbacks, wrapped or not. Changed in place; one whose
+            counts are separate already stays as it is.
     """
     import torch
 
@@ -109,7 +109,7 @@ def separate_steps(optimizer: Any) -> None:
 
 
 def _shards_of(checkpoint: Path) -> Path:
-    """The folder of a checkpoint that DeepSpeed wrote its shards to."""
+    """The folder inside a checkpoint to which DeepSpeed wrote its shards."""
     latest = checkpoint / "latest"
     if not latest.is_file():
         raise FileNotFoundError(f"{latest} is missing: {checkpoint} is not a checkpoint that DeepSpeed wrote.")
@@ -120,7 +120,7 @@ def _shards_of(checkpoint: Path) -> Path:
 
 
 def _recorded(shards: Path) -> dict[str, Any]:
-    """What DeepSpeed noted beside the weights, without reading the weights."""
+    """What DeepSpeed recorded beside the weights, without reading the weights."""
     import torch
 
     file = next(iter(sorted(shards.glob(f"*{_MODEL_STATES}"))), None)
@@ -131,22 +131,22 @@ def _recorded(shards: Path) -> dict[str, Any]:
 
 
 def _require_whole(shards: Path) -> int:
-    """The number of ranks that wrote the shards, if those of all of them are here.
+    """The number of ranks that wrote the shards, after a check that the shards of all of them are here.
 
-    Not left to DeepSpeed, which says of most missing shards only that some shape does not fit, when it gets to it.
+    Checked here, since for most missing shards DeepSpeed only reports, late, that some shape does not fit.
     """
     if (shards / "offloaded_tensors").exists():
         raise UserError.single(
             "checkpoint",
             shards.parent,
-            "holds optimizer states that were offloaded to NVMe, which DeepSpeed gives back to as many ranks only.",
+            "holds optimizer states offloaded to NVMe, which DeepSpeed restores only on the same number of ranks.",
             "Resume with the number of ranks that wrote it, or offload to the CPU.",
         )
     world_size = int(_recorded(shards)["dp_world_size"])
     ranks = [f"zero_pp_rank_{rank}_mp_rank_00_" for rank in range(world_size)]
     prefix = "bf16_" if any(shards.glob(f"bf16_*{_OPTIMIZER_STATES}")) else ""
     files = [f"{prefix}{rank}{_OPTIMIZER_STATES}" for rank in ranks]
-    # Below ZeRO-3 the model is not cut, and one file holds it.
+    # Below ZeRO-3 the model is not sharded, and one file holds it.
     is_cut = any(shards.glob(f"zero_pp_rank_*{_MODEL_STATES}"))
     files += [f"{rank}{_MODEL_STATES}" for rank in ranks] if is_cut else [f"mp_rank_00_{_MODEL_STATES}"]
     missing = [str(shards / name) for name in files if not (shards / name).is_file()]
@@ -156,9 +156,9 @@ def _require_whole(shards: Path) -> int:
 
 
 def _require_room(shards: Path, destination: Path) -> float:
-    """Size of the shards in GiB, if the disk has room to convert them."""
+    """Size of the shards in GiB, after a check that the disk has room to convert them."""
     sizes = [file.stat().st_size for file in shards.iterdir()]
-    # Everything once in pieces and once joined, and one rank's optimizer shard that DeepSpeed copies as a whole.
+    # Everything once in pieces and once joined, and one rank's optimizer shard, which DeepSpeed copies as a whole.
     needed = 2 * sum(sizes) + max(sizes)
     if needed > free_bytes(destination):
         raise DiskFullError.at(destination, needed, "converting a checkpoint")
@@ -176,7 +176,7 @@ def _convert(shards: Path, target: Path) -> None:
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
-        # ZeRO-1 and 2 are refused without a description of how tensors are cut by tensor parallelism; there is none.
+        # Else DeepSpeed refuses ZeRO-1 and 2 for want of a description of tensor parallelism, which is not used here.
         inject_missing_state=True,
     )
     target.mkdir()
@@ -186,7 +186,7 @@ def _convert(shards: Path, target: Path) -> None:
 
 
 def _drop_copied_shard(file: Path) -> None:
-    """Leave out of the common optimizer state of ZeRO-3 what is not common.
+    """Remove from the common optimizer state of ZeRO-3 what belongs to one rank.
 
     DeepSpeed (0.19.8) copies rank 0's whole shard into it, and every rank would load that into host memory to read the
     number of steps.
@@ -206,14 +206,14 @@ def _drop_copied_shard(file: Path) -> None:
 
 @contextlib.contextmanager
 def _output_to_log() -> Iterator[None]:
-    """Send what is printed, and progress bars, to the log at level debug."""
+    """Send printed output and progress bars to the log, at level debug."""
     lines = _LogLines()
     with contextlib.redirect_stdout(lines), contextlib.redirect_stderr(lines):
         yield
 
 
 class _LogLines(io.TextIOBase):
-    """A text stream of which every line is logged."""
+    """A text stream that logs every line written to it."""
 
     def write(self, text: str) -> int:
         for line in text.replace("\r", "\n").splitlines():

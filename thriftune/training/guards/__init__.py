@@ -1,1 +1,1 @@
-"""Watching a training while it runs: divergence, stalls, resources that fill, and whose fault an error is."""
+"""Watch a training while it runs: divergence, stalls, resources that fill up, and whose fault an error is."""

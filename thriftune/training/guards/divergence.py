@@ -1,4 +1,4 @@
-"""Whether a training diverged, from its losses alone: no clock, no files, no torch; equal losses, equal verdict."""
+"""Detect divergence from the losses alone, without clock, files or torch: equal losses give an equal verdict."""
 
 import math
 import statistics
@@ -6,14 +6,14 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal, Self, TypedDict
 
-# Losses that make up the recent range: enough that the median ignores a few odd batches, few enough to follow a
-# training whose loss is falling fast.
+# Number of losses in the recent range: enough that the median ignores a few odd batches, few enough to follow a
+# training whose loss falls fast.
 WINDOW = 50
 # Times the typical loss. A language model that fell apart predicts tokens by their frequency, at 7 to 8 nats whatever
 # the model; fine-tuning starts at 1 to 3.5. So 2 catches all of these, and 3 would miss those that start above 2.5.
 SPIKE = 2.0
-# Losses in a row. One bad document makes one high loss, and an optimizer that was thrown off comes back within a few
-# steps; what lasts for ten does not come back by itself.
+# Number of losses in a row. One bad document makes one high loss, and a disturbed optimizer recovers within a few
+# steps; what lasts for ten steps does not recover by itself.
 PATIENCE = 10
 # DeepSpeed's smallest loss scale. Below 1, scaling makes fp16 gradients smaller than without it.
 SCALE_FLOOR = 1.0
@@ -22,7 +22,7 @@ SCALE_FLOOR = 1.0
 _DEVIATIONS = 6.0
 # The median absolute deviation of a normal distribution times this is its standard deviation.
 _MAD_TO_DEVIATION = 1.4826
-# Nats. From 0.02 to 0.06 is threefold, and no divergence: a model that learnt its rows by heart met a harder batch.
+# Nats. From 0.02 to 0.06 is threefold but no divergence: a model that has memorized its rows met a harder batch.
 _LEAST_RISE = 0.5
 
 Kind = Literal["nan", "infinite", "spike", "scale-floor"]
@@ -35,9 +35,9 @@ class Divergence:
     Attributes:
         step: Step at which that became certain.
         since: Step at which it began: the first of the losses in a row.
-        kind: What gave it away.
+        kind: What showed it.
         loss: Loss at that step, in nats per token.
-        message: The same as a sentence, with numbers.
+        message: All of it as a sentence, with numbers.
     """
 
     step: int
@@ -48,11 +48,11 @@ class Divergence:
 
 
 class GuardState(TypedDict):
-    """What a guard has seen, as JSON. A checkpoint holds it, so that a resumed run does not start blind.
+    """What a guard has seen, as JSON. A checkpoint contains it, so that a resumed run knows the losses before it.
 
     Attributes:
         losses: The last finite losses that were not suspicious, oldest first.
-        typical: Median and standard deviation of the calmest window so far; null until there was one.
+        typical: Median and standard deviation of the window with the lowest median so far; null before the first.
         above: Steps in a row whose losses were far above that.
         at_floor: Steps in a row whose loss scales were at the floor.
     """
@@ -64,10 +64,10 @@ class GuardState(TypedDict):
 
 
 class DivergenceGuard:
-    """Detector that is shown every loss and says when to stop.
+    """Gets every loss and says when to stop.
 
-    High losses are compared with the window whose median was lowest, and do not enter the window themselves: a loss
-    that climbs for hundreds of steps would otherwise pull its own yardstick up.
+    High losses are compared with the window whose median was lowest, and are not added to the window: otherwise a loss
+    that climbs for hundreds of steps would raise the limit it is compared with.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class DivergenceGuard:
         """Start with nothing seen.
 
         Args:
-            window: Losses that make up the recent range. The first spike can be seen after half of them.
-            spike: A loss counts as high above this many times the typical loss, if it is no noise either.
-            patience: High losses, or loss scales at the floor, in a row that count as divergence.
+            window: Number of losses in the recent range. A spike can be detected after half of them.
+            spike: A loss counts as high above this many times the typical loss, if it is above the noise too.
+            patience: Number of high losses, or of loss scales at the floor, in a row that count as divergence.
             scale_floor: Loss scale that dynamic scaling does not go below.
         """
         self._losses: deque[float] = deque(maxlen=window)
@@ -93,15 +93,15 @@ class DivergenceGuard:
 
         Args:
             step: Optimizer step.
-            loss: Loss of that step, unscaled, in nats per token; or the mean of the steps since the last call. Never
-                something of the gradients: under dynamic loss scaling a step whose gradients overflow is skipped by
-                design, and its loss is finite.
-            loss_scale: Present loss scale, with fp16 and dynamic scaling only. Under bf16, and with a fixed scale, pass
-                nothing: DeepSpeed reports 1 there, which is no floor.
+            loss: Loss of that step, unscaled, in nats per token; or the mean of the steps since the last call. Never a
+                value of the gradients: under dynamic loss scaling a step whose gradients overflow is skipped by design,
+                and its loss is finite.
+            loss_scale: Present loss scale, only with fp16 and dynamic scaling. Under bf16, and with a fixed scale,
+                leave it out: DeepSpeed reports 1 there, which is not a floor.
 
         Returns:
-            What happened; None as long as all is well. After a divergence the counts start again, so that a caller who
-            lowers the learning rate may go on.
+            The divergence; None if there is none. After a divergence the counts start again, so that a caller who
+            lowers the learning rate may continue.
         """
         if not math.isfinite(loss):
             kind: Kind = "nan" if math.isnan(loss) else "infinite"
@@ -113,7 +113,7 @@ class DivergenceGuard:
     def is_suspicious(self) -> bool:
         """Whether the last loss was far above its recent range, or the last loss scale at its floor.
 
-        What is trained now may turn out to be of no use, so that nothing older should make way for it.
+        What is trained now may be useless, so older checkpoints must not be replaced by it.
         """
         return bool(self._above or self._at_floor)
 
@@ -132,10 +132,10 @@ class DivergenceGuard:
         patience: int = PATIENCE,
         scale_floor: float = SCALE_FLOOR,
     ) -> Self:
-        """A guard that goes on where another stood. The limits are those of the new run.
+        """Make a guard that continues with the state of another one. The limits are those of the new run.
 
         Args:
-            state: What `state()` gave, with or without a way through JSON.
+            state: The result of `state()`, possibly after a round trip through JSON.
             window: As for a new guard.
             spike: As for a new guard.
             patience: As for a new guard.
@@ -158,7 +158,7 @@ class DivergenceGuard:
         self._above, self._at_floor = [], []
         message = (
             f"The loss scale was at its floor of {self._scale_floor:g} for {self._patience} steps up to step {step}: "
-            "gradients overflow fp16 even unscaled."
+            "gradients overflow fp16 even without scaling."
         )
         return Divergence(step, since, "scale-floor", loss, message)
 
@@ -179,7 +179,7 @@ class DivergenceGuard:
         return Divergence(step, since, "spike", loss, message)
 
     def _limit(self, median: float, deviation: float) -> float:
-        """Loss above which one counts as high: each bound alone would be wrong for some healthy training."""
+        """The loss above which a loss counts as high: each bound alone would be wrong for some healthy training."""
         return max(median * self._spike, median + _DEVIATIONS * deviation, median + _LEAST_RISE)
 
     def _remember(self, loss: float) -> None:

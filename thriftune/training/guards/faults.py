@@ -1,6 +1,6 @@
-"""Whose fault an error is, from the error itself or from its traceback as text: what decides about another attempt.
+"""Classify an error, or its traceback as text, by whose fault it is, which decides about another attempt.
 
-The texts of gloo, the store, the allocators and torchelastic were taken from errors provoked with torch 2.13 on a CPU;
+The texts of gloo, the store, the allocators and torchelastic come from errors provoked with torch 2.13 on a CPU;
 those of NCCL from its `ncclGetErrorString` and torch's `NCCLUtils.cpp` and `ProcessGroupNCCL.cpp`.
 """
 
@@ -13,8 +13,8 @@ from thriftune.training.guards.stall import STALLED
 
 Kind = Literal["user", "transient", "memory", "ours"]
 
-# By name, not by class: a worker's error comes as text, and this module must not import torch. A test holds the first
-# two against our own classes.
+# By name, not by class: a worker's error comes as text, and this module must not import torch. A test compares the
+# first two sets with our own classes.
 USER_NAMES = frozenset({
     "UserError", "ConfigError", "DataError", "ModelSourceError", "AdapterError", "PublishError", "DivergedError",
     "PreflightError", "NotWritableError",
@@ -31,7 +31,7 @@ MEMORY_NAMES = frozenset({"MemoryError", "OutOfMemoryError", "_ArrayMemoryError"
 
 # In lower case.
 _USER_TEXTS = (
-    "current loss scale already at minimum",  # DeepSpeed's own way to say that fp16 diverged
+    "current loss scale already at minimum",  # DeepSpeed's message when fp16 diverged
 )
 _MEMORY_TEXTS = (
     "out of memory",  # CUDA out of memory; CUDA error: out of memory; NCCL's Cuda failure 2 'out of memory'
@@ -41,13 +41,13 @@ _MEMORY_TEXTS = (
     "cudnn_status_alloc_failed",
 )
 _OURS_TEXTS = (
-    # A DistBackendError for calling NCCL the wrong way (two ranks on one GPU) comes back on every attempt.
+    # A DistBackendError for calling NCCL in a wrong way (two ranks on one GPU) would occur in every attempt.
     "invalid usage",
     "invalid argument",
     "collective mismatch",  # gloo: ranks that call different collectives
 )
 _TRANSIENT_TEXTS = (
-    # gloo; the second ends whatever else it says of a socket: read error, read timeout, socket closed
+    # gloo; the second ends all its messages about a socket: read error, read timeout, socket closed
     "connection closed by peer",
     "check the logs of the remote worker",
     "pair is not connected",
@@ -64,8 +64,8 @@ _TRANSIENT_TEXTS = (
     "nccl communicator was aborted",
     "collective operation timeout",
 )
-# Of a worker that left no traceback. -6: NCCL's watchdog aborts a process whose collective timed out. -9: the kernel,
-# short of host memory, or an eviction. -15: the node goes away.
+# Exit statuses of a worker without a traceback. -6: NCCL's watchdog aborts a process whose collective timed out. -9:
+# the kernel, short of host memory, or an eviction. -15: the node is going away.
 _TRANSIENT_STATUSES = frozenset({STALLED, -6, -9, -15})
 
 _ROOT_CAUSE = "Root Cause (first observed failure):"
@@ -80,7 +80,7 @@ def kind_of(error: BaseException) -> Kind:
     """Whose fault an error is.
 
     Args:
-        error: The error; its causes count where it says nothing itself, as libraries wrap what they catch.
+        error: The error; if it says nothing itself, its causes count, since libraries wrap what they catch.
 
     Returns:
         user (change the input), transient (try again), memory (try with fewer rows at a time), or ours.
@@ -97,19 +97,19 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def kind_of_text(message: str) -> Kind:
-    """Whose fault an error is that came as text.
+    """Whose fault an error is, from its text.
 
     Args:
         message: A traceback, its last line, or what torchelastic reports of its workers.
 
     Returns:
-        As `kind_of`. Of several failed workers, the first one counts: the others were stopped for it.
+        As for `kind_of`. If several workers failed, the first one counts: the others were stopped because of it.
     """
     return _judged_text(message) or "ours"
 
 
 def _judged(names: Collection[str], message: str) -> Kind | None:
-    """The verdict on one error, without its causes; None where it says nothing."""
+    """The kind of one error, without its causes; None if it cannot be told."""
     text = message.lower()
 
     def says(names_of_kind: frozenset[str], texts: tuple[str, ...]) -> bool:

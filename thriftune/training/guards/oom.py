@@ -1,10 +1,10 @@
-"""What to do when a step runs out of memory: fewer rows at a time, the same rows an optimizer step."""
+"""When a step runs out of memory: take fewer rows at a time, with the same rows per optimizer step."""
 
 from dataclasses import dataclass
 
 from thriftune.errors import UserError
 
-# A plan that is wrong by more than a factor of 4 is not a plan that is a little off: better stop and say so.
+# A plan that is wrong by more than a factor of 4 has a real error: better to stop and report it.
 MAX_HALVINGS = 2
 
 
@@ -13,7 +13,7 @@ class Halvings:
     """How often the micro batch of a run was made smaller.
 
     Attributes:
-        count: Times.
+        count: Number of times.
         before: Micro batch that the plan gave, in rows.
         after: Micro batch at the end, in rows.
     """
@@ -24,14 +24,14 @@ class Halvings:
 
 
 def halved(micro_batch: int, accumulation: int) -> tuple[int, int]:
-    """The largest micro batch of at most half the size that leaves the rows of an optimizer step as they are.
+    """The largest micro batch of at most half the size with which an optimizer step still takes the same rows.
 
     Args:
-        micro_batch: Rows a rank takes at a time.
-        accumulation: Such passes of an optimizer step.
+        micro_batch: Rows that a rank takes at a time.
+        accumulation: Number of such passes per optimizer step.
 
     Returns:
-        The new micro batch and accumulation. Their product stays: 8 x 1 becomes 4 x 2, and 9 x 1 becomes 3 x 3.
+        The new micro batch and accumulation, with the same product: 8 x 1 becomes 4 x 2, and 9 x 1 becomes 3 x 3.
 
     Raises:
         UserError: The micro batch is 1 already.

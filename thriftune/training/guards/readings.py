@@ -1,4 +1,4 @@
-"""How full memory, shared memory, disk and GPU of this machine are right now, as this process may use them."""
+"""Read how full memory, shared memory, disk and GPU of this machine are now, within the limits of this process."""
 
 import importlib
 import logging
@@ -22,7 +22,7 @@ class Fill:
 
     Attributes:
         used: GiB in use.
-        size: GiB there are, of those this process may use.
+        size: GiB that this process may use.
     """
 
     used: float
@@ -30,20 +30,20 @@ class Fill:
 
     @property
     def share(self) -> float:
-        """Share in use."""
+        """Share in use, from 0 to 1."""
         return self.used / self.size if self.size else 0.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at the machine.
+    """One reading of the machine.
 
     Attributes:
         process: Resident memory of this process, in GiB.
-        host: Memory of the container if it has a limit, else of the host; without caches that the kernel gives back.
-        disk: Of the file system with the scratch folder.
-        shared_memory: Of /dev/shm, which is a part of host memory; None where there is none.
-        device: Of the fullest GPU; None without one.
+        host: Memory of the container if it has a limit, else of the host; without caches that the kernel can free.
+        disk: The file system with the scratch folder.
+        shared_memory: /dev/shm, which is a part of host memory; None if there is none.
+        device: The fullest GPU; None if there is none.
     """
 
     process: float
@@ -54,10 +54,10 @@ class Reading:
 
 
 class SystemReader:
-    """Callable that takes a reading. GPU memory comes from NVML, so from all processes; without NVML, from torch."""
+    """Takes readings. GPU memory comes from NVML, which counts all processes; without NVML from torch."""
 
     def __init__(self, scratch: Path) -> None:
-        """Find out what there is to read.
+        """Find out which GPUs can be read.
 
         Args:
             scratch: Folder on the disk to watch.
@@ -66,10 +66,10 @@ class SystemReader:
         self._gpus = _nvml_gpus() or _torch_gpu
 
     def __call__(self) -> Reading:
-        """A reading of now.
+        """Take a reading.
 
         Raises:
-            OSError: The scratch folder is gone.
+            OSError: The scratch folder does not exist any more.
         """
         import psutil
 
@@ -86,7 +86,7 @@ class SystemReader:
 
 
 def disk_fill(folder: Path) -> Fill:
-    """How full the file system of a folder is. What is kept for root does not count as there."""
+    """How full the file system of a folder is, without the part reserved for root."""
     usage = shutil.disk_usage(folder)
     return Fill(usage.used / _GIB, (usage.used + usage.free) / _GIB)
 
@@ -96,11 +96,11 @@ def cgroup_memory(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> Fill | Non
 
     Args:
         root: Where cgroups are mounted.
-        own: File that says which of them this process is in.
+        own: File that lists the cgroups of this process.
 
     Returns:
-        Use without file cache (what the kernel counts when it ends a process), and the limit of the tightest of the
-        nested groups; None without a limit.
+        Memory in use without file cache (what counts when the kernel kills a process), and the limit of the tightest of
+        the nested groups; None if there is no limit.
     """
     tightest: Fill | None = None
     try:
@@ -120,7 +120,7 @@ def cgroup_memory(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> Fill | Non
 
 
 def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, str, str, str]]:
-    """Folder of every group this process is in, from its own outwards, with the names of limit, use and cache."""
+    """Folder of every cgroup of this process, from its own outwards, with the names of limit, usage and cache."""
     groups = [line.split(":", 2) for line in own.read_text().splitlines()]
     v1 = next((path for _, kinds, path in groups if "memory" in kinds.split(",")), None)
     v2 = next((path for number, kinds, path in groups if number == "0" and not kinds), None)
@@ -134,7 +134,7 @@ def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, str, str, str
         names, base, path = ("memory.max", "memory.current", "inactive_file"), root, v2
     else:
         return
-    # A container sees its own group at the root, whatever path it is told; walking outwards ends there too.
+    # A container sees its own group at the root, whatever path the file names; walking outwards ends there too.
     folder = base / path.lstrip("/")
     while True:
         yield folder, *names
@@ -165,16 +165,16 @@ def _nvml_gpus() -> Callable[[], list[Fill]] | None:
 
 
 def _torch_gpu() -> list[Fill]:
-    """The GPU of this process, as torch sees it; none as long as this process has not used one.
+    """The GPU of this process, as torch sees it; none until this process has used one.
 
-    Asking about a GPU that is not in use would take half a GiB of it for a context.
+    Asking about an unused GPU would take half a GiB of it for a context.
     """
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return []
     try:
         free, total = torch.cuda.mem_get_info()
-    except RuntimeError as error:  # after a failed kernel, every call fails
+    except RuntimeError as error:  # after a failed kernel every call fails
         logger.debug("The GPU does not answer: %s", error)
         return []
     return [Fill((total - free) / _GIB, total / _GIB)]

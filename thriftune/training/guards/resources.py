@@ -1,4 +1,4 @@
-"""Memory, disk and GPU over a whole run: samples for the report, and a warning before something is full."""
+"""Sample memory, disk and GPU over a whole run for the report, and warn before something is full."""
 
 import logging
 import threading
@@ -15,40 +15,40 @@ from thriftune.training.guards.readings import SHARED_MEMORY, Fill, Reading, Sys
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 5.0
-# What a chart can show. At 5 s a point 50 minutes; then every point stands for 10 s, 20 s, and so on.
+# Points that a chart can show: 50 minutes at 5 s per point; after that every point stands for 10 s, 20 s, and so on.
 MOST_POINTS = 600
-# The first leaves time to act, the second says that nobody did. GPUs are full by design and have none.
+# The first leaves time to act, the second says that nobody did. Not for GPUs, which are full by design.
 THRESHOLDS = (0.85, 0.95)
-# How far back "at this rate" looks: over several steps and not over the whole run.
+# Seconds over which the present rate is measured: several steps, not the whole run.
 _SLOPE_SECONDS = 300.0
-# A time to full beyond this is no reason to hurry.
+# No forecast is shown if it would be full only after this time.
 _LONGEST_FORECAST_SECONDS = 24 * 3600.0
 
 Resource = Literal["disk", "shared memory", "host memory"]
 _REMEDIES: dict[Resource, str] = {
     "disk": "Give the pods more ephemeral storage, or keep fewer checkpoints.",
     "shared memory": "Give the pods a larger /dev/shm, or use fewer data loader workers.",
-    "host memory": "Take nodes with more memory, fewer processes a node, or offload less to the host.",
+    "host memory": "Use nodes with more memory, fewer processes per node, or offload less to the host.",
 }
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What was used over a run. Every list has an entry for each point, unless empty: then there was no such thing.
+    """Memory and disk over a run. Every list has an entry for each point, or is empty if there is no such resource.
 
-    Each point is the highest of the readings it stands for. `asdict` gives JSON, and `Samples(**...)` restores.
+    Each point is the highest of the readings it stands for. `asdict` gives JSON, and `Samples(**...)` reads it.
 
     Attributes:
-        seconds: Since the start.
+        seconds: Time of each point since the start.
         process: Resident memory of the process, in GiB.
-        host: Memory in use of container or host, in GiB.
+        host: Memory in use of the container or host, in GiB.
         disk: Disk in use, in GiB.
         shared_memory: /dev/shm in use, in GiB.
         device: Memory in use of the fullest GPU, in GiB.
-        host_limit: GiB there are; the same for the other limits, 0 where there is no such thing.
-        disk_limit: Of the disk.
-        shared_memory_limit: Of /dev/shm.
-        device_limit: Of that GPU.
+        host_limit: Memory of the container or host, in GiB; like the other limits, 0 if there is no such resource.
+        disk_limit: Size of the disk, in GiB.
+        shared_memory_limit: Size of /dev/shm, in GiB.
+        device_limit: Memory of that GPU, in GiB.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -64,13 +64,13 @@ class Samples:
 
 
 class History:
-    """Readings over time in bounded memory: when full, neighbours become one point, with the higher of each value."""
+    """Readings over time in bounded memory: when it is full, two neighbours become one point with the higher values."""
 
     def __init__(self, most: int = MOST_POINTS) -> None:
-        """Nothing yet.
+        """Start without readings.
 
         Args:
-            most: Points to keep at most; even.
+            most: Largest number of points; even.
         """
         self._most = most
         self._points: list[tuple[float, Reading]] = []
@@ -78,7 +78,7 @@ class History:
         self._stride = 1
 
     def add(self, seconds: float, reading: Reading) -> None:
-        """One more reading.
+        """Add a reading.
 
         Args:
             seconds: Since the start.
@@ -95,7 +95,7 @@ class History:
             self._stride *= 2
 
     def samples(self) -> Samples:
-        """All points, the unfinished one included."""
+        """All points, including the unfinished one."""
         points = [*self._points, *([_highest(self._pending)] if self._pending else [])]
         if not points:
             return Samples()
@@ -123,9 +123,9 @@ class FillWarning:
 
     Attributes:
         seconds: Since the start.
-        resource: What.
+        resource: What is nearly full.
         share: Share in use.
-        seconds_left: Until it is full at the present rate; None if it does not fill, or not within a day.
+        seconds_left: Seconds until it is full at the present rate; None if it does not fill up within a day.
         text: All of it as sentences, with the remedy.
     """
 
@@ -137,13 +137,13 @@ class FillWarning:
 
 
 class FillWatch:
-    """Says once for each resource and threshold that it was crossed."""
+    """Warns once for each resource and threshold that is crossed."""
 
     def __init__(self, disk_name: str = "the disk") -> None:
-        """Nothing said yet.
+        """Start without warnings.
 
         Args:
-            disk_name: What to call the disk.
+            disk_name: Name of the disk in warnings.
         """
         self._names: dict[Resource, str] = {
             "disk": disk_name, "shared memory": str(SHARED_MEMORY), "host memory": "Host memory",
@@ -152,7 +152,7 @@ class FillWatch:
         self._recent: deque[tuple[float, Reading]] = deque()
 
     def check(self, seconds: float, reading: Reading) -> list[FillWarning]:
-        """What this reading is the first to show.
+        """The warnings that a reading is the first to cause.
 
         Args:
             seconds: Since the start.
@@ -185,23 +185,25 @@ class FillWatch:
 
 
 class ResourceWatch:
-    """Context manager that samples while its block runs and warns in the log.
+    """Context manager that samples while its block runs, and warns in the log.
 
     Attributes:
-        warnings: What was warned of so far.
+        warnings: The warnings so far.
     """
+
+    warnings: list[FillWarning]
 
     def __init__(
         self, scratch: Path, interval_seconds: float = INTERVAL_SECONDS, read: Callable[[], Reading] | None = None
     ) -> None:
-        """Not sampling yet; that begins with `with`.
+        """Prepare to sample; sampling starts with `with`.
 
         Args:
             scratch: Folder on the disk to watch: where checkpoints are written.
-            interval_seconds: Time between two readings.
-            read: Takes a reading; of this machine if not given.
+            interval_seconds: Seconds between two readings.
+            read: Takes a reading; None to read this machine.
         """
-        self.warnings: list[FillWarning] = []
+        self.warnings = []
         self._read = read or SystemReader(scratch)
         self._interval = interval_seconds
         self._history = History()
@@ -223,14 +225,14 @@ class ResourceWatch:
         self._thread.join()
 
     def samples(self) -> Samples:
-        """What was used so far."""
+        """The samples so far."""
         with self._lock:
             return self._history.samples()
 
     def _sample(self) -> None:
         ends = False
         while not ends:
-            ends = self._stop.is_set()  # a last reading is of the end, also of what was shorter than the interval
+            ends = self._stop.is_set()  # one last reading at the end, so that even a short block has one
             try:
                 reading = self._read()
             except OSError as error:  # the folder was just removed; the next reading may work
@@ -256,7 +258,7 @@ def _watched(reading: Reading) -> Iterator[tuple[Resource, Fill]]:
 
 
 def _highest(points: list[tuple[float, Reading]]) -> tuple[float, Reading]:
-    """One point for several, at the time of the last."""
+    """One point for several, at the time of the last one."""
     readings = [reading for _, reading in points]
     return points[-1][0], Reading(
         process=max(reading.process for reading in readings),
@@ -277,7 +279,7 @@ def _highest_of(fills: list[Fill | None]) -> Fill | None:
 
 
 def _duration(seconds: float) -> str:
-    """A time to read: seconds, minutes or hours."""
+    """A time as text, in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

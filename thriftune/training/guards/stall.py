@@ -1,4 +1,4 @@
-"""End a process whose training stands still, in place of paying for GPUs that wait for a peer that never comes."""
+"""End a process whose training hangs, instead of paying for GPUs that wait for a peer that never comes."""
 
 import faulthandler
 import logging
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 # which an exception gives, and not above 128, where a shell puts signals.
 STALLED = 75
 
-# How often the thread looks, as a share of the limit, and at least and at most in seconds.
+# Interval of the watching thread, as a share of the limit, with its least and largest value in seconds.
 _SHARE = 0.1
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 5.0
-# The log and on_stall run beside the exit, not before it: the thread that hangs may hold a lock that they want.
+# The log and on_stall run in a thread with a time limit: the thread that hangs may hold a lock that they need.
 _LAST_WORDS_SECONDS = 10.0
-# faulthandler's own clock needs no interpreter lock. It ends the process when even the watching thread cannot run.
+# faulthandler's own timer needs no interpreter lock: it ends the process if even the watching thread cannot run.
 _LOCKED_FACTOR = 1.5
 # The file descriptor: sys.stderr may have been replaced by something without a file.
 _STDERR = 2
@@ -30,18 +30,18 @@ _STDERR = 2
 class StallWatch:
     """Context manager that ends this process with status 75 when no step was done for a while.
 
-    One per rank: every rank of a hung collective waits, and each shows where. It ends by `os._exit`, as an exception
-    does not reach a main thread that waits in C code, and an orderly exit would wait for it.
+    Each rank has one: every rank of a hung collective waits, and each logs where. The process ends by `os._exit`, since
+    an exception does not reach a main thread that waits in C code, and an orderly exit would wait for that thread.
     """
 
     def __init__(self, seconds: float, on_stall: Callable[[float], None] | None = None) -> None:
-        """Not watching yet; that begins with `with`.
+        """Prepare to watch; watching starts with `with`.
 
         Args:
-            seconds: Time without a step that counts as a stall. Several times the slowest step; the first one loads
-                kernels and connects all ranks.
-            on_stall: Called with the seconds since the last step before the process ends, in a thread of its own. It
-                has 10 s. For notes, not for anything collective.
+            seconds: Time without a step that counts as a stall. It should be several times the slowest step; the first
+                step loads kernels and connects all ranks.
+            on_stall: Called before the process ends, with the seconds since the last step, in its own thread. It has
+                10 s, and must not do anything collective.
         """
         self._seconds = seconds
         self._on_stall = on_stall
@@ -53,7 +53,7 @@ class StallWatch:
 
     def __enter__(self) -> Self:
         self.beat()
-        self._arm_for_lock()  # the thread may never get to it
+        self._arm_for_lock()  # the thread may never get the chance
         self._thread.start()
         return self
 
@@ -64,12 +64,12 @@ class StallWatch:
         self._thread.join()
 
     def beat(self) -> None:
-        """A step was done."""
+        """Note that a step was done."""
         self._last = time.monotonic()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing counts as a stall in here: loading, saving and evaluating have no steps. May be nested."""
+        """Do not count this block as a stall: loading, saving and evaluating have no steps. May be nested."""
         with self._lock:
             self._pauses += 1
             faulthandler.cancel_dump_traceback_later()
@@ -94,7 +94,7 @@ class StallWatch:
             faulthandler.cancel_dump_traceback_later()
 
     def _arm_for_lock(self) -> None:
-        """Have faulthandler end the process, with status 1, if code that keeps the interpreter lock stops us too."""
+        """Let faulthandler end the process, with status 1, if other code never releases the interpreter lock."""
         faulthandler.dump_traceback_later(self._seconds * _LOCKED_FACTOR, exit=True, file=_STDERR)
 
     def _end(self, still: float) -> None:
@@ -109,7 +109,7 @@ class StallWatch:
 
     def _say(self, still: float) -> None:
         logger.critical(
-            "No step for %.0f s (limit %.0f s): this process ends with status %d, to be tried again. Where it stood:",
+            "No step for %.0f s (limit %.0f s): this process ends with status %d, to be tried again. Its stacks:",
             still, self._seconds, STALLED,
         )  # fmt: skip
         if self._on_stall is not None:
