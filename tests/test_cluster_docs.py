@@ -19,7 +19,6 @@ from flytekit.clis.sdk_in_container.pyflyte import main as pyflyte
 from flytekit.configuration import Config
 from flytekit.remote import FlyteRemote
 
-import deepspeed_configs
 from tasks.declaring import CpuPod
 from tasks.image import require_image
 from tasks.platform import Platform, variable
@@ -154,11 +153,8 @@ def test_its_pyflyte_commands_have_these_options():
 
 @pytest.fixture(scope="module")
 def plans():
-    files = {name: deepspeed_configs.load(name) for name in deepspeed_configs.names()}
     nodes = catalogue.load()
-    return {
-        name: planner.plan(run, nodes, files, architecture=architecture.of(run.model)) for name, run in GPU_RUNS.items()
-    }
+    return {name: planner.plan(run, nodes, architecture=architecture.of(run.model)) for name, run in GPU_RUNS.items()}
 
 
 class Node:

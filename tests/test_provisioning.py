@@ -72,20 +72,23 @@ def test_gpu_nodes_ask_for_what_the_plan_says(run_config, method, hardware, trai
     plan = planned(config)
     on_gpus = [node for node in compiled(train_on_plan, config, plan) if has_gpus(node)]
     assert [task_of(node) for node in on_gpus] == [training_task, "evaluate"]
-    for node in on_gpus:
+    # The result is measured on the cheapest node that holds it, of the same kind of GPU.
+    assert plan.request.gpus == int(gpus)
+    assert plan.of_evaluation.request.gpus == 1
+    for node, its in zip(on_gpus, (plan, plan.of_evaluation), strict=True):
         requests, limits, accelerator, pod = overridden(node)
         assert requests == limits
         assert requests == {
-            "cpu": str(plan.request.cpus),
-            "gpu": gpus,
-            "memory": f"{plan.request.memory_gib}Gi",
-            "ephemeral-storage": f"{plan.request.disk_gib + 2}Gi",
+            "cpu": str(its.request.cpus),
+            "gpu": str(its.request.gpus),
+            "memory": f"{its.request.memory_gib}Gi",
+            "ephemeral-storage": f"{its.request.disk_gib + 2}Gi",
         }
         assert accelerator == device
-        assert pod.pod_spec["nodeSelector"] == {"node.kubernetes.io/instance-type": plan.instance}
+        assert pod.pod_spec["nodeSelector"] == {"node.kubernetes.io/instance-type": its.instance}
         assert volumes(pod) == {
-            "dshm": {"medium": "Memory", "sizeLimit": f"{plan.request.shared_memory_gib}Gi"},
-            "scratch": {"sizeLimit": f"{plan.request.disk_gib}Gi"},
+            "dshm": {"medium": "Memory", "sizeLimit": f"{its.request.shared_memory_gib}Gi"},
+            "scratch": {"sizeLimit": f"{its.request.disk_gib}Gi"},
         }
 
 
