@@ -95,7 +95,7 @@ def test_the_transposed_layers_of_gpt2_take_adapters():
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"model_type": "lama"}, "model_type. 'lama'.*Close to it: llama"),
+        ({"model_type": "lama"}, "model_type. 'lama'.*Similar names: llama"),
         ({"model_type": "llama", "hidden_size": 32}, "has no vocab_size, num_hidden_layers, num_attention_heads"),
         ({"model_type": "llama", **SIZES, "num_attention_heads": 0}, "config.json"),
         ({"model_type": "llama", **SIZES, "num_hidden_layers": -1}, "config.json"),

@@ -81,10 +81,10 @@ def said(role, **keys):
         ([said("user", content=["x"]), ANSWER], "message 1 (user) has a str among the parts of its content"),
         ([said("user", content=[{"type": "text"}]), ANSWER], "message 1 (user) has a part of type text without text"),
         ([said("user", content=[]), ANSWER], "message 1 (user) has no content"),
-        ([said("user", content=5), ANSWER], "message 1 (user) has content of type int, and only text is read"),
+        ([said("user", content=5), ANSWER], "message 1 (user) has content of type int, but only text is read"),
         ([USER, CALL, said("tool", content={"a": 1}), ANSWER], "message 3 (tool) has content of type dict"),
-        ([USER, {**CALL, "content": 5}], "message 2 (assistant) has content of type int, and only text is read"),
-        ([USER, {**CALL, "content": 0}], "message 2 (assistant) has content of type int, and only text is read"),
+        ([USER, {**CALL, "content": 5}], "message 2 (assistant) has content of type int, but only text is read"),
+        ([USER, {**CALL, "content": 0}], "message 2 (assistant) has content of type int, but only text is read"),
         ([USER, {**CALL, "content": {"a": 1}}], "message 2 (assistant) has content of type dict"),
         ([USER, {**CALL, "content": [IMAGE]}], "message 2 (assistant) has a part of type image_url in its content"),
         ([USER, {**ANSWER, "refusal": "No."}], "message 2 (assistant) has refusal, which is not read"),
@@ -297,7 +297,7 @@ def test_whether_a_turn_is_trained_on_is_read_however_it_is_written(key, value, 
 @pytest.mark.parametrize("weight", [0.5, "half", 2, [0]])
 def test_a_weight_that_is_neither_is_refused(weight):
     """It was trained on as if it were 1."""
-    with pytest.raises(RowError, match="message 2 has the weight .*, and only 0 and 1 are read"):
+    with pytest.raises(RowError, match="message 2 has the weight .*, but only 0 and 1 are read"):
         read_messages([USER, {**ANSWER, "weight": weight}], "messages")
 
 

@@ -93,13 +93,13 @@ def test_a_template_that_leaves_out_a_message_is_refused(rendered, left_out, mes
     template = CHATML_WITH_TOOLS.replace("in messages %}", f"in messages if m.role != '{left_out}' %}}")
     with pytest.raises(RowError) as raised:
         rendered(template, messages)
-    assert str(raised.value) == f"the model's chat template leaves out what {reason} says"
+    assert str(raised.value) == f"the model's chat template leaves out the content of {reason}"
 
 
 def test_a_template_that_knows_no_calls_is_refused(rendered):
-    with pytest.raises(RowError, match=r"leaves out what message 2 \(assistant\) says"):
+    with pytest.raises(RowError, match=r"leaves out the content of message 2 \(assistant\)"):
         rendered(CHATML, [USER, CALL])
-    with pytest.raises(RowError, match=r"leaves out what message 2 \(assistant\) says"):
+    with pytest.raises(RowError, match=r"leaves out the content of message 2 \(assistant\)"):
         rendered(CHATML, [USER, {**CALL, "content": "I look."}, RESULT, ANSWER])
 
 
@@ -145,7 +145,7 @@ def test_marked_turns_may_change_when_later_ones_come(rendered):
     ],
 )
 def test_a_template_that_rewrites_earlier_turns_is_refused(rendered, template):
-    with pytest.raises(RowError, match="rewrites earlier turns|does not open an answer as"):
+    with pytest.raises(RowError, match="rewrites earlier turns|does not start an answer in"):
         rendered(template, [USER, ANSWER, USER, ANSWER])
 
 
@@ -230,5 +230,5 @@ def test_reasoning_is_trained_on_or_refused(rendered):
     reasoned = {**ANSWER, "reasoning_content": "Because of light."}
     shows = CHATML.replace("m['content']", "(m.reasoning_content or '') + m['content']")
     assert answers(rendered(shows, [USER, reasoned])) == ["Because of light.So.</s>"]
-    with pytest.raises(RowError, match=r"leaves out what message 2 \(assistant\) says"):
+    with pytest.raises(RowError, match=r"leaves out the content of message 2 \(assistant\)"):
         rendered(CHATML, [USER, reasoned])

@@ -128,7 +128,7 @@ def test_a_tokenizer_without_what_the_format_needs_is_refused(llama_tokenizer):
 def test_a_tokenizer_without_places_in_the_text_is_refused():
     from transformers import ByT5Tokenizer
 
-    with pytest.raises(DataError, match=r"model\.source.*knows no character offsets"):
+    with pytest.raises(DataError, match=r"model\.source.*gives no character offsets"):
         require_usable(ByT5Tokenizer(), needs_chat_template=False)
 
 

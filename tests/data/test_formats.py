@@ -110,7 +110,7 @@ def test_a_system_prompt_beside_the_messages_opens_the_conversation(name):
 def test_a_system_prompt_that_stands_twice_is_used_once_and_two_are_refused():
     row = {"messages": [{"role": "system", "content": "Be brief."}, USER, ANSWER]}
     assert only("chat", {**row, "system": "Be brief.\n"}) == only("chat", row)
-    with pytest.raises(RowError, match="column 'rules' holds a system prompt, and the first message is another"):
+    with pytest.raises(RowError, match="column 'rules' holds a system prompt, but the first message is also one"):
         read("chat", {**row, "rules": "Be long."}, columns={"system": "rules"})
 
 

@@ -88,7 +88,7 @@ def test_rows_that_cannot_be_read_are_no_copies_of_each_other(sides):
 
 def test_rows_that_all_say_the_same_cannot_be_split(sides):
     """Twenty copies: all of them leaked, and the error named no cause."""
-    with pytest.raises(DataError, match="20 rows that all say the same: cannot be split"):
+    with pytest.raises(DataError, match="20 identical rows: cannot be split"):
         sides([[{"text": "the only row"}] * 20])
 
 

@@ -39,7 +39,7 @@ def test_a_link_to_another_folder_is_no_circle(folder, tmp_path):
 def test_a_folder_that_leads_to_where_it_lies_is_refused(folder, to):
     """The rows behind it were read some forty times: as often as the system follows links."""
     (folder / "up").symlink_to(to)
-    with pytest.raises(DataError, match=r"data\.source = .*up is a link that leads in a circle"):
+    with pytest.raises(DataError, match=r"data\.source = .*up is a link that leads back to itself"):
         matching(f"{folder}/**/*.jsonl")
     assert names(matching(f"{folder}/*.jsonl")) == ["[odd].jsonl", "a.jsonl", "b.jsonl"]
 
@@ -48,5 +48,5 @@ def test_a_folder_that_leads_to_where_it_lies_is_refused(folder, to):
 def test_a_file_that_is_a_circle_is_refused(folder, source):
     """It was no such file, beside its own name in the list of those that are there."""
     (folder / "loop.jsonl").symlink_to("loop.jsonl")
-    with pytest.raises(DataError, match="is a link that leads in a circle"):
+    with pytest.raises(DataError, match="is a link that leads back to itself"):
         sources.version(f"{folder}/{source}")

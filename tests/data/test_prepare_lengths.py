@@ -180,7 +180,7 @@ def test_a_length_that_leaves_nothing_to_train_on_is_refused(prepared, chat_rows
 
 def test_copies_that_leave_nothing_to_train_on_are_refused(prepared, tmp_path):
     file = write_rows(tmp_path / "own.jsonl", [{"text": "the same"}] * 10)
-    with pytest.raises(DataError, match=r"10 rows that all say the same: cannot be split into training and held-out"):
+    with pytest.raises(DataError, match=r"10 identical rows: cannot be split into training and held-out"):
         prepared(file, validation_share=0.1)
 
 
@@ -188,7 +188,7 @@ def test_bad_rows_that_leave_nothing_to_measure_on_are_refused(prepared, tmp_pat
     """The first batch then holds no piece of any example, of which Arrow makes a column without values."""
     (held_out,) = positions(5, held_out=True)
     rows = [{"text": "" if i == held_out else f"row {i}"} for i in range(5)]
-    reason = r"rejected \(of all rows: 1 x column 'text' is empty\)\. Repair what is rejected, or give more"
+    reason = r"rejected \(of all rows: 1 x column 'text' is empty\)\. Repair the rejected rows, or give more"
     with pytest.raises(DataError, match=rf"nothing is left for validation: of 1 rows, 1 {reason}"):
         prepared(write_rows(tmp_path / "own.jsonl", rows), max_rejected=1.0)
 

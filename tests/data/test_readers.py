@@ -154,8 +154,8 @@ def test_csv_values_stay_the_text_they_are(write):
 def test_csv_rows_with_too_many_or_too_few_fields_are_refused_in_their_place(write):
     assert read(write("rows.csv", b"q,a\n1,2\n1,2,3\n1\n3,4\n")) == [
         (1, {"q": "1", "a": "2"}),
-        (2, "refused: has 3 fields, and the header has 2"),
-        (3, "refused: has 1 fields, and the header has 2"),
+        (2, "refused: has 3 fields, but the header has 2"),
+        (3, "refused: has 1 fields, but the header has 2"),
         (4, {"q": "3", "a": "4"}),
     ]
 

@@ -65,11 +65,11 @@ def test_they_are_in_every_report_with_their_numbers_and_what_they_were_meant_fo
         made = prepared(write_rows(tmp_path / "own.jsonl", rows), format="alpaca", max_length=1024)
     assert made.stats.sources[0].unread == (
         UnreadKey("Input", 25, "did you mean 'input'?"),
-        UnreadKey("tools", 5, "chat, sharegpt read it, and alpaca does not"),
+        UnreadKey("tools", 5, "chat, sharegpt read it, but alpaca does not"),
         UnreadKey("id", 25),
     )
     assert "not read in 25 rows: Input (did you mean 'input'?), of " in caplog.text
-    assert "not read either: id, of " in caplog.text
+    assert "also not read: id, of " in caplog.text
     page = (made.directory / report.HTML).read_text()
     assert "did you mean &#39;input&#39;?" in page
     assert json.loads((made.directory / report.JSON).read_text())["sources"][0]["unread"][0]["rows"] == 25

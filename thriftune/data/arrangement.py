@@ -1,4 +1,4 @@
-"""From pieces of examples to the rows that are trained on: as they are, documents joined and cut, or packed.
+"""From pieces of examples to training rows: unchanged, joined and cut (documents), or packed.
 
 Works on flat arrays, a window of examples at a time, so that memory does not grow with the data.
 """
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.integer]
 
-# Examples packed together. More would fill rows a little better: of 16384, packing wastes well below 1 %.
+# Examples packed together. More would fill rows a little better, but with 16384 packing wastes well below 1 %.
 _WINDOW_EXAMPLES = 1 << 14
 _WINDOW_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of tokens, one after the other in flat arrays.
+    """Rows of tokens, concatenated in flat arrays.
 
     Attributes:
         input_ids: Shape [tokens].
-        labels: Shape [tokens].
+        labels: Shape [tokens]; `IGNORED` where a token carries no loss.
         ends: Shape [rows + 1]; row i is tokens ends[i] to ends[i + 1].
-        position_ids: Shape [tokens], from 0 in each example of a packed row; None for rows that are not packed.
+        position_ids: Shape [tokens], starting at 0 in each example of a packed row; None if the rows are not packed.
     """
 
     input_ids: "Ints"
@@ -65,7 +65,7 @@ def rows_of(batch: "pa.RecordBatch") -> Rows:
 
 
 def joined(parts: list[Rows]) -> Rows:
-    """Several lots of rows as one."""
+    """Concatenate several batches of rows."""
     import numpy as np
 
     starts = np.cumsum([0, *(len(part.input_ids) for part in parts)])
@@ -78,13 +78,13 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 def packed(rows: Rows, capacity: int, seed: Sequence[int]) -> Rows:
-    """Examples put together into rows of at most `capacity` tokens, with positions that restart in each.
+    """Pack examples into rows of at most `capacity` tokens, with positions that restart in each example.
 
     Args:
-        rows: Examples of at most `capacity` tokens, whose first labels are all `IGNORED`: else the last token of one
-            example would be trained to predict the first of the next.
+        rows: Examples of at most `capacity` tokens, each with `IGNORED` as its first label: else the last token of one
+            example would be trained to predict the first token of the next.
         capacity: Longest row, in tokens.
-        seed: Numbers that decide which of the examples of one length share a row with which others.
+        seed: Numbers that decide which examples of the same length share a row with which others.
 
     Returns:
         The packed rows.
@@ -103,18 +103,18 @@ class Packer:
     """Packs examples window by window."""
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
-        """Pack nothing yet.
+        """Start without examples.
 
         Args:
             capacity: Longest row, in tokens.
-            seed: Of the run. How many rows there will be, and how long they are, does not depend on it.
+            seed: Seed of the run. The number of rows and their lengths do not depend on it.
         """
         self._capacity, self._seed, self._window = capacity, seed, 0
         self._waiting: list[Rows] = []
         self._examples = self._tokens = 0
 
     def add(self, rows: Rows) -> Iterator[Rows]:
-        """Take examples; gives packed rows whenever a window is full."""
+        """Add examples, and return packed rows whenever a window is full."""
         self._waiting.append(rows)
         self._examples += len(rows.ends) - 1
         self._tokens += len(rows.input_ids)
@@ -122,7 +122,7 @@ class Packer:
             yield from self.finish()
 
     def finish(self) -> Iterator[Rows]:
-        """Pack what is waiting."""
+        """Pack the remaining examples."""
         if self._examples:
             yield packed(joined(self._waiting), self._capacity, (self._seed, self._window))
             self._window += 1
@@ -132,8 +132,8 @@ class Packer:
 class Joiner:
     """Joins documents and cuts them into blocks; nothing is dropped.
 
-    Each block starts with the last token of the one before: the first token of a block has nothing to be predicted
-    from, so without the overlap one prediction per block would be lost.
+    Each block starts with the last token of the block before: the first token of a block cannot be predicted from
+    anything, so without the overlap one prediction per block would be lost.
     """
 
     def __init__(self, length: int) -> None:
@@ -141,7 +141,7 @@ class Joiner:
         self._rest = joined([])
 
     def add(self, rows: Rows) -> Iterator[Rows]:
-        """Take documents; gives the blocks that are full."""
+        """Add documents, and return the full blocks."""
         import numpy as np
 
         ids = np.concatenate([self._rest.input_ids, rows.input_ids])
@@ -157,7 +157,7 @@ class Joiner:
         self._rest = Rows(ids[left], labels[left], np.array([0, len(ids) - blocks * step]))
 
     def finish(self) -> Iterator[Rows]:
-        """Give what is left as a shorter block; a single token was already in the block before."""
+        """Return the rest as a shorter block; a single remaining token was already in the block before."""
         if len(self._rest.input_ids) > 1:
             labels = self._rest.labels.copy()
             labels[0] = IGNORED
@@ -166,7 +166,7 @@ class Joiner:
 
 
 class RowWriter:
-    """Writes rows to a Parquet file as they come."""
+    """Writes rows to a Parquet file one batch at a time."""
 
     def __init__(self, file: Path, *, has_positions: bool) -> None:
         """Open the file.
@@ -180,7 +180,7 @@ class RowWriter:
 
         self._lists = ["input_ids", "labels", *(["position_ids"] if has_positions else [])]
         self._schema = pa.schema([*((name, pa.list_(pa.int32())) for name in self._lists), ("length", pa.int32())])
-        # Positions count up: as differences they take next to no room.
+        # Positions count up: stored as differences they take almost no space.
         counting = {"position_ids.list.element": "DELTA_BINARY_PACKED"} if has_positions else None
         dictionary = ["input_ids.list.element", "labels.list.element"]
         self._writer = pq.ParquetWriter(

@@ -1,4 +1,4 @@
-"""The rows that are used, in order and in bounded lots, as conversion takes them."""
+"""The used rows, in order and in batches of bounded size, for conversion."""
 
 from collections.abc import Iterator, Sequence
 from itertools import compress
@@ -14,17 +14,20 @@ if TYPE_CHECKING:
     from thriftune.data.held_out import Flags
 
 _BATCH_ROWS = 1000
-_BATCH_CHARACTERS = 1 << 21  # so that a batch of long documents fits in memory many times over
+_BATCH_CHARACTERS = 1 << 21  # so that many batches of long documents fit in memory
 _FLAGS_AT_ONCE = 1 << 16
 
 
 def batches(opened: Sequence[OpenSource], selections: Sequence[Selection], held_out: "Flags") -> Iterator[Batch]:
-    """The used rows of all sources, in order, a bounded lot at a time.
+    """The used rows of all sources, in order, in batches of bounded size.
 
     Args:
         opened: The sources.
         selections: Which rows of each are used.
-        held_out: For each used row of all of them, in order, whether it is held out.
+        held_out: For each used row of all sources, in order, whether it is held out. Shape [used rows].
+
+    Yields:
+        The batches, each with rows of one source.
     """
     sides = (flag for start in range(0, len(held_out), _FLAGS_AT_ONCE) for flag in _flags(held_out, start))
     for number, (source, selection) in enumerate(zip(opened, selections, strict=True)):
@@ -56,7 +59,7 @@ def _flags(held_out: "Flags", start: int) -> list[bool]:
 
 
 def _characters(raw: RawRow) -> int:
-    """About how long a row is."""
+    """Approximate length of a row, in characters."""
     if isinstance(raw, dict):
         return size_of(raw)
     return len(raw) if isinstance(raw, bytes) else 0

@@ -1,4 +1,4 @@
-"""Conversations: reading them from OpenAI's and ShareGPT's rows, and checking the order of roles."""
+"""Conversations: reading them from rows in OpenAI's and ShareGPT's formats, and checking the order of roles."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from thriftune.data.examples import NOTHING, Conversation, RowError, require_moderate, structure_in
 from thriftune.data.message import FLAGS, MESSAGE_KEYS, calls_in, flag, read_message
 
-# Who may speak after whom; None is the start. A system message only opens a conversation.
+# The roles that may follow each role; None is the start. A system message may only come first.
 _FOLLOWS: dict[str | None, tuple[str, ...]] = {
     None: ("system", "user"),
     "system": ("user",),
@@ -31,21 +31,21 @@ _SHAREGPT_KEYS = ("from", "value", *(key for key in MESSAGE_KEYS if key not in (
 
 
 def read_messages(messages: Any, column: str, tools: Any = None, system: str = "") -> Conversation:
-    """Check a conversation and take what a chat template reads.
+    """Check a conversation, and keep what a chat template reads.
 
     Args:
-        messages: A list of {role, content}, with tool_calls (or function_call), tool_call_id and name where tools are
-            used. Content is a text, or a list of parts that are texts, which are joined by line breaks.
+        messages: A list of {role, content}, with tool_calls (or function_call), tool_call_id and name if tools are
+            used. Content is a text, or a list of text parts, which are joined by line breaks.
         column: Name of its column, for errors.
         tools: A list of function descriptions, or its JSON text, or None.
-        system: What the column 'system' says, for a conversation that has its system prompt there.
+        system: The text of the column 'system', for a conversation with its system prompt there.
 
     Returns:
         The conversation.
 
     Raises:
-        RowError: Not messages, roles out of order, a message that is empty or says what is no text, or nothing to
-            train on.
+        RowError: It is not a list of messages, roles are out of order, a message is empty or not text, or there is
+            nothing to train on.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise RowError(f"column {column!r} is not a list of messages")
@@ -69,26 +69,26 @@ def read_messages(messages: Any, column: str, tools: Any = None, system: str = "
 
 
 def _opening(system: str, first: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The system message that a column beside the messages stands for."""
+    """The system message from its own column."""
     if not system.strip():
         return []
     if first["role"] != "system":
         return [{"role": "system", "content": system}]
     if first["content"].strip() != system.strip():
-        raise RowError("column 'system' holds a system prompt, and the first message is another")
+        raise RowError("column 'system' holds a system prompt, but the first message is also one")
     return []
 
 
 def unread_in_messages(messages: Any, column: str, *, is_sharegpt: bool = False) -> Iterator[str]:
-    """Keys of messages that nothing here reads, or that say of other roles what is read of the assistant alone.
+    """Keys of messages that are not read, or that are only read in the assistant's messages.
 
     Args:
-        messages: What the column holds.
+        messages: The value of the column.
         column: Its name.
         is_sharegpt: Whether messages are {from, value}.
 
     Yields:
-        Each as column[].key, as often as it is found.
+        Each as column[].key, once per occurrence.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         return
@@ -107,7 +107,7 @@ def unread_in_messages(messages: Any, column: str, *, is_sharegpt: bool = False)
 
 
 def from_sharegpt(conversations: Any) -> Any:
-    """ShareGPT's {from, value} as {role, content}; what is neither is handed on, for `read_messages` to refuse."""
+    """ShareGPT's {from, value} as {role, content}; anything else is passed on, for `read_messages` to refuse."""
     if not isinstance(conversations, Sequence) or isinstance(conversations, str):
         return conversations
     return [_sharegpt_turn(turn) if isinstance(turn, Mapping) else turn for turn in conversations]
@@ -122,7 +122,7 @@ def _sharegpt_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _role(speaker: Any) -> Any:
-    """The role of ShareGPT's `from`; what is none stays as it is."""
+    """The role for ShareGPT's `from`; an unknown value is returned unchanged."""
     return _SHAREGPT_ROLES.get(str(speaker), speaker)
 
 

@@ -1,4 +1,4 @@
-"""A batch of rows into tokens: what each worker process does."""
+"""Converting a batch of rows to tokens, in each worker process."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
-SAMPLES = 4  # held-out questions kept for the answers before and after
+SAMPLES = 4  # held-out questions kept for the answers before and after training
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Batch:
     Attributes:
         source: Index of the source in the configuration.
         rows: The rows.
-        held_out: For each, whether it is held out from training.
+        held_out: For each row, whether it is held out from training.
     """
 
     source: int
@@ -42,14 +42,14 @@ class Batch:
 
 @dataclass
 class Converted:
-    """What became of a batch.
+    """The result of converting a batch.
 
     Attributes:
         table: One line for each piece of an example: see `schema`.
         rejected: Rows, or parts of rows, that cannot be used.
-        counts: How many rows were truncated, dropped ...: by (is held out, what).
-        samples: The first held-out questions of the batch, by the digest of their row, with the place they are from.
-        unread: How many rows hold a key that is not read, by source and key.
+        counts: Numbers of truncated, dropped ... rows, by (is held out, what happened).
+        samples: The first held-out questions of the batch, by the digest of their row, each with its file or dataset.
+        unread: Number of rows with a key that is not read, by source and key.
     """
 
     table: "pa.RecordBatch"
@@ -60,12 +60,12 @@ class Converted:
 
     @property
     def rejected_rows(self) -> int:
-        """Rows of which nothing can be used."""
+        """Number of rows of which nothing can be used."""
         return sum(count for (_, what), count in self.counts.items() if what == "rejected")
 
 
 def schema() -> "pa.Schema":
-    """Pieces of examples between conversion and arrangement.
+    """The schema of pieces of examples between conversion and arrangement.
 
     Columns: input_ids and labels (lists of int32), digest (16 bytes), held_out, is_document, opens (whether it is the
     first piece of its example).
@@ -88,7 +88,7 @@ class Converter:
     """Converts batches; made once in each worker."""
 
     def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Prepare the formats of every source.
+        """Prepare the format of every source.
 
         Args:
             config: The data section of a run.
@@ -103,13 +103,13 @@ class Converter:
         self._conversations = self._overruns = 0
 
     def convert(self, batch: Batch) -> Converted:
-        """Read, check, tokenize and cut the rows of a batch. Every row ends up in the table or among the rejected.
+        """Read, check, tokenize and cut the rows of a batch. Every row ends up in the table or among the rejected rows.
 
         Args:
             batch: The rows.
 
         Raises:
-            ModelSourceError: The chat template does not come to an end with most of them.
+            ModelSourceError: The chat template exceeds its limits for most of them.
         """
         result = Converted(table=None)
         texts: list[MarkedText] = []
@@ -157,13 +157,13 @@ class Converter:
             return self._rendered(example)
         if isinstance(example, MarkedText):
             found = self._forbidden.spelled_out(example.text)
-            # Columns that stand side by side can spell out together what neither does alone; a template may mean to.
+            # Adjacent columns can together spell out what neither does alone; a template may intend that.
             if len(found) > len(self._forbidden.spelled_out(row_format.literal)):
                 raise RowError(f"its columns together spell out the special token {found[0]!r}")
         return example
 
     def _rendered(self, conversation: Conversation) -> MarkedText:
-        # Calls and tools may come as JSON text, whose escapes hid until now what they spell out.
+        # Calls and tools may come as JSON text, whose escapes have hidden special tokens until now.
         parsed = {"tool_calls": [m.get("tool_calls") for m in conversation.messages], "tools": conversation.tools}
         for reason in self._forbidden.reasons(all_values(parsed, parsed)):
             raise RowError(reason)
@@ -173,7 +173,7 @@ class Converter:
             return rendering.render(conversation, tokenizer, self._closings)
         except rendering.OverrunError as error:
             self._overruns += 1
-            # Each of them takes seconds: where they are most of the rows, it is not the rows.
+            # Each of them takes seconds: if most rows are like that, the template is at fault.
             if self._overruns >= OVERRUNS and 2 * self._overruns > self._conversations:
                 rows = f"for {self._overruns} of the first {self._conversations} conversations"
                 raise never_ends(tokenizer, f"{rows}, {error}") from error
@@ -182,12 +182,12 @@ class Converter:
     def _cut(
         self, text: MarkedText, row: TokenRow, held_out: bool, counts: Counter[tuple[bool, str]]
     ) -> list[tuple[int, TokenRow]]:
-        """The pieces of a row that carry loss, with their numbers."""
+        """The pieces of a row that carry loss, each with its number."""
         policy = self._config.long_rows
         if text.is_document:
             policy = "split"
             if row.trained_tokens and (held_out or not self._config.packing):
-                return [(0, row)]  # joined with its neighbours before it is cut
+                return [(0, row)]  # documents are joined before they are cut
         pieces = fit(row, self._config.max_length, policy)
         useful = [(number, piece) for number, piece in enumerate(pieces) if piece.trained_tokens]
         if len(row.input_ids) > self._config.max_length:
@@ -202,7 +202,7 @@ class Converter:
     def _sample(self, text: MarkedText, row: TokenRow) -> dict[str, Any]:
         """A question for the model to answer before and after training: a row cut where its last answer starts."""
         tokens = row.input_ids[: self._config.max_length]
-        # Where all of a row but BOS is trained on, there is no question: let the model continue from the middle.
+        # If all of a row except BOS is trained on, there is no question: let the model continue from the middle.
         start, end = len(tokens) // 2, len(tokens)
         if row.answers and row.answers[-1][0] > 1:
             start, end = row.answers[-1]

@@ -1,4 +1,4 @@
-"""Rows of CSV, one at a time: a stray quote, or a field that never ends, is read past and not kept."""
+"""Rows of CSV, one at a time: a stray quote, or a field that never ends, is skipped without keeping it."""
 
 import csv
 import io
@@ -11,20 +11,20 @@ from thriftune.limits import COLUMNS, ROW_BYTES, too_large
 
 
 class _TooLargeError(Exception):
-    """A row over the limit, which was read to its end; its argument is how large it is."""
+    """A row over the limit, which was read to its end; the argument is its size."""
 
 
 class _Lines:
-    """The lines of a file as `csv.reader` takes them, which would put together all that one quote opens."""
+    """The lines of a file for `csv.reader`, limited in size: it would join all lines after an open quote."""
 
     def __init__(self, stream: io.TextIOBase) -> None:
         self._stream = stream
         self._size = self._quotes = 0
         self._starts_line = True
-        self.number = 0  # of the line that was read last
+        self.number = 0  # of the last line read
 
     def begin_row(self) -> None:
-        """Say that what comes is another row."""
+        """Start a new row."""
         self._size = self._quotes = 0
 
     def __iter__(self) -> Self:
@@ -48,10 +48,13 @@ class _Lines:
         return line
 
     def _read_on(self, line: str) -> None:
-        """To the end of the row: a line break that stands in no quotes, of which an even number came before it.
+        """Read to the end of the row: a line break outside quotes, which has an even number of quotes before it.
+
+        Args:
+            line: The line at which the row became too large.
 
         Raises:
-            csv.Error: There is none.
+            csv.Error: The row does not end.
         """
         while line and not (self._starts_line and self._quotes % 2 == 0):
             line = self._read()
@@ -64,13 +67,13 @@ def csv_rows(stream: io.TextIOBase, delimiter: str) -> Iterator[tuple[int, RawRo
 
     Args:
         stream: The file, with its line breaks as they are.
-        delimiter: What stands between two values.
+        delimiter: The character between two values.
 
     Yields:
-        The number of each row, from the one after the header, and the row, or why it is none.
+        The number of each row, counted from the one after the header, and the row, or why it is not one.
 
     Raises:
-        ValueError: The file cannot be read on: its header is none, or a quote is never closed.
+        ValueError: The file cannot be read further: its header is invalid, or a quote is never closed.
     """
     csv.field_size_limit(ROW_BYTES + 1)
     lines = _Lines(stream)
@@ -93,9 +96,9 @@ def csv_rows(stream: io.TextIOBase, delimiter: str) -> Iterator[tuple[int, RawRo
             yield number, RowError(f"is not CSV ({error}){_lines(line, lines.number)}")
             continue
         if not fields:
-            number -= 1  # an empty line is no row
+            number -= 1  # an empty line is not a row
         elif len(fields) != len(header):
-            found = f"has {len(fields)} fields, and the header has {len(header)}"
+            found = f"has {len(fields)} fields, but the header has {len(header)}"
             yield number, RowError(found + _lines(line, lines.number))
         else:
             yield number, dict(zip(header, fields, strict=True))
@@ -104,22 +107,25 @@ def csv_rows(stream: io.TextIOBase, delimiter: str) -> Iterator[tuple[int, RawRo
 def _header(reader: Iterator[list[str]]) -> list[str]:
     """The names of the columns.
 
+    Args:
+        reader: The CSV reader, at the start of the file.
+
     Raises:
-        ValueError: They are none, too many, or not different.
+        ValueError: The header cannot be read, has too many columns, or repeats a name.
     """
     try:
         header: list[str] = next(filter(None, reader), [])
     except csv.Error as error:
-        raise ValueError(f"its header is none ({error})") from error
+        raise ValueError(f"its header cannot be read ({error})") from error
     except _TooLargeError as error:
         raise ValueError(f"its header {too_large(error.args[0])}") from error
     if len(header) > COLUMNS:
-        raise ValueError(f"its header has {len(header)} columns, and at most {COLUMNS} are read")
+        raise ValueError(f"its header has {len(header)} columns, but at most {COLUMNS} are read")
     if repeated := {name or "a column without a name" for name, count in Counter(header).items() if count > 1}:
         raise ValueError(f"its header has {', '.join(sorted(repeated))} more than once")
     return header
 
 
 def _lines(first: int, last: int) -> str:
-    """Where a bad row lies that took up several lines: a stray quote may have swallowed good ones."""
+    """The lines of a bad row that covers several: a stray quote may have swallowed good rows."""
     return f", from line {first} to {last}" if last > first else ""

@@ -1,4 +1,4 @@
-"""Examples that say the same: found by sorting their digests on disk, a part of them at a time."""
+"""Identical examples, found by sorting their digests on disk, one part at a time."""
 
 from enum import IntEnum
 from pathlib import Path
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# Digests sorted at once: 24 bytes each, so 12 MiB, however many there are.
+# Digests sorted at once: 24 bytes each, so 12 MiB, whatever the number of examples.
 _SORTED_AT_ONCE = 1 << 19
 _SCANNED_AT_ONCE = 1 << 18
 
@@ -25,11 +25,12 @@ def find_copies(digests: Path, held_out: Path, destination: Path, *, deduplicate
     """Decide for each piece of an example whether it is a copy of another.
 
     Args:
-        digests: File with 16 bytes for each.
-        held_out: File with a byte for each: 1 where it is held out from training, else 0.
-        destination: File to write, with a `Copy` as a byte for each.
-        deduplicate: Mark all but one of equal ones as duplicates: all but the first, or the first held-out one.
-        leakage_check: Mark as leaked what trains and is also held out, duplicates or not.
+        digests: File with 16 bytes for each piece.
+        held_out: File with a byte for each piece: 1 if it is held out from training, else 0.
+        destination: File to write, with a `Copy` as a byte for each piece.
+        deduplicate: Of equal pieces, keep one (the first held-out one, or else the first) and mark the others as
+            duplicates.
+        leakage_check: Mark training pieces that are also held out as leaked, whether or not they are duplicates.
     """
     import numpy as np
 
@@ -43,7 +44,7 @@ def find_copies(digests: Path, held_out: Path, destination: Path, *, deduplicate
     parts = -(-count // _SORTED_AT_ONCE)
     for part in range(parts):
         rows = _rows_of_part(keys, part, parts)
-        # Of copies on both sides a held-out one stays: were it a duplicate of one that leaked, none would.
+        # Of copies on both sides a held-out one stays: as a duplicate of a leaked one, it would be lost as well.
         yields = leakage_check & (sides[rows] == 0)
         rows = rows[np.lexsort((rows, yields, keys[rows, 1], keys[rows, 0]))]
         opens_group = np.ones(len(rows), dtype=bool)
@@ -58,7 +59,7 @@ def find_copies(digests: Path, held_out: Path, destination: Path, *, deduplicate
 
 
 def _rows_of_part(keys: "npt.NDArray[np.uint64]", part: int, parts: int) -> "npt.NDArray[np.int64]":
-    """The rows whose digests fall into a part; equal digests fall into the same."""
+    """The rows whose digests fall into a part; equal digests fall into the same part."""
     import numpy as np
 
     found = []

@@ -1,4 +1,4 @@
-"""What rows become before they are tokens: texts with marked answers, and conversations."""
+"""Examples between rows and tokens: texts with marked answers, and conversations."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,8 +8,8 @@ from typing import Any, Literal
 from thriftune.limits import TEXT_CHARACTERS, TOO_DEEP, TURNS, is_too_deep
 
 Row = Mapping[str, Any]
-Cause = Literal["row", "chat template"]  # what is wrong with a row: what it says, or what renders it
-NOTHING: tuple[object, ...] = (None, "", [], {})  # what a key holds that says nothing
+Cause = Literal["row", "chat template"]  # the fault lies in the row itself, or in the chat template
+NOTHING: tuple[object, ...] = (None, "", [], {})  # values that count as empty
 
 
 class RowError(ValueError):
@@ -19,12 +19,12 @@ class RowError(ValueError):
 
 
 class TemplateRowError(RowError):
-    """The model's chat template makes nothing of a row that may be as good as any."""
+    """The model's chat template cannot render a row, although the row itself may be fine."""
 
     cause = "chat template"
 
 
-# A line of JSON stays bytes until a worker parses it.
+# A row as read. A line of JSON stays bytes until a worker parses it.
 RawRow = bytes | dict[str, Any] | RowError
 
 
@@ -33,11 +33,11 @@ class MarkedText:
     """A text and the parts of it that are answers.
 
     Attributes:
-        text: What the model reads, without BOS and EOS.
+        text: The text for the model, without BOS and EOS.
         answers: Half-open (start, end) character ranges of `text` to train on.
-        question: The part of it that a person would ask, to show beside an answer.
-        is_document: Whether it is joined with other documents and cut into blocks, instead of being a row of its own.
-        is_rendered: Whether a chat template wrote it, with all special tokens that open it.
+        question: The part of it that a person would ask, to show next to an answer.
+        is_document: Whether it is joined with other documents and cut into blocks, instead of being a separate row.
+        is_rendered: Whether a chat template wrote it, including the special tokens at its start.
     """
 
     text: str
@@ -52,9 +52,9 @@ class Conversation:
     """Messages that the tokenizer's own chat template turns into text.
 
     Attributes:
-        messages: Each with `role` and `content`, and what tools need; the last one is the assistant's.
+        messages: Each with `role` and `content`, and the keys for tools; the last one is the assistant's.
         tools: Descriptions of the functions that the assistant may call, as the chat template takes them.
-        question: What the user said last.
+        question: The last message of the user.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -66,10 +66,10 @@ Example = MarkedText | Conversation
 
 
 def require_moderate(characters: int, turns: int = 1) -> None:
-    """Refuse a row that would become much more than it is, before it does.
+    """Refuse a row that would expand too much, before it does.
 
     Args:
-        characters: Of all texts that would be made of it.
+        characters: Characters of all texts that would be made from it.
         turns: Messages, earlier turns or corrections in it.
 
     Raises:
@@ -84,8 +84,12 @@ def require_moderate(characters: int, turns: int = 1) -> None:
 def text_in(row: Row, column: str) -> str:
     """The text in a column.
 
+    Args:
+        row: The row.
+        column: Name of the column.
+
     Raises:
-        RowError: There is none, it is empty, or it is not text.
+        RowError: It is missing, empty, or not text.
     """
     value = row.get(column)
     if not isinstance(value, str):
@@ -97,7 +101,11 @@ def text_in(row: Row, column: str) -> str:
 
 
 def optional_text_in(row: Row, column: str) -> str:
-    """The text in a column that rows may lack; empty where there is none.
+    """The text in an optional column; empty if it is missing.
+
+    Args:
+        row: The row.
+        column: Name of the column.
 
     Raises:
         RowError: It is not text.
@@ -109,10 +117,14 @@ def optional_text_in(row: Row, column: str) -> str:
 
 
 def structure_in(value: Any, column: str) -> Any:
-    """What a column holds, which CSV has as JSON text; None where that is empty.
+    """A list or object in a column, which CSV holds as JSON text; None if it is empty.
+
+    Args:
+        value: The value of the column.
+        column: Name of the column.
 
     Raises:
-        RowError: It is text, and not JSON.
+        RowError: It is text, but not JSON.
     """
     if not isinstance(value, str):
         return value
@@ -120,14 +132,14 @@ def structure_in(value: Any, column: str) -> Any:
 
 
 def json_in(text: str, named: str) -> Any:
-    """What a text says that is JSON.
+    """Parse JSON text.
 
     Args:
         text: The text.
-        named: How an error begins: what it is, and "is" or "are".
+        named: Start of an error message: what the text is, and "is" or "are".
 
     Raises:
-        RowError: It is not JSON, or nested too deep to be handed on.
+        RowError: It is not JSON, or nested too deep.
     """
     try:
         value = json.loads(text)
@@ -141,7 +153,7 @@ def json_in(text: str, named: str) -> Any:
 
 
 def all_values(row: Row, columns: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Every text in the columns of a row, however deep, with the name of its column."""
+    """Every text in the columns of a row, at any depth, with the name of its column."""
     pending: list[tuple[str, Any]] = [(name, row.get(name)) for name in columns]
     while pending:
         name, value = pending.pop()

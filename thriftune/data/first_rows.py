@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from thriftune.config import DataSource
 
 _FIELD = "data.source"
-# Files of this size together are counted to the end, which takes seconds; of larger ones only Parquet says how many
-# rows it has.
+# Files with this size in total are counted to the end, which takes seconds; of larger ones, only Parquet files tell
+# their number of rows.
 _COUNTED_BYTES = 1 << 28
 
 
@@ -30,11 +30,11 @@ class FirstRows:
     """The first rows of a source.
 
     Attributes:
-        name: As the configuration names it.
-        columns: What its rows have.
+        name: The source as the configuration names it.
+        columns: Columns of its rows.
         rows: The rows.
-        total: Rows of the whole source; None where nobody says without reading it.
-        is_whole: Whether these are all of them.
+        total: Rows of the whole source; None if this is unknown without reading it.
+        is_whole: Whether these are all rows of the source.
     """
 
     name: str
@@ -50,11 +50,11 @@ class FirstRows:
 
 @dataclass(frozen=True)
 class Limit:
-    """Where reading ends.
+    """Limits on reading.
 
     Attributes:
-        rows: Rows at the most.
-        bytes: Bytes of rows; the row that reaches it is the last.
+        rows: Most rows to read.
+        bytes: Bytes of rows to read; the row that reaches this number is the last.
     """
 
     rows: int
@@ -70,18 +70,18 @@ def first_rows(
     table: Sequence[Path] = (),
     columns: Sequence[str] = (),
 ) -> FirstRows:
-    """Find a source and read how it begins: of its files only as many are brought, and hub datasets are streamed.
+    """Find a source and read its first rows: only the needed files are fetched, and hub datasets are streamed.
 
     Args:
         config: The source.
-        limit: Where reading ends.
-        scratch: Folder to bring remote files to.
+        limit: Limits on reading.
+        scratch: Folder for fetched files.
         token: Hub token.
-        table: Parquet files of the table that the workflow was given.
-        columns: What is read of each row, where the source can be read by columns.
+        table: Parquet files of the table given to the workflow.
+        columns: Columns to read, if the source can be read by columns.
 
     Raises:
-        DataError: No such file or dataset, a file that cannot be read, or no rows at all.
+        DataError: There is no such file or dataset, a file cannot be read, or there are no rows.
         TransientError: The hub or the blob store did not answer.
     """
     if is_hub_source(config.source):
@@ -96,7 +96,7 @@ def first_rows(
 def _of_files(
     config: "DataSource", limit: Limit, scratch: Path, table: Sequence[Path], columns: Sequence[str]
 ) -> FirstRows:
-    """Files one after the other, until there are rows enough."""
+    """Read files one after the other, until there are enough rows."""
     rows: list[NumberedRow] = []
     found: dict[str, None] = {}
     is_whole, room = True, limit.bytes
@@ -127,13 +127,13 @@ def _count(config: "DataSource", names: Sequence[str]) -> int | None:
 
 
 def _stream(config: "DataSource", token: str | None) -> "IterableDataset":
-    """A split of a dataset on the hub, of which nothing is downloaded yet."""
+    """A split of a dataset on the hub, with nothing downloaded yet."""
     from datasets import load_dataset
 
     hub.permitted(config.source, config.revision, token, field=_FIELD, error_class=DataError, repo_type="dataset")
     with sources.explained_by_hub(config):
         splits = load_dataset(config.source, config.subset, revision=config.revision, token=token, streaming=True)
-    # datasets streams train, and not train[:10%] or train+test: the first rows are in the first of them.
+    # datasets can stream train, but not train[:10%] or train+test: the first rows are in the first split.
     first = next(iter(splits)) if config.split == "all" else re.split(r"[\[+]", config.split)[0]
     if first not in splits:
         raise sources.no_such_split(config, f"{config.source} has {', '.join(map(str, splits))}.")
@@ -168,7 +168,7 @@ def _streamed(config: "DataSource", stream: "IterableDataset", limit: Limit, col
 
 
 def _rows_said(stream: "IterableDataset", split: str) -> int | None:
-    """Rows of a split, as the dataset's card says."""
+    """Rows of a split, according to the dataset's card."""
     splits: Any = stream.info.splits or {}
     count = splits[split].num_examples if split in splits else None
     return int(count) if count else None

@@ -1,4 +1,4 @@
-"""What a row means: each format is one function from a row to examples, registered in one table."""
+"""Data formats: each format is a function from a row to examples, registered in one table."""
 
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ _ALPACA_OPENING_WITH_INPUT = (
     "Write a response that appropriately completes the request."
 )
 _OPENING_CHARACTERS = 200
-_ALPACA_CHARACTERS = 40  # around a turn
+_ALPACA_CHARACTERS = 40  # that the prompt adds around a turn
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Format:
     """One way to read rows.
 
     Attributes:
-        columns: Columns a source must have.
-        read: Turns a row into examples; raises RowError for a row of which nothing can be used, and gives one in the
+        columns: Columns that a source must have.
+        read: Turns a row into examples; raises RowError if nothing in the row can be used, and returns a RowError in
             place of each part that cannot.
-        prompt: How a bare question is put to a model that was trained on this format.
-        optional: Columns a source may have.
-        is_chat: Whether rows go through the chat template of the tokenizer.
-        literal: What stands between the fields of a template.
-        unread: Names what stands inside of the columns that are read, and is not read itself, as column[].key.
+        prompt: Turns a bare question into the prompt for a model that was trained on this format.
+        optional: Columns that a source may have.
+        is_chat: Whether rows are rendered with the tokenizer's chat template.
+        literal: The text between the fields of a template.
+        unread: Returns the keys inside a row's columns that are not read, as column[].key.
     """
 
     columns: tuple[str, ...]
@@ -61,7 +61,7 @@ class Format:
 
 
 def alpaca_prompt(instruction: str, context: str = "", system: str = "") -> str:
-    """The Alpaca prompt up to where the answer starts; a system prompt stands in place of its first sentences."""
+    """The Alpaca prompt up to the start of the answer; a system prompt replaces its first sentences."""
     opening = system if system.strip() else _ALPACA_OPENING_WITH_INPUT if context.strip() else _ALPACA_OPENING
     return f"{opening}\n\n{_alpaca_turn(instruction, context)}"
 
@@ -72,12 +72,12 @@ def _alpaca_turn(instruction: str, context: str = "") -> str:
 
 
 def correction_prompt(sentence: str) -> str:
-    """The request to correct a sentence, up to where the correction starts."""
+    """The request to correct a sentence, up to the start of the correction."""
     return f"Correct this to standard English:\n{sentence}\n\nCorrected:\n"
 
 
 def quote_prompt(author: str) -> str:
-    """The request for a quote, up to where it starts."""
+    """The request for a quote, up to the start of the quote."""
     return f"Quote by {author}:\n"
 
 
@@ -92,7 +92,7 @@ def _read_alpaca(row: Row) -> list[MarkedText]:
     require_moderate(sum(_ALPACA_CHARACTERS + sum(map(len, turn)) for turn in turns) + len(system), len(turns))
     parts, answers, end = list[str](), [], 0
     for number, (asked, given, said) in enumerate(turns):
-        # The layout of LLaMA-Factory's alpaca template, which learns earlier answers too.
+        # The layout of LLaMA-Factory's alpaca template, which trains on earlier answers too.
         prompt = f"\n\n{_alpaca_turn(asked, given)}" if number else alpaca_prompt(asked, given, system)
         parts += (prompt, said)
         answers.append((end + len(prompt), end + len(prompt) + len(said)))
@@ -101,7 +101,7 @@ def _read_alpaca(row: Row) -> list[MarkedText]:
 
 
 def _history(history: Any) -> list[tuple[str, str, str]]:
-    """Earlier turns of an Alpaca row: what was asked, with no input, and what was answered."""
+    """Earlier turns of an Alpaca row: the instruction, an empty input, and the answer."""
     pairs = structure_in(history, "history")
     if pairs is None:
         return []
@@ -172,7 +172,7 @@ def _format(
     prompt: Callable[[str], str] = str,
     unread: Callable[[Row], Iterable[str]] | None = None,
 ) -> Format:
-    """A format over the columns that rules know it by; one whose unread parts are named is a chat."""
+    """A format over its columns in `thriftune.config.formats`; with `unread` given, it is a chat format."""
     row_format = Format(COLUMNS[name], read, prompt, OPTIONAL_COLUMNS.get(name, ()))
     return replace(row_format, is_chat=True, unread=unread) if unread else row_format
 
@@ -192,14 +192,14 @@ def template_format(template: str, trained_fields: Sequence[str] = ()) -> Format
     """A format from a template with columns in braces.
 
     Args:
-        template: Such as "Question: {question} Answer: {answer}".
-        trained_fields: Fields to train on; the last one when empty.
+        template: For example "Question: {question} Answer: {answer}".
+        trained_fields: Fields to train on; if empty, the last one.
 
     Returns:
-        The format. A question for it has to be written as the template would.
+        The format. A question for it must be written in the template's form.
 
     Raises:
-        ValueError: The template is not one.
+        ValueError: The template is invalid.
     """
     fields = template_fields(template)
     trained = set(trained_fields) or {fields[-1]}
@@ -226,7 +226,7 @@ def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
 
     Args:
         row_format: A format.
-        columns: The data's name of a column, by the format's name.
+        columns: The data's column names, by the format's column names.
 
     Returns:
         A format whose `columns` are those of the data.
@@ -234,7 +234,7 @@ def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
     if not columns:
         return row_format
 
-    # A column that is mapped is not also the optional one whose name it happens to have.
+    # A mapped column is not also the optional column of the same name.
     optional = tuple(n for n in row_format.optional if n in columns or n not in columns.values())
 
     def mapped(row: Row) -> Row:
@@ -273,9 +273,9 @@ def format_of(
 
     Args:
         name: Name in `FORMATS`, or template.
-        columns: Other names of columns.
-        template: For template: the text.
-        trained_fields: For template: the fields to train on.
+        columns: The data's column names, by the format's column names.
+        template: Text of the template, only for format template.
+        trained_fields: Fields to train on, only for format template.
 
     Returns:
         The format, over the data's own column names.
@@ -285,5 +285,5 @@ def format_of(
 
 
 def question_prompt(name: str, question: str) -> str:
-    """A bare question as a model that was trained on a format expects it; as it is for template."""
+    """A bare question in the form that a model trained on a format expects; unchanged for format template."""
     return FORMATS[name].prompt(question) if name in FORMATS else question

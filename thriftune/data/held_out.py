@@ -1,7 +1,7 @@
-"""Which of the used rows are held out: a share of those that differ, and every copy of them.
+"""Which of the used rows are held out: a share of the distinct rows, with every copy of them.
 
-A text falls on one side however often it stands in the data, so copies do not add to what is held out. Rows are read
-once more for this, before any is tokenized; what they say is compared as digests on disk, never in memory.
+All copies of a text are on the same side, so copies do not change the share. Rows are read once more for this, before
+any is tokenized; their content is compared by digests on disk, never in memory.
 """
 
 import hashlib
@@ -40,15 +40,16 @@ def hold_out(
     Args:
         opened: The sources.
         selections: Which rows of each are used.
-        row_formats: What the rows of each mean.
-        share: Of the different rows to hold out, from each source alike; at least one altogether, and never all.
+        row_formats: Format of each source.
+        share: Share of the distinct rows to hold out, the same for each source; at least one in total, never all.
         folder: A scratch folder.
 
     Returns:
-        A byte for each used row of all sources, in order: 0 where it trains. They lie in the folder, not in memory.
+        A byte for each used row of all sources, in order: 0 for training. Shape [used rows]; it is in the folder, not
+        in memory.
 
     Raises:
-        DataError: All rows say the same, so there is nothing to hold out.
+        DataError: All rows are identical, so there is nothing to hold out.
     """
     import numpy as np
 
@@ -61,7 +62,7 @@ def hold_out(
     marks = np.split(np.memmap(copies, dtype=np.uint8, mode="r"), ends[:-1])
     unique = [len(of_source) - int(np.count_nonzero(of_source)) for of_source in marks]
     if sum(unique) < 2:
-        raise too_few(f"{count} rows that all say the same")
+        raise too_few(f"{count} identical rows")
     held_out = np.memmap(sides, dtype=np.uint8, mode="r+")
     each = zip(np.split(held_out, ends[:-1]), selections, marks, held_out_shares(unique, share), strict=True)
     for side, selection, of_source, number in each:
@@ -73,14 +74,14 @@ def hold_out(
 
 
 def _mark(side: "Flags", selection: Selection, copies: "Flags", number: int) -> None:
-    """Hold out those `number` rows of a source with the lowest ranks, of the first of those that say the same."""
+    """Hold out the `number` rows of a source with the lowest ranks, counting only the first of identical rows."""
     last = nth_lowest(lambda: (ranks[is_first] for _, ranks, is_first in _lots(selection, copies)), number)
     for start, ranks, is_first in _lots(selection, copies) if number else ():
         side[start : start + len(ranks)] = is_first & (ranks <= last)
 
 
 def _lots(selection: Selection, copies: "Flags") -> Iterator[tuple[int, "Ranks", "npt.NDArray[np.bool_]"]]:
-    """Lots of used rows: where each begins, their ranks, and which are the first to say what they do."""
+    """Batches of used rows: the start of each, their ranks, and which rows are the first of identical ones."""
     start = 0
     for ranks in selection.ranks():
         yield start, ranks, copies[start : start + len(ranks)] == Copy.KEEP
@@ -99,9 +100,9 @@ def _write_digests(
 
 
 def _digest(row: NumberedRow, row_format: Format) -> bytes:
-    """16 bytes that are equal for rows that say the same, whatever else they hold, and whatever of it is trained on.
+    """16 bytes that are equal for rows with the same texts, whatever other keys they have and whichever parts train.
 
-    A row that cannot be read is like no other.
+    A row that cannot be read equals no other.
     """
     try:
         said = [_said(example) for example in row_format.read(decode(row.raw))]
@@ -119,7 +120,7 @@ def _said(example: Example | RowError) -> str:
 
 
 def _without_marks(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What a message says: without its weight, the ids of calls (they differ from copy to copy), outer white space."""
+    """A message without its weight, the ids of calls (they differ between copies) and surrounding white space."""
     said = {key: part for key, part in message.items() if key not in ("weight", "tool_call_id")}
     said["content"] = said["content"].strip()
     return {**said, "tool_calls": [call["function"] for call in message.get("tool_calls", ())]}

@@ -7,19 +7,22 @@ from typing import Any
 
 from thriftune.limits import ROW_BYTES, too_large
 
-_CHARACTERS = 1 << 18  # read at once; more where an item is longer
-_AT_THE_END = 64  # characters before the end of what was read in which an error may come from the cut
+_CHARACTERS = 1 << 18  # read at once; more if an item is longer
+_AT_THE_END = 64  # an error in the last characters read may come from the cut
 
 
 def items_of_list(stream: TextIOBase) -> Iterator[Any]:
     """Read a JSON list item by item.
 
-    Not with ijson (3.6): it puts a question mark in the place of half a surrogate pair, and refuses NaN and long
+    ijson (3.6) is no alternative: it replaces half a surrogate pair by a question mark, and refuses NaN and long
     integers, all of which Python writes and `json.loads` reads.
 
+    Args:
+        stream: The file as text.
+
     Raises:
-        ValueError: It is not a list, or ends early; or an item is longer than a row may be, which ends only where the
-            list is read as a whole.
+        ValueError: It is not a list, ends early, or has an item larger than a row may be (whose end only reading the
+            whole list would find).
     """
     decode = json.JSONDecoder().raw_decode
     text = stream.read(_CHARACTERS).lstrip()[1:].lstrip()
@@ -31,15 +34,15 @@ def items_of_list(stream: TextIOBase) -> Iterator[Any]:
             _require_nothing(text[1:], stream)
             return
         if not is_first:
-            text = text[1:].lstrip()  # the comma, which the item before ended at
-        # Up to the comma or bracket that follows the item: a number could go on in the part that is not read yet.
+            text = text[1:].lstrip()  # the comma after the item before
+        # Up to the comma or bracket after the item: a number could continue in the part that is not read yet.
         while True:
             rest = ""
             try:
                 value, end = decode(text)
                 rest = text[end:].lstrip()
             except json.JSONDecodeError as error:
-                # Long before the end of what was read, and not for want of it: the whole file would not help.
+                # Far from the end of what was read, so not caused by the cut: reading the whole file would not help.
                 if error.pos + _AT_THE_END < len(text) and "Unterminated" not in error.msg:
                     raise ValueError(f"an item is not JSON ({error.msg})") from error
                 end = -1

@@ -5,28 +5,28 @@ from typing import Any
 
 from thriftune.data.examples import RowError, json_in
 
-_LONGEST_ROLE = 20  # characters shown of what is none
+_LONGEST_ROLE = 20  # characters shown of an invalid role
 ROLES = ("system", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking")
 _PASSED_ON = ("name", "tool_call_id", *REASONING)
-_OTHER_NAMES = {"developer": "system", "function": "tool"}  # OpenAI's newer name, and its older
+_OTHER_NAMES = {"developer": "system", "function": "tool"}  # OpenAI's newer name, and an older one
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_BESIDE_CONTENT = ("refusal", "audio")  # where OpenAI keeps what an assistant says in place of content
-# Whether a turn of the assistant is trained on: as OpenAI, axolotl (twice) and ms-swift write it.
+_BESIDE_CONTENT = ("refusal", "audio")  # where OpenAI keeps an assistant's output instead of content
+# Keys that say whether a turn of the assistant is trained on, in OpenAI, axolotl (two keys) and ms-swift.
 FLAGS = ("weight", "train", "training", "loss")
 _FLAG_TEXTS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 MESSAGE_KEYS = ("role", "content", "tool_calls", "function_call", *_BESIDE_CONTENT, *_PASSED_ON, *FLAGS)
 
 
 def read_message(message: Any, number: int) -> dict[str, Any]:
-    """Take of a message what a chat template reads.
+    """Keep what a chat template reads in a message.
 
     Args:
-        message: {role, content}, and what may stand beside them.
-        number: Of the message in its conversation, from 1, for errors.
+        message: {role, content}, with other optional keys.
+        number: Number of the message in its conversation, from 1, for errors.
 
     Raises:
-        RowError: No role, nothing that is said, or what is no text.
+        RowError: It has no role, has no content, or its content is not text.
     """
     role = message.get("role") if isinstance(message, Mapping) else None
     role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else None
@@ -36,56 +36,56 @@ def read_message(message: Any, number: int) -> dict[str, Any]:
         raise RowError(f"message {number} has no role among {', '.join(ROLES)}{said}")
     where = f"message {number} ({role})"
     if beside := next((key for key in _BESIDE_CONTENT if message.get(key)), None):
-        raise RowError(f"{where} has {beside}, which is not read; write what is said as content")
+        raise RowError(f"{where} has {beside}, which is not read; write it as content")
     content = _content(message.get("content"), where)
     calls = [_tool_call(call, number) for call in _calls(message, number)]
     if (not content or content.isspace()) and not (calls and role == "assistant"):
         raise RowError(f"{where} has no content")
     if calls and role != "assistant":
         raise RowError(f"{where} calls functions, which only the assistant can")
-    # Tables fill the keys that only some messages have with None.
+    # Tables fill keys that only some messages have with None.
     kept = {key: message[key] for key in _PASSED_ON if message.get(key) is not None}
     kept |= {"role": role, "content": content, **_weight(message, number)}
     return {**kept, "tool_calls": calls} if calls else kept
 
 
 def _content(content: Any, where: str) -> str:
-    """What a message says, as one text."""
+    """The content of a message, as one text."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list | tuple):
-        raise RowError(f"{where} has content of type {type(content).__name__}, and only text is read")
-    # As vLLM and llama.cpp put parts to a template that takes texts.
+        raise RowError(f"{where} has content of type {type(content).__name__}, but only text is read")
+    # As vLLM and llama.cpp pass parts to a template that takes texts.
     return "\n".join(_text_of_part(part, where) for part in content)
 
 
 def _text_of_part(part: Any, where: str) -> str:
-    """The text of a part of a content, as OpenAI writes it: {type: text, text}."""
+    """The text of a part of a content, in OpenAI's form: {type: text, text}."""
     if not isinstance(part, Mapping):
-        raise RowError(f"{where} has a {type(part).__name__} among the parts of its content, and only text is read")
-    kind = part.get("type") or "text"  # tables fill what is missing with None
+        raise RowError(f"{where} has a {type(part).__name__} among the parts of its content, but only text is read")
+    kind = part.get("type") or "text"  # tables fill missing keys with None
     if kind not in _TEXT_PARTS:
-        raise RowError(f"{where} has a part of type {kind} in its content, and only text is read")
+        raise RowError(f"{where} has a part of type {kind} in its content, but only text is read")
     if not isinstance(part.get("text"), str):
         raise RowError(f"{where} has a part of type {kind} without text in its content")
     return str(part["text"])
 
 
 def _calls(message: Mapping[str, Any], number: int) -> list[Any]:
-    """The calls of a message: tool_calls, or the single function_call that OpenAI wrote before."""
+    """The calls of a message: tool_calls, or OpenAI's older, single function_call."""
     calls, older = message.get("tool_calls"), message.get("function_call")
     if isinstance(older, Mapping) and all(value is None for value in older.values()):
-        older = None  # a table's way to say that there is none
+        older = None  # how a table says that there is none
     if calls and older:
         raise RowError(f"message {number} has both tool_calls and function_call")
     return calls_in(older) if older else _listed(calls, number) if calls else []
 
 
 def _weight(message: Mapping[str, Any], number: int) -> dict[str, int]:
-    """Whether a turn is trained on, as {weight: 0 or 1}, of whichever keys say so; nothing where none does."""
+    """Whether a turn is trained on, as {weight: 0 or 1}, from whichever key says so; empty if none does."""
     said = {key: flag(message[key]) for key in FLAGS if message.get(key) is not None}
     if "weight" in said and said["weight"] is None:
-        raise RowError(f"message {number} has the weight {message['weight']!r}, and only 0 and 1 are read")
+        raise RowError(f"message {number} has the weight {message['weight']!r}, but only 0 and 1 are read")
     flags = {flag for flag in said.values() if flag is not None}
     if len(flags) > 1:
         raise RowError(f"message {number} says both that it is trained on and that it is not: {', '.join(said)}")
@@ -93,7 +93,7 @@ def _weight(message: Mapping[str, Any], number: int) -> dict[str, int]:
 
 
 def flag(value: Any) -> int | None:
-    """0 or 1 where a value says no or yes, as a number, a truth value or text; None where it says neither."""
+    """0 or 1 if a value means no or yes, as a number, a truth value or text; None if it means neither."""
     if isinstance(value, str):
         return _FLAG_TEXTS.get(value.strip().lower())
     return int(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
@@ -111,11 +111,11 @@ def _tool_call(call: Any, number: int) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"message {number} has a tool call without the name of a function")
     arguments = function.get("arguments")
-    if arguments in (None, "", []):  # an empty object is a list where PHP wrote it
+    if arguments in (None, "", []):  # PHP writes an empty object as a list
         arguments = {}
     elif isinstance(arguments, Mapping):
         arguments = _without_nulls(arguments)
-    elif isinstance(arguments, str):  # in which a null was meant
+    elif isinstance(arguments, str):  # a null inside it is intended
         arguments = json_in(arguments, f"message {number} has a tool call whose arguments are")
     if not isinstance(arguments, Mapping):
         raise RowError(f"message {number} has a tool call whose arguments are not an object")
@@ -123,7 +123,7 @@ def _tool_call(call: Any, number: int) -> dict[str, Any]:
 
 
 def _without_nulls(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that are there: tables give every call the arguments of all others, as None."""
+    """Arguments without empty ones: tables give every call the arguments of all others, as None."""
     return {
         name: _without_nulls(value) if isinstance(value, Mapping) else value
         for name, value in arguments.items()

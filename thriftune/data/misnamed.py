@@ -1,4 +1,4 @@
-"""Files that hold something else than their name says: told by how they begin, with what to do about it."""
+"""Files whose content does not match their name: recognized by their first bytes, each with a remedy."""
 
 import json
 import re
@@ -7,37 +7,37 @@ from dataclasses import dataclass
 
 _UNPACK = "Unpack it."
 _EXPORT = "Export it as CSV in UTF-8, or as JSON Lines."
-# What files of other kinds begin with, which kind that is, and what to do.
+# The first bytes of other file types, the type, and what to do.
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "gzip", "Name it with .gz at the end."),
     (b"\x28\xb5\x2f\xfd", "zstd", "Name it with .zst at the end."),
     (b"BZh", "bzip2", _UNPACK),
     (b"\xfd7zXZ\x00", "xz", _UNPACK),
-    (b"PK\x03\x04", "a zip archive, as .zip, .xlsx and .docx files are", f"{_UNPACK} If it is a table: {_EXPORT}"),
-    (b"\xd0\xcf\x11\xe0", "an old Office file, as .xls and .doc files are", _EXPORT),
+    (b"PK\x03\x04", "a zip archive, like .zip, .xlsx and .docx files", f"{_UNPACK} If it is a table: {_EXPORT}"),
+    (b"\xd0\xcf\x11\xe0", "an old Office file, like .xls and .doc files", _EXPORT),
     (b"%PDF-", "a PDF", "Extract its text."),
     (b"PAR1", "Parquet", "Name it .parquet."),
     (b"ARROW1", "Arrow", "Write it as .parquet."),
     (b"SQLite format 3", "a SQLite database", _EXPORT),
-    (b"version https://git-lfs", "a pointer of Git LFS, and not the file itself", "Run `git lfs pull`."),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "Run `git lfs pull`."),
 )
 _PAGE = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _UTF16 = ("UTF-16", "Write it in UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE.")
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 _CONVERSATIONS = ("messages", "conversations", "conversation")
-# An object over several lines whose first key holds a list, and what that list begins with.
+# An object over several lines whose first key holds a list, and the start of that list.
 _FIRST_KEY = re.compile(rb'\{\s*"[^"]*"\s*:')
 _FIRST_LIST = re.compile(rb'\{\s*"([^"]+)"\s*:\s*\[\s*(.)', re.DOTALL)
-_ROWS_AS_LINES = "Write one object a line, or name it .json and write one list of objects."
+_ROWS_AS_LINES = "Write one object per line, or name it .json and write one list of objects."
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a file cannot be read as what its name says.
+    """Why a file does not match its name.
 
     Attributes:
-        what: What it is.
+        what: What is wrong with it, as a clause.
         remedy: What to do.
     """
 
@@ -46,15 +46,15 @@ class Cause:
 
 
 def cause_in(opening: bytes, kind: str, *, is_whole: bool) -> Cause | None:
-    """Why a file cannot be read, if how it begins tells.
+    """Why a file cannot be read, if its first bytes tell.
 
     Args:
         opening: Its first bytes, unpacked.
-        kind: What its name says it is, as "CSV".
-        is_whole: Whether these are all of them.
+        kind: The type that its name implies, for example "CSV".
+        is_whole: Whether these are all bytes of the file.
 
     Returns:
-        The cause; None where nothing is wrong with how it begins.
+        The cause; None if the first bytes are fine.
     """
     for begins, what, remedy in _MAGIC:
         if opening.startswith(begins) and what != kind:
@@ -62,13 +62,13 @@ def cause_in(opening: bytes, kind: str, *, is_whole: bool) -> Cause | None:
     if _is_utf16(opening):
         return Cause(f"it is {_UTF16[0]}", _UTF16[1])
     if kind not in ("text", "Parquet") and _PAGE.match(opening):
-        return Cause("it is a web page", "Download the file itself: of a page that shows it, the link named raw.")
+        return Cause("it is a web page", "Download the file itself, often behind a link named raw on that page.")
     look = _LOOKS.get(kind)
     return look(opening.removeprefix(b"\xef\xbb\xbf").lstrip(), is_whole) if look else None
 
 
 def _is_utf16(opening: bytes) -> bool:
-    """Whether it has the mark of UTF-16, or every other byte of it is NUL, as of most languages' text in it."""
+    """Whether it has UTF-16's byte order mark, or every other byte is NUL, as in most languages' text in UTF-16."""
     if opening.startswith(_UTF16_BOMS):
         return True
     start = opening[:256]
@@ -77,7 +77,7 @@ def _is_utf16(opening: bytes) -> bool:
 
 def _delimiter_of(wanted: str) -> Callable[[bytes, bool], Cause | None]:
     def look(opening: bytes, _is_whole: bool) -> Cause | None:
-        """A header in which something else than what is expected stands between the names."""
+        """Recognize a header with another delimiter than expected."""
         header = opening.partition(b"\n")[0].decode("utf-8", "replace")
         found = [other for other in _DELIMITERS if other in header]
         if not found or wanted in header:
@@ -89,15 +89,15 @@ def _delimiter_of(wanted: str) -> Callable[[bytes, bool], Cause | None]:
 
 
 def _json_lines(opening: bytes, is_whole: bool) -> Cause | None:
-    """What no row of JSON Lines can be, in the first of them: a list that others follow is one bad row."""
+    """Recognize a first line that cannot be JSON Lines; a list with other lines after it is just one bad row."""
     first, _, rest = opening.partition(b"\n")
     if first.startswith(b"[") and (_parsed(first) is None or not rest.strip()):
-        return Cause("it begins as a JSON list", "Name it .json; in JSON Lines every line is an object.")
+        return Cause("it starts like a JSON list", "Name it .json; in JSON Lines every line is an object.")
     return _json(opening, is_whole)
 
 
 def _json(opening: bytes, is_whole: bool) -> Cause | None:
-    """Objects that are no rows: one with a list for each column, one that holds the rows, or one on many lines."""
+    """Recognize objects that are not rows: with a list for each column, with all rows inside, or over many lines."""
     first, _, rest = opening.partition(b"\n")
     if first.strip() == b"{" and _FIRST_KEY.match(opening):
         return _several_lines(opening)
@@ -108,7 +108,7 @@ def _json(opening: bytes, is_whole: bool) -> Cause | None:
 
 
 def _parsed(line: bytes) -> object:
-    """What a line of JSON says; None where it is none."""
+    """A parsed line of JSON; None if it is not JSON."""
     try:
         value: object = json.loads(line)
     except (ValueError, RecursionError):
@@ -128,12 +128,12 @@ def _several_lines(opening: bytes) -> Cause:
 
 def _columnar() -> Cause:
     return Cause(
-        "it is one object with all values of a column under its name, and not one for each row", _ROWS_AS_LINES
+        "it is one object with all values of a column under its name, not one object for each row", _ROWS_AS_LINES
     )
 
 
 def _is_columnar(value: Mapping[str, object]) -> bool:
-    """Whether each key holds a list of values, or one by the numbers of rows as pandas writes it, all equally many."""
+    """Whether every key holds a list of values, or an object by row number as in pandas, all of the same size."""
     columns: list[list[object]] = []
     for column in value.values():
         if isinstance(column, dict) and list(column) == [str(number) for number in range(len(column))]:

@@ -1,4 +1,4 @@
-"""Which examples share a row: as many as fit, of mixed lengths."""
+"""Choosing the examples that share a row: as many as fit, of mixed lengths."""
 
 from bisect import bisect_left, insort
 from collections import defaultdict
@@ -11,29 +11,29 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.integer]
 
-# Shares of the tokens, in the shortest items, that may be kept back to fill the gaps that the others leave. The less is
-# kept back, the better lengths mix, and the more gaps stay; the first that needs few enough bins is taken.
+# Shares of the tokens, in the shortest items, to keep back for filling the gaps that the others leave. With less kept
+# back, lengths mix better but more gaps remain; the first share that needs few enough bins is taken.
 _KEPT_BACK = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
-# Of the bins of best-fit decreasing, how many more may be needed: each is a row that is computed for mixing alone.
+# Allowed extra bins, as a share of those of best-fit decreasing: each is a row computed only for mixing.
 _MORE_BINS = 0.005
 
 
 def pack(lengths: "Ints", capacity: int, seed: Sequence[int]) -> list[list[int]]:
-    """Put items of all lengths into each bin, and hardly more bins than best-fit decreasing needs.
+    """Mix items of all lengths in each bin, with hardly more bins than best-fit decreasing needs.
 
-    Best-fit decreasing puts items of like length together: long ones first, then bins of short ones alone. Where
-    length goes with what an example is (code is long, trivia are short), a training step then sees one kind only. So
-    its bins are filled anew: longest first, each into the emptiest, which spreads every length over all of them; and
-    the last and shortest into the fullest that has room. Where that needs more bins, as with items of little less than
-    half a bin and of little more than a third, best-fit decreasing stands.
+    Best-fit decreasing puts items of similar length together: long ones first, then bins of only short ones. If length
+    depends on the kind of example (code is long, trivia is short), a training step then sees only one kind. So the
+    bins are filled again: longest first, each into the emptiest bin, which spreads every length over all bins; then the
+    last and shortest into the fullest bin that has room. If that needs too many bins, as with items slightly below half
+    a bin and slightly above a third, the result of best-fit decreasing is kept.
 
     Args:
         lengths: Length of each item, at most `capacity`.
-        capacity: Room of a bin.
-        seed: Numbers that decide which of the items of one length goes where.
+        capacity: Size of a bin.
+        seed: Numbers that decide which of the items of the same length goes where.
 
     Returns:
-        The items of each bin, by index. At most 0.5 % more bins than by `best_fit_decreasing`.
+        The items of each bin, by index. At most 0.5 % more bins than from `best_fit_decreasing`.
     """
     import numpy as np
 
@@ -57,8 +57,8 @@ def best_fit_decreasing(lengths: "Ints", capacity: int, order: "Ints | None" = N
 
     Args:
         lengths: Length of each item, at most `capacity`.
-        capacity: Room of a bin.
-        order: The items by falling length; those of one length in their own order when None.
+        capacity: Size of a bin.
+        order: The items by falling length; if None, items of the same length keep their order.
 
     Returns:
         The items of each bin, by index. Never more than 11/9 of the bins of the best packing, plus one.
@@ -74,19 +74,19 @@ def best_fit_decreasing(lengths: "Ints", capacity: int, order: "Ints | None" = N
 
 
 class _Bins:
-    """Bins that are found by the room they have left."""
+    """Bins that are found by their remaining space."""
 
     def __init__(self, capacity: int, count: int = 0) -> None:
-        """Some empty bins; others come as they are needed."""
+        """Start with some empty bins; more are added as needed."""
         self._capacity = capacity
         self._bins: list[list[int]] = [[] for _ in range(count)]
-        self._spaces = [capacity] if count else []  # rooms that some bin has left, each once, in order
+        self._spaces = [capacity] if count else []  # remaining spaces of bins, sorted, without repeats
         self._bins_with: defaultdict[int, list[int]] = defaultdict(list)
         if count:
-            self._bins_with[capacity] = list(reversed(range(count)))  # the first is used first
+            self._bins_with[capacity] = list(reversed(range(count)))  # so that the first one is used first
 
     def put(self, items: "Ints", lengths: "Ints", *, emptiest: bool = False) -> None:
-        """Put items into the fullest bin that has room for each, or into the emptiest; into a new one if none has."""
+        """Put each item into the fullest bin with room for it, or the emptiest; into a new one if none has room."""
         spaces, bins_with = self._spaces, self._bins_with
         for item, length in zip(items.tolist(), lengths[items].tolist(), strict=True):
             fits_emptiest = emptiest and spaces and spaces[-1] >= length
@@ -107,5 +107,5 @@ class _Bins:
                 bins_with[left].append(chosen)
 
     def filled(self) -> list[list[int]]:
-        """The items of each bin that has any."""
+        """The items of each bin that is not empty."""
         return [items for items in self._bins if items]

@@ -1,4 +1,4 @@
-"""Rows of Parquet files and of Arrow's batches, as many at once as fit in memory."""
+"""Rows of Parquet files and Arrow batches, as many at once as fit in memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from thriftune.limits import READ_BYTES, ROW_BYTES, TOO_DEEP, is_too_deep, too_l
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_READ_ROWS = 1000  # at the most, at once
-# Bytes that are no text, dates that Python has no numbers for, columns nested deeper than Python's stack.
+_READ_ROWS = 1000  # most rows at once
+# Bytes that are not text, dates outside Python's range, columns nested deeper than Python's stack.
 _UNREADABLE = (ValueError, OverflowError, RecursionError)
-_CELL_BYTES = 16  # of memory that a value takes, however few bytes it has in the file
-# Bytes that rows which are read at once may take where each of them repeats all that a dictionary of the file holds.
-# Those that libraries write by themselves have 1 MB at the most.
+_CELL_BYTES = 16  # the memory that any value takes, however small in the file
+# Bytes that rows read at once may take if each repeats everything in a dictionary of the file. Dictionaries that
+# libraries write by default have at most 1 MB.
 _REPEATED_BYTES = 4 * READ_BYTES
 _PAGE_HEADER_BYTES = 16
-# How the header of a dictionary page begins (parquet.thrift, in the compact protocol): its type, 2, and then a number.
+# Start of the header of a dictionary page (parquet.thrift, in the compact protocol): its type, 2, and then a number.
 _DICTIONARY_PAGE = b"\x15\x04\x15"
 
 
@@ -29,13 +29,13 @@ def rows_of_file(file: Path, columns: Sequence[str] | None) -> Iterator[RawRow]:
 
     Args:
         file: A local file.
-        columns: Those that are read, of those that it has; None: all.
+        columns: Columns to read, if the file has them; None means all.
 
     Yields:
         Each row, or why it cannot be used.
 
     Raises:
-        OSError: It cannot be read, or unpacks to absurdly much.
+        OSError: It cannot be read, or expands too much.
         pyarrow.ArrowException: It is not Parquet.
     """
     import pyarrow.parquet as pq
@@ -44,7 +44,7 @@ def rows_of_file(file: Path, columns: Sequence[str] | None) -> Iterator[RawRow]:
         wanted = None if columns is None else [name for name in table.schema_arrow.names if name in columns]
         for lot in _lots(table.metadata, wanted, stream):
             if lot.rows == 1 and lot.size > ROW_BYTES:
-                yield RowError(too_large(lot.size))  # whose value would have to be read to be refused
+                yield RowError(too_large(lot.size))  # its value would have to be read to be refused alone
                 continue
             fitting = min(READ_BYTES * lot.rows // max(lot.size, 1), _REPEATED_BYTES // max(lot.repeated, 1))
             at_once = max(1, min(_READ_ROWS, fitting))
@@ -53,10 +53,13 @@ def rows_of_file(file: Path, columns: Sequence[str] | None) -> Iterator[RawRow]:
 
 
 def rows_of_batch(batch: "pa.RecordBatch") -> Iterator[RawRow]:
-    """The rows of an Arrow record batch; text that is not UTF-8, or a giant, spoils its row only.
+    """The rows of an Arrow record batch; a text that is huge or not UTF-8 only spoils its own row.
 
     Args:
         batch: The rows.
+
+    Yields:
+        Each row, or why it cannot be used.
     """
     try:
         rows = batch.to_pylist() if batch.nbytes <= ROW_BYTES else None
@@ -72,7 +75,7 @@ def _row(batch: "pa.RecordBatch") -> RawRow:
     """The only row of a batch."""
     import pyarrow as pa
 
-    # All that a dictionary holds counts as part of a batch, and is shared by its rows: each has its own value.
+    # A batch's size includes its whole dictionary, which the rows share: a row counts only its own value.
     columns = (c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns)
     sizes = [column.nbytes for column in columns]
     if sum(sizes) > ROW_BYTES:
@@ -89,13 +92,13 @@ def _checked(row: dict[str, Any]) -> RawRow:
 
 @dataclass(frozen=True)
 class _Lot:
-    """Row groups that are read together: one, or several small ones.
+    """Row groups that are read together: one large or several small ones.
 
     Attributes:
         groups: Their numbers.
         rows: Rows in them.
-        size: About how much memory they take, in bytes, if no value is repeated.
-        repeated: Bytes that each row may repeat of what the file holds once.
+        size: Approximate memory they take, in bytes, if no value is repeated.
+        repeated: Bytes of shared values that each row may repeat in memory.
     """
 
     groups: list[int]
@@ -120,7 +123,7 @@ def _lots(metadata: Any, wanted: Sequence[str] | None, stream: IO[bytes]) -> Ite
 
 
 def _columns(group: Any, wanted: Sequence[str] | None) -> Iterator[Any]:
-    """What is known of the wanted columns of a row group."""
+    """The metadata of the wanted columns of a row group."""
     for index in range(group.num_columns):
         column = group.column(index)
         if wanted is None or any(f"{column.path_in_schema}.".startswith(f"{name}.") for name in wanted):
@@ -128,10 +131,13 @@ def _columns(group: Any, wanted: Sequence[str] | None) -> Iterator[Any]:
 
 
 def _size(columns: Sequence[Any]) -> int:
-    """About how much memory columns of a row group take, in bytes.
+    """Approximate memory of columns of a row group, in bytes.
+
+    Args:
+        columns: Metadata of the columns.
 
     Raises:
-        OSError: They unpack to absurdly much.
+        OSError: They expand too much.
     """
     unpacked = sum(column.total_uncompressed_size for column in columns)
     require_plausible(sum(column.total_compressed_size for column in columns), unpacked)
@@ -139,7 +145,7 @@ def _size(columns: Sequence[Any]) -> int:
 
 
 def _shared(column: Any, stream: IO[bytes]) -> int:
-    """Bytes of the dictionary of a column: rows that repeat one text hold it once in the file, each again in memory."""
+    """Bytes of a column's dictionary: a text repeated by many rows is once in the file, but once per row in memory."""
     if column.physical_type not in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
         return 0
     stream.seek(min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset))

@@ -1,4 +1,4 @@
-"""The pieces of examples on disk, between conversion and arrangement, and what was counted on the way."""
+"""The pieces of examples on disk, between conversion and arrangement, and the counts of conversion."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# Samples kept until it is known which of them are copies: altogether, and of one file or dataset.
+# Samples kept until it is known which of them are copies: in total, and from one file or dataset.
 _CANDIDATES, _CANDIDATES_OF_ONE = 256, 16
 
 
@@ -27,10 +27,10 @@ class Part:
 
     Attributes:
         rows: Their tokens.
-        train: For each, whether it trains; else it is held out.
-        is_document: For each, whether it is joined with others.
-        opens: For each, whether it is the first piece of its example.
-        copies: For each, a `Copy`.
+        train: Whether each is for training; else it is held out. Shape [pieces], as for the next three.
+        is_document: Whether each is joined with others.
+        opens: Whether each is the first piece of its example.
+        copies: A `Copy` for each.
     """
 
     rows: Rows
@@ -41,10 +41,10 @@ class Part:
 
 
 class Pieces:
-    """Written once, then read once in the same order."""
+    """Pieces in files, written once, then read once in the same order."""
 
     def __init__(self, folder: Path) -> None:
-        """Choose where they lie.
+        """Choose the folder.
 
         Args:
             folder: A scratch folder.
@@ -59,7 +59,7 @@ class Pieces:
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[Converted], None]]:
-        """Gives a function that appends what became of a batch."""
+        """Open the files, and yield a function that appends the result of a batch."""
         import numpy as np
         import pyarrow as pa
 
@@ -89,7 +89,7 @@ class Pieces:
         find_copies(self._digests, self._sides, self._copies, deduplicate=deduplicate, leakage_check=leakage_check)
 
     def parts(self) -> Iterator[Part]:
-        """All pieces, a bounded lot at a time."""
+        """All pieces, in parts of bounded size."""
         import numpy as np
         import pyarrow as pa
 
@@ -104,14 +104,14 @@ class Pieces:
                     for name in ("held_out", "is_document", "opens")
                 }
                 marks = np.frombuffer(copies.read(batch.num_rows), dtype=np.uint8)
-                # Further pieces go with the first of their example: a held-out copy may not have been cut like it.
+                # Further pieces follow the first of their example: a held-out copy may be cut differently.
                 marks = marks[np.maximum.accumulate(np.where(flags["opens"], np.arange(len(marks)), 0))]
                 if len(self._kept) < len(self._candidates):
                     self._keep_samples(batch.column("digest").to_pylist(), (marks == 0) & flags["held_out"])
                 yield Part(rows_of(batch), ~flags["held_out"], flags["is_document"], flags["opens"], marks)
 
     def samples(self) -> list[dict[str, Any]]:
-        """Held-out questions that are no copies, of every source in turn; after `parts` was read to its end."""
+        """Held-out questions that are not copies, from every source in turn; call it after reading all `parts`."""
         by_source: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for key, sample in self._candidates.items():
             if key in self._kept:

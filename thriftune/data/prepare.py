@@ -1,7 +1,7 @@
-"""Prepare a dataset once, on a CPU: rows in, tokenized Parquet and a report of what became of them out.
+"""Prepare a dataset once, on a CPU: rows in, tokenized Parquet and a report on the rows out.
 
-Rows stream through: sources -> selection -> what is held out -> conversion (in parallel) -> a file of pieces -> copies
-found on disk -> arrangement. No step holds more than a window of the data.
+Rows stream through: sources -> selection -> hold-out -> conversion (in parallel) -> a file of pieces -> search for
+copies on disk -> arrangement. No step holds more than a window of the data.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from thriftune.progress import progress
 
 logger = logging.getLogger(__name__)
 
-# Raised when the same inputs give other rows: what was trained on the old ones does not go on with the new.
+# Increased when the same inputs give other rows: a training on the old rows does not resume with the new ones.
 PREPARATION = "5"
 
 
@@ -57,21 +57,21 @@ def prepare(
         config: The data section of a run.
         seed: Decides which rows are used, which of them are held out, and which share a packed row.
         tokenizer_dir: Directory with the tokenizer.
-        destination: Directory to make: train.parquet and validation.parquet (input_ids, labels, length, and
+        destination: Directory to create: train.parquet and validation.parquet (input_ids, labels, length, and
             position_ids where packed), rejected.parquet (source, row, reason), samples.json (held-out questions),
             report.html, report.json and manifest.json. The same inputs give the same bytes.
-        data_version: What `sources.versions` said of the data; part of the fingerprint.
+        data_version: Result of `sources.versions`; part of the fingerprint.
         trust_remote_code: Run tokenizer code that the model ships.
         token: Hub token, for hub datasets.
-        table: Parquet files of the table that the workflow was given, for source input:table.
-        processes: How many tokenize; one for each core that this process may use when None.
+        table: Parquet files of the table given to the workflow, for source input:table.
+        processes: Number of processes that tokenize; if None, one for each core that this process may use.
 
     Returns:
-        What became of the rows.
+        Statistics of the rows.
 
     Raises:
-        DataError: A source cannot be read, a column is missing, more rows than `max_rejected` cannot be used, or
-            nothing is left to train on.
+        DataError: A source cannot be read, a column is missing, the share of unusable rows is above `max_rejected`,
+            or nothing is left to train on.
         TransientError: The hub or a store did not answer.
     """
     tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code=trust_remote_code)
@@ -101,15 +101,15 @@ def prepare(
 
 
 def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_version: str) -> str:
-    """What a prepared dataset depends on, as a SHA-256: rows, what they mean, template, tokenizer and seed.
+    """A SHA-256 of everything that a prepared dataset depends on: rows, their meaning, template, tokenizer and seed.
 
     Args:
         config: The data section of a run.
-        seed: Of the run.
-        data_version: What `sources.versions` said.
-        tokenizer_version: What `thriftune.models.tokenizer.fingerprint` said: the chat template is part of it.
+        seed: Seed of the run.
+        data_version: Result of `sources.versions`.
+        tokenizer_version: Result of `thriftune.models.tokenizer.fingerprint`, which includes the chat template.
     """
-    # Where the rows lie, and under which name of a revision, says nothing of them; `data_version` does.
+    # The path of the rows and the name of their revision do not matter; `data_version` identifies them.
     place = {"source", "revision"}
     meaning = config.model_dump_json(exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}})
     parts = [PREPARATION, meaning, str(seed), data_version, tokenizer_version]
@@ -117,7 +117,7 @@ def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_vers
 
 
 def _open(config: DataConfig, scratch: Path, token: str | None, table: Sequence[Path]) -> list[OpenSource]:
-    """Find every source, and refuse one that lacks a column."""
+    """Open every source, and refuse one that lacks a column."""
     opened = [
         open_source(
             source, scratch=scratch / f"source{number}", token=token, table=table, columns=row_format.all_columns
@@ -136,14 +136,14 @@ def chosen(
     Args:
         opened: The sources.
         config: The data section of a run.
-        seed: Of the run.
+        seed: Seed of the run.
         scratch: Folder to write to.
 
     Returns:
-        What is used of each source; and the rows, to convert.
+        The selection of each source, and the batches of rows to convert.
 
     Raises:
-        DataError: Fewer than two rows, or two that differ, are left.
+        DataError: Fewer than two distinct rows are left.
     """
     weights = [source.weight for source in config.sources if source.weight is not None]
     counts = [source.count for source in opened]
@@ -153,14 +153,14 @@ def chosen(
 
 
 def require_columns(opened: Sequence[OpenSource], config: DataConfig) -> None:
-    """Refuse sources that lack a column which their format needs.
+    """Refuse sources that lack a column that their format needs.
 
     Args:
         opened: The sources.
         config: The data section of a run.
 
     Raises:
-        DataError: Names each of them.
+        DataError: Names each such source.
     """
     problems = []
     for number, (source, row_format) in enumerate(zip(opened, formats(config), strict=True)):
@@ -173,7 +173,7 @@ def require_columns(opened: Sequence[OpenSource], config: DataConfig) -> None:
                     f"{section}.{'template' if named.template else 'format'}",
                     named.template or str(named.format),
                     f"needs the columns {', '.join(missing)}; {source.name} has {', '.join(source.columns) or 'none'}.",
-                    f"Choose what fits the columns, or map their names in {section}.columns.",
+                    f"Choose a format that fits the columns, or map their names in {section}.columns.",
                 )
             )
     if problems:
@@ -198,7 +198,7 @@ def _convert(
 
 
 def _arrange(pieces: Pieces, config: DataConfig, seed: int, directory: Path) -> dict[str, SplitCounter]:
-    """Write the rows of both splits. Held-out rows are never packed, so that their loss compares between runs."""
+    """Write the rows of both splits. Held-out rows are never packed, so that their loss is comparable between runs."""
     with ExitStack() as stack:
         splits = {
             name: stack.enter_context(
@@ -224,14 +224,14 @@ def arranged(
 
     Args:
         opened: The sources.
-        selections: What is used of each.
+        selections: The selection of each source.
         config: The data section of a run.
-        seed: Of the run: which examples share a packed row.
-        pieces: All that was converted.
+        seed: Seed of the run, which decides the examples that share a packed row.
+        pieces: All converted pieces.
         directory: Folder to write to.
 
     Returns:
-        What became of the rows.
+        Statistics of the rows.
     """
     pieces.find_copies(deduplicate=config.deduplicate, leakage_check=config.leakage_check)
     counters = _arrange(pieces, config, seed, directory)
@@ -257,12 +257,12 @@ def arranged(
 
 
 def _require_tokens(stats: DataStats) -> None:
-    """Refuse a dataset with an empty split, and say where its rows went."""
+    """Refuse a dataset with an empty split, and say why its rows were left out."""
     for name, split in (("train", stats.train), ("validation", stats.validation)):
         if split.token_rows:
             continue
         is_length = split.dropped > max(split.rejected, split.duplicates, split.leaked)
-        more = "Repair what is rejected, or give" if split.rejected else "Give"
+        more = "Repair the rejected rows, or give" if split.rejected else "Give"
         raise DataError.single(
             "data.max_length" if is_length else "data.source",
             stats.max_length if is_length else ", ".join(source.name for source in stats.sources),
@@ -272,7 +272,7 @@ def _require_tokens(stats: DataStats) -> None:
 
 
 def _content_digest(directory: Path) -> str:
-    """A SHA-256 of what will be trained on: the bytes of both Parquet files."""
+    """A SHA-256 of the bytes of both Parquet files."""
     digest = hashlib.sha256()
     for name in (TRAIN, VALIDATION):
         with open(directory / name, "rb") as stream:

@@ -1,4 +1,4 @@
-"""Reading a prepared dataset: what training and evaluation see of it."""
+"""Reading a prepared dataset, for training and evaluation."""
 
 import json
 from pathlib import Path
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 TRAIN, VALIDATION = "train.parquet", "validation.parquet"
 _SAMPLES = "samples.json"
 _ROWS = "rows.arrow"
-_BATCH_ROWS = 1000  # as datasets writes them: a row is found within its batch
+_BATCH_ROWS = 1000  # as datasets writes them: a row is looked up within its batch
 POSITIONS = "position_ids"
 
 
 def load_split(directory: Path, name: str) -> "Dataset":
     """One split of a prepared dataset, memory-mapped. In a job of several processes, every rank of a node calls it.
 
-    Parquet cannot be mapped: it is unpacked beside the dataset, once for each node and not once for each rank. What an
-    earlier run unpacked is read through before it is used, which takes a quarter of the time that unpacking does.
+    Parquet cannot be memory-mapped, so it is unpacked next to the dataset, once per node and not once per rank. Files
+    that an earlier run unpacked are verified before use, which takes a quarter of the time of unpacking.
 
     Args:
         directory: A prepared dataset.
         name: `TRAIN` or `VALIDATION`.
 
     Returns:
-        A dataset with the columns input_ids, labels, length and, where packed, position_ids.
+        A dataset with the columns input_ids, labels, length and, if packed, position_ids.
     """
     from datasets import Dataset
 
@@ -40,7 +40,7 @@ def load_split(directory: Path, name: str) -> "Dataset":
 
 
 def _unpack(file: Path, place: Path) -> None:
-    """Write Parquet as rows that can be mapped, unless they are there and whole."""
+    """Write Parquet as rows that can be memory-mapped, unless they already exist undamaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -59,7 +59,7 @@ def _unpack(file: Path, place: Path) -> None:
 
 
 def count_rows(directory: Path, name: str) -> int:
-    """Rows of one split of a prepared dataset, without reading them.
+    """Number of rows in one split of a prepared dataset, without reading them.
 
     Args:
         directory: A prepared dataset.
@@ -76,7 +76,7 @@ def is_packed(rows: "Dataset") -> bool:
 
 
 def write_samples(samples: list[dict[str, Any]], directory: Path) -> None:
-    """Keep held-out questions for the answers before and after training."""
+    """Save held-out questions for the answers before and after training."""
     artifacts.write_text(directory / _SAMPLES, json.dumps(samples, indent=2))
 
 

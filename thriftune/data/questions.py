@@ -1,4 +1,4 @@
-"""A question as the tokens that training put before an answer."""
+"""Encoding a question in the form that training used before an answer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -12,45 +12,45 @@ from thriftune.models import chat_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SHOWN = 80  # characters of a prompt
+_SHOWN = 80  # characters of a prompt in a message
 
 
 def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: DataFormat) -> list[int]:
-    """A prompt as the tokens that training put before an answer.
+    """Encode a prompt in the form that training used before an answer.
 
     Args:
-        prompt: What a person asks.
+        prompt: The question of a person.
         tokenizer: The model's tokenizer.
-        style: How the model was trained to be asked.
+        style: The format that the model was trained on.
 
     Returns:
-        Token ids, with BOS exactly once where the tokenizer uses one.
+        Token ids, with BOS exactly once if the tokenizer uses it.
 
     Raises:
-        DataError: The model's chat template makes nothing of it.
+        DataError: The model's chat template cannot render it.
     """
     if style in FORMATS and FORMATS[style].is_chat:
         try:
             text = chat_template.apply([{"role": "user", "content": prompt}], tokenizer, prompt=True)
         except chat_template.TemplateFailsError as error:
-            remedy = "Ask otherwise, or repair chat_template.jinja."
+            remedy = "Write the prompt in another way, or repair chat_template.jinja."
             raise DataError.single("prompts", repr(prompt[:_SHOWN]), f"{error}.", remedy) from error
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(question_prompt(style, prompt))["input_ids"])
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()  # a tokenizer that closes every text with EOS would end the answer before it starts
+        ids.pop()  # a tokenizer that adds EOS to every text would end the answer before it starts
     return ids
 
 
 def prompt_style(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> DataFormat:
-    """How a model wants to be asked.
+    """The format in which a model expects questions.
 
     Args:
         directory: The model, or the adapter on it.
         tokenizer: The model's tokenizer.
 
     Returns:
-        The format that its manifest says it was trained on; without one, chat if there is a chat template, else text.
+        The training format in its manifest; without a manifest, chat if there is a chat template, else text.
     """
     if artifacts.is_whole(directory):
         data = artifacts.read_manifest(directory).get("config", {}).get("data", {})

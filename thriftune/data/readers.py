@@ -1,6 +1,6 @@
-"""Rows out of files, one at a time and in bounded memory: JSON Lines, JSON, CSV, TSV, text and Parquet.
+"""Reading rows from files, one at a time and in bounded memory: JSON Lines, JSON, CSV, TSV, text and Parquet.
 
-A row that cannot be read is an error in its place, never the end of the file; one error says why a file cannot be.
+An unreadable row becomes an error in its position and does not end the file; an unreadable file raises one error.
 """
 
 import itertools
@@ -32,11 +32,11 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 
 
 class NotAnObjectError(RowError):
-    """A row that is JSON, and no object; its only argument is what it is."""
+    """A row that is JSON but not an object; its only argument is the value."""
 
     @property
     def value(self) -> Any:
-        """What it is."""
+        """The parsed value."""
         return self.args[0]
 
     def __str__(self) -> str:
@@ -46,8 +46,11 @@ class NotAnObjectError(RowError):
 def decode(raw: RawRow) -> Row:
     """A row as a mapping from columns to values.
 
+    Args:
+        raw: The row as read, or why it cannot be used.
+
     Raises:
-        RowError: It is not one, or nested too deep.
+        RowError: It is not a mapping, or nested too deep.
     """
     if isinstance(raw, RowError):
         raise raw
@@ -63,16 +66,19 @@ def _parse_json_line(line: bytes) -> dict[str, Any]:
         raise RowError(f"is not JSON ({error.msg})") from error
     except RecursionError as error:
         raise RowError(f"is {TOO_DEEP}") from error
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise RowError("is not JSON that can be read") from error
     return _object(value)
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """A row that is JSON.
+    """A row from parsed JSON.
+
+    Args:
+        value: The parsed JSON.
 
     Raises:
-        RowError: It is no object, or nested too deep for what comes after: templates, processes, digests.
+        RowError: It is not an object, or nested too deep for templates, other processes and digests.
     """
     if is_too_deep(value):
         raise RowError(f"is {TOO_DEEP}")
@@ -93,7 +99,7 @@ def _read_json_lines(file: Path, _sample_by: SampleBy, _columns: Columns) -> _Nu
 
 
 def _rest_of_line(stream: IO[bytes]) -> int:
-    """Read to the end of a line without keeping it; gives how many bytes that were."""
+    """Read to the end of a line without keeping it; returns the number of bytes."""
     size = 0
     while part := stream.readline(ROW_BYTES):
         size += len(part)
@@ -103,7 +109,7 @@ def _rest_of_line(stream: IO[bytes]) -> int:
 
 
 def _read_json(file: Path, sample_by: SampleBy, columns: Columns) -> _NumberedRows:
-    """A list of objects; or JSON Lines, which many write under this ending too."""
+    """Read a list of objects; or JSON Lines, which many people write with this ending too."""
     with open_binary(file) as stream:
         opening = stream.read(1 << 16).removeprefix(_UTF8_BOM).lstrip()[:1]
     if opening != b"[":
@@ -148,7 +154,7 @@ def _read_text(file: Path, sample_by: SampleBy, _columns: Columns) -> _NumberedR
 
 
 class _TextRow:
-    """A row of text as it comes; what is over the limit is counted, and no longer kept."""
+    """A row of text, collected piece by piece; beyond the limit, pieces are only counted."""
 
     def __init__(self, sample_by: SampleBy) -> None:
         self.size = 0
@@ -163,7 +169,7 @@ class _TextRow:
             self._pieces.clear()
 
     def read(self) -> RawRow | None:
-        """The row; None for a document of white space."""
+        """The row; None for a document that is only white space."""
         if self.size > ROW_BYTES:
             remedy = "; data.sample_by: paragraph cuts a file into rows" if self._is_document else ""
             return RowError(too_large(self.size) + remedy)
@@ -193,13 +199,13 @@ READERS = {
 }
 
 
-def read_file(file: Path, sample_by: SampleBy = "paragraph", columns: Columns = None) -> _NumberedRows:
+def read_file(file: Path, sample_by: SampleBy = "paragraph", columns: Columns = None) -> Iterator[tuple[int, RawRow]]:
     """Read the rows of a file.
 
     Args:
         file: A local file whose ending is in `ENDINGS`.
         sample_by: What a row of a text file is.
-        columns: What is read of a Parquet file, where columns that nobody needs cost time and can be bad; None: all.
+        columns: Columns to read from a Parquet file, where unneeded columns cost time and may be bad; None means all.
 
     Yields:
         The number of each row and the row. Rows count from 1; in JSON Lines they are numbered by line, in CSV from
@@ -219,14 +225,14 @@ def read_file(file: Path, sample_by: SampleBy = "paragraph", columns: Columns = 
 
 
 def count_rows(file: Path, sample_by: SampleBy = "paragraph") -> int:
-    """How many rows `read_file` gives."""
+    """Number of rows that `read_file` yields."""
     if ending_of(file.name) == ".parquet":
         return int(_parquet_metadata(file).num_rows)
     return sum(1 for _ in read_file(file, sample_by))
 
 
 def columns_of(file: Path, sample_by: SampleBy = "paragraph") -> list[str]:
-    """The columns of a file: of its header or schema, or of its first hundred rows where each row has its own."""
+    """The columns of a file, from its header or schema, or from its first hundred rows if each row has its own."""
     if ending_of(file.name) == ".parquet":
         return [str(name) for name in _parquet_metadata(file).schema.to_arrow_schema().names]
     names: dict[str, None] = {}
@@ -239,15 +245,19 @@ def columns_of(file: Path, sample_by: SampleBy = "paragraph") -> list[str]:
         except RowError as error:
             first_error = first_error or f"row {number} {error}"
     if first_error and not names:
-        raise unreadable(file, _reader_of(file).name, f"none of its first rows can be, {first_error}")
+        raise unreadable(file, _reader_of(file).name, f"none of its first rows can be read, {first_error}")
     return list(names)
 
 
 def _require_kind(file: Path, kind: str) -> None:
-    """Refuse a file that is something else than its name says.
+    """Refuse a file whose content does not match its name.
+
+    Args:
+        file: The file.
+        kind: The type that its name implies.
 
     Raises:
-        DataError: It begins as something else; it says as what.
+        DataError: It starts like another type; the message says which.
     """
     with open_binary(file) as stream:
         opening = stream.read(_OPENING_BYTES)
@@ -275,8 +285,8 @@ def _reader_of(file: Path) -> _Reader:
 
 
 def unreadable(file: Path, kind: str, why: object) -> DataError:
-    """What is said of a file that cannot be read as what its name says."""
-    remedy = "Repair the file, or write JSON Lines, where one bad row spoils no other."
+    """The error for a file that cannot be read as the type that its name implies."""
+    remedy = "Repair the file, or write JSON Lines, where a bad row does not affect others."
     return DataError.single(
         "data.source", file, f"could not be read as {kind}: {why}.", remedy if kind == "JSON" else "Repair the file."
     )

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: counted, listed, and refused when there are too many. None is lost silently."""
+"""Rows that cannot be used: counted, listed, and an error if there are too many. None is lost silently."""
 
 import logging
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 REJECTED = "rejected.parquet"
 _SHOWN_REASONS = 8
 _SHOWN_ROWS = 3  # rows named for each reason
-_KNOWN_REASONS = 1000  # counted apart; a template's own messages can be endlessly many
+_KNOWN_REASONS = 1000  # counted separately; a template can raise any number of different messages
 _SPECIAL_REMEDY = "If a chat template was applied to the text already, set data.special_tokens: keep."
 _OTHER = "other reasons (see " + REJECTED + ")"
 
@@ -26,10 +26,10 @@ class RejectedRow:
     """A row, or a part of one, that cannot be used.
 
     Attributes:
-        source: File or dataset it is in.
+        source: The file or dataset.
         row: Its number there, from 1.
-        reason: Why.
-        cause: What is wrong there.
+        reason: Why it cannot be used.
+        cause: Whether the fault lies in the row or in the chat template.
     """
 
     source: str
@@ -39,13 +39,17 @@ class RejectedRow:
 
 
 class Rejections:
-    """Writes rejected rows to a file as they come, and remembers how many there are of each kind.
+    """Writes rejected rows to a file as they come, and counts them by reason.
 
     Attributes:
-        rows: Those of which nothing can be used.
-        reasons: How often each comes.
-        causes: What is wrong there.
+        rows: Number of rows of which nothing can be used.
+        reasons: Number of rows for each reason.
+        causes: Where the faults lie.
     """
+
+    rows: int
+    reasons: Counter[str]
+    causes: set[Cause]
 
     def __init__(self, file: Path) -> None:
         """Open the file: Parquet with the columns source, row and reason."""
@@ -56,21 +60,21 @@ class Rejections:
         self._writer = pq.ParquetWriter(file, self._schema)
         self._first: defaultdict[str, list[RejectedRow]] = defaultdict(list)
         self.rows = 0
-        self.reasons: Counter[str] = Counter()
-        self.causes: set[Cause] = set()
+        self.reasons = Counter()
+        self.causes = set()
 
     def add(self, rows: Sequence[RejectedRow], whole: int) -> None:
-        """Take rejected rows and parts of rows.
+        """Add rejected rows and parts of rows.
 
         Args:
-            rows: What cannot be used.
-            whole: Rows of which nothing can be used; only these count against the share that is allowed.
+            rows: The rejected rows and parts.
+            whole: Number of rows of which nothing can be used; only these count against the allowed share.
         """
         import pyarrow as pa
 
         if not rows:
             return
-        # Reasons may quote what a template or a library says of a row.
+        # Reasons may quote a message of a template or a library.
         rows = [replace(row, source=redacted(row.source), reason=redacted(row.reason)) for row in rows]
         self._writer.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=self._schema))
         self.rows += whole
@@ -83,14 +87,14 @@ class Rejections:
                 self._first[reason].append(row)
 
     def require_few(self, total: int, max_rejected: float) -> None:
-        """Refuse data with too many bad rows; say how many there are in any case.
+        """Log the number of bad rows, and refuse data with too many.
 
         Args:
-            total: Rows of the data.
+            total: Number of rows of the data.
             max_rejected: Share of them that may be bad.
 
         Raises:
-            DataError: More are; it counts them by reason and names the first rows of each.
+            DataError: There are more; it counts them by reason and names the first rows of each.
         """
         rejected = self.rows
         if not self.reasons:

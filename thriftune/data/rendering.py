@@ -1,4 +1,4 @@
-"""Conversations through the tokenizer's chat template, with the assistant's turns found in the text it makes."""
+"""Rendering conversations with the tokenizer's chat template, and finding the assistant's turns in the text."""
 
 import json
 import re
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
 _MARKS_TURNS = re.compile(r"{%-?\s*generation\s*-?%}")
 _SEARCHED_IN_A_STEP = 1000  # characters
-_STAND_IN = "\u2063thriftune\u2063"  # with invisible separators, so that no row says it
+_STAND_IN = "\u2063thriftune\u2063"  # with invisible separators, so that it occurs in no row
 
 
 class OverrunError(TemplateRowError):
-    """A row for which the chat template costs more than for any other row it may."""
+    """A row for which the chat template exceeds the limits."""
 
 
 def render(
     conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", closings: tuple[str, ...] = ()
 ) -> MarkedText:
-    """Apply the chat template, and find each assistant turn in the text it makes.
+    """Apply the chat template, and find each turn of the assistant in its text.
 
-    Where the template marks the assistant's turns itself ({% generation %}), they are taken from it. Else a turn is
-    what the template adds between the prompt for it and the conversation up to and including it: found in characters,
-    so no token can be miscounted.
+    If the template itself marks the assistant's turns ({% generation %}), its marks are used. Else a turn is the text
+    that the template adds between the prompt for it and the conversation that ends with it: located in characters, so
+    no token can be miscounted.
 
     Args:
         conversation: The messages.
         tokenizer: A tokenizer with a chat template.
-        closings: What `chat_template.closings` says of it; empty: asked here, which takes as long as a row does.
+        closings: Result of `chat_template.closings`; if empty, it is computed here, which takes as long as a row.
 
     Returns:
-        The text with every assistant turn to train on marked, up to its closing token, and what the last one answers.
+        The text with every assistant turn to train on marked, up to its closing token, and the last question.
 
     Raises:
-        OverrunError: The template costs too much for it.
+        OverrunError: The template exceeds the limits for it.
         RowError: The template refuses the conversation, leaves out a part of it, or changes earlier turns when later
-            ones come.
+            ones follow.
     """
     with template_sandbox.budget() as spent:
         try:
@@ -51,7 +51,7 @@ def render(
         except chat_template.TemplateNeverEndsError as error:
             raise OverrunError(str(error)) from error
         except OverBudgetError as error:
-            raise OverrunError(f"finding what it says in what the model's chat template makes {error}") from error
+            raise OverrunError(f"locating its messages in the text of the model's chat template {error}") from error
         except chat_template.TemplateFailsError as error:
             raise TemplateRowError(str(error)) from error
 
@@ -64,14 +64,14 @@ def _rendered(
     _require_everything(messages, conversation.tools, text, spent)
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     functions: list[Any] | None = list(conversation.tools) or None
-    if _MARKS_TURNS.search(tokenizer.get_chat_template(tools=functions)):  # of several templates, the one for this row
+    if _MARKS_TURNS.search(tokenizer.get_chat_template(tools=functions)):  # of several, the template for this row
         spans = list(chat_template.marked_turns(messages, tokenizer, tools=conversation.tools))
     else:
         spans = _located(text, turns, messages, conversation.tools, tokenizer)
     if len(spans) != len(turns):
-        message = f"the chat template marks {len(spans)} turns of the assistant, and there are {len(turns)}"
+        message = f"the chat template marks {len(spans)} turns of the assistant, but there are {len(turns)}"
         raise TemplateRowError(message)
-    # OpenAI's weight: 0 marks a turn that is there to be read, and not to be learned.
+    # OpenAI's weight: 0 marks a turn that is read but not trained on.
     learned = [pair for pair in zip(turns, spans, strict=True) if messages[pair[0]].get("weight") != 0]
     if not learned:
         raise RowError("every turn of the assistant has weight 0, so there is no answer to train on")
@@ -82,9 +82,9 @@ def _rendered(
 
 
 def _closed(text: str, span: tuple[int, int], closings: tuple[str, ...]) -> tuple[int, int]:
-    """A turn through its closing token, which a template may write outside of what it marks, and no white space after.
+    """A turn up to its closing token, which a template may write outside its marks, without white space after it.
 
-    White space after the closing token is the template's, not the model's to say.
+    White space after the closing token is written by the template, not by the model.
     """
     start, end = span
     said = text[start:end].rstrip()
@@ -102,7 +102,7 @@ def _located(
     tools: Sequence[Mapping[str, Any]],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[tuple[int, int]]:
-    """What the template adds for each turn of the assistant."""
+    """The character range that the template adds for each turn of the assistant."""
     spans = []
     for number in turns:
         before = chat_template.apply(messages[:number], tokenizer, tools=tools, prompt=True)
@@ -111,7 +111,7 @@ def _located(
         if through.startswith(before) and text.startswith(through):
             spans.append((len(before), len(through)))
         elif is_last:
-            raise TemplateRowError("the chat template does not open an answer as it opens the prompt for it")
+            raise TemplateRowError("the chat template does not start an answer in the same way as the prompt for it")
         else:
             spans.append(_located_by_content(text, number, messages, tools, tokenizer))
     return spans
@@ -124,10 +124,10 @@ def _located_by_content(
     tools: Sequence[Mapping[str, Any]],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> tuple[int, int]:
-    """Where a message stands: what changes in the text when something else stands in its place.
+    """The position of a message: the part of the text that changes when something else takes its place.
 
-    For templates that write earlier turns otherwise when later ones come, as those that drop the thoughts of earlier
-    turns do.
+    For templates that write earlier turns differently when later ones follow, such as those that drop the thoughts of
+    earlier turns.
     """
     said = messages[number]["content"].strip()
     replaced = [{**m, "content": _STAND_IN} if i == number else m for i, m in enumerate(messages)]
@@ -135,7 +135,7 @@ def _located_by_content(
     before, found, after = other.partition(_STAND_IN)
     if not said or not found or text != before + said + after:
         raise TemplateRowError(
-            "the chat template rewrites earlier turns when later ones come, so answers cannot be located in it"
+            "the chat template rewrites earlier turns when later ones follow, so answers cannot be located in it"
         )
     return len(before), len(before) + len(said)
 
@@ -143,7 +143,7 @@ def _located_by_content(
 def _require_everything(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], text: str, spent: Budget
 ) -> None:
-    """Refuse a template that silently leaves out what a message says: many know nothing of tools, some of systems."""
+    """Refuse a template that silently drops content of messages: many do not support tools, some no system prompt."""
 
     def holds(part: str) -> bool:
         spent.step(1 + len(text) // _SEARCHED_IN_A_STEP)
@@ -159,7 +159,7 @@ def _require_everything(
     for number, message in enumerate(messages, 1):
         said = [message["content"].strip(), *(str(message[key]).strip() for key in REASONING if key in message)]
         said += [call["function"]["name"] for call in message.get("tool_calls", ())]
-        # Many templates write what a tool returned as JSON.
+        # Many templates write a tool's result as JSON.
         if not all(holds(part) or holds(json.dumps(part, ensure_ascii=False)[1:-1]) for part in said):
             left_out = f"message {number} ({message['role']})"
-            raise TemplateRowError(f"the model's chat template leaves out what {left_out} says")
+            raise TemplateRowError(f"the model's chat template leaves out the content of {left_out}")

@@ -1,4 +1,4 @@
-"""The report of a preparation: report.json for programs, and report.html for people; the log's is in summary."""
+"""The report of a preparation: report.json for programs, and report.html for people; `summary` writes the log's."""
 
 import json
 from collections import Counter
@@ -21,8 +21,8 @@ JSON = "report.json"
 
 _SAMPLES = 6
 _SAMPLE_CHARACTERS = 1500
-_SEGMENT_CHARACTERS = 500  # longer ones lose their middle, so that one sees where loss starts and ends
-_CONTEXT_TOKENS = 4  # decoded before a segment: some tokenizers drop the space that a text starts with
+_SEGMENT_CHARACTERS = 500  # longer ones lose their middle, so that the start and end of loss are visible
+_CONTEXT_TOKENS = 4  # decoded before a segment: some tokenizers drop the space at the start of a text
 _PAGE_REASONS = 50
 _PAGE_KEYS = 50
 
@@ -31,10 +31,10 @@ Decode = Callable[[list[int]], str]
 
 @dataclass(frozen=True)
 class Segment:
-    """Text of consecutive tokens that are alike.
+    """Text of consecutive tokens of the same kind.
 
     Attributes:
-        text: What they say.
+        text: Their text.
         trained: Whether they carry loss.
         special: Whether they are special tokens.
         left_out: Characters left out here; `text` is empty then.
@@ -52,11 +52,11 @@ class Sample:
 
     Attributes:
         number: Its number in train.parquet, from 1.
-        tokens: Tokens in it.
-        trained_tokens: Those of them that carry loss.
-        examples: Examples in it.
-        shown: The first of them that fit, as segments.
-        left_out: Characters after what is shown.
+        tokens: Number of its tokens.
+        trained_tokens: Number of its tokens that carry loss.
+        examples: Number of its examples.
+        shown: The first examples that fit, as segments.
+        left_out: Number of characters after the shown ones.
     """
 
     number: int
@@ -68,21 +68,21 @@ class Sample:
 
 
 def write(stats: DataStats, directory: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Write report.json and report.html beside the prepared rows. The same rows give the same bytes.
+    """Write report.json and report.html next to the prepared rows. The same rows give the same bytes.
 
     Args:
-        stats: What became of the rows.
+        stats: Statistics of the rows.
         directory: The prepared dataset, with train.parquet in it.
         tokenizer: The tokenizer of its rows.
     """
     artifacts.write_text(directory / JSON, json.dumps(asdict(stats), indent=2) + "\n")
     page = render(stats, read_samples(directory / TRAIN, tokenizer))
-    # A file name that is not UTF-8 comes as half of a surrogate pair, which UTF-8 has no bytes for.
+    # A file name that is not UTF-8 contains half of a surrogate pair, which UTF-8 cannot encode.
     artifacts.write_text(directory / HTML, page)
 
 
 def render(stats: DataStats, samples: Sequence[Sample]) -> str:
-    """The report as one HTML page that loads nothing; whatever rows say is escaped."""
+    """The report as one HTML page that loads nothing; texts of rows are escaped."""
     reasons = Counter(stats.reasons).most_common()
     return pages.render(
         "data/report.html.jinja",
@@ -101,7 +101,7 @@ def number(count: int) -> str:
 
 
 def percent(value: float) -> str:
-    """A share to read: never 0 % of something, nor 100 % of less than all."""
+    """A share as text: never 0 % for something, nor 100 % for less than all."""
     if 0 < value < 0.0005:
         return "<0.1%"
     if 0.9995 <= value < 1:
@@ -110,24 +110,24 @@ def percent(value: float) -> str:
 
 
 def share(part: int, whole: int) -> float:
-    """`part` of `whole`, from 0 to 1; none of nothing is 0."""
+    """`part` divided by `whole`, from 0 to 1; 0 if both are 0."""
     return part / whole if whole else 0.0
 
 
 def examples_read(split: SplitStats) -> int:
-    """Examples of a split before any was left out."""
+    """Number of examples of a split before any was left out."""
     return split.examples + split.dropped + split.duplicates + split.leaked
 
 
 def read_samples(file: Path, tokenizer: "PreTrainedTokenizerBase") -> list[Sample]:
-    """Some rows of a Parquet file, as text. Reads the row groups that hold them, one at a time.
+    """Some rows of a Parquet file, as text. Reads their row groups, one at a time.
 
     Args:
         file: Rows of a split.
         tokenizer: Their tokenizer.
 
     Returns:
-        Rows from all over the file, and so from every large source.
+        Rows spread over the whole file, and so from every large source.
     """
     import pyarrow.parquet as pq
 
@@ -163,7 +163,7 @@ def sample(row_number: int, row: dict[str, list[int]], special: set[int], decode
         row_number: Its number in the file, from 1.
         row: Its input_ids, labels and, if packed, position_ids.
         special: Ids of the special tokens.
-        decode: Gives the text of token ids.
+        decode: Returns the text of token ids.
     """
     ids, labels = row["input_ids"], row["labels"]
     starts = [i for i, position in enumerate(row.get(POSITIONS, [])) if position == 0] or [0]
@@ -182,10 +182,10 @@ def segments(ids: list[int], labels: list[int], special: set[int], decode: Decod
         ids: Tokens of the example.
         labels: Their labels.
         special: Ids of the special tokens.
-        decode: Gives the text of token ids.
+        decode: Returns the text of token ids.
 
     Yields:
-        Segments that together say what the example says.
+        Segments that together form the example.
     """
     kinds = ((label != IGNORED, token in special) for token, label in zip(ids, labels, strict=True))
     end = 0
@@ -193,7 +193,7 @@ def segments(ids: list[int], labels: list[int], special: set[int], decode: Decod
         start, end = end, end + len(list(tokens))
         context = ids[max(0, start - _CONTEXT_TOKENS) : start]
         before, text = decode(context), decode(context + ids[start:end])
-        # Where the bytes of a character go on over the border, the text before it is no beginning of the whole.
+        # If the bytes of a character cross the border, the text before it is not a prefix of the whole.
         text = text[len(before) :] if text.startswith(before) else decode(ids[start:end])
         yield Segment(text, is_trained, is_special)
 
@@ -205,11 +205,11 @@ def shortened(
 
     Args:
         examples: The segments of each of its examples.
-        limit: Characters to show of all of them.
-        longest: Characters to show of a segment; the middle of a longer one is left out.
+        limit: Most characters to show in total.
+        longest: Most characters to show of a segment; the middle of a longer one is left out.
 
     Returns:
-        The segments to show, and how many characters follow them.
+        The segments to show, and the number of characters after them.
     """
     shown: list[list[Segment]] = []
     for example in examples:

@@ -1,4 +1,4 @@
-"""Which rows of each source are used: decided by seed and position, in no memory."""
+"""Which rows of each source are used: decided by seed and position, without keeping anything in memory."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 18
-_WORDS = 4  # Philox makes four numbers at a time
+_WORDS = 4  # Philox generates four numbers at a time
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Selection:
     """Which rows of one source are used.
 
     Attributes:
-        seed: Of the run.
+        seed: Seed of the run.
         source: Index of the source.
-        count: Its rows.
-        used: How many of them are used.
+        count: Number of its rows.
+        used: Number of its used rows.
         last_used: Highest rank of a used row.
     """
 
@@ -39,7 +39,7 @@ class Selection:
     last_used: int
 
     def uses(self, start: int, count: int) -> "npt.NDArray[np.bool_]":
-        """For each of `count` rows from row `start` on (counted from 0), whether it is used."""
+        """Whether each of `count` rows from row `start` on (counted from 0) is used. Shape [count]."""
         import numpy as np
 
         if not self.used:
@@ -48,7 +48,7 @@ class Selection:
         return is_used
 
     def ranks(self) -> Iterator["Ranks"]:
-        """The ranks of the used rows, in order, a bounded lot at a time."""
+        """The ranks of the used rows, in order, in arrays of bounded size."""
         for ranks in _all_ranks(self.seed, self.source, self.count):
             yield ranks[ranks <= self.last_used] if self.used else ranks[:0]
 
@@ -63,10 +63,10 @@ def select(
     """Decide which rows are used.
 
     Args:
-        counts: Rows of each source.
-        weights: Relative share of each source in the mix; every row is used when None. No row is used twice: the
-            scarcest source, by its weight, is used whole.
-        max_rows: Use only this many rows altogether, in the proportion of the mix.
+        counts: Number of rows of each source.
+        weights: Relative share of each source in the mix; if None, every row is used. No row is used twice: the
+            scarcest source, by its weight, is used completely.
+        max_rows: Use only this many rows in total, in the proportion of the mix.
         seed: Decides the choice.
 
     Returns:
@@ -80,7 +80,7 @@ def select(
         raise too_few(f"{sum(used)} row" + ("s" if sum(used) != 1 else ""))
     for source, use in enumerate(used):
         if use == 0:
-            logger.warning("No row of source %d is used: its weight beside the others leaves it none", source)
+            logger.warning("No row of source %d is used: its weight is too small compared with the others", source)
     return [
         Selection(seed, source, count, use, nth_lowest(partial(_all_ranks, seed, source, count), use))
         for source, (count, use) in enumerate(zip(counts, used, strict=True))
@@ -88,23 +88,23 @@ def select(
 
 
 def too_few(found: str) -> DataError:
-    """What is said of data that cannot be split.
+    """The error for data that cannot be split.
 
     Args:
-        found: How many rows there are.
+        found: The rows there are, in words.
     """
     return DataError.single(
         "data.source",
         found,
         "cannot be split into training and held-out rows.",
         "Give at least two that differ. A .txt file is cut into rows by data.sample_by; JSON with all values of a "
-        "column under its name, or all rows under one key, is one row: write an object for each.",
+        "column under its name, or all rows under one key, is one row: write an object for each row.",
         code="too-few-rows",
     )
 
 
 def shares(counts: Sequence[int], weights: Sequence[float] | None, max_rows: int | None) -> list[int]:
-    """How many rows of each source are used."""
+    """Number of used rows of each source."""
     used = list(counts)
     if weights is not None:
         size = min(count / weight for count, weight in zip(counts, weights, strict=True))
@@ -113,20 +113,20 @@ def shares(counts: Sequence[int], weights: Sequence[float] | None, max_rows: int
 
 
 def held_out_shares(unique: Sequence[int], share: float) -> list[int]:
-    """How many different rows of each source are held out: of each alike, one altogether at the least, never all.
+    """Number of distinct rows of each source to hold out: the same share of each, at least one in total, never all.
 
     Args:
-        unique: Different rows of each source, at least two altogether.
-        share: Of them to hold out.
+        unique: Number of distinct rows of each source, at least two in total.
+        share: Share of them to hold out.
     """
     return _apportioned(min(max(1, round(sum(unique) * share)), sum(unique) - 1), unique)
 
 
 def nth_lowest(chunks: Callable[[], Iterator["Ranks"]], nth: int) -> int:
-    """The `nth` lowest rank, found in two passes over ranks that are never all in memory; 0 where `nth` is 0.
+    """The `nth` lowest rank, found in two passes over ranks that are never all in memory; 0 if `nth` is 0.
 
     Args:
-        chunks: Gives all ranks, a lot at a time, as often as it is called.
+        chunks: Iterates over all ranks in arrays of bounded size, each time it is called.
         nth: Counted from 1.
     """
     import numpy as np
@@ -144,7 +144,7 @@ def nth_lowest(chunks: Callable[[], Iterator["Ranks"]], nth: int) -> int:
 
 
 def _apportioned(total: int, among: Sequence[int]) -> list[int]:
-    """Whole numbers that add up to `total` in a proportion: rounded down, and up where the remainder is largest."""
+    """Whole numbers in a proportion that add up to `total`: rounded down, or up where the remainders are largest."""
     exact = [total * part / sum(among) for part in among]
     parts = [int(part) for part in exact]
     by_remainder = sorted(range(len(parts)), key=lambda i: (int(exact[i]) - exact[i], i))
@@ -154,13 +154,13 @@ def _apportioned(total: int, among: Sequence[int]) -> list[int]:
 
 
 def _all_ranks(seed: int, source: int, count: int) -> Iterator["Ranks"]:
-    """The ranks of all rows of a source, in order, a bounded lot at a time."""
+    """The ranks of all rows of a source, in order, in arrays of bounded size."""
     for start in range(0, count, _CHUNK):
         yield _ranks(seed, source, start, min(_CHUNK, count - start))
 
 
 def _ranks(seed: int, source: int, start: int, count: int) -> "Ranks":
-    """A random number for each row that depends on nothing but seed, source and position."""
+    """A random number for each row that depends only on seed, source and position."""
     import numpy as np
 
     before = start % _WORDS

@@ -1,4 +1,4 @@
-"""Where rows come from: local or remote files, datasets on the hub, and the table that a workflow was given."""
+"""Sources of rows: local or remote files, datasets on the hub, and the table given to a workflow."""
 
 import hashlib
 import itertools
@@ -28,7 +28,7 @@ _BATCH_ROWS = 1000
 
 
 class NumberedRow(NamedTuple):
-    """A row as it was read, and where. Millions of them go to other processes: a tuple is the fastest to send.
+    """A row as read, with its origin. Millions of them are sent to other processes: a tuple is fastest.
 
     Attributes:
         place: File or dataset.
@@ -46,10 +46,10 @@ class OpenSource:
     """A source that was found and counted.
 
     Attributes:
-        name: As the configuration names it.
-        columns: What it has; where each row has columns of its own, those of the first rows.
-        count: Rows, usable or not.
-        read: Reads all of them, in the same order every time.
+        name: The source as the configuration names it.
+        columns: Its columns; if each row has its own columns, those of the first rows.
+        count: Number of rows, usable or not.
+        read: Reads all rows, in the same order every time.
     """
 
     name: str
@@ -59,7 +59,7 @@ class OpenSource:
 
 
 def reads_by_column(source: str) -> bool:
-    """Whether columns that nobody needs are not even read: of Parquet files and hub datasets."""
+    """Whether unneeded columns can be skipped: true for Parquet files and hub datasets."""
     return not is_file_source(source) or ending_of(source) == ".parquet"
 
 
@@ -75,16 +75,16 @@ def open_source(
 
     Args:
         config: The source.
-        scratch: Folder to bring remote files and hub datasets to.
+        scratch: Folder for remote files and hub datasets.
         token: Hub token.
-        table: Parquet files of the table that the workflow was given.
-        columns: What is read of each row, where the source can be read by columns; None: all.
+        table: Parquet files of the table given to the workflow.
+        columns: Columns to read, if the source can be read by columns; None means all.
 
     Returns:
-        The source, to be read as often as needed.
+        The source, which can be read any number of times.
 
     Raises:
-        DataError: No such file or dataset, a file that cannot be read, or no rows at all.
+        DataError: There is no such file or dataset, a file cannot be read, or there are no rows.
         TransientError: The hub or the blob store did not answer.
     """
     is_hub = is_hub_source(config.source)
@@ -95,19 +95,19 @@ def open_source(
 
 
 def version(source: str, revision: str | None = None, token: str | None = None) -> str:
-    """What a source holds now, as a short text that changes when it does: the cache key of what is made from it.
+    """The present version of a source: a short text that changes with its content, used as a cache key.
 
     Args:
-        source: As in the configuration.
+        source: The source as in the configuration.
         revision: Commit, tag or branch of a hub dataset.
         token: Hub token.
 
     Returns:
-        A SHA-256 over the content of local files, over the store's own checksums for remote files (whoever signed
-        their URLs), or the hub dataset's commit; empty for a workflow's table.
+        A SHA-256 over the content of local files, or over the store's own checksums of remote files (independent of
+        signatures in their URLs), or the hub dataset's commit; empty for a workflow's table.
 
     Raises:
-        DataError: No such file or dataset.
+        DataError: There is no such file or dataset.
         TransientError: The hub did not answer.
     """
     if source == TABLE:
@@ -123,12 +123,12 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
 
 
 def versions(data: "DataConfig", token: str | None = None, *, table: str = "") -> str:
-    """What all sources of a run hold now: their versions, in order, with + between them.
+    """The present versions of all sources of a run, in order, joined by +.
 
     Args:
         data: The data section of a run.
         token: Hub token.
-        table: What the table that the workflow was given holds now.
+        table: Version of the table given to the workflow.
     """
     return "+".join(
         table if source.source == TABLE else version(source.source, source.revision, token)
@@ -137,7 +137,7 @@ def versions(data: "DataConfig", token: str | None = None, *, table: str = "") -
 
 
 def pinned(data: "DataConfig", version_text: str) -> "DataConfig":
-    """The same sources, with hub datasets at the commits that `versions` found, whatever their branches hold by now."""
+    """The same sources, with hub datasets at the commits that `versions` found, even if their branches have moved."""
 
     def pin(source: "Source", commit: str) -> "Source":
         return source.model_copy(update={"revision": commit}) if is_hub_source(source.source) else source
@@ -150,14 +150,14 @@ def pinned(data: "DataConfig", version_text: str) -> "DataConfig":
 
 
 def files_named(source: str, table: Sequence[Path] = ()) -> list[str]:
-    """The files that a source of files is made of, as paths and URLs, in a fixed order. Nothing is brought.
+    """The files of a file source, as paths and URLs, in a fixed order. Nothing is downloaded.
 
     Args:
-        source: As in the configuration.
-        table: Parquet files of the table that the workflow was given.
+        source: The source as in the configuration.
+        table: Parquet files of the table given to the workflow.
 
     Raises:
-        DataError: There are none, or they are of a kind that is not read.
+        DataError: There are none, or their type is not supported.
         TransientError: The store did not answer.
     """
     if source == TABLE:
@@ -181,15 +181,15 @@ def files_named(source: str, table: Sequence[Path] = ()) -> list[str]:
 
 
 def brought(name: str, source: str, folder: Path) -> tuple[Path, str]:
-    """One of the files that `files_named` found, on this disk, with the name a person knows it by.
+    """One of the files that `files_named` found, on this disk, with its name for people.
 
     Args:
         name: The file.
-        source: What it is of.
-        folder: Where to bring it, if it is not here.
+        source: The source that it belongs to.
+        folder: Folder to download it to, if it is not on this disk.
 
     Raises:
-        DataError: It is not there any more.
+        DataError: It no longer exists.
         TransientError: The store did not answer.
     """
     if not remote.is_remote(name):
@@ -247,19 +247,19 @@ def _load_from_hub(config: "DataSource", token: str | None, scratch: Path) -> "D
 
 @contextmanager
 def explained_by_hub(config: "DataSource") -> Iterator[None]:
-    """Turn what loading a dataset of the hub raises into errors that say what to do.
+    """Turn errors of loading a hub dataset into errors that say what to do.
 
     Args:
         config: The source.
 
     Raises:
-        DataError: There is none, or not of such a subset or split, or the token may not see it.
+        DataError: There is no such dataset, subset or split, or the token may not see it.
         TransientError: The hub did not answer.
     """
     with hub.explained_errors(_FIELD, config.source, DataError):
         try:
             yield
-        except FileNotFoundError as error:  # what datasets 5.2 makes of a hub that stops answering
+        except FileNotFoundError as error:  # raised by datasets 5.2 if the hub stops answering
             if type(error) is not FileNotFoundError:
                 raise
             raise TransientError(f"{_FIELD} = {config.source}: the hub did not answer ({error}).") from error
@@ -268,13 +268,13 @@ def explained_by_hub(config: "DataSource") -> Iterator[None]:
 
 
 def no_such_split(config: "DataSource", why: str) -> DataError:
-    """What is said of a dataset that has no such subset or split."""
+    """The error for a dataset without such a subset or split."""
     remedy = "Name a subset and a split that it has."
     return DataError.single("data.split", config.split, why, remedy, code="data-split-not-found")
 
 
 def _files(source: str) -> list[str]:
-    """The files a path, glob or URL stands for, in a fixed order."""
+    """The files that match a path, glob or URL, in a fixed order."""
     if not remote.is_remote(source):
         files = local_files.matching(source)
     else:
@@ -286,7 +286,7 @@ def _files(source: str) -> list[str]:
 
 
 def no_rows(source: str) -> DataError:
-    """What is said of a source that holds nothing."""
+    """The error for a source without rows."""
     return DataError.single(
         "data.source", source, "holds no rows.", "Give a file or split with rows in it.", code="data-empty"
     )
@@ -309,7 +309,7 @@ def _content_digest(file: str) -> bytes:
             while chunk := stream.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except PermissionError as error:
-        raise DataError.single(_FIELD, file, "may not be read by this user.", "Grant read access.") from error
+        raise DataError.single(_FIELD, file, "cannot be read: permission denied.", "Grant read access.") from error
     return digest.digest()
 
 

@@ -1,4 +1,4 @@
-"""Writing one split of a dataset: training rows or held-out ones, arranged as the configuration says, and counted."""
+"""Writing one split of a dataset (training or held-out rows), arranged as the configuration says, and counting it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SplitWriter:
-    """Takes pieces of examples, leaves out copies, joins documents, packs, writes."""
+    """Takes pieces of examples, leaves out copies, joins documents, packs and writes rows."""
 
     def __init__(self, file: Path, max_length: int, *, packing: bool, seed: int = 0) -> None:
         """Open the file.
@@ -24,7 +24,7 @@ class SplitWriter:
             file: Parquet file to write.
             max_length: Longest row, in tokens.
             packing: Put several examples into a row.
-            seed: Of the run: which examples share a row depends on it, how many rows there are does not.
+            seed: Seed of the run: it decides which examples share a row, but not the number of rows.
         """
         self.counter = SplitCounter(max_length)
         self._writer = RowWriter(file, has_positions=packing)
@@ -32,7 +32,7 @@ class SplitWriter:
         self._packer = Packer(max_length, seed) if packing else None
 
     def add(self, part: Part, is_mine: "npt.NDArray[np.bool_]") -> None:
-        """Take those pieces of a part that belong to this split."""
+        """Add the pieces of a part that belong to this split."""
         import numpy as np
 
         keep = is_mine & (part.copies == Copy.KEEP)

@@ -1,4 +1,4 @@
-"""What became of a dataset, in numbers: counted while it is written, shown in the report and kept as JSON."""
+"""Statistics of a dataset: counted while it is written, shown in the report and kept as JSON."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ _BATCH = 8  # rows of the batches that padding is estimated for
 
 @dataclass(frozen=True)
 class UnreadKey:
-    """A key that rows have, or messages in them, and that nothing reads.
+    """A key of rows, or of messages in them, that is not read.
 
     Attributes:
-        name: The key; one inside of a column as column[].key.
-        rows: Used rows that say something under it.
-        hint: What it was meant for, or why it is not read; empty where nothing tells.
+        name: The key; column[].key if it is inside a column.
+        rows: Number of used rows with a value for it.
+        hint: What it was probably meant for, or why it is not read; empty if unknown.
     """
 
     name: str
@@ -37,14 +37,14 @@ class UnreadKey:
 
 @dataclass(frozen=True)
 class SourceStats:
-    """One source.
+    """Statistics of one source.
 
     Attributes:
-        name: As the configuration names it.
-        format: What its columns mean.
-        rows: Rows in it.
-        used: Rows that `max_rows` and the weights leave.
-        unread: Keys of its rows that are not read, those first that have a hint.
+        name: The source as the configuration names it.
+        format: Format of its rows.
+        rows: Number of its rows.
+        used: Number of rows left after `max_rows` and the weights.
+        unread: Keys of its rows that are not read; those with a hint come first.
     """
 
     name: str
@@ -65,27 +65,27 @@ class Bin:
 
 @dataclass(frozen=True)
 class SplitStats:
-    """What became of the rows of one split.
+    """Statistics of one split, in numbers of rows, examples or tokens.
 
     Attributes:
         rows: Source rows.
         rejected: Rows of which nothing can be used; rejected.parquet says why.
-        rejected_parts: Parts of other rows that cannot be used, as one of several corrections.
+        rejected_parts: Parts of other rows that cannot be used, such as one of several corrections.
         too_long: Examples longer than the maximum length.
-        truncated: Those of them that were cut.
-        split: Those of them that go on in another row.
+        truncated: Too long examples that were cut.
+        split: Too long examples that continue in another row.
         pieces_without_answer: Pieces of split examples left out because they hold no token to train on.
         dropped: Examples left out: too long by policy, or with no token to train on after the cut.
-        duplicates: Examples left out because another says exactly the same.
-        leaked: Training examples left out because they are held out too.
+        duplicates: Examples left out because another one is identical.
+        leaked: Training examples left out because they are also held out.
         examples: Examples that remain.
         token_rows: Rows of tokens written.
         tokens: Tokens written.
         trained_tokens: Tokens that carry loss; the others are masked.
-        lengths: Tokens of each example, or block of documents, before packing.
-        row_lengths: Tokens of each row written.
+        lengths: Histogram of the tokens of examples, or blocks of documents, before packing.
+        row_lengths: Histogram of the tokens of rows written.
         padding_to_longest: Share of padding if examples were padded to the longest of 8 random ones.
-        padding: The same for the rows as they were written.
+        padding: The same for the rows as written.
     """
 
     rows: int
@@ -109,25 +109,25 @@ class SplitStats:
 
     @property
     def masked_tokens(self) -> int:
-        """Tokens that the model reads and is not trained on."""
+        """Tokens that the model reads but is not trained on."""
         return self.tokens - self.trained_tokens
 
     @property
     def padding_saved(self) -> float:
-        """Share of the pad tokens that packing saves; below 0 where tiny data are padded more than before."""
+        """Share of the pad tokens that packing saves; negative if tiny data get more padding than before."""
         before, after = (share / (1 - share) for share in (self.padding_to_longest, self.padding))
         return 1 - after / before if before else 0.0
 
 
 @dataclass(frozen=True)
 class DataStats:
-    """What became of a dataset.
+    """Statistics of a dataset.
 
     Attributes:
-        sources: Where the rows came from.
+        sources: The sources of the rows.
         train: The rows to train on.
         validation: The rows held out.
-        reasons: Why rows were rejected, and how many for each reason.
+        reasons: Number of rejected rows by reason.
         packing: Whether training rows hold several examples.
         max_length: Longest row, in tokens.
     """
@@ -145,7 +145,7 @@ def where_rows_went(split: SplitStats, reasons: Mapping[str, int]) -> str:
 
     Args:
         split: The split.
-        reasons: Why rows of both splits were rejected, and how many for each reason.
+        reasons: Number of rejected rows of both splits by reason.
     """
     common = Counter(reasons).most_common()
     shown = [f"{count} x {reason}" for reason, count in common[:_SHOWN_REASONS]]
@@ -155,14 +155,14 @@ def where_rows_went(split: SplitStats, reasons: Mapping[str, int]) -> str:
         f"rejected (of all rows: {', '.join(shown)})": split.rejected,
         "dropped for their length": split.dropped,
         "duplicates": split.duplicates,
-        "held out too": split.leaked,
+        "also held out": split.leaked,
     }
     where = ", ".join(f"{count} {what}" for what, count in went.items() if count)
     return f"of {split.rows} rows, {where or 'none can be used'}"
 
 
 class SplitCounter:
-    """Counts one split while it is written; memory grows with the maximum length only."""
+    """Counts one split while it is written; its memory depends only on the maximum length."""
 
     def __init__(self, max_length: int) -> None:
         """Start at zero."""
@@ -174,7 +174,7 @@ class SplitCounter:
         self._row_lengths = np.zeros(max_length + 1, dtype=np.int64)
 
     def before_packing(self, rows: "Rows") -> None:
-        """Count examples, or blocks, as they would be without packing."""
+        """Count examples or blocks before packing."""
         import numpy as np
 
         self._lengths += np.bincount(rows.lengths, minlength=len(self._lengths))
@@ -189,11 +189,11 @@ class SplitCounter:
         self._row_lengths += np.bincount(rows.lengths, minlength=len(self._row_lengths))
 
     def stats(self, counts: Counter[tuple[bool, str]], *, held_out: bool) -> SplitStats:
-        """Everything that was counted.
+        """The statistics of the split.
 
         Args:
-            counts: What conversion counted, by (is held out, what).
-            held_out: Which side this split is.
+            counts: The counts of conversion, by (is held out, what happened).
+            held_out: Whether this split is the held-out one.
         """
         rows = ("rows", "rejected", "rejected_parts")
         names = (*rows, "too_long", "truncated", "split", "pieces_without_answer", "dropped")
@@ -213,13 +213,13 @@ class SplitCounter:
 
 
 def bins(counts: "npt.NDArray[np.int64]") -> tuple[Bin, ...]:
-    """A histogram with few bars from one with a bar for each length.
+    """Turn a histogram with a bar for each length into one with few bars.
 
     Args:
-        counts: Rows of each length, from 0 on.
+        counts: Number of rows of each length, from 0 on. Shape [maximum length + 1].
 
     Returns:
-        Bars of equal width from 1 to the greatest length there could be.
+        Bars of equal width from 1 to the maximum length.
     """
     width = max(1, -(-(len(counts) - 1) // _BINS))
     return tuple(
@@ -229,10 +229,10 @@ def bins(counts: "npt.NDArray[np.int64]") -> tuple[Bin, ...]:
 
 
 def padding_share(counts: "npt.NDArray[np.int64]", batch: int) -> float:
-    """The share of padding to expect when random rows are padded to the longest of their batch.
+    """The expected share of padding if random rows are padded to the longest of their batch.
 
     Args:
-        counts: Rows of each length, from 0 on.
+        counts: Number of rows of each length, from 0 on. Shape [maximum length + 1].
         batch: Rows in a batch.
 
     Returns:
@@ -251,5 +251,5 @@ def padding_share(counts: "npt.NDArray[np.int64]", batch: int) -> float:
 
 
 def stats_from_json(content: dict[str, Any]) -> DataStats:
-    """The numbers that a preparation wrote to report.json."""
+    """The statistics that a preparation wrote to report.json."""
     return TypeAdapter(DataStats).validate_python(content)

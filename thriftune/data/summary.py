@@ -1,4 +1,4 @@
-"""What became of the rows on one screen of the log."""
+"""A summary of a dataset for the log."""
 
 import io
 from collections import Counter
@@ -13,7 +13,7 @@ _LOG_KEYS = 3
 
 
 def summary(stats: DataStats) -> str:
-    """What became of the rows on one screen, as plain text."""
+    """The statistics of a dataset on one screen, as plain text."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -26,7 +26,7 @@ def summary(stats: DataStats) -> str:
     has_parts = stats.train.rejected_parts + stats.validation.rejected_parts > 0
     for train, validation in zip(_lines(stats.train, has_parts), _lines(stats.validation, has_parts), strict=True):
         table.add_row(*train, *validation[1:])
-    # A log gets no colours, whatever the environment asks for.
+    # The log has no colours, whatever the environment asks for.
     console = Console(file=io.StringIO(), width=_LOG_COLUMNS, force_terminal=False)
     console.print(table)
     for line in _lists(stats):
@@ -36,7 +36,7 @@ def summary(stats: DataStats) -> str:
 
 
 def _lines(split: SplitStats, has_parts: bool) -> Iterator[tuple[str, str, str]]:
-    """The lines of the table: what, how many, and which share of the rows, examples or tokens."""
+    """The lines of the table: label, number, and share of the rows, examples or tokens."""
     read = examples_read(split)
     yield "source rows", number(split.rows), ""
     yield "  rejected", number(split.rejected), percent(share(split.rejected, split.rows))
@@ -79,9 +79,9 @@ def _lists(stats: DataStats) -> Iterator[str]:
 
 
 def _not_read(source: SourceStats) -> Iterator[str]:
-    """The keys of a source that are not read: a line for each that seems to be meant for something."""
+    """The keys of a source that are not read: a separate line for each key with a hint."""
     for key in [key for key in source.unread if key.hint][:_LOG_KEYS]:
         yield f"not read in {number(key.rows)} rows: {key.name} ({key.hint}), of {source.name}"
     if others := [key.name for key in source.unread if not key.hint]:
         more = f" and {len(others) - _LOG_KEYS} more" if len(others) > _LOG_KEYS else ""
-        yield f"not read either: {', '.join(others[:_LOG_KEYS])}{more}, of {source.name}"
+        yield f"also not read: {', '.join(others[:_LOG_KEYS])}{more}, of {source.name}"

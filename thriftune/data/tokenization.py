@@ -1,4 +1,4 @@
-"""From marked text to token ids and labels. Labels come from token offsets, never from counting a prompt's tokens."""
+"""From marked texts to token ids and labels. Labels come from token offsets, not from counting a prompt's tokens."""
 
 import hashlib
 import re
@@ -24,8 +24,8 @@ class TokenRow:
     Attributes:
         input_ids: Shape [length].
         labels: Shape [length]; the token id where the model is trained, `IGNORED` elsewhere. The first is always
-            `IGNORED`: nothing comes before it to predict it from.
-        answers: Half-open (start, end) ranges of tokens, in order, of the answers that begin in it. Empty for a text
+            `IGNORED`: there is nothing before it to predict it from.
+        answers: Half-open (start, end) token ranges, in order, of the answers that start in the row. Empty for a text
             that is all answer.
     """
 
@@ -43,16 +43,16 @@ class Tokenization:
     """Tokenizes marked texts with one tokenizer; made once in each worker."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, train_on_inputs: bool = False) -> None:
-        """Take what is needed of a tokenizer.
+        """Prepare a tokenizer.
 
         Args:
-            tokenizer: A fast tokenizer (one that knows character offsets) with an EOS token.
+            tokenizer: A fast tokenizer (one with character offsets) that has an EOS token.
             train_on_inputs: Label every token, not only answers.
         """
         self.tokenizer = tokenizer
         self.eos = int(tokenizer.eos_token_id)
         self._train_on_inputs = train_on_inputs
-        # Underneath transformers' wrapper: that turns every offset of every token into Python objects first.
+        # Bypass transformers' wrapper: it turns every offset of every token into Python objects first.
         self._backend: Any = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -62,22 +62,22 @@ class Tokenization:
         """Tokenize a batch of texts, in one call.
 
         Args:
-            texts: What the rows say.
+            texts: The texts of the rows.
 
         Returns:
-            A row for each. EOS closes its last answer exactly once; BOS opens it exactly once if the tokenizer uses it.
+            A row for each. EOS ends its last answer exactly once; BOS starts it exactly once if the tokenizer uses it.
         """
-        # Where everything is trained on, nothing has to be located, and the tokenizer need not keep track of places.
+        # If everything is trained on, nothing must be located, so the tokenizer need not track offsets.
         texts = [self._without_space_at_eos(text) for text in texts]
         encode = self._backend.encode_batch_fast if all(map(_is_all_answer, texts)) else self._backend.encode_batch
         encodings = encode([text.text for text in texts], add_special_tokens=False)
         return [self._labelled(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
 
     def _without_space_at_eos(self, text: MarkedText) -> MarkedText:
-        """A text that a template was applied to without what the template puts between two conversations.
+        """A rendered text without the white space that the template puts between two conversations.
 
-        Where the template ends with something else than EOS, EOS is added here: right behind it. Behind white space,
-        which is not trained, a model would never come to it.
+        If the template does not end with EOS, EOS is added directly after it. After white space, which is not trained
+        on, a model would never reach it.
         """
         stripped = text.text.rstrip()
         is_closed = stripped.endswith(str(self.tokenizer.eos_token))
@@ -87,7 +87,7 @@ class Tokenization:
         return replace(text, text=stripped, answers=answers)
 
     def _tokens_before_text(self) -> list[int]:
-        """What the tokenizer puts before every text: BOS, or nothing. What it puts after it is EOS, added here."""
+        """The tokens that the tokenizer puts before every text: BOS, or none. EOS after a text is added here."""
         bare = self._backend.encode("a", add_special_tokens=False).ids
         dressed = self._backend.encode("a", add_special_tokens=True).ids
         start = next(i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare)
@@ -111,22 +111,22 @@ class Tokenization:
         return TokenRow(ids, labels, tuple(answers))
 
     def _ended(self, ids: list[int], labels: list[int], closing: int, text: MarkedText) -> tuple[list[int], list[int]]:
-        """A row with EOS behind its last answer, or at its end.
+        """A row with EOS after its last answer, or at its end.
 
         Args:
             ids: Its tokens.
             labels: Their labels.
             closing: Index of the last token of its last answer.
-            text: What it says.
+            text: Its text.
         """
         if ids and ids[closing] != self.eos and ids[closing + 1 : closing + 2] == [self.eos]:
-            closing += 1  # a template may close the turn outside of what it marks as the assistant's
+            closing += 1  # a template may close the turn outside the part that it marks
         if ids and ids[closing] == self.eos:
             labels[closing] = self.eos
             return ids, labels
         if not (ids and ids[-1] == self.eos):
             ids, labels = [*ids, self.eos], [*labels, IGNORED]
-        # What a conversation goes on with after its last answer to train on is not to be learned, nor is its end.
+        # What follows the last answer to train on is not learned, and neither is the end of the conversation.
         rest = text.text[text.answers[-1][1] :].strip() if text.is_rendered else ""
         if self._train_on_inputs or rest in ("", str(self.tokenizer.eos_token)):
             labels[-1] = self.eos
@@ -138,10 +138,10 @@ def _is_all_answer(text: MarkedText) -> bool:
 
 
 def _token_span(encoding: Any, answer: tuple[int, int], tokens: int) -> tuple[int, int]:
-    """The first and last token that hold characters of an answer; (0, -1) when none does.
+    """The first and last token with characters of an answer; (0, -1) if there is none.
 
-    A token that straddles the border holds part of the answer, so it belongs to it. White space between tokens may
-    belong to none, and one character may be several tokens (bytes of an emoji).
+    A token across the border holds a part of the answer, so it belongs to it. White space between tokens may belong to
+    no token, and one character may be several tokens (bytes of an emoji).
     """
     start, end = answer
     first = next((t for c in range(start, end) if (t := encoding.char_to_token(c)) is not None), None)
@@ -154,16 +154,16 @@ def _token_span(encoding: Any, answer: tuple[int, int], tokens: int) -> tuple[in
 
 
 def fit(row: TokenRow, max_length: int, policy: LongRows) -> list[TokenRow]:
-    """Bring a row to the maximum length.
+    """Limit a row to the maximum length.
 
     Args:
         row: Any row.
         max_length: Longest row, in tokens.
-        policy: What becomes of a longer one.
+        policy: What happens to a longer row.
 
     Returns:
-        The row; or its beginning, its pieces, or nothing. Pieces overlap by one token: the first token of a row has
-        nothing to be predicted from, so without the overlap one prediction per piece would be lost, at worst the EOS.
+        The row; or its start, its pieces, or nothing. Pieces overlap by one token: the first token of a row cannot be
+        predicted from anything, so without the overlap one prediction per piece would be lost, at worst the EOS.
     """
     length = len(row.input_ids)
     if length <= max_length:
@@ -182,17 +182,17 @@ def _piece(row: TokenRow, start: int, end: int) -> TokenRow:
 
 
 def digest(text: MarkedText, piece: int) -> bytes:
-    """16 bytes that are equal for two pieces of examples only when they say and train the same."""
+    """16 bytes that are equal for two pieces of examples only if their texts and trained parts are equal."""
     hashed = hashlib.blake2b(text.text.encode(), digest_size=16)
     hashed.update(repr((text.answers, piece)).encode())
     return hashed.digest()
 
 
 class ForbiddenText:
-    """Finds what no row may spell out: NUL, what is not Unicode, and, unless allowed, the tokenizer's special tokens.
+    """Finds text that no row may contain: NUL, invalid Unicode and, unless allowed, the tokenizer's special tokens.
 
-    A special token that a row spells out would be read as the token itself: a quoted "</s>" would end the text, and
-    "<|im_start|>system" would be a system message that a user wrote.
+    A special token spelled out in a row would be read as the token itself: a quoted "</s>" would end the text, and
+    "<|im_start|>system" would be a system message written by a user.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, allow_special_tokens: bool = False) -> None:
@@ -201,13 +201,13 @@ class ForbiddenText:
         names = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         end = turn_end(tokenizer)
         if end is not None and end.token is not None:
-            names.add(end.token)  # which need not be marked as special
+            names.add(end.token)  # it need not be marked as special
         spelled = [] if allow_special_tokens else sorted(names, key=len, reverse=True)
-        self._openings = {name[0] for name in spelled}  # looked for first: a hundred names are slow to search for
+        self._openings = {name[0] for name in spelled}  # searched first: searching for a hundred names is slow
         self._special = re.compile("|".join(map(re.escape, spelled)))
 
     def reasons(self, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """Why a row cannot be used: one reason for each (column, text) with something forbidden in it."""
+        """Why a row cannot be used: one reason for each (column, text) with forbidden content."""
         for column, text in texts:
             if "\0" in text:
                 yield f"column {column!r} holds a NUL character"
@@ -217,12 +217,12 @@ class ForbiddenText:
                 yield f"column {column!r} spells out the special token {found[0]!r}"
 
     def spelled_out(self, text: str) -> list[str]:
-        """The special tokens that a text spells out, in order."""
+        """The special tokens spelled out in a text, in order."""
         return self._special.findall(text) if any(opening in text for opening in self._openings) else []
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: half a surrogate pair, or a byte that was not UTF-8, cannot."""
+    """Whether a text can be encoded: not if it has half a surrogate pair, or a byte that was not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -233,15 +233,19 @@ def is_unicode(text: str) -> bool:
 def require_usable(tokenizer: "PreTrainedTokenizerBase", *, needs_chat_template: bool) -> None:
     """Refuse a tokenizer that cannot do what the formats need.
 
+    Args:
+        tokenizer: The tokenizer.
+        needs_chat_template: Whether a source has conversations.
+
     Raises:
-        DataError: No character offsets, no EOS token, or no chat template for chat rows.
+        DataError: It has no character offsets, no EOS token, or no chat template for conversations.
     """
     name = tokenizer.name_or_path
     if not tokenizer.is_fast:
         raise DataError.single(
             "model.source",
             name,
-            "its tokenizer knows no character offsets.",
+            "its tokenizer gives no character offsets.",
             "Add a tokenizer.json to the model.",
             code="tokenizer-slow",
         )

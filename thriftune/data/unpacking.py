@@ -1,4 +1,4 @@
-"""Files as they are, or unpacked on the way: what unpacks to absurdly much is refused before it is read to its end."""
+"""Opening files, compressed or not; a file that expands too much is refused before it is read to its end."""
 
 import gzip
 import io
@@ -9,7 +9,7 @@ from thriftune.limits import EXPANSION, EXPANSION_FREE_BYTES
 
 
 class ExpandsTooMuchError(OSError):
-    """A file of a few bytes that is made to fill memory, disk or time."""
+    """A small file made to fill memory, disk or time."""
 
 
 def open_binary(file: Path) -> IO[bytes]:
@@ -19,40 +19,40 @@ def open_binary(file: Path) -> IO[bytes]:
         file: A local file.
 
     Returns:
-        A buffered stream, whose reading raises `ExpandsTooMuchError` past `EXPANSION` times the size of the file.
+        A buffered stream; reading it raises `ExpandsTooMuchError` beyond `EXPANSION` times the size of the file.
     """
     if file.suffix.lower() == ".gz":
         return _limited(gzip.open(file, "rb"), file)
     if file.suffix.lower() == ".zst":
         import pyarrow as pa
 
-        # Arrow reads it, and is here anyway; Python 3.11 and fsspec would need another package for it.
+        # Arrow can read it and is installed anyway; Python 3.11 and fsspec would need another package.
         return _limited(pa.CompressedInputStream(str(file), "zstd"), file)
     return file.open("rb")
 
 
 def open_text(file: Path) -> io.TextIOWrapper:
-    """Text as it is, line breaks included; bytes that are not UTF-8 become surrogates, which no row may hold.
+    """Open a file as text with unchanged line breaks. Bytes that are not UTF-8 become surrogates, refused in rows.
 
     Args:
-        file: As for `open_binary`.
+        file: A local file, as for `open_binary`.
     """
     return io.TextIOWrapper(open_binary(file), encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def require_plausible(packed: int, unpacked: int) -> None:
-    """Refuse what unpacks to absurdly much.
+    """Refuse content that expands too much.
 
     Args:
-        packed: Bytes.
-        unpacked: Bytes that they have become so far.
+        packed: Size of the file in bytes.
+        unpacked: Bytes unpacked so far.
 
     Raises:
-        ExpandsTooMuchError: They have.
+        ExpandsTooMuchError: It expands too much.
     """
     if unpacked > max(EXPANSION_FREE_BYTES, EXPANSION * packed):
         raise ExpandsTooMuchError(
-            f"it unpacks to more than {EXPANSION} times its size, {packed:,} bytes; if that is meant, unpack it first"
+            f"it unpacks to more than {EXPANSION} times its size, {packed:,} bytes; if that is right, unpack it first"
         )
 
 
@@ -64,7 +64,7 @@ _BUFFER_BYTES = 1 << 18
 
 
 class _Limited(io.RawIOBase):
-    """What a stream unpacks, counted."""
+    """A stream with a count of the bytes it unpacks."""
 
     def __init__(self, stream: Any, packed: int) -> None:
         self._stream, self._packed, self._unpacked = stream, packed, 0

@@ -1,4 +1,4 @@
-"""Keys of rows that are not read: counted, and named with what they were meant for where that can be told."""
+"""Keys of rows that are not read: counted, and listed with what they were probably meant for."""
 
 import difflib
 from collections import Counter
@@ -14,11 +14,11 @@ from thriftune.data.statistics import UnreadKey
 if TYPE_CHECKING:
     from thriftune.config.data import DataSource
 
-_KNOWN_KEYS = 200  # counted apart; where keys are values, there can be endlessly many
+_KNOWN_KEYS = 200  # counted separately; if keys are values, there can be any number of them
 _OTHER_KEYS = "other keys"
 _LONGEST_KEY = 60  # characters
-_CLOSE = 0.8  # as difflib measures it: inputs is close to input, and prompt_id is not to prompt
-# What others call columns that rows may lack: one that they must have is missed anyway.
+_CLOSE = 0.8  # in difflib's measure: inputs is close to input, but prompt_id is not close to prompt
+# Other common names of optional columns: a missing required column is reported anyway.
 _ALSO_CALLED = {
     "context": "input",
     "query": "input",
@@ -31,11 +31,11 @@ _ALSO_CALLED = {
 
 
 def keys_of(row: Row, row_format: Format) -> set[str]:
-    """Keys of a row that say something, and that its format does not read; those inside of columns as column[].key.
+    """Keys of a row with a value that its format does not read; those inside columns as column[].key.
 
     Args:
         row: The row.
-        row_format: What it means, over the data's own columns.
+        row_format: Its format, over the data's own columns.
     """
     read = row_format.all_columns
     names = {str(name) for name, value in row.items() if name not in read and value not in NOTHING}
@@ -43,11 +43,11 @@ def keys_of(row: Row, row_format: Format) -> set[str]:
 
 
 def count(counts: Counter[tuple[int, str]], found: Mapping[tuple[int, str], int]) -> None:
-    """Add to what was counted, in bounded memory.
+    """Add to the counts, in bounded memory.
 
     Args:
-        counts: Rows by source and key.
-        found: More of them.
+        counts: Number of rows by source and key; changed in place.
+        found: The counts to add.
     """
     for (source, key), rows in found.items():
         name = key.encode("utf-8", "backslashreplace").decode()[:_LONGEST_KEY]
@@ -63,15 +63,15 @@ def explained(
     columns: Sequence[str],
     used: int,
 ) -> tuple[UnreadKey, ...]:
-    """What is not read of a source, those keys first that seem to be meant for something.
+    """The keys of a source that are not read; those with a hint come first.
 
     Args:
-        counts: Rows by source and key.
+        counts: Number of rows by source and key.
         number: Index of the source.
         source: The source.
-        row_format: What its rows mean.
-        columns: What it has.
-        used: How many of its rows are used.
+        row_format: Format of its rows.
+        columns: Its columns.
+        used: Number of its used rows.
     """
     rows_of = {key: rows for (of_source, key), rows in counts.items() if of_source == number}
     if reads_by_column(source.source):  # the others are not even opened
@@ -81,10 +81,10 @@ def explained(
 
 
 def _hint(key: str, source: "DataSource", row_format: Format, columns: Sequence[str]) -> str:
-    """What a key was meant for; empty where it seems to be meant for nothing here."""
+    """What a key was probably meant for; empty if unknown."""
     _column, is_nested, name = key.partition("[].")
     if " of " in name:
-        return "it is read of the assistant's messages only"
+        return "it is only read in the assistant's messages"
     if name in FLAGS:
         return "only true, false, 1 and 0 are read"
     if is_nested:
@@ -93,12 +93,12 @@ def _hint(key: str, source: "DataSource", row_format: Format, columns: Sequence[
     if meant := _closest(key, [column for column in row_format.all_columns if column not in columns]):
         return f"did you mean {meant!r}?"
     readers = [name for name, other in FORMATS.items() if key in other.optional]
-    is_template = source.format == "template"  # whoever writes one chooses among the columns
-    return f"{', '.join(readers)} read it, and {source.format} does not" if readers and not is_template else ""
+    is_template = source.format == "template"  # the person who wrote it chose among the columns
+    return f"{', '.join(readers)} read it, but {source.format} does not" if readers and not is_template else ""
 
 
 def _closest(name: str, wanted: Sequence[str]) -> str:
-    """What is read that a name is close to: in other case, by another name, or misspelt."""
+    """The read column that a name is close to: in another case, by another name, or misspelt."""
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
     plain = _ALSO_CALLED.get(plain, plain)
     return next(iter(difflib.get_close_matches(plain, wanted, n=1, cutoff=_CLOSE)), "")

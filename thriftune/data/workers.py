@@ -1,4 +1,4 @@
-"""Converting batches in several processes, in order, with a bounded number of batches on their way."""
+"""Converting batches in several processes, in order, with a bounded number of batches in progress."""
 
 import itertools
 import multiprocessing
@@ -16,7 +16,7 @@ from thriftune.data.conversion import Batch, Converted, Converter
 from thriftune.errors import DataError
 from thriftune.models.tokenizer import load_tokenizer
 
-# Other processes take about this long to start: what is done by then needs none.
+# Other processes take about this long to start: work that is done by then needs none.
 _SECONDS_ALONE = 4.0
 _WAITING_PER_PROCESS = 2
 
@@ -25,12 +25,12 @@ _converter: Converter | None = None
 
 @dataclass(frozen=True)
 class Workers:
-    """What each process needs, and how many there are.
+    """The number of processes, and what each of them needs.
 
     Attributes:
         tokenizer_dir: Directory with the tokenizer.
         trust_remote_code: Run tokenizer code that the model ships.
-        processes: How many; one for each core that this process may use when None.
+        processes: Number of processes; if None, one for each core that this process may use.
     """
 
     tokenizer_dir: Path
@@ -38,7 +38,7 @@ class Workers:
     processes: int | None = None
 
     def converter(self, config: DataConfig) -> Converter:
-        """A converter of this process's own."""
+        """A converter for this process."""
         return Converter(config, load_tokenizer(self.tokenizer_dir, trust_remote_code=self.trust_remote_code))
 
 
@@ -46,12 +46,12 @@ def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) 
     """Convert batches.
 
     Args:
-        batches: What to convert; read as far ahead as is needed to keep the processes busy.
+        batches: The batches, read far enough ahead to keep the processes busy.
         config: The data section of a run.
-        workers: Which processes to use; for little data, this one does it alone.
+        workers: The processes to use; with little data, this process does it alone.
 
     Yields:
-        What became of each batch, in order.
+        The result of each batch, in order.
 
     Raises:
         DataError: A process was killed.
@@ -66,7 +66,7 @@ def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) 
             break
     if (following := next(coming, None)) is None:
         return
-    # Not forked: threads of Arrow, gRPC and the tokenizer may hold locks that a copy of this process would wait for.
+    # Not forked: threads of Arrow, gRPC and the tokenizer may hold locks, on which a copy of this process would wait.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(workers, config)) as pool:
         waiting: deque[Future[Converted]] = deque()
@@ -90,13 +90,13 @@ def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) 
 
 
 def _require_started(pool: ProcessPoolExecutor) -> None:
-    """Tell processes that cannot start from those that are killed at work."""
+    """Raise if the processes could not start, as opposed to being killed while working."""
     try:
         pool.submit(_is_started).result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "The processes that tokenize could not start; their own error stands above. A script that prepares data "
-            "keeps what it runs under `if __name__ == '__main__':`, because they import it."
+            "The processes that tokenize could not start; their own error is above. A script that prepares data must "
+            "keep its code under `if __name__ == '__main__':`, because they import it."
         ) from error
 
 
