@@ -40,22 +40,22 @@ def predicted(measured: Measurement) -> Any:
     from thriftune.hardware import DEVICES
     from thriftune.planning.memory import estimate
     from thriftune.planning.memory.validating import batch_of, bytes_of
-    from thriftune.planning.search import one_pass_of
+    from thriftune.planning.search import step_shape_of
     from thriftune.strategies import Machines, candidates
 
     run, model, config = measured.run, architecture_of(measured), RunConfig.model_validate(measured.config)
     strategy = candidates(config)[0]
     (settings,) = strategy.options(config).values()
     # Rows are exactly as long as the run allows, so there is no padding, and transformers makes no mask.
-    one_pass = replace(one_pass_of(config, run.micro_batch, run.precision), masked=False)
+    step_shape = replace(step_shape_of(config, run.micro_batch, run.precision), masked=False)
     return estimate(
         strategy,
         model,
-        one_pass,
+        step_shape,
         Machines(DEVICES["CPU"], 0.0, 1, run.ranks),
         settings=settings,
         optimizer=run.optimizer,
-        validation_bytes=bytes_of(config, model, one_pass, batch_of(config, model, one_pass)),
+        validation_bytes=bytes_of(config, model, step_shape, batch_of(config, model, step_shape)),
     )
 
 

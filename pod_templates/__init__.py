@@ -5,7 +5,7 @@ Example:
 """
 
 from pod_templates.composing import PRIMARY, ConflictError, with_annotations, with_environment
-from pod_templates.gangs import JOB_LABEL, GangScheduler, in_gang, in_one_zone
+from pod_templates.gangs import JOB_LABEL, GangScheduler, in_one_zone, with_gang_scheduling
 from pod_templates.nodes import INSTANCE_LABEL, on_instance, tolerating_gpu_nodes, with_grace
 from pod_templates.scratch import ScratchKind, with_scratch
 from pod_templates.security import unprivileged
@@ -18,13 +18,13 @@ __all__ = [
     "ConflictError",
     "GangScheduler",
     "ScratchKind",
-    "in_gang",
     "in_one_zone",
     "on_instance",
     "tolerating_gpu_nodes",
     "unprivileged",
     "with_annotations",
     "with_environment",
+    "with_gang_scheduling",
     "with_grace",
     "with_scratch",
     "with_shared_memory",

@@ -68,7 +68,7 @@ def _marks(job: str, members: int, queue: str) -> dict[GangScheduler, _Marks]:
     }
 
 
-def in_gang(
+def with_gang_scheduling(
     scheduler: GangScheduler, job: str, members: int, queue: str = "", template: PodTemplate | None = None
 ) -> PodTemplate:
     """A pod that starts together with all others of its job, or not at all.

@@ -9,19 +9,19 @@ from flytekit import FlyteContextManager, current_context
 from tasks import settings
 from thriftune import artifacts, distributed
 from thriftune.checkpoints.attempts import begin_attempt
-from thriftune.checkpoints.resumption import CheckpointPlace
+from thriftune.checkpoints.resumption import CheckpointLocation
 
 logger = logging.getLogger("thriftune.tasks.checkpoints")
 
 
-def checkpoint_place(run_name: str) -> CheckpointPlace:
+def checkpoint_location(run_name: str) -> CheckpointLocation:
     """Where this attempt and the one before keep their checkpoints. A training calls this first.
 
     Args:
         run_name: Name of the run.
     """
     if settings.is_local():
-        here, previous = str(settings.result_place(run_name, "checkpoints")), ""
+        here, previous = str(settings.result_path(run_name, "checkpoints")), ""
     else:
         flyte = current_context().checkpoint
         # flytekit offers only functions that read and write there; the prefixes themselves have no public name.
@@ -32,7 +32,7 @@ def checkpoint_place(run_name: str) -> CheckpointPlace:
     if distributed.current_rank().is_main:
         logger.info("Checkpoints go to %s", here)
     scratch = Path(tempfile.gettempdir()) / f"thriftune-checkpoints-{artifacts.key_of(here)}"
-    return CheckpointPlace(here, previous, scratch, settings.PLATFORM.grace_seconds)
+    return CheckpointLocation(here, previous, scratch, settings.PLATFORM.grace_seconds)
 
 
 def use_credentials_of_flyte(place: str) -> None:

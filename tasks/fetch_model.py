@@ -37,7 +37,7 @@ def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
         The directory, its tokenizer in another, and the tokenizer's fingerprint.
     """
     key = _key(model, version)
-    place, tokenizer_place = settings.cached_place("model", key), settings.cached_place("tokenizer", key)
+    place, tokenizer_place = settings.cache_path("model", key), settings.cache_path("tokenizer", key)
     if damage.is_reusable(place):
         logger.info("The base model is already in %s", place)
     else:

@@ -6,7 +6,7 @@ from flytekit.types.file import FlyteFile
 
 from tasks import settings
 from tasks.declaring import generating_task
-from tasks.transfer import download, place_of
+from tasks.transfer import download, uri_of
 from thriftune import hardware
 from thriftune.config.rules import require_no_user
 from thriftune.disk import writing_to
@@ -49,7 +49,7 @@ def generate_answers(
         A file with the columns prompt, adapter (adapter-1, adapter-2 ... in the order given, or base) and answer.
     """
     inputs = {"model_dir": [model_dir], "prompts_file": [prompts_file] if prompts_file else [], "adapters": adapters}
-    require_no_user((field, place_of(one)) for field, given in inputs.items() for one in given)
+    require_no_user((field, uri_of(one)) for field, given in inputs.items() for one in given)
     device = hardware.detect_device()
     placement = Placement(device, hardware.choose_precision("auto", device), FourBit() if quantize else None)
     asked = [*prompts, *(read_prompts(download(prompts_file)) if prompts_file else [])]
@@ -62,7 +62,7 @@ def generate_answers(
         sampling=Sampling(max_new_tokens, temperature, seed),
         batch=batch,
     )
-    place = settings.result_place("generate", f"answers.{output_format}")
+    place = settings.result_path("generate", f"answers.{output_format}")
     with writing_to(place, "writing the answers"):
         place.parent.mkdir(parents=True, exist_ok=True)
         generation.write_answers(answers, place)

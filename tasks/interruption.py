@@ -100,7 +100,7 @@ def training(config: RunConfig, *, in_workers: bool) -> Iterator[None]:
         in_workers: Whether other processes train instead of this one.
     """
     if _heard.is_on:  # determined here, as Flyte's context differs in another thread
-        _heard.checkpoints = settings.result_place(config.name, "checkpoints")
+        _heard.checkpoints = settings.result_path(config.name, "checkpoints")
     _heard.config, _heard.has_workers = config, in_workers
     _heard.ended.clear()
     _heard.is_training = True

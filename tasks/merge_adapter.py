@@ -38,7 +38,7 @@ def merge_adapter(config: RunConfig, model: FlyteDirectory, adapter: FlyteDirect
     Returns:
         An ordinary model directory, and its loss compared with that of the adapter on the same base.
     """
-    place, model_dir = settings.result_place(config.name, "model"), download(model)
+    place, model_dir = settings.result_path(config.name, "model"), download(model)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
     saved = merging.merge(
         model_dir,

@@ -50,7 +50,7 @@ def show(what: str, run_name: str, page: str, content: str) -> None:
     if not settings.is_local():
         return
     try:
-        folder = settings.result_place(run_name, what)
+        folder = settings.result_path(run_name, what)
         with writing_to(folder, f"writing the page of the {what}"):
             folder.mkdir(parents=True, exist_ok=True)
             artifacts.write_text(folder / f"{what}.html", page)

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from pod_templates import INSTANCE_LABEL, GangScheduler
 from thriftune.config import Section
 from thriftune.config import messages as config_errors
-from thriftune.config.data import PLACE, places
+from thriftune.config.data import PATH_OR_URL, places
 from thriftune.config.rules import with_user
 from thriftune.errors import ConfigError, Problem
 
@@ -117,7 +117,7 @@ class Platform(Section):
     wandb_secret: SecretName = Field(
         default="", description="group/key of the Flyte secret with a Weights & Biases key."
     )
-    catalogue: Annotated[str | None, PLACE] = Field(
+    catalogue: Annotated[str | None, PATH_OR_URL] = Field(
         default=None,
         min_length=1,
         description="Path, s3:// or gs:// URL of node types and prices; else the shipped ones.",
@@ -182,7 +182,7 @@ class Platform(Section):
     )
     queue: Queue = Field(default="", description="Kueue's LocalQueue for the pods of a job.")
     service_account_token: bool = Field(default=False, description="Let pods talk to the Kubernetes API.")
-    raw_output: Annotated[Bucket | None, PLACE] = Field(
+    raw_output: Annotated[Bucket | None, PATH_OR_URL] = Field(
         default=None,
         description="Bucket and prefix to which launch plans write models and data; Flyte's own if left out.",
     )

@@ -49,7 +49,7 @@ def prepare_dataset(
     """
     files = download_table(table) if table is not None else []
     key = prepare.fingerprint(data, seed, data_version, tokenizer_version)
-    place = settings.cached_place("dataset", artifacts.key_of(key, PREPARE_CACHE))
+    place = settings.cache_path("dataset", artifacts.key_of(key, PREPARE_CACHE))
     if damage.is_reusable(place):
         logger.info("The prepared dataset is already in %s; its report: %s", place, place / report.HTML)
     else:

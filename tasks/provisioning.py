@@ -5,7 +5,14 @@ from typing import Any
 from flytekit import PodTemplate, Resources, current_context
 from flytekit.extras.accelerators import A10G, A100, A100_80GB, H100, L4, T4, V100, GPUAccelerator
 
-from pod_templates import in_gang, in_one_zone, on_instance, with_environment, with_grace, with_shared_memory
+from pod_templates import (
+    in_one_zone,
+    on_instance,
+    with_environment,
+    with_gang_scheduling,
+    with_grace,
+    with_shared_memory,
+)
 from tasks.declaring import CpuPod, bare_pod, ephemeral_storage
 from tasks.settings import PLATFORM
 from thriftune.planning.node_environment import node_environment
@@ -92,4 +99,4 @@ def node_pod(plan: TrainingPlan, *, as_job: bool) -> PodTemplate:
     job = f"{current_context().execution_id.name}-{plan.fingerprint}"[-_LONGEST_LABEL:].lstrip("-")
     if PLATFORM.one_zone:
         pod = in_one_zone(job, pod)
-    return in_gang(PLATFORM.gang, job, nodes, PLATFORM.queue, pod) if PLATFORM.gang else pod
+    return with_gang_scheduling(PLATFORM.gang, job, nodes, PLATFORM.queue, pod) if PLATFORM.gang else pod

@@ -12,7 +12,7 @@ from flytekit.types.directory import FlyteDirectory
 from tasks import settings
 from tasks.declaring import hub_task
 from tasks.summarize import write_metrics
-from tasks.transfer import download, place_of, transient_errors_retried, upload
+from tasks.transfer import download, transient_errors_retried, upload, uri_of
 from thriftune.config import PublishConfig
 from thriftune.errors import PublishError, TransientError
 from thriftune.inference.model_card import card_of
@@ -36,12 +36,12 @@ def publish(result: FlyteDirectory, to: PublishConfig, metrics: RunMetrics) -> R
     Returns:
         The metrics, with the URL of the repository; with `dry_run`, the path of what would be pushed.
     """
-    place = settings.result_place(metrics.name, "publish")
+    place = settings.result_path(metrics.name, "publish")
     with transient_errors_retried(), _saying_what_is_whole(metrics, place):
         result_dir = download(result)
         card = card_of(result_dir, metrics, to.repository)
         url = publishing.publish(result_dir, to, card, place, settings.hub_token())
-    published = place_of(upload(place)) if to.dry_run else url
+    published = uri_of(upload(place)) if to.dry_run else url
     logger.info("published: %s", published)
     complete = replace(metrics, outputs={**metrics.outputs, "published": published})
     write_metrics(complete)

@@ -120,14 +120,14 @@ def is_local() -> bool:
     return not access.is_remote(access.raw_output_prefix)
 
 
-def result_place(run_name: str, what: str) -> Path:
+def result_path(run_name: str, what: str) -> Path:
     """Where a task writes a result: outputs/<run>/<start time>/<what> locally, a scratch folder in a pod."""
     if not is_local():
         return Path(tempfile.mkdtemp()) / what
     return _folder_of_run(local_root() / run_name, _RUN) / what
 
 
-def cached_place(what: str, key: str) -> Path:
+def cache_path(what: str, key: str) -> Path:
     """Where a task writes what later runs can reuse: outputs/cache/<what>-<key> locally, a scratch folder in a pod."""
     if not is_local():
         return Path(tempfile.mkdtemp()) / what

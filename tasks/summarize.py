@@ -9,7 +9,7 @@ from flytekit.types.directory import FlyteDirectory
 
 from tasks import settings
 from tasks.declaring import cpu_task
-from tasks.transfer import place_of
+from tasks.transfer import uri_of
 from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.disk import writing_to
@@ -43,7 +43,7 @@ def summarize(
     Returns:
         The metrics; a local run also writes them to outputs/<run>/<start time>/metrics.json.
     """
-    outputs = {"model": place_of(model)} | ({"adapter": place_of(adapter)} if adapter else {})
+    outputs = {"model": uri_of(model)} | ({"adapter": uri_of(adapter)} if adapter else {})
     metrics = RunMetrics(config.name, config.method, training, outputs, merged, saved_model)
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)
@@ -53,6 +53,6 @@ def summarize(
 def write_metrics(metrics: RunMetrics) -> None:
     """Write the metrics of a local run to its results; on a cluster Flyte keeps them."""
     if settings.is_local():
-        file = settings.result_place(metrics.name, "metrics.json")
+        file = settings.result_path(metrics.name, "metrics.json")
         with writing_to(file, "writing the metrics"):
             artifacts.write_text(file, json.dumps(asdict(metrics), indent=2) + "\n")

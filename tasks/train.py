@@ -8,7 +8,7 @@ from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import interruption, pages, settings
-from tasks.checkpoints import checkpoint_place
+from tasks.checkpoints import checkpoint_location
 from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
@@ -61,10 +61,10 @@ def _train(
 def _trained(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset: FlyteDirectory) -> Trained:
     strategy = STRATEGIES[plan.strategy]
     rank = strategy.join(plan)
-    checkpoints = checkpoint_place(config.name)
+    checkpoints = checkpoint_location(config.name)
     model_dir, dataset_dir = download_once_per_node(model, dataset)
     start = config.lora_or_default.resume_from
-    place = settings.result_place(config.name, METHODS[plan.method].facts.result)
+    place = settings.result_path(config.name, METHODS[plan.method].facts.result)
     inputs = Inputs(
         config, plan, model_dir, dataset_dir, download(FlyteDirectory(start)) if start else None, checkpoints
     )

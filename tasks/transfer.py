@@ -26,7 +26,7 @@ def download(given: FlyteDirectory | FlyteFile) -> Path:
     Raises:
         UserError: It has a manifest, but files of it are missing or truncated.
     """
-    with _store_errors_retried(), _reached(place_of(given)):
+    with _store_errors_retried(), _reached(uri_of(given)):
         place = Path(given.download())
     try:
         damage.require_undamaged(place, content=False)
@@ -140,7 +140,7 @@ def try_output() -> tuple[str, str]:
     return prefix, ""
 
 
-def place_of(given: FlyteDirectory | FlyteFile) -> str:
+def uri_of(given: FlyteDirectory | FlyteFile) -> str:
     """The URL of a directory or file, or its path in a local run; to show to a person."""
     return str(given.remote_source or given.path)
 

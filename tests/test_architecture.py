@@ -9,7 +9,7 @@ from thriftune.errors import ModelSourceError
 from thriftune.methods.adapters import adapter_parameters, require_targets
 from thriftune.models import architecture
 from thriftune.models.quantization import FourBit
-from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.activations import StepShape, measure
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
@@ -51,7 +51,7 @@ def shape_of(kind: str, **changes) -> architecture.Architecture:
 )
 def test_many_architectures_can_be_traced(kind, adapters, four_bit):
     """OPT and Bloom build positions from a mask of another shape; peft turned autocast off on the meta device."""
-    activations = measure(shape_of(kind), Pass(2, 32, True, "bf16", adapters, four_bit))
+    activations = measure(shape_of(kind), StepShape(2, 32, True, "bf16", adapters, four_bit))
     assert len(activations.kept) == 4
     assert all(kept.all > 0 for kept in activations.kept)
 
@@ -60,8 +60,8 @@ def test_many_architectures_can_be_traced(kind, adapters, four_bit):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_mixtures_of_experts_can_be_traced_in_every_precision(kind, precision):
     """The meta device knows grouped products in bf16 only: on a CPU every mixture was refused."""
-    one_pass = Pass(2, 32, True, precision, LoraConfig(rank=2), FourBit())
-    activations = measure(shape_of(kind, num_hidden_layers=3), one_pass)
+    step_shape = StepShape(2, 32, True, precision, LoraConfig(rank=2), FourBit())
+    activations = measure(shape_of(kind, num_hidden_layers=3), step_shape)
     assert all(kept.all > 0 for kept in activations.kept)
 
 
@@ -69,19 +69,19 @@ def test_in_fp16_frozen_experts_cost_a_gradient_for_a_moment():
     """Without bf16 transformers computes experts in a loop, whose backward pass makes the gradient of all of them."""
     shape = shape_of("mixtral", num_local_experts=64)
     on_attention = LoraConfig(rank=2, target_modules=("q_proj",))
-    bf16, fp16 = (measure(shape, Pass(1, 32, True, precision, on_attention)) for precision in ("bf16", "fp16"))
+    bf16, fp16 = (measure(shape, StepShape(1, 32, True, precision, on_attention)) for precision in ("bf16", "fp16"))
     gradient = 2 * 64 * 2 * 64 * 32  # bytes of a number, experts, gate and up, intermediate and hidden size
     assert fp16.whole().all - bf16.whole().all > 0.9 * gradient
 
 
 def test_layers_of_different_kinds_are_each_counted_as_they_are():
     """The layers after the first two were taken to be like them: half of what these keep."""
-    mixed = measure(shape_of("qwen2_moe"), Pass(2, 32, False, "bf16"))
+    mixed = measure(shape_of("qwen2_moe"), StepShape(2, 32, False, "bf16"))
     dense, experts = mixed.kept[1].all, mixed.kept[2].all
     assert mixed.kept[0].all == dense
     assert mixed.kept[3].all == experts
     assert experts > 1.3 * dense
-    alike = measure(shape_of("qwen2_moe", mlp_only_layers=[]), Pass(2, 32, False, "bf16"))
+    alike = measure(shape_of("qwen2_moe", mlp_only_layers=[]), StepShape(2, 32, False, "bf16"))
     assert alike.kept[1].all == pytest.approx(experts, rel=0.02)
 
 

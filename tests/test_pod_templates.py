@@ -8,13 +8,13 @@ from kubernetes.client import ApiClient
 from pod_templates import (
     JOB_LABEL,
     ConflictError,
-    in_gang,
     in_one_zone,
     on_instance,
     tolerating_gpu_nodes,
     unprivileged,
     with_annotations,
     with_environment,
+    with_gang_scheduling,
     with_grace,
     with_scratch,
     with_shared_memory,
@@ -25,9 +25,9 @@ FACTORIES = {
     "instance": lambda t=None: on_instance("g4dn.metal", t, gpus=8),
     "gpu nodes": tolerating_gpu_nodes,
     "one zone": lambda t=None: in_one_zone("job-1", t),
-    "volcano": lambda t=None: in_gang("volcano", "job-1", 2, "q", t),
-    "coscheduling": lambda t=None: in_gang("coscheduling", "job-1", 2, "", t),
-    "kueue": lambda t=None: in_gang("kueue", "job-1", 2, "q", t),
+    "volcano": lambda t=None: with_gang_scheduling("volcano", "job-1", 2, "q", t),
+    "coscheduling": lambda t=None: with_gang_scheduling("coscheduling", "job-1", 2, "", t),
+    "kueue": lambda t=None: with_gang_scheduling("kueue", "job-1", 2, "q", t),
     "scratch": lambda t=None: with_scratch("10Gi", t, kind="emptyDir"),
     "storage class": lambda t=None: with_scratch("10Gi", t, kind="class", name="nvme"),
     "claim": lambda t=None: with_scratch("10Gi", t, kind="claim", name="shared"),
@@ -139,13 +139,13 @@ def test_pods_of_a_job_follow_each_other_into_a_zone():
     ],
 )  # fmt: skip
 def test_a_gang_is_marked_as_its_scheduler_knows_it(scheduler, name, labels, annotations):
-    template = in_gang(scheduler, "run-abc", 3, "gpus")
+    template = with_gang_scheduling(scheduler, "run-abc", 3, "gpus")
     assert (template.pod_spec.scheduler_name, template.labels, template.annotations) == (name, labels, annotations)
 
 
 def test_kueue_needs_a_queue():
     with pytest.raises(ValueError, match="needs a queue"):
-        in_gang("kueue", "run-abc", 3)
+        with_gang_scheduling("kueue", "run-abc", 3)
 
 
 def test_temporary_files_have_room_of_their_own():

@@ -8,7 +8,7 @@ from thriftune.errors import ConfigError
 from thriftune.models import architecture
 from thriftune.models.positions import answer_room, require_positions, table_length
 from thriftune.preflight.base_model import BaseModel, check_length
-from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.activations import StepShape, measure
 
 END = 64
 # With how many positions a model of each kind can be asked for END of them.
@@ -67,9 +67,9 @@ def test_a_bias_of_fixed_length_is_named_for_what_it_is():
     """MPT has no table and builds its bias for so many positions: its code was said not to be followable."""
     content = {"model_type": "mpt", "d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 96, "max_seq_len": END}
     shape = architecture.from_content(content, "mpt")
-    assert measure(shape, Pass(1, END, False, "fp32")).whole().all > 0
+    assert measure(shape, StepShape(1, END, False, "fp32")).whole().all > 0
     with pytest.raises(ConfigError, match=f"data.max_length = {END + 8}: mpt was made for {END} positions"):
-        measure(shape, Pass(1, END + 8, False, "fp32"))
+        measure(shape, StepShape(1, END + 8, False, "fp32"))
 
 
 def test_an_answer_ends_where_the_table_does():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from thriftune.checkpoints.manifest import Manifest
-from thriftune.checkpoints.resumption import BEST, CheckpointPlace, Checkpoints
+from thriftune.checkpoints.resumption import BEST, CheckpointLocation, Checkpoints
 from thriftune.checkpoints.store import Store
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError
@@ -17,7 +17,7 @@ IDENTITY = {"method": "qlora", "seed": 0}
 @pytest.fixture
 def checkpoints(tmp_path):
     def make(here="first", previous="", identity=IDENTITY, **config):
-        place = CheckpointPlace(
+        place = CheckpointLocation(
             str(tmp_path / here), str(tmp_path / previous) if previous else "", tmp_path / "scratch", 10.0
         )
         return Checkpoints(place, CheckpointConfig(**config), identity)
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_one_step_that_other_ranks_wrote_is_converted(checkpoint
     written(first, 5)
     file = tmp_path / "first" / "checkpoint-5" / "manifest.json"
     file.write_bytes(replace(Manifest.from_bytes(file.read_bytes()), world_size=4).to_bytes())
-    place = CheckpointPlace(str(tmp_path / "second"), str(tmp_path / "first"), tmp_path / "scratch", 10.0)
+    place = CheckpointLocation(str(tmp_path / "second"), str(tmp_path / "first"), tmp_path / "scratch", 10.0)
 
     def convert(directory):
         converted = directory.with_name("made-anew")

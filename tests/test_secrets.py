@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from tasks.platform import Platform
 from tasks.platform import read as read_settings
 from thriftune.config import RunConfig
-from thriftune.config.data import PLACE
+from thriftune.config.data import PATH_OR_URL
 from thriftune.data import sources
 from thriftune.errors import ConfigError
 
@@ -31,7 +31,7 @@ PLANTED = "pl4nted"
 SIGNATURE = f"{PLANTED}S1gnature"
 SIGNED = f"X-Amz-Credential=AKIA{'X' * 16}%2F2026&X-Amz-Signature={SIGNATURE}"
 TOKEN = f"hf_{PLANTED}AbCdEfGhIjKlMnOpQr"
-# Texts that are no places. Who adds a text to the run file says here that it is none, or marks it with PLACE.
+# Texts that are no places. Who adds a text to the run file says here that it is none, or marks it with PATH_OR_URL.
 NO_PLACES = {
     "name", "model.revision", "hardware.instance", "zero.config", "lora.target_modules", "evaluation.prompts",
     "publish.repository",
@@ -48,7 +48,7 @@ def texts(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]
         for section in sections:
             yield from texts(section, f"{prefix}{name}.")
         if not sections and str in options:
-            yield f"{prefix}{name}", PLACE in field.metadata
+            yield f"{prefix}{name}", PATH_OR_URL in field.metadata
 
 
 def parts_of(annotation: Any) -> Iterator[Any]:
@@ -109,7 +109,7 @@ def test_a_secret_in_the_wrong_field_is_not_in_the_refusal(field):
 @pytest.mark.parametrize("name", ["catalogue", "raw_output"])
 def test_a_password_in_a_setting_is_refused(name):
     variable = f"THRIFTUNE_{name.upper()}"
-    assert PLACE in Platform.model_fields[name].metadata
+    assert PATH_OR_URL in Platform.model_fields[name].metadata
     with pytest.raises(ConfigError, match=rf"{variable} = s3://REDACTED@bucket/x: has a user or a password"):
         read_settings({variable: f"s3://key:{PLANTED}@bucket/x"})
 

@@ -191,7 +191,7 @@ _ASK = """
 import sys
 from tasks import settings
 sys.stdin.readline()
-print(settings.result_place("tiny", "model"), settings.result_place("tiny", "checkpoints"))
+print(settings.result_path("tiny", "model"), settings.result_path("tiny", "checkpoints"))
 """
 
 

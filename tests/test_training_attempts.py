@@ -11,7 +11,7 @@ from planning import planned
 from safetensors.torch import load_file
 
 from thriftune.checkpoints import restoring
-from thriftune.checkpoints.resumption import CheckpointPlace
+from thriftune.checkpoints.resumption import CheckpointLocation
 from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.checkpoints.store import Store
 from thriftune.config import DataConfig
@@ -46,8 +46,8 @@ def training(run_config, tiny_model_dir, dataset, tmp_path):
             checkpoints={"every_steps": 3},
             evaluation={"max_new_tokens": 2, "every_steps": every},
         )
-        place = CheckpointPlace(str(tmp_path / where), "", tmp_path / f"{where}-scratch", 10.0)
-        inputs = Inputs(config, planned(config), tiny_model_dir, dataset, place=place)
+        place = CheckpointLocation(str(tmp_path / where), "", tmp_path / f"{where}-scratch", 10.0)
+        inputs = Inputs(config, planned(config), tiny_model_dir, dataset, checkpoints=place)
         result = fit(inputs, tmp_path / f"{where}-out")
         manifest = json.loads((tmp_path / f"{where}-out" / "manifest.json").read_text())
         assert manifest["training"]["steps"] == result.steps

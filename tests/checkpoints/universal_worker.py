@@ -144,7 +144,7 @@ def trainer_of(job: Job) -> RecordingTrainer:
     if job.section["stage"] == 3:
         zero_loading.partition(model, config, dtype, device)
     else:
-        zero_loading.place(model, dtype, device)
+        zero_loading.move_to_device(model, dtype, device)
     callbacks = [SaveOnce(job.save_at), *([SeparateSteps()] if job.separate_steps else [])]
     return RecordingTrainer(model, arguments, padded, train_dataset=Rows(job.rows), callbacks=callbacks)
 

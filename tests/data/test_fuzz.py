@@ -18,7 +18,7 @@ from thriftune.data.sources import NumberedRow
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import DataError
 
-PLACE = "rows.jsonl"
+PATH_OR_URL = "rows.jsonl"
 # It writes everything that a conversation may have, so that rows with tools come through.
 CHAT_TEMPLATE = (
     "{% if tools %}{{ '<s>tools\n' + (tools | tojson) + '</s>' }}{% endif %}"
@@ -113,7 +113,7 @@ def tokenizer(llama_tokenizer):
 
 
 def config_of(name, max_length, long_rows):
-    return DataConfig(source=PLACE, max_length=max_length, long_rows=long_rows, **CONFIGS[name])
+    return DataConfig(source=PATH_OR_URL, max_length=max_length, long_rows=long_rows, **CONFIGS[name])
 
 
 configs = {
@@ -176,7 +176,7 @@ def test_no_row_is_lost(tokenizer, name):
         config = data.draw(configs[name])
         rows = data.draw(st.lists(rows_of(config), min_size=1, max_size=4))
         held_out = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
-        numbered = [NumberedRow(PLACE, number, row) for number, row in enumerate(rows, 5)]
+        numbered = [NumberedRow(PATH_OR_URL, number, row) for number, row in enumerate(rows, 5)]
         require_nothing_lost(config, tokenizer, numbered, held_out)
 
     check()
@@ -234,7 +234,7 @@ def test_no_line_is_lost(tokenizer, tmp_path, ending):
             with pytest.raises(DataError, match="could not be read as JSON Lines: "):
                 list(read_file(file))
             return
-        rows = [NumberedRow(PLACE, number, raw) for number, raw in read_file(file)]
+        rows = [NumberedRow(PATH_OR_URL, number, raw) for number, raw in read_file(file)]
         assert [row.number for row in rows] == [number for number, line in enumerate(lines, 1) if line.strip()]
         assert count_rows(file) == len(rows)
         require_nothing_lost(config, tokenizer, rows, [False] * len(rows))

@@ -22,7 +22,7 @@ from tasks import log
 from tasks.elastic import elastic, in_worker
 from tasks.transfer import transient_errors_retried
 from thriftune import distributed
-from thriftune.checkpoints.resumption import CheckpointPlace
+from thriftune.checkpoints.resumption import CheckpointLocation
 from thriftune.config import RunConfig
 from thriftune.errors import UserError
 from thriftune.strategies import STRATEGIES
@@ -38,10 +38,10 @@ def plan_of(job: Job, config: RunConfig) -> TrainingPlan:
     return dataclasses.replace(plan, nodes=job.nodes, devices_per_node=plan.processes_per_node // job.nodes)
 
 
-def place_of(job: Job) -> CheckpointPlace:
+def uri_of(job: Job) -> CheckpointLocation:
     """Where checkpoints lie; nodes that are processes of one machine have each a disk of their own."""
     scratch = Path(job.scratch) / f"node-{distributed.current_rank().node}"
-    return CheckpointPlace(job.here, job.previous, scratch, job.grace_seconds)
+    return CheckpointLocation(job.here, job.previous, scratch, job.grace_seconds)
 
 
 def train(job: Job) -> None:
@@ -49,7 +49,7 @@ def train(job: Job) -> None:
     config = RunConfig.model_validate(job.config)
     plan = plan_of(job, config)
     STRATEGIES[plan.strategy].join(plan)
-    inputs = Inputs(config, plan, Path(job.model), Path(job.dataset), place=place_of(job))
+    inputs = Inputs(config, plan, Path(job.model), Path(job.dataset), checkpoints=uri_of(job))
     fit(inputs, Path(job.output))
     distributed.leave()
 

@@ -183,8 +183,8 @@ def test_held_out_loss_is_drawn_over_the_same_steps_with_what_was_kept():
     heights = [y for _, y in points(lines["held-out"])]
     assert heights[1] > heights[2] > heights[0]  # down is less
     assert points(lines["held-out-points"])[::2] == points(lines["held-out"])
-    assert (chart.kept.place, "step 10" in chart.kept.label) == (0.5, True)
-    assert [dot.place for dot in chart.dots] == [1.0]
+    assert (chart.kept.position, "step 10" in chart.kept.label) == (0.5, True)
+    assert [dot.position for dot in chart.dots] == [1.0]
     assert [tick.label for tick in chart.second] == ["0", *(f"{step / 2:g} k" for step in (5, 10, 15)), "10 k"]
 
 
@@ -207,7 +207,7 @@ def test_resources_are_drawn_up_to_their_limit():
     highest = {title: min(y for _, y in points(chart.lines[1][1])) for title, chart in charts.items()}
     assert highest["Host memory"] == pytest.approx(100 * (1 - 15 / 16), abs=0.01)
     assert highest["Disk"] == pytest.approx(70.0)
-    assert [mark.place for mark in charts["Disk"].marks] == [0.0, 0.4]
+    assert [mark.position for mark in charts["Disk"].marks] == [0.0, 0.4]
 
 
 def test_thinned_points_are_means_of_neighbours():

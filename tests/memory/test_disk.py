@@ -5,7 +5,7 @@ from thriftune.hardware import DEVICES
 from thriftune.models.architecture import of
 from thriftune.planning.memory import estimate
 from thriftune.strategies import STRATEGIES, Machines
-from thriftune.strategies.memory.activations import Pass
+from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.zero.strategy import settings_of
 
 MODEL = ModelConfig(source="meta-llama/Llama-2-13b-hf")
@@ -66,5 +66,5 @@ def stage_settings(stage, **section):
 
 
 def estimated(nodes, settings, **options):
-    one_pass, machines = Pass(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8)
-    return estimate(STRATEGIES["zero"], of(MODEL), one_pass, machines, settings=settings, **options)
+    step_shape, machines = StepShape(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8)
+    return estimate(STRATEGIES["zero"], of(MODEL), step_shape, machines, settings=settings, **options)

@@ -14,7 +14,7 @@ from thriftune.models import architecture
 from thriftune.models.quantization import FourBit, layer_weights
 from thriftune.planning.memory import estimate
 from thriftune.strategies import STRATEGIES, Machines
-from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.adapters import split
 from thriftune.strategies.zero.strategy import settings_of
 
@@ -34,26 +34,29 @@ precisions = st.sampled_from(["fp16", "bf16", "fp32"])
 properties = settings(max_examples=25, deadline=None)
 
 
-def full(one_pass, stage, nodes=1, devices=4, device=T4):
+def full(step_shape, stage, nodes=1, devices=4, device=T4):
     machines = Machines(device, 14.56, nodes, devices)
-    return estimate(STRATEGIES["zero"], SMOL, one_pass, machines, settings=settings_of(stage, STAGES[stage]))
+    return estimate(STRATEGIES["zero"], SMOL, step_shape, machines, settings=settings_of(stage, STAGES[stage]))
 
 
-def adapted(one_pass, devices=1, optimizer="adamw", model=SMOL, **options):
+def adapted(step_shape, devices=1, optimizer="adamw", model=SMOL, **options):
     machines = Machines(T4, 14.56, 1, devices)
-    return estimate(STRATEGIES["layers"], model, one_pass, machines, optimizer=optimizer, **options)
+    return estimate(STRATEGIES["layers"], model, step_shape, machines, optimizer=optimizer, **options)
 
 
-def alone(one_pass, device=T4, optimizer="adamw", **options):
+def alone(step_shape, device=T4, optimizer="adamw", **options):
     machines = Machines(device, 14.56, 1, 1)
-    return estimate(STRATEGIES["single"], SMOL, one_pass, machines, optimizer=optimizer, **options)
+    return estimate(STRATEGIES["single"], SMOL, step_shape, machines, optimizer=optimizer, **options)
 
 
 @properties
 @given(stage=stages, precision=precisions, length=lengths, rows=batches, checkpointing=st.booleans())
 def test_a_longer_sequence_or_a_bigger_micro_batch_never_needs_less(stage, precision, length, rows, checkpointing):
-    base = full(Pass(rows, length, checkpointing, precision), stage)
-    for more in (Pass(rows, 2 * length, checkpointing, precision), Pass(rows + 1, length, checkpointing, precision)):
+    base = full(StepShape(rows, length, checkpointing, precision), stage)
+    for more in (
+        StepShape(rows, 2 * length, checkpointing, precision),
+        StepShape(rows + 1, length, checkpointing, precision),
+    ):
         bigger = full(more, stage)
         assert bigger.device_gib >= base.device_gib
         assert bigger.host_gib >= base.host_gib
@@ -62,8 +65,8 @@ def test_a_longer_sequence_or_a_bigger_micro_batch_never_needs_less(stage, preci
 @properties
 @given(stage=stages, precision=precisions, nodes=st.integers(1, 7), on_gpu=st.booleans())
 def test_more_nodes_never_need_more_of_each_gpu_or_host(stage, precision, nodes, on_gpu):
-    device, one_pass = (T4 if on_gpu else DEVICES["CPU"]), Pass(1, 128, True, precision)
-    fewer, more = (full(one_pass, stage, n, device=device) for n in (nodes, nodes + 1))
+    device, step_shape = (T4 if on_gpu else DEVICES["CPU"]), StepShape(1, 128, True, precision)
+    fewer, more = (full(step_shape, stage, n, device=device) for n in (nodes, nodes + 1))
     assert more.device_gib <= fewer.device_gib + 1e-9
     assert more.host_gib <= fewer.host_gib + 1e-9
 
@@ -71,43 +74,43 @@ def test_more_nodes_never_need_more_of_each_gpu_or_host(stage, precision, nodes,
 @properties
 @given(precision=precisions, length=lengths, rows=batches, stage=st.sampled_from(["zero2", "zero3"]))
 def test_offload_moves_what_lasts_and_neither_creates_nor_destroys_it(precision, length, rows, stage):
-    one_pass = Pass(rows, length, True, precision)
-    plain = full(one_pass, stage, device=DEVICES["CPU"])
-    offloaded = full(one_pass, f"{stage}_offload", device=DEVICES["CPU"])
+    step_shape = StepShape(rows, length, True, precision)
+    plain = full(step_shape, stage, device=DEVICES["CPU"])
+    offloaded = full(step_shape, f"{stage}_offload", device=DEVICES["CPU"])
     for item in ("weights", "optimizer states"):  # on a CPU, both places are the same memory
         in_device = [e.devices[0].get(item, 0.0) for e in (plain, offloaded)]
         assert in_device[0] == pytest.approx(in_device[1])
-    on_gpu = full(one_pass, f"{stage}_offload")
+    on_gpu = full(step_shape, f"{stage}_offload")
     assert "optimizer states" not in on_gpu.device
     states = 12 * SMOL.parameters / GIB
     assert on_gpu.host["offloaded optimizer states"] == pytest.approx(states, rel=1e-3)
-    assert on_gpu.device_gib < full(one_pass, stage).device_gib
+    assert on_gpu.device_gib < full(step_shape, stage).device_gib
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_each_stage_divides_what_the_one_before_does_and_one_thing_more(precision):
     width = 2 if precision == "fp16" else 4
     whole = SMOL.parameters * 1.0 / GIB
-    one_pass = Pass(64, 512, False, precision)  # activations so large that the backward pass is the peak
+    step_shape = StepShape(64, 512, False, precision)  # activations so large that the backward pass is the peak
     expected = {
         "zero1": {"weights": width, "gradients": width, "optimizer states": 12 / 4},
         "zero2": {"weights": width, "gradients": width / 4, "optimizer states": 12 / 4},
         "zero3": {"weights": width / 4, "gradients": width / 4, "optimizer states": 12 / 4},
     }
     for stage, items in expected.items():
-        needed = full(one_pass, stage)
+        needed = full(step_shape, stage)
         assert needed.phase == "forward and backward"
         for item, per_parameter in items.items():
             assert needed.device[item] == pytest.approx(per_parameter * whole, rel=1e-4), (stage, item)
 
 
 def test_checkpointing_trades_layers_for_their_inputs():
-    kept, recomputed = (full(Pass(4, 512, checkpointing, "fp16"), "zero3") for checkpointing in (False, True))
+    kept, recomputed = (full(StepShape(4, 512, checkpointing, "fp16"), "zero3") for checkpointing in (False, True))
     assert recomputed.device["activations"] < 0.5 * kept.device["activations"]
 
 
 def test_with_a_large_vocabulary_logits_dominate():
-    needed = full(Pass(8, 512, True, "fp16"), "zero3")
+    needed = full(StepShape(8, 512, True, "fp16"), "zero3")
     logits = 8 * 512 * SMOL.vocabulary * (4 + 4) / GIB  # what cross-entropy keeps in fp32, and its gradient
     assert logits < needed.device["activations"] < 2 * logits
 
@@ -126,7 +129,7 @@ def test_qlora_holds_each_weight_in_half_a_byte_and_its_constants():
 def test_double_quantization_saves_what_the_paper_says():
     """QLoRA (arXiv 2305.14314), section 3: 0.373 bits a parameter."""
     single, double = (
-        adapted(Pass(1, 64, True, "fp16", LoraConfig(rank=8), FourBit(double)), devices=8, model=LLAMA_70B)
+        adapted(StepShape(1, 64, True, "fp16", LoraConfig(rank=8), FourBit(double)), devices=8, model=LLAMA_70B)
         for double in (False, True)
     )
     saved = sum(a["weights"] - b["weights"] for a, b in zip(single.devices, double.devices, strict=True))
@@ -141,14 +144,14 @@ def test_experts_stay_in_sixteen_bits_and_are_counted_so():
 
 
 def test_weights_that_no_device_can_hold_have_no_estimate():
-    assert adapted(Pass(1, 64, True, "fp16", LoraConfig(rank=8), FourBit()), devices=2, model=LLAMA_70B) is None
+    assert adapted(StepShape(1, 64, True, "fp16", LoraConfig(rank=8), FourBit()), devices=2, model=LLAMA_70B) is None
 
 
 @pytest.mark.parametrize(("optimizer", "bytes_each"), [("adamw", 8), ("paged_adamw_8bit", 2.03), ("sgd", 0)])
 @pytest.mark.parametrize("four_bit", [None, FourBit()])
 def test_optimizers_of_adapters_differ_in_their_states(optimizer, bytes_each, four_bit):
     lora = LoraConfig(rank=64)
-    needed = adapted(Pass(1, 64, True, "fp16", lora, four_bit), optimizer=optimizer)
+    needed = adapted(StepShape(1, 64, True, "fp16", lora, four_bit), optimizer=optimizer)
     trained = sum(adapter_parameters(SMOL, lora).values())
     assert needed.device.get("optimizer states", 0.0) * GIB == pytest.approx(bytes_each * trained, rel=0.01)
 
@@ -156,15 +159,15 @@ def test_optimizers_of_adapters_differ_in_their_states(optimizer, bytes_each, fo
 def test_a_mixture_of_experts_is_traced_in_every_precision():
     for precision in ("fp16", "bf16"):
         lora = LoraConfig(rank=8, target_modules=("q_proj",))
-        one_pass = Pass(1, 64, True, precision, lora, FourBit())
-        assert adapted(one_pass, devices=1, model=MIXTRAL).device["activations"] > 0
+        step_shape = StepShape(1, 64, True, precision, lora, FourBit())
+        assert adapted(step_shape, devices=1, model=MIXTRAL).device["activations"] > 0
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_one_device_holds_all_weights_and_states_in_fp32_and_autocast_their_copies(precision):
     """Gradients are fp32 as the weights are; the copies in 16 bits are there while products are computed."""
     whole = SMOL.parameters / GIB
-    needed = alone(Pass(64, 512, False, precision))  # so many rows that the backward pass is the peak
+    needed = alone(StepShape(64, 512, False, precision))  # so many rows that the backward pass is the peak
     assert needed.phase == "forward and backward"
     bytes_each = {item: gib / whole for item, gib in needed.device.items()}
     lasting = ("weights", "gradients", "optimizer states")
@@ -175,17 +178,17 @@ def test_one_device_holds_all_weights_and_states_in_fp32_and_autocast_their_copi
 
 
 def test_activations_of_one_device_are_those_of_autocast():
-    one_pass = Pass(4, 256, True, "bf16")
-    under_zero, in_autocast = (measure(SMOL, replace(one_pass, autocast=a)).whole().all for a in (False, True))
+    step_shape = StepShape(4, 256, True, "bf16")
+    under_zero, in_autocast = (measure(SMOL, replace(step_shape, autocast=a)).whole().all for a in (False, True))
     assert (
-        alone(Pass(64, 256, True, "bf16")).device["activations"]
-        > full(Pass(64, 256, True, "bf16"), "zero3").device["activations"]
+        alone(StepShape(64, 256, True, "bf16")).device["activations"]
+        > full(StepShape(64, 256, True, "bf16"), "zero3").device["activations"]
     )
     assert in_autocast > under_zero
 
 
 def test_one_worker_on_a_cpu_is_one_process_of_the_host():
-    needed = alone(Pass(1, 128, True, "fp32"), device=DEVICES["CPU"])
+    needed = alone(StepShape(1, 128, True, "fp32"), device=DEVICES["CPU"])
     assert needed.training_host_gib == pytest.approx(needed.device_gib)
     assert needed.device["weights"] == pytest.approx(4 * SMOL.parameters / GIB)
     assert needed.host["gathered model"] == pytest.approx(4 * SMOL.parameters / GIB)
@@ -194,23 +197,23 @@ def test_one_worker_on_a_cpu_is_one_process_of_the_host():
 
 @pytest.mark.parametrize("four_bit", [None, FourBit()])
 def test_adapters_on_one_device_need_the_same_by_either_strategy(four_bit):
-    one_pass = Pass(2, 128, True, "fp16", LoraConfig(rank=8), four_bit)
-    assert alone(one_pass) == adapted(one_pass, devices=1)
+    step_shape = StepShape(2, 128, True, "fp16", LoraConfig(rank=8), four_bit)
+    assert alone(step_shape) == adapted(step_shape, devices=1)
 
 
 def test_a_base_in_sixteen_bits_takes_two_bytes_a_weight():
     lora = LoraConfig(rank=8)
     trained = sum(adapter_parameters(SMOL, lora).values())
-    plain, quantized = (adapted(Pass(1, 64, True, "fp16", lora, bits)) for bits in (None, FourBit()))
+    plain, quantized = (adapted(StepShape(1, 64, True, "fp16", lora, bits)) for bits in (None, FourBit()))
     assert plain.device["weights"] * GIB == pytest.approx(2 * SMOL.parameters + 4 * trained)
     assert quantized.device["weights"] < 0.7 * plain.device["weights"]  # its embeddings are large, and fp32 then
 
 
 @pytest.mark.parametrize("strategy", [adapted, alone])
 def test_a_validation_that_holds_more_than_training_is_the_peak(strategy):
-    one_pass = Pass(1, 64, True, "fp16", LoraConfig(rank=8))
-    training, held = strategy(one_pass), 8 * GIB
-    needed = strategy(one_pass, validation_bytes=held)
+    step_shape = StepShape(1, 64, True, "fp16", LoraConfig(rank=8))
+    training, held = strategy(step_shape), 8 * GIB
+    needed = strategy(step_shape, validation_bytes=held)
     assert (training.phase, needed.phase) == ("forward and backward", "validation")
     assert needed.device["activations"] == pytest.approx(8)
     for item in ("weights", "optimizer states", "gradients"):
@@ -218,11 +221,11 @@ def test_a_validation_that_holds_more_than_training_is_the_peak(strategy):
 
 
 def test_a_validation_that_holds_less_than_training_changes_nothing():
-    one_pass = Pass(4, 256, False, "bf16")
-    assert alone(one_pass, validation_bytes=1) == alone(one_pass)
+    step_shape = StepShape(4, 256, False, "bf16")
+    assert alone(step_shape, validation_bytes=1) == alone(step_shape)
 
 
 def test_the_estimate_of_a_process_on_a_cpu_is_the_host():
-    needed = full(Pass(1, 128, True, "bf16"), "zero3", devices=2, device=DEVICES["CPU"])
+    needed = full(StepShape(1, 128, True, "bf16"), "zero3", devices=2, device=DEVICES["CPU"])
     assert needed.training_host_gib == pytest.approx(2 * needed.device_gib)
     assert needed.shared_memory_gib == 0

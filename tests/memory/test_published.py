@@ -21,7 +21,7 @@ from thriftune.models import architecture
 from thriftune.models.quantization import FourBit
 from thriftune.planning.memory import estimate
 from thriftune.strategies import STRATEGIES, Machines
-from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.adapters import split
 from thriftune.strategies.zero.strategy import settings_of
 
@@ -56,8 +56,8 @@ def lora(rank, targets=ATTENTION) -> LoraConfig:
     ],
 )
 def test_adapters_agree_with_litgpt(model, rows, tokens, adapters, four_bit, peak_gb):
-    one_pass = Pass(rows, tokens, False, "bf16", adapters, four_bit, masked=False)
-    needed = estimate(STRATEGIES["single"], of(model), one_pass, Machines(DEVICES["A100-80GB"], 79.0, 1, 1))
+    step_shape = StepShape(rows, tokens, False, "bf16", adapters, four_bit, masked=False)
+    needed = estimate(STRATEGIES["single"], of(model), step_shape, Machines(DEVICES["A100-80GB"], 79.0, 1, 1))
     assert needed.allocated_gib * GIB / GB == pytest.approx(peak_gb, rel=AGREEMENT)
 
 
@@ -82,14 +82,14 @@ def test_the_weights_in_nf4_agree_with_litgpt(model, peak_gb):
 def test_what_fits_a_t4_agrees_with_the_blog_of_hugging_face(model, tokens, checkpointing, four_bit, fits):
     """huggingface/blog, 4bit-transformers-bitsandbytes.md: NF4 on one T4, batch 1, AdamW. It names no LoRA targets."""
     machines = Machines(DEVICES["T4"], 14.56, 1, 1)
-    one_pass = Pass(1, tokens, checkpointing, "fp16", lora(8, EVERYTHING), four_bit)
-    assert (estimate(STRATEGIES["single"], of(model), one_pass, machines).device_gib < 14.56) == fits
+    step_shape = StepShape(1, tokens, checkpointing, "fp16", lora(8, EVERYTHING), four_bit)
+    assert (estimate(STRATEGIES["single"], of(model), step_shape, machines).device_gib < 14.56) == fits
 
 
 def test_full_finetuning_without_sharding_agrees_with_torchtune():
     """pytorch/torchtune README: Llama-3.2-3B, bf16 with AdamW (8 bytes a parameter), packed, 2 x 4096: 60.0 GiB."""
     model = of("meta-llama/Llama-3.2-3B")
-    activations = measure(model, Pass(2, 4096, False, "bf16", masked=False)).whole()
+    activations = measure(model, StepShape(2, 4096, False, "bf16", masked=False)).whole()
     assert (8 * model.parameters + activations.all) / GIB == pytest.approx(60.0, rel=AGREEMENT)
 
 
@@ -119,5 +119,5 @@ def test_an_offloaded_optimizer_agrees_with_deepspeeds_estimator_on_the_host(nod
 
 
 def of_zero(shape, nodes, config):
-    one_pass, machines = Pass(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8)
-    return estimate(STRATEGIES["zero"], shape, one_pass, machines, settings=settings_of("", config))
+    step_shape, machines = StepShape(1, 8, True, "fp16"), Machines(DEVICES["T4"], 14.56, nodes, 8)
+    return estimate(STRATEGIES["zero"], shape, step_shape, machines, settings=settings_of("", config))

@@ -8,7 +8,7 @@ from planning import TINY
 
 from thriftune.config import LoraConfig
 from thriftune.models import architecture
-from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.tracing import LiveBytes, RealDevice
 
 MIXTURE = architecture.from_content(
@@ -44,25 +44,29 @@ def test_a_layer_keeps_on_the_meta_device_what_it_keeps_on_the_cpu(rows, shape):
         model = AutoModelForCausalLM.from_config(shape.config(layers), dtype=torch.float32).train()
         ids = torch.randint(0, shape.vocabulary, (rows, tokens))
         sizes.append(saved_bytes(model, input_ids=ids, labels=ids, use_cache=False))
-    counted = measure(shape, Pass(rows, tokens, False, "fp32", masked=False)).kept[-1].all
+    counted = measure(shape, StepShape(rows, tokens, False, "fp32", masked=False)).kept[-1].all
     assert counted == pytest.approx(sizes[1] - sizes[0], rel=0.05)
 
 
 def test_further_layers_add_what_the_second_adds():
-    one_pass = Pass(2, 64, True, "bf16", LoraConfig(rank=4))
-    activations = measure(TINY, one_pass)
+    step_shape = StepShape(2, 64, True, "bf16", LoraConfig(rank=4))
+    activations = measure(TINY, step_shape)
     assert activations.of([0, 1], has_head=True) - activations.of([0], has_head=True) == activations.kept[1]
-    assert 0 < activations.kept[-1].all < measure(TINY, Pass(2, 64, False, "bf16", LoraConfig(rank=4))).kept[-1].all
+    assert (
+        0 < activations.kept[-1].all < measure(TINY, StepShape(2, 64, False, "bf16", LoraConfig(rank=4))).kept[-1].all
+    )
 
 
 def test_attention_keeps_no_scores():
     """The meta device takes torch's slow path, which would keep rows x heads x tokens x tokens of them."""
-    short, long = (measure(TINY, Pass(1, tokens, False, "bf16", masked=False)).kept[-1].all for tokens in (256, 512))
+    short, long = (
+        measure(TINY, StepShape(1, tokens, False, "bf16", masked=False)).kept[-1].all for tokens in (256, 512)
+    )
     assert long == pytest.approx(2 * short, rel=0.01)
 
 
 def test_a_mask_is_a_bias_of_every_token_for_every_other():
-    masked, free = (measure(TINY, Pass(1, 512, False, "bf16", masked=m)).kept[-1].all for m in (True, False))
+    masked, free = (measure(TINY, StepShape(1, 512, False, "bf16", masked=m)).kept[-1].all for m in (True, False))
     assert masked - free >= 2 * 512 * 512
 
 

@@ -8,12 +8,12 @@ from thriftune.config import LoraConfig, ModelConfig
 from thriftune.models import architecture
 from thriftune.models.quantization import FourBit
 from thriftune.planning.memory.validating import batch_of, bytes_of
-from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.tracing import LiveBytes
 
 SMOL = architecture.of(ModelConfig(source="HuggingFaceTB/SmolLM2-135M-Instruct"))
 PASSES = [
-    Pass(micro, 256, checkpointing, precision, adapters, four_bit)
+    StepShape(micro, 256, checkpointing, precision, adapters, four_bit)
     for micro in (1, 4)
     for checkpointing in (False, True)
     for precision in ("fp16", "fp32")
@@ -24,26 +24,26 @@ PASSES = [
 @pytest.mark.parametrize("wanted", [1, 4, 1000])
 def test_it_never_needs_more_than_training_and_takes_one_row_at_least(run_config, wanted):
     config = run_config(evaluation={"batch": wanted})
-    for one_pass in PASSES:
-        trained = measure(SMOL, one_pass).whole().all
-        rows = batch_of(config, SMOL, one_pass)
+    for step_shape in PASSES:
+        trained = measure(SMOL, step_shape).whole().all
+        rows = batch_of(config, SMOL, step_shape)
         assert 1 <= rows <= wanted
-        assert rows == 1 or bytes_of(config, SMOL, one_pass, rows) <= trained
-        assert rows == wanted or bytes_of(config, SMOL, one_pass, rows + 1) > trained, "there was room for more"
+        assert rows == 1 or bytes_of(config, SMOL, step_shape, rows) <= trained
+        assert rows == wanted or bytes_of(config, SMOL, step_shape, rows + 1) > trained, "there was room for more"
 
 
 def test_one_row_is_validated_even_where_an_answer_takes_more_than_training_does(run_config):
     config = run_config(evaluation={"batch": 8, "max_new_tokens": 10**7})
-    one_pass = Pass(1, 64, True, "bf16")
-    assert bytes_of(config, SMOL, one_pass, 1) > measure(SMOL, one_pass).whole().all
-    assert batch_of(config, SMOL, one_pass) == 1
+    step_shape = StepShape(1, 64, True, "bf16")
+    assert bytes_of(config, SMOL, step_shape, 1) > measure(SMOL, step_shape).whole().all
+    assert batch_of(config, SMOL, step_shape) == 1
 
 
 def test_an_answer_keeps_keys_and_values_of_all_its_tokens(run_config):
     """Of long answers this is more than the logits of a row are."""
-    one_pass = Pass(1, 64, True, "bf16")
+    step_shape = StepShape(1, 64, True, "bf16")
     short, long = (run_config(evaluation={"max_new_tokens": tokens}) for tokens in (10**6, 2 * 10**6))
-    more = bytes_of(long, SMOL, one_pass, 1) - bytes_of(short, SMOL, one_pass, 1)
+    more = bytes_of(long, SMOL, step_shape, 1) - bytes_of(short, SMOL, step_shape, 1)
     assert more == 2 * 10**6 * SMOL.cached_per_token
 
 
@@ -59,7 +59,7 @@ def test_the_loss_of_rows_holds_no_more_than_is_counted(run_config, precision):
     with torch.no_grad(), LiveBytes([*model.parameters(), *model.buffers(), ids], small=1) as held:
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    counted = bytes_of(run_config(), TINY, Pass(1, 64, False, precision), 3)
+    counted = bytes_of(run_config(), TINY, StepShape(1, 64, False, precision), 3)
     assert 0.4 * counted < held.peak <= counted
 
 

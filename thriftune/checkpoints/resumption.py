@@ -33,7 +33,7 @@ BEST = "best"
 
 
 @dataclass(frozen=True)
-class CheckpointPlace:
+class CheckpointLocation:
     """Where the checkpoints of a training are.
 
     Attributes:
@@ -80,7 +80,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        place: CheckpointPlace,
+        place: CheckpointLocation,
         config: CheckpointConfig,
         own: Identity,
         convert: Callable[[Path], Path] | None = None,

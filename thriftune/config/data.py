@@ -11,11 +11,11 @@ LongRows = Literal["truncate", "drop", "split"]
 
 
 @dataclass(frozen=True)
-class _IsPlace:
+class _IsPathOrUrl:
     """Marks a text in a run file that may be a path or URL."""
 
 
-PLACE = _IsPlace()
+PATH_OR_URL = _IsPathOrUrl()
 
 
 class Section(BaseModel):
@@ -27,7 +27,7 @@ class Section(BaseModel):
 class DataSource(Section):
     """Rows from one source, and what their columns mean."""
 
-    source: Annotated[str, PLACE] = Field(
+    source: Annotated[str, PATH_OR_URL] = Field(
         default="",
         description="Hub dataset id; or a path, glob, s3:// or gs:// URL of .jsonl, .json, .csv, .tsv, .txt (each also "
         ".gz or .zst) or .parquet files; or input:table, the table given to the workflow.",
@@ -136,5 +136,5 @@ def places(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
         elif isinstance(value, tuple):
             for number, item in enumerate(value):
                 yield from places(item, f"{prefix}{name}.{number}.") if isinstance(item, Section) else ()
-        elif PLACE in field.metadata and value:
+        elif PATH_OR_URL in field.metadata and value:
             yield f"{prefix}{name}", value

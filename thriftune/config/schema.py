@@ -16,7 +16,7 @@ from pydantic import (
 from thriftune.config import messages as config_errors
 from thriftune.config import rules as config_rules
 from thriftune.config.choices import AUTO, Method, StrategyChoice, StrategyName
-from thriftune.config.data import PLACE, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
+from thriftune.config.data import PATH_OR_URL, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
 from thriftune.errors import ConfigError
 from thriftune.hardware import DeviceName, PrecisionChoice
 
@@ -30,7 +30,7 @@ __all__ = [
 class ModelConfig(Section):
     """The base model."""
 
-    source: Annotated[str, PLACE] = Field(
+    source: Annotated[str, PATH_OR_URL] = Field(
         min_length=1, description="Hub id, local directory, s3:// or gs:// URL, or a .gguf file."
     )
     revision: str | None = Field(
@@ -152,7 +152,7 @@ class LoraConfig(Section):
     double_quantization: bool = Field(
         default=True, description="For qlora: quantize the quantization constants too, which saves 0.4 bit per weight."
     )
-    resume_from: Annotated[str | None, PLACE] = Field(
+    resume_from: Annotated[str | None, PATH_OR_URL] = Field(
         default=None, description="Directory (local, s3://, gs://) of an adapter to continue training."
     )
     merge: bool = Field(default=True, description="Also write the base model with the adapter merged into it.")
@@ -168,7 +168,7 @@ class CheckpointConfig(Section):
         default=15.0, gt=0, description="Minutes between two checkpoints; whichever of the two comes first."
     )
     keep_checkpoints: PositiveInt = Field(default=2, description="Complete checkpoints to keep while training.")
-    resume_from: Annotated[str | None, PLACE] = Field(
+    resume_from: Annotated[str | None, PATH_OR_URL] = Field(
         default=None,
         description="Prefix (directory, s3://, gs://) of another run's checkpoints to resume from; that run must have "
         "had as many GPUs as this one.",

@@ -165,7 +165,7 @@ def _adapters_of_few_layers(architecture: Architecture, lora: LoraConfig, layers
     from peft.tuners.lora.layer import ParamWrapper
 
     targets = _targets(lora, architecture)
-    asked = of_any_layer(lora.model_copy(update={"target_modules": targets, "dropout": 0.0}))
+    asked = without_layer_numbers(lora.model_copy(update={"target_modules": targets, "dropout": 0.0}))
     try:
         model = get_peft_model(architecture.on_meta(torch.bfloat16, layers=layers), peft_config(asked))
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -188,7 +188,7 @@ def _adapters_of_few_layers(architecture: Architecture, lora: LoraConfig, layers
     return found
 
 
-def of_any_layer(lora: LoraConfig) -> LoraConfig:
+def without_layer_numbers(lora: LoraConfig) -> LoraConfig:
     """The same adapters without layer numbers in the names of their targets, for a model of fewer layers."""
     targets = lora.target_modules and tuple(sorted({name.rpartition(".")[2] for name in lora.target_modules}))
     return lora.model_copy(update={"target_modules": targets})

@@ -109,11 +109,11 @@ def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
     """The error that nothing fits: the closest attempt on each kind of machine, the nearest first."""
     closest: dict[str, Refusal] = {}
     for refusal in refused:
-        if refusal.place not in closest or refusal.excess < closest[refusal.place].excess:
-            closest[refusal.place] = refusal
+        if refusal.machines not in closest or refusal.excess < closest[refusal.machines].excess:
+            closest[refusal.machines] = refusal
     ordered = sorted(closest.values(), key=lambda refusal: refusal.excess)
     remedy = " Or: ".join(changes) if changes else "none of those that were tried."
-    problems = [Problem("hardware", r.place, f"{_described(r)}.", "") for r in ordered[:_REASONS]]
+    problems = [Problem("hardware", r.machines, f"{_described(r)}.", "") for r in ordered[:_REASONS]]
     if len(ordered) > _REASONS:
         problems.append(
             Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further from fitting.", "")

@@ -16,7 +16,7 @@ from thriftune.planning.memory import estimate
 from thriftune.planning.memory.validating import batch_of, bytes_of
 from thriftune.planning.offers import THIS_MACHINE, Offer
 from thriftune.strategies import Machines, Strategy, candidates
-from thriftune.strategies.memory.activations import Pass
+from thriftune.strategies.memory.activations import StepShape
 from thriftune.training_plan import Estimate
 
 # Share of a limit that a plan may fill. Not all of it: the overhead on GPUs is estimated, not measured.
@@ -75,7 +75,7 @@ class Choice:
         return self.offer.host_gib / self.devices_per_node
 
     @property
-    def place(self) -> str:
+    def machines(self) -> str:
         """The machines, as text."""
         return f"{self.nodes} x {self.offer.name}"
 
@@ -113,13 +113,13 @@ class Refusal:
     """A choice that does not fit.
 
     Attributes:
-        place: The machines, as text.
+        machines: The machines, as text.
         choice: What was tried; None if the machines were refused before anything could be tried.
         reason: Why it does not fit, as a clause.
         excess: How far it is from fitting: what it needs divided by what there is; infinite where there is no number.
     """
 
-    place: str
+    machines: str
     choice: Choice | None
     reason: str
     excess: float
@@ -206,12 +206,12 @@ def _fit(
             refused.append(Refusal(place, None, reason, math.inf))
         for micro in micro_batches:
             batch = Batch(config.training.global_batch, micro, config.training.global_batch // (micro * ranks), ranks)
-            one_pass = one_pass_of(config, micro, precision)
-            rows = batch_of(config, architecture, one_pass)
+            step_shape = step_shape_of(config, micro, precision)
+            rows = batch_of(config, architecture, step_shape)
             choice = Choice(
                 offer, nodes, devices, way.strategy, way.settings, way.settings_name, batch, precision, rows
             )
-            outcome = _try(config, architecture, choice, one_pass)
+            outcome = _try(config, architecture, choice, step_shape)
             if isinstance(outcome, Estimate):
                 return Fitting(choice, outcome)
             refused.append(outcome)
@@ -236,9 +236,9 @@ def _micro_batches(config: RunConfig, ranks: int) -> Iterator[int]:
             yield micro
 
 
-def one_pass_of(config: RunConfig, micro_batch: int, precision: Precision) -> Pass:
+def step_shape_of(config: RunConfig, micro_batch: int, precision: Precision) -> StepShape:
     """The largest forward and backward pass that each device of a run computes."""
-    return Pass(
+    return StepShape(
         micro_batch=micro_batch,
         sequence=config.data.max_length,
         gradient_checkpointing=config.training.gradient_checkpointing,
@@ -248,15 +248,15 @@ def one_pass_of(config: RunConfig, micro_batch: int, precision: Precision) -> Pa
     )
 
 
-def _try(config: RunConfig, architecture: Architecture, choice: Choice, one_pass: Pass) -> Estimate | Refusal:
+def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_shape: StepShape) -> Estimate | Refusal:
     needed = estimate(
         choice.strategy,
         architecture,
-        one_pass,
+        step_shape,
         Machines(choice.offer.device, choice.offer.gpu_gib, choice.nodes, choice.devices_per_node),
         settings=choice.settings,
         optimizer=config.training.optimizer,
-        validation_bytes=bytes_of(config, architecture, one_pass, choice.validation_batch),
+        validation_bytes=bytes_of(config, architecture, step_shape, choice.validation_batch),
         converts=config.checkpoints.resume_from is not None,
         saved_bytes=saving.bytes_at_most(config),
     )
@@ -264,7 +264,7 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice, one_pass
         reason = (
             f"the weights cannot be split by layers over {choice.devices_per_node} x {choice.offer.gpu_gib:.1f} GiB"
         )
-        return Refusal(choice.place, choice, reason, math.inf)
+        return Refusal(choice.machines, choice, reason, math.inf)
     limits = [
         ("each GPU" if choice.offer.device.is_gpu else "each worker", needed.device, choice.device_limit_gib),
         ("the host", {**needed.host, "shared memory": needed.shared_memory_gib}, choice.host_limit_gib),
@@ -277,7 +277,7 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice, one_pass
         reason = (
             f"{where} needs {sum(items.values()):.1f} GiB of {limit:.1f}, of which 5 % stay free ({_largest(items)})"
         )
-        return Refusal(choice.place, choice, reason, excess)
+        return Refusal(choice.machines, choice, reason, excess)
     return needed
 
 

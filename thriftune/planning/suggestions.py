@@ -48,7 +48,7 @@ def changes_that_fit(
         if fitting:
             choice = fitting[0].choice
             price = f", {choice.price_per_hour:.2f} {catalogue.currency}/h" if here is None else ""
-            found[kind] = f"{what} ({choice.place}{price})."
+            found[kind] = f"{what} ({choice.machines}{price})."
         if len(found) == _ENOUGH:
             break
     return list(found.values())

@@ -15,7 +15,7 @@ from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
 from thriftune.models.rounding import RoundingMode
 from thriftune.models.substitution import WeightOf
-from thriftune.strategies.memory.activations import Pass
+from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.items import Phases
 from thriftune.training_plan import TrainingPlan
 
@@ -120,13 +120,13 @@ class Strategy(Protocol):
         return ""
 
     def memory(
-        self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
+        self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
         """The memory that a training needs.
 
         Args:
             architecture: The model.
-            one_pass: What one forward and backward pass of a process computes.
+            step_shape: What one forward and backward pass of a process computes.
             machines: The machines it runs on.
             settings: As `options` gives them.
             optimizer: `training.optimizer`, or sgd.

@@ -9,7 +9,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.loading import Placement, load_model
 from thriftune.overhead import usable_for_weights
 from thriftune.strategies.base import Machines, Needs, Strategy
-from thriftune.strategies.memory.activations import Pass
+from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.adapters import phases, split
 from thriftune.training_plan import TrainingPlan
 
@@ -25,10 +25,10 @@ class Layers(Strategy):
         return f"split by layers over {count} {kind}s" if count > 1 else f"on 1 {kind}"
 
     def memory(
-        self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
+        self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
         """The layers of the base model on each device, with their adapters."""
-        return adapters_over(architecture, one_pass, machines, optimizer)
+        return adapters_over(architecture, step_shape, machines, optimizer)
 
     def load(
         self,
@@ -46,24 +46,26 @@ class Layers(Strategy):
         return method.prepare(base, config, architecture, start)
 
 
-def adapters_over(architecture: Architecture, one_pass: Pass, machines: Machines, optimizer: str) -> Needs | None:
+def adapters_over(
+    architecture: Architecture, step_shape: StepShape, machines: Machines, optimizer: str
+) -> Needs | None:
     """Memory of adapters on a frozen base, on the devices of one node; None where the base does not fit on these.
 
     Args:
         architecture: The model.
-        one_pass: What one forward and backward pass computes, with the adapters.
+        step_shape: What one forward and backward pass computes, with the adapters.
         machines: The machines it runs on.
         optimizer: `training.optimizer`, or sgd.
     """
     shares = split(
         architecture,
-        one_pass.adapters,
-        one_pass.four_bit,
-        one_pass.precision,
+        step_shape.adapters,
+        step_shape.four_bit,
+        step_shape.precision,
         machines.devices_per_node,
         usable_for_weights(machines.gpu_gib),
     )
     if shares is None:
         return None
     on_gpu = machines.device.is_gpu
-    return Needs([phases(share, one_pass, optimizer, architecture, on_gpu=on_gpu) for share in shares])
+    return Needs([phases(share, step_shape, optimizer, architecture, on_gpu=on_gpu) for share in shares])

@@ -11,7 +11,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.loading import Placement, load_model
 from thriftune.strategies.base import Machines, Needs, Strategy
 from thriftune.strategies.layers import adapters_over
-from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.items import AUTOCAST_COPIES, FORWARD_BACKWARD
 from thriftune.strategies.zero import memory as zero_memory
 from thriftune.strategies.zero.layout import Layout
@@ -32,23 +32,23 @@ class Single(Strategy):
         return "on 1 GPU" if plan.hardware.is_gpu else "on 1 worker"
 
     def memory(
-        self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
+        self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
         """Adapters: as in `Layers` on one device. All weights: with their gradients and optimizer states, in fp32."""
-        if one_pass.adapters is not None:
-            return adapters_over(architecture, one_pass, machines, optimizer)
-        in_autocast = replace(one_pass, autocast=True)
+        if step_shape.adapters is not None:
+            return adapters_over(architecture, step_shape, machines, optimizer)
+        in_autocast = replace(step_shape, autocast=True)
         activations = measure(architecture, in_autocast).whole()
         shards = zero_memory.shards(
             architecture,
-            replace(one_pass, precision=_MASTERS),
+            replace(step_shape, precision=_MASTERS),
             Layout(0),
             1,
             activations,
             on_gpu=machines.device.is_gpu,
         )
         device = {moment: {**items, zero_memory.BUFFERS: 0} for moment, items in shards.device.items()}
-        if one_pass.precision != _MASTERS:
+        if step_shape.precision != _MASTERS:
             device[FORWARD_BACKWARD][AUTOCAST_COPIES] = _HALF * architecture.parameters
         return Needs([device])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from thriftune import artifacts, distributed
 from thriftune.checkpoints import identity
-from thriftune.checkpoints.resumption import BEST, REMARKS, CheckpointPlace, Checkpoints, Resumed
+from thriftune.checkpoints.resumption import BEST, REMARKS, CheckpointLocation, Checkpoints, Resumed
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, count_rows
 from thriftune.disk import writing_to
@@ -110,7 +110,7 @@ class Attempt:
         plan: TrainingPlan,
         model_dir: Path,
         dataset_dir: Path,
-        place: CheckpointPlace | None,
+        place: CheckpointLocation | None,
         scratch: Path,
     ) -> Self:
         """Start an attempt with what earlier attempts left in the store. Collective: every rank calls it.

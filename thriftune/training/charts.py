@@ -23,7 +23,7 @@ class Tick:
         label: Text at this position.
     """
 
-    place: float
+    position: float
     label: str
 
 

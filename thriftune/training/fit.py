@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune import artifacts
-from thriftune.checkpoints.resumption import CheckpointPlace, Resumed
+from thriftune.checkpoints.resumption import CheckpointLocation, Resumed
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError
@@ -42,7 +42,7 @@ class Inputs:
         model_dir: Base model, on this node.
         dataset_dir: Prepared dataset, on this node.
         start: Adapter to continue training, on this node; None if there is none.
-        place: Where checkpoints are; None if none are saved.
+        checkpoints: Where checkpoints are; None if none are saved.
     """
 
     config: RunConfig
@@ -50,7 +50,7 @@ class Inputs:
     model_dir: Path
     dataset_dir: Path
     start: Path | None = None
-    place: CheckpointPlace | None = None
+    checkpoints: CheckpointLocation | None = None
 
 
 def fit(inputs: Inputs, destination: Path) -> TrainingResult:
@@ -85,7 +85,9 @@ def _attempts(inputs: Inputs, scratch: Path) -> tuple[Attempt, Loaded, Spent]:
     """Train to the end. After a change, a training without an agent starts again in this process."""
     strategy = STRATEGIES[inputs.plan.strategy]
     while True:
-        attempt = Attempt.begin(inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.place, scratch)
+        attempt = Attempt.begin(
+            inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.checkpoints, scratch
+        )
         try:
             loaded, spent = attempt.train(partial(_load, inputs, attempt))
         except StartAgainError as again:

@@ -192,9 +192,9 @@ def _token_ticks(curve: Curve, steps: Sequence[Tick], first: int, last: int) -> 
         return []
     ticks = []
     for tick in steps:
-        step = first + tick.place * (last - first)
+        step = first + tick.position * (last - first)
         nearest = min(known, key=lambda other: abs(other - step))
-        ticks.append(Tick(tick.place, count(known[nearest])))
+        ticks.append(Tick(tick.position, count(known[nearest])))
     return ticks
 
 

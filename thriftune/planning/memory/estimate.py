@@ -5,7 +5,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.overhead import GIB, GPU_PROCESS_BYTES, MIB, PROCESS, with_overhead
 from thriftune.planning.memory import disk
 from thriftune.strategies import Machines, Strategy
-from thriftune.strategies.memory.activations import Pass
+from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.items import ACTIVATIONS, FORWARD_BACKWARD, KEPT, STEP_BUFFERS, Phases
 from thriftune.training_plan import Estimate
 
@@ -25,7 +25,7 @@ _MOMENTARY = (ACTIVATIONS, STEP_BUFFERS)
 def estimate(
     strategy: Strategy,
     architecture: Architecture,
-    one_pass: Pass,
+    step_shape: StepShape,
     machines: Machines,
     *,
     settings: str = "",
@@ -39,7 +39,7 @@ def estimate(
     Args:
         strategy: The strategy.
         architecture: The model.
-        one_pass: What one forward and backward pass of a process computes; with adapters where these train.
+        step_shape: What one forward and backward pass of a process computes; with adapters where these train.
         machines: The machines it runs on.
         settings: Settings of the strategy, as JSON text.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd; ZeRO always steps AdamW.
@@ -54,7 +54,7 @@ def estimate(
         `thriftune.strategies` for the items; docs/memory.md for the accuracy.
     """
     on_gpu, processes = machines.device.is_gpu, strategy.processes(machines.devices_per_node)
-    needs = strategy.memory(architecture, one_pass, machines, settings, optimizer)
+    needs = strategy.memory(architecture, step_shape, machines, settings, optimizer)
     if needs is None:
         return None
     per_device = [{**phases, VALIDATION: _validating(phases, validation_bytes)} for phases in needs.devices]
@@ -64,13 +64,13 @@ def estimate(
         ]
     phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))
     devices = [with_overhead(_filled(phases[phase]), on_gpu=on_gpu) for phases in per_device]
-    gathered = saved_bytes * architecture.parameters if one_pass.adapters is None else 0
+    gathered = saved_bytes * architecture.parameters if step_shape.adapters is None else 0
     host_phases = _host(architecture, devices, needs.offloaded, processes, on_gpu=on_gpu, gathered=gathered)
     host_phase = max(host_phases, key=lambda name: sum(host_phases[name].values()))
-    of_adapter = adapter_parameters(architecture, one_pass.adapters) if one_pass.adapters else {}
+    of_adapter = adapter_parameters(architecture, step_shape.adapters) if step_shape.adapters else {}
     trained = sum(of_adapter.values()) or architecture.parameters
     writers = 1 if converts and strategy.reshard is not None else machines.nodes
-    checkpoint = strategy.checkpoint_bytes(trained, one_pass.precision, settings, writers)
+    checkpoint = strategy.checkpoint_bytes(trained, step_shape.precision, settings, writers)
     on_disk = disk.disk(architecture, result=gathered, offloaded=needs.nvme * processes, checkpoint=checkpoint)
     return Estimate(
         phase=phase,

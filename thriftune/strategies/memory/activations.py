@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune.config import LoraConfig
 from thriftune.errors import ConfigError, ModelSourceError, in_a_line
 from thriftune.hardware import Precision, torch_dtype
-from thriftune.methods.adapters import of_any_layer, peft_config, prepare_four_bit, resolved
+from thriftune.methods.adapters import peft_config, prepare_four_bit, resolved, without_layer_numbers
 from thriftune.models.architecture import Architecture
 from thriftune.models.quantization import FourBit, replace_layers
 from thriftune.overhead import RETURNED_BLOCK
@@ -25,7 +25,7 @@ _UNFOLLOWABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupErro
 
 
 @dataclass(frozen=True)
-class Pass:
+class StepShape:
     """What one forward and backward pass computes.
 
     Attributes:
@@ -103,12 +103,12 @@ class Activations:
 
 
 @lru_cache(maxsize=256)
-def measure(architecture: Architecture, one_pass: Pass) -> Activations:
+def measure(architecture: Architecture, step_shape: StepShape) -> Activations:
     """Trace the first layers of a model, each time one more, until every kind of layer was once the last one.
 
     Args:
         architecture: The model.
-        one_pass: What one forward and backward pass computes.
+        step_shape: What one forward and backward pass computes.
 
     Returns:
         The bytes, without weights and without the gradients that stay until the optimizer step.
@@ -122,7 +122,7 @@ def measure(architecture: Architecture, one_pass: Pass) -> Activations:
 
     def trace(layers: int) -> _Trace:
         if layers not in traces:
-            traces[layers] = _traced(architecture, one_pass, layers, with_head=True)
+            traces[layers] = _traced(architecture, step_shape, layers, with_head=True)
         return traces[layers]
 
     by_kind, outside, beside = {}, Peaks(0, 0), Peaks(0, 0)
@@ -134,7 +134,7 @@ def measure(architecture: Architecture, one_pass: Pass) -> Activations:
         first = kinds.index(kind)
         others = sum((by_kind[other] for other in kinds[: first + 1]), Peaks(0, 0))
         outside = _larger(outside, trace(first + 1).peak - others)
-        bare = _traced(architecture, one_pass, first + 1, with_head=False)
+        bare = _traced(architecture, step_shape, first + 1, with_head=False)
         beside = _larger(beside, bare.peak - others)
     return Activations(tuple(by_kind[kind] for kind in kinds), beside, outside)
 
@@ -151,19 +151,19 @@ def _larger(first: Peaks, second: Peaks) -> Peaks:
     return Peaks(max(first.all, second.all), max(first.small, second.small))
 
 
-def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_head: bool) -> _Trace:
+def _traced(architecture: Architecture, step_shape: StepShape, layers: int, *, with_head: bool) -> _Trace:
     """Trace with the four-dimensional mask that most models accept, or else with a two-dimensional one."""
-    attempts = (4, 2) if one_pass.masked else (0,)
+    attempts = (4, 2) if step_shape.masked else (0,)
     for dimensions in attempts:
         try:
-            return _trace(architecture, one_pass, layers, dimensions, with_head=with_head)
+            return _trace(architecture, step_shape, layers, dimensions, with_head=with_head)
         except _UNFOLLOWABLE as error:
             reason = error
     longest = architecture.longest_input
-    if longest is not None and one_pass.sequence > longest:  # such as MPT, with a fixed attention bias
+    if longest is not None and step_shape.sequence > longest:  # such as MPT, with a fixed attention bias
         raise ConfigError.single(
             "data.max_length",
-            one_pass.sequence,
+            step_shape.sequence,
             f"{architecture.name} was made for {longest} positions, and cannot compute longer rows.",
             f"Use at most {longest}.",
             code="plan-does-not-fit",
@@ -177,17 +177,19 @@ def _traced(architecture: Architecture, one_pass: Pass, layers: int, *, with_hea
     ) from reason
 
 
-def _trace(architecture: Architecture, one_pass: Pass, layers: int, mask_dimensions: int, *, with_head: bool) -> _Trace:
+def _trace(
+    architecture: Architecture, step_shape: StepShape, layers: int, mask_dimensions: int, *, with_head: bool
+) -> _Trace:
     import torch
 
     from thriftune.strategies.memory.tracing import LiveBytes, RealDevice, meta_autocast_ignored
 
-    dtype = torch_dtype(one_pass.precision)
+    dtype = torch_dtype(step_shape.precision)
     # The Trainer's mixed precision; DeepSpeed computes in the weights' own type.
-    autocast = dtype if (one_pass.adapters or one_pass.autocast) and one_pass.precision != "fp32" else None
+    autocast = dtype if (step_shape.adapters or step_shape.autocast) and step_shape.precision != "fp32" else None
     device = RealDevice(autocast)
-    model = _trainable(architecture, one_pass, layers, device)
-    rows, tokens = one_pass.micro_batch, one_pass.sequence
+    model = _trainable(architecture, step_shape, layers, device)
+    rows, tokens = step_shape.micro_batch, step_shape.sequence
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     shape = {0: (), 2: (rows, tokens), 4: (rows, 1, tokens, tokens)}[mask_dimensions]
     mask = torch.ones(shape, dtype=torch.bool if mask_dimensions == 4 else torch.long, device="meta") if shape else None
@@ -196,7 +198,7 @@ def _trace(architecture: Architecture, one_pass: Pass, layers: int, mask_dimensi
         if with_head:
             loss = _loss(model, ids, mask, upcast=autocast is not None)
         else:
-            inner = model.get_base_model() if one_pass.adapters else model
+            inner = model.get_base_model() if step_shape.adapters else model
             loss = _decoder(inner)(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
         device.leave_autocast()
         kept = Peaks(counted.live, counted.small_live)
@@ -220,19 +222,21 @@ def _loss(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None", *, upcas
     return output.loss
 
 
-def _trainable(architecture: Architecture, one_pass: Pass, layers: int, device: "RealDevice") -> Any:
+def _trainable(architecture: Architecture, step_shape: StepShape, layers: int, device: "RealDevice") -> Any:
     """The model as a training prepares it, on the meta device; each gradient of a weight is dropped at once."""
     import torch
 
-    dtype = torch_dtype(one_pass.precision)
-    held = torch.float32 if one_pass.autocast and not one_pass.adapters else dtype
+    dtype = torch_dtype(step_shape.precision)
+    held = torch.float32 if step_shape.autocast and not step_shape.adapters else dtype
     model: Any = architecture.on_meta(held, layers)
     model.config.use_cache = False
-    if one_pass.adapters:
-        if one_pass.four_bit:
-            _quantize(model, one_pass.four_bit, dtype)
-        model = _with_adapters(model, resolved(one_pass.adapters, architecture), is_quantized=bool(one_pass.four_bit))
-    if one_pass.gradient_checkpointing:
+    if step_shape.adapters:
+        if step_shape.four_bit:
+            _quantize(model, step_shape.four_bit, dtype)
+        model = _with_adapters(
+            model, resolved(step_shape.adapters, architecture), is_quantized=bool(step_shape.four_bit)
+        )
+    if step_shape.gradient_checkpointing:
         # torch leaves a function mode when the backward pass starts, so layers are computed again in a context of ours.
         contexts = partial(_recomputation, device.autocast)
         model.gradient_checkpointing_enable(
@@ -281,4 +285,4 @@ def _with_adapters(model: "PreTrainedModel", lora: LoraConfig, *, is_quantized: 
     from peft import get_peft_model
 
     prepared = prepare_four_bit(model, gradient_checkpointing=False) if is_quantized else model
-    return get_peft_model(prepared, peft_config(of_any_layer(lora)))
+    return get_peft_model(prepared, peft_config(without_layer_numbers(lora)))

@@ -12,7 +12,7 @@ from thriftune.hardware import Precision, torch_dtype
 from thriftune.methods.adapters import adapter_parameters
 from thriftune.models.architecture import Architecture, layer_of
 from thriftune.models.quantization import FourBit, Weights, replace_layers, weights_of
-from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.items import (
     ACTIVATIONS,
     FORWARD_BACKWARD,
@@ -54,13 +54,13 @@ class DeviceShare:
 
 
 def phases(
-    share: DeviceShare, one_pass: Pass, optimizer: str, architecture: Architecture, *, on_gpu: bool
+    share: DeviceShare, step_shape: StepShape, optimizer: str, architecture: Architecture, *, on_gpu: bool
 ) -> dict[str, dict[str, int]]:
     """Bytes by item on one device, per phase.
 
     Args:
         share: What the device holds.
-        one_pass: What one forward and backward pass computes.
+        step_shape: What one forward and backward pass computes.
         optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd.
         architecture: The model.
         on_gpu: Whether devices are GPUs; on a CPU the process keeps small blocks that were freed.
@@ -69,25 +69,25 @@ def phases(
         QLoRA (arXiv 2305.14314), sections 2 and 3. peft converts what is not in 4 bits to fp32, and trains
         fp32 adapters on a 16-bit base.
     """
-    assert one_pass.adapters is not None
-    needed = measure(architecture, one_pass).of(share.layers, has_head=share.has_head)
-    weights = share.weights.held_bytes(one_pass.four_bit, one_pass.precision) + 4 * share.adapters
+    assert step_shape.adapters is not None
+    needed = measure(architecture, step_shape).of(share.layers, has_head=share.has_head)
+    weights = share.weights.held_bytes(step_shape.four_bit, step_shape.precision) + 4 * share.adapters
     held = {WEIGHTS: weights, STATES: state_bytes(share.adapters, optimizer), GRADIENTS: 4 * share.adapters}
     forward, step = {**held, ACTIVATIONS: needed.all}, {**held, STEP_BUFFERS: 4 * share.adapters}
     if not on_gpu:
-        forward[KEPT] = _kept_in_autocast(share, one_pass, architecture)
+        forward[KEPT] = _kept_in_autocast(share, step_shape, architecture)
         step[KEPT] = kept_by_malloc(needed)
     return {FORWARD_BACKWARD: forward, STEP: step}
 
 
-def _kept_in_autocast(share: DeviceShare, one_pass: Pass, architecture: Architecture) -> int:
+def _kept_in_autocast(share: DeviceShare, step_shape: StepShape, architecture: Architecture) -> int:
     """What malloc on a CPU keeps of the copies that autocast makes, in the first pass or in recomputed layers.
 
     Source: fitted to the measured runs; a GPU's allocator reuses such blocks for the next tensor.
     """
-    if one_pass.precision == "fp32":
+    if step_shape.precision == "fp32":
         return 0
-    whole = measure(architecture, replace(one_pass, gradient_checkpointing=False))
+    whole = measure(architecture, replace(step_shape, gradient_checkpointing=False))
     activations = whole.of(share.layers, has_head=share.has_head)
     copies = min(_AUTOCAST_COPIES * activations.all, _AUTOCAST_SMALL * activations.small)
     return int(copies) + 2 * share.adapters

@@ -76,7 +76,7 @@ def partition(model: "PreTrainedModel", config: dict[str, Any], dtype: "torch.dt
         buffer.data = buffer.data.to(device)
 
 
-def place(model: "PreTrainedModel", dtype: "torch.dtype", device: "torch.device") -> None:
+def move_to_device(model: "PreTrainedModel", dtype: "torch.dtype", device: "torch.device") -> None:
     """Move a whole mapped model to this rank's device (ZeRO 0 to 2), one parameter at a time.
 
     Args:

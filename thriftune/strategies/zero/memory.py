@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from thriftune.models.architecture import Architecture
 from thriftune.overhead import RETURNED_BLOCK
-from thriftune.strategies.memory.activations import Pass, Peaks
+from thriftune.strategies.memory.activations import Peaks, StepShape
 from thriftune.strategies.memory.items import (
     ACTIVATIONS,
     FORWARD_BACKWARD,
@@ -50,13 +50,13 @@ class Shards:
 
 
 def shards(
-    architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, activations: Peaks, *, on_gpu: bool
+    architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int, activations: Peaks, *, on_gpu: bool
 ) -> Shards:
     """Memory that one rank of full fine-tuning with AdamW holds.
 
     Args:
         architecture: The model.
-        one_pass: What one forward and backward pass computes.
+        step_shape: What one forward and backward pass computes.
         layout: Where ZeRO keeps what.
         ranks: Number of ranks (N).
         activations: Peak bytes of the activations of one pass.
@@ -65,10 +65,10 @@ def shards(
     Returns:
         Its bytes.
     """
-    held = _held(architecture, one_pass, layout, ranks)
-    buffers = _buffers(architecture, one_pass, layout, activations)
-    step = _step_buffers(architecture, one_pass, layout, ranks, on_gpu=on_gpu)
-    moved = _offloaded(architecture, one_pass, layout, ranks)
+    held = _held(architecture, step_shape, layout, ranks)
+    buffers = _buffers(architecture, step_shape, layout, activations)
+    step = _step_buffers(architecture, step_shape, layout, ranks, on_gpu=on_gpu)
+    moved = _offloaded(architecture, step_shape, layout, ranks)
     while_stepping = {**held, GRADIENTS: _gradients_while_stepping(held[GRADIENTS], layout, ranks)}
     device = {
         FORWARD_BACKWARD: {**held, BUFFERS: buffers, ACTIVATIONS: activations.all},
@@ -76,12 +76,12 @@ def shards(
     }
     for items in device.values():
         items.update(dict.fromkeys(moved, 0))
-    host = _on_host(architecture, one_pass, layout, ranks, moved, on_gpu=on_gpu)
+    host = _on_host(architecture, step_shape, layout, ranks, moved, on_gpu=on_gpu)
     if not on_gpu and layout.stage in (1, 2):  # gloo gathers the updated weights into a copy
-        gathered = _BYTES[one_pass.precision] * architecture.parameters
+        gathered = _BYTES[step_shape.precision] * architecture.parameters
         device[STEP][BUFFERS] = max(0, gathered - device[STEP][STEP_BUFFERS])
     if not on_gpu:
-        kept = _kept_of_gathered(architecture, one_pass, ranks) if layout.stage == 3 else 0
+        kept = _kept_of_gathered(architecture, step_shape, ranks) if layout.stage == 3 else 0
         device[FORWARD_BACKWARD][KEPT] = kept
         device[STEP][KEPT] = kept + kept_by_malloc(activations)
     return Shards(device, host)
@@ -92,9 +92,9 @@ def _gradients_while_stepping(gradients: int, layout: Layout, ranks: int) -> int
     return {1: gradients // ranks, 2: 0}.get(layout.stage, gradients)
 
 
-def _offloaded(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> dict[str, int]:
+def _offloaded(architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int) -> dict[str, int]:
     """Bytes that are offloaded from the device, by item, to host memory or to a disk."""
-    width, part = _BYTES[one_pass.precision], -(-architecture.parameters // ranks)
+    width, part = _BYTES[step_shape.precision], -(-architecture.parameters // ranks)
     moved = {}
     if layout.offloaded_optimizer != "none":
         gradients = (layout.gradient_width or width) * part
@@ -107,7 +107,13 @@ def _offloaded(architecture: Architecture, one_pass: Pass, layout: Layout, ranks
 
 
 def _on_host(
-    architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, moved: dict[str, int], *, on_gpu: bool
+    architecture: Architecture,
+    step_shape: StepShape,
+    layout: Layout,
+    ranks: int,
+    moved: dict[str, int],
+    *,
+    on_gpu: bool,
 ) -> dict[str, int]:
     """The part of it in host memory: everything except what goes to a disk, which passes through buffers here."""
     host = dict(moved)
@@ -115,21 +121,21 @@ def _on_host(
     if layout.offloaded_optimizer == "nvme":
         host[STATES] = (_MASTER + _MOMENTS) * staging
     if layout.offloaded_params == "nvme":
-        host[WEIGHTS] = _BYTES[one_pass.precision] * staging
+        host[WEIGHTS] = _BYTES[step_shape.precision] * staging
     if layout.is_pinned and on_gpu:
-        host[ROUNDING] = sum(_rounding(size) for size in _pinned(architecture, one_pass, layout, ranks, host))
+        host[ROUNDING] = sum(_rounding(size) for size in _pinned(architecture, step_shape, layout, ranks, host))
     return host
 
 
-def nvme_bytes(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> int:
+def nvme_bytes(architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int) -> int:
     """Bytes that one rank of a run keeps on a local disk."""
-    moved = _offloaded(architecture, one_pass, layout, ranks)
+    moved = _offloaded(architecture, step_shape, layout, ranks)
     states = moved.get(STATES, 0) if layout.offloaded_optimizer == "nvme" else 0
     return states + (moved.get(WEIGHTS, 0) if layout.offloaded_params == "nvme" else 0)
 
 
 def _pinned(
-    architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, host: dict[str, int]
+    architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int, host: dict[str, int]
 ) -> Iterator[int]:
     """Sizes of the page-locked buffers of one rank. AdamW's moments are in ordinary memory."""
     part = -(-architecture.parameters // ranks)
@@ -138,7 +144,7 @@ def _pinned(
     if layout.offloaded_optimizer != "cpu":
         return
     if layout.stage < 3:
-        yield from (_MASTER * part, 4 * part, _BYTES[one_pass.precision] * part)
+        yield from (_MASTER * part, 4 * part, _BYTES[step_shape.precision] * part)
         return
     yield host[GRADIENTS]
     for start in range(0, part, layout.sub_group):  # master weights and fp32 gradients, in one buffer per sub-group
@@ -150,16 +156,16 @@ def _rounding(size: int) -> int:
     return (1 << (size - 1).bit_length()) - size if size else 0
 
 
-def _held(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> dict[str, int]:
+def _held(architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int) -> dict[str, int]:
     """What lasts from step to step, and the gradients: at least 16 bytes a parameter before anything is sharded.
 
     Source: ZeRO (arXiv 1910.02054), section 3: stage 1 divides the optimizer states by N, stage 2 the gradients too,
     and stage 3 the weights as well. DeepSpeed keeps fp32 master weights also when it trains in fp32.
     """
-    width, whole = _BYTES[one_pass.precision], architecture.parameters
+    width, whole = _BYTES[step_shape.precision], architecture.parameters
     part = -(-whole // ranks)
     if layout.stage == 0:
-        return _held_undivided(one_pass, whole)
+        return _held_undivided(step_shape, whole)
     return {
         WEIGHTS: width * (part if layout.stage == 3 else whole),
         STATES: (_MASTER + _MOMENTS) * part,
@@ -167,28 +173,30 @@ def _held(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int
     }
 
 
-def _held_undivided(one_pass: Pass, whole: int) -> dict[str, int]:
+def _held_undivided(step_shape: StepShape, whole: int) -> dict[str, int]:
     """Stage 0: plain AdamW in fp32; in 16 bits DeepSpeed's FP16_UnfusedOptimizer, for bf16 too."""
-    width = _BYTES[one_pass.precision]
-    master = 0 if one_pass.precision == "fp32" else _MASTER
+    width = _BYTES[step_shape.precision]
+    master = 0 if step_shape.precision == "fp32" else _MASTER
     return {WEIGHTS: width * whole, STATES: (master + _MOMENTS) * whole, GRADIENTS: width * whole}
 
 
-def _step_buffers(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int, *, on_gpu: bool) -> int:
+def _step_buffers(
+    architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int, *, on_gpu: bool
+) -> int:
     """Gradients in fp32 and AdamW's temporaries for what is updated at once: a shard, in stage 3 a sub-group of it."""
-    width, part = _BYTES[one_pass.precision], -(-architecture.parameters // ranks)
+    width, part = _BYTES[step_shape.precision], -(-architecture.parameters // ranks)
     temporaries = 4 if on_gpu else 8  # torch's AdamW takes the square root in place on a GPU, but not on a CPU
     if layout.stage == 0:  # parameter by parameter; on a GPU many at once
         at_once = architecture.parameters if on_gpu else architecture.largest_parameter
-        return temporaries * at_once + (0 if one_pass.precision == "fp32" else 4 * architecture.parameters)
+        return temporaries * at_once + (0 if step_shape.precision == "fp32" else 4 * architecture.parameters)
     if layout.stage == 3:  # a sub-group ends with the parameter that fills it
         part = min(part, layout.sub_group + -(-architecture.largest_parameter // ranks))
     return part * max(4 + temporaries, 4 + 2 * width if layout.stage < 3 else 0)
 
 
-def _buffers(architecture: Architecture, one_pass: Pass, layout: Layout, activations: Peaks) -> int:
+def _buffers(architecture: Architecture, step_shape: StepShape, layout: Layout, activations: Peaks) -> int:
     """Buckets in which gradients are reduced, and in stage 3 the weights that are gathered at the same time."""
-    width = _BYTES[one_pass.precision]
+    width = _BYTES[step_shape.precision]
     if layout.stage == 0:  # gradients are flattened and summed over the ranks after activations are freed
         return max(0, width * architecture.parameters - activations.all)
     # With overlap_comm one bucket is reduced while the next one fills.
@@ -201,12 +209,12 @@ def _buffers(architecture: Architecture, one_pass: Pass, layout: Layout, activat
     return width * (bucket + gathered)
 
 
-def _kept_of_gathered(architecture: Architecture, one_pass: Pass, ranks: int) -> int:
+def _kept_of_gathered(architecture: Architecture, step_shape: StepShape, ranks: int) -> int:
     """What malloc on a CPU keeps of the weights that stage 3 gathers and frees: the small blocks.
 
     Source: measured. In fp32 two thirds of a shard stay in addition; where they stay is not understood.
     """
-    width = _BYTES[one_pass.precision]
+    width = _BYTES[step_shape.precision]
     sizes = (width * math.prod(shape) for shape in architecture.shapes.values())
     small = sum(size for size in sizes if size < RETURNED_BLOCK)
-    return small + (2 * width * architecture.parameters // ranks // 3 if one_pass.precision == "fp32" else 0)
+    return small + (2 * width * architecture.parameters // ranks // 3 if step_shape.precision == "fp32" else 0)

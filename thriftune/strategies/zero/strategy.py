@@ -15,7 +15,7 @@ from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, Strategy
-from thriftune.strategies.memory.activations import Pass, measure
+from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.zero import configuration, loading, memory, operators, universal
 from thriftune.strategies.zero.layout import layout
 from thriftune.strategies.zero.masters import masters_of
@@ -82,14 +82,14 @@ class Zero(Strategy):
         return str(json.loads(plan.settings)["name"] or f"ZeRO-{configuration.stage(config_in(plan.settings))}")
 
     def memory(
-        self, architecture: Architecture, one_pass: Pass, machines: Machines, settings: str, optimizer: str
+        self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
         """What one rank holds; all ranks hold the same. Under ZeRO the optimizer is always AdamW."""
         placed = layout(config_in(settings), architecture.hidden_size)
         ranks = machines.nodes * machines.devices_per_node
-        activations = measure(architecture, one_pass).whole()
-        shards = memory.shards(architecture, one_pass, placed, ranks, activations, on_gpu=machines.device.is_gpu)
-        nvme = memory.nvme_bytes(architecture, one_pass, placed, ranks)
+        activations = measure(architecture, step_shape).whole()
+        shards = memory.shards(architecture, step_shape, placed, ranks, activations, on_gpu=machines.device.is_gpu)
+        nvme = memory.nvme_bytes(architecture, step_shape, placed, ranks)
         return Needs([shards.device] * machines.devices_per_node, shards.host, nvme)
 
     def checkpoint_bytes(self, trained: int, precision: Precision, settings: str, nodes: int) -> int:
@@ -137,7 +137,7 @@ class Zero(Strategy):
         if configuration.stage(complete) == 3:
             loading.partition(model, complete, dtype, device)
         else:
-            loading.place(model, dtype, device)
+            loading.move_to_device(model, dtype, device)
         return model
 
     def trainer_arguments(
