@@ -65,7 +65,7 @@ def test_damage_is_named_and_the_directory_not_used(directory, kind, caplog):
     assert found.startswith(said)
     with caplog.at_level(logging.WARNING):
         assert not damage.is_reusable(directory)
-    assert f"{directory} is damaged and will be made anew: {said}" in caplog.text
+    assert f"{directory} is damaged and will be made again: {said}" in caplog.text
     if kind != "a deleted manifest":  # which makes it a directory like any other
         with pytest.raises(UserError) as caught:
             damage.require_undamaged(directory, "model_dir", content=True)

@@ -91,7 +91,7 @@ def test_a_damaged_model_is_fetched_again_and_that_is_said(fetch, harm, name, ti
     with caplog.at_level(logging.WARNING):
         assert fetch()[2] == fingerprint
     expected = said.format(name) if name != "manifest.json" else "manifest.json"
-    assert f"{model} is damaged and will be made anew: " in caplog.text
+    assert f"{model} is damaged and will be made again: " in caplog.text
     assert expected in caplog.text
     assert damage.damages(model, content=True) == []
     assert (model / "model.safetensors").read_bytes() == (tiny_model_dir / "model.safetensors").read_bytes()
@@ -113,7 +113,7 @@ def test_a_damaged_dataset_is_prepared_again(prepare, harm, name, caplog):
     before = (dataset / name).read_bytes()
     damaging(dataset / name)
     assert prepare() == dataset
-    assert f"{dataset} is damaged and will be made anew: {said.format(name)}" in caplog.text
+    assert f"{dataset} is damaged and will be made again: {said.format(name)}" in caplog.text
     assert (dataset / name).read_bytes() == before
     assert load_split(dataset, TRAIN).to_list() == rows
 

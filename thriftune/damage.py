@@ -19,7 +19,7 @@ from thriftune.errors import Problem, UserError
 logger = logging.getLogger(__name__)
 
 _AGAIN = (
-    "Run the step that made it again (a cached directory is then made anew), or copy it from where it is undamaged. "
+    "Run the step that made it again (a cached directory is then replaced), or copy it from where it is undamaged. "
     f"If you changed it on purpose, remove `files` and `checksum` from its {MANIFEST}."
 )
 
@@ -52,7 +52,7 @@ def damages(directory: Path, *, content: bool) -> list[str]:
 
 
 def is_reusable(directory: Path) -> bool:
-    """Whether a cached directory can be used as it is. Damage is logged: the caller makes it anew.
+    """Whether a cached directory can be used as it is. Damage is logged: the caller makes it again.
 
     Args:
         directory: Its path, where nothing need be yet.
@@ -61,7 +61,7 @@ def is_reusable(directory: Path) -> bool:
         return False
     found = damages(directory, content=True)
     if found:
-        logger.warning("%s is damaged and will be made anew: %s", directory, " ".join(found))
+        logger.warning("%s is damaged and will be made again: %s", directory, " ".join(found))
     return not found
 
 

@@ -195,7 +195,7 @@ def in_a_line(error: BaseException, longest: int = 200) -> str:
 
     Args:
         error: The error.
-        longest: Characters of its text, at the most.
+        longest: Most characters of its text.
     """
     text = " ".join(redacted(str(error)).split())
     text = text if len(text) <= longest else f"{text[:longest]}..."

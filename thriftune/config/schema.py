@@ -176,7 +176,7 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured before, during and after training, on the machine that trains."""
+    """What is measured before, during and after training, on the machines that train."""
 
     every_steps: PositiveInt | None = Field(
         default=None, description="Optimizer steps between two validations; a tenth of all steps when left out."

@@ -28,8 +28,8 @@ def find_copies(digests: Path, held_out: Path, destination: Path, *, deduplicate
         digests: File with 16 bytes for each piece.
         held_out: File with a byte for each piece: 1 if it is held out from training, else 0.
         destination: File to write, with a `Copy` as a byte for each piece.
-        deduplicate: Of equal pieces, keep one (the first held-out one, or else the first) and mark the others as
-            duplicates.
+        deduplicate: Of equal pieces, keep one (the first, or with `leakage_check` the first held-out one if any) and
+            mark the others as duplicates.
         leakage_check: Mark training pieces that are also held out as leaked, whether or not they are duplicates.
     """
     import numpy as np

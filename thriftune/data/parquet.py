@@ -75,7 +75,7 @@ def _row(batch: "pa.RecordBatch") -> RawRow:
     """The only row of a batch."""
     import pyarrow as pa
 
-    # A batch's size includes its whole dictionary, which the rows share: a row counts only its own value.
+    # A slice of a dictionary column counts the whole shared dictionary; decoded, a row counts only its own value.
     columns = (c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns)
     sizes = [column.nbytes for column in columns]
     if sum(sizes) > ROW_BYTES:
