@@ -3,8 +3,8 @@
     python benchmarks/hostile_input.py MODEL_OR_TOKENIZER_DIRECTORY [--rows 20000] [--megabytes 1000]
 
 Each line compares two preparations of generated rows, as in benchmarks/data_preparation.py, each in a fresh process:
-the rows alone, and the same rows with giants among them. Memory is measured as there. The last column says what happened to
-the giants: how many rows were rejected, or why the file was refused.
+the rows alone, and the same rows with giants among them. Memory is measured as there. The last column says what
+happened to the giants: how many rows were rejected, or why the file was refused.
 """
 
 import argparse
