@@ -3,8 +3,8 @@
 Usage: python benchmarks/first_step.py [--checkout DIRECTORY ...] [--times 3] CONFIG ...
 
 Runs each configuration from each checkout (this one if none is named) in turn, so that other work on the machine
-affects all of them, and kills it after the first step. Each has its own outputs folder and folder for compiled
-operators, both empty before its first run: "first" is that run, "again" the mean of the later ones.
+affects all of them, and kills it after the first step. Each has its own folders for outputs and for compiled operators,
+both empty before its first run: "first" is that run, "again" the mean of the later ones.
 """
 
 import argparse

@@ -26,7 +26,7 @@ def test_a_smaller_micro_batch_leaves_the_global_batch_as_it_is(plan):
 
 def test_memory_that_runs_out_a_third_time_ends_the_run(plan):
     changed = Adjustments(micro_batch=2, accumulation=4, halvings=2)
-    with pytest.raises(UserError, match="after it was made smaller 2 times"):
+    with pytest.raises(UserError, match="although it was made smaller 2 times"):
         changed.after_out_of_memory(changed.applied_to(plan))
 
 
