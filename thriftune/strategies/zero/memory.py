@@ -122,7 +122,14 @@ def _on_host(
 
 
 def nvme_bytes(architecture: Architecture, one_pass: Pass, layout: Layout, ranks: int) -> int:
-    """Bytes that one rank of a run keeps on a local disk."""
+    """Bytes that one rank of a run keeps on a local disk.
+
+    Args:
+        architecture: The model.
+        one_pass: What one forward and backward pass computes.
+        layout: Where ZeRO keeps what.
+        ranks: Number of ranks (N).
+    """
     moved = _offloaded(architecture, one_pass, layout, ranks)
     states = moved.get(STATES, 0) if layout.offloaded_optimizer == "nvme" else 0
     return states + (moved.get(WEIGHTS, 0) if layout.offloaded_params == "nvme" else 0)
