@@ -37,7 +37,7 @@ def generate_answers(
         prompts: What to ask.
         prompts_file: More of it: a file of any kind that training data may have with a column `prompt`, a JSON list of
             texts, or a .txt file with one prompt per line.
-        adapters: Adapters; each of them answers every prompt. None: the model itself does.
+        adapters: Adapters; each of them answers every prompt. If there are none, the model itself does.
         quantize: Hold the model in 4 bits.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 always takes the likeliest token.

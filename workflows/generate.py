@@ -31,7 +31,7 @@ def generate(
         prompts: What to ask: a JSON list, or a .json or .yaml file with one.
         prompts_file: More of it: a file of any kind that training data may have with a column `prompt`, a JSON list of
             texts, or a .txt file with one prompt per line.
-        adapters: Adapter directories; each of them answers every prompt. None: the model itself does.
+        adapters: Adapter directories; each of them answers every prompt. If there are none, the model itself does.
         quantize: Hold the model in 4 bits.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 always takes the likeliest token; higher draws from the distribution.

@@ -120,11 +120,19 @@ class Checkpoints:
         return distributed.from_main(look)
 
     def adjust(self, content: dict[str, Any]) -> None:
-        """Record what is changed from now on. Several ranks may write the same content."""
+        """Record what is changed from now on. Several ranks may write the same content.
+
+        Args:
+            content: The changes, as values for JSON.
+        """
         self._stores[0].put_bytes(_ADJUSTMENTS, json.dumps(content, indent=1).encode())
 
     def drop_from(self, step: int) -> None:
-        """Remove the checkpoints of a step and of later ones, so that nothing resumes from them. Collective."""
+        """Remove the checkpoints of a step and of later ones, so that nothing resumes from them. Collective.
+
+        Args:
+            step: Optimizer step.
+        """
         self.wait()
         distributed.barrier()
         if self._rank.is_main:
@@ -189,7 +197,13 @@ class Checkpoints:
         distributed.barrier()  # the saver of each node removes what it left behind before any of them saves
 
     def save(self, directory: Path, step: int, content: dict[str, Any]) -> None:
-        """Hand over what the Trainer wrote. Collective: every rank calls it after writing its own files."""
+        """Hand over what the Trainer wrote. Collective: every rank calls it after writing its own files.
+
+        Args:
+            directory: The checkpoint that the Trainer wrote.
+            step: Optimizer steps done.
+            content: Values for JSON that the manifest gets in addition.
+        """
         distributed.barrier()
         if self._saver is not None:
             self._saver.save(directory, step, {**in_manifest(self._own), **content}, stays=content.get(BEST))

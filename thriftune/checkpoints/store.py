@@ -67,7 +67,12 @@ class Store:
         return f"Store({self.prefix!r})"
 
     def put_bytes(self, name: str, content: bytes) -> None:
-        """Write a small file. Readers see the whole new content, or until then the old one."""
+        """Write a small file. Readers see the whole new content, or until then the old one.
+
+        Args:
+            name: Its name, relative to the prefix.
+            content: The new content.
+        """
 
         def put(filesystem: Any, path: str) -> None:
             if self._protocol not in _LOCAL:  # in blob stores an object appears only when it is complete
@@ -85,14 +90,23 @@ class Store:
         self._writing(name, put)
 
     def get_bytes(self, name: str) -> bytes | None:
-        """Read a small file; None if there is none."""
+        """Read a small file; None if there is none.
+
+        Args:
+            name: Its name, relative to the prefix.
+        """
         try:
             return self._retried(name, lambda filesystem, path: bytes(filesystem.cat_file(path)))
         except FileNotFoundError:
             return None
 
     def upload(self, file: Path, name: str) -> None:
-        """Copy a local file to the store. Readers may see a part of it before it is complete."""
+        """Copy a local file to the store. Readers may see a part of it before it is complete.
+
+        Args:
+            file: The local file.
+            name: Its name in the store.
+        """
         if not file.is_file():
             raise FileNotFoundError(f"{file} cannot be uploaded to {self.prefix}: it does not exist.")
         self._writing(name, lambda filesystem, path: filesystem.put_file(str(file), path))
@@ -120,11 +134,19 @@ class Store:
         self._retried(name, get, disk=file)
 
     def names(self, under: str = "") -> list[str]:
-        """Names of all files below a folder, sorted; empty when there is none."""
+        """Names of all files below a folder, sorted.
+
+        Args:
+            under: The folder, relative to the prefix; empty for the prefix itself.
+        """
         return sorted(self.sizes(under))
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Names of all files below a folder, with their bytes."""
+        """Names of all files below a folder, with their sizes in bytes.
+
+        Args:
+            under: The folder, relative to the prefix; empty for the prefix itself.
+        """
 
         def find(filesystem: Any, path: str) -> dict[str, int]:
             if self._protocol in _LOCAL:
@@ -136,7 +158,11 @@ class Store:
         return {name[start:]: size for name, size in self._retried(under, find).items()}
 
     def remove(self, under: str) -> None:
-        """Remove a file, or all files below a folder, if there are any."""
+        """Remove a file, or all files below a folder, if there are any.
+
+        Args:
+            under: The file or folder, relative to the prefix.
+        """
         if not under.strip("/"):
             raise ValueError(f"{self.prefix}: a whole prefix is never removed.")
         for name in self.names(under):

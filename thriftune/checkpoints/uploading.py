@@ -61,6 +61,11 @@ def withdraw(store: Store, node: int, step: int | None = None) -> None:
 
     Every node must do this before a restarted job saves anything. Else node 0 would mistake the part that another node
     uploaded before the restart for the one that it uploads now.
+
+    Args:
+        store: The attempt's prefix.
+        node: The node.
+        step: Optimizer steps of the checkpoint; None for all checkpoints.
     """
     for name in store.names("" if step is None else layout.parts_name(step)):
         of = layout.step_of(name)
@@ -69,7 +74,14 @@ def withdraw(store: Store, node: int, step: int | None = None) -> None:
 
 
 def report_problem(store: Store, node: int, step: int, problem: str) -> None:
-    """Tell the other nodes through the store, if it answers, that this node's part will not come."""
+    """Tell the other nodes through the store, if it answers, that this node's part will not come.
+
+    Args:
+        store: The attempt's prefix.
+        node: This node.
+        step: Optimizer steps of the checkpoint.
+        problem: Why it will not come.
+    """
     with suppress(ThriftuneError, OSError):  # then they give up after `give_up_s`
         store.without_retries().put_bytes(layout.problem_name(step, node), problem.encode())
 

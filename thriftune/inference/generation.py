@@ -102,7 +102,12 @@ def _require_whole(model_dir: Path, adapters: Iterable[Path]) -> None:
 
 
 def write_answers(answers: Sequence[Answer], file: Path) -> None:
-    """Write answers as Parquet or JSONL, depending on the file's ending."""
+    """Write answers as Parquet or JSONL, depending on the file's ending.
+
+    Args:
+        answers: The answers.
+        file: The file to write.
+    """
     rows = [asdict(answer) for answer in answers]
     if file.suffix == ".parquet":
         import pyarrow as pa

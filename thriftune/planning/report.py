@@ -224,7 +224,11 @@ def gib(size: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as text: never 0 % for something above zero, nor 100 % for less than all."""
+    """A share as text: never 0 % for something above zero, nor 100 % for less than all.
+
+    Args:
+        share: From 0 to 1.
+    """
     if 0 < share < 0.0005:
         return "<0.1 %"
     if 0.9995 <= share < 1:

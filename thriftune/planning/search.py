@@ -237,7 +237,13 @@ def _micro_batches(config: RunConfig, ranks: int) -> Iterator[int]:
 
 
 def step_shape_of(config: RunConfig, micro_batch: int, precision: Precision) -> StepShape:
-    """The largest forward and backward pass that each device of a run computes."""
+    """The largest forward and backward pass that each device of a run computes.
+
+    Args:
+        config: The run.
+        micro_batch: Rows at a time.
+        precision: Precision of the matrix products.
+    """
     return StepShape(
         micro_batch=micro_batch,
         sequence=config.data.max_length,

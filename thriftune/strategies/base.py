@@ -203,6 +203,8 @@ class Strategy(Protocol):
     def master_weights(self, trainer: "Trainer") -> WeightOf:
         """A function that gives a parameter's whole weight, in the precision that the optimizer updates. Collective.
 
+        It takes the parameter's name and the parameter, and returns a tensor of the parameter's full shape.
+
         Args:
             trainer: The trainer, during or after training.
         """

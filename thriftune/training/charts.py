@@ -92,7 +92,12 @@ def duration(seconds: float) -> str:
 
 
 def path(points: Sequence[Point], box: tuple[float, float, float, float]) -> str:
-    """An SVG path through points, in a box (left, right, bottom, top)."""
+    """An SVG path through points.
+
+    Args:
+        points: The points, in order.
+        box: The drawn range of the axes: left, right, bottom, top.
+    """
     places = _places(points, box)
     if len(places) == 1:
         return dots(points, box)
@@ -100,7 +105,12 @@ def path(points: Sequence[Point], box: tuple[float, float, float, float]) -> str
 
 
 def dots(points: Sequence[Point], box: tuple[float, float, float, float]) -> str:
-    """An SVG path with a dot at each point in a box: a line without length and with round ends."""
+    """An SVG path with a dot at each point: a line without length and with round ends.
+
+    Args:
+        points: The points.
+        box: The drawn range of the axes: left, right, bottom, top.
+    """
     return " ".join(f"M {x:.1f} {y:.2f} L {x:.1f} {y:.2f}" for x, y in _places(points, box))
 
 

@@ -98,6 +98,10 @@ def state_bytes(parameters: int, optimizer: str) -> int:
 
     Paged states may move to the host when a GPU is full; until then they are on the GPU, and are counted there.
 
+    Args:
+        parameters: Number of trained parameters.
+        optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd.
+
     Source: 8-bit optimizers (arXiv 2110.02861): one byte per state and an fp32 absmax per block of 256.
     """
     return int(parameters * _STATE_BYTES.get(optimizer, _EIGHT_BIT))

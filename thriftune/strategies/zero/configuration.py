@@ -146,7 +146,12 @@ def complete(
 
 
 def with_buffers(section: dict[str, Any], hidden_size: int) -> dict[str, Any]:
-    """Write out the size of every buffer that a ZeRO section leaves open, in elements."""
+    """Write out the size of every buffer that a ZeRO section leaves open, in elements.
+
+    Args:
+        section: The ZeRO section, which is changed in place.
+        hidden_size: Width of the model.
+    """
     _resolve_auto(section, {"reduce_bucket_size": hidden_size**2, "allgather_bucket_size": 2 * hidden_size**2})
     if section["stage"] == 3:
         section.setdefault("sub_group_size", SUB_GROUP_ELEMENTS)

@@ -128,7 +128,14 @@ def _on_host(
 
 
 def nvme_bytes(architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int) -> int:
-    """Bytes that one rank of a run keeps on a local disk."""
+    """Bytes that one rank of a run keeps on a local disk.
+
+    Args:
+        architecture: The model.
+        step_shape: What one forward and backward pass computes.
+        layout: Where ZeRO keeps what.
+        ranks: Number of ranks (N).
+    """
     moved = _offloaded(architecture, step_shape, layout, ranks)
     states = moved.get(STATES, 0) if layout.offloaded_optimizer == "nvme" else 0
     return states + (moved.get(WEIGHTS, 0) if layout.offloaded_params == "nvme" else 0)
