@@ -19,7 +19,7 @@ class Tick:
     """A labelled position on an axis.
 
     Attributes:
-        place: Position as a share of the axis, from 0 to 1.
+        position: Position as a share of the axis, from 0 to 1.
         label: Text at this position.
     """
 
