@@ -190,7 +190,7 @@ class Attempt:
         for validation in loaded.validation.validator.ranked():
             if validation.step == step:
                 break
-            best = self._checkpoints.fetch(validation.step) if validation.step else None
+            best = self._checkpoints.fetch(validation.step)
             if best is None:
                 logger.warning("There is no checkpoint of step %d, which has a lower held-out loss", validation.step)
                 continue

@@ -125,7 +125,7 @@ def html(title: str, curve: Curve, samples: Samples | None, events: list[Event])
         first=final[0] if final else None,
         last=final[-1] if final else None,
         before=held_out[0] if held_out else None,
-        lowest=min(held_out, key=lambda validation: validation.loss) if held_out else None,
+        lowest=min(held_out, key=lambda validation: validation.rank) if held_out else None,
         kept_step=curve.kept_step,
         loss=loss_chart(curve, events) if curve.losses or held_out else None,
         resources=resource_charts(samples, events) if samples and samples.seconds else [],

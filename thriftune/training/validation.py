@@ -122,12 +122,20 @@ class Validator:
         return EvalReport(losses.mean, perplexity_of(losses.mean), losses.count, prompts, answers)
 
     def ranked(self) -> list[Validation]:
-        """The validations so far, the lowest loss first; of equal losses, the earlier first."""
-        return sorted(logged_validations(self._trainer.state), key=lambda validation: validation.loss)
+        """The validations of trained weights so far, the lowest loss first; of equal losses, the earlier first.
+
+        Without that before the first step: the base model is no result.
+        """
+        trained = [validation for validation in logged_validations(self._trainer.state) if validation.step]
+        return sorted(trained, key=lambda validation: validation.rank)
+
+    def lowest(self) -> Validation:
+        """The validation with the lowest loss so far, which may be that before the first step."""
+        return min(logged_validations(self._trainer.state), key=lambda validation: validation.rank)
 
     def without_improvement(self) -> int:
         """Number of validations since the one with the lowest loss."""
-        losses = [validation.loss for validation in logged_validations(self._trainer.state)]
+        losses = [validation.rank for validation in logged_validations(self._trainer.state)]
         return len(losses) - 1 - min(range(len(losses)), key=losses.__getitem__) if losses else 0
 
     def _answers(self) -> tuple[list[str], list[str]]:
