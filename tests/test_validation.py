@@ -37,14 +37,14 @@ def dataset(tmp_path_factory, tiny_model_dir, chat_rows_file):
 def train(run_config, tiny_model_dir, dataset, tmp_path):
     """Train in this process; a method's usual strategy here, or the one that is given."""
 
-    def run(where="run", method="full", every=4, data=None, checkpoints=None, **training):
+    def run(where="run", method="full", every=4, data=None, checkpoints=None, evaluation=None, **training):
         wanted = {"global_batch": 8, "micro_batch": 8, "log_every": 1, "precision": "fp32", "save_dtype": "auto"}
         config = run_config(
             method,
             strategy="single",
             data=data or {},
             training={**wanted, "gradient_checkpointing": False, **training},
-            evaluation={"every_steps": every, "max_new_tokens": 4},
+            evaluation={"every_steps": every, "max_new_tokens": 4, **(evaluation or {})},
             checkpoints={"every_minutes": 1000, "keep_checkpoints": 1, **(checkpoints or {})},
             **({} if method == "full" else {"lora": {"rank": 4, "dropout": 0.3}}),
         )
@@ -188,6 +188,16 @@ def test_the_best_survives_an_attempt_that_is_cut_off(train, unlearning, monkeyp
         assert (one.step, one.loss) == (other.step, pytest.approx(other.loss, abs=1e-6))
     assert result.before == whole.before
     assert result.after.loss == pytest.approx(whole.after.loss, abs=1e-6)
+
+
+def test_what_was_measured_before_is_never_shown_beside_something_else(train, tmp_path):
+    first = train("first", max_steps=4)
+    resumed = {"max_steps": 4, "checkpoints": {"resume_from": str(tmp_path / "first")}}
+    asked = train("asked", **resumed, evaluation={"prompts": ["Another?"]})
+    assert (asked.before.loss, asked.before.prompts, asked.before.answers) == (first.before.loss, [], [])
+    assert asked.after.prompts == ["Another?"]
+    with pytest.raises(ConfigError, match=r"evaluation\.max_rows"):
+        train("fewer", **resumed, evaluation={"max_rows": 2})
 
 
 def test_a_best_checkpoint_that_is_gone_gives_way_to_the_next_best(train, unlearning, tmp_path, monkeypatch, caplog):

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +79,16 @@ class Validator:
         return losses
 
     def before(self) -> EvalReport | None:
-        """What `begin` measured, in this attempt or in the one that it resumes from; None if that is not known."""
+        """What `begin` measured, in this attempt or in the one that it resumes from; None if that is not known.
+
+        Without answers, if those are to other prompts than the run now has.
+        """
         noted = self._trainer.notes.get(_BEFORE)
-        return EvalReport(**noted) if noted else None
+        if not noted:
+            return None
+        report = EvalReport(**noted)
+        prompts, _ = questions(self._dataset_dir, self._config, self._trainer.processing_class)
+        return report if report.prompts == prompts else replace(report, prompts=[], answers=[])
 
     def measured(self, step: int) -> RowLosses | None:
         """The last measurement, if it was made at a step; else None.
