@@ -75,7 +75,7 @@ def test_the_checkpoint_of_one_step_can_be_fetched_again(checkpoints, written):
     first = checkpoints(keep_checkpoints=1)
     first.start_saving()
     for step in (5, 10, 15):
-        written(first, step, **{BEST: 5})
+        written(first, step, **{BEST: [5]})
     best = first.fetch(5)
     assert (best.step, best.is_converted, best.content["micro_batch"]) == (5, False, 2)
     assert state_of(best) == {"global_step": 5}
@@ -87,14 +87,14 @@ def test_the_checkpoint_of_one_step_can_be_fetched_again(checkpoints, written):
 def test_the_checkpoint_of_one_step_is_found_where_an_earlier_attempt_saved_it(checkpoints, written):
     first = checkpoints(keep_checkpoints=1)
     first.start_saving()
-    written(first, 5, **{BEST: 5})
+    written(first, 5, **{BEST: [5]})
     second = checkpoints("second", previous="first", keep_checkpoints=1)
     assert second.restore().step == 5
     second.start_saving()
     for step in (10, 15):
-        written(second, step, **{BEST: 5})
+        written(second, step, **{BEST: [5]})
     assert state_of(second.fetch(5)) == {"global_step": 5}
-    written(second, 20, **{BEST: 20})
+    written(second, 20, **{BEST: [20]})
     assert second.fetch(5) is None
 
 

@@ -1,5 +1,6 @@
 """Held-out loss while a model trains: it changes nothing of the training, and decides what is kept and when it ends."""
 
+import math
 import shutil
 
 import pytest
@@ -16,8 +17,9 @@ from thriftune.models import separation
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.training.attempt import Attempt
 from thriftune.training.fit import Inputs, fit
-from thriftune.training.held_out import held_out_loss, held_out_rows
+from thriftune.training.held_out import RowLosses, held_out_loss, held_out_rows
 from thriftune.training.resumable import ResumableTrainer
+from thriftune.training.validation import Validator
 
 BEST = 8  # of the validations of a training that unlearns, the one with the lowest loss
 UNLEARNING = {"learning_rate": 0.01, "scheduler": "constant", "max_steps": 20, "keep": "best"}
@@ -35,14 +37,14 @@ def dataset(tmp_path_factory, tiny_model_dir, chat_rows_file):
 def train(run_config, tiny_model_dir, dataset, tmp_path):
     """Train in this process; a method's usual strategy here, or the one that is given."""
 
-    def run(where="run", method="full", every=4, data=None, checkpoints=None, **training):
+    def run(where="run", method="full", every=4, data=None, checkpoints=None, evaluation=None, **training):
         wanted = {"global_batch": 8, "micro_batch": 8, "log_every": 1, "precision": "fp32", "save_dtype": "auto"}
         config = run_config(
             method,
             strategy="single",
             data=data or {},
             training={**wanted, "gradient_checkpointing": False, **training},
-            evaluation={"every_steps": every, "max_new_tokens": 4},
+            evaluation={"every_steps": every, "max_new_tokens": 4, **(evaluation or {})},
             checkpoints={"every_minutes": 1000, "keep_checkpoints": 1, **(checkpoints or {})},
             **({} if method == "full" else {"lora": {"rank": 4, "dropout": 0.3}}),
         )
@@ -104,6 +106,45 @@ def test_the_best_weights_become_the_result(train, unlearning, dataset, tmp_path
     assert last.after.loss == losses[20] > result.after.loss + 0.1
 
 
+@pytest.fixture
+def measured(monkeypatch):
+    """Validations that find these losses, by step."""
+    real = RowLosses.mean
+    found = {}
+
+    def log(self, losses):
+        state = self._trainer.state
+        loss = found.get(state.global_step, real.fget(losses))
+        self._trainer.log({"eval_loss": loss})
+
+    monkeypatch.setattr(Validator, "_log", log)
+    return found
+
+
+@pytest.mark.parametrize("first", [0.5, math.nan])
+def test_the_best_trained_weights_are_kept_where_training_made_the_model_worse(train, measured, first, caplog):
+    measured |= {0: first, 4: 1.5, 8: 1.2, 12: 1.8, 16: 1.9, 20: 2.5}
+    result = train(max_steps=20, keep="best", every=4)
+    assert (result.kept_step, result.checkpoint_steps) == (8, [4, 8, 20])
+    assert "no checkpoint" not in caplog.text
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_lowest(train, measured):
+    measured |= {0: math.nan, 4: 2.0, 8: math.nan, 12: 1.2, 16: 1.1, 20: math.nan}
+    result = train(max_steps=20, keep="best", every=4, patience=2)
+    assert (result.steps, result.kept_step) == (20, 16)
+
+
+def test_what_rounding_costs_is_measured_in_the_type_of_the_weights_not_of_the_training(
+    train, dataset, tiny_model_dir, tmp_path
+):
+    """Autocast around the model rounded what was measured, so that rounding seemed to cost nothing."""
+    result = train(precision="bf16", learning_rate=1e-3, max_steps=4)
+    assert result.saved.base_loss == pytest.approx(loss_of(tiny_model_dir, dataset), abs=2e-6)
+    assert result.saved.saved_loss == pytest.approx(loss_of(tmp_path / "run-out", dataset), abs=2e-6)
+    assert result.before.loss != pytest.approx(result.saved.base_loss, abs=2e-6)  # it trained in autocast
+
+
 def test_of_the_checkpoints_the_last_and_the_best_stay(train, unlearning, tmp_path):
     result = train(checkpoints={"every_steps": 1}, **UNLEARNING)
     assert set(result.checkpoint_steps) == set(range(1, 21))
@@ -147,6 +188,16 @@ def test_the_best_survives_an_attempt_that_is_cut_off(train, unlearning, monkeyp
         assert (one.step, one.loss) == (other.step, pytest.approx(other.loss, abs=1e-6))
     assert result.before == whole.before
     assert result.after.loss == pytest.approx(whole.after.loss, abs=1e-6)
+
+
+def test_what_was_measured_before_is_never_shown_beside_something_else(train, tmp_path):
+    first = train("first", max_steps=4)
+    resumed = {"max_steps": 4, "checkpoints": {"resume_from": str(tmp_path / "first")}}
+    asked = train("asked", **resumed, evaluation={"prompts": ["Another?"]})
+    assert (asked.before.loss, asked.before.prompts, asked.before.answers) == (first.before.loss, [], [])
+    assert asked.after.prompts == ["Another?"]
+    with pytest.raises(ConfigError, match=r"evaluation\.max_rows"):
+        train("fewer", **resumed, evaluation={"max_rows": 2})
 
 
 def test_a_best_checkpoint_that_is_gone_gives_way_to_the_next_best(train, unlearning, tmp_path, monkeypatch, caplog):

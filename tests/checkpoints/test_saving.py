@@ -10,6 +10,7 @@ from checkpointing import GatedStore, content_of, lone_saver, restore, save_step
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.store import Store
+from thriftune.errors import TransientError
 
 pytest_plugins = ("checkpoint_stores",)
 
@@ -97,6 +98,23 @@ def test_save_returns_while_the_upload_waits_and_a_waiting_one_gives_way(local, 
     assert content_of(places[40]) == contents[40]
 
 
+def test_the_best_one_that_was_saved_is_kept_where_a_better_one_was_not(local, tmp_path):
+    class Refusing(Store):
+        def upload(self, file, name):
+            if layout.checkpoint_name(30) in name:
+                raise TransientError("It does not answer.")
+            super().upload(file, name)
+
+    saver = lone_saver(Refusing(local.prefix), keep=1)
+    for step, best in ((10, [10]), (20, [10, 20]), (30, [30, 10, 20]), (40, [30, 10, 20, 40]), (50, [50, 30])):
+        saver.save(write_checkpoint(tmp_path / f"run/{step}", step), step, {}, best)
+        assert saver.wait(20)
+        if step == 40:
+            assert whole_steps(local, tmp_path) == [40, 10]
+    saver.close()
+    assert whole_steps(local, tmp_path) == [50]
+
+
 def test_a_step_that_is_saved_again_is_not_whole_until_it_is_again(local, tmp_path):
     # A training that fell back from a damaged checkpoint comes by its step again, under the same prefix.
     save_steps(local, tmp_path / "first", 10, 20)
@@ -129,10 +147,10 @@ def test_earlier_attempts_go_when_this_one_has_enough_of_its_own(local, tmp_path
     assert whole_steps(local, tmp_path) == [40, 30]
 
 
-def save_one(store, folder, step, stays, **options):
+def save_one(store, folder, step, best=(), **options):
     """Save a complete checkpoint, during which another one is to stay."""
     saver = lone_saver(store, **options)
-    saver.save(write_checkpoint(folder / f"checkpoint-{step}", step), step, {}, stays=stays)
+    saver.save(write_checkpoint(folder / f"checkpoint-{step}", step), step, {}, best)
     saver.close()
     assert saver.failures == []
 
@@ -140,18 +158,18 @@ def save_one(store, folder, step, stays, **options):
 def test_a_step_that_stays_is_kept_beside_the_newest_until_another_one_stays(store, tmp_path):
     """That of the lowest held-out loss, which newer ones would take the place of."""
     for step in (10, 20, 30, 40):
-        save_one(store, tmp_path, step, stays=10)
+        save_one(store, tmp_path, step, best=[10])
     assert whole_steps(store, tmp_path) == [40, 30, 10]
     assert {layout.step_of(name) for name in store.names()} == {40, 30, 10}
-    save_one(store, tmp_path, 50, stays=40)
+    save_one(store, tmp_path, 50, best=[40])
     assert whole_steps(store, tmp_path) == [50, 40]
-    save_one(store, tmp_path, 60, stays=None)
+    save_one(store, tmp_path, 60)
     assert whole_steps(store, tmp_path) == [60, 50]
 
 
 def test_a_step_that_stays_is_one_of_those_that_are_kept_while_it_is_among_the_newest(local, tmp_path):
     for step in (10, 20, 30):
-        save_one(local, tmp_path, step, stays=20)
+        save_one(local, tmp_path, step, best=[20])
     assert whole_steps(local, tmp_path) == [30, 20]
 
 
@@ -160,17 +178,17 @@ def test_a_step_that_stays_is_kept_where_an_earlier_attempt_saved_it(local, tmp_
     save_steps(older, tmp_path / "older", 5, 10)
     save_steps(old, tmp_path / "old", 20, 30)
     for step in (40, 50):
-        save_one(local, tmp_path / "own", step, stays=10, earlier=[old, older])
+        save_one(local, tmp_path / "own", step, best=[10], earlier=[old, older])
     assert [whole_steps(s, tmp_path) for s in (local, old, older)] == [[50, 40], [], [10]]
-    save_one(local, tmp_path / "own", 60, stays=60, earlier=[old, older])
+    save_one(local, tmp_path / "own", 60, best=[60], earlier=[old, older])
     assert [whole_steps(s, tmp_path) for s in (local, old, older)] == [[60, 50], [], []]
     assert older.names() == []
 
 
 def test_what_is_left_of_an_incomplete_step_goes_although_another_stays(local, tmp_path):
     local.put_bytes("checkpoint-5/files/node-0/shard", b"1")
-    save_one(local, tmp_path, 10, stays=10)
-    save_one(local, tmp_path, 20, stays=10)
+    save_one(local, tmp_path, 10, best=[10])
+    save_one(local, tmp_path, 20, best=[10])
     assert {layout.step_of(name) for name in local.names()} == {10, 20}
 
 

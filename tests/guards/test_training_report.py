@@ -221,3 +221,16 @@ def test_thinned_points_are_means_of_neighbours():
 )
 def test_durations_to_read(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_time_or_a_step_that_is_not_known_is_left_out():
+    """Not "0 s" for every checkpoint, nor step 0 for every warning."""
+    events = [Event(20, None, "checkpoint", "Saved."), Event(None, 8.0, "warning", "Full.")]
+    source = html("run", Curve(FALLING, VALIDATIONS), None, [*events, Event(5, None, "rolled back", "Skipped.")])
+    rows = [re.sub(r"<[^>]*>|\s+", " ", row).split() for row in re.findall(r"<tr><td.*?</tr>", source, re.DOTALL)]
+    assert rows == [["5", "rolled", "back", "Skipped."], ["20", "checkpoint", "Saved."], ["8", "s", "warning", "Full."]]
+
+
+def test_a_loss_that_is_not_a_number_is_not_the_lowest():
+    page = html("run", Curve(FALLING, [Validation(0, 0.0, math.nan), *VALIDATIONS[1:]]), None, [])
+    assert "Lowest held-out loss1.0000at step 10" in re.sub(r"\s+", " ", Page(page).text)

@@ -47,6 +47,8 @@ def of(config: RunConfig, plan: TrainingPlan, *, model: str, dataset: str, rows:
         "training.global_batch": plan.global_batch,
         "training.precision": plan.precision,
         **{f"training.{name}": getattr(training, name) for name in _OF_TRAINING},
+        # The losses that a checkpoint holds are compared with later ones, of the same rows.
+        "evaluation.max_rows": config.evaluation.max_rows,
     }
     identity |= METHODS[config.method].identity(config)
     identity |= STRATEGIES[plan.strategy].identity(plan.settings)

@@ -28,7 +28,7 @@ _OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
 _ADJUSTMENTS = "adjustments.json"
 # Key in the manifest of a checkpoint: `Resumed.remarks` of the run that wrote it.
 REMARKS = "remarks"
-# Another key: the step of a checkpoint that is kept even when newer ones exist; None if there is none.
+# Another key: steps by falling worth; the best one that is in the store is kept even when newer ones exist.
 BEST = "best"
 
 
@@ -206,7 +206,7 @@ class Checkpoints:
         """
         distributed.barrier()
         if self._saver is not None:
-            self._saver.save(directory, step, {**in_manifest(self._own), **content}, stays=content.get(BEST))
+            self._saver.save(directory, step, {**in_manifest(self._own), **content}, best=content.get(BEST, ()))
 
     def forget_restored(self) -> None:
         """Remove the restored files, which are loaded by now."""

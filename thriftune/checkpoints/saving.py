@@ -33,7 +33,7 @@ class _Save:
     directory: Path
     step: int
     content: dict[str, Any]
-    stays: int | None
+    best: Sequence[int]
 
 
 class BackgroundSaver:
@@ -98,14 +98,14 @@ class BackgroundSaver:
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def save(self, directory: Path, step: int, content: dict[str, Any], stays: int | None = None) -> None:
+    def save(self, directory: Path, step: int, content: dict[str, Any], best: Sequence[int] = ()) -> None:
         """Hand over a checkpoint and return at once. A checkpoint that is still waiting is skipped for this one.
 
         Args:
             directory: What this node's ranks wrote, complete. From now on it belongs to the saver.
             step: Optimizer steps done.
             content: Any JSON for the manifest, which gets that of node 0.
-            stays: Step of an earlier checkpoint that is kept even when newer ones exist; None if there is none.
+            best: Steps by falling worth. The first of them that is complete is kept even when newer ones exist.
 
         Raises:
             TransientError: The last three saves of this node failed; this one was not started.
@@ -113,7 +113,7 @@ class BackgroundSaver:
         """
         if not directory.is_dir():
             raise NotADirectoryError(f"{directory}: a checkpoint is a directory.")
-        job = _Save(directory, step, as_json(content), stays)
+        job = _Save(directory, step, as_json(content), tuple(best))
         with self._changed:
             if self._closing:
                 raise RuntimeError("The saver was closed.")
@@ -200,7 +200,7 @@ class BackgroundSaver:
             logger.info(
                 "Checkpoint of step %d is in the store (%.1f GiB, %.0f s).", job.step, manifest.size / _GIB, seconds
             )
-            self._prune(job.step, job.stays)
+            self._prune(job.step, job.best)
 
     def _note_failure(self, job: _Save, error: Exception) -> None:
         self.failures.append(f"step {job.step}: {type(error).__name__}: {error}")
@@ -212,9 +212,9 @@ class BackgroundSaver:
         if job.directory != self._kept:
             self._delete(job.directory)
 
-    def _prune(self, step: int, stays: int | None) -> None:
+    def _prune(self, step: int, best: Sequence[int]) -> None:
         try:
-            for removed in prune(self._store, self._earlier, step, self._keep, stays):
+            for removed in prune(self._store, self._earlier, step, self._keep, best):
                 logger.debug("Removed %s.", removed)
         except (ThriftuneError, OSError) as error:
             logger.warning("Older checkpoints could not be removed: %s", error)

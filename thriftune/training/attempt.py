@@ -190,7 +190,7 @@ class Attempt:
         for validation in loaded.validation.validator.ranked():
             if validation.step == step:
                 break
-            best = self._checkpoints.fetch(validation.step) if validation.step else None
+            best = self._checkpoints.fetch(validation.step)
             if best is None:
                 logger.warning("There is no checkpoint of step %d, which has a lower held-out loss", validation.step)
                 continue
@@ -237,14 +237,13 @@ class Attempt:
         keeps_best = self._config.training.keep == "best"
 
         def content() -> dict[str, object]:
-            ranked = validation.validator.ranked()
             return {
                 _NOTES: trainer.notes,
                 "guard": guard.state(),
                 "micro_batch": self.plan.micro_batch,
                 "effort": asdict(effort()),
                 REMARKS: list(resumed.remarks) if resumed else [],
-                BEST: ranked[0].step if keeps_best and ranked else None,
+                BEST: [ranked.step for ranked in validation.validator.ranked()] if keeps_best else [],
             }
 
         def is_best(step: int) -> bool:

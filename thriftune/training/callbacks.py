@@ -66,7 +66,7 @@ class ValidationCallback(TrainerCallback):
 
     Attributes:
         validator: Measures it.
-        improved_at: Step of the last validation with the lowest loss so far; 0 before there is one.
+        improved_at: Last step whose weights had the lowest loss of all steps so far; 0 before there is one.
     """
 
     validator: Validator
@@ -89,8 +89,8 @@ class ValidationCallback(TrainerCallback):
         if not self.validator.is_due(state):
             return
         losses = self.validator.losses()
-        lowest = self.validator.ranked()[0]
-        if lowest.step == state.global_step:
+        lowest = self.validator.lowest()
+        if self.validator.ranked()[0].step == state.global_step:
             self.improved_at = state.global_step
         if state.is_world_process_zero:
             so_far = "the lowest so far" if lowest.step == state.global_step else f"lowest at step {lowest.step}"

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +118,22 @@ class Measuring:
         model: Any = self._trainer.model
         tokenizer: Any = self._trainer.processing_class
         model.eval()
-        with computing_with(model, weight_of):
+        with _without_autocast(model), computing_with(model, weight_of):
             batch = self._trainer.args.per_device_eval_batch_size
             return held_out_loss(model, tokenizer, self._rows, batch, distributed.current_rank())[0]
+
+
+@contextmanager
+def _without_autocast(model: Any) -> Iterator[None]:
+    """Compute in the type of the weights, also where accelerate (1.15) put autocast around a model's `forward`.
+
+    In 16 bits it would round the weights that are measured, before and after rounding alike.
+    """
+    wrapped, original = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    if original is not None:
+        model.forward = original
+    try:
+        yield
+    finally:
+        if original is not None:
+            model.forward = wrapped

@@ -46,14 +46,14 @@ class Event:
     """Something that happened during a training.
 
     Attributes:
-        step: Optimizer step.
-        seconds: Seconds since the start of this attempt.
+        step: Optimizer step; None if not known.
+        seconds: Seconds since the start of this attempt; None if not known.
         kind: What it was.
         text: Description.
     """
 
-    step: int
-    seconds: float
+    step: int | None
+    seconds: float | None
     kind: EventKind
     text: str
 
@@ -71,9 +71,9 @@ def events_of(result: TrainingResult) -> list[Event]:
         text = f"Memory ran out: micro batch {size.after} instead of {size.before}."
         happened.append(Event(at, 0.0, "halved", text))
     left_out = "The loss diverged: the batch of step {} was skipped."
-    happened += [Event(step, 0.0, "rolled back", left_out.format(step)) for step in result.skipped_steps]
-    happened += [Event(step, 0.0, "checkpoint", "Saved.") for step in result.checkpoint_steps]
-    return [*happened, *(Event(0, warning.seconds, "warning", warning.text) for warning in result.warnings)]
+    happened += [Event(step, None, "rolled back", left_out.format(step)) for step in result.skipped_steps]
+    happened += [Event(step, None, "checkpoint", "Saved.") for step in result.checkpoint_steps]
+    return [*happened, *(Event(None, warning.seconds, "warning", warning.text) for warning in result.warnings)]
 
 
 def page_of(run_name: str, result: TrainingResult) -> str:
@@ -125,12 +125,12 @@ def html(title: str, curve: Curve, samples: Samples | None, events: list[Event])
         first=final[0] if final else None,
         last=final[-1] if final else None,
         before=held_out[0] if held_out else None,
-        lowest=min(held_out, key=lambda validation: validation.loss) if held_out else None,
+        lowest=min(held_out, key=lambda validation: validation.rank) if held_out else None,
         kept_step=curve.kept_step,
         loss=loss_chart(curve, events) if curve.losses or held_out else None,
         resources=resource_charts(samples, events) if samples and samples.seconds else [],
-        events=sorted(events, key=lambda event: (event.seconds, event.step)),
-        seconds=max([*(samples.seconds if samples else []), *(event.seconds for event in events)], default=None),
+        events=sorted(events, key=lambda event: (event.seconds or 0.0, event.step or 0)),
+        seconds=max([*(samples.seconds if samples else []), *_times(events)], default=None),
         width=WIDTH,
         height=HEIGHT,
     )
@@ -169,14 +169,24 @@ def loss_chart(curve: Curve, events: Sequence[Event]) -> Chart:
         lines=lines,
         x_ticks=steps,
         y_ticks=labels,
-        marks=[Tick(share(e.step, first, last), f"step {e.step:,}: {e.text}") for e in events if e.kind in _MARKED],
+        marks=[
+            Tick(share(e.step, first, last), f"step {e.step:,}: {e.text}")
+            for e in events
+            if e.kind in _MARKED and e.step is not None
+        ],
         bad=sorted({share(step, first, last) for step, loss in curve.losses if not math.isfinite(loss)}),
         second=_token_ticks(curve, steps, first, last),
         kept=_kept_tick(curve, first, last),
         dots=[
-            Tick(share(e.step, first, last), f"checkpoint of step {e.step:,}") for e in events if e.kind == "checkpoint"
+            Tick(share(e.step, first, last), f"checkpoint of step {e.step:,}")
+            for e in events
+            if e.kind == "checkpoint" and e.step is not None
         ],
     )
+
+
+def _times(events: Sequence[Event]) -> list[float]:
+    return [event.seconds for event in events if event.seconds is not None]
 
 
 def _kept_tick(curve: Curve, first: int, last: int) -> Tick | None:
@@ -213,7 +223,11 @@ def resource_charts(samples: Samples, events: Sequence[Event]) -> list[Chart]:
         ("Disk", samples.disk, samples.disk_limit),
     )
     end = max(samples.seconds[-1], 1.0)
-    marks = [Tick(share(e.seconds, 0, end), f"{duration(e.seconds)}: {e.text}") for e in events if e.kind in _MARKED]
+    marks = [
+        Tick(share(e.seconds, 0, end), f"{duration(e.seconds)}: {e.text}")
+        for e in events
+        if e.kind in _MARKED and e.seconds is not None
+    ]
     charts = []
     for title, values, limit in table:
         if not values:

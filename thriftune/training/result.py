@@ -48,6 +48,11 @@ class Validation:
     tokens: float
     loss: float
 
+    @property
+    def rank(self) -> float:
+        """The loss, to find the lowest: one that is not a number is higher than all others."""
+        return math.inf if math.isnan(self.loss) else self.loss
+
 
 @dataclass(frozen=True)
 class TrainingResult:

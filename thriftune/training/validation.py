@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +79,16 @@ class Validator:
         return losses
 
     def before(self) -> EvalReport | None:
-        """What `begin` measured, in this attempt or in the one that it resumes from; None if that is not known."""
+        """What `begin` measured, in this attempt or in the one that it resumes from; None if that is not known.
+
+        Without answers, if those are to other prompts than the run now has.
+        """
         noted = self._trainer.notes.get(_BEFORE)
-        return EvalReport(**noted) if noted else None
+        if not noted:
+            return None
+        report = EvalReport(**noted)
+        prompts, _ = questions(self._dataset_dir, self._config, self._trainer.processing_class)
+        return report if report.prompts == prompts else replace(report, prompts=[], answers=[])
 
     def measured(self, step: int) -> RowLosses | None:
         """The last measurement, if it was made at a step; else None.
@@ -122,12 +129,20 @@ class Validator:
         return EvalReport(losses.mean, perplexity_of(losses.mean), losses.count, prompts, answers)
 
     def ranked(self) -> list[Validation]:
-        """The validations so far, the lowest loss first; of equal losses, the earlier first."""
-        return sorted(logged_validations(self._trainer.state), key=lambda validation: validation.loss)
+        """The validations of trained weights so far, the lowest loss first; of equal losses, the earlier first.
+
+        Without that before the first step: the base model is no result.
+        """
+        trained = [validation for validation in logged_validations(self._trainer.state) if validation.step]
+        return sorted(trained, key=lambda validation: validation.rank)
+
+    def lowest(self) -> Validation:
+        """The validation with the lowest loss so far, which may be that before the first step."""
+        return min(logged_validations(self._trainer.state), key=lambda validation: validation.rank)
 
     def without_improvement(self) -> int:
         """Number of validations since the one with the lowest loss."""
-        losses = [validation.loss for validation in logged_validations(self._trainer.state)]
+        losses = [validation.rank for validation in logged_validations(self._trainer.state)]
         return len(losses) - 1 - min(range(len(losses)), key=losses.__getitem__) if losses else 0
 
     def _answers(self) -> tuple[list[str], list[str]]:
