@@ -276,9 +276,9 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_sha
         (sum(items.values()) / limit, where, items, limit) for where, items, limit in limits
     )
     if excess > _FILLED:
-        moment = " in a validation" if items is needed.device and needed.phase == VALIDATION else ""
-        amount = f"{sum(items.values()):.1f} GiB of {limit:.1f}, of which 5 % stay free"
-        reason = f"{where} needs{moment} {amount} ({_largest(items)})"
+        when = " during validation" if where.startswith("each") and needed.phase == VALIDATION else ""
+        amount = f"{sum(items.values()):.1f} GiB of {limit:.1f}{when}"
+        reason = f"{where} needs {amount}, of which 5 % stay free ({_largest(items)})"
         return Refusal(choice.machines, choice, reason, excess)
     return Fitting(replace(choice, validation_batch=rows), needed)
 
