@@ -48,14 +48,17 @@ def predicted(measured: Measurement) -> Any:
     (settings,) = strategy.options(config).values()
     # Rows are exactly as long as the run allows, so there is no padding, and transformers makes no mask.
     step_shape = replace(step_shape_of(config, run.micro_batch, run.precision), masked=False)
+    machines = Machines(DEVICES["CPU"], 0.0, 1, run.ranks)
+    needs = strategy.memory(model, step_shape, machines, settings, run.optimizer)
+    assert needs is not None
     return estimate(
         strategy,
         model,
         step_shape,
-        Machines(DEVICES["CPU"], 0.0, 1, run.ranks),
+        machines,
         settings=settings,
         optimizer=run.optimizer,
-        validation_bytes=bytes_of(config, model, step_shape, batch_of(config, model, step_shape)),
+        validation_bytes=bytes_of(config, model, step_shape, batch_of(config, model, step_shape, needs.devices)),
     )
 
 

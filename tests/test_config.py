@@ -52,7 +52,11 @@ def test_the_smallest_file_is_valid_and_gets_the_documented_defaults():
         ({"name": "a" * 41}, "name", ["aaaa", "at most 40"]),
         ({"seed": -1}, "seed", ["-1", "greater than or equal to 0"]),
         ({"method": "dora"}, "method", ["'dora'", "'full', 'lora' or 'qlora'"]),
-        ({"strategy": "fsdp"}, "strategy", ["'fsdp'", "'auto', 'zero', 'layers' or 'single'", "Where weights lie"]),
+        (
+            {"strategy": "fsdp"},
+            "strategy",
+            ["'fsdp'", "'auto', 'zero', 'layers' or 'single'", "How weights are placed"],
+        ),
         ({"model": {"source": ""}}, "model.source", ["''", "Hub id"]),
         ({"model": "owner/model"}, "model", ["'owner/model'", "The base model."]),
         ({"data": {"format": "csv"}}, "data.format", ["'csv'", "'alpaca', 'prompt_completion', 'chat', 'sharegpt', "]),

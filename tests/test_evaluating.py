@@ -69,7 +69,9 @@ def test_what_no_node_holds_is_refused_when_the_run_is_planned():
     only = small.model_copy(update={"nodes": tuple(node for node in small.nodes if node.name == "g4dn.xlarge")})
     config = run("qlora", model="meta-llama/Llama-2-13b-hf", hardware={"device": "T4"})
     shape = architecture.of(config.model)
-    with pytest.raises(ConfigError, match=r"evaluation\.saved_model = true: no node of the catalogue holds") as caught:
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.saved_model = true: no node of the catalogue with T4 holds"
+    ) as caught:
         evaluation_node(config, shape, only)
     assert caught.value.problems[0].code == "plan-does-not-fit"
 

@@ -363,6 +363,13 @@ def test_another_strategy_is_suggested_where_one_device_is_too_small(method):
     assert (made.instance, made.strategy) == ("g4dn.metal", "zero" if method == "full" else "layers")
 
 
+def test_where_answers_need_more_than_training_shorter_ones_are_suggested():
+    with pytest.raises(ConfigError) as caught:
+        plan(run(SMOL, "qlora", hardware={"instance": "g4dn.xlarge"}, evaluation={"max_new_tokens": 10**6}))
+    assert "during validation" in str(caught.value)
+    assert "evaluation.max_new_tokens: 64 (1 x g4dn.xlarge" in str(caught.value)
+
+
 def test_auto_is_not_suggested_to_a_run_that_has_it():
     with pytest.raises(ConfigError) as caught:
         plan(run(hardware={"instance": "g4dn.xlarge", "nodes": 1}))

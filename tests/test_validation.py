@@ -86,12 +86,22 @@ def test_validations_change_nothing_of_the_training(train, method):
     assert often.validations[-1].tokens > often.validations[0].tokens == 0
 
 
-def test_how_often_where_the_run_does_not_say(train):
+def test_how_often_where_the_run_does_not_say(train, caplog):
+    caplog.set_level("INFO")
     result = train(every=None, max_steps=20)
     assert [v.step for v in result.validations] == list(range(0, 21, 2))
+    lines = [record.message for record in caplog.records if "held-out loss" in record.message]
+    assert "step 0/20  held-out loss" in lines[0]
+    assert "(before training)" in lines[0]
     assert result.before.loss == result.validations[0].loss
     assert result.before.prompts == result.after.prompts
     assert len(result.after.answers) == len(result.after.prompts) > 0
+
+
+def test_there_are_ten_validations_where_steps_are_no_multiple_of_ten(train):
+    """19 steps had 19 of them."""
+    result = train(every=None, max_steps=19)
+    assert [v.step for v in result.validations] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 19]
 
 
 def test_the_best_weights_become_the_result(train, unlearning, dataset, tmp_path):

@@ -16,7 +16,7 @@ def plan(config: RunConfig) -> str:
     """Find the cheapest machines that a run fits on, and show what it needs, item by item. Downloads no weights.
 
     Args:
-        config: The run. What its file leaves open under hardware, training.micro_batch and zero.config is chosen.
+        config: The run. What its file leaves open of strategy, hardware, micro batch and ZeRO is chosen.
 
     Returns:
         The plan as JSON.

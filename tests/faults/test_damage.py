@@ -1,4 +1,4 @@
-"""A damaged checkpoint is not taken: the training goes on from the one before, and says so."""
+"""A damaged checkpoint is not used: the training resumes from the one before, and says so."""
 
 import shutil
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def test_the_checkpoint_before_is_taken_in_place_of_a_damaged_one(
     DAMAGES[damage](stored(checkpoint(run, NEWEST), file))
     resumed = run.finish(pause=0.0)
     assert resumed.begins == [INTERVAL]
-    assert "not taken" in resumed.log or "cannot be used" in resumed.log
+    assert "is not used" in resumed.log or "cannot be used" in resumed.log
     require_same_training(expected, run, [killed, resumed])
     # The damage costs an interval, and what killed the attempt another.
     note(record, f"newest checkpoint's {file} {damage}", method, [killed, resumed], limit=2 * INTERVAL)

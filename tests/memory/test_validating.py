@@ -9,6 +9,7 @@ from thriftune.models import architecture
 from thriftune.models.quantization import FourBit
 from thriftune.planning.memory.validating import batch_of, bytes_of
 from thriftune.strategies.memory.activations import StepShape, measure
+from thriftune.strategies.memory.items import ACTIVATIONS, FORWARD_BACKWARD, WEIGHTS
 from thriftune.strategies.memory.tracing import LiveBytes
 
 SMOL = architecture.of(ModelConfig(source="HuggingFaceTB/SmolLM2-135M-Instruct"))
@@ -21,12 +22,16 @@ PASSES = [
 ]
 
 
+def holding(activations, weights=0):
+    return {FORWARD_BACKWARD: {WEIGHTS: weights, ACTIVATIONS: activations}}
+
+
 @pytest.mark.parametrize("wanted", [1, 4, 1000])
 def test_it_never_needs_more_than_training_and_takes_one_row_at_least(run_config, wanted):
     config = run_config(evaluation={"batch": wanted})
     for step_shape in PASSES:
         trained = measure(SMOL, step_shape).whole().all
-        rows = batch_of(config, SMOL, step_shape)
+        rows = batch_of(config, SMOL, step_shape, [holding(trained)])
         assert 1 <= rows <= wanted
         assert rows == 1 or bytes_of(config, SMOL, step_shape, rows) <= trained
         assert rows == wanted or bytes_of(config, SMOL, step_shape, rows + 1) > trained, "there was room for more"
@@ -35,8 +40,19 @@ def test_it_never_needs_more_than_training_and_takes_one_row_at_least(run_config
 def test_one_row_is_validated_even_where_an_answer_takes_more_than_training_does(run_config):
     config = run_config(evaluation={"batch": 8, "max_new_tokens": 10**7})
     step_shape = StepShape(1, 64, True, "bf16")
-    assert bytes_of(config, SMOL, step_shape, 1) > measure(SMOL, step_shape).whole().all
-    assert batch_of(config, SMOL, step_shape) == 1
+    trained = measure(SMOL, step_shape).whole().all
+    assert bytes_of(config, SMOL, step_shape, 1) > trained
+    assert batch_of(config, SMOL, step_shape, [holding(trained)]) == 1
+
+
+def test_split_by_layers_rows_are_counted_against_the_fullest_device(run_config):
+    """Against the activations of all layers, Llama-2 70B did not fit on eight T4s with rows that trained there."""
+    config = run_config(evaluation={"batch": 100})
+    step_shape = StepShape(1, 64, True, "fp16")
+    row = bytes_of(config, SMOL, step_shape, 1)
+    assert batch_of(config, SMOL, step_shape, [holding(9 * row)] * 8) == 9
+    assert batch_of(config, SMOL, step_shape, [holding(9 * row), holding(row, weights=4 * row)]) == 5
+    assert batch_of(config, SMOL, step_shape, [holding(9 * row), holding(row, weights=10 * row)]) == 1
 
 
 def test_an_answer_keeps_keys_and_values_of_all_its_tokens(run_config):

@@ -77,7 +77,7 @@ def _sections(config: "RunConfig") -> Iterator[Problem]:
             yield _misplaced(section, "method", owners, config.method)
     if config.lora and not config.lora.double_quantization and not METHODS[config.method].quantizes:
         quantizing = [name for name, facts in METHODS.items() if facts.quantizes]
-        yield _misplaced("lora.double_quantization", "method", quantizing, config.method)
+        yield _misplaced("lora.double_quantization", "method", quantizing, config.method, "false")
     for section in dict.fromkeys(facts.section for facts in STRATEGIES.values() if facts.section):
         strategies = [name for name, facts in STRATEGIES.items() if facts.section == section]
         trained = [name for name in METHODS if any(name not in STRATEGIES[s].refuses for s in strategies)]
@@ -89,9 +89,9 @@ def _sections(config: "RunConfig") -> Iterator[Problem]:
             yield _misplaced(section, "strategy", strategies, config.strategy)
 
 
-def _misplaced(field: str, kind: str, owners: Sequence[str], given: str) -> Problem:
+def _misplaced(field: str, kind: str, owners: Sequence[str], given: str, value: str = "given") -> Problem:
     message = f"belongs to {kind} {' or '.join(owners)}, but this run has {kind} {given}."
-    return Problem(field, "given", message, f"Remove it, or set {kind}: {owners[-1]}.")
+    return Problem(field, value, message, f"Remove it, or set {kind}: {owners[-1]}.")
 
 
 def _strategy(config: "RunConfig") -> Iterator[Problem]:
@@ -119,7 +119,8 @@ def _machines(config: "RunConfig") -> Iterator[Problem]:
     hardware, strategies = config.hardware, [STRATEGIES[name] for name in strategies_of(config)]
     what = METHODS[config.method].title if config.strategy == AUTO else f"strategy {config.strategy}"
     if hardware.nodes not in (None, 1) and not any(facts.may_span_nodes for facts in strategies):
-        remedy = "Use nodes: 1, with more devices_per_node if the model needs them."
+        more = "or another strategy" if all(f.most_devices == 1 for f in strategies) else "with more devices_per_node"
+        remedy = f"Use nodes: 1, {more} if the model needs more memory."
         yield Problem("hardware.nodes", str(hardware.nodes), f"{what} runs on the GPUs of one node.", remedy)
     devices = hardware.devices_per_node
     if devices in (None, 1):
@@ -155,7 +156,7 @@ def _optimizer(config: "RunConfig") -> Iterator[Problem]:
         yield Problem(
             "training.optimizer",
             config.training.optimizer,
-            f"{why}; the 8-bit optimizers are for adapters.",
+            f"{why}; the 8-bit optimizers are for other strategies.",
             "Use 'adamw'; to save memory use zero.config: zero3_offload.",
         )
 

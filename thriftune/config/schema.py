@@ -75,7 +75,8 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw",
-        description="8-bit optimizers (bitsandbytes) are for adapters; paged moves states to host memory when needed.",
+        description="8-bit optimizers (bitsandbytes) work with every strategy but zero; paged moves states to host "
+        "memory when needed.",
     )
     precision: PrecisionChoice = Field(
         default="auto",

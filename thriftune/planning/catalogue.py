@@ -169,7 +169,7 @@ class Catalogue(Section):
         close = difflib.get_close_matches(name, names)
         remedy = f"Did you mean {' or '.join(close)}?" if close else f"The node types are {', '.join(names)}."
         raise ConfigError.single(
-            "catalogue.nodes", name, "is not a node type of the catalogue.", remedy, code="plan-does-not-fit"
+            "hardware.instance", name, "is not a node type of the catalogue.", remedy, code="plan-does-not-fit"
         )
 
     def for_device(self, device: str) -> tuple[NodeType, ...]:

@@ -36,7 +36,8 @@ def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Ca
     Raises:
         ConfigError: No node of the catalogue holds it.
     """
-    free = config.model_copy(update={"hardware": HardwareConfig(device=_device_of(config, catalogue))})
+    device = _device_of(config, catalogue)
+    free = config.model_copy(update={"hardware": HardwareConfig(device=device)})
     method = METHODS[config.method]
     # A merged model is held unquantized; an adapter that is not merged, on the base that it trained on.
     four_bit = None if method.facts.trains_weights or config.lora_or_default.merge else method.four_bit(config)
@@ -48,7 +49,7 @@ def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Ca
     raise ConfigError.single(
         "evaluation.saved_model",
         "true",
-        "no node of the catalogue holds the result on its GPUs.",
+        f"no node of the catalogue{f' with {device}' if device else ''} holds the result on its GPUs.",
         "Leave it out: the held-out loss is measured where the model trains.",
         code="plan-does-not-fit",
     )

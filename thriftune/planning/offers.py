@@ -127,8 +127,10 @@ def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
     hardware, training = config.hardware, config.training
     problems = []
     if hardware.device not in (None, node.device):
-        remedy = f"Use device: {node.device}, leave one of the two out, or add such a node to the catalogue."
-        what = f"{hardware.instance} has {node.device}." if hardware.instance else "no node of the catalogue has it."
+        what, remedy = "no node of the catalogue has it.", "Use another device, or add such a node to the catalogue."
+        if hardware.instance:
+            what = f"{hardware.instance} has {node.device}."
+            remedy = f"Use device: {node.device}, or leave one of the two out."
         problems.append(Problem("hardware.device", str(hardware.device), what, remedy))
         return problems
     if hardware.devices_per_node and node.has_gpu and hardware.devices_per_node > node.gpus:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thriftune.batching import Batch
 from thriftune.config import AUTO, RunConfig
@@ -13,6 +13,7 @@ from thriftune.methods import METHODS
 from thriftune.models import saving
 from thriftune.models.architecture import Architecture
 from thriftune.planning.memory import estimate
+from thriftune.planning.memory.estimate import VALIDATION
 from thriftune.planning.memory.validating import batch_of, bytes_of
 from thriftune.planning.offers import THIS_MACHINE, Offer
 from thriftune.strategies import Machines, Strategy, candidates
@@ -50,7 +51,7 @@ class Choice:
     settings_name: str
     batch: Batch
     precision: Precision
-    validation_batch: int
+    validation_batch: int = 1
 
     @property
     def price_per_hour(self) -> float:
@@ -207,13 +208,10 @@ def _fit(
         for micro in micro_batches:
             batch = Batch(config.training.global_batch, micro, config.training.global_batch // (micro * ranks), ranks)
             step_shape = step_shape_of(config, micro, precision)
-            rows = batch_of(config, architecture, step_shape)
-            choice = Choice(
-                offer, nodes, devices, way.strategy, way.settings, way.settings_name, batch, precision, rows
-            )
+            choice = Choice(offer, nodes, devices, way.strategy, way.settings, way.settings_name, batch, precision)
             outcome = _try(config, architecture, choice, step_shape)
-            if isinstance(outcome, Estimate):
-                return Fitting(choice, outcome)
+            if isinstance(outcome, Fitting):
+                return outcome
             refused.append(outcome)
     return list(dict.fromkeys(refused))
 
@@ -254,15 +252,19 @@ def step_shape_of(config: RunConfig, micro_batch: int, precision: Precision) -> 
     )
 
 
-def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_shape: StepShape) -> Estimate | Refusal:
+def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_shape: StepShape) -> Fitting | Refusal:
+    machines = Machines(choice.offer.device, choice.offer.gpu_gib, choice.nodes, choice.devices_per_node)
+    optimizer = config.training.optimizer
+    needs = choice.strategy.memory(architecture, step_shape, machines, choice.settings, optimizer)
+    rows = batch_of(config, architecture, step_shape, needs.devices) if needs else 1
     needed = estimate(
         choice.strategy,
         architecture,
         step_shape,
-        Machines(choice.offer.device, choice.offer.gpu_gib, choice.nodes, choice.devices_per_node),
+        machines,
         settings=choice.settings,
-        optimizer=config.training.optimizer,
-        validation_bytes=bytes_of(config, architecture, step_shape, choice.validation_batch),
+        optimizer=optimizer,
+        validation_bytes=bytes_of(config, architecture, step_shape, rows),
         converts=config.checkpoints.resume_from is not None,
         saved_bytes=saving.bytes_at_most(config),
     )
@@ -280,11 +282,11 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_sha
         (sum(items.values()) / limit, where, items, limit) for where, items, limit in limits
     )
     if excess > _FILLED:
-        reason = (
-            f"{where} needs {sum(items.values()):.1f} GiB of {limit:.1f}, of which 5 % stay free ({_largest(items)})"
-        )
+        when = " during validation" if where.startswith("each") and needed.phase == VALIDATION else ""
+        amount = f"{sum(items.values()):.1f} GiB of {limit:.1f}{when}"
+        reason = f"{where} needs {amount}, of which 5 % stay free ({_largest(items)})"
         return Refusal(choice.machines, choice, reason, excess)
-    return needed
+    return Fitting(replace(choice, validation_batch=rows), needed)
 
 
 def _largest(items: dict[str, float], count: int = 3) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from thriftune.config import AUTO, RunConfig
+from thriftune.config import AUTO, EvaluationConfig, RunConfig
 from thriftune.config.choices import STRATEGIES as STRATEGY_FACTS
 from thriftune.errors import ConfigError, UserError
 from thriftune.methods import METHODS
@@ -64,6 +64,10 @@ def _changes(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, Ru
     if not training.gradient_checkpointing:
         changed = _with(config, "training", gradient_checkpointing=True)
         yield "checkpointing", "training.gradient_checkpointing: true", changed
+    usual = EvaluationConfig().max_new_tokens
+    if config.evaluation.max_new_tokens > usual:
+        changed = _with(config, "evaluation", max_new_tokens=usual)
+        yield "answers", f"evaluation.max_new_tokens: {usual}", changed
     if config.zero_or_default.config != AUTO:
         yield "zero", "zero.config: auto", _with(config, "zero", config=AUTO)
     if config.strategy != AUTO:

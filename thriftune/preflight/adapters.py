@@ -1,4 +1,4 @@
-"""Adapters: their targets are in the architecture, peft accepts them, and one to go on from is there and alike."""
+"""Adapters: their targets are in the architecture, peft accepts them, and an adapter to continue exists and matches."""
 
 import json
 import logging

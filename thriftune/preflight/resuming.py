@@ -1,4 +1,4 @@
-"""Another run's checkpoints to go on from: they are there, one is whole, and it is of the same training."""
+"""Another run's checkpoints to resume from: they exist, one is complete, and it is of the same training."""
 
 import logging
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def check(
     config: RunConfig, plan: TrainingPlan | ThriftuneError, *, model: str, dataset: str, rows: int | None
 ) -> Iterator[Problem]:
-    """What is wrong with the checkpoints to go on from; nothing for a run that names none.
+    """The problems of the checkpoints to resume from; none for a run that names no checkpoints.
 
     Args:
         config: The run.

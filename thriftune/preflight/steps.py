@@ -118,6 +118,6 @@ def _passes(steps: Steps, training: TrainingConfig, about: str) -> Iterator[Prob
             "training.max_steps",
             training.max_steps,
             f"a pass over the data is {about}{number(steps.per_epoch)} steps, so they go over it {passes:.1f} times; "
-            f"training.epochs = {training.epochs:g} is not heeded.",
+            f"training.epochs = {training.epochs:g} is ignored.",
             f"Remove it to train {number(math.ceil(training.epochs * steps.per_epoch))} steps.",
         )

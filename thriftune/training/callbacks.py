@@ -82,23 +82,32 @@ class ValidationCallback(TrainerCallback):
         """Measure the base model; a training that resumes after running out of patience ends again."""
         if state.global_step == 0:
             self._begin()
+            self._log(state)
         self._stop_if_in_vain(control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, if it is due."""
         if not self.validator.is_due(state):
             return
-        losses = self.validator.losses()
-        lowest = self.validator.lowest()
+        self.validator.losses()
         if self.validator.ranked()[0].step == state.global_step:
             self.improved_at = state.global_step
-        if state.is_world_process_zero:
-            so_far = "the lowest so far" if lowest.step == state.global_step else f"lowest at step {lowest.step}"
-            logger.info(
-                "step %d/%d  held-out loss %.4f  perplexity %.2f  (%s)",
-                state.global_step, state.max_steps, losses.mean, perplexity_of(losses.mean), so_far,
-            )  # fmt: skip
+        self._log(state)
         self._stop_if_in_vain(control)
+
+    def _log(self, state: TrainerState) -> None:
+        """Log the validation of the present step in one line."""
+        losses = self.validator.measured(state.global_step)
+        if losses is None or not state.is_world_process_zero:
+            return
+        step, lowest = state.global_step, self.validator.lowest().step
+        so_far = (
+            "before training" if not step else "the lowest so far" if lowest == step else f"lowest at step {lowest}"
+        )
+        logger.info(
+            "step %d/%d  held-out loss %.4f  perplexity %.2f  (%s)",
+            step, state.max_steps, losses.mean, perplexity_of(losses.mean), so_far,
+        )  # fmt: skip
 
     def _stop_if_in_vain(self, control: TrainerControl) -> None:
         waited = self.validator.without_improvement()

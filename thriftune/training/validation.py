@@ -59,8 +59,13 @@ class Validator:
         Args:
             state: The Trainer's state.
         """
-        every = self._config.evaluation.every_steps or max(1, state.max_steps // _USUAL_NUMBER)
-        return state.global_step % every == 0 or state.global_step >= state.max_steps
+        step, every = state.global_step, self._config.evaluation.every_steps
+        if step >= state.max_steps:
+            return True
+        if every:
+            return step % every == 0
+        # At each tenth of the steps, so that there are never more than ten.
+        return step * _USUAL_NUMBER // state.max_steps > (step - 1) * _USUAL_NUMBER // state.max_steps
 
     def begin(self) -> RowLosses:
         """Measure the model before its first step, and note it for the result.

@@ -4,9 +4,10 @@ from thriftune.methods.adapters import adapter_parameters
 from thriftune.models.architecture import Architecture
 from thriftune.overhead import GIB, GPU_PROCESS_BYTES, MIB, PROCESS, with_overhead
 from thriftune.planning.memory import disk
+from thriftune.planning.memory.validating import lasting
 from thriftune.strategies import Machines, Strategy
 from thriftune.strategies.memory.activations import StepShape
-from thriftune.strategies.memory.items import ACTIVATIONS, FORWARD_BACKWARD, KEPT, STEP_BUFFERS, Phases
+from thriftune.strategies.memory.items import ACTIVATIONS, STEP_BUFFERS, Phases
 from thriftune.training_plan import Estimate
 
 LOADING = "loading"
@@ -57,7 +58,9 @@ def estimate(
     needs = strategy.memory(architecture, step_shape, machines, settings, optimizer)
     if needs is None:
         return None
-    per_device = [{**phases, VALIDATION: _validating(phases, validation_bytes)} for phases in needs.devices]
+    per_device = [
+        {**phases, VALIDATION: {**lasting(phases), ACTIVATIONS: validation_bytes}} for phases in needs.devices
+    ]
     if not on_gpu:  # what is offloaded stays in the memory of the same process
         per_device = [
             {name: _merged(items, needs.offloaded) for name, items in phases.items()} for phases in per_device
@@ -81,12 +84,6 @@ def estimate(
         shared_memory_gib=_SHARED_BYTES_PER_RANK * processes / GIB if on_gpu and processes > 1 else 0.0,
         disk=_in_gib(on_disk),
     )
-
-
-def _validating(phases: Phases, held: int) -> dict[str, int]:
-    """Memory of a device during a validation: what lasts from step to step, and what the validation holds."""
-    lasting = {item: size for item, size in phases[FORWARD_BACKWARD].items() if item not in (ACTIVATIONS, KEPT)}
-    return {**lasting, ACTIVATIONS: held}
 
 
 def _host(

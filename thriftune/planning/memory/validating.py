@@ -4,22 +4,36 @@ from thriftune.config import RunConfig
 from thriftune.hardware import Precision
 from thriftune.models.architecture import Architecture
 from thriftune.strategies.memory.activations import StepShape, measure
+from thriftune.strategies.memory.items import ACTIVATIONS, FORWARD_BACKWARD, KEPT, Phases
 
 _WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Bytes per logit, beside the logits: their fp32 copy without the last position, and cross-entropy's result from it.
 _COPIES = 4 + 4
 
 
-def batch_of(config: RunConfig, architecture: Architecture, step_shape: StepShape) -> int:
+def batch_of(config: RunConfig, architecture: Architecture, step_shape: StepShape, devices: list[Phases]) -> int:
     """Rows per forward pass of a validation: `evaluation.batch`, or fewer where that needs more memory than training.
 
     Args:
         config: The run.
         architecture: Its model.
         step_shape: What one forward and backward pass of the training computes.
+        devices: Bytes by item on each device of a node, at each moment of the training.
     """
-    limit = measure(architecture, step_shape).whole().all
-    return max(1, min(config.evaluation.batch, limit // bytes_of(config, architecture, step_shape, 1)))
+    held = [sum(lasting(phases).values()) for phases in devices]
+    in_training = [size + phases[FORWARD_BACKWARD][ACTIVATIONS] for size, phases in zip(held, devices, strict=True)]
+    # The fullest device counts: split by layers, a device holds the activations of its own layers only.
+    room = max(in_training) - max(held)
+    return max(1, min(config.evaluation.batch, room // bytes_of(config, architecture, step_shape, 1)))
+
+
+def lasting(phases: Phases) -> dict[str, int]:
+    """What a device holds from step to step, in bytes by item.
+
+    Args:
+        phases: Bytes by item on the device, at each moment of the training.
+    """
+    return {item: size for item, size in phases[FORWARD_BACKWARD].items() if item not in (ACTIVATIONS, KEPT)}
 
 
 def bytes_of(config: RunConfig, architecture: Architecture, step_shape: StepShape, batch: int) -> int:

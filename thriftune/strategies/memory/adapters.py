@@ -26,7 +26,6 @@ from thriftune.strategies.memory.items import (
 )
 
 _STATE_BLOCK = 256  # values that share an absmax in the 8-bit optimizers
-_SMALLEST_8_BIT = 4096  # elements; smaller tensors keep fp32 states
 
 # Shares of the activations, and of those in small blocks; fitted: see `_kept_in_autocast`.
 _AUTOCAST_COPIES = 0.2
