@@ -115,6 +115,8 @@ def test_a_run_file_that_cannot_be_is_refused_when_plans_are_registered(monkeypa
 def test_the_shipped_runs_are_those_of_their_methods():
     nightly, weekly = run_file("nightly_config", "qlora_finetune"), run_file("weekly_config", "full_finetune")
     assert isinstance(nightly, RunConfig)
-    with pytest.raises(ConfigError, match="THRIFTUNE_NIGHTLY_CONFIG.*is a run of method qlora, and .* is of full_fine"):
+    with pytest.raises(
+        ConfigError, match="THRIFTUNE_NIGHTLY_CONFIG.*is a run of method qlora, but .* is for full_fine"
+    ):
         run_file("nightly_config", "full_finetune")
     assert (nightly.method, weekly.method) == ("qlora", "full")

@@ -35,5 +35,5 @@ def test_a_table_goes_with_the_source_that_names_it(run_config):
     require_table(run_config(), has_table=False)
     with pytest.raises(ConfigError, match="full_finetune_on_table"):
         require_table(config, has_table=False)
-    with pytest.raises(ConfigError, match="leaves out the table"):
+    with pytest.raises(ConfigError, match="does not use the table"):
         require_table(run_config(), has_table=True)

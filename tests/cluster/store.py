@@ -1,9 +1,7 @@
 """The blob store: one bucket on moto's S3 server, on loopback."""
 
 import logging
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
@@ -15,19 +13,12 @@ _REGION = "us-east-1"
 
 
 class Store:
-    """A bucket that only this test run has.
-
-    Attributes:
-        endpoint: URL of its server.
-        reads: The object of every GET, as a URI, in order.
-    """
+    """A bucket that only this test run has."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print every request
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
-        self.reads: list[str] = []
-        self._server._server.app = self._noting(self._server._server.app)
         host, port = self._server.get_host_and_port()
         self.endpoint = f"http://{host}:{port}"
         self._client = boto3.client(
@@ -41,16 +32,6 @@ class Store:
 
     def close(self) -> None:
         self._server.stop()
-
-    def _noting(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-        """The server's application, with every read noted."""
-
-        def noting(environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
-            if environ["REQUEST_METHOD"] == "GET":
-                self.reads.append(f"s3:/{environ['PATH_INFO']}")
-            return app(environ, respond)
-
-        return noting
 
     @property
     def environment(self) -> dict[str, str]:

@@ -136,16 +136,6 @@ def on_the_plan_s_nodes(run: Run) -> set[str]:
     return {name.rpartition(".")[2] for name in selected}
 
 
-def downloads_of_the_model(run: Run, cluster: ControlPlane) -> int:
-    """How often the base model's weights were read from where the run put them."""
-    (fetched,) = (
-        record for record in run.nodes.values()
-        if record.attempts and record.attempts[0].execution.id.task_id.name.endswith(".fetch_model")
-    )  # fmt: skip
-    place = fetched.outputs.literals["model"].scalar.blob.uri.rstrip("/")
-    return cluster.store.reads.count(f"{place}/model.safetensors")
-
-
 def loss(directory: Path) -> float:
     """How a model scores with nothing but transformers."""
     import torch
@@ -209,13 +199,6 @@ def test_a_run_has_one_set_of_pods_on_the_plan_s_nodes(full_run, qlora_run):
     """There were three: one before and one after the training."""
     assert on_the_plan_s_nodes(full_run[0]) == {"train_2"}
     assert on_the_plan_s_nodes(qlora_run[0]) == {"train_in_one_process"}
-
-
-def test_a_training_in_one_process_downloads_the_model_once_an_attempt(qlora_run, cluster):
-    """What measured the model before it trained downloaded it as well."""
-    run, _ = qlora_run
-    merging = 1  # on a node without a GPU
-    assert downloads_of_the_model(run, cluster) == attempts_of(run)["train_in_one_process"] + merging
 
 
 def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluster, pyflyte, qlora_run):
