@@ -24,11 +24,17 @@ class ProgressLines(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock."""
-        self._started, self._first_step = time.monotonic(), state.global_step
+        """Note where the training begins."""
+        self._started, self._first_step = 0.0, state.global_step
         if state.is_world_process_zero:
             logger.info("Training %d steps of %d rows", state.max_steps, args.train_batch_size * args.world_size
                         * args.gradient_accumulation_steps)  # fmt: skip
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock at the first step: what was measured before it says nothing of the time that is left."""
+        self._started = self._started or time.monotonic()
 
     def on_log(
         self,
