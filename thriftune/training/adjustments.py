@@ -48,7 +48,7 @@ class Adjustments:
         return asdict(self)
 
     def applied_to(self, plan: TrainingPlan) -> TrainingPlan:
-        """The plan with the present micro batch and accumulation; and smaller validations, which may have been to blame."""
+        """The plan with the present micro batch and accumulation; validations become smaller with it."""
         if self.micro_batch is None or self.accumulation is None:
             return plan
         rows = max(1, plan.validation_batch // 2**self.halvings)
