@@ -19,6 +19,7 @@ def test_a_smaller_micro_batch_leaves_the_global_batch_as_it_is(plan):
     now = changed.applied_to(plan)
     assert (now.micro_batch, now.accumulation) == (4, 2)
     assert now.batch.global_batch == now.micro_batch * now.accumulation == 8
+    assert now.validation_batch == max(1, plan.validation_batch // 2)  # memory may have run out in a validation
     again = changed.after_out_of_memory(now)
     assert again.record(plan.micro_batch).count == 2
     assert (again.record(plan.micro_batch).before, again.record(plan.micro_batch).after) == (8, 2)

@@ -111,6 +111,21 @@ def test_without_zero_a_training_has_no_stage(method):
     assert "zero.config" not in identity.of(config, planned(config), model="", dataset="", rows=10)
 
 
+def test_zero_and_one_process_cannot_resume_from_each_other():
+    """The planner may choose one or the other, by the hardware; neither reads the files of the other."""
+    config = RunConfig.model_validate(run_dict("full", training={"max_steps": STEP}))
+    plan = planned(config)
+    zero = replace(plan, strategy="zero", settings=settings_of("", {"zero_optimization": {"stage": 2}}))
+    one, other = (
+        identity.of(config, now, model="", dataset="", rows=10)
+        for now in (replace(plan, strategy="single", settings=""), zero)
+    )
+    for own, saved in ((one, other), (other, one)):
+        assert {problem.field for problem in compared(own, saved).problems} == {"strategy"}
+    layers = identity.of(config, replace(plan, strategy="layers", settings=""), model="", dataset="", rows=10)
+    assert compared(one, layers).problems == ()
+
+
 def test_another_stage_of_zero_another_base_model_and_other_rows(own):
     saved = own("full")
     other = {**saved, "zero.config": 3, "model.source": "other", "data": "other"}

@@ -108,7 +108,7 @@ class TrainingConfig(Section):
     keep: Literal["last", "best"] = Field(
         default="last",
         description="Which weights become the result. last: those after the last step. best: those at the validation "
-        "with the lowest held-out loss; every validation then writes a checkpoint.",
+        "with the lowest held-out loss; each that lowers it writes a checkpoint.",
     )
     patience: PositiveInt | None = Field(
         default=None,

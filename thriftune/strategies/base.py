@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 _FP32, _MOMENTS = 4, 8
+_OF_ONE_PROCESS = " or ".join(name for name, facts in STRATEGIES.items() if not facts.is_distributed)
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,12 @@ class Strategy(Protocol):
     def identity(self, settings: str) -> dict[str, Any]:
         """The settings that a checkpoint must have too for a run to resume from it, by their key in the run file.
 
+        Strategies of one process write what trains as whole files, which each of them reads.
+
         Args:
             settings: As `options` gives them.
         """
-        return {}
+        return {"strategy": _OF_ONE_PROCESS}
 
     # ---- training: in each process
 

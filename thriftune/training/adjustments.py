@@ -48,10 +48,11 @@ class Adjustments:
         return asdict(self)
 
     def applied_to(self, plan: TrainingPlan) -> TrainingPlan:
-        """The plan with the present micro batch and accumulation."""
+        """The plan with the present micro batch and accumulation; validations become smaller with it."""
         if self.micro_batch is None or self.accumulation is None:
             return plan
-        return replace(plan, micro_batch=self.micro_batch, accumulation=self.accumulation)
+        rows = max(1, plan.validation_batch // 2**self.halvings)
+        return replace(plan, micro_batch=self.micro_batch, accumulation=self.accumulation, validation_batch=rows)
 
     def record(self, planned: int) -> Halvings:
         """The record for the metrics: how often the micro batch was made smaller, from what, and to what.

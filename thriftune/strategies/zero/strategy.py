@@ -108,8 +108,8 @@ class Zero(Strategy):
         return states // nodes + weights
 
     def identity(self, settings: str) -> dict[str, Any]:
-        """The stage: no stage can read the shards of another."""
-        return {_FIELD: configuration.stage(config_in(settings))}
+        """The stage: no stage can read the shards of another, and no other strategy those of ZeRO."""
+        return {"strategy": self.name, _FIELD: configuration.stage(config_in(settings))}
 
     def join(self, plan: TrainingPlan) -> Rank:
         """Join the job; on a CPU, tell DeepSpeed so before it is imported."""
