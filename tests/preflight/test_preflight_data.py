@@ -135,7 +135,7 @@ def test_a_store_is_asked_for_the_first_files_only(check, tmp_path):
     result = check(data=data, training={"max_steps": None})
     assert result.facts.total_steps is None
     (note,) = [found for found in result.findings if found.code == "check-skipped"]
-    assert (note.field, note.message) == ("training", "not checked: nobody says how many rows there are.")
+    assert (note.field, note.message) == ("training", "not checked: the number of rows is not known.")
 
 
 def test_each_of_several_sources_gives_as_many_rows(check, tmp_path):

@@ -37,11 +37,11 @@ _CONFIG, _WEIGHTS = ADAPTER_CONFIG, WEIGHTS
 
 
 def check(config: RunConfig, base: BaseModel) -> Iterator[Problem]:
-    """Everything about the adapters of a run; nothing where it trains none.
+    """The problems of a run's adapters; none if it trains no adapters.
 
     Args:
         config: The run.
-        base: Its base model, brought.
+        base: Its base model, with its files on this disk.
     """
     method = METHODS[config.method]
     lora = method.adapters(config)
@@ -71,7 +71,7 @@ def _targets(lora: LoraConfig, four_bit: FourBit | None, architecture: Architect
 
 
 def _on_experts(lora: LoraConfig, architecture: Architecture) -> Problem:
-    """What peft does with the names of linear layers where an architecture holds its experts in fused tensors."""
+    """Notes on adapters where an architecture holds its experts in fused tensors, which peft adapts by name."""
     adapted = adapter_parameters(architecture, lora)
     passed = sorted({name.rpartition(".")[2] for name in architecture.linear_shapes.keys() - adapted.keys()})
     without = f" The layers {', '.join(passed)} beside them get none." if passed and not lora.target_modules else ""
@@ -85,7 +85,7 @@ def _on_experts(lora: LoraConfig, architecture: Architecture) -> Problem:
 
 
 def _four_bits(four_bit: FourBit, architecture: Architecture) -> Iterator[Problem]:
-    """Whether 4 bits are worth it on this architecture."""
+    """Whether 4 bits save enough on this architecture."""
     refused = attempt(lambda: require_savings(four_bit, architecture), _FOUR_BIT, "qlora")
     yield from refused.findings
     if not refused.failed and (why := saves_little(four_bit, architecture)):
@@ -122,7 +122,7 @@ def _adapter_to_go_on_from(
 
 
 def _weights(lora: LoraConfig, architecture: Architecture, directory: Path, place: str) -> Iterator[Problem]:
-    """Whether an adapter's weights fit the model, and are those of the modules that the run says."""
+    """Whether an adapter's weights fit the model, and belong to the modules that the run names."""
     held = attempt(lambda: shapes_in(Folder(place), _RESUME, place), _RESUME, place)
     yield from held.findings
     if held.value is None:
@@ -136,7 +136,7 @@ def _weights(lora: LoraConfig, architecture: Architecture, directory: Path, plac
 
 
 def _require_readable(place: str) -> None:
-    """Refuse an adapter on this disk whose links lead elsewhere, or that is not what was saved.
+    """Refuse an adapter on this disk whose links lead elsewhere, or whose files differ from what was saved.
 
     Raises:
         UserError: Names each file.
@@ -148,7 +148,7 @@ def _require_readable(place: str) -> None:
 
 
 def _bring(place: str, scratch: Path) -> Path:
-    """The configuration of an adapter, on this disk.
+    """Bring the configuration of an adapter to this disk.
 
     Raises:
         AdapterError: There is none.
@@ -169,7 +169,7 @@ def _bring(place: str, scratch: Path) -> Path:
 
 
 def _require_lora(content: object) -> None:
-    """Refuse what is not the configuration of a LoRA adapter.
+    """Refuse a configuration that is not that of a LoRA adapter.
 
     Raises:
         ValueError: It is something else.

@@ -1,4 +1,4 @@
-"""The base model before it is fetched: found, allowed, complete, of a known architecture. No weight is downloaded."""
+"""The base model before it is fetched: it exists, may be read, is complete, and transformers can build it."""
 
 import dataclasses
 import logging
@@ -34,11 +34,11 @@ class BaseModel:
     """A base model without its weights.
 
     Attributes:
-        version: What `thriftune.models.fetching.version` says.
-        license: As it says itself; empty if it does not.
+        version: Its version (`thriftune.models.fetching.version`).
+        license: The license it names; empty if it names none.
         directory: config.json and the tokenizer's files, on this disk.
         architecture: Its shape.
-        findings: What is wrong with it. What could not be found out is None or empty above.
+        findings: Its problems. Attributes that could not be determined are None or empty.
     """
 
     version: str = ""
@@ -49,7 +49,7 @@ class BaseModel:
 
 
 def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
-    """Find a base model and bring all of it but the weights.
+    """Find a base model, and bring all of it except the weights to this disk.
 
     Args:
         model: The model section of a run.
@@ -96,7 +96,7 @@ def _require_readable(source: str) -> None:
 
 
 def check_length(base: BaseModel, max_length: int) -> Iterator[Problem]:
-    """Rows longer than the positions that a model was made for, or than it has.
+    """Compare the longest row with the positions that a model has, or was made for.
 
     Args:
         base: The base model.
@@ -131,7 +131,7 @@ def _license_note(found: str, source: str) -> Iterator[Problem]:
 def _bring(
     model: ModelConfig, version: str, token: str | None, scratch: Path
 ) -> tuple[Path, set[str], "ModelInfo | DatasetInfo | None"]:
-    """The files of a model but its weights, on this disk; the names of all of them; and what the hub says of it."""
+    """Bring a model's files except its weights; also get the names of all of them, and the hub's information."""
     directory = scratch / "model"
     directory.mkdir(parents=True)
     source, kind = model.source, kind_of(model.source)
@@ -169,7 +169,7 @@ def _unpack_gguf(file: Path, directory: Path) -> None:
 
 
 def _require_complete(directory: Path, names: set[str], source: str) -> None:
-    """Refuse what lacks a configuration, weights or a tokenizer.
+    """Refuse a model without a configuration, weights or a tokenizer.
 
     Raises:
         ModelSourceError: All that is missing.
@@ -183,7 +183,7 @@ def _require_complete(directory: Path, names: set[str], source: str) -> None:
 
 
 def _architecture(model: ModelConfig, directory: Path) -> Architecture:
-    """The shape of the model whose files are here, and proof that its class can be built.
+    """The architecture of the model whose files are here; its class is built to prove that it can be.
 
     Raises:
         ModelSourceError: It cannot.
@@ -206,6 +206,6 @@ def _architecture(model: ModelConfig, directory: Path) -> Architecture:
 
 
 def _in_words_of(found: Problem, directory: Path, source: str) -> Problem:
-    """A finding about files in a scratch folder, as one about where they came from."""
+    """Replace the scratch folder in a finding by the source of its files."""
     message = found.message.replace(str(directory), source)
     return dataclasses.replace(found, value=source, message=message)

@@ -1,4 +1,4 @@
-"""The preflight itself: every check, in the order in which one needs what another found."""
+"""The preflight: all checks, in an order in which each finds the results it needs."""
 
 import tempfile
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ _DATA = "data.source"
 
 @dataclass
 class _Notes:
-    """What was found so far."""
+    """Findings and facts so far."""
 
     findings: list[Problem] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
@@ -63,22 +63,22 @@ def run(
     network_gbps: float | None = None,
     grace_seconds: float = GRACE_SECONDS,
 ) -> Preflight:
-    """Find out everything about a run that can be known without a GPU. Never raises for what a person did wrong.
+    """Check everything about a run that can be known without a GPU. A user's mistakes become findings, not exceptions.
 
     Args:
         config: The run.
-        plan: Its plan, or what was raised in place of one.
+        plan: Its plan, or the error that planning raised.
         token: Hub token.
-        table: Parquet files of the table that the workflow was given; None where it takes none.
-        table_version: What that table holds now.
-        secrets: Those that the tasks of the run ask for.
-        output: Where results go, and what the store answered to an attempt to write there; empty where it wrote.
-        folder: Where results of a local run go; None where it is none.
-        network_gbps: Network of a planned node, in Gbit/s; None where it is not known.
-        grace_seconds: Notice that a spot node is given.
+        table: Parquet files of the table that the workflow was given; None if it takes none.
+        table_version: Version of the content of that table.
+        secrets: The secrets that the tasks of the run ask for.
+        output: Where results go, and the store's error when writing there was tried; empty if writing worked.
+        folder: Where results of a local run go; None for a run on a cluster.
+        network_gbps: Network of a planned node, in Gbit/s; None if not known.
+        grace_seconds: Seconds between a spot node's notice and its end.
 
     Returns:
-        All findings, and what was learned.
+        All findings, and facts about the run.
     """
     notes = _Notes([*platform.check_secrets(secrets), *outputs.check(*output)])
     notes.findings += outputs.check_local(folder, plan, config.checkpoints.keep_checkpoints)
@@ -110,11 +110,11 @@ def _check_model(config: RunConfig, token: str | None, scratch: Path, notes: _No
 
 
 def _check_plan(plan: TrainingPlan | ThriftuneError, found: Sequence[Problem]) -> list[Problem]:
-    """Why there is no plan, but for what the planner says again of a model or adapters that were found bad here.
+    """Why there is no plan, without what the planner repeats about a model or adapters that failed a check here.
 
     Args:
         plan: The plan.
-        found: What the other checks found.
+        found: Findings of the other checks.
     """
     said = {(other.field, other.message) for other in found}
     bad = {other.field.partition(".")[0] for other in found if other.severity == "error"}
@@ -136,7 +136,7 @@ def _read_data(
     table_version: str,
     notes: _Notes,
 ) -> Sample | None:
-    """The first rows, of the sources at the versions that they have now."""
+    """Read the first rows of the sources, at their present versions."""
     data = config.data
     named = ", ".join(source.source for source in data.all_sources)
     if table is not None and TABLE not in [source.source for source in data.all_sources]:
@@ -148,7 +148,7 @@ def _read_data(
     version = attempt(lambda: sources.versions(data, token, table=table_version), _DATA, named)
     pinned = data if version.value is None else sources.pinned(data, version.value)
     sample = sampling.read(config.model_copy(update={"data": pinned}), scratch, token, table or ())
-    # Reading says more than asking for the version; what only the version needs is what is left to say.
+    # If both fail, reading gives the clearer error.
     notes.findings += sample.findings or version.findings
     notes.learn(data_version=version.value or "")
     if sample.value is not None:
@@ -160,7 +160,7 @@ def _read_data(
 def _check_rows(
     config: RunConfig, base: BaseModel, checked: CheckedTokenizer, sample: Sample | None, notes: _Notes
 ) -> None:
-    """What needs rows, a tokenizer, or both."""
+    """The checks that need rows, a tokenizer, or both."""
     ready = checked.tokenizer
     if ready is not None and base.architecture is not None:
         notes.findings += tokenizer.check_prompts(config, ready, base.architecture)
@@ -186,7 +186,7 @@ def _check_rows(
     )
     counted = steps.of_sample(made, sample, config)
     if counted is None:
-        why = "nobody says how many rows there are" if made.train.token_rows else "there are no rows to train on"
+        why = "the number of rows is not known" if made.train.token_rows else "there are no rows to train on"
         notes.findings.append(skipped("training", why))
         return
     notes.findings += steps.check(counted, config.training)
@@ -196,7 +196,7 @@ def _check_rows(
 def _check_checkpoints(
     config: RunConfig, plan: TrainingPlan | ThriftuneError, checked: CheckedTokenizer, notes: _Notes
 ) -> None:
-    """Another run's checkpoints, with what was learned of this run's model and rows."""
+    """Check another run's checkpoints against this run's model and rows."""
     facts, dataset = notes.facts, ""
     if checked.tokenizer is not None and facts.data_version:
         dataset = fingerprint(config.data, config.seed, facts.data_version, tokenizer_fingerprint(checked.tokenizer))
@@ -207,7 +207,7 @@ def _check_checkpoints(
 def _check_upload(
     plan: TrainingPlan | ThriftuneError, network_gbps: float | None, grace_seconds: float, notes: _Notes
 ) -> None:
-    """Whether a node that is given notice has time to save what it trained."""
+    """Whether a node has time to save the training between its notice and its end."""
     if not isinstance(plan, TrainingPlan):
         return
     notes.learn(plan=platform.plan_line(plan))

@@ -1,4 +1,4 @@
-"""What the sampled rows say of the data: rejected, too long, trained on, in the embedding table."""
+"""What the sampled rows show about the data: rejected and long rows, tokens trained on, ids in the embedding table."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SOURCE, _LENGTH, _REJECTED = "data.source", "data.max_length", "data.max_rejected"
-# Where so many rows of a part cannot be used, it is their format that is wrong.
+# If so large a share of the sample cannot be used, the format is wrong.
 _SURELY = 0.5
 _MOST = 0.95
 _SHOWN_KEYS = 10
@@ -31,11 +31,11 @@ def check(
     tokenizer: "PreTrainedTokenizerBase",
     architecture: Architecture,
 ) -> Iterator[Problem]:
-    """Everything that the sampled rows show.
+    """Check the sampled rows.
 
     Args:
-        tried: What became of them.
-        sample: The rows.
+        tried: The converted rows.
+        sample: The sampled rows.
         data: The data section.
         tokenizer: The tokenizer.
         architecture: Of the base model.
@@ -60,10 +60,10 @@ def check(
 
 
 def histogram(tried: Tried, max_length: int) -> tuple[Bin, ...]:
-    """Lengths of the examples before any is cut; those far beyond the maximum are in the last bar.
+    """Lengths of the examples before any is cut; the last bar holds those far beyond the maximum.
 
     Args:
-        tried: What became of the sampled rows.
+        tried: The converted rows.
         max_length: data.max_length, in tokens.
     """
     import numpy as np
@@ -89,7 +89,7 @@ def trained_share(tried: Tried) -> float | None:
 
 
 def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Problem]:
-    """Rows that cannot be used. Of a part of the data, only what is as good as certain of all of it is an error."""
+    """Rows that cannot be used. In a sample, only what is practically certain for all rows is an error."""
     rejections = tried.rejections
     if not rejections.reasons:
         return
@@ -115,7 +115,7 @@ def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Proble
 
 
 def _unread(tried: Tried, data: DataConfig) -> Iterator[Problem]:
-    """Keys that are not read: a warning each where they seem to be meant for something, one note for the others."""
+    """Keys that are not read: a warning for each that looks like a misspelt key, one note for the others."""
     for index, source in enumerate(tried.stats.sources):
         section = f"data.sources.{index}" if data.sources else "data"
         for key in (key for key in source.unread if key.hint):
@@ -131,7 +131,7 @@ def _unread(tried: Tried, data: DataConfig) -> Iterator[Problem]:
 
 
 def _lengths(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Problem]:
-    """Examples that are longer than the maximum, and what becomes of them."""
+    """Examples that are longer than the maximum, and what happens to them."""
     too_long, examples = _sum(tried, "too_long"), len(tried.lengths)
     if not too_long:
         return
@@ -166,7 +166,7 @@ def _left(tried: Tried, sample: Sample) -> Iterator[Problem]:
     names = ", ".join(source.name for source in sample.sources)
     reasons = tried.rejections.reasons
     remedy = "Give more, and different, rows."
-    # Of a part of the data, the rows held out are not those of the run.
+    # In a part of the data, other rows are held out than in the run.
     if not (sample.is_whole or tried.kept == 0):
         return
     if not tried.train.token_rows:
@@ -203,7 +203,7 @@ def _scope(sample: Sample, what: str) -> str:
 
 
 def _longer(tried: Tried, max_length: int) -> str:
-    """How long a row must be to hold most of the examples whole, or all where most fit already."""
+    """A row length that holds most of the examples whole, or all of them if most fit already."""
     in_order = sorted(tried.lengths)
     enough = in_order[min(len(in_order) - 1, int(_MOST * len(in_order)))]
     if enough > max_length and enough < in_order[-1]:

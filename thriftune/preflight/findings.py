@@ -1,4 +1,4 @@
-"""What a preflight comes to: the problems it collected, facts worth showing, and the error when a run cannot start."""
+"""The result of a preflight: the problems it collected, facts worth showing, and the error if a run cannot start."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,15 +18,15 @@ class PreflightError(UserError):
 
 @dataclass(frozen=True)
 class Facts:
-    """What was learned of a run, besides what is wrong with it. Empty or None: it could not be found out.
+    """Facts about a run, besides its problems. Empty or None: not known.
 
     Attributes:
-        model_version: What `thriftune.models.fetching.version` says of the base model.
-        data_version: What `thriftune.data.sources.versions` says of the data.
+        model_version: Version of the base model (`thriftune.models.fetching.version`).
+        data_version: Version of the data (`thriftune.data.sources.versions`).
         license: Of the base model.
         parameters: Of the base model.
         rows_sampled: Rows read.
-        rows_total: Rows of all sources; None where the sample ended before they did and nobody says.
+        rows_total: Rows of all sources; None if the sample is only a part and their number is not known.
         is_whole: Whether the sample is all of the data.
         examples: Examples in the sample.
         lengths: Tokens of each example, before any is cut; the last bar holds all longer ones.
@@ -34,11 +34,11 @@ class Facts:
         max_length: data.max_length.
         too_long: Share of the examples that are longer.
         trained_share: Share of the tokens that carry loss.
-        training_rows: Token rows to train on; estimated from the sample where it is not all of the data.
-        total_steps: Optimizer steps; estimated likewise.
-        warmup_steps: How many of them the learning rate rises over.
-        plan: What it runs on, in a line.
-        upload_seconds: How long a node uploads a checkpoint.
+        training_rows: Token rows to train on; estimated if the sample is only a part of the data.
+        total_steps: Optimizer steps; estimated in the same case.
+        warmup_steps: Steps in which the learning rate rises.
+        plan: The plan in one line.
+        upload_seconds: Seconds that a node needs to upload a checkpoint.
     """
 
     model_version: str = ""
@@ -63,12 +63,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a preflight came to.
+    """The result of a preflight.
 
     Attributes:
         run: Name of the run.
         findings: Errors first, then warnings, then notes.
-        facts: What was learned.
+        facts: Facts about the run.
     """
 
     run: str
@@ -77,7 +77,7 @@ class Preflight:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """What the run cannot start with."""
+        """The problems that keep the run from starting."""
         return self.of("error")
 
     def of(self, severity: Severity) -> tuple[Problem, ...]:
@@ -88,8 +88,8 @@ class Preflight:
         """Refuse a run that cannot work.
 
         Raises:
-            TransientError: All that is wrong is that the hub or a store did not answer.
-            PreflightError: With every error, its code at the end of each.
+            TransientError: The only problems are that the hub or a store did not answer.
+            PreflightError: With every error, each with its code at the end.
         """
         if not self.errors:
             return
@@ -115,7 +115,7 @@ def skipped(check: str, reason: str) -> Problem:
 
 
 def in_order(findings: list[Problem]) -> tuple[Problem, ...]:
-    """Errors first; what was found twice, once."""
+    """Errors first, and without duplicates."""
     first: dict[tuple[str, str, str], Problem] = {}
     for found in findings:
         first.setdefault((found.code, found.field, found.message), found)

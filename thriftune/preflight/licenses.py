@@ -1,4 +1,4 @@
-"""Under which license a base model stands, as far as it says so itself."""
+"""The license of a base model, as far as it names one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ def of(directory: Path, info: "ModelInfo | DatasetInfo | None" = None) -> str:
     """The license of a model, or an empty text.
 
     Args:
-        directory: Its files but the weights.
-        info: What the hub says of it.
+        directory: Its files except the weights.
+        info: The hub's information about it.
 
     Returns:
         The hub's tag; else what the head of README.md says; else the first line of a file called LICENSE.
@@ -63,6 +63,6 @@ def _first_line(folder: Path) -> str:
 
 
 def _opening_of(file: Path) -> str:
-    """How a text begins, which may be anything: it came with a model."""
+    """The beginning of a file of a model, which may contain anything."""
     with file.open(encoding="utf-8", errors="replace") as stream:
         return stream.read(MOST_CHARACTERS)

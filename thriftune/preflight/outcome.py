@@ -1,4 +1,4 @@
-"""What a step of the preflight comes to: a value, or the findings that say why there is none."""
+"""The outcome of a step of the preflight: a value, or the findings that say why there is none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Outcome(Generic[T]):
     """A value or findings.
 
     Attributes:
-        value: None where it failed, or gives nothing.
-        findings: Why it failed; empty where it did not.
+        value: The value; None if the step failed, or returns nothing.
+        findings: Why the step failed; empty if it did not.
     """
 
     value: T | None = None
@@ -30,15 +30,15 @@ class Outcome(Generic[T]):
 
 
 def attempt(action: Callable[[], T], field: str, value: object) -> Outcome[T]:
-    """Do something that raises this package's errors, and take their problems for findings.
+    """Call a function, and turn this package's errors into findings.
 
     Args:
-        action: What to do.
-        field: What an error that may pass is about.
-        value: What stands there.
+        action: The function.
+        field: Key of the run file to name in a finding that something did not answer.
+        value: Value of that key.
 
     Returns:
-        What the action gave, or what it raised. Errors of ours are raised on.
+        The value or the findings. Other errors are not caught.
     """
     try:
         return Outcome(action())
@@ -49,6 +49,6 @@ def attempt(action: Callable[[], T], field: str, value: object) -> Outcome[T]:
 
 
 def unreachable(error: TransientError, field: str, value: object) -> Problem:
-    """What did not answer, as a finding."""
+    """A finding that the hub or a store did not answer."""
     message = str(error).removeprefix(redacted(f"{field} = {value}: "))
     return Problem.coded(UNREACHABLE, field, value, message, "Try again in a minute.")

@@ -1,4 +1,4 @@
-"""Whether what a run makes can be written where it goes: the bucket of a cluster, or the folders of a local run."""
+"""Whether the results of a run can be written: to the bucket of a cluster, or to the folders of a local run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +14,11 @@ _GIB = 2**30
 
 
 def check(place: str, refused: str) -> Iterator[Problem]:
-    """Whether what the run makes can be written to the store.
+    """Whether results can be written to the store.
 
     Args:
         place: Bucket and prefix.
-        refused: What the store answered to an attempt; empty where it was written.
+        refused: The store's error when writing was tried; empty if it worked.
     """
     if refused:
         yield Problem.coded(
@@ -35,9 +35,9 @@ def check_local(folder: Path | None, plan: TrainingPlan | ThriftuneError, keep_c
     """Whether a local run can write its results and its temporary files, and has room for them.
 
     Args:
-        folder: Where results go; need not exist. None: it is no local run.
-        plan: Its plan, which says how much it writes; or what was raised in place of one.
-        keep_checkpoints: How many of them are kept beside the results.
+        folder: Where results go; it need not exist. None for a run on a cluster.
+        plan: Its plan, which says how much it writes; or the error that planning raised.
+        keep_checkpoints: Number of checkpoints that are kept.
     """
     if folder is None:
         return
@@ -59,7 +59,7 @@ def needed(plan: TrainingPlan, keep_checkpoints: int) -> dict[str, float]:
 
     Args:
         plan: Its plan.
-        keep_checkpoints: How many of them are kept; one more lies there while another is written.
+        keep_checkpoints: Number of checkpoints that are kept; there is one more while it is written.
     """
     items = plan.memory.disk
     at_once = items.get(disk.CHECKPOINTS, 0.0)
@@ -68,7 +68,7 @@ def needed(plan: TrainingPlan, keep_checkpoints: int) -> dict[str, float]:
 
 
 def _room(places: dict[str, Path], needs: dict[str, float]) -> Iterator[Problem]:
-    """What is free on each disk, beside all that is to be written there."""
+    """Compare the free space of each disk with all that will be written there."""
     disks: dict[int, list[str]] = {}
     for setting, place in places.items():
         disks.setdefault(existing(place).stat().st_dev, []).append(setting)

@@ -1,4 +1,4 @@
-"""What the platform must give: the plan, DeepSpeed's configuration, secrets, and time to upload a checkpoint."""
+"""The platform: the plan, the strategy's settings, secrets, and the time to upload a checkpoint."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def check_plan(plan: Plan) -> Iterator[Problem]:
     """Why there is no plan, if there is none.
 
     Args:
-        plan: The plan of the run, or what was raised in place of one.
+        plan: The plan of the run, or the error that planning raised.
     """
     if isinstance(plan, TransientError):
         yield unreachable(plan, "plan", "")
@@ -37,7 +37,7 @@ def check_plan(plan: Plan) -> Iterator[Problem]:
 
 
 def plan_line(plan: TrainingPlan) -> str:
-    """A plan in a line, as: 2 x g4dn.12xlarge (4 T4 each), zero3, fp16, global batch 64 = 8 ranks x micro batch ..."""
+    """A plan in one line: 2 x g4dn.12xlarge (4 T4 each), zero3, fp16, global batch 64 = 8 ranks x micro batch ..."""
     nodes = f"{plan.nodes} x {plan.instance} ({plan.devices_per_node} {plan.device} each)"
     how = STRATEGIES[plan.strategy].short(plan) or METHODS[plan.method].facts.title
     batch = plan.batch
@@ -49,7 +49,7 @@ def plan_line(plan: TrainingPlan) -> str:
 
 
 def check_settings(config: RunConfig, plan: Plan) -> Iterator[Problem]:
-    """Whether the settings of the run's strategy say what can be, and its library agrees.
+    """Whether the settings of the run's strategy are valid, by our rules and by its library's.
 
     Args:
         config: The run.
@@ -72,7 +72,7 @@ class SecretState:
     Attributes:
         setting: Environment variable that names it.
         name: group/key; empty where the setting is not set.
-        is_there: Whether it can be read, or what it is for works without.
+        is_there: Whether it can be read, or is not needed.
         purpose: What the run needs it for.
     """
 
@@ -83,7 +83,7 @@ class SecretState:
 
 
 def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Problem]:
-    """Secrets that are needed and not there.
+    """Secrets that are needed and missing.
 
     Args:
         secrets: All that the tasks of the run ask for.
@@ -111,22 +111,22 @@ def checkpoint_bytes(plan: TrainingPlan) -> int:
 
 
 def upload_seconds(size: int, network_gbps: float) -> float:
-    """How long a node uploads.
+    """Seconds that an upload takes.
 
     Args:
         size: Bytes.
-        network_gbps: The node's network that lasts, in Gbit/s; half of it is taken to be used.
+        network_gbps: The node's sustained network rate, in Gbit/s; half of it is assumed to be used.
     """
     return size / (network_gbps * _GIGABIT_BYTES * _EFFICIENCY)
 
 
 def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Problem]:
-    """Whether a spot node that is given notice can still upload a checkpoint.
+    """Whether a spot node can upload a checkpoint between its notice and its end.
 
     Args:
-        seconds: What the upload takes.
-        size: Bytes of it.
-        grace_seconds: Notice that a spot node is given.
+        seconds: Seconds that the upload takes.
+        size: Bytes of the checkpoint.
+        grace_seconds: Seconds between the notice and the end.
     """
     if seconds > grace_seconds:
         yield Problem.coded(

@@ -1,4 +1,4 @@
-"""A preflight for people: a table for the log, and a page that loads nothing."""
+"""The report of a preflight: a table for the log, and a page without external resources."""
 
 import io
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _LOG_COLUMNS = 110
 
 
 def text(preflight: Preflight) -> str:
-    """What was found, on a screen or two, as plain text."""
+    """The findings as plain text, on a screen or two."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -24,7 +24,7 @@ def text(preflight: Preflight) -> str:
     for found in preflight.findings:
         where = f"{found.field} = {found.value}" if found.value else found.field
         table.add_row(found.severity, found.code, Text(where), Text(f"{found.message} {found.remedy}".strip()))
-    # A log gets no colours, whatever the environment asks for.
+    # No colours in a log, whatever the environment says.
     console = Console(file=io.StringIO(), width=_LOG_COLUMNS, force_terminal=False)
     if preflight.findings:
         console.print(table)
@@ -37,7 +37,7 @@ def text(preflight: Preflight) -> str:
 
 
 def html(preflight: Preflight) -> str:
-    """One page that loads nothing; whatever a configuration or a row says is escaped."""
+    """The findings as one page without external resources; texts of a configuration or a row are escaped."""
     return pages.render(
         "preflight/report.html.jinja",
         {"number": number, "percent": percent, "share": share},
@@ -49,14 +49,14 @@ def html(preflight: Preflight) -> str:
 
 
 def verdict(preflight: Preflight) -> str:
-    """How many findings there are of each severity, as: 2 errors, 1 warning; or: nothing is wrong."""
+    """The number of findings of each severity, such as: 2 errors, 1 warning; or: nothing is wrong."""
     counts = {severity: len(preflight.of(severity)) for severity in ("error", "warning", "note")}
     said = [f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count]
     return ", ".join(said) or "nothing is wrong"
 
 
 def facts_in_words(facts: Facts) -> Iterator[tuple[str, str]]:
-    """What was learned, as (label, value); what is not known is left out."""
+    """The facts as (label, value), without those that are not known."""
     yield from (
         (label, value)
         for label, value in (

@@ -21,8 +21,8 @@ def check(
 
     Args:
         config: The run.
-        plan: Its plan, or what was raised in place of one.
-        model: What the base model's source holds; empty: not known.
+        plan: Its plan, or the error that planning raised.
+        model: Version of the base model; empty if not known.
         dataset: Fingerprint that the prepared dataset will have; empty: not known.
         rows: Token rows that will be trained on; None: not known.
     """

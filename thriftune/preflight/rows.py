@@ -1,4 +1,4 @@
-"""The sampled rows through data preparation's own conversion and arrangement, and what that says of the data."""
+"""Convert and arrange the sampled rows as data preparation does, and describe the result."""
 
 import logging
 import tempfile
@@ -28,10 +28,10 @@ _UNCUT = 1 << 31  # tokens; longer than any row
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of the sampled rows.
+    """The converted rows of a sample.
 
     Attributes:
-        stats: What data preparation says of them.
+        stats: Data preparation's statistics of them.
         rejections: Rows, or parts of rows, that cannot be used.
         lengths: Tokens of every example that can be used, before any is cut.
         trained_eos: Examples that train EOS.
@@ -48,12 +48,12 @@ class Tried:
 
     @property
     def train(self) -> SplitStats:
-        """Of the rows that train."""
+        """Statistics of the rows to train on."""
         return self.stats.train
 
     @property
     def validation(self) -> SplitStats:
-        """Of the rows held out."""
+        """Statistics of the rows held out."""
         return self.stats.validation
 
     @property
@@ -85,7 +85,7 @@ def convert(sample: Sample, config: RunConfig, tokenizer: "PreTrainedTokenizerBa
 
 
 def _unmixed(data: DataConfig) -> DataConfig:
-    """The same data with every row used: of a part of the sources, the mix would leave out what is to be looked at."""
+    """The same data without weights: with a part of the sources, mixing would leave out rows that should be checked."""
     mixed = tuple(source.model_copy(update={"weight": None}) for source in data.sources)
     return data.model_copy(update={"sources": mixed, "max_rows": None})
 
@@ -115,7 +115,7 @@ def _lengths(table: "pa.RecordBatch") -> list[int]:
 
 
 class _Seen:
-    """What tokens the examples hold and train."""
+    """Collect which tokens the examples contain and train."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._stops, self._pad = stop_tokens(tokenizer), tokenizer.pad_token_id

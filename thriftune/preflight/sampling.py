@@ -1,4 +1,4 @@
-"""The first rows of every source, as many of each."""
+"""Read the first rows of every source, the same number of each."""
 
 import logging
 import math
@@ -61,7 +61,7 @@ def read(config: RunConfig, scratch: Path, token: str | None, table: Sequence[Pa
 
     Args:
         config: The run.
-        scratch: Folder to bring remote files to.
+        scratch: Folder to download remote files to.
         token: Hub token.
         table: Parquet files of the workflow's table.
 

@@ -21,7 +21,7 @@ class Steps:
         is_exact: Whether they were counted; else they are estimated from the first rows.
         per_epoch: Optimizer steps of a pass over them.
         total: Optimizer steps.
-        warmup: How many of them the learning rate rises over.
+        warmup: Steps in which the learning rate rises.
     """
 
     rows: int
@@ -51,16 +51,16 @@ def count(rows: int, training: TrainingConfig, *, is_exact: bool = True) -> Step
 
 
 def of_sample(tried: Tried, sample: Sample, config: RunConfig) -> Steps | None:
-    """The steps of a run, from what became of its first rows.
+    """The steps of a run, from its first rows.
 
     Args:
-        tried: What became of them.
-        sample: The rows.
+        tried: The converted rows.
+        sample: The sampled rows.
         config: The run.
 
     Returns:
-        The steps; estimated where the sample is not all of the data. None where nothing trains, or nobody says how
-        many rows there are.
+        The steps; estimated if the sample is only a part of the data. None if no row trains, or if the number of
+        rows is not known.
     """
     token_rows, used = tried.train.token_rows, sample.used_rows(config.data)
     if not token_rows:
@@ -74,7 +74,7 @@ def of_sample(tried: Tried, sample: Sample, config: RunConfig) -> Steps | None:
 
 
 def check(steps: Steps, training: TrainingConfig) -> Iterator[Problem]:
-    """What does not make sense together.
+    """The numbers that do not make sense together.
 
     Args:
         steps: How long the run trains.

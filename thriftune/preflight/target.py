@@ -1,4 +1,4 @@
-"""Where a run publishes to: whether the token may write there, asked before training and not after it."""
+"""Where a run publishes to: find out before training whether the token may write there."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _WRITING_PERMISSION = "repo.write"
 
 
 def check(publish: PublishConfig | None, token: str | None) -> Iterator[Problem]:
-    """Everything about the target; nothing where a run does not publish, or only shows what it would.
+    """The problems of the target; none if a run does not publish, or only does a dry run.
 
     Args:
         publish: The publish section.
@@ -38,7 +38,7 @@ def check(publish: PublishConfig | None, token: str | None) -> Iterator[Problem]
 
 
 def _require_write_access(repository: str, token: str) -> None:
-    """Refuse a token that may not write to a repository, or not create it where it is not there yet.
+    """Refuse a token that may not write to a repository, or not create one that does not exist yet.
 
     Raises:
         PublishError: It may not, or it is no valid token.
@@ -61,10 +61,10 @@ def _require_write_access(repository: str, token: str) -> None:
 
 
 def _require_may_create(account: dict[str, Any], repository: str) -> None:
-    """Refuse where an account, with this token, may not create a repository.
+    """Refuse an account that may not create a repository with this token.
 
     Args:
-        account: What the hub says of the token.
+        account: The hub's answer about the token.
         repository: As owner/name.
 
     Raises:
@@ -87,7 +87,7 @@ def _require_may_create(account: dict[str, Any], repository: str) -> None:
 
 
 def _token_writes(account: dict[str, Any], owner: str) -> bool:
-    """Whether a token may write to its owner's repositories; where the hub does not say, it is taken to."""
+    """Whether a token may write to its owner's repositories; assumed if the hub does not say."""
     token = (account.get("auth") or {}).get("accessToken") or {}
     role = token.get("role")
     if role != "fineGrained":

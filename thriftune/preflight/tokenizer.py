@@ -1,4 +1,4 @@
-"""The base model's tokenizer: it loads, can do what the data need, and its tokens are in the embedding table."""
+"""The base model's tokenizer: it loads, can do what the data needs, and its tokens are in the embedding table."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckedTokenizer:
-    """The tokenizer, and what is wrong with it.
+    """The tokenizer, and its problems.
 
     Attributes:
-        tokenizer: None where rows cannot be tokenized with it.
-        findings: What was found.
+        tokenizer: The tokenizer; None if rows cannot be tokenized with it.
+        findings: Its problems.
     """
 
     tokenizer: "PreTrainedTokenizerBase | None" = None
@@ -42,11 +42,11 @@ class CheckedTokenizer:
 
 
 def check(config: RunConfig, base: BaseModel) -> CheckedTokenizer:
-    """Load the tokenizer, and see whether it can do what the run needs.
+    """Load the tokenizer, and check that it can do what the run needs.
 
     Args:
         config: The run.
-        base: Its base model, brought.
+        base: Its base model, with its files on this disk.
 
     Returns:
         The tokenizer, if rows can be tokenized with it, and what was found.
@@ -102,7 +102,7 @@ def _refusal(messages: Sequence[dict[str, str]], tokenizer: "PreTrainedTokenizer
 def check_prompts(
     config: RunConfig, tokenizer: "PreTrainedTokenizerBase", architecture: Architecture
 ) -> Iterator[Problem]:
-    """The questions that are asked before and after training, on the training nodes.
+    """Check the questions that the model answers before and after training.
 
     Args:
         config: The run.
@@ -158,14 +158,14 @@ def _load(directory: Path, source: str, *, trust_remote_code: bool) -> "PreTrain
 
 
 def _named(found: Problem, source: str) -> Problem:
-    """The source of the model in place of the folder that the tokenizer was loaded from."""
+    """Name the model's source in place of the folder that the tokenizer was loaded from."""
     if found.field != FIELD:
         return found
     return replace(found, value=source)
 
 
 def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architecture, source: str) -> Iterator[Problem]:
-    """Pad and EOS, beside each other and beside the embedding table."""
+    """Compare pad and EOS with each other and with the embedding table."""
     pad, end = tokenizer.pad_token_id, turn_end(tokenizer)
     if tokenizer.pad_token in (tokenizer.eos_token, end.token if end else None):
         yield Problem.coded(
@@ -195,7 +195,7 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase", architecture: Architec
 
 
 def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> Iterator[Problem]:
-    """What the chat template ends an answer with, where that is not EOS."""
+    """Check the token that the chat template ends an answer with, if that is not EOS."""
     end = turn_end(tokenizer)
     if end is None or end.token == tokenizer.eos_token:
         return

@@ -1,4 +1,4 @@
-"""The weights of the base model before it is fetched: all there, by the headers of their files."""
+"""The weights of the base model before it is fetched: complete, by the headers of their files."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ _FIELD = "model.source"
 
 
 class _Repository:
-    """A model on the hub. How long its files are is not asked: what was downloaded is looked at again."""
+    """A model on the hub. Lengths of files are not compared here, but after the download."""
 
     def __init__(self, repository: str, commit: str, token: str | None, directory: Path, names: set[str]) -> None:
         self._repository, self._commit, self._token = repository, commit, token
@@ -42,7 +42,7 @@ class _Repository:
 
 
 def store_of(source: str, version: str, token: str | None, directory: Path, names: set[str]) -> Store:
-    """Where the weights of a model lie.
+    """Where the weights of a model are.
 
     Args:
         source: As in `ModelConfig`; no GGUF file.
@@ -59,13 +59,13 @@ def store_of(source: str, version: str, token: str | None, directory: Path, name
 def check(
     source: str, store: Store | None, names: Collection[str], architecture: Architecture | None
 ) -> Iterator[Problem]:
-    """Whether every weight is there, and what else is.
+    """Whether every weight is there, and which others are.
 
     Args:
-        source: The base model, as it is named.
-        store: Where its weights lie; None where they are in a GGUF file, which says itself what it lacks.
+        source: The base model, as the run names it.
+        store: Where its weights are; None for a GGUF file, which is checked when it is read.
         names: Names of all of its files.
-        architecture: What the weights are to fill; None where it is not known.
+        architecture: The architecture that the weights must fill; None if not known.
     """
     if ADAPTER_CONFIG in names:
         remedy = "Nothing is to be done, unless the run is to begin from the adapter: then name it as lora.resume_from."
