@@ -204,7 +204,7 @@ def _listening() -> Iterator[None]:
     # The plugin takes this class from there when it starts, and has no argument for the signals.
     launcher.LaunchConfig = functools.partial(configuration, signals_to_handle=_SIGNALS_OF_AGENT)  # type: ignore[misc,assignment]
     # tasks/interruption.py ends an interrupted local run, after giving the workers notice.
-    before = None if interruption.is_heard() else signal.signal(signal.SIGTERM, hand_on)
+    before = None if interruption.is_listening() else signal.signal(signal.SIGTERM, hand_on)
     signal.signal(_SPOKEN, hear)
     try:
         yield

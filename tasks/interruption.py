@@ -47,7 +47,7 @@ _QUIET_CLEANER = f"ignore::UserWarning:{_CLEANER}"
 
 
 @dataclass
-class _Heard:
+class _Interruption:
     """What the listening thread must know about the rest of the process.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Heard:
     halted: threading.Event = field(default_factory=threading.Event)
 
 
-_heard = _Heard()
+_state = _Interruption()
 
 
 class EndsWhenInterrupted:
@@ -79,16 +79,16 @@ class EndsWhenInterrupted:
 
     def local_execute(self, ctx: Any, **kwargs: Any) -> Any:
         """Run the task in this process."""
-        if local_run.is_ours() and not _heard.is_on:
+        if local_run.is_ours() and not _state.is_on:
             local_run.begin()
             _listen()
         above: Any = super()
         return above.local_execute(ctx, **kwargs)
 
 
-def is_heard() -> bool:
+def is_listening() -> bool:
     """Whether this process listens for signals, which is the first process of a local run."""
-    return _heard.is_on
+    return _state.is_on
 
 
 @contextmanager
@@ -99,17 +99,17 @@ def training(config: RunConfig, *, in_workers: bool) -> Iterator[None]:
         config: The run.
         in_workers: Whether other processes train instead of this one.
     """
-    if _heard.is_on:  # determined here, as Flyte's context differs in another thread
-        _heard.checkpoints = settings.result_path(config.name, "checkpoints")
-    _heard.config, _heard.has_workers = config, in_workers
-    _heard.ended.clear()
-    _heard.is_training = True
+    if _state.is_on:  # determined here, as Flyte's context differs in another thread
+        _state.checkpoints = settings.result_path(config.name, "checkpoints")
+    _state.config, _state.has_workers = config, in_workers
+    _state.ended.clear()
+    _state.is_training = True
     try:
         yield
     finally:
-        _heard.is_training = False
-        _heard.ended.set()
-        if _heard.signal_number:  # the other thread ends the process; this one must not report anything
+        _state.is_training = False
+        _state.ended.set()
+        if _state.signal_number:  # the other thread ends the process; this one must not report anything
             threading.Event().wait()
 
 
@@ -132,7 +132,7 @@ def left_to_parent() -> None:
 
 def _listen() -> None:
     """Start to listen for signals."""
-    _heard.is_on = True
+    _state.is_on = True
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     for number in _SIGNALS:
@@ -159,7 +159,7 @@ def _hear(reader: int) -> None:
 
 def _end(number: int) -> None:
     """Give notice, end all processes of the run, print how to continue, and end."""
-    _heard.signal_number = number
+    _state.signal_number = number
     logging.disable()  # libraries would report the processes that are ended here
     until = time.monotonic() + _NOTICE_S
     threading.Thread(target=_end_late, args=(number,), name="interruption limit", daemon=True).start()
@@ -167,11 +167,11 @@ def _end(number: int) -> None:
         _say(f"\nInterrupted by {signal.Signals(number).name}: ending within ten seconds.")
         # Listed first: children of a process that has ended can no longer be found.
         processes = _children(recursive=True)
-        if _heard.is_training and not _heard.has_workers:
+        if _state.is_training and not _state.has_workers:
             os.kill(os.getpid(), signal.SIGTERM)
-            _heard.ended.wait(max(until - time.monotonic(), 0))
+            _state.ended.wait(max(until - time.monotonic(), 0))
         _halt()
-        if _heard.is_training and _heard.has_workers:
+        if _state.is_training and _state.has_workers:
             _give_notice(until)
         _kill({*processes, *_children(recursive=True)})
         scratch.remove_own()
@@ -186,7 +186,7 @@ def _end_late(number: int) -> None:
     time.sleep(_LIMIT_S)
     try:
         _kill(set(_children(recursive=True)))
-        place = f"; checkpoints, if there are any, are in {_shown(_heard.checkpoints)}" if _heard.config else ""
+        place = f"; checkpoints, if there are any, are in {_shown(_state.checkpoints)}" if _state.config else ""
         _say(f"To start again: {_command()}{place}")
     finally:
         os._exit(_ENDED_BY + number)
@@ -195,12 +195,12 @@ def _end_late(number: int) -> None:
 def _halt() -> None:
     """Halt the main thread, at the latest when it returns from a library's code."""
     signal.pthread_kill(threading.main_thread().ident or 0, _HALT)
-    _heard.halted.wait(_HALT_S)
+    _state.halted.wait(_HALT_S)
 
 
 def _halted(*_: object) -> None:
     """Wait forever. The signal of a training's worker is still handled meanwhile."""
-    _heard.halted.set()
+    _state.halted.set()
     threading.Event().wait()
 
 
@@ -244,12 +244,12 @@ def _command() -> str:
 
 def _way_on() -> str:
     """How to continue, in one line."""
-    config = _heard.config
+    config = _state.config
     if config is None:
         return f"To start again: {_command()}"
-    step = _newest_step(_heard.checkpoints)
+    step = _newest_step(_state.checkpoints)
     if step is not None:
-        return f"To resume from step {step}: {_command_from(config, _heard.checkpoints)}"
+        return f"To resume from step {step}: {_command_from(config, _state.checkpoints)}"
     if config.checkpoints.resume_from:  # its checkpoints are not checked again: the store may be far away
         return f"No checkpoint was saved yet. To resume from {config.checkpoints.resume_from} again: {_command()}"
     return f"No checkpoint was saved yet. To start the training again: {_command()}"

@@ -516,3 +516,21 @@ def test_a_node_that_leaves_nothing_for_a_pod_is_refused():
     tiny = CATALOGUE.model_copy(update={"nodes": (node,)})
     with pytest.raises(ConfigError, match="leaves no host memory for a pod"):
         planner.plan(run(), tiny)
+
+
+def test_the_8_bit_optimizer_of_one_device_is_counted_as_it_is():
+    """It was counted as AdamW in fp32: a model that fits was refused."""
+
+    def states(optimizer):
+        training = {"global_batch": 16, "micro_batch": 2, "precision": "bf16", "optimizer": optimizer}
+        hardware = {"device": "A100-80GB"}
+        config = run(
+            "tinyllama/tinyllama-1.1b-intermediate-step-1431k-3t",
+            strategy="single",
+            hardware=hardware,
+            training=training,
+        )
+        return plan(config).memory.devices[0]["optimizer states"]
+
+    in_fp32, in_8_bits = states("adamw"), states("adamw_8bit")
+    assert 0.25 * in_fp32 < in_8_bits < 0.35 * in_fp32  # a quarter, and the states of the embedding in fp32

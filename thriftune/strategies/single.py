@@ -12,7 +12,8 @@ from thriftune.models.loading import Placement, load_model
 from thriftune.strategies.base import Machines, Needs, Strategy
 from thriftune.strategies.layers import adapters_over
 from thriftune.strategies.memory.activations import StepShape, measure
-from thriftune.strategies.memory.items import AUTOCAST_COPIES, FORWARD_BACKWARD
+from thriftune.strategies.memory.adapters import state_bytes
+from thriftune.strategies.memory.items import AUTOCAST_COPIES, FORWARD_BACKWARD, STATES
 from thriftune.strategies.zero import memory as zero_memory
 from thriftune.strategies.zero.layout import Layout
 from thriftune.training_plan import TrainingPlan
@@ -47,7 +48,11 @@ class Single(Strategy):
             activations,
             on_gpu=machines.device.is_gpu,
         )
-        device = {moment: {**items, zero_memory.BUFFERS: 0} for moment, items in shards.device.items()}
+        # bitsandbytes keeps the states of embeddings in fp32.
+        embedding = architecture.vocabulary * architecture.hidden_size
+        states = state_bytes(architecture.parameters - embedding, optimizer) + state_bytes(embedding, "adamw")
+        own = {zero_memory.BUFFERS: 0, STATES: states}
+        device = {moment: {**items, **own} for moment, items in shards.device.items()}
         if step_shape.precision != _MASTERS:
             device[FORWARD_BACKWARD][AUTOCAST_COPIES] = _HALF * architecture.parameters
         return Needs([device])
