@@ -287,7 +287,7 @@ def test_this_machine_is_one_machine_even_where_two_would_do():
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ({"hardware": {"instance": "g4dn.metl"}}, ["catalogue.nodes = g4dn.metl", "g4dn.metal"]),
+        ({"hardware": {"instance": "g4dn.metl"}}, ["hardware.instance = g4dn.metl", "g4dn.metal"]),
         ({"hardware": {"instance": "g4dn.metal", "device": "A10G"}}, ["hardware.device = A10G", "g4dn.metal has T4"]),
         (
             {"hardware": {"instance": "g4dn.12xlarge", "devices_per_node": 8}, "training": {"global_batch": 64}},
@@ -508,7 +508,7 @@ def test_several_things_that_are_wrong_are_said_together():
     config = run("./nowhere", "qlora", hardware={"instance": "g4dn.metl"}, training={"global_batch": 8})
     with pytest.raises(ConfigError) as caught:
         plan(config)
-    assert {p.field for p in caught.value.problems} == {"model.source", "catalogue.nodes"}
+    assert {p.field for p in caught.value.problems} == {"model.source", "hardware.instance"}
 
 
 def test_a_node_that_leaves_nothing_for_a_pod_is_refused():

@@ -97,15 +97,21 @@ def qlora_run(tmp_path_factory, tiny_model_dir, chat_rows_file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["full_run", "qlora_run"])
-def test_held_out_loss_falls_and_everything_is_reported(which, request):
+@pytest.mark.parametrize(
+    ("which", "validated"),
+    [
+        ("full_run", [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ("qlora_run", [0, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12]),  # ten after the first, of twelve steps
+    ],
+)
+def test_held_out_loss_falls_and_everything_is_reported(which, validated, request):
     folder, _, done = request.getfixturevalue(which)
     metrics = json.loads(only(folder, "outputs/tiny/*/metrics.json").read_text())
     training = metrics["training"]
     before, after = training["before"], training["after"]
     assert after["loss"] < before["loss"] - 0.05
     assert before["tokens"] == after["tokens"] > 0
-    assert [validation["step"] for validation in training["validations"]] == list(range(training["steps"] + 1))
+    assert [validation["step"] for validation in training["validations"]] == validated
     assert (training["validations"][0]["loss"], training["validations"][-1]["loss"]) == (before["loss"], after["loss"])
     assert training["tokens_per_second"] > 0
     memory = training["memory"]
