@@ -12,12 +12,10 @@ from thriftune.overhead import GIB, usable_for_weights, with_overhead
 from thriftune.planning import offers
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.memory.validating import held_by_rows
-from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
+from thriftune.planning.offers import DISK_BESIDE_GIB, FILLED, Offer
 from thriftune.strategies.memory.adapters import split
 from thriftune.training_plan import EvaluationNode, NodeRequest
 
-# No limit is planned to be filled to the brim.
-_FILLED = 0.95
 _HALF = 2  # bytes of a weight in 16 bits
 _WEIGHTS, _ROWS = "weights", "rows"
 
@@ -75,7 +73,7 @@ def _fits(
     weights = max(share.weights.held_bytes(four_bit, precision) for share in shares)
     rows = config.evaluation.batch * held_by_rows(config, architecture, precision)
     needed = sum(with_overhead({_WEIGHTS: weights, _ROWS: rows}, on_gpu=offer.device.is_gpu).values())
-    return needed <= _FILLED * (offer.gpu_gib or offer.host_gib) * GIB
+    return needed <= FILLED * (offer.gpu_gib or offer.host_gib) * GIB
 
 
 def _node(offer: Offer, devices: int, precision: Precision, architecture: Architecture) -> EvaluationNode:

@@ -15,13 +15,10 @@ from thriftune.models.architecture import Architecture
 from thriftune.planning.memory import estimate
 from thriftune.planning.memory.estimate import VALIDATION
 from thriftune.planning.memory.validating import batch_of, bytes_of
-from thriftune.planning.offers import THIS_MACHINE, Offer
+from thriftune.planning.offers import FILLED, THIS_MACHINE, Offer
 from thriftune.strategies import Machines, Strategy, candidates
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.training_plan import Estimate
-
-# Share of a limit that a plan may fill. Not all of it: the overhead on GPUs is estimated, not measured.
-_FILLED = 0.95
 
 # A larger micro batch than this makes no step faster on the GPUs of the catalogue, and takes more memory.
 _LARGEST_MICRO_BATCH = 16
@@ -281,7 +278,7 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_sha
     excess, where, items, limit = max(
         (sum(items.values()) / limit, where, items, limit) for where, items, limit in limits
     )
-    if excess > _FILLED:
+    if excess > FILLED:
         when = " during validation" if where.startswith("each") and needed.phase == VALIDATION else ""
         amount = f"{sum(items.values()):.1f} GiB of {limit:.1f}{when}"
         reason = f"{where} needs {amount}, of which 5 % stay free ({_largest(items)})"
