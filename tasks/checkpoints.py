@@ -4,7 +4,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from flytekit import FlyteContextManager, current_context
+from flytekit import current_context
 
 from tasks import settings
 from thriftune import artifacts, distributed
@@ -26,26 +26,9 @@ def checkpoint_location(run_name: str) -> CheckpointLocation:
         flyte = current_context().checkpoint
         # flytekit offers only functions that read and write there; the prefixes themselves have no public name.
         here, previous = str(flyte._checkpoint_dest), str(flyte._checkpoint_src or "")  # noqa: SLF001
-        use_credentials_of_flyte(here)
     # As early as possible: if an attempt dies before this call, later attempts cannot find the earlier ones.
     begin_attempt(here, previous)
     if distributed.current_rank().is_main:
         logger.info("Checkpoints go to %s", here)
     scratch = Path(tempfile.gettempdir()) / f"thriftune-checkpoints-{artifacts.key_of(here)}"
     return CheckpointLocation(here, previous, scratch, settings.PLATFORM.grace_seconds)
-
-
-def use_credentials_of_flyte(place: str) -> None:
-    """Let fsspec reach the store as flytekit does, which may use its own variables (FLYTE_AWS_ENDPOINT).
-
-    Args:
-        place: Any URL in that store; for a path on a disk nothing is needed.
-    """
-    import fsspec
-    from flytekit.core.data_persistence import get_fsspec_storage_options
-
-    protocol, separator, _ = place.partition("://")
-    if not separator:
-        return
-    known = get_fsspec_storage_options(protocol, FlyteContextManager.current_context().file_access.data_config)
-    fsspec.config.conf.setdefault(protocol, {}).update(known)

@@ -10,7 +10,6 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.structured import StructuredDataset
 
 from tasks import pages, settings
-from tasks.checkpoints import use_credentials_of_flyte
 from tasks.declaring import cpu_task, hub_secrets, wandb_secrets
 from tasks.plan import is_for_this_machine, make_plan
 from tasks.platform import variable
@@ -87,9 +86,7 @@ def _check(
     config: RunConfig, plan: TrainingPlan | ThriftuneError, table: list[Path] | None = None, version: str = ""
 ) -> Preflight:
     """Run the checks, and show them in the log and as a deck before anything is refused."""
-    token, other = settings.hub_token(), config.checkpoints.resume_from
-    if other and not settings.is_local():
-        use_credentials_of_flyte(other)
+    token = settings.hub_token()
     checked = checks.run(
         config,
         plan=plan,

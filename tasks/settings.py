@@ -17,8 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flytekit import FlyteContextManager, current_context
+from flytekit.configuration import DataConfig
+from flytekit.core.data_persistence import get_fsspec_storage_options
 
 from tasks import platform
+from thriftune.stores import access
 
 PLATFORM = platform.read(os.environ)
 # Root of the paths of run files that launch plans name.
@@ -32,6 +35,9 @@ POD_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     **{name: value for name, value in sorted(os.environ.items()) if name in _SETTINGS and value.strip()},
 }
+
+# Reach blob stores as flytekit does, whose variables (FLYTE_AWS_ENDPOINT and others) are all that many clusters set.
+access.use({name: get_fsspec_storage_options(name, DataConfig.auto()) for name in ("s3", "gs", "abfs")})
 
 # Flyte's local cache keeps the path of a directory, does not check that it still exists, and outlives the checkout.
 # Instead, local runs reuse finished directories under outputs/cache after checking them.

@@ -13,8 +13,9 @@ from flytekit.types.file import FlyteFile
 from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
-from thriftune import artifacts, damage, distributed, remote
+from thriftune import artifacts, damage, distributed, urls
 from thriftune.errors import TransientError, UserError
+from thriftune.stores import failures, remote
 
 
 def download(given: FlyteDirectory | FlyteFile) -> Path:
@@ -151,8 +152,8 @@ def _reached(place: str) -> Iterator[None]:
     try:
         yield
     except FlyteDataNotFoundException:
-        if remote.is_remote(place):
-            with transient_errors_retried(), remote.explained("input", place, UserError):
+        if urls.is_remote(place):
+            with transient_errors_retried(), failures.explained("input", place, UserError):
                 remote.listing(place)
         raise
 

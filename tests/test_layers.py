@@ -23,6 +23,7 @@ MAY_IMPORT = {
 FLOORS = (
     {"ground"},
     {"config"},
+    {"stores"},
     {"models"},
     {"data"},
     {"methods"},

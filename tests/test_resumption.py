@@ -7,9 +7,9 @@ import pytest
 
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.resumption import BEST, CheckpointLocation, Checkpoints
-from thriftune.checkpoints.store import Store
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError
+from thriftune.stores.store import Store
 
 IDENTITY = {"method": "qlora", "seed": 0}
 

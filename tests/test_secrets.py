@@ -265,7 +265,7 @@ def test_the_data_of_a_presigned_url_is_the_same_whoever_signed_it():
 # or to go through it.
 OTHER_WRITERS = {
     ("thriftune/artifacts.py", "write_text"): "the one; and manifests, redacted before their checksum is taken",
-    ("thriftune/checkpoints/store.py", "write_bytes"): "what is given to put_bytes",
+    ("thriftune/stores/store.py", "write_bytes"): "what is given to put_bytes",
     ("thriftune/data/duplicates.py", "write_bytes"): "marks of rows",
     ("thriftune/data/held_out.py", "open"): "digests",
     ("thriftune/data/held_out.py", "write_bytes"): "marks of rows",
@@ -285,7 +285,7 @@ OTHER_WRITERS = {
     ("thriftune/checkpoints/uploading.py", "put_bytes"): "manifests, redacted in thriftune/checkpoints/manifest.py",
     ("thriftune/checkpoints/resumption.py", "put_bytes"): "steps and numbers of rows",
     ("tasks/transfer.py", "pipe_file"): "nothing: whether it can be written",
-    ("thriftune/checkpoints/store.py", "pipe_file"): "what is given to put_bytes",
+    ("thriftune/stores/store.py", "pipe_file"): "what is given to put_bytes",
     ("tasks/pages.py", "Deck"): "the one that shows decks",
 }
 WRITERS = {

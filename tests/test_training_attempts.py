@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from thriftune.checkpoints import restoring
 from thriftune.checkpoints.resumption import CheckpointLocation
 from thriftune.checkpoints.saving import BackgroundSaver
-from thriftune.checkpoints.store import Store
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.errors import ConfigError, DivergedError, TransientError, UserError
+from thriftune.stores.store import Store
 from thriftune.training import fit as fitting
 from thriftune.training.fit import Inputs, fit
 from thriftune.training.report import events_of

@@ -1,62 +1,19 @@
 """What the tests of checkpoints share: directories to save, stores to save to, ways to damage what is saved."""
 
-import logging
 import random
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
-import pytest
-from moto.server import ThreadedMotoServer
-
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.restoring import complete, verify_and_fetch
 from thriftune.checkpoints.saving import BackgroundSaver
-from thriftune.checkpoints.store import Store
+from thriftune.stores.store import Store
 
 QUICK = (0.05, 0.1, 0.2)
-KEY = "test"
-
-
-class Bucket:
-    """An S3 server on loopback that can be stopped and started again on the same port, with all it holds."""
-
-    name = "checkpoints"
-
-    def __init__(self) -> None:
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-        self.start()
-        self.client = boto3.client(
-            "s3", endpoint_url=self.endpoint, aws_access_key_id=KEY, aws_secret_access_key=KEY, region_name="us-east-1"
-        )
-        self.client.create_bucket(Bucket=self.name)
-
-    def start(self) -> None:
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
-        self._server.start()
-
-    def stop(self) -> None:
-        self._server.stop()
-        self._server._server.server_close()  # else the port still takes connections, and never answers
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": KEY,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
 
 
 class GatedStore(Store):
@@ -164,10 +121,3 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 def stored_names(manifest: Manifest) -> list[str]:
     return [layout.file_name(manifest.step, entry.node, entry.name) for entry in manifest.files]
-
-
-def set_environment(bucket: Bucket) -> pytest.MonkeyPatch:
-    patch = pytest.MonkeyPatch()
-    for name, value in bucket.environment.items():
-        patch.setenv(name, value)
-    return patch

@@ -8,9 +8,9 @@ from checkpointing import save_steps
 from thriftune.checkpoints.attempts import begin_attempt
 from thriftune.checkpoints.layout import ATTEMPTS
 from thriftune.checkpoints.restoring import complete
-from thriftune.checkpoints.store import Store
+from thriftune.stores.store import Store
 
-pytest_plugins = ("checkpoint_stores",)
+pytest_plugins = ("store_kinds",)
 
 
 def prefixes(stores):

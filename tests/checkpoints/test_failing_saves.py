@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from checkpointing import GatedStore, lone_saver, save_steps, until, whole_steps, write_checkpoint
 
-from thriftune.checkpoints.store import Store
 from thriftune.errors import TransientError, UserError
+from thriftune.stores.store import Store
 
-pytest_plugins = ("checkpoint_stores",)
+pytest_plugins = ("store_kinds",)
 
 
 def test_a_store_that_is_away_costs_one_checkpoint_and_not_the_training(bucket, s3, tmp_path, caplog):

@@ -14,16 +14,16 @@ from checkpointing import content_of, lone_saver, restore, until, whole_steps, w
 
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.restoring import complete
-from thriftune.checkpoints.store import Store
+from thriftune.stores.store import Store
 
-pytest_plugins = ("checkpoint_stores",)
+pytest_plugins = ("store_kinds",)
 
 ENDLESS = """
     import sys, time
     from pathlib import Path
     from checkpointing import write_checkpoint
     from thriftune.checkpoints.saving import BackgroundSaver
-    from thriftune.checkpoints.store import Store
+    from thriftune.stores.store import Store
 
     class Slow(Store):
         def upload(self, file, name):

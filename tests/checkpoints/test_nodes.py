@@ -9,10 +9,10 @@ from thriftune.checkpoints import layout
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.restoring import complete, verify_and_fetch
 from thriftune.checkpoints.saving import BackgroundSaver
-from thriftune.checkpoints.store import Store
 from thriftune.errors import TransientError
+from thriftune.stores.store import Store
 
-pytest_plugins = ("checkpoint_stores",)
+pytest_plugins = ("store_kinds",)
 
 
 def saver_of(store, node, nodes, keep=2, give_up_s=20.0):

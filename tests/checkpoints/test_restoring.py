@@ -12,11 +12,11 @@ from checkpointing import content_of, flip, restore, save_steps, stored_names, t
 from thriftune.checkpoints import layout, restoring
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.restoring import complete, verify_and_fetch
-from thriftune.checkpoints.store import Store
 from thriftune.disk import DiskFullError
 from thriftune.errors import TransientError
+from thriftune.stores.store import Store
 
-pytest_plugins = ("checkpoint_stores",)
+pytest_plugins = ("store_kinds",)
 
 DAMAGES = {
     "flipped": lambda store, name: flip(store, name, 7777),
@@ -153,7 +153,7 @@ def test_a_disk_too_small_is_said_before_anything_is_downloaded(local, tmp_path)
     manifest = manifest_of(local, 10)
     script = (
         "import sys; from pathlib import Path; from thriftune.disk import DiskFullError\n"
-        "from checkpointing import restore; from thriftune.checkpoints.store import Store\n"
+        "from checkpointing import restore; from thriftune.stores.store import Store\n"
         "try: restore([Store(sys.argv[1])], Path(sys.argv[2]) / 'new')\n"
         "except DiskFullError as error: print(error, list(Path(sys.argv[2]).rglob('*')))\n"
     )

@@ -9,10 +9,10 @@ from checkpointing import GatedStore, content_of, lone_saver, restore, save_step
 
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.manifest import Manifest
-from thriftune.checkpoints.store import Store
 from thriftune.errors import TransientError
+from thriftune.stores.store import Store
 
-pytest_plugins = ("checkpoint_stores",)
+pytest_plugins = ("store_kinds",)
 
 
 def test_what_was_saved_is_restored(store, tmp_path, caplog):

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from thriftune.checkpoints.layout import ATTEMPTS
-from thriftune.checkpoints.store import Store
+from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from thriftune.checkpoints import layout
-from thriftune.checkpoints.store import Store
+from thriftune.stores.store import Store
 
 
 def prune(store: Store, earlier: Sequence[Store], step: int, keep: int, best: Sequence[int] = ()) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.manifest import FileEntry, Manifest
-from thriftune.checkpoints.store import Store
 from thriftune.digests import sha256_of
 from thriftune.disk import DiskFullError, free_bytes
+from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from thriftune.checkpoints import layout, restoring
 from thriftune.checkpoints.manifest import Manifest
-from thriftune.checkpoints.store import Store
 from thriftune.errors import ConfigError
+from thriftune.stores.store import Store
 
 RESUME_FROM = "checkpoints.resume_from"
 # What a person can do if they do not fit.

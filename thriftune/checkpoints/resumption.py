@@ -16,9 +16,9 @@ from thriftune.checkpoints.identity import Comparison, Identity, compare, in_man
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.resume_from import OR_ELSE, none_whole
 from thriftune.checkpoints.saving import BackgroundSaver
-from thriftune.checkpoints.store import Store
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError, TransientError
+from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
 

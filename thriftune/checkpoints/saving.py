@@ -13,8 +13,8 @@ from thriftune.checkpoints import uploading
 from thriftune.checkpoints.errors import IncompleteError
 from thriftune.checkpoints.manifest import Manifest, as_json
 from thriftune.checkpoints.pruning import prune
-from thriftune.checkpoints.store import Store
 from thriftune.errors import ThriftuneError, TransientError, UserError
+from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
 

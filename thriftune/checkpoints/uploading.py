@@ -9,9 +9,9 @@ from typing import Any
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.errors import IncompleteError
 from thriftune.checkpoints.manifest import FileEntry, Manifest
-from thriftune.checkpoints.store import Store
 from thriftune.digests import sha256_of
 from thriftune.errors import ThriftuneError
+from thriftune.stores.store import Store
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 import re
 import string
 
-from thriftune.remote import is_remote, path_of
+from thriftune.urls import is_remote, path_of
 
 # Required and optional columns of a source, by format; their meaning is in `thriftune.data.formats`.
 COLUMNS = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import hub, remote
+from thriftune import hub, urls
 from thriftune.config.formats import ending_of, is_hub_source
 from thriftune.data import parquet, readers, sources
 from thriftune.data.examples import RawRow
@@ -117,7 +117,7 @@ def _of_files(
 
 
 def _count(config: "DataSource", names: Sequence[str]) -> int | None:
-    if any(map(remote.is_remote, names)):
+    if any(map(urls.is_remote, names)):
         return None
     files = [Path(name) for name in names]
     is_parquet = all(ending_of(file.name) == ".parquet" for file in files)

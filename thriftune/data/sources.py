@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from thriftune import hub, remote
+from thriftune import hub, urls
 from thriftune.config.formats import ENDINGS_IN_WORDS, TABLE, ending_of, is_file_source, is_hub_source
 from thriftune.data import local_files, parquet, readers
 from thriftune.data.examples import RawRow
 from thriftune.disk import writing_to
 from thriftune.errors import DataError, TransientError
 from thriftune.redaction import redacted
+from thriftune.stores import failures, remote
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,8 +118,8 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
             return hub.commit_of(source, revision, token, repo_type="dataset")
     digest = hashlib.sha256()
     for file in _files(source):
-        digest.update(remote.name_of(file).encode())
-        digest.update(_remote_stamp(file) if remote.is_remote(file) else _content_digest(file))
+        digest.update(urls.name_of(file).encode())
+        digest.update(_remote_stamp(file) if urls.is_remote(file) else _content_digest(file))
     return digest.hexdigest()[:16]
 
 
@@ -192,10 +193,10 @@ def brought(name: str, source: str, folder: Path) -> tuple[Path, str]:
         DataError: It no longer exists.
         TransientError: The store did not answer.
     """
-    if not remote.is_remote(name):
+    if not urls.is_remote(name):
         return Path(name), TABLE if source == TABLE else name
-    local = folder / remote.name_of(name)
-    with writing_to(local, "fetching data"), remote.explained(_FIELD, name, DataError):
+    local = folder / urls.name_of(name)
+    with writing_to(local, "fetching data"), failures.explained(_FIELD, name, DataError):
         remote.fetch(name, local)
     return local, redacted(name)
 
@@ -275,10 +276,10 @@ def no_such_split(config: "DataSource", why: str) -> DataError:
 
 def _files(source: str) -> list[str]:
     """The files that match a path, glob or URL, in a fixed order."""
-    if not remote.is_remote(source):
+    if not urls.is_remote(source):
         files = local_files.matching(source)
     else:
-        with remote.explained(_FIELD, source, DataError):
+        with failures.explained(_FIELD, source, DataError):
             files = remote.files(source)
     if not files:
         raise _missing(source)
@@ -294,7 +295,7 @@ def no_rows(source: str) -> DataError:
 
 def _missing(source: str) -> DataError:
     folder = Path(source).parent
-    is_folder = not remote.is_remote(source) and folder.is_dir()
+    is_folder = not urls.is_remote(source) and folder.is_dir()
     found = sorted(p.name for p in folder.iterdir() if ending_of(p.name))[:10] if is_folder else []
     found_text = f" {folder}/ holds {', '.join(found)}." if found else ""
     return DataError.single(
@@ -314,5 +315,5 @@ def _content_digest(file: str) -> bytes:
 
 
 def _remote_stamp(url: str) -> bytes:
-    with remote.explained(_FIELD, url, DataError):
+    with failures.explained(_FIELD, url, DataError):
         return remote.stamp(url).encode()

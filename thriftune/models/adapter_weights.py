@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import remote
 from thriftune.config import LoraConfig
 from thriftune.errors import AdapterError, ConfigError, Problem
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG, examples, wrapper_in
 from thriftune.models.weight_files import Folder, Shapes
+from thriftune.stores import failures
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ def shapes_in(folder: Folder, field: str, value: object) -> Shapes:
         AdapterError: The file is missing, damaged or truncated.
         TransientError: The store did not answer.
     """
-    with remote.explained(field, str(value), AdapterError, f"has no {WEIGHTS}.", code=_MISFIT):
+    with failures.explained(field, str(value), AdapterError, f"has no {WEIGHTS}.", code=_MISFIT):
         try:
             return folder.shapes(WEIGHTS)
         except ValueError as error:

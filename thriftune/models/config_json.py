@@ -5,12 +5,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from thriftune import hub, remote
+from thriftune import hub
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError
 from thriftune.models import gguf_file
 from thriftune.models.files import exists, files_of
 from thriftune.models.source import kind_of
+from thriftune.stores import failures, remote
 
 FIELD = "model.source"
 
@@ -45,7 +46,7 @@ def read(model: ModelConfig, token: str | None) -> dict[str, Any]:
         with hub.explained_errors(FIELD, source, ModelSourceError):
             text = Path(hf_hub_download(source, "config.json", revision=model.revision, token=token)).read_bytes()
     elif kind == "url":
-        with remote.explained(FIELD, source, ModelSourceError, "holds no config.json."):
+        with failures.explained(FIELD, source, ModelSourceError, "holds no config.json."):
             text = remote.content(f"{source.rstrip('/')}/config.json")
     else:
         directory = Path(source).expanduser()

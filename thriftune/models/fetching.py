@@ -7,13 +7,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from thriftune import artifacts, damage, hub, remote
+from thriftune import artifacts, damage, hub
 from thriftune.errors import ModelSourceError
 from thriftune.models import gguf, stopping
 from thriftune.models.completeness import ADAPTER_CONFIG, require_complete
 from thriftune.models.files import CODE, TEMPLATES, UNWANTED, WANTED, copy_files, files_of, is_wanted, real_path
 from thriftune.models.source import is_gguf, kind_of
 from thriftune.models.tokenizer import fingerprint, load_tokenizer
+from thriftune.stores import failures, remote
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
         ModelSourceError: There are none, or access is denied.
         TransientError: The store did not answer.
     """
-    with remote.explained("model.source", url, ModelSourceError, "holds no files."):
+    with failures.explained("model.source", url, ModelSourceError, "holds no files."):
         entries = remote.listing(url)
         if not entries:
             raise FileNotFoundError(url)
@@ -250,7 +251,7 @@ def fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
             gguf.convert(fetch_gguf(url, Path(scratch)), directory)
         return
     entries = listing(url)
-    with remote.explained("model.source", url, ModelSourceError, "no longer holds the file."):
+    with failures.explained("model.source", url, ModelSourceError, "no longer holds the file."):
         root = remote.root_of(url)
         names = [file.removeprefix(f"{root}/") for file in entries]
         here = [name for name in names if name.rpartition("/")[0] in ("", TEMPLATES)]
@@ -270,6 +271,6 @@ def fetch_gguf(url: str, folder: Path) -> Path:
         TransientError: The store did not answer.
     """
     file = folder / "model.gguf"
-    with remote.explained("model.source", url, ModelSourceError):
+    with failures.explained("model.source", url, ModelSourceError):
         remote.fetch(url, file)
     return file

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from thriftune.remote import path_of
+from thriftune.urls import path_of
 
 SourceKind = Literal["hub", "directory", "url", "gguf"]
 

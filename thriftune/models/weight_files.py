@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from thriftune import disk, remote
+from thriftune import disk
 from thriftune.errors import ModelSourceError, Problem
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+from thriftune.stores import access, failures
+from thriftune.urls import is_remote
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Shapes = dict[str, tuple[int, ...]]
@@ -73,11 +72,8 @@ class Folder:
         Args:
             place: Path or URL.
         """
-        import fsspec
-
-        url = str(place) if "://" in str(place) else str(Path(place).expanduser())
-        self._filesystem: AbstractFileSystem
-        self._filesystem, self._path = fsspec.core.url_to_fs(url)
+        url = str(place) if is_remote(str(place)) else str(Path(place).expanduser())
+        self._filesystem, self._path = access.opened(url)
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
@@ -199,7 +195,7 @@ def weights_in(store: Store, source: str) -> Weights:
         TransientError: The store did not answer.
     """
     nothing = "its weights cannot be read."
-    with remote.explained("model.source", source, ModelSourceError, nothing, code="model-incomplete"):
+    with failures.explained("model.source", source, ModelSourceError, nothing, code="model-incomplete"):
         files = _files_to_read(store, source)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             read = list(pool.map(lambda name: _or_reason(lambda: store.shapes(name)), files))

@@ -24,12 +24,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from thriftune import remote
+from thriftune import urls
 from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
 from thriftune.config import Section
 from thriftune.config import messages as config_errors
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, Device, DeviceName
+from thriftune.stores import failures, remote
 
 Interconnect = Literal["none", "pcie", "nvlink", "nvswitch"]
 
@@ -218,8 +219,8 @@ def _contradiction(message: str) -> PydanticCustomError:
 
 def _fetch(place: str) -> bytes:
     """The bytes of a file or URL."""
-    if remote.is_remote(place):
-        with remote.explained("catalogue", place, ConfigError):
+    if urls.is_remote(place):
+        with failures.explained("catalogue", place, ConfigError):
             return remote.content(place)
     try:
         return Path(place).expanduser().read_bytes()

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from thriftune import damage, remote
+from thriftune import damage
 from thriftune.config import LoraConfig, RunConfig
 from thriftune.errors import AdapterError, Problem
 from thriftune.methods import METHODS
@@ -29,6 +29,7 @@ from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import skipped
 from thriftune.preflight.outcome import attempt
 from thriftune.redaction import redacted
+from thriftune.stores import failures
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def _bring(place: str, scratch: Path) -> Path:
         TransientError: The store did not answer.
     """
     nothing = f"has no {_CONFIG} and no {_WEIGHTS}."
-    with remote.explained(_RESUME, place, AdapterError, nothing, code=AdapterError.missing):
+    with failures.explained(_RESUME, place, AdapterError, nothing, code=AdapterError.missing):
         names = Folder(place).names
         missing = [name for name in (_CONFIG, _WEIGHTS) if name not in names]
         if not missing:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpointing import QUICK, Bucket, set_environment
+from bucket import Bucket, set_environment
 
-from thriftune.checkpoints.store import Store
+from thriftune.stores.store import Store
+
+_QUICK = (0.05, 0.1, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +26,16 @@ def bucket() -> Iterator[Bucket]:
 
 @pytest.fixture
 def s3(bucket: Bucket) -> Store:
-    return Store(f"s3://{bucket.name}/{uuid.uuid4().hex}/attempt", pauses=QUICK)
+    return Store(f"s3://{bucket.name}/{uuid.uuid4().hex}/attempt", pauses=_QUICK)
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store" / "attempt"), pauses=QUICK)
+    return Store(str(tmp_path / "store" / "attempt"), pauses=_QUICK)
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest) -> Store:
     if request.param == "memory":
-        return Store(f"memory://{uuid.uuid4().hex}/attempt", pauses=QUICK)
+        return Store(f"memory://{uuid.uuid4().hex}/attempt", pauses=_QUICK)
     return request.getfixturevalue(request.param)

@@ -10,41 +10,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fsspec.core import url_to_fs
-from fsspec.utils import get_protocol
-
-from thriftune import remote
-from thriftune.checkpoints import local_files
-from thriftune.checkpoints.local_files import PARTIAL
 from thriftune.disk import DiskFullError, is_circle, is_full, reason_of
 from thriftune.errors import TransientError, UserError
+from thriftune.stores import access, failures, local_files, remote
+from thriftune.stores.local_files import PARTIAL
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Seconds between the attempts at one operation: 5 attempts, 15 s of waiting.
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-# Timeouts in seconds for an S3 request without an answer, and for a connection that is not accepted.
-S3_READ_S = 30
-S3_CONNECT_S = 10
-# Inside one attempt a failed request is repeated at once, so that a 503 for one of many parts does not restart a whole
-# file: botocore repeats what the store refuses (500, 503, SlowDown), s3fs what breaks off.
-S3_BOTOCORE_TRIES = 2
-S3_S3FS_TRIES = 2
 # The worst case of one request to S3 is 615 s, for a store that accepts connections and never answers. A store that
 # does not exist is given up after about 20 s. For gs:// gcsfs repeats inside each attempt, for about a minute.
-WORST_CASE_S = sum(PAUSES_S) + (len(PAUSES_S) + 1) * S3_BOTOCORE_TRIES * S3_S3FS_TRIES * S3_READ_S
-# Parts of 50 MiB transferred at once: they take 200 MiB of host memory beside the training; s3fs would take 500.
-S3_PARTS_AT_ONCE = 4
-
-_LOCAL = ("file", "local")
-_S3 = ("s3", "s3a")
+WORST_CASE_S = sum(PAUSES_S) + (len(PAUSES_S) + 1) * access.S3_BOTOCORE_TRIES * access.S3_S3FS_TRIES * access.READ_S
 
 
 class Store:
     """Files under a prefix: a local directory, s3://, gs:// or memory://. Safe in threads, after a fork, and pickled.
 
-    fsspec finds endpoint and keys: in the store's own environment variables, or in `fsspec.config`.
+    Endpoint and keys are those that `thriftune.stores.access` knows when it is made.
 
     Every operation raises TransientError if the store still fails at the last attempt, and at once UserError if it
     refuses access, or DiskFullError if a local disk is full.
@@ -57,7 +41,7 @@ class Store:
     def __init__(self, prefix: str, *, pauses: Sequence[float] = PAUSES_S) -> None:
         self.prefix = prefix if prefix.endswith("://") else prefix.rstrip("/")
         self.pauses = tuple(pauses)
-        self._protocol = get_protocol(prefix)
+        self._access = access.of(prefix)
         self._opened: tuple[int, Any, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,6 +49,10 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.prefix!r})"
+
+    @property
+    def _is_local(self) -> bool:
+        return self._access.protocol == "file"
 
     def put_bytes(self, name: str, content: bytes) -> None:
         """Write a small file. Readers see the whole new content, or until then the old one.
@@ -75,7 +63,7 @@ class Store:
         """
 
         def put(filesystem: Any, path: str) -> None:
-            if self._protocol not in _LOCAL:  # in blob stores an object appears only when it is complete
+            if not self._is_local:  # in blob stores an object appears only when it is complete
                 filesystem.pipe_file(path, content)
                 return
             # A unique name, as other threads and processes may be writing the same file.
@@ -149,7 +137,7 @@ class Store:
         """
 
         def find(filesystem: Any, path: str) -> dict[str, int]:
-            if self._protocol in _LOCAL:
+            if self._is_local:
                 return local_files.sizes_below(path)
             found = remote.found_below(filesystem, path)
             return {n: int(info["size"]) for n, info in found.items() if f"{n}/".startswith(f"{path}/")}
@@ -168,7 +156,7 @@ class Store:
         for name in self.names(under):
             with suppress(FileNotFoundError):  # another node may be removing the same
                 self._retried(name, lambda filesystem, path: filesystem.rm_file(path))
-        if self._protocol in _LOCAL:
+        if self._is_local:
             self._retried(under, lambda _, path: local_files.remove_empty_folders(path))
 
     def without_retries(self) -> "Store":
@@ -185,22 +173,18 @@ class Store:
         """The filesystem and the root path of this process: an event loop does not survive a fork."""
         if self._opened is None or self._opened[0] != os.getpid():
             try:
-                opened = url_to_fs(
-                    self.prefix, skip_instance_cache=True, use_listings_cache=False, **_options(self._protocol)
-                )
+                opened = self._access.opened(self.prefix, skip_instance_cache=True, use_listings_cache=False)
             except (ValueError, ImportError) as error:
-                raise self._refused(error, "Give a directory, or an s3:// or gs:// URL.") from error
-            if self._protocol in _S3:
-                opened[0].retries = S3_S3FS_TRIES
+                raise self._unusable(error, "Give a directory, or an s3:// or gs:// URL.") from error
             self._opened = (os.getpid(), *opened)
         return self._opened[1], self._opened[2]
 
     def _writing(self, name: str, call: Callable[[Any, str], None]) -> None:
-        disk = Path(self._path("")) if self._protocol in _LOCAL else None
+        disk = Path(self._path("")) if self._is_local else None
         try:
             self._retried(name, call, disk)
         except FileNotFoundError as error:
-            raise self._refused(error, "Create the bucket, or name one that exists.") from error
+            raise self._refused(error) from error
 
     def _retried(self, name: str, call: Callable[[Any, str], T], disk: Path | None = None) -> T:
         """Call with the filesystem and a path until it succeeds.
@@ -234,27 +218,19 @@ class Store:
         if disk is not None and is_full(error):
             raise DiskFullError.at(disk, what="writing a checkpoint") from error
         if is_circle(error):
-            raise self._refused(error, "Give a directory whose links do not form a circle.") from error
+            raise self._unusable(error, "Give a directory whose links do not form a circle.") from error
         is_definite = isinstance(error, NotADirectoryError | IsADirectoryError) or reason_of(error) == errno.EROFS
-        if is_definite or remote.failure_of(error) == "forbidden":
-            who = "this user" if self._protocol in _LOCAL else "the pods' service account"
-            raise self._refused(error, f"Let {who} read, write and remove there.") from error
+        if self._is_local and (is_definite or isinstance(error, PermissionError)):
+            raise self._unusable(error, "Let this user read, write and remove there.") from error
+        if is_definite or failures.failure_of(error) == "forbidden":
+            raise self._refused(error) from error
 
-    def _refused(self, error: Exception, remedy: str) -> UserError:
-        return UserError.single(
-            "checkpoints",
-            self.prefix,
-            f"cannot be used ({type(error).__name__}: {error}).",
-            remedy,
-            code="checkpoint-not-found",
-        )
+    def _refused(self, error: Exception) -> UserError:
+        refused = failures.refusal(self.prefix, error)
+        return self._error(refused.message, refused.remedy)
 
+    def _unusable(self, error: Exception, remedy: str) -> UserError:
+        return self._error(f"cannot be used ({type(error).__name__}: {error}).", remedy)
 
-def _options(protocol: str) -> dict[str, Any]:
-    if protocol in _LOCAL:
-        return {"auto_mkdir": True}
-    if protocol not in _S3:
-        return {}
-    retries = {"mode": "standard", "total_max_attempts": S3_BOTOCORE_TRIES}
-    config = {"connect_timeout": S3_CONNECT_S, "read_timeout": S3_READ_S, "retries": retries}
-    return {"max_concurrency": S3_PARTS_AT_ONCE, "config_kwargs": config}
+    def _error(self, message: str, remedy: str) -> UserError:
+        return UserError.single("checkpoints", self.prefix, message, remedy, code="checkpoint-not-found")

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 
-from thriftune import remote
+from thriftune import urls
 from thriftune.config import ModelConfig
 from thriftune.data import sources
 from thriftune.errors import ConfigError, DataError, ModelSourceError, TransientError
@@ -15,6 +15,7 @@ from thriftune.models import architecture
 from thriftune.models import fetching as models
 from thriftune.models.weight_files import Folder, weights_in
 from thriftune.planning import catalogue
+from thriftune.stores import failures, remote
 
 CLOSED, UNKNOWN = "http://127.0.0.1:9", "http://no.such.host.invalid"
 INDEX = b'<a href="rows-1.jsonl">1</a> <a href="rows-2.jsonl">2</a>'
@@ -113,7 +114,7 @@ def test_a_model_that_may_not_be_read_is_not_one_without_files(server):
 
 
 def test_files_of_a_listing_are_found(server):
-    assert [remote.name_of(file) for file in remote.files(f"{server}/rows/rows-*.jsonl")] == [
+    assert [urls.name_of(file) for file in remote.files(f"{server}/rows/rows-*.jsonl")] == [
         "rows-1.jsonl", "rows-2.jsonl",
     ]  # fmt: skip
     assert remote.files(f"{server}/rows-1.jsonl?version=2") == [f"{server}/rows-1.jsonl?version=2"]
@@ -135,10 +136,10 @@ def test_a_file_is_known_by_its_tag_or_by_its_content(server, tmp_path):
     ],
 )
 def test_a_question_mark_is_a_query_on_the_web_alone(place, path):
-    assert remote.path_of(place) == path
+    assert urls.path_of(place) == path
 
 
 def test_a_local_disk_that_refuses_a_download_is_no_matter_of_the_store(server):
     with pytest.raises(OSError, match="Permission|Read-only|No such device|Not a directory|not permitted"):  # noqa: SIM117
-        with remote.explained("data.source", server, DataError):
+        with failures.explained("data.source", server, DataError):
             raise PermissionError(13, "Permission denied", "/local/file")

@@ -1,0 +1,97 @@
+"""Files in a store or on a server, through fsspec: listing, reading and fetching. Call it in `failures.explained`.
+
+fsspec treats a server that does not answer, or refuses, as an empty one: over http(s) its glob and find then return
+nothing, and its info says "not found". So an empty result is asked for once more.
+"""
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from thriftune.redaction import unsigned
+from thriftune.stores import access
+from thriftune.urls import WEB
+
+
+def files(url: str) -> list[str]:
+    """The files that a URL or a glob in a store matches, as URLs in a fixed order; empty if there are none.
+
+    Raises whatever fsspec does: call it in `explained`.
+    """
+    filesystem, path = access.opened(url)
+    is_glob = "*" in path or "[" in path or ("?" in path and not url.startswith(WEB))
+    if url.startswith(WEB) and not is_glob:
+        filesystem.info(path)
+        return [url]
+    found = filesystem.glob(path)
+    if not found and url.startswith(WEB):
+        filesystem.ls(path[: min(path.index(c) for c in "*[" if c in path)].rpartition("/")[0])
+    return sorted(filesystem.unstrip_protocol(file) for file in found)
+
+
+def listing(url: str) -> dict[str, dict[str, Any]]:
+    """All files below a URL: the store's names, with what it knows about each. Raises as `files` does."""
+    filesystem, path = access.opened(url)
+    found = found_below(filesystem, path)
+    # For a URL of a single file, the entry is empty.
+    return {name: entry or filesystem.info(name) for name, entry in found.items()}
+
+
+def found_below(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
+    """All files below a path of an fsspec filesystem; empty if there are none.
+
+    Raises whatever fsspec does if it cannot be asked.
+
+    Args:
+        filesystem: The fsspec filesystem.
+        path: Path in it.
+    """
+    found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+    if not found and path.startswith(WEB):
+        with suppress(FileNotFoundError):
+            filesystem.ls(path)
+    return found
+
+
+def root_of(url: str) -> str:
+    """The common start of the names of `listing`, without a slash at the end."""
+    return access.opened(url)[1].rstrip("/")
+
+
+def stamp(url: str) -> str:
+    """The present version of a file in a store, as text: by the store's checksum or time, else by the file's content.
+
+    The URL's signature does not count. Raises as `files` does.
+    """
+    filesystem, path = access.opened(url)
+    if not url.startswith(WEB):
+        return str(filesystem.checksum(path))
+    known = filesystem.info(path)
+    marks = [str(known[key]) for key in ("ETag", "Content-MD5", "Digest", "Last-Modified") if known.get(key)]
+    return " ".join([str(known.get("size")), *marks]) if marks else _digest(filesystem, path)
+
+
+def of_entry(name: str, entry: dict[str, Any]) -> str:
+    """An entry of `listing` as a line: name, size, and a mark that changes with the content."""
+    return (
+        f"{unsigned(name)} {entry.get('size')} {entry.get('ETag') or entry.get('mtime') or entry.get('Last-Modified')}"
+    )
+
+
+def content(url: str) -> bytes:
+    """The content of a small file. Raises as `files` does."""
+    filesystem, path = access.opened(url)
+    return bytes(filesystem.cat_file(path))
+
+
+def fetch(url: str, file: Path) -> None:
+    """Copy a file to this disk. Raises as `files` does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    filesystem, path = access.opened(url)
+    filesystem.get_file(path, str(file))
+
+
+def _digest(filesystem: Any, path: str) -> str:
+    with filesystem.open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
