@@ -6,7 +6,7 @@ from flytekit.types.file import FlyteFile
 
 from tasks import settings
 from tasks.declaring import generating_task
-from tasks.transfer import download, uri_of
+from tasks.transfer import download, upload_file, uri_of
 from thriftune import hardware
 from thriftune.config.rules import require_no_user
 from thriftune.disk import writing_to
@@ -66,4 +66,4 @@ def generate_answers(
     with writing_to(place, "writing the answers"):
         place.parent.mkdir(parents=True, exist_ok=True)
         generation.write_answers(answers, place)
-    return FlyteFile(str(place), remote_path=False) if settings.is_local() else FlyteFile(str(place))
+    return upload_file(place)

@@ -6,29 +6,37 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flytekit import FlyteContextManager
-from flytekit.exceptions.system import FlyteDownloadDataException, FlyteUploadDataException
-from flytekit.exceptions.user import FlyteDataNotFoundException, FlyteRecoverableException
+from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
-from thriftune import artifacts, damage, distributed, urls
+from thriftune import artifacts, damage, distributed
 from thriftune.errors import TransientError, UserError
-from thriftune.stores import failures, remote
+from thriftune.stores import failures, transfer
+from thriftune.stores.transfer import Outgoing
+from thriftune.urls import is_remote, name_of
 
 
 def download(given: FlyteDirectory | FlyteFile) -> Path:
     """Download a directory or a file, in a task with one process.
 
+    Not by flytekit, which holds gigabytes of a large model in memory (docs/transfers.md).
+
     Args:
         given: The directory or file.
 
     Raises:
-        UserError: It has a manifest, but files of it are missing or truncated.
+        UserError: It is not there, access is denied, or it has a manifest, but files of it are missing or truncated.
     """
-    with _store_errors_retried(), _reached(uri_of(given)):
-        place = Path(given.download())
+    url, place = uri_of(given), Path(given.path)
+    if is_remote(url):
+        if is_remote(str(given.path)):  # made from a URL, not by Flyte, which would have chosen a path
+            place = Path(tempfile.mkdtemp()) / name_of(url)
+        bring = transfer.fetch if isinstance(given, FlyteFile) else transfer.download
+        with transient_errors_retried(), failures.explained("input", url, UserError, "is not there."):
+            bring(url, place)
     try:
         damage.require_undamaged(place, content=False)
     except UserError as error:
@@ -63,12 +71,11 @@ def download_table(table: StructuredDataset) -> list[Path]:
 
         table.open(pd.DataFrame).all().to_parquet(folder / "table.parquet")
         return [folder / "table.parquet"]
-    access = FlyteContextManager.current_context().file_access
     here = Path(uri)
-    if access.is_remote(uri):
+    if is_remote(uri):
         here = folder / "table"
-        with _store_errors_retried():
-            access.get_data(uri, str(here), is_multipart=True)
+        with transient_errors_retried(), failures.explained("table", uri, UserError, "is not there."):
+            transfer.download(uri, here)
     parts = [here] if here.is_file() else sorted(p for p in here.rglob("*") if p.is_file() and p.name[0] not in "._")
     return [_with_parquet_ending(part, folder / f"{number:05}.parquet") for number, part in enumerate(parts)]
 
@@ -111,9 +118,39 @@ def upload(directory: Path) -> FlyteDirectory:
     """
     if settings.is_local():
         return FlyteDirectory(str(directory), remote_directory=False)
-    with _store_errors_retried():
-        remote = FlyteContextManager.current_context().file_access.put_raw_data(str(directory))
-    return FlyteDirectory(str(remote))
+    url = f"{_new_place()}/{directory.name}"
+    with _refusals_explained(url):
+        transfer.upload(directory, url, artifacts.digests_of(directory))
+    return FlyteDirectory(url)
+
+
+def upload_file(file: Path) -> FlyteFile:
+    """Upload a finished file now.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Its URL in the blob store; in a local run the same path, without a copy.
+    """
+    if settings.is_local():
+        return FlyteFile(str(file), remote_path=False)
+    url = f"{_new_place()}/{file.name}"
+    with _refusals_explained(url):
+        transfer.send_all([Outgoing(file, url)])
+    return FlyteFile(url)
+
+
+def _new_place() -> str:
+    """A URL below this run's outputs that nothing else has."""
+    access = FlyteContextManager.current_context().file_access
+    return f"{str(access.raw_output_prefix).rstrip('/')}/{access.get_random_string()}"
+
+
+@contextmanager
+def _refusals_explained(url: str) -> Iterator[None]:
+    with transient_errors_retried(), failures.explained("outputs", url, UserError):
+        yield
 
 
 def try_output() -> tuple[str, str]:
@@ -144,27 +181,6 @@ def try_output() -> tuple[str, str]:
 def uri_of(given: FlyteDirectory | FlyteFile) -> str:
     """The URL of a directory or file, or its path in a local run; to show to a person."""
     return str(given.remote_source or given.path)
-
-
-@contextmanager
-def _reached(place: str) -> Iterator[None]:
-    """Distinguish a URL without content from a web server that does not answer, for which flytekit has one error."""
-    try:
-        yield
-    except FlyteDataNotFoundException:
-        if urls.is_remote(place):
-            with transient_errors_retried(), failures.explained("input", place, UserError):
-                remote.listing(place)
-        raise
-
-
-@contextmanager
-def _store_errors_retried() -> Iterator[None]:
-    """Let Flyte retry if the blob store did not answer, which must not end a run after hours of training."""
-    try:
-        yield
-    except (FlyteDownloadDataException, FlyteUploadDataException, ConnectionError, TimeoutError) as error:
-        raise FlyteRecoverableException(f"The blob store did not answer: {error}") from error
 
 
 @contextmanager

@@ -139,6 +139,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def digests_of(directory: Path) -> dict[str, str]:
+    """The checksums that a directory's manifest records, by file; none for a directory that has no sound one."""
+    try:
+        recorded = read_manifest(directory).get("files", {})
+        return {str(name): str(entry["sha256"]) for name, entry in recorded.items() if entry.get("sha256")}
+    except (UserError, AttributeError, KeyError, TypeError):
+        return {}
+
+
 def read_content(directory: Path) -> dict[str, Any]:
     """The content that `write_manifest` was given, to pass on to a directory made from this one."""
     return {key: value for key, value in read_manifest(directory).items() if key not in _ADDED}

@@ -24,10 +24,10 @@ class GatedStore(Store):
         self.gate = gate
         self.begun: list[str] = []
 
-    def upload(self, file: Path, name: str) -> None:
+    def upload(self, file: Path, name: str, sha256: str = "") -> None:
         self.begun.append(name)
         assert self.gate.wait(20)
-        super().upload(file, name)
+        super().upload(file, name, sha256)
 
 
 def write_checkpoint(directory: Path, seed: int, ranks: range = range(2), size: int = 20_000) -> Path:

@@ -70,10 +70,10 @@ def test_after_three_failures_in_a_row_save_says_so_and_after_a_success_it_count
     class Unsteady(Store):
         away = False
 
-        def upload(self, file, name):
+        def upload(self, file, name, sha256=""):
             if self.away:
                 raise TransientError(f"{self.prefix} is away.")
-            super().upload(file, name)
+            super().upload(file, name, sha256)
 
     store = Unsteady(local.prefix)
     saver = lone_saver(store)
@@ -119,10 +119,10 @@ def test_a_store_that_refuses_is_the_users_after_three_times(local, tmp_path):
 
 def test_a_bug_in_the_thread_is_logged_with_its_trace_and_the_next_save_works(local, tmp_path, caplog):
     class Buggy(Store):
-        def upload(self, file, name):
+        def upload(self, file, name, sha256=""):
             if "checkpoint-1/" in name:
                 raise ZeroDivisionError("a bug")
-            super().upload(file, name)
+            super().upload(file, name, sha256)
 
     saver = lone_saver(Buggy(local.prefix))
     for step in (1, 2):

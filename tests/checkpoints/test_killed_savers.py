@@ -26,8 +26,8 @@ ENDLESS = """
     from thriftune.stores.store import Store
 
     class Slow(Store):
-        def upload(self, file, name):
-            super().upload(file, name)
+        def upload(self, file, name, sha256=""):
+            super().upload(file, name, sha256)
             time.sleep(0.004)
 
     prefix, scratch, node, nodes = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])

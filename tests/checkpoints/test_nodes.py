@@ -67,7 +67,7 @@ def test_without_the_part_of_a_node_that_died_there_is_no_manifest(local, tmp_pa
 
 def test_a_node_that_failed_says_so_and_nobody_waits_for_it(local, tmp_path):
     class Failing(Store):
-        def upload(self, file, name):
+        def upload(self, file, name, sha256=""):
             raise TransientError("its link is down.")
 
     savers = [saver_of(Store(local.prefix), 0, 2, give_up_s=300), saver_of(Failing(local.prefix), 1, 2, give_up_s=300)]

@@ -56,8 +56,8 @@ def test_the_manifest_is_written_after_everything_else_and_older_ones_removed_af
             super().put_bytes(name, content)
             events.append(name)
 
-        def upload(self, file, name):
-            super().upload(file, name)
+        def upload(self, file, name, sha256=""):
+            super().upload(file, name, sha256)
             events.append(name)
 
         def remove(self, under):
@@ -100,10 +100,10 @@ def test_save_returns_while_the_upload_waits_and_a_waiting_one_gives_way(local, 
 
 def test_the_best_one_that_was_saved_is_kept_where_a_better_one_was_not(local, tmp_path):
     class Refusing(Store):
-        def upload(self, file, name):
+        def upload(self, file, name, sha256=""):
             if layout.checkpoint_name(30) in name:
                 raise TransientError("It does not answer.")
-            super().upload(file, name)
+            super().upload(file, name, sha256)
 
     saver = lone_saver(Refusing(local.prefix), keep=1)
     for step, best in ((10, [10]), (20, [10, 20]), (30, [30, 10, 20]), (40, [30, 10, 20, 40]), (50, [50, 30])):

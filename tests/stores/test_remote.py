@@ -15,7 +15,7 @@ from thriftune.models import architecture
 from thriftune.models import fetching as models
 from thriftune.models.weight_files import Folder, weights_in
 from thriftune.planning import catalogue
-from thriftune.stores import failures, remote
+from thriftune.stores import failures, remote, transfer
 
 CLOSED, UNKNOWN = "http://127.0.0.1:9", "http://no.such.host.invalid"
 INDEX = b'<a href="rows-1.jsonl">1</a> <a href="rows-2.jsonl">2</a>'
@@ -123,7 +123,7 @@ def test_files_of_a_listing_are_found(server):
 def test_a_file_is_known_by_its_tag_or_by_its_content(server, tmp_path):
     assert remote.stamp(f"{server}/tagged.jsonl?sig=a") == remote.stamp(f"{server}/tagged.jsonl?sig=b") == '14 "1"'
     assert remote.stamp(f"{server}/plain.jsonl") == hashlib.sha256(b'{"text": "a"}\n').hexdigest()
-    remote.fetch(f"{server}/plain.jsonl", tmp_path / "deep/rows.jsonl")
+    transfer.fetch(f"{server}/plain.jsonl", tmp_path / "deep/rows.jsonl")
     assert (tmp_path / "deep/rows.jsonl").read_text() == '{"text": "a"}\n'
 
 

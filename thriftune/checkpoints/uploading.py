@@ -50,7 +50,7 @@ def upload_part(store: Store, place: Place, directory: Path, step: int, content:
     for file in sorted(path for path in directory.rglob("*") if path.is_file()):
         name = file.relative_to(directory).as_posix()
         entry = FileEntry(name, file.stat().st_size, sha256_of(file), place.node)
-        store.upload(file, layout.file_name(step, place.node, name))
+        store.upload(file, layout.file_name(step, place.node, name), entry.sha256)
         entries.append(entry)
     part = Manifest(step, place.world_size, place.nodes, tuple(entries), content)
     store.put_bytes(layout.part_name(step, place.node), part.to_bytes())

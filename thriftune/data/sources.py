@@ -15,7 +15,7 @@ from thriftune.data.examples import RawRow
 from thriftune.disk import writing_to
 from thriftune.errors import DataError, TransientError
 from thriftune.redaction import redacted
-from thriftune.stores import failures, remote
+from thriftune.stores import failures, remote, transfer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -197,7 +197,7 @@ def brought(name: str, source: str, folder: Path) -> tuple[Path, str]:
         return Path(name), TABLE if source == TABLE else name
     local = folder / urls.name_of(name)
     with writing_to(local, "fetching data"), failures.explained(_FIELD, name, DataError):
-        remote.fetch(name, local)
+        transfer.fetch(name, local)
     return local, redacted(name)
 
 

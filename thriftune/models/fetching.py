@@ -14,7 +14,8 @@ from thriftune.models.completeness import ADAPTER_CONFIG, require_complete
 from thriftune.models.files import CODE, TEMPLATES, UNWANTED, WANTED, copy_files, files_of, is_wanted, real_path
 from thriftune.models.source import is_gguf, kind_of
 from thriftune.models.tokenizer import fingerprint, load_tokenizer
-from thriftune.stores import failures, remote
+from thriftune.stores import failures, remote, transfer
+from thriftune.stores.transfer import Incoming
 
 logger = logging.getLogger(__name__)
 
@@ -253,10 +254,10 @@ def fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
     entries = listing(url)
     with failures.explained("model.source", url, ModelSourceError, "no longer holds the file."):
         root = remote.root_of(url)
-        names = [file.removeprefix(f"{root}/") for file in entries]
-        here = [name for name in names if name.rpartition("/")[0] in ("", TEMPLATES)]
-        for name in _wanted(here, patterns, url):
-            remote.fetch(f"{url.rstrip('/')}/{name}", directory / name)
+        sizes = {file.removeprefix(f"{root}/"): int(entry.get("size") or 0) for file, entry in entries.items()}
+        here = [name for name in sizes if name.rpartition("/")[0] in ("", TEMPLATES)]
+        wanted = _wanted(here, patterns, url)
+        transfer.fetch_all([Incoming(f"{url.rstrip('/')}/{n}", directory / n, sizes[n]) for n in wanted])
 
 
 def fetch_gguf(url: str, folder: Path) -> Path:
@@ -272,5 +273,5 @@ def fetch_gguf(url: str, folder: Path) -> Path:
     """
     file = folder / "model.gguf"
     with failures.explained("model.source", url, ModelSourceError):
-        remote.fetch(url, file)
+        transfer.fetch(url, file)
     return file

@@ -122,7 +122,7 @@ class Access:
             # The default of 30 s counts from the first to the last byte of a part.
             "timeout": timedelta(hours=1),
         }
-        retries = {"max_retries": OBSTORE_RETRIES, "retry_timeout": timedelta(seconds=2 * READ_S)}
+        retries = {"max_retries": OBSTORE_RETRIES, "retry_timeout": timedelta(seconds=(OBSTORE_RETRIES + 1) * READ_S)}
         make = {"s3": _s3_store, "gs": _google_store, "abfs": _azure_store}[self.protocol]
         return make(bucket, self.options, client_options=client, retry_config=retries)
 

@@ -27,7 +27,7 @@ _STATUSES: dict[int, Failure] = {401: "forbidden", 403: "forbidden", 404: "missi
 _BUSY = (408, 425, 429)
 _SERVER_ERROR = 500
 # What obstore says of an answer, with the server's own words.
-_OBSTORE_STATUS = re.compile(r"status code: (\d{3})")
+_OBSTORE_STATUS = re.compile(r"status code: (?P<words>(?P<status>\d{3})[\w ]*)")
 _SERVER_S_WORDS = re.compile(r"<Code>(?P<code>[^<]*)</Code>.*?<Message>(?P<message>[^<]*)</Message>", re.DOTALL)
 # Codes and texts of S3, Google and Azure.
 _NO_BUCKET = re.compile(r"NoSuchBucket|specified (bucket|container) does not exist|ContainerNotFound")
@@ -89,6 +89,13 @@ def explained(
         raise error_class.single(field, place, refused.message, refused.remedy, code=code) from error
 
 
+def raise_if_definite(error: Exception) -> None:
+    """Raise an error again that trying again would not resolve: of this disk, or what a store refuses."""
+    is_changed = _is_of_obstore(error) and type(error).__name__ == "PreconditionError"
+    if is_changed or disk.reason_of(error) is not None or failure_of(error) in ("missing", "forbidden"):
+        raise error
+
+
 def refusal(place: str, error: BaseException, missing: str = "no such file.") -> Refusal:
     """What a store refused, in the words of every message about it.
 
@@ -136,8 +143,10 @@ def failure_of(error: BaseException) -> Failure | None:
 def in_words(error: BaseException) -> str:
     """The innermost cause in one line; it says more than the errors wrapped around it."""
     cause = list(chain_of(error))[-1]
-    said = _SERVER_S_WORDS.search(str(cause)) if _is_of_obstore(cause) else None
-    return f"{said['code']}: {said['message']}" if said else in_a_line(cause)
+    if said := _SERVER_S_WORDS.search(str(cause)):
+        return f"{said['code']}: {said['message']}"
+    told = _OBSTORE_STATUS.search(str(cause)) if _is_of_obstore(cause) else None
+    return f"HTTP {told['words']}" if told else in_a_line(cause)
 
 
 def _is_without_bucket(error: BaseException) -> bool:
@@ -159,7 +168,7 @@ def _status_of(error: BaseException) -> int | None:
     told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
     found = told or getattr(error, "status", None) or getattr(error, "code", None)
     if found is None and _is_of_obstore(error) and (said := _OBSTORE_STATUS.search(str(error))):
-        found = said[1]
+        found = said["status"]
     try:
         return int(found) if found is not None and int(found) >= 300 else None
     except (TypeError, ValueError):

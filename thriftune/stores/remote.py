@@ -1,4 +1,4 @@
-"""Files in a store or on a server, through fsspec: listing, reading and fetching. Call it in `failures.explained`.
+"""Files in a store or on a server, through fsspec: listing and reading. Call it in `failures.explained`.
 
 fsspec treats a server that does not answer, or refuses, as an empty one: over http(s) its glob and find then return
 nothing, and its info says "not found". So an empty result is asked for once more.
@@ -6,7 +6,6 @@ nothing, and its info says "not found". So an empty result is asked for once mor
 
 import hashlib
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from thriftune.redaction import unsigned
@@ -83,13 +82,6 @@ def content(url: str) -> bytes:
     """The content of a small file. Raises as `files` does."""
     filesystem, path = access.opened(url)
     return bytes(filesystem.cat_file(path))
-
-
-def fetch(url: str, file: Path) -> None:
-    """Copy a file to this disk. Raises as `files` does."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    filesystem, path = access.opened(url)
-    filesystem.get_file(path, str(file))
 
 
 def _digest(filesystem: Any, path: str) -> str:

@@ -4,25 +4,29 @@ import errno
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from thriftune.disk import DiskFullError, is_circle, is_full, reason_of
-from thriftune.errors import TransientError, UserError
+from thriftune.errors import UserError
 from thriftune.stores import access, failures, local_files, remote
+from thriftune.stores.clients import Client, client_of
 from thriftune.stores.local_files import PARTIAL
+from thriftune.stores.meter import Meter
+from thriftune.stores.retrying import PAUSES_S, retried
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Seconds between the attempts at one operation: 5 attempts, 15 s of waiting.
-PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 # The worst case of one request to S3 is 615 s, for a store that accepts connections and never answers. A store that
 # does not exist is given up after about 20 s. For gs:// gcsfs repeats inside each attempt, for about a minute.
 WORST_CASE_S = sum(PAUSES_S) + (len(PAUSES_S) + 1) * access.S3_BOTOCORE_TRIES * access.S3_S3FS_TRIES * access.READ_S
+
+
+# Seconds between two lines about a file that is moved beside a training.
+_METER_EVERY_S = 30.0
 
 
 class Store:
@@ -88,19 +92,23 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def upload(self, file: Path, name: str) -> None:
-        """Copy a local file to the store. Readers may see a part of it before it is complete.
+    def upload(self, file: Path, name: str, sha256: str = "") -> None:
+        """Copy a local file to the store. On a local disk readers may see a part of it before it is complete.
 
         Args:
             file: The local file.
             name: Its name in the store.
+            sha256: Its checksum, hexadecimal; computed if left out.
         """
         if not file.is_file():
             raise FileNotFoundError(f"{file} cannot be uploaded to {self.prefix}: it does not exist.")
-        self._writing(name, lambda filesystem, path: filesystem.put_file(str(file), path))
+        meter = Meter(f"Uploading {name}", file.stat().st_size, every_s=_METER_EVERY_S)
+        self._writing(name, lambda *_: self._client().put(file, f"{self.prefix}/{name}", sha256, meter))
 
     def download(self, name: str, file: Path) -> None:
         """Copy a file of the store to the local disk, where it appears only when it is complete.
+
+        Whether it is still what was saved, the checksums in a checkpoint's manifest say.
 
         Args:
             name: Its name in the store.
@@ -109,17 +117,8 @@ class Store:
         Raises:
             FileNotFoundError: The store has no such file.
         """
-        partial = file.with_name(file.name + PARTIAL)
-
-        def get(filesystem: Any, path: str) -> None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                filesystem.get_file(path, str(partial))
-                partial.replace(file)
-            finally:
-                partial.unlink(missing_ok=True)
-
-        self._retried(name, get, disk=file)
+        meter = Meter(f"Fetching {name}", 0, every_s=_METER_EVERY_S)
+        self._retried(name, lambda *_: self._client().get(f"{self.prefix}/{name}", file, meter, check=False), disk=file)
 
     def names(self, under: str = "") -> list[str]:
         """Names of all files below a folder, sorted.
@@ -194,24 +193,23 @@ class Store:
             call: The operation, which gets the filesystem and the path.
             disk: A path on the local disk that it writes to; None if it writes elsewhere.
         """
-        attempt = 0
-        while True:
-            try:
-                filesystem, path = self._filesystem()[0], self._path(name)
-                filesystem.invalidate_cache()  # another process writes here too
-                return call(filesystem, path)
-            except (FileNotFoundError, ValueError, TypeError, UserError):
-                raise  # asking again gives the same answer
-            except Exception as error:
-                self._raise_definite(error, disk)
-                if attempt == len(self.pauses):
-                    raise TransientError(
-                        f"{self.prefix}: the store did not answer for {name or 'its listing'} at attempt {attempt + 1} "
-                        f"({type(error).__name__}: {error})."
-                    ) from error
-                logger.info("%s: %s. Trying again in %g s.", self.prefix, error, self.pauses[attempt])
-            time.sleep(self.pauses[attempt])
-            attempt += 1
+
+        def ask() -> T:
+            filesystem, path = self._filesystem()[0], self._path(name)
+            filesystem.invalidate_cache()  # another process writes here too
+            return call(filesystem, path)
+
+        return retried(
+            ask,
+            self.prefix,
+            name or "its listing",
+            pauses=self.pauses,
+            raise_definite=lambda error: self._raise_definite(error, disk),
+        )
+
+    def _client(self) -> Client:
+        """What moves one file; this store itself repeats what fails."""
+        return client_of(self._access, 1, pauses=())
 
     def _raise_definite(self, error: Exception, disk: Path | None) -> None:
         """Raise an error that trying again would not resolve."""
