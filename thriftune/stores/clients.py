@@ -1,12 +1,15 @@
 """What moves one file of a store: obstore in parts, or fsspec block by block."""
 
+import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Protocol, TypeVar
 
 from thriftune.digests import sha256_of
 from thriftune.stores.access import Access
@@ -84,13 +87,16 @@ class _InParts:
         with _partial(file) as partial:
             with partial.open("wb", buffering=0) as out:
 
-                def bring(part: "GetOptions") -> str:
-                    return _received(obstore.get(store, key, options=part), out.fileno(), meter)
+                def bring(part: "GetOptions") -> _Part:
+                    return self._retried(url, lambda: _received(obstore.get(store, key, options=part), out, meter))
 
                 with ThreadPoolExecutor(self._parts) as pool:
-                    parts = _parts_of(size, tag)
-                    digests = list(pool.map(lambda part: self._retried(url, lambda: bring(part)), parts))
-            if check and digests[0] and sha256_of(partial) != digests[0]:
+                    came, is_same = pool.map(bring, _requests_for(size, tag)), True
+                    if check:
+                        is_same = _is_what_was_sent(partial, came)
+                    else:
+                        deque(came, maxlen=0)
+            if not is_same:
                 raise ChangedError("does not hold what was saved.")
         return None
 
@@ -184,7 +190,7 @@ def _partial(file: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _parts_of(size: int, tag: str | None) -> "list[GetOptions]":
+def _requests_for(size: int, tag: str | None) -> "list[GetOptions]":
     """Requests for the parts of an object, as it is now: a range is no request for an empty one.
 
     Args:
@@ -196,12 +202,25 @@ def _parts_of(size: int, tag: str | None) -> "list[GetOptions]":
     return [{**same, "range": (start, min(start + FETCHED_BYTES, size))} for start in starts] or [same]
 
 
-def _received(result: "GetResult", out: int, meter: Meter) -> str:
-    """Write a part of an object where it belongs in a file, and return the checksum that the object carries.
+@dataclass(frozen=True)
+class _Part:
+    """A part of an object that is on this disk.
+
+    Attributes:
+        size: Its bytes.
+        digest: SHA-256 of the whole object, which it carries; empty if it carries none.
+    """
+
+    size: int
+    digest: str
+
+
+def _received(result: "GetResult", out: IO[bytes], meter: Meter) -> _Part:
+    """Write a part of an object where it belongs in a file.
 
     Args:
         result: The answer to the request for the part.
-        out: Descriptor of the file.
+        out: The file.
         meter: What counts.
     """
     start, end = result.range
@@ -210,7 +229,7 @@ def _received(result: "GetResult", out: int, meter: Meter) -> str:
         for block in result.stream(min_chunk_size=_BLOCK_BYTES):
             view = memoryview(block)
             while view:
-                written = os.pwrite(out, view, at)
+                written = os.pwrite(out.fileno(), view, at)
                 at, view = at + written, view[written:]
                 meter.add(written)
         if at != end:
@@ -218,7 +237,27 @@ def _received(result: "GetResult", out: int, meter: Meter) -> str:
     except BaseException:
         meter.add(start - at)
         raise
-    return _digest_of(result)
+    return _Part(end - start, _digest_of(result))
+
+
+def _is_what_was_sent(file: Path, parts: Iterable[_Part]) -> bool:
+    """Whether a file has the checksum that its parts carry, if they carry one. Reads each part when it has come.
+
+    Args:
+        file: The file.
+        parts: Its parts, in order.
+    """
+    digest, expected = hashlib.sha256(), ""
+    with file.open("rb", buffering=0) as stream:
+        for part in parts:
+            expected, left = part.digest, part.size if part.digest else 0
+            while left:
+                block = stream.read(min(left, _BLOCK_BYTES))
+                if not block:  # somebody cut it off
+                    return False
+                digest.update(block)
+                left -= len(block)
+    return not expected or digest.hexdigest() == expected
 
 
 def _digest_of(result: "GetResult") -> str:
