@@ -7,12 +7,14 @@ from thriftune.config import RunConfig
 from thriftune.config.choices import METHODS
 from thriftune.models import saving
 from thriftune.models.source import is_gguf
+from thriftune.stores import transfer
 from thriftune.training_plan import TrainingPlan
 
 _GIB = 2**30
 _HALF, _FULL = 2, 4  # bytes per parameter
-# Memory of Python and its libraries, and of the buffers of a transfer.
-_LIBRARIES_GIB = 4
+# Memory of Python and its libraries, with room for more: 1 GiB was measured (tests/cluster/test_peaks.py).
+_PROCESS_GIB = 3
+_LIBRARIES_GIB = _PROCESS_GIB + math.ceil(transfer.MEMORY_GIB)
 # Factor: a layer is merged in fp32, beside the one it replaces, and the output head, the largest, computes in fp32.
 _MERGING = 1.2
 # Factor: a GGUF file is unpacked to 16 bits, tensor by tensor through fp32, and saved from there.
@@ -36,7 +38,7 @@ class PodRequest:
 
 
 def fetching(config: RunConfig, plan: TrainingPlan) -> PodRequest:
-    """Resources to download a base model and upload it again. Files are streamed: memory does not grow with the model.
+    """Resources to download a base model and upload it again: memory does not grow with its files or their number.
 
     Args:
         config: The run.

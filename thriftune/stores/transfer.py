@@ -29,7 +29,7 @@ T = TypeVar("T", "Incoming", "Outgoing")
 FILES_AT_ONCE = 4
 # Memory that a transfer adds to a process, at most, in GiB: parts that are sent, and buffers of connections.
 # docs/transfers.md has what was measured.
-MEMORY_GIB = 0.5
+MEMORY_GIB = 0.25
 # Times that a file is moved again from its beginning, if it changed meanwhile or arrived damaged.
 _AGAIN = 2
 

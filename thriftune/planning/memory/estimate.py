@@ -5,6 +5,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.overhead import GIB, GPU_PROCESS_BYTES, MIB, PROCESS, with_overhead
 from thriftune.planning.memory import disk
 from thriftune.planning.memory.validating import lasting
+from thriftune.stores import transfer
 from thriftune.strategies import Machines, Strategy
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.items import ACTIVATIONS, STEP_BUFFERS, Phases
@@ -15,6 +16,7 @@ TRAINING = "training"
 VALIDATION = "validation"
 SAVING = "saving"
 GATHERED = "gathered model"
+TRANSFERS = "file transfers"
 
 # NCCL moves data between GPUs without peer access, such as the T4s of a machine, through /dev/shm. Its default buffer
 # is 4 MiB per channel and direction (NCCL_BUFFSIZE); 16 channels in two directions are more than it opens over PCIe.
@@ -107,7 +109,8 @@ def _host(
     """
     training: dict[str, int] = {}
     if on_gpu:
-        training = {PROCESS: GPU_PROCESS_BYTES * processes}
+        # Checkpoints are uploaded beside the training, and the result while the model is still held.
+        training = {PROCESS: GPU_PROCESS_BYTES * processes, TRANSFERS: int(transfer.MEMORY_GIB * GIB)}
         training |= {f"offloaded {item}": count * processes for item, count in _filled(offloaded).items()}
         if not gathered:  # tensors are read one by one; the largest exists twice while it is quantized
             training[LOADING] = 2 * 2 * architecture.largest_parameter
