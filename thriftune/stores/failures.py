@@ -99,7 +99,7 @@ def refusal(place: str, error: BaseException, missing: str = "no such file.") ->
     """
     failure, words = failure_of(error), in_words(error)
     if failure == "missing":
-        if is_remote(place) and _is_without_bucket(error):
+        if is_remote(place) and is_without_bucket(error):
             named = _SERVER_OF.get(access.protocol_of(place), "")
             remedy = f"Create it, or name one that exists{named}."
             return Refusal(f"there is no bucket {bucket_of(place)}{_at(place)}.", remedy)
@@ -140,7 +140,8 @@ def in_words(error: BaseException) -> str:
     return f"{said['code']}: {said['message']}" if said else in_a_line(cause)
 
 
-def _is_without_bucket(error: BaseException) -> bool:
+def is_without_bucket(error: BaseException) -> bool:
+    """Whether a store said that there is no such bucket."""
     return any(_NO_BUCKET.search(str(link)) for link in chain_of(error))
 
 

@@ -5,13 +5,17 @@ nothing, and its info says "not found". So an empty result is asked for once mor
 """
 
 import hashlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from thriftune.redaction import unsigned
 from thriftune.stores import access
 from thriftune.urls import WEB
+
+# Read ahead in a file that is read from its start, where the store gives parts of it.
+_BLOCK_BYTES = 4 << 20
 
 
 def files(url: str) -> list[str]:
@@ -34,8 +38,8 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
     """All files below a URL: the store's names, with what it knows about each. Raises as `files` does."""
     filesystem, path = access.opened(url)
     found = found_below(filesystem, path)
-    # For a URL of a single file, the entry is empty.
-    return {name: entry or filesystem.info(name) for name, entry in found.items()}
+    # For a URL of a single file the entry is empty, and on a web server nobody knows what is behind a link.
+    return {name: entry if entry.get("size") is not None else filesystem.info(name) for name, entry in found.items()}
 
 
 def found_below(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
@@ -69,7 +73,7 @@ def stamp(url: str) -> str:
         return str(filesystem.checksum(path))
     known = filesystem.info(path)
     marks = [str(known[key]) for key in ("ETag", "Content-MD5", "Digest", "Last-Modified") if known.get(key)]
-    return " ".join([str(known.get("size")), *marks]) if marks else _digest(filesystem, path)
+    return " ".join([str(known.get("size")), *marks]) if marks else _digest(url)
 
 
 def of_entry(name: str, entry: dict[str, Any]) -> str:
@@ -85,6 +89,24 @@ def content(url: str) -> bytes:
     return bytes(filesystem.cat_file(path))
 
 
+@contextmanager
+def reading(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
+    """Read a file from its start, without what is not asked for. Raises as `files` does.
+
+    Args:
+        url: The file.
+
+    Yields:
+        The file, to be read in order; and its size in bytes, None if a web server does not say it.
+    """
+    filesystem, path = access.opened(url)
+    size = filesystem.info(path).get("size")
+    # Many web servers know nothing of parts: of them the whole file is asked for, and the answer cut off.
+    block = 0 if url.startswith(WEB) else _BLOCK_BYTES
+    with filesystem.open(path, "rb", block_size=block) as stream:
+        yield stream, None if size is None else int(size)
+
+
 def fetch(url: str, file: Path) -> None:
     """Copy a file to this disk. Raises as `files` does."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +114,9 @@ def fetch(url: str, file: Path) -> None:
     filesystem.get_file(path, str(file))
 
 
-def _digest(filesystem: Any, path: str) -> str:
-    with filesystem.open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digest(url: str) -> str:
+    digest = hashlib.sha256()
+    with reading(url) as (stream, _):
+        while chunk := stream.read(_BLOCK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
