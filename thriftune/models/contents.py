@@ -54,24 +54,25 @@ def at_the_top(names: Iterable[str]) -> set[str]:
     return {name for name in names if "/" not in name}
 
 
-def listing(url: str) -> dict[str, dict[str, Any]]:
+def listing(url: str, field: str = _FIELD) -> dict[str, dict[str, Any]]:
     """The files of a model in a store: what the store knows about each, by its name there.
 
     Args:
         url: The model's folder.
+        field: The key that names it, for messages.
 
     Raises:
         ModelSourceError: There are none, access is denied, or the URL is that of a single file.
         TransientError: The store did not answer.
     """
     has_query = path_of(url) != url
-    with failures.explained(_FIELD, url, ModelSourceError, "holds no files."):
+    with failures.explained(field, url, ModelSourceError, "holds no files."):
         entries = {} if has_query else remote.listing(url)
         if not entries and not (has_query and remote.files(url)):
             raise FileNotFoundError(url)
     if has_query:  # which would have to be another one for each file
         raise ModelSourceError.single(
-            _FIELD,
+            field,
             url,
             "is the URL of a folder with a query, which cannot be used for the files in it.",
             "Name a .gguf file, or a folder in a store (s3://, gs://, abfs://), whose keys open all of its files.",

@@ -46,7 +46,7 @@ def version(source: str, revision: str | None = None, token: str | None = None, 
         with failures.explained(field, source, ModelSourceError):
             return artifacts.key_of(remote.stamp(source))
     if kind == "url":
-        found = contents.listing(source)
+        found = contents.listing(source, field)
         return artifacts.key_of(*(remote.of_entry(name, entry) for name, entry in found.items()))
     path = Path(source).expanduser()
     if kind == "directory":

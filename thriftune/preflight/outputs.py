@@ -25,9 +25,8 @@ def check(place: str, refused: str) -> Iterator[Problem]:
             _CODE,
             "THRIFTUNE_RAW_OUTPUT",
             place,
-            f"is where the run's models and data go, and cannot be written: {refused}.",
-            "Let the pods' service account write there, or name another place: THRIFTUNE_RAW_OUTPUT for launch plans, "
-            "--raw-output-data-prefix for pyflyte run.",
+            f"is where the run's models and data go, and cannot be written: {refused}",
+            "Or name another place: THRIFTUNE_RAW_OUTPUT for launch plans, --raw-output-data-prefix for pyflyte run.",
         )
 
 

@@ -74,6 +74,21 @@ def opened(url: str) -> "tuple[AbstractFileSystem, str]":
     return of(url).opened(url)
 
 
+def has_files(url: str) -> bool:
+    """Whether a URL is one of files, not of a table in a warehouse such as bq://.
+
+    Args:
+        url: URL or path.
+    """
+    from fsspec import get_filesystem_class
+
+    try:
+        get_filesystem_class(protocol_of(url))
+    except (ImportError, ValueError):
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Access:
     """How to reach the stores of one protocol. It can be pickled: processes that are spawned know no configuration.
@@ -138,7 +153,8 @@ class Access:
         if self.protocol != "s3":
             return "the configuration" if self.options.get("account_key") or self.options.get("token") else ""
         if self.options.get("key"):
-            return "FLYTE_AWS_ACCESS_KEY_ID, or the configuration of Flyte or fsspec"
+            is_of_fsspec = self.options["key"] == _of_fsspec("s3").get("key")
+            return "the configuration of fsspec" if is_of_fsspec else "FLYTE_AWS_ACCESS_KEY_ID or Flyte's configuration"
         found = _session().get_credentials()
         if found is None:
             return ""

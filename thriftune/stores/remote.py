@@ -29,8 +29,8 @@ def files(url: str) -> list[str]:
         filesystem.info(path)
         return [url]
     found = filesystem.glob(path)
-    if not found and url.startswith(WEB):
-        filesystem.ls(path[: min(path.index(c) for c in "*[" if c in path)].rpartition("/")[0])
+    if not found:  # which is also what is found where there is no bucket, or no server
+        filesystem.ls(path[: min((path.index(c) for c in "*[?" if c in path), default=None)].rpartition("/")[0])
     return sorted(filesystem.unstrip_protocol(file) for file in found)
 
 
@@ -105,6 +105,18 @@ def reading(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
     block = 0 if url.startswith(WEB) else _BLOCK_BYTES
     with filesystem.open(path, "rb", block_size=block) as stream:
         yield stream, None if size is None else int(size)
+
+
+def try_to_write(url: str) -> None:
+    """Write a file of a few bytes, and remove it. Raises as `files` does.
+
+    Args:
+        url: The file.
+    """
+    filesystem, path = access.opened(url)
+    filesystem.pipe_file(path, b"thriftune")
+    with suppress(OSError):  # a permission to write need not include removing
+        filesystem.rm_file(path)
 
 
 def fetch(url: str, file: Path) -> None:

@@ -143,7 +143,11 @@ class Store:
             return {n: int(info["size"]) for n, info in found.items() if f"{n}/".startswith(f"{path}/")}
 
         start = len(self._path("")) + 1
-        return {name[start:]: size for name, size in self._retried(under, find).items()}
+        try:
+            found = self._retried(under, find)
+        except FileNotFoundError as error:  # not an empty folder: there is no bucket
+            raise self._refused(error) from error
+        return {name[start:]: size for name, size in found.items()}
 
     def remove(self, under: str) -> None:
         """Remove a file, or all files below a folder, if there are any.
@@ -206,8 +210,8 @@ class Store:
                 self._raise_definite(error, disk)
                 if attempt == len(self.pauses):
                     raise TransientError(
-                        f"{self.prefix}: the store did not answer for {name or 'its listing'} at attempt {attempt + 1} "
-                        f"({type(error).__name__}: {error})."
+                        f"{self.prefix}, attempt {attempt + 1} at {name or 'its listing'}: "
+                        f"{failures.unreachable(self.prefix, error)}"
                     ) from error
                 logger.info("%s: %s. Trying again in %g s.", self.prefix, error, self.pauses[attempt])
             time.sleep(self.pauses[attempt])
