@@ -1,10 +1,15 @@
 """What a store refuses is one message, whoever asked: which bucket, with which keys, and what to set."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import s3fs
+import yaml
+from conftest import run_dict
 from flytekit import FlyteContextManager
 from flytekit.core.data_persistence import FileAccessProvider
 from flytekit.types.structured import StructuredDataset
@@ -23,6 +28,7 @@ from thriftune.preflight import adapters
 from thriftune.stores import access, failures
 from thriftune.stores.store import Store
 
+ROOT = Path(__file__).parents[2]
 CLOSED = "http://127.0.0.1:9"
 KEYS = "They are looked for in: FLYTE_AWS_ACCESS_KEY_ID and FLYTE_AWS_SECRET_ACCESS_KEY, FSSPEC_S3_KEY"
 
@@ -149,3 +155,32 @@ def test_a_table_is_known_by_its_files(tmp_path):
     assert first == transfer.table_version(StructuredDataset(uri=str(part.parent)))
     part.write_bytes(b"22")
     assert first != transfer.table_version(StructuredDataset(uri=str(part.parent)))
+
+
+def run(server, folder, key):
+    config = run_dict("qlora", model={"source": f"s3://{BUCKET}/model"}, data={"source": f"s3://{BUCKET}/rows.jsonl"})
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    variables = {"FLYTE_AWS_ENDPOINT": server.endpoint, "HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true"}
+    if key:
+        variables |= {"FLYTE_AWS_ACCESS_KEY_ID": key, "FLYTE_AWS_SECRET_ACCESS_KEY": "s3cret"}
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(("AWS_", "FLYTE_", "FSSPEC_"))} | variables
+    command = [Path(sys.executable).with_name("pyflyte"), "run", ROOT / "workflows/qlora_finetune.py", "qlora_finetune"]
+    return subprocess.run(
+        [*command, "--config", folder / "run.yaml"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [(WRONG, "Flyte's configuration (403"), ("", "and no keys were found (NoCred")]
+)
+def test_a_run_that_is_refused_ends_with_the_message_alone(server, tmp_path, key, said):
+    """Sixty lines of traceback stood above it, and ten thousand characters of frames."""
+    done = run(server, tmp_path, key)
+    assert done.returncode == 1
+    last = (
+        "ModelSourceError: The base model cannot be used (1 problem):\n  - model.source = s3://things/model: access is"
+    )
+    assert f"{last} denied" in done.stderr
+    assert said in done.stderr.rpartition("ModelSourceError")[2]
+    assert len((done.stdout + done.stderr).splitlines()) < 10
+    assert "Traceback" not in done.stdout + done.stderr
