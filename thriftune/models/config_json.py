@@ -13,7 +13,7 @@ from thriftune.models import contents, gguf_file, gguf_head
 from thriftune.models.files import files_of, real_path
 from thriftune.models.source import is_gguf, kind_of
 from thriftune.stores import failures, remote
-from thriftune.urls import path_of
+from thriftune.urls import is_remote, path_of
 
 FIELD = "model.source"
 
@@ -73,7 +73,7 @@ def of_gguf(file: Path, source: str) -> dict[str, Any]:
     Raises:
         ModelSourceError: There is no such file, or it is damaged.
     """
-    if not real_path(file, FIELD, ModelSourceError).is_file():
+    if not real_path(file if is_remote(source) else source, FIELD, ModelSourceError).is_file():
         raise ModelSourceError.single(FIELD, source, "is a folder, not a GGUF file.", "Check the path.")
     try:
         return gguf_file.config_of(file)
@@ -118,5 +118,5 @@ def _from_store(model: ModelConfig, _token: str | None) -> bytes | None:
 
 
 def _from_directory(model: ModelConfig, _token: str | None) -> bytes | None:
-    file = files_of(Path(model.source).expanduser(), FIELD, ModelSourceError).get("config.json")
+    file = files_of(model.source, FIELD, ModelSourceError).get("config.json")
     return None if file is None else file.read_bytes()

@@ -44,9 +44,8 @@ def names_of(source: str, revision: str | None, token: str | None) -> set[str]:
     if kind == "url":
         root = remote.root_of(source)
         return at_the_top(name.removeprefix(f"{root}/") for name in listing(source))
-    here = Path(source).expanduser()
-    files_of(here, _FIELD, ModelSourceError)
-    return {path.name for path in here.iterdir()}
+    files_of(source, _FIELD, ModelSourceError)
+    return {path.name for path in Path(source).expanduser().iterdir()}
 
 
 def at_the_top(names: Iterable[str]) -> set[str]:

@@ -50,9 +50,9 @@ def version(source: str, revision: str | None = None, token: str | None = None, 
         return artifacts.key_of(*(remote.of_entry(name, entry) for name, entry in found.items()))
     path = Path(source).expanduser()
     if kind == "directory":
-        files_of(path, field, ModelSourceError)
+        files_of(source, field, ModelSourceError)
     else:
-        real_path(path, field, ModelSourceError)
+        real_path(source, field, ModelSourceError)
     files = [path] if kind == "gguf" else sorted(p for p in path.rglob("*") if p.is_file())
     if not files:
         raise ModelSourceError.single(

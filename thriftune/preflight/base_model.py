@@ -91,7 +91,7 @@ def _require_readable(source: str) -> None:
     """
     directory = Path(source).expanduser()
     if kind_of(source) == "directory" and exists(directory):
-        files_of(directory, FIELD, ModelSourceError)
+        files_of(source, FIELD, ModelSourceError)
         damage.require_undamaged(directory, FIELD, ModelSourceError, content=False)
 
 
