@@ -18,7 +18,7 @@ def check(place: str, refused: str) -> Iterator[Problem]:
 
     Args:
         place: Bucket and prefix.
-        refused: The store's error when writing was tried; empty if it worked.
+        refused: What the store refused when writing was tried, in whole sentences; empty if it worked.
     """
     if refused:
         yield Problem.coded(
