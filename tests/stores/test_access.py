@@ -15,6 +15,7 @@ from tasks.settings import POD_ENVIRONMENT
 from thriftune.stores import access
 
 ROOT = Path(__file__).parents[2]
+CLOSED = "http://127.0.0.1:9"
 PROFILE = "[{}]\naws_access_key_id = {}\naws_secret_access_key = secret\nendpoint_url = {}\nregion = eu-west-1\n"
 
 
@@ -73,7 +74,9 @@ GIVEN = {
     "fsspec's file": (of_fsspec, "FSSPECKEY", "the configuration of fsspec"),
     "fsspec's variables": (variables_of_fsspec, "FSSPECKEY", "the configuration of fsspec"),
     "all of them": (
-        lambda s, home: {**in_home(s, home), **aws(s), **variables_of_fsspec(s, home), **flyte(s)},
+        lambda s, home: {
+            **in_home(s, home), **aws(s), **variables_of_fsspec(s, home), "FSSPEC_S3_ENDPOINT_URL": CLOSED, **flyte(s),
+        },
         "FLYTEKEY", "FLYTE_AWS_ACCESS_KEY_ID or Flyte's configuration",
     ),
 }  # fmt: skip
@@ -106,7 +109,8 @@ def test_options_are_merged_and_the_orchestrators_win(monkeypatch):
     found = access.of("s3://bucket/x")
     assert found.options["key"] == "ours"
     assert found.options["anon"] is True
-    assert found.options["client_kwargs"] == {"region_name": "eu-west-1", "endpoint_url": "http://b"}
+    assert found.options["client_kwargs"] == {"region_name": "eu-west-1"}
+    assert found.options["endpoint_url"] == "http://b"
     assert found.options["config_kwargs"]["read_timeout"] == access.READ_S
     assert found.endpoint == "http://b"
     access.use({})
