@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from flytekit import FlyteContextManager
@@ -13,8 +13,9 @@ from flytekit.types.structured import StructuredDataset
 
 from tasks import settings
 from thriftune import artifacts, damage, distributed
-from thriftune.errors import TransientError, UserError
-from thriftune.stores import failures, transfer
+from thriftune.errors import DataError, TransientError, UserError
+from thriftune.stores import access as stores
+from thriftune.stores import failures, remote, transfer
 from thriftune.stores.transfer import Outgoing
 from thriftune.urls import is_remote, name_of
 
@@ -84,18 +85,18 @@ def table_version(table: StructuredDataset) -> str:
     """The present version of a table, from the store's listing: names, sizes and checksums or times of its files.
 
     Flyte identifies tables by their URI, but files can be overwritten. Of a table that is a query, only the URI counts.
+
+    Raises:
+        DataError: It cannot be read.
+        TransientError: The store did not answer.
     """
     literal = table.literal
     uri = str(literal.uri if literal is not None else table.uri)
-    try:
-        filesystem = FlyteContextManager.current_context().file_access.get_filesystem_for_path(uri)
-        files = filesystem.find(uri, detail=True)
-    except (ImportError, ValueError):  # bq:// and similar URIs have no files
+    if not stores.has_files(uri):
         return artifacts.key_of(uri)
-    stamps = (
-        f"{name} {info.get('size')} {info.get('ETag') or info.get('mtime')}" for name, info in sorted(files.items())
-    )
-    return artifacts.key_of(uri, *stamps)
+    with failures.explained("table", uri, DataError):
+        files = remote.listing(uri)
+    return artifacts.key_of(uri, *(remote.of_entry(name, entry) for name, entry in sorted(files.items())))
 
 
 def _with_parquet_ending(file: Path, link: Path) -> Path:
@@ -157,24 +158,19 @@ def try_output() -> tuple[str, str]:
     """Try to write to where this run's outputs go, which may be another bucket than the one Flyte itself writes to.
 
     Returns:
-        The URL or path, and the error by which the store refused; empty if it did not refuse.
+        The URL or path; and what the store refused, and what to set. Empty if it did not refuse.
 
     Raises:
         TransientError: The store did not answer.
     """
-    access = FlyteContextManager.current_context().file_access
-    prefix = str(access.raw_output_prefix)
+    prefix = str(FlyteContextManager.current_context().file_access.raw_output_prefix)
     if settings.is_local():
         return prefix, ""
-    filesystem, probe = access.get_filesystem_for_path(prefix), f"{prefix.rstrip('/')}/write-check"
     try:
-        filesystem.pipe_file(probe, b"thriftune")
-    except (PermissionError, FileNotFoundError) as error:
-        return prefix, str(error)
-    except OSError as error:
-        raise TransientError(f"{prefix}: the store did not answer ({error}).") from error
-    with suppress(OSError):  # a permission to write need not include removing
-        filesystem.rm_file(probe)
+        with failures.explained("THRIFTUNE_RAW_OUTPUT", prefix, UserError):
+            remote.try_to_write(f"{prefix.rstrip('/')}/write-check")
+    except UserError as error:
+        return prefix, " ".join(f"{problem.message} {problem.remedy}" for problem in error.problems)
     return prefix, ""
 
 

@@ -5,6 +5,7 @@ import socket
 
 import boto3
 import pytest
+import s3fs
 from moto.server import ThreadedMotoServer
 
 _KEY = "test"
@@ -54,4 +55,5 @@ def set_environment(bucket: Bucket) -> pytest.MonkeyPatch:
     patch = pytest.MonkeyPatch()
     for name, value in bucket.environment.items():
         patch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # which know the server of another test
     return patch

@@ -170,5 +170,5 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text):
 def test_a_directory_is_read_and_a_missing_one_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **SIZES}))
     assert architecture.of(ModelConfig(source=str(tmp_path))).layers == 4
-    with pytest.raises(ModelSourceError, match="model.source = ./nowhere"):
+    with pytest.raises(ModelSourceError, match=r"model\.source = \./nowhere: does not exist"):
         architecture.of(ModelConfig(source="./nowhere"))

@@ -53,7 +53,14 @@ FOREIGN_FILES = {
     "go-on.yaml": "of a run",
 }
 # What looks like a key of a run file: parameters of a model, and files of its directory.
-NO_KEYS = {"model.layers", "model.safetensors", "model.safetensors.index.json", "model.gguf", "lora.four_bit"}
+NO_KEYS = {
+    "model.layers",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model.gguf",
+    "lora.four_bit",
+    "data.md",
+}
 # Read by a local run beside the settings of a platform.
 LOCAL_VARIABLES = set(LOCAL_ONLY)
 

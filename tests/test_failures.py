@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import os
+import traceback
 
 import pytest
 from flytekit import current_context
@@ -16,7 +17,7 @@ from tasks.failures import ExplainsErrors, explained
 from tasks.fetch_model import _key
 from thriftune.config import ModelConfig
 from thriftune.disk import DiskFullError
-from thriftune.errors import TransientError, UserError, chain_of
+from thriftune.errors import DataError, TransientError, chain_of
 
 URL = "http://h/rows.jsonl?X-Amz-Signature=s3cr3t"
 
@@ -47,6 +48,20 @@ def test_a_task_gives_what_it_gave():
     assert Explaining().execute(work=lambda: 7) == 7
 
 
+def refused():
+    try:
+        raise FileNotFoundError(URL)
+    except FileNotFoundError as error:
+        raise DataError.single("data.source", URL, "no such file.", "Check it.", code="data-empty") from error
+
+
+def not_answered():
+    try:
+        raise TransientError("the store does not answer") from ConnectionRefusedError(URL)
+    except TransientError as error:
+        raise FlyteRecoverableException(str(error)) from error
+
+
 def test_what_a_library_raised_has_no_secret_and_keeps_its_name():
     """A server that refused was printed with the whole URL, as the cause of what we say of it."""
 
@@ -54,12 +69,27 @@ def test_what_a_library_raised_has_no_secret_and_keeps_its_name():
         try:
             raise FileNotFoundError(URL)
         except FileNotFoundError as error:
-            raise UserError.single("data.source", URL, "no such file.", "Check it.") from error
+            raise RuntimeError("ours") from error
 
     error = raised(work)
-    assert [type(link).__name__ for link in chain_of(error)] == ["UserError", "FileNotFoundError"]
+    assert [type(link).__name__ for link in chain_of(error)] == ["RuntimeError", "FileNotFoundError"]
     assert not [link for link in chain_of(error) if "s3cr3t" in str(link)]
-    assert isinstance(error, UserError)
+
+
+@pytest.mark.parametrize(("work", "kind"), [(refused, DataError), (not_answered, FlyteRecoverableException)])
+def test_an_error_that_says_what_to_do_is_all_that_is_seen(work, kind, caplog):
+    """Sixty lines of libraries stood above it."""
+    caplog.set_level(logging.DEBUG, "thriftune.tasks.failures")
+    error = raised(work)
+    assert type(error) is kind
+    assert list(chain_of(error)) == [error]
+    frames = traceback.extract_tb(error.__traceback__)
+    assert frames[-1].name == "explained"
+    (record,) = caplog.records
+    assert "Error" in "".join(traceback.format_exception(record.exc_info[1]))
+    assert "s3cr3t" not in "".join(traceback.format_exception(record.exc_info[1]))
+    if kind is DataError:
+        assert [problem.code for problem in error.problems] == ["data-empty"]
 
 
 def test_an_error_of_the_task_itself_is_shown_without_the_secret():

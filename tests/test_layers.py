@@ -35,6 +35,7 @@ FLOORS = (
 )
 HEAVY = {"transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate"}
 ORCHESTRATION = {"flytekit", "flytekitplugins", "kubernetes"}
+REACHES_STORES = {"fsspec", "s3fs", "gcsfs", "adlfs", "obstore", "botocore", "aiobotocore", "boto3"}
 READS_ENVIRONMENT = {"tasks/settings.py", "thriftune/distributed.py"}
 # Subclasses of the Trainer's callback and of torch's modes need their base classes; the modules are imported late.
 IMPORTS_HEAVY = {
@@ -180,6 +181,21 @@ def test_only_the_two_rooms_ask_for_the_name_of_a_method_or_strategy():
 
 def test_the_library_knows_no_orchestrator():
     require_none(files_of("thriftune"), imports, lambda name: root(name) in ORCHESTRATION)
+
+
+def test_one_room_alone_reaches_blob_stores():
+    """Keys were looked for in four places, each in its own way; one of them did not know the orchestrator's."""
+    room = ROOT / "thriftune" / "stores"
+    inside = [file for file in FILES if file.is_relative_to(room)]
+    assert {"fsspec", "obstore", "botocore"} <= {root(name) for file in inside for _, name in imports(file)}
+    outside = [file for file in FILES if file not in inside]
+    require_none(outside, imports, lambda name: root(name) in REACHES_STORES)
+
+    def asked(file: Path) -> list[Found]:
+        nodes = (node for node in ast.walk(parse(file)) if isinstance(node, ast.Attribute))
+        return [(node.lineno, node.attr) for node in nodes]
+
+    require_none(outside, asked, lambda name: name.startswith("get_filesystem") or name.endswith("get_filesystem"))
 
 
 def test_pod_templates_need_only_flytekit_and_kubernetes():

@@ -383,7 +383,7 @@ def test_a_broken_gguf_file_is_refused(tmp_path):
     file.write_bytes(b"not a GGUF file")
     with pytest.raises(ModelSourceError, match=r"model\.source = .*broken\.gguf: cannot be read as GGUF"):
         models.fetch(str(file), "v", tmp_path / "m")
-    with pytest.raises(ModelSourceError, match="no such file"):
+    with pytest.raises(ModelSourceError, match="does not exist"):
         models.fetch(str(tmp_path / "absent.gguf"), "v", tmp_path / "m")
 
 

@@ -217,7 +217,7 @@ def test_nothing_of_a_run_that_fails_holds_a_secret(failed):
     assert "REDACTED" in done.stderr
 
 
-# Of checkpoints tests/checkpoints/test_store.py.
+# Of checkpoints tests/stores/test_store.py.
 @pytest.mark.slow
 @pytest.mark.parametrize("field", sorted({*PLACES} - {"checkpoints.resume_from"}))
 def test_a_closed_port_is_unreachable(field, failed):
@@ -279,13 +279,14 @@ OTHER_WRITERS = {
     ("thriftune/models/stopping.py", "write_text"): "the model's generation_config.json",
     ("tasks/elastic.py", "write_text"): "an error of ours that a worker tells its agent, removed at once",
     ("tasks/elastic.py", "to_json"): "the same",
+    ("thriftune/models/gguf_head.py", "open"): "the start of a model's file, removed at once",
     ("thriftune/models/files.py", "open"): "copies of a model's files",
     ("tasks/settings.py", "write_text"): "which run a folder is of",
     ("tasks/transfer.py", "to_parquet"): "rows of a table, removed at once",
     ("thriftune/checkpoints/attempts.py", "put_bytes"): "places that Flyte made, to be read again",
     ("thriftune/checkpoints/uploading.py", "put_bytes"): "manifests, redacted in thriftune/checkpoints/manifest.py",
     ("thriftune/checkpoints/resumption.py", "put_bytes"): "steps and numbers of rows",
-    ("tasks/transfer.py", "pipe_file"): "nothing: whether it can be written",
+    ("thriftune/stores/remote.py", "pipe_file"): "nothing: whether it can be written",
     ("thriftune/stores/store.py", "pipe_file"): "what is given to put_bytes",
     ("tasks/pages.py", "Deck"): "the one that shows decks",
 }

@@ -374,7 +374,7 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "secret-missing",
         lambda w: Run(options={"secrets": [SecretState("THRIFTUNE_HUB_SECRET", "group/key", False, "the hub")]}),
     ),
-    "a bucket that refuses": ("output-not-writable", lambda w: Run(options={"output": ("s3://b/x", "Access Denied")})),
+    "a bucket that refuses": ("output-not-writable", lambda w: Run(options={"output": ("s3://b/x", "is denied.")})),
     "a folder that is none": ("output-not-writable", lambda w: Run(options={"folder": outputs_in_a_file(w)})),
     "a plan for a larger disk": (
         "output-too-little-room",

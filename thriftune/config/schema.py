@@ -31,7 +31,8 @@ class ModelConfig(Section):
     """The base model."""
 
     source: Annotated[str, PATH_OR_URL] = Field(
-        min_length=1, description="Hub id, local directory, s3:// or gs:// URL, or a .gguf file."
+        min_length=1,
+        description="Hub id; directory, local or at an s3://, gs:// or https:// URL; or a .gguf file in one of these.",
     )
     revision: str | None = Field(
         default=None,

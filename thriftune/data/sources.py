@@ -117,7 +117,7 @@ def version(source: str, revision: str | None = None, token: str | None = None) 
         with hub.explained_errors("data.source", source, DataError):
             return hub.commit_of(source, revision, token, repo_type="dataset")
     digest = hashlib.sha256()
-    for file in _files(source):
+    for file in files_named(source):
         digest.update(urls.name_of(file).encode())
         digest.update(_remote_stamp(file) if urls.is_remote(file) else _content_digest(file))
     return digest.hexdigest()[:16]

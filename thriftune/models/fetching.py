@@ -5,11 +5,10 @@ import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from thriftune import artifacts, damage, hub
 from thriftune.errors import ModelSourceError
-from thriftune.models import gguf, stopping
+from thriftune.models import contents, gguf, stopping
 from thriftune.models.completeness import ADAPTER_CONFIG, require_complete
 from thriftune.models.files import CODE, TEMPLATES, UNWANTED, WANTED, copy_files, files_of, is_wanted, real_path
 from thriftune.models.source import is_gguf, kind_of
@@ -44,13 +43,17 @@ def version(source: str, revision: str | None = None, token: str | None = None, 
     if kind == "hub":
         with hub.explained_errors(field, source, ModelSourceError):
             return hub.commit_of(source, revision, token, repo_type="model")
+    if kind == "url" and is_gguf(source):
+        with failures.explained(field, source, ModelSourceError):
+            return artifacts.key_of(remote.stamp(source))
     if kind == "url":
-        return artifacts.key_of(*(remote.of_entry(name, entry) for name, entry in listing(source).items()))
+        found = contents.listing(source, field)
+        return artifacts.key_of(*(remote.of_entry(name, entry) for name, entry in found.items()))
     path = Path(source).expanduser()
     if kind == "directory":
-        files_of(path, field, ModelSourceError)
+        files_of(source, field, ModelSourceError)
     else:
-        real_path(path, field, ModelSourceError)
+        real_path(source, field, ModelSourceError)
     files = [path] if kind == "gguf" else sorted(p for p in path.rglob("*") if p.is_file())
     if not files:
         raise ModelSourceError.single(
@@ -80,17 +83,18 @@ def fetch(
     wanted = (*WANTED, CODE) if trust_remote_code else WANTED
     with artifacts.writing(destination, "fetching the base model") as directory:
         logger.info("Fetching %s (%s, version %s)", source, kind, version[:12])
+        if not is_gguf(source):
+            contents.require_files(contents.names_of(source, version, token), source)
         if kind == "hub":
             fetch_hub(source, version, directory, token, wanted)
         elif kind == "url":
             fetch_url(source, directory, wanted)
         elif kind == "gguf":
-            gguf.convert(Path(source).expanduser(), directory)
+            gguf.convert(Path(source).expanduser(), directory, source)
         else:
             here = Path(source).expanduser()
             damage.require_undamaged(here, _FIELD, content=True)
             copy_directory(here, directory, wanted)
-        require_model_directory(directory, source)
         stopping.require_readable(directory, source)
         require_complete(directory, source, trust_remote_code=trust_remote_code)
         artifacts.write_manifest(directory, "base model", {"source": source, "source_version": version})
@@ -128,41 +132,6 @@ def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: boo
         found = fingerprint(tokenizer)
         artifacts.write_manifest(directory, "tokenizer", {"fingerprint": found})
     return found
-
-
-def require_model_directory(directory: Path, source: str) -> None:
-    """Refuse a directory that is not a model this package can train.
-
-    Args:
-        directory: The directory.
-        source: The model's source, for messages.
-
-    Raises:
-        ModelSourceError: config.json, safetensors or the tokenizer are missing (all are named), or it is an adapter.
-    """
-    if (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file():
-        raise ModelSourceError.single(
-            "model.source",
-            source,
-            f"is an adapter ({ADAPTER_CONFIG}), not a model.",
-            "Name its base model; to continue training the adapter, name it as lora.resume_from.",
-            code="model-incomplete",
-        )
-    wanted = {
-        "config.json": ["config.json"],
-        "weights as *.safetensors": ["*.safetensors"],
-        "a tokenizer (tokenizer.json or tokenizer.model)": ["tokenizer.json", "tokenizer.model", "vocab.json"],
-    }
-    missing = [name for name, patterns in wanted.items() if not any(any(directory.glob(p)) for p in patterns)]
-    if missing:
-        found = ", ".join(sorted(p.name for p in directory.iterdir() if not p.name.startswith("."))[:10]) or "nothing"
-        raise ModelSourceError.single(
-            "model.source",
-            source,
-            f"lacks {' and '.join(missing)}; it holds {found}.",
-            "Give a transformers model directory; convert pickled weights with save_pretrained first.",
-            code="model-incomplete",
-        )
 
 
 def fetch_hub(repository: str, commit: str, directory: Path, token: str | None, patterns: tuple[str, ...]) -> None:
@@ -218,23 +187,6 @@ def _wanted(names: Collection[str], patterns: tuple[str, ...], source: str) -> l
     return [name for name in sorted(names) if name != artifacts.MANIFEST and is_wanted(name, patterns)]
 
 
-def listing(url: str) -> dict[str, dict[str, Any]]:
-    """The files of a model in a store: what the store knows about each, by its name there.
-
-    Args:
-        url: The model.
-
-    Raises:
-        ModelSourceError: There are none, or access is denied.
-        TransientError: The store did not answer.
-    """
-    with failures.explained("model.source", url, ModelSourceError, "holds no files."):
-        entries = remote.listing(url)
-        if not entries:
-            raise FileNotFoundError(url)
-    return entries
-
-
 def fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
     """Fetch the files of a model in a store that match some patterns; a GGUF file is converted.
 
@@ -249,29 +201,15 @@ def fetch_url(url: str, directory: Path, patterns: tuple[str, ...]) -> None:
     """
     if is_gguf(url):
         with tempfile.TemporaryDirectory() as scratch:
-            gguf.convert(fetch_gguf(url, Path(scratch)), directory)
+            file = Path(scratch) / "model.gguf"
+            with failures.explained(_FIELD, url, ModelSourceError):
+                transfer.fetch(url, file)
+            gguf.convert(file, directory, url)
         return
-    entries = listing(url)
+    entries = contents.listing(url)
     with failures.explained("model.source", url, ModelSourceError, "no longer holds the file."):
         root = remote.root_of(url)
         sizes = {file.removeprefix(f"{root}/"): int(entry.get("size") or 0) for file, entry in entries.items()}
         here = [name for name in sizes if name.rpartition("/")[0] in ("", TEMPLATES)]
         wanted = _wanted(here, patterns, url)
         transfer.fetch_all([Incoming(f"{url.rstrip('/')}/{n}", directory / n, sizes[n]) for n in wanted])
-
-
-def fetch_gguf(url: str, folder: Path) -> Path:
-    """Download a GGUF file from a store, and return its path.
-
-    Args:
-        url: The file.
-        folder: Folder to put it in.
-
-    Raises:
-        ModelSourceError: There is none, or access is denied.
-        TransientError: The store did not answer.
-    """
-    file = folder / "model.gguf"
-    with failures.explained("model.source", url, ModelSourceError):
-        transfer.fetch(url, file)
-    return file

@@ -69,7 +69,7 @@ def is_wanted(name: str, patterns: Collection[str] = WANTED, unwanted: Collectio
 
 
 def files_of(
-    directory: Path,
+    directory: Path | str,
     field: str,
     error: type[UserError],
     patterns: Collection[str] = (*WANTED, CODE),
@@ -78,7 +78,7 @@ def files_of(
     """The files of a directory that are taken, and their real paths.
 
     Args:
-        directory: A model or an adapter.
+        directory: A model or an adapter, as a person names it.
         field: The key that names it, for messages.
         error: The class to raise.
         patterns: Patterns of the files to take.
@@ -118,11 +118,11 @@ def exists(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def real_path(path: Path, field: str, error: type[UserError]) -> Path:
+def real_path(path: Path | str, field: str, error: type[UserError]) -> Path:
     """The real path behind a path that a person names.
 
     Args:
-        path: The path.
+        path: The path, as the person writes it.
         field: The key that names it, for the message.
         error: The class to raise.
 
@@ -130,7 +130,7 @@ def real_path(path: Path, field: str, error: type[UserError]) -> Path:
         UserError: As `error`: its links form a loop or lead to nothing, or it cannot be read.
     """
     try:
-        return Path(os.path.realpath(path, strict=True))
+        return Path(os.path.realpath(Path(path).expanduser(), strict=True))
     except OSError as cause:
         raise _unreadable(path, field, error, cause) from cause
 
@@ -177,9 +177,9 @@ def _said(cause: OSError) -> str:
     return f"is a link that leads back to itself ({cause.strerror})" if is_circle(cause) else f"({cause.strerror})"
 
 
-def _unreadable(path: Path, field: str, error: type[UserError], cause: OSError) -> UserError:
+def _unreadable(path: Path | str, field: str, error: type[UserError], cause: OSError) -> UserError:
     is_absent = isinstance(cause, FileNotFoundError)
-    if is_absent and not path.is_symlink():
+    if is_absent and not Path(path).expanduser().is_symlink():
         return error.single(field, path, "does not exist or is empty.", "Check the path.", code=error.missing)
     return error.single(field, path, f"{_said(cause)}.", "Check the path.")
 

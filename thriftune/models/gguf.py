@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from thriftune.disk import is_full
-from thriftune.errors import ModelSourceError
-from thriftune.models import gguf_file
+from thriftune.models import config_json, gguf_file
 from thriftune.models.completeness import load_checked
 
 
-def convert(file: Path, directory: Path) -> None:
+def convert(file: Path, directory: Path, source: str) -> None:
     """Unpack a GGUF file into 16-bit safetensors.
 
     transformers (5.23) reads the tokenizer and chat template from the same file. `dequantize` gives plain weights, but
@@ -18,6 +17,7 @@ def convert(file: Path, directory: Path) -> None:
     Args:
         file: The file.
         directory: Directory to write to.
+        source: The model's source, for messages.
 
     Raises:
         ModelSourceError: The file is missing or damaged, or lacks weights.
@@ -25,18 +25,14 @@ def convert(file: Path, directory: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
-    if not file.is_file():
-        raise ModelSourceError.single(
-            "model.source", file, "no such file.", "Check the path.", code=ModelSourceError.missing
-        )
     try:
-        config = AutoConfig.for_model(**gguf_file.config_of(file))
+        config = AutoConfig.for_model(**config_json.of_gguf(file, source))
         with gguf_file.alone(file) as link, gguf_file.known(file):
             dequantized = GgufConfig(dequantize=True)
             loaded, _ = load_checked(
                 AutoModelForCausalLM,
                 link.parent,
-                str(file),
+                source,
                 gguf_file=link.name,
                 config=config,
                 quantization_config=dequantized,
@@ -45,9 +41,7 @@ def convert(file: Path, directory: Path) -> None:
     except gguf_file.UNREADABLE as error:
         if is_full(error):  # the disk of temporary files
             raise
-        raise ModelSourceError.single(
-            "model.source", file, f"cannot be read as GGUF: {error}.", "Use a complete file of a known architecture."
-        ) from error
+        raise config_json.unreadable_gguf(error, source) from error
     model: Any = loaded
     model.hf_quantizer = None
     model.is_quantized = False

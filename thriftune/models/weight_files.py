@@ -77,8 +77,10 @@ class Folder:
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
-        entries = self._filesystem.ls(self._path, detail=True)
-        return {_last_part(entry["name"]): entry["size"] for entry in entries if entry["type"] != "directory"}
+        entries = [entry for entry in self._filesystem.ls(self._path, detail=True) if entry["type"] != "directory"]
+        # A web server's page names files, and not their sizes.
+        sized = (e if e["size"] is not None else self._filesystem.info(e["name"]) for e in entries)
+        return {_last_part(entry["name"]): entry["size"] for entry in sized}
 
     @property
     def names(self) -> set[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from thriftune import damage, hub
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, Problem, in_a_line
-from thriftune.models import architecture, gguf_file, stopping
+from thriftune.models import architecture, config_json, contents, gguf_file, gguf_head, stopping
 from thriftune.models import fetching as models
 from thriftune.models.architecture import Architecture
 from thriftune.models.files import CODE, WANTED, exists, files_of
@@ -73,7 +73,7 @@ def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
     directory, names, info = brought.value
     found = licenses.of(directory, info)
     base = BaseModel(version.value, found, directory, findings=tuple(_license_note(found, source)))
-    lacking = attempt(lambda: _require_complete(directory, names, source), FIELD, source)
+    lacking = attempt(lambda: contents.require_files(names, source), FIELD, source)
     if lacking.failed:
         return dataclasses.replace(base, findings=base.findings + lacking.findings)
     shape = attempt(lambda: _architecture(model, directory), FIELD, source)
@@ -91,7 +91,7 @@ def _require_readable(source: str) -> None:
     """
     directory = Path(source).expanduser()
     if kind_of(source) == "directory" and exists(directory):
-        files_of(directory, FIELD, ModelSourceError)
+        files_of(source, FIELD, ModelSourceError)
         damage.require_undamaged(directory, FIELD, ModelSourceError, content=False)
 
 
@@ -140,46 +140,25 @@ def _bring(
     if kind == "hub":
         info = hub.permitted(source, version, token, field=FIELD, error_class=ModelSourceError, repo_type="model")
         models.fetch_hub(source, version, directory, token, patterns)
-        return directory, {file.rfilename for file in info.siblings or ()}, info
+        return directory, contents.at_the_top(file.rfilename for file in info.siblings or ()), info
     if is_gguf(source):
-        _unpack_gguf(_local_gguf(source, scratch), directory)
+        file = Path(source).expanduser() if kind == "gguf" else gguf_head.fetch(source, scratch)
+        _unpack_gguf(file, source, directory)
         return directory, {"model.safetensors", *(p.name for p in directory.iterdir())}, None  # the weights are inside
+    names = contents.names_of(source, model.revision, token)
     if kind == "url":
-        names = {entry.rpartition("/")[2] for entry in models.listing(source)}
         models.fetch_url(source, directory, patterns)
-        return directory, names, None
-    models.copy_directory(Path(source).expanduser(), directory, patterns)
-    return directory, {p.name for p in Path(source).expanduser().iterdir()}, None
+    else:
+        models.copy_directory(Path(source).expanduser(), directory, patterns)
+    return directory, names, None
 
 
-def _local_gguf(source: str, scratch: Path) -> Path:
-    """A GGUF file on this disk: its tokenizer is inside, so all of it is needed."""
-    if kind_of(source) == "gguf":
-        return Path(source).expanduser()
-    logger.info("Preflight: downloading %s, whose tokenizer is inside", source)
-    return models.fetch_gguf(source, scratch)
-
-
-def _unpack_gguf(file: Path, directory: Path) -> None:
+def _unpack_gguf(file: Path, source: str, directory: Path) -> None:
     """Write the tokenizer and the configuration in a GGUF file as those of a model directory."""
-    shape = architecture.of(ModelConfig(source=str(file)))  # explains what is wrong with the file
+    shape = architecture.from_content(config_json.of_gguf(file, source), source)
     (directory / "config.json").write_text(shape.content, encoding="utf-8")
     gguf_file.save_tokenizer(file, directory)
     licenses.keep(directory, gguf_file.license_of(file))
-
-
-def _require_complete(directory: Path, names: set[str], source: str) -> None:
-    """Refuse a model without a configuration, weights or a tokenizer.
-
-    Raises:
-        ModelSourceError: All that is missing.
-    """
-    listing = directory.parent / "listing"  # the names alone, to look at in the way of a fetched model
-    listing.mkdir()
-    for name in names:
-        if "/" not in name:
-            (listing / name).touch()
-    models.require_model_directory(listing, source)
 
 
 def _architecture(model: ModelConfig, directory: Path) -> Architecture:

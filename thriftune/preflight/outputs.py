@@ -18,16 +18,15 @@ def check(place: str, refused: str) -> Iterator[Problem]:
 
     Args:
         place: Bucket and prefix.
-        refused: The store's error when writing was tried; empty if it worked.
+        refused: What the store refused when writing was tried, in whole sentences; empty if it worked.
     """
     if refused:
         yield Problem.coded(
             _CODE,
             "THRIFTUNE_RAW_OUTPUT",
             place,
-            f"is where the run's models and data go, and cannot be written: {refused}.",
-            "Let the pods' service account write there, or name another place: THRIFTUNE_RAW_OUTPUT for launch plans, "
-            "--raw-output-data-prefix for pyflyte run.",
+            f"is where the run's models and data go, and cannot be written: {refused}",
+            "Or name another place: THRIFTUNE_RAW_OUTPUT for launch plans, --raw-output-data-prefix for pyflyte run.",
         )
 
 

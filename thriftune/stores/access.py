@@ -62,7 +62,10 @@ def of(url: str) -> "Access":
         url: URL or path.
     """
     protocol = protocol_of(url)
-    return Access(protocol, _merged(_limits(protocol), _of_fsspec(protocol), _used.get(protocol, {})))
+    used = _used.get(protocol, {})
+    if protocol == "s3":
+        used = _with_one_endpoint(used)
+    return Access(protocol, _merged(_limits(protocol), _of_fsspec(protocol), used))
 
 
 def opened(url: str) -> "tuple[AbstractFileSystem, str]":
@@ -72,6 +75,21 @@ def opened(url: str) -> "tuple[AbstractFileSystem, str]":
         url: URL or path.
     """
     return of(url).opened(url)
+
+
+def has_files(url: str) -> bool:
+    """Whether a URL is one of files, not of a table in a warehouse such as bq://.
+
+    Args:
+        url: URL or path.
+    """
+    from fsspec import get_filesystem_class
+
+    try:
+        get_filesystem_class(protocol_of(url))
+    except (ImportError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -129,7 +147,7 @@ class Access:
     @property
     def endpoint(self) -> str:
         """The S3 server that is asked, if it is not Amazon's; empty otherwise."""
-        named = self.options.get("endpoint_url") or self.options.get("client_kwargs", {}).get("endpoint_url")
+        named = self.options.get("endpoint_url")
         return str(named or (_configured_endpoint() if self.protocol == "s3" else ""))
 
     @property
@@ -138,7 +156,8 @@ class Access:
         if self.protocol != "s3":
             return "the configuration" if self.options.get("account_key") or self.options.get("token") else ""
         if self.options.get("key"):
-            return "FLYTE_AWS_ACCESS_KEY_ID, or the configuration of Flyte or fsspec"
+            is_of_fsspec = self.options["key"] == _of_fsspec("s3").get("key")
+            return "the configuration of fsspec" if is_of_fsspec else "FLYTE_AWS_ACCESS_KEY_ID or Flyte's configuration"
         found = _session().get_credentials()
         if found is None:
             return ""
@@ -160,7 +179,18 @@ def _of_fsspec(protocol: str) -> Options:
     import fsspec
 
     found: Options = fsspec.config.conf.get(protocol, {})
-    return found
+    return _with_one_endpoint(found) if protocol == "s3" else found
+
+
+def _with_one_endpoint(options: Options) -> Options:
+    """Options of s3fs with the endpoint in the first of the two places that it may be in: with both, s3fs fails.
+
+    fsspec adds what is missing from its own configuration, so the second place is there too, if only empty.
+    """
+    client = dict(options.get("client_kwargs", {}))
+    named = client.pop("endpoint_url", None)
+    endpoint = options.get("endpoint_url") or named
+    return {**options, "client_kwargs": client, **({"endpoint_url": endpoint} if endpoint else {})}
 
 
 def _merged(*several: Options) -> dict[str, Any]:

@@ -31,6 +31,7 @@ SENT_BYTES, FETCHED_BYTES = 8 << 20, 16 << 20
 _MOST_PARTS = 9_000  # S3 takes 10,000
 _BLOCK_BYTES = 1 << 20
 _DIGEST = "thriftune-sha256"
+_NO_SUCH_RANGE = "status code: 416"
 
 # The process in which obstore was used first. Its threads do not survive a fork, and a child would wait for them.
 _owner: int | None = None
@@ -80,18 +81,28 @@ class _InParts:
         import obstore
 
         store, key = self._opened(url)
-        meta = self._retried(url, lambda: obstore.head(store, key))
-        size, tag = meta["size"], meta["e_tag"]
-        if file.is_file() and file.stat().st_size == size and self._digest(url, store, key) == sha256_of(file):
-            return meter.add(size)
+        if (
+            file.is_file()
+            and (known := self._known(url, store, key))
+            and known == (file.stat().st_size, sha256_of(file))
+        ):
+            return meter.add(known[0])
+        first = self._retried(url, lambda: _first_part(store, key))
+        size = first.meta["size"]
+        requests, answered = _requests_for(size, first.meta["e_tag"]), [first]
         with _partial(file) as partial:
             with partial.open("wb", buffering=0) as out:
 
-                def bring(part: "GetOptions") -> _Part:
-                    return self._retried(url, lambda: _received(obstore.get(store, key, options=part), out, meter))
+                def bring(request: "GetOptions") -> _Part:
+                    def receive() -> _Part:
+                        is_answered = request is requests[0] and answered
+                        result = answered.pop() if is_answered else obstore.get(store, key, options=request)
+                        return _received(result, out, meter)
+
+                    return self._retried(url, receive)
 
                 with ThreadPoolExecutor(self._parts) as pool:
-                    came, is_same = pool.map(bring, _requests_for(size, tag)), True
+                    came, is_same = pool.map(bring, requests), True
                     if check:
                         is_same = _is_what_was_sent(partial, came)
                     else:
@@ -106,7 +117,7 @@ class _InParts:
         store, key = self._opened(url)
         size = file.stat().st_size
         digest = sha256 or sha256_of(file)
-        if self._retried(url, lambda: _size_there(store, key)) == size and self._digest(url, store, key) == digest:
+        if self._known(url, store, key) == (size, digest):
             return meter.add(size)
         part = max(SENT_BYTES, -(-size // _MOST_PARTS))
         at_once = max(1, self._parts * SENT_BYTES // part)
@@ -119,7 +130,8 @@ class _InParts:
                 )  # fmt: skip
 
         self._retried(url, send)
-        if self._retried(url, lambda: _size_there(store, key)) != size:
+        known = self._known(url, store, key)
+        if known is not None and known[0] != size:
             raise ChangedError("changed while it was uploaded.")
         return None
 
@@ -127,10 +139,16 @@ class _InParts:
         bucket = bucket_of(url)
         return self._how.object_store(bucket.partition("://")[2]), url.removeprefix(bucket).strip("/")
 
-    def _digest(self, url: str, store: "ObjectStore", key: str) -> str:
+    def _known(self, url: str, store: "ObjectStore", key: str) -> tuple[int, str] | None:
+        """Size and checksum of an object; None if there is none, or if these keys may not look."""
         import obstore
+        from obstore.exceptions import PermissionDeniedError
 
-        return self._retried(url, lambda: _digest_of(obstore.get(store, key, options={"head": True})))
+        try:
+            answer = self._retried(url, lambda: obstore.get(store, key, options={"head": True}))
+        except (FileNotFoundError, PermissionDeniedError):  # the next request says which, with the store's reason
+            return None
+        return answer.meta["size"], _digest_of(answer)
 
     def _retried(self, url: str, call: Callable[[], T]) -> T:
         from obstore.exceptions import PreconditionError
@@ -188,6 +206,19 @@ def _partial(file: Path) -> Iterator[Path]:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _first_part(store: "ObjectStore", key: str) -> "GetResult":
+    """The first part of an object, with what the store knows of all of it. Unlike HEAD, a refusal has words."""
+    import obstore
+    from obstore.exceptions import GenericError
+
+    try:
+        return obstore.get(store, key, options={"range": (0, FETCHED_BYTES)})
+    except GenericError as error:
+        if _NO_SUCH_RANGE not in str(error):
+            raise
+        return obstore.get(store, key)  # an empty object has no parts
 
 
 def _requests_for(size: int, tag: str | None) -> "list[GetOptions]":
@@ -262,13 +293,3 @@ def _is_what_was_sent(file: Path, parts: Iterable[_Part]) -> bool:
 
 def _digest_of(result: "GetResult") -> str:
     return str(result.attributes.get(_DIGEST, ""))
-
-
-def _size_there(store: "ObjectStore", key: str) -> int:
-    """Bytes of an object; -1 if there is none."""
-    import obstore
-
-    try:
-        return int(obstore.head(store, key)["size"])
-    except FileNotFoundError:
-        return -1

@@ -9,7 +9,7 @@ from typing import Literal
 from thriftune import disk
 from thriftune.errors import TransientError, UserError, chain_of, in_a_line
 from thriftune.stores import access
-from thriftune.urls import WEB, bucket_of, is_remote
+from thriftune.urls import bucket_of, is_remote
 
 Failure = Literal["missing", "forbidden", "unreachable", "unusable"]
 
@@ -33,8 +33,8 @@ _SERVER_S_WORDS = re.compile(r"<Code>(?P<code>[^<]*)</Code>.*?<Message>(?P<messa
 _NO_BUCKET = re.compile(r"NoSuchBucket|specified (bucket|container) does not exist|ContainerNotFound")
 # Where keys are looked for, in this order, by protocol.
 _KEYS_OF = {
-    "s3": "FLYTE_AWS_ACCESS_KEY_ID and FLYTE_AWS_SECRET_ACCESS_KEY, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "AWS_PROFILE and ~/.aws, the role of the pod or machine",
+    "s3": "FLYTE_AWS_ACCESS_KEY_ID and FLYTE_AWS_SECRET_ACCESS_KEY, FSSPEC_S3_KEY and FSSPEC_S3_SECRET, "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE and ~/.aws, the role of the pod or machine",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, the login of gcloud, the service account of the pod or machine",
     "abfs": "FLYTE_AZURE_STORAGE_ACCOUNT_NAME and FLYTE_AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_ACCOUNT_NAME and "
     "AZURE_STORAGE_ACCOUNT_KEY, the identity of the pod or machine",
@@ -82,8 +82,7 @@ def explained(
         if failure is None or is_refused or disk.is_full(error):  # an error of this disk, not of the store
             raise
         if failure == "unreachable":
-            message = f"the store cannot be reached or does not answer ({in_words(error)})."
-            raise TransientError(f"{field} = {place}: {message}") from error
+            raise TransientError(f"{field} = {place}: {unreachable(place, error)}") from error
         refused = refusal(place, error, missing)
         code = code or (error_class.missing if failure == "missing" else "")
         raise error_class.single(field, place, refused.message, refused.remedy, code=code) from error
@@ -106,7 +105,7 @@ def refusal(place: str, error: BaseException, missing: str = "no such file.") ->
     """
     failure, words = failure_of(error), in_words(error)
     if failure == "missing":
-        if is_remote(place) and _is_without_bucket(error):
+        if is_remote(place) and is_without_bucket(error):
             named = _SERVER_OF.get(access.protocol_of(place), "")
             remedy = f"Create it, or name one that exists{named}."
             return Refusal(f"there is no bucket {bucket_of(place)}{_at(place)}.", remedy)
@@ -118,8 +117,21 @@ def refusal(place: str, error: BaseException, missing: str = "no such file.") ->
         origin = access.of(place).origin_of_keys
         used = f"with keys from {origin}" if origin else "and no keys were found"
         message = f"access is denied to {bucket_of(place)}{_at(place)}, {used} ({words})."
-        return Refusal(message, f"Give keys that may read and write there. They are looked for in: {names}.")
+        named = _SERVER_OF.get(access.protocol_of(place), "")
+        return Refusal(message, f"Give keys that may read and write there{named}. They are looked for in: {names}.")
     return Refusal(f"cannot be read: {words}.", "Give a path, s3://, gs:// or https:// URL.")
+
+
+def unreachable(place: str, error: BaseException) -> str:
+    """What is said of a store or a server that does not answer.
+
+    Args:
+        place: URL that was asked for.
+        error: The last error.
+    """
+    message = f"the store cannot be reached or does not answer ({in_words(error)})."
+    asked = _at(place)
+    return f"{message} It was asked{asked}{_SERVER_OF.get(access.protocol_of(place), '')}." if asked else message
 
 
 def failure_of(error: BaseException) -> Failure | None:
@@ -145,11 +157,15 @@ def in_words(error: BaseException) -> str:
     cause = list(chain_of(error))[-1]
     if said := _SERVER_S_WORDS.search(str(cause)):
         return f"{said['code']}: {said['message']}"
-    told = _OBSTORE_STATUS.search(str(cause)) if _is_of_obstore(cause) else None
-    return f"HTTP {told['words']}" if told else in_a_line(cause)
+    if answered := _OBSTORE_STATUS.search(str(cause)) if _is_of_obstore(cause) else None:
+        return f"HTTP {answered['words']}"
+    answer = getattr(cause, "response", None)  # of botocore, whose own text says what it was doing first
+    told = answer.get("Error", {}) if isinstance(answer, dict) else {}
+    return f"{told['Code']}: {told['Message']}" if told.get("Code") and told.get("Message") else in_a_line(cause)
 
 
-def _is_without_bucket(error: BaseException) -> bool:
+def is_without_bucket(error: BaseException) -> bool:
+    """Whether a store said that there is no such bucket."""
     return any(_NO_BUCKET.search(str(link)) for link in chain_of(error))
 
 
@@ -158,8 +174,10 @@ def _is_of_obstore(error: BaseException) -> bool:
 
 
 def _at(place: str) -> str:
-    endpoint = "" if place.startswith(WEB) else access.of(place).endpoint
-    return f" at {endpoint}" if endpoint else ""
+    """Which server was asked; empty for a web server, which the place names, and for stores that have only one."""
+    if access.protocol_of(place) != "s3":
+        return ""
+    return f" at {access.of(place).endpoint or 'Amazon S3'}"
 
 
 def _status_of(error: BaseException) -> int | None:

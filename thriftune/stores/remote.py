@@ -5,12 +5,16 @@ nothing, and its info says "not found". So an empty result is asked for once mor
 """
 
 import hashlib
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any
 
 from thriftune.redaction import unsigned
 from thriftune.stores import access
 from thriftune.urls import WEB
+
+# Read ahead in a file that is read from its start, where the store gives parts of it.
+_BLOCK_BYTES = 4 << 20
 
 
 def files(url: str) -> list[str]:
@@ -24,8 +28,8 @@ def files(url: str) -> list[str]:
         filesystem.info(path)
         return [url]
     found = filesystem.glob(path)
-    if not found and url.startswith(WEB):
-        filesystem.ls(path[: min(path.index(c) for c in "*[" if c in path)].rpartition("/")[0])
+    if not found:  # which is also what is found where there is no bucket, or no server
+        filesystem.ls(path[: min((path.index(c) for c in "*[?" if c in path), default=None)].rpartition("/")[0])
     return sorted(filesystem.unstrip_protocol(file) for file in found)
 
 
@@ -33,8 +37,8 @@ def listing(url: str) -> dict[str, dict[str, Any]]:
     """All files below a URL: the store's names, with what it knows about each. Raises as `files` does."""
     filesystem, path = access.opened(url)
     found = found_below(filesystem, path)
-    # For a URL of a single file, the entry is empty.
-    return {name: entry or filesystem.info(name) for name, entry in found.items()}
+    # For a URL of a single file the entry is empty, and on a web server nobody knows what is behind a link.
+    return {name: entry if entry.get("size") is not None else filesystem.info(name) for name, entry in found.items()}
 
 
 def found_below(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
@@ -68,7 +72,7 @@ def stamp(url: str) -> str:
         return str(filesystem.checksum(path))
     known = filesystem.info(path)
     marks = [str(known[key]) for key in ("ETag", "Content-MD5", "Digest", "Last-Modified") if known.get(key)]
-    return " ".join([str(known.get("size")), *marks]) if marks else _digest(filesystem, path)
+    return " ".join([str(known.get("size")), *marks]) if marks else _digest(url)
 
 
 def of_entry(name: str, entry: dict[str, Any]) -> str:
@@ -84,6 +88,39 @@ def content(url: str) -> bytes:
     return bytes(filesystem.cat_file(path))
 
 
-def _digest(filesystem: Any, path: str) -> str:
-    with filesystem.open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+@contextmanager
+def reading(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
+    """Read a file from its start, without what is not asked for. Raises as `files` does.
+
+    Args:
+        url: The file.
+
+    Yields:
+        The file, to be read in order; and its size in bytes, None if a web server does not say it.
+    """
+    filesystem, path = access.opened(url)
+    size = filesystem.info(path).get("size")
+    # Many web servers know nothing of parts: of them the whole file is asked for, and the answer cut off.
+    block = 0 if url.startswith(WEB) else _BLOCK_BYTES
+    with filesystem.open(path, "rb", block_size=block) as stream:
+        yield stream, None if size is None else int(size)
+
+
+def try_to_write(url: str) -> None:
+    """Write a file of a few bytes, and remove it. Raises as `files` does.
+
+    Args:
+        url: The file.
+    """
+    filesystem, path = access.opened(url)
+    filesystem.pipe_file(path, b"thriftune")
+    with suppress(OSError):  # a permission to write need not include removing
+        filesystem.rm_file(path)
+
+
+def _digest(url: str) -> str:
+    digest = hashlib.sha256()
+    with reading(url) as (stream, _):
+        while chunk := stream.read(_BLOCK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -44,10 +44,8 @@ def retried(
         except Exception as error:
             raise_definite(error)
             if attempt == len(pauses):
-                raise TransientError(
-                    f"{place}: the store did not answer for {what} at attempt {attempt + 1} "
-                    f"({failures.in_words(error)})."
-                ) from error
+                message = f"attempt {attempt + 1} at {what}: {failures.unreachable(place, error)}"
+                raise TransientError(f"{place}, {message}") from error
             logger.info("%s: %s. Trying again in %g s.", place, failures.in_words(error), pauses[attempt])
         time.sleep(pauses[attempt])
         attempt += 1

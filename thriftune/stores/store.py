@@ -142,7 +142,11 @@ class Store:
             return {n: int(info["size"]) for n, info in found.items() if f"{n}/".startswith(f"{path}/")}
 
         start = len(self._path("")) + 1
-        return {name[start:]: size for name, size in self._retried(under, find).items()}
+        try:
+            found = self._retried(under, find)
+        except FileNotFoundError as error:  # not an empty folder: there is no bucket
+            raise self._refused(error) from error
+        return {name[start:]: size for name, size in found.items()}
 
     def remove(self, under: str) -> None:
         """Remove a file, or all files below a folder, if there are any.
