@@ -61,7 +61,12 @@ class NodeProperties(Section):
     vcpus: PositiveInt = Field(description="Virtual CPUs of the host.")
     disk_gb: NonNegativeFloat = Field(description="Local NVMe disk, in GB; 0 for none.")
     network_gbps: float = Field(gt=0, description="Sustained network bandwidth (not burst), in Gbit/s.")
-    price_per_hour: float = Field(gt=0, description="Price of one node for one hour, in the catalogue's currency.")
+    own: bool = Field(
+        default=False, description="A machine of your own: only runs whose hardware.instance names it are planned on it."
+    )
+    price_per_hour: NonNegativeFloat = Field(
+        description="Price of one node for one hour, in the catalogue's currency; 0 only for a machine of your own."
+    )
     bf16: bool = Field(description="Whether the GPU has bfloat16: true from compute capability 8.0 on.")
     interconnect: Interconnect = Field(
         description="What joins the GPUs of a node: pcie, nvlink or nvswitch; none only where there is one at most."
@@ -119,6 +124,13 @@ class NodeProperties(Section):
             raise _contradiction(f"leaves {device.name} without memory")
         return gpu_gib
 
+    @field_validator("price_per_hour")
+    @classmethod
+    def _is_paid_unless_own(cls, price: float, info: ValidationInfo) -> float:
+        if price == 0 and not info.data.get("own"):
+            raise _contradiction("makes a node free that is not your own")
+        return price
+
     @field_validator("bf16")
     @classmethod
     def _is_what_the_hardware_has(cls, bf16: bool, info: ValidationInfo) -> bool:
@@ -138,7 +150,7 @@ class NodeProperties(Section):
 
 
 class NodeType(NodeProperties):
-    """A kind of machine that can be rented."""
+    """A kind of machine that can be rented, or is there."""
 
     name: str = Field(description="The provider's name for it, such as g4dn.12xlarge.")
 
