@@ -428,13 +428,14 @@ def test_a_machine_of_ones_own_is_planned_on_where_it_is_named_and_there_is_one(
     assert (made.instance, made.nodes, made.device, made.price_per_hour) == ("k3s", 1, "CPU", 0)
     assert (made.prices_as_of, made.alternatives) == ("", [])
     assert made.evaluation.instance == "k3s"
-    config = run("meta-llama/Llama-3.2-1B", training={"global_batch": 8}, hardware={"instance": "k3s"})
+    small = CATALOGUE.get("k3s").model_copy(update={"host_gib": 6.5})
+    config = run(SMOL, training={"global_batch": 8}, hardware={"instance": "k3s"})
     with pytest.raises(ConfigError, match="1 x k3s") as caught:
-        plan(config)
+        planner.plan(config, CATALOGUE.model_copy(update={"nodes": (small,)}))
     assert "2 x k3s" not in str(caught.value)
     assert "leave hardware" not in str(caught.value), "who has that machine has no other"
-    several = CATALOGUE.get("k3s").model_copy(update={"own": False, "price_per_hour": 0.1})
-    assert planner.plan(config, CATALOGUE.model_copy(update={"nodes": (several,)})).nodes > 1
+    rented = small.model_copy(update={"own": False, "price_per_hour": 0.1})
+    assert planner.plan(config, CATALOGUE.model_copy(update={"nodes": (rented,)})).nodes == 2
 
 
 def test_a_catalogue_of_ones_own_machines_says_which_to_name():
