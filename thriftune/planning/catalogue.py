@@ -62,7 +62,8 @@ class NodeProperties(Section):
     disk_gb: NonNegativeFloat = Field(description="Local NVMe disk, in GB; 0 for none.")
     network_gbps: float = Field(gt=0, description="Sustained network bandwidth (not burst), in Gbit/s.")
     own: bool = Field(
-        default=False, description="A machine of your own: only runs whose hardware.instance names it are planned on it."
+        default=False,
+        description="A machine of your own: only runs whose hardware.instance names it are planned on it.",
     )
     price_per_hour: NonNegativeFloat = Field(
         description="Price of one node for one hour, in the catalogue's currency; 0 only for a machine of your own."

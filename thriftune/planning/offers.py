@@ -144,9 +144,7 @@ def _candidates(config: RunConfig, catalogue: Catalogue) -> list[NodeType]:
     if not rented:
         message = "the catalogue has only machines of your own, on which no run is planned that does not name one."
         remedy = f"Set hardware.instance to {' or '.join(node.name for node in catalogue.nodes)}."
-    raise ConfigError.single(
-        "hardware.device", str(hardware.device or ""), message, remedy, code="plan-does-not-fit"
-    )
+    raise ConfigError.single("hardware.device", str(hardware.device or ""), message, remedy, code="plan-does-not-fit")
 
 
 def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
