@@ -156,12 +156,12 @@ def test_a_file_and_a_url_replace_the_shipped_one(tmp_path):
         (
             {"price_per_hour": -1},
             "price_per_hour",
-            ["-1", "greater than or equal to 0", "Price of one node for one hour"],
+            ["-1", "greater than or equal to 0", "Price of one node"],
         ),
         (
             {"price_per_hour": 0},
             "price_per_hour",
-            ["0", "free that is not your own", "0 only for a machine of your own"],
+            ["0", "free that is not your own", "0 only for a machine"],
         ),
         ({"price_per_hour": "cheap"}, "price_per_hour", ["'cheap'", "valid number"]),
         ({"price_per_hour": float("nan")}, "price_per_hour", ["nan", "finite"]),

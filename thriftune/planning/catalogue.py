@@ -63,7 +63,7 @@ class NodeProperties(Section):
     network_gbps: float = Field(gt=0, description="Sustained network bandwidth (not burst), in Gbit/s.")
     own: bool = Field(
         default=False,
-        description="A machine of your own: only runs whose hardware.instance names it are planned on it.",
+        description="A machine of your own: only runs that name it (hardware.instance) are planned on it.",
     )
     price_per_hour: NonNegativeFloat = Field(
         description="Price of one node for one hour, in the catalogue's currency; 0 only for a machine of your own."
