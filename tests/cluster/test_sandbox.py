@@ -23,6 +23,7 @@ from cluster.test_remote_runs import attempts_of, loss, on_the_plan_s_nodes, out
 pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", PAGE, re.S) for line in block.strip().splitlines()]
+SOURCED = "source configs/sandbox.env && "
 FILE = "configs/sandbox-qlora.yaml"
 WAITING = ("--wait", "--poll-interval", "1")
 CONNECTION = ("FLYTECTL_CONFIG", "FLYTE_AWS_ENDPOINT", "FLYTE_AWS_ACCESS_KEY_ID", "FLYTE_AWS_SECRET_ACCESS_KEY")
@@ -30,7 +31,7 @@ CONNECTION = ("FLYTECTL_CONFIG", "FLYTE_AWS_ENDPOINT", "FLYTE_AWS_ACCESS_KEY_ID"
 
 def command(beginning: str) -> list[str]:
     """The arguments of a command of pyflyte that the page has once."""
-    (found,) = {line for line in COMMANDS if line.startswith(f"pyflyte {beginning}")}
+    (found,) = {line.removeprefix(SOURCED) for line in COMMANDS if line.removeprefix(SOURCED).startswith(beginning)}
     return shlex.split(found)[1:]
 
 
@@ -78,7 +79,7 @@ def twin(cluster: ControlPlane, tiny_model_dir: Path, tmp_path_factory: pytest.T
 @pytest.fixture(scope="module")
 def run(cluster: ControlPlane, pyflyte: Pyflyte, settings: dict[str, str], twin: Path) -> Run:
     """The page's own command, on the twin."""
-    started = command("run --remote --copy all workflows/qlora_finetune.py")
+    started = command("pyflyte run --remote --copy all workflows/qlora_finetune.py")
     assert started[-1] == FILE
     pyflyte("run", *WAITING, *started[1:-1], str(twin), settings=settings)
     return done(cluster)
@@ -99,7 +100,7 @@ def test_pods_knew_the_store_by_flytekit_s_names_alone(run, cluster):
 
 
 def test_the_model_is_fetched_into_a_folder_with_the_page_s_command(run, pyflyte, settings, tmp_path):
-    _, uri, folder = command("fetch")
+    _, uri, folder = command("pyflyte fetch")
     pyflyte("fetch", uri.replace("EXECUTION", run.name), str(tmp_path / folder), settings=settings)
     (model,) = [file.parent for file in tmp_path.rglob("model.safetensors")]
     assert model.relative_to(tmp_path).as_posix() in PAGE
@@ -112,7 +113,7 @@ def test_a_plan_that_is_asked_for_on_a_cluster_is_for_the_cluster(cluster, pyfly
     del content["hardware"]["instance"]
     file = tmp_path / "any-node.yaml"
     file.write_text(yaml.safe_dump(content))
-    started = command("run --remote --copy all workflows/plan.py plan")
+    started = command("pyflyte run --remote --copy all workflows/plan.py plan")
     assert started[-1] == FILE
     pyflyte("run", *WAITING, *started[1:-1], str(file), settings=settings)
     found = json.loads(done(cluster).outputs.literals["o0"].scalar.primitive.string_value)
