@@ -97,8 +97,8 @@ def _obstacles(node: Node, pod: Pod, asked: Mapping[str, str]) -> list[str]:
 CLUSTER = Description(
     nodes=(Node({INSTANCE_TYPE: "cpu.small"}),), plugins=("container", "sidecar", "k8s-array", "pytorch")
 )
-# `flytectl demo start`: flyteorg/flyte, docker/sandbox-bundled/manifests/complete.yaml, and k3s. Of 4 CPUs and 8 GiB, of
-# which Linux shows 7.5, the database, the dashboard and the pods of k3s ask for half a CPU and 0.7 GiB.
+# `flytectl demo start`: the manifests of flyteorg/flyte, docker/sandbox-bundled, and k3s. Of 4 CPUs and 8 GiB,
+# of which Linux shows 7.5, the database, the dashboard and the pods of k3s ask for half a CPU and 0.7 GiB.
 SANDBOX = Description(
     nodes=(Node({INSTANCE_TYPE: "k3s"}, {"cpu": "3500m", "memory": "6.8Gi", "ephemeral-storage": "37Gi"}),),
     plugins=("container", "sidecar", "k8s-array", "connector-service", "echo"),

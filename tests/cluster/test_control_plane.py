@@ -11,7 +11,6 @@ from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.core.workflow_pb2 import TaskNodeOverrides
 from flytekit.configuration import Config
 from flytekit.remote import FlyteRemote
-
 from specification.pods import Pod
 
 from cluster.conftest import IN_CLUSTER, ROOT, done
