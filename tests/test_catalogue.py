@@ -8,7 +8,7 @@ import yaml
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
 from thriftune.planning import catalogue
-from thriftune.planning.catalogue import NodeType
+from thriftune.planning.node_types import NodeType
 
 FAMILIES = {
     "g4dn": ["xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge", "metal"],

@@ -100,12 +100,7 @@ class Pods:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(
-        self,
-        name: str,
-        task: TaskTemplate,
-        overrides: TaskNodeOverrides,
-        place: Place,
-        environment: Mapping[str, str],
+        self, name: str, task: TaskTemplate, overrides: TaskNodeOverrides, place: Place, environment: Mapping[str, str]
     ) -> list[int]:
         """Run one attempt of a task to its end.
 

@@ -10,7 +10,8 @@ from thriftune.config.choices import METHODS, STRATEGIES, strategies_of
 from thriftune.disk import free_bytes
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, Device, choose_precision, detect_device, gpu_count
-from thriftune.planning.catalogue import Catalogue, NodeType
+from thriftune.planning.catalogue import Catalogue
+from thriftune.planning.node_types import NodeType
 
 logger = logging.getLogger(__name__)
 
