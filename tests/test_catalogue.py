@@ -96,6 +96,8 @@ def test_the_shipped_nodes_are_plausible(shipped):
     [
         ("c7i.2xlarge", 14162),
         ("c7i.16xlarge", 112779),
+        ("m7i.large", 6903),
+        ("m7i.4xlarge", 57691),
         ("g4dn.xlarge", 14481),
         ("g4dn.12xlarge", 178933),
         ("g4dn.metal", 355262),
