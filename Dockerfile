@@ -8,12 +8,14 @@
 ARG PYTHON_VERSION=3.11.15
 # Major and minor are those of torch.version.cuda: DeepSpeed compiles with no other.
 ARG CUDA_VERSION=13.0.2
+# gpu, or cpu: the same libraries with a torch that has no CUDA, for machines without GPUs (docs/sandbox.md).
+ARG TORCH=gpu
 
 # ---- cuda: the compiler and the headers ------------------------------------------------------------------------------
 FROM nvidia/cuda:${CUDA_VERSION}-devel-ubuntu22.04 AS cuda
 
-# ---- builder: every library, in /opt/venv ----------------------------------------------------------------------------
-FROM python:${PYTHON_VERSION}-slim-bookworm AS builder
+# ---- base: what both builders begin with -----------------------------------------------------------------------------
+FROM python:${PYTHON_VERSION}-slim-bookworm AS base
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
 # hadolint ignore=DL3008 # Debian keeps one version of a package: a pin would break the build with its next security fix
@@ -21,24 +23,39 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ libaio-dev \
     && rm -rf /var/lib/apt/lists/*
 
-COPY --from=cuda /usr/local/cuda-13.0 /usr/local/cuda
-
 ARG UV_VERSION=0.13.9
 RUN pip install --no-cache-dir uv==${UV_VERSION} \
     && python -m venv --without-pip /opt/venv
 
-# In the environment's own Python from here on. Linking needs a libcuda, which comes with a driver; this one is a stub.
+# In the environment's own Python from here on.
 ENV PATH=/opt/venv/bin:$PATH \
     VIRTUAL_ENV=/opt/venv \
     UV_LINK_MODE=copy \
-    UV_PYTHON_DOWNLOADS=never \
-    CUDA_HOME=/usr/local/cuda \
+    UV_PYTHON_DOWNLOADS=never
+
+WORKDIR /build
+COPY pyproject.toml requirements.lock requirements-gpu.lock ./
+
+# ---- builder-cpu: every library, in /opt/venv, with torch from PyTorch's own index ------------------------------------
+FROM base AS builder-cpu
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# The version that the lock file names, with +cpu behind it. On ARM too: some images for Macs are built there.
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --compile-bytecode --torch-backend cpu --requirements pyproject.toml \
+        --constraints requirements.lock \
+    && uv pip freeze | sed 's/+cpu$//' > /tmp/installed \
+    && ! grep --line-regexp --fixed-strings --invert-match --file=requirements.lock /tmp/installed
+
+# ---- builder-gpu: every library, and DeepSpeed's operators ------------------------------------------------------------
+FROM base AS builder-gpu
+COPY --from=cuda /usr/local/cuda-13.0 /usr/local/cuda
+
+# Linking needs a libcuda, which comes with a driver; this one is a stub.
+ENV CUDA_HOME=/usr/local/cuda \
     LIBRARY_PATH=/usr/local/cuda/lib64/stubs
 
 # What the package depends on, without its tools for development; the lock files decide every version. The last line
 # fails, and names the package, if anything else was installed. Compiled to bytecode: no task may write here.
-WORKDIR /build
-COPY pyproject.toml requirements.lock requirements-gpu.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --compile-bytecode --requirements pyproject.toml \
         --constraints requirements.lock --constraints requirements-gpu.lock \
@@ -76,6 +93,8 @@ RUN pip download --no-cache-dir --no-deps --no-binary deepspeed "$(grep ^deepspe
     && ! grep --quiet zmm /tmp/code
 
 # ---- code: this package, apart from its libraries --------------------------------------------------------------------
+# hadolint ignore=DL3006 # not an image but one of the two stages above
+FROM builder-${TORCH} AS builder
 FROM builder AS code
 WORKDIR /build
 COPY README.md LICENSE ./
@@ -121,7 +140,8 @@ USER 10001:10001
 WORKDIR /root
 
 # The operators load, in this stage and as this user, and a GPU pod will take them for its own.
-RUN DS_ACCELERATOR=cuda python -c "from deepspeed.git_version_info import accelerator_name, installed_ops; \
+ARG TORCH=gpu
+RUN test "${TORCH}" = cpu || DS_ACCELERATOR=cuda python -c "from deepspeed.git_version_info import accelerator_name, installed_ops; \
     import deepspeed.ops.adam.cpu_adam_op, deepspeed.ops.utils_op; \
     assert accelerator_name == 'cuda' and installed_ops['cpu_adam'] and installed_ops['utils'], installed_ops"
 

@@ -5,6 +5,7 @@
 #   make test    set up from nothing, and run the tests
 #   make check   lint, formatting, types and packaging
 #   make image   the container image that tasks run in, with Docker
+#   make sandbox the image for machines without GPUs, pushed to the registry of `flytectl demo start`
 #   make specifications   the golden files of what is registered
 #   make faults  trainings that are killed, damaged, starved and cut off, and go on: the whole suite
 #   make cluster only those tests that register and run the workflows on a control plane on this machine
@@ -27,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults cluster check lint types package format specifications lock image clean
+.PHONY: help setup demo test faults cluster check lint types package format specifications lock image sandbox clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -108,6 +109,11 @@ lock: setup
 # The tag is the release: registering refuses an image of another one.
 image:
 	docker build --build-arg REVISION=$$(git rev-parse HEAD) $(IMAGE_ARGS) --tag $(IMAGE) .
+
+# docs/sandbox.md
+sandbox:
+	$(MAKE) image IMAGE=localhost:30000/$(IMAGE) IMAGE_ARGS="--build-arg TORCH=cpu $(IMAGE_ARGS)"
+	docker push localhost:30000/$(IMAGE)
 
 clean:
 	rm -rf $(VENV) build outputs

@@ -127,7 +127,8 @@ def generating_task() -> dict[str, Any]:
     """Options of the task that answers prompts. Its resources are settings, as there is no plan."""
     disk, gpus, instance = PLATFORM.generate_disk_gib, PLATFORM.generate_gpus, PLATFORM.generate_instance
     gpu = {"gpu": str(gpus)} if gpus else {}
-    asked = Resources(cpu="4", mem=PLATFORM.generate_memory, ephemeral_storage=ephemeral_storage(disk), **gpu)
+    cpus, memory, storage = str(PLATFORM.generate_cpu), PLATFORM.generate_memory, ephemeral_storage(disk)
+    asked = Resources(cpu=cpus, mem=memory, ephemeral_storage=storage, **gpu)
     if instance:  # a pod for a node type that does not exist would wait forever
         catalogue.load(PLATFORM.catalogue).get(instance)
     label = PLATFORM.node_label if instance else ""

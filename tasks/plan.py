@@ -40,7 +40,7 @@ def plan(
 
 @task(**hub_task(), enable_deck=True, deck_fields=())
 def show_plan(config: RunConfig) -> str:
-    """Plan a run without running it: for this machine if it asks for the CPU, else for the catalogue's nodes.
+    """Plan a run without running it, for the machines that it would run on (`is_for_this_machine`).
 
     Args:
         config: The run.
@@ -73,5 +73,8 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
 
 
 def is_for_this_machine(config: RunConfig) -> bool:
-    """Whether to plan a run that is not started for this machine: it asks for a CPU, and for no node type."""
-    return config.hardware.device == "CPU" and config.hardware.instance is None
+    """Whether to plan a run that is not started for this machine: here, it asks for a CPU, and for no node type.
+
+    On a cluster the catalogue's nodes are planned for, as by the workflow that would run it.
+    """
+    return settings.is_local() and config.hardware.device == "CPU" and config.hardware.instance is None

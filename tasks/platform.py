@@ -136,6 +136,7 @@ class Platform(Section):
         description="Disk of the task that prepares data, in GiB: about three times the size of the source rows.",
     )
     generate_gpus: NonNegativeInt = Field(default=1, description="GPUs that answer prompts.")
+    generate_cpu: PositiveInt = Field(default=4, description="CPUs of the task that answers prompts.")
     generate_memory: Quantity = Field(default="14Gi", description="Memory of the task that answers prompts.")
     generate_disk_gib: PositiveInt = Field(
         default=50, description="Disk of the task that answers prompts, for the model and its adapters, in GiB."

@@ -68,7 +68,10 @@ def on_cpu_node(node: Any, plan: TrainingPlan, request: PodRequest) -> Any:
     """
     if plan.instance == THIS_MACHINE:
         return node
-    pod = CpuPod(f"{request.memory_gib}Gi", request.cpus or PLATFORM.cpu, request.disk_gib + PLATFORM.disk_gib)
+    cpus = request.cpus or PLATFORM.cpu
+    if not plan.hardware.is_gpu:  # a cluster for runs on CPUs may have no larger node than the plan's
+        cpus = min(cpus, plan.request.cpus)
+    pod = CpuPod(f"{request.memory_gib}Gi", cpus, request.disk_gib + PLATFORM.disk_gib)
     return node.with_overrides(**pod.options())
 
 

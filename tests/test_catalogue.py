@@ -8,7 +8,7 @@ import yaml
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
 from thriftune.planning import catalogue
-from thriftune.planning.catalogue import NodeType
+from thriftune.planning.node_types import NodeType
 
 FAMILIES = {
     "g4dn": ["xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge", "metal"],
@@ -18,6 +18,8 @@ FAMILIES = {
     "p4de": ["24xlarge"],
     "p5": ["48xlarge"],
 }
+_CPU_SIZES = {"large": 2, "xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32, "16xlarge": 64}
+CPU_FAMILIES = {"c7i": 2, "m7i": 4, "r7i": 8}  # GiB a CPU
 NODE = {
     "device": "T4", "gpus": 4, "gpu_gib": 14.56, "host_gib": 192, "vcpus": 48, "disk_gb": 900, "network_gbps": 50,
     "price_per_hour": 3.912, "bf16": False, "interconnect": "pcie",
@@ -46,26 +48,43 @@ def shipped():
     return catalogue.load()
 
 
-def test_the_shipped_file_has_every_size_of_every_family(shipped):
+def test_the_shipped_file_has_every_size_of_every_family_with_gpus(shipped):
     assert shipped.currency == "USD"
     assert shipped.region == "us-east-1"
     assert shipped.as_of.year >= 2026
     expected = {f"{family}.{size}" for family, sizes in FAMILIES.items() for size in sizes}
-    assert {node.name for node in shipped.nodes} == expected
+    assert {node.name for node in shipped.nodes if node.has_gpu} == expected
+
+
+def test_the_cpu_nodes_double_from_size_to_size(shipped):
+    """A run on CPUs could be planned on no cluster: "no node of the catalogue has it"."""
+    rented = {node.name: node for node in shipped.nodes if not node.has_gpu and not node.own}
+    assert set(rented) == {f"{family}.{size}" for family in CPU_FAMILIES for size in _CPU_SIZES}
+    for family, gib in CPU_FAMILIES.items():
+        sizes = {size: rented[f"{family}.{size}"] for size in _CPU_SIZES}
+        assert {size: node.vcpus for size, node in sizes.items()} == _CPU_SIZES
+        assert all(node.host_gib == gib * node.vcpus for node in sizes.values())
+        prices = {size: node.price_per_hour / node.vcpus for size, node in sizes.items()}
+        assert list(prices.values()) == pytest.approx([prices["large"]] * len(_CPU_SIZES))
+
+
+def test_the_one_machine_of_ones_own_is_the_sandbox_s(shipped):
+    (own,) = [node for node in shipped.nodes if node.own]
+    assert (own.name, own.device, own.price_per_hour) == ("k3s", "CPU", 0)
+    assert (own.vcpus, own.host_gib) == (4, 8)
 
 
 def test_every_gpu_that_the_image_has_code_for_has_a_node(shipped):
     """torch 2.13 for CUDA 13 begins with compute capability 7.5: a V100 would fail at its first kernel."""
     for name, device in DEVICES.items():
         nodes = shipped.for_device(name)
-        assert bool(nodes) == (device.compute_capability >= (7, 5)), name
+        assert bool(nodes) == (device.compute_capability >= (7, 5) or not device.is_gpu), name
         prices = [node.price_per_hour for node in nodes]
         assert prices == sorted(prices), "cheapest first"
 
 
 def test_the_shipped_nodes_are_plausible(shipped):
-    for node in shipped.nodes:
-        assert node.has_gpu
+    for node in (node for node in shipped.nodes if node.has_gpu):
         assert 0.85 * DEVICES[node.device].memory_gib < node.gpu_gib < DEVICES[node.device].memory_gib
         assert 0.7 * node.host_gib < node.allocatable_host_gib < node.host_gib
         assert node.allocatable_vcpus == node.vcpus - 1
@@ -75,6 +94,10 @@ def test_the_shipped_nodes_are_plausible(shipped):
 @pytest.mark.parametrize(
     ("name", "allocatable_mib"),
     [
+        ("c7i.2xlarge", 14162),
+        ("c7i.16xlarge", 112779),
+        ("m7i.large", 6903),
+        ("m7i.4xlarge", 57691),
         ("g4dn.xlarge", 14481),
         ("g4dn.12xlarge", 178933),
         ("g4dn.metal", 355262),
@@ -102,11 +125,17 @@ def test_a_node_without_gpus_is_possible():
     assert not node.has_gpu
 
 
+def test_only_a_machine_of_ones_own_may_be_free(tmp_path):
+    loaded = catalogue.load(write(tmp_path, node_with(price_per_hour=0, own=True)))
+    assert (loaded.nodes[0].price_per_hour, loaded.nodes[0].own) == (0, True)
+    assert not catalogue.load(write(tmp_path, FILE)).nodes[0].own
+
+
 def test_an_unknown_name_brings_up_those_spelt_alike(shipped):
     assert shipped.get("g4dn.12xlarge").gpus == 4
     with pytest.raises(ConfigError, match=r"g4dn\.12xlrge: is not a node type .*Did you mean g4dn\.12xlarge or "):
         shipped.get("g4dn.12xlrge")
-    with pytest.raises(ConfigError, match=r"The node types are g4dn\.xlarge, .*p5\.48xlarge\."):
+    with pytest.raises(ConfigError, match=r"The node types are g4dn\.xlarge, .*k3s\."):
         shipped.get("quantum")
 
 
@@ -126,8 +155,16 @@ def test_a_file_and_a_url_replace_the_shipped_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "key", "texts"),
     [
-        ({"price_per_hour": -1}, "price_per_hour", ["-1", "greater than 0", "Price of one node for one hour"]),
-        ({"price_per_hour": 0}, "price_per_hour", ["0", "greater than 0"]),
+        (
+            {"price_per_hour": -1},
+            "price_per_hour",
+            ["-1", "greater than or equal to 0", "Price of one node"],
+        ),
+        (
+            {"price_per_hour": 0},
+            "price_per_hour",
+            ["0", "free that is not your own", "0 only for a machine"],
+        ),
         ({"price_per_hour": "cheap"}, "price_per_hour", ["'cheap'", "valid number"]),
         ({"price_per_hour": float("nan")}, "price_per_hour", ["nan", "finite"]),
         ({"gpus": 0, "interconnect": "none"}, "gpus", ["= 0", "a node for T4 without a GPU", "at least 1"]),

@@ -34,7 +34,9 @@ PAGE = (DOCS / "cluster.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.S | re.M)
 PROSE = re.sub(r"^```.*?^```", "", PAGE, flags=re.S | re.M)
 SETTINGS = {variable(name): name for name in Platform.model_fields}
-RUNS = {path.stem: RunConfig.model_validate(yaml.safe_load(path.read_text())) for path in (ROOT / "configs").iterdir()}
+RUNS = {
+    path.stem: RunConfig.model_validate(yaml.safe_load(path.read_text())) for path in (ROOT / "configs").glob("*.yaml")
+}
 GPU_RUNS = {name: run for name, run in RUNS.items() if run.hardware.device != "CPU"}
 
 

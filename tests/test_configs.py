@@ -26,7 +26,9 @@ EXPECTED = {
     "llama2-70b-qlora",
     "mistral-7b-qlora",
     "mixtral-8x7b-qlora",
+    "sandbox-qlora",
 }
+SETTINGS = CONFIGS / "sandbox.env"
 
 for_every_file = holds_for_every("file", FILES, lambda file: file.name)
 
@@ -41,8 +43,13 @@ def header_of(file: Path) -> str:
     return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
 
 
+def is_local(run: RunConfig) -> bool:
+    """Whether a run is for the machine that it is started on."""
+    return run.hardware.device == "CPU" and run.hardware.instance is None
+
+
 def plan_of(run: RunConfig) -> TrainingPlan:
-    is_here = run.hardware.device == "CPU"
+    is_here = is_local(run)
     # The demo's model is not there in a fresh clone; its architecture is shipped.
     model = ModelConfig(source="HuggingFaceTB/SmolLM2-135M-Instruct") if is_here else run.model
     shape = architecture.of(model)
@@ -65,7 +72,7 @@ def unknown_keys(section: type[BaseModel], content: dict[str, Any], path: str = 
 
 def test_the_folder_holds_exactly_the_documented_files():
     assert {f.stem for f in FILES} == EXPECTED
-    assert {f.name for f in CONFIGS.iterdir()} == {f"{name}.yaml" for name in EXPECTED}
+    assert {f.name for f in CONFIGS.iterdir()} == {SETTINGS.name, *(f"{name}.yaml" for name in EXPECTED)}
 
 
 @for_every_file
@@ -79,8 +86,7 @@ def test_a_file_loads_and_is_named_after_itself(file):
 def test_the_header_names_the_command_for_this_very_file(file):
     run = RunConfig.model_validate(content_of(file))
     workflow = METHODS[run.method].workflow
-    local = run.hardware.device == "CPU"
-    options = "" if local else "--remote --copy all "
+    options = "" if is_local(run) else "--remote --copy all "
     commands = [line for line in header_of(file).splitlines() if line.startswith("pyflyte run")]
     assert commands == [
         f"pyflyte run {options}workflows/{workflow}.py {workflow} --config configs/{file.name}",

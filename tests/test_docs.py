@@ -28,7 +28,7 @@ FOREIGN = {
     "flytekit": {"HashMethod", "map_task", "conditional", "SecretsManager"},
     "Flyte's engine": {"AdjustOrDefaultResource", "ensureResourceRange", "ApplyGPUNodeSelectors", "EntityNotExist",
                        "useUTCTz", "projectQuotaMemory"},
-    "Kubernetes": {"OOMKilled", "SchedulingGated", "configmap"},
+    "Kubernetes": {"OOMKilled", "SchedulingGated", "ErrImagePull", "configmap"},
     "Kueue": {"manageJobsWithoutQueueName", "frameworks"},
     "Karpenter and EKS": {"vmMemoryOverheadPercent", "getMemoryMebibytesToReserve", "getCPUMillicoresToReserve"},
     "what a command is given": {"TOKENIZER_DIRECTORY", "MODEL_DIRECTORY", "JOB"},

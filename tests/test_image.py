@@ -96,10 +96,14 @@ def test_versions_that_the_dockerfile_names_are_those_of_the_lock():
 
 def test_libraries_are_installed_as_the_locks_say_and_the_rest_without_dependencies():
     installs = re.findall(r"uv pip install (.*?)(?: && |$)", " ".join(of("RUN")))
-    assert len(installs) == 3
-    libraries, *others = installs
-    assert "--requirements pyproject.toml" in libraries
+    assert len(installs) == 4
+    of_cpus, libraries, *others = installs
+    for chosen in (of_cpus, libraries):
+        assert "--requirements pyproject.toml" in chosen
     assert "--constraints requirements.lock --constraints requirements-gpu.lock" in libraries
+    assert "--torch-backend cpu" in of_cpus
+    assert "--constraints requirements.lock" in of_cpus
+    assert "requirements-gpu.lock" not in of_cpus, "a build of torch without CUDA has none of them"
     assert all("--no-deps" in other for other in others)
 
 
@@ -138,6 +142,23 @@ def test_labels_are_the_packages_metadata():
 def test_make_image_tags_with_the_release():
     done = subprocess.run(["make", "--dry-run", "image"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"--tag thriftune:{thriftune.__version__} ." in done.stdout
+
+
+def test_an_image_for_cpus_is_built_from_the_stage_of_that_name_and_needs_no_cuda():
+    assert arguments()["TORCH"] == "gpu"
+    stages = {words.split(" AS ")[1]: words.split(" AS ")[0] for words in of("FROM")}
+    assert stages["builder"] == "builder-${TORCH}"
+    assert {"builder-cpu", "builder-gpu"} <= set(stages)
+    text = DOCKERFILE.partition("FROM base AS builder-cpu")[2].partition("\nFROM ")[0]
+    assert "cuda" not in "".join(line for line in text.splitlines() if not line.startswith("#"))
+    (check,) = [words for words in of("RUN") if "installed_ops" in words]
+    assert check.startswith('test "${TORCH}" = cpu || ')
+    done = subprocess.run(["make", "--dry-run", "sandbox"], cwd=ROOT, capture_output=True, text=True, check=True)
+    image = f"localhost:30000/thriftune:{thriftune.__version__}"
+    assert "--build-arg TORCH=cpu" in done.stdout
+    assert f"--tag {image} ." in done.stdout
+    assert f"docker push {image}" in done.stdout
+    assert f"export FLYTE_IMAGE={image}\n" in (ROOT / "configs" / "sandbox.env").read_text()
 
 
 # ---- DeepSpeed's operators -------------------------------------------------------------------------------------------

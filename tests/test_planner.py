@@ -95,7 +95,7 @@ def test_what_the_file_leaves_open_is_the_cheapest_that_fits():
     prices = [made.price_per_hour, *(a.price_per_hour for a in made.alternatives)]
     assert prices == sorted(prices)
     assert len(made.alternatives) == 4
-    cheaper = [n for n in CATALOGUE.nodes if n.price_per_hour < made.price_per_hour]
+    cheaper = [n for n in CATALOGUE.nodes if n.has_gpu and n.price_per_hour < made.price_per_hour]
     assert cheaper
     for node in cheaper:
         with pytest.raises(ConfigError):
@@ -400,6 +400,49 @@ def test_the_planner_tries_every_shipped_zero_configuration_as_its_file_has_it()
     assert sorted(options) == deepspeed_configs.names()
     for name, option in options.items():
         assert config_in(option) == deepspeed_configs.load(name), name
+
+
+@pytest.mark.parametrize("hardware", [{}, {"device": None}, {"devices_per_node": 1}])
+def test_a_run_that_asks_for_no_cpu_gets_none_though_they_cost_less(hardware):
+    made = plan(run(SMOL, "qlora", hardware=hardware))
+    assert made.instance == "g4dn.xlarge"
+    places = {node.name for node in CATALOGUE.nodes if node.has_gpu}
+    assert {alternative.instance for alternative in made.alternatives} <= places
+
+
+def test_a_run_on_cpus_has_the_cheapest_that_holds_it_and_none_of_ones_own():
+    small = plan(run(SMOL, "qlora", hardware={"device": "CPU"}))
+    large = plan(run(SMOL, "full", hardware={"device": "CPU", "nodes": 1}))
+    assert (small.device, small.precision, small.request.gpus) == ("CPU", "fp32", 0)
+    assert CATALOGUE.get(small.instance).price_per_hour == small.price_per_hour > 0
+    assert small.price_per_hour < large.price_per_hour
+    offered = {alternative.instance for alternative in (*small.alternatives, *large.alternatives)}
+    assert offered
+    assert "k3s" not in {small.instance, large.instance, *offered}
+    assert all(not CATALOGUE.get(name).has_gpu for name in offered)
+
+
+def test_a_machine_of_ones_own_is_planned_on_where_it_is_named_and_there_is_one():
+    sections = {"hardware": {"instance": "k3s"}, "evaluation": {"saved_model": True}}
+    made = plan(run(SMOL, "qlora", training={"global_batch": 4, "micro_batch": 1}, **sections))
+    assert (made.instance, made.nodes, made.device, made.price_per_hour) == ("k3s", 1, "CPU", 0)
+    assert (made.prices_as_of, made.alternatives) == ("", [])
+    assert made.evaluation.instance == "k3s"
+    small = CATALOGUE.get("k3s").model_copy(update={"host_gib": 6.5})
+    config = run(SMOL, training={"global_batch": 8}, hardware={"instance": "k3s"})
+    with pytest.raises(ConfigError, match="1 x k3s") as caught:
+        planner.plan(config, CATALOGUE.model_copy(update={"nodes": (small,)}))
+    assert "2 x k3s" not in str(caught.value)
+    assert "leave hardware" not in str(caught.value), "who has that machine has no other"
+    rented = small.model_copy(update={"own": False, "price_per_hour": 0.1})
+    assert planner.plan(config, CATALOGUE.model_copy(update={"nodes": (rented,)})).nodes == 2
+
+
+def test_a_catalogue_of_ones_own_machines_says_which_to_name():
+    own = CATALOGUE.model_copy(update={"nodes": (CATALOGUE.get("k3s"),)})
+    for hardware in ({}, {"device": "CPU"}):
+        with pytest.raises(ConfigError, match=r"only machines of your own.*Set hardware\.instance to k3s"):
+            planner.plan(run(SMOL, "qlora", hardware=hardware), own)
 
 
 def test_of_zero_configurations_the_fastest_come_first():

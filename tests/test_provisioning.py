@@ -100,6 +100,22 @@ def test_only_the_pods_of_the_job_on_several_nodes_stay_together(three_nodes):
     assert affine == {"train_3"}
 
 
+def test_pods_of_a_run_on_cpus_fit_the_node_of_its_plan(run_config):
+    """Merging asked for 4 CPUs, of which the sandbox's one node has 3 to give."""
+    hardware = {"device": None, "instance": "k3s"}
+    config = run_config("qlora", hardware=hardware, evaluation={"saved_model": True}, publish={"repository": "a/b"})
+    plan = planned(config)
+    nodes = {task_of(node): overridden(node) for node in compiled(train_on_plan, config, plan) if has_pod(node)}
+    assert {"train_in_one_process", "evaluate", "fetch_model", "merge_adapter", "publish"} == set(nodes)
+    for name, (requests, limits, accelerator, pod) in nodes.items():
+        assert requests == limits
+        assert int(requests["cpu"]) <= plan.request.cpus == 3, name
+        assert (accelerator, requests.get("gpu")) == (None, None)
+        on_plan = name in ("train_in_one_process", "evaluate")
+        assert pod.pod_spec.get("nodeSelector") == ({"node.kubernetes.io/instance-type": "k3s"} if on_plan else None)
+    assert nodes["merge_adapter"][0]["cpu"] == "3"
+
+
 def has_gpus(node):
     resources = node.task_node.overrides.resources
     return resources is not None and "gpu" in asked(resources.requests)

@@ -62,8 +62,9 @@ def pyflyte(cluster: ControlPlane) -> Pyflyte:
     catalogue = cluster.store.put(cluster.store.uri("catalogue.yaml"), CATALOGUE.encode())
     usual = {"THRIFTUNE_CATALOGUE": catalogue, "THRIFTUNE_PREPARE_CPU": "1", "COLUMNS": "200", "HF_TOKEN": ""}
     environment = {**os.environ, **usual, **cluster.client}
-    for name in ("THRIFTUNE_RUN_STAMP", "THRIFTUNE_OUTPUTS", "FLYTE_IMAGE"):
-        environment.pop(name, None)
+    for name in list(environment):
+        if name in ("THRIFTUNE_RUN_STAMP", "THRIFTUNE_OUTPUTS", "FLYTE_IMAGE") or name.startswith("AWS_"):
+            del environment[name]
 
     def run(
         *arguments: str, cwd: Path = ROOT, check: bool = True, settings: Mapping[str, str] = {}

@@ -11,6 +11,7 @@ from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flyteidl.core.literals_pb2 import LiteralMap
 
 from cluster import image, server
+from cluster.description import CLUSTER, Description
 from cluster.engine import Engine
 from cluster.pods import Pods
 from cluster.records import LOCK, Run
@@ -25,13 +26,14 @@ class ControlPlane:
         with ControlPlane(folder) as cluster: subprocess.run(["pyflyte", "run", "--remote", ...], env=cluster.client)
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.store = Store()
-        self.registry = Registry()
+    def __init__(self, folder: Path, description: Description = CLUSTER) -> None:
+        self.store = Store(description.bucket)
+        self.registry = Registry(description)
         self.runs: dict[str, Run] = {}
         self.calls: list[str] = []
         (folder / "logs").mkdir(parents=True)
-        self.pods = Pods(image.build(folder / "image"), self._pod_environment(), folder / "logs")
+        variables = {**self.store.environment, **description.variables}
+        self.pods = Pods(image.build(folder / "image"), description, variables, folder / "logs")
         self._engine = Engine(self.store, self.pods)
         self._server, port = server.serve(self)
         self.config = folder / "flyte.yaml"
@@ -49,15 +51,6 @@ class ControlPlane:
     def client(self) -> dict[str, str]:
         """What the command lines and FlyteRemote need in their environment."""
         return {"FLYTECTL_CONFIG": str(self.config), **self.store.environment}
-
-    def _pod_environment(self) -> dict[str, str]:
-        return {
-            **self.store.environment,
-            "OMP_NUM_THREADS": "1",  # the machines of this cluster share one small one
-            "HF_HUB_OFFLINE": "1",
-            # Operators that DeepSpeed compiles are part of an image.
-            "TORCH_EXTENSIONS_DIR": str(Path.home() / ".cache" / "torch_extensions"),
-        }
 
     def execute(self, request: ExecutionCreateRequest) -> WorkflowExecutionIdentifier:
         """Begin an execution of a launch plan."""

@@ -21,6 +21,7 @@ from flyteidl.core.workflow_pb2 import Node, WorkflowTemplate
 
 from cluster import records
 from cluster.cache import Cache
+from cluster.description import UnschedulableError
 from cluster.literals import INPUTS, promised, resolve
 from cluster.pods import Place, Pods
 from cluster.records import Attempt, NodeRecord, Run
@@ -141,12 +142,14 @@ class Engine:
             place = self._place(scope.run, record, attempt, previous)
             self._store.put(place.inputs, record.inputs.SerializeToString())
             trial = record.begin_attempt(task.id, task.type)
-            statuses = self._pods.run(
-                f"{scope.run.name}-{record.execution.id.node_id}-{attempt}",
-                task,
-                place,
-                _environment(scope.run, task, attempt),
-            )
+            name = f"{scope.run.name}-{record.execution.id.node_id}-{attempt}"
+            environment = _environment(scope.run, task, attempt)
+            try:
+                statuses = self._pods.run(name, task, node.task_node.overrides, place, environment)
+            except UnschedulableError as error:  # Flyte would wait until the attempt's time is over
+                found = ExecutionError(code="Unschedulable", message=str(error), kind=ExecutionError.USER)
+                records.fail(trial, found)
+                raise NodeFailedError(found) from error
             futures = self._store.get(f"{place.outputs}/futures.pb")
             if futures is not None and not any(statuses):
                 records.succeed(trial, LiteralMap())
@@ -235,5 +238,7 @@ def _environment(run: Run, task: TaskTemplate, attempt: int) -> dict[str, str]:
         "FLYTE_INTERNAL_TASK_NAME": task.id.name,
         "FLYTE_INTERNAL_TASK_VERSION": task.id.version,
         "FLYTE_ATTEMPT_NUMBER": str(attempt),
+        "_F_L_MIN_SIZE_MB": "10",
+        "_F_L_MAX_SIZE_MB": "1000",
         **{entry.key: entry.value for entry in execution.spec.envs.values},
     }

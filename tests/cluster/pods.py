@@ -15,7 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flyteidl.core.tasks_pb2 import TaskTemplate
+from flyteidl.core.workflow_pb2 import TaskNodeOverrides
 from google.protobuf.json_format import MessageToDict
+from specification.pods import Pod, merged
+
+from cluster.description import Description
 
 # A tiny model takes seconds; a pod that takes longer waits for something that never comes.
 POD_SECONDS = 300
@@ -24,6 +28,15 @@ _NOTICE_SECONDS = 10
 _POLL_SECONDS = 0.1
 _TEMPLATE = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 _POD_KINDS = ("python-task", "pytorch")
+_JOBS = "pytorch"
+# Of the machine that all pods share here, whatever a cluster or a task says.
+_MACHINE = {
+    "OMP_NUM_THREADS": "1",  # it is a small one
+    "HF_HUB_OFFLINE": "1",
+    # Operators that DeepSpeed compiles are part of an image.
+    "TORCH_EXTENSIONS_DIR": str(Path.home() / ".cache" / "torch_extensions"),
+    "AWS_EC2_METADATA_DISABLED": "true",  # else a missing key is looked for on the network
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Place:
 
 
 @dataclass
-class _Pod:
+class _Running:
     name: str
     process: subprocess.Popen[bytes]
     directory: Path
@@ -72,37 +85,48 @@ class Pods:
 
     Attributes:
         programs: The bin directory of the image.
-        environment: What the cluster sets in every pod.
+        cluster: Nodes and plugins.
+        variables: What the cluster sets in every pod.
         logs: Folder of one file per pod.
         secrets: What is in the cluster's secrets, by group and key. A pod starts without one that is not there.
     """
 
     programs: Path
-    environment: Mapping[str, str]
+    cluster: Description
+    variables: Mapping[str, str]
     logs: Path
     secrets: dict[tuple[str, str], str] = field(default_factory=dict)
-    _running: list[_Pod] = field(default_factory=list)
+    _running: list[_Running] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, name: str, task: TaskTemplate, place: Place, environment: Mapping[str, str]) -> list[int]:
+    def run(
+        self, name: str, task: TaskTemplate, overrides: TaskNodeOverrides, place: Place, environment: Mapping[str, str]
+    ) -> list[int]:
         """Run one attempt of a task to its end.
 
         Args:
             name: Of the attempt; its pods are named after it.
             task: The task.
+            overrides: What its node of the workflow says in place of the task.
             place: Where it reads and writes.
             environment: What the engine tells it.
 
         Returns:
             The exit status of each pod, negative for a signal.
+
+        Raises:
+            UnschedulableError: No node takes its pods.
         """
         if task.type not in _POD_KINDS:
             raise NotImplementedError(f"{task.id.name} is a task of type {task.type}")
-        arguments, own = _container(task)
+        pod = merged(task, overrides)
+        self.cluster.place(pod)
+        arguments, own = _container(pod)
         command = [place.render(argument) for argument in arguments]
-        jobs = _workers(name, task) if task.type == "pytorch" else {name: {}}
-        given = {**own, **environment, **self._secrets_of(task)}
-        pods = [self._start(pod, command, {**given, **extra}) for pod, extra in jobs.items()]
+        # Without its plugin, Flyte runs a job as what any other task is: one pod.
+        jobs = _workers(name, task) if task.type == _JOBS and _JOBS in self.cluster.plugins else {name: {}}
+        given = {**own, **environment, **self._secrets_of(task), **self.variables}
+        pods = [self._start(worker, command, {**given, **extra, **_MACHINE}) for worker, extra in jobs.items()]
         try:
             return _wait(pods)
         finally:
@@ -143,7 +167,7 @@ class Pods:
                 found[secret.env_var or f"_FSEC_{secret.group}_{secret.key}".upper()] = value
         return found
 
-    def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> _Pod:
+    def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> _Running:
         directory = Path(tempfile.mkdtemp(prefix="pod-"))
         for part in ("work", "home", "tmp"):
             (directory / part).mkdir()
@@ -152,7 +176,6 @@ class Pods:
             "HOME": str(directory / "home"),
             "TMPDIR": str(directory / "tmp"),
             "HOSTNAME": name,
-            **self.environment,
             **environment,
         }
         with (self.logs / f"{name}.log").open("wb") as log:
@@ -165,13 +188,13 @@ class Pods:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        pod = _Pod(name, process, directory)
+        pod = _Running(name, process, directory)
         with self._lock:
             self._running.append(pod)
         return pod
 
 
-def _wait(pods: list[_Pod]) -> list[int]:
+def _wait(pods: list[_Running]) -> list[int]:
     """Wait as the training operator does: until one pod succeeds, or one fails (they are never restarted)."""
     deadline = time.monotonic() + POD_SECONDS
     while time.monotonic() < deadline:
@@ -198,10 +221,11 @@ def _workers(name: str, task: TaskTemplate) -> dict[str, dict[str, str]]:
         "PET_NNODES": f"{int(elastic['minReplicas'])}:{int(elastic['maxReplicas'])}",
         "PET_NPROC_PER_NODE": str(int(elastic["nprocPerNode"])),
         "PET_MAX_RESTARTS": str(int(elastic.get("maxRestarts", 0))),
-        "FLYTE_INTERNAL_DIST_ERROR_STRATEGY": "Earliest",
+        "PYTHONUNBUFFERED": "1",
+        "_F_DES": "Earliest",
     }
     names = [f"{name}-worker-{index}" for index in range(int(custom["workerReplicas"]["replicas"]))]
-    return {pod: {**shared, "FLYTE_INTERNAL_WORKER_NAME": pod} for pod in names}
+    return {pod: {**shared, "_F_WN": pod} for pod in names}
 
 
 def _free_port() -> int:
@@ -210,12 +234,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _container(task: TaskTemplate) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment of a task's primary container."""
-    if task.WhichOneof("target") == "container":
-        container = task.container
-        return [*container.command, *container.args], {entry.key: entry.value for entry in container.env}
-    name = task.config["primary_container_name"]
-    (pod,) = [c for c in MessageToDict(task.k8s_pod.pod_spec)["containers"] if c["name"] == name]
-    environment = {entry["name"]: entry.get("value", "") for entry in pod.get("env", ())}
-    return [*pod.get("command", ()), *pod.get("args", ())], environment
+def _container(pod: Pod) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment of a pod's primary container."""
+    container = pod.container
+    environment = {entry["name"]: entry.get("value", "") for entry in container.get("env", ())}
+    return [*container.get("command", ()), *container.get("args", ())], environment

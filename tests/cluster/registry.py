@@ -13,6 +13,9 @@ from flyteidl.core.interface_pb2 import Parameter
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.core.workflow_pb2 import Node, WorkflowTemplate
 from google.protobuf.message import Message
+from specification.pods import merged
+
+from cluster.description import Description
 
 Key = tuple[str, str, str, str]
 _Entity = TypeVar("_Entity", Task, Workflow, LaunchPlan)
@@ -30,6 +33,10 @@ class DifferentlyRegisteredError(ValueError):
     """There is something else of that name and version."""
 
 
+class TooLargeError(ValueError):
+    """A task asks for more than the platform allows."""
+
+
 class IncompleteInputsError(ValueError):
     """An execution lacks inputs."""
 
@@ -41,13 +48,16 @@ def key(identifier: Identifier) -> Key:
 class Registry:
     """All entities; the newest is last."""
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: Description) -> None:
+        self._cluster = cluster
         self.tasks: dict[Key, Task] = {}
         self.workflows: dict[Key, Workflow] = {}
         self.launch_plans: dict[Key, LaunchPlan] = {}
         self._specs: dict[tuple[str, Key], bytes] = {}
 
     def add_task(self, identifier: Identifier, spec: TaskSpec) -> None:
+        if problem := self._cluster.exceeded(merged(spec.template)):
+            raise TooLargeError(problem)
         self._accept("task", identifier, spec)
         task = Task(id=identifier)
         task.closure.compiled_task.template.CopyFrom(spec.template)

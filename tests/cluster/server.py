@@ -1,6 +1,7 @@
 """The control plane's API: flyteidl's own gRPC services, as far as the command lines and FlyteRemote call them."""
 # ruff: noqa: N802 - the methods have the names of the services' calls
 
+import re
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from cluster.registry import (
     DifferentlyRegisteredError,
     IncompleteInputsError,
     NotRegisteredError,
+    TooLargeError,
     found,
     newest,
 )
@@ -39,6 +41,7 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     AlreadyRegisteredError: grpc.StatusCode.ALREADY_EXISTS,
     DifferentlyRegisteredError: grpc.StatusCode.INVALID_ARGUMENT,
     IncompleteInputsError: grpc.StatusCode.INVALID_ARGUMENT,
+    TooLargeError: grpc.StatusCode.INVALID_ARGUMENT,
 }
 _BIGGEST_MESSAGE = 20 * 2**20  # what flytekit accepts
 
@@ -58,22 +61,29 @@ def serve(cluster: "ControlPlane") -> tuple[grpc.Server, int]:
         ],
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(_Admin(cluster), server)
-    dataproxy_pb2_grpc.add_DataProxyServiceServicer_to_server(_DataProxy(cluster.store), server)
+    dataproxy_pb2_grpc.add_DataProxyServiceServicer_to_server(_DataProxy(cluster.store, cluster.runs), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     return server, port
 
 
 class _DataProxy(dataproxy_pb2_grpc.DataProxyServiceServicer):
-    """Where clients upload to."""
+    """Where clients upload to, and what they fetch."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, runs: dict[str, Run]) -> None:
         self._store = store
+        self._runs = runs
 
     def CreateUploadLocation(self, request: Any, context: Any) -> Any:
         root = request.filename_root or request.content_md5.hex()
         uri = self._store.uri("uploads", request.project, request.domain, root, request.filename)
         return dataproxy_pb2.CreateUploadLocationResponse(signed_url=self._store.upload_url(uri), native_url=uri)
+
+    def GetData(self, request: Any, context: Any) -> Any:
+        match = re.fullmatch(r"flyte://v1/[^/]+/[^/]+/(\w+)/([\w-]+)/o/(\w+)", request.flyte_url)
+        if match is None or match[1] not in self._runs:
+            raise NotRegisteredError(f"{request.flyte_url} names no output of an execution")
+        return dataproxy_pb2.GetDataResponse(literal=self._runs[match[1]].nodes[match[2]].outputs.literals[match[3]])
 
 
 class _Registered(admin_pb2_grpc.AdminServiceServicer):

@@ -7,7 +7,6 @@ import boto3
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
-BUCKET = "flyte"
 _KEY = "test"
 _REGION = "us-east-1"
 
@@ -15,7 +14,8 @@ _REGION = "us-east-1"
 class Store:
     """A bucket that only this test run has."""
 
-    def __init__(self) -> None:
+    def __init__(self, bucket: str) -> None:
+        self.bucket = bucket
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print every request
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
@@ -28,41 +28,39 @@ class Store:
             aws_secret_access_key=_KEY,
             region_name=_REGION,
         )
-        self._client.create_bucket(Bucket=BUCKET)
+        self._client.create_bucket(Bucket=bucket)
 
     def close(self) -> None:
         self._server.stop()
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client of the store needs: flytekit has names of its own, fsspec and boto read AWS's."""
+        """What Flyte's own set-ups give pods and clients of a store that is not Amazon's: flytekit's names alone.
+
+        With AWS's names beside them, as there were once, everything that does not ask flytekit works here alone.
+        """
         return {
             "FLYTE_AWS_ENDPOINT": self.endpoint,
             "FLYTE_AWS_ACCESS_KEY_ID": _KEY,
             "FLYTE_AWS_SECRET_ACCESS_KEY": _KEY,
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": _KEY,
-            "AWS_SECRET_ACCESS_KEY": _KEY,
-            "AWS_DEFAULT_REGION": _REGION,
-            "AWS_EC2_METADATA_DISABLED": "true",  # else a missing key is looked for on the network
         }
 
     def uri(self, *parts: str) -> str:
-        return "/".join([f"s3://{BUCKET}", *parts])
+        return "/".join([f"s3://{self.bucket}", *parts])
 
     def upload_url(self, uri: str) -> str:
         """A URL that one PUT may write to, as the real control plane gives it to clients without credentials."""
-        parameters = {"Bucket": BUCKET, "Key": _key(uri)}
+        parameters = {"Bucket": self.bucket, "Key": self._key(uri)}
         return str(self._client.generate_presigned_url("put_object", Params=parameters))
 
     def put(self, uri: str, content: bytes) -> str:
-        self._client.put_object(Bucket=BUCKET, Key=_key(uri), Body=content)
+        self._client.put_object(Bucket=self.bucket, Key=self._key(uri), Body=content)
         return uri
 
     def get(self, uri: str) -> bytes | None:
         """The content of an object; None if there is none."""
         try:
-            return bytes(self._client.get_object(Bucket=BUCKET, Key=_key(uri))["Body"].read())
+            return bytes(self._client.get_object(Bucket=self.bucket, Key=self._key(uri))["Body"].read())
         except ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                 return None
@@ -70,7 +68,7 @@ class Store:
 
     def list(self, uri: str) -> list[str]:
         """The objects whose URI begins so."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=_key(uri))
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(uri))
         return [self.uri(item["Key"]) for page in pages for item in page.get("Contents", ())]
 
     def upload(self, source: Path, uri: str) -> str:
@@ -90,8 +88,7 @@ class Store:
             file.write_bytes(self.get(found) or b"")
         return destination
 
-
-def _key(uri: str) -> str:
-    scheme = f"s3://{BUCKET}/"
-    assert uri.startswith(scheme), f"{uri} is not in the bucket of this test"
-    return uri.removeprefix(scheme)
+    def _key(self, uri: str) -> str:
+        scheme = f"s3://{self.bucket}/"
+        assert uri.startswith(scheme), f"{uri} is not in the bucket of this test"
+        return uri.removeprefix(scheme)

@@ -1,15 +1,22 @@
 """The control plane itself, on a project that takes seconds."""
 
+from dataclasses import replace
+
 import msgpack
 import pytest
 from flyteidl.core.catalog_pb2 import CACHE_HIT, CACHE_POPULATED
 from flyteidl.core.execution_pb2 import NodeExecution
 from flyteidl.core.literals_pb2 import Binary, Binding, Literal, LiteralMap, Scalar
+from flyteidl.core.tasks_pb2 import TaskTemplate
+from flyteidl.core.workflow_pb2 import TaskNodeOverrides
 from flytekit.configuration import Config
 from flytekit.remote import FlyteRemote
+from specification.pods import Pod
 
 from cluster.conftest import IN_CLUSTER, ROOT, done
+from cluster.description import CLUSTER, INSTANCE_TYPE, SANDBOX, UnschedulableError, quantity
 from cluster.literals import INPUTS, resolve
+from cluster.pods import Place
 
 EXAMPLE = ROOT / "tests" / "cluster" / "example"
 SETTINGS = '{"size": 1, "failures": 2}'
@@ -86,3 +93,79 @@ def test_an_attribute_that_is_a_mapping_comes_in_another_order_each_time():
     first, second = (resolve([binding], values).literals["x"].scalar.binary.value for _ in range(2))
     assert first != second
     assert msgpack.unpackb(first) == msgpack.unpackb(second) == content["inner"]
+
+
+def pod(selector: dict[str, str] | None = None, **asked: str) -> Pod:
+    resources = {"requests": asked, "limits": asked}
+    container = {"name": "main", "resources": resources}
+    return Pod("main", {}, {}, {"containers": [container], "nodeSelector": selector or {}})
+
+
+def test_a_pod_is_started_where_its_selector_and_its_size_allow():
+    """A selector of a label that no node has went unnoticed here; on a cluster the pod waits for hours."""
+    node = SANDBOX.place(pod({INSTANCE_TYPE: "k3s"}, cpu="2", memory="4Gi"))
+    assert node.labels == {INSTANCE_TYPE: "k3s"}
+    with pytest.raises(UnschedulableError, match=r"0/1 .*affinity/selector .*instance-type=g4dn.metal"):
+        SANDBOX.place(pod({INSTANCE_TYPE: "g4dn.metal"}))
+    with pytest.raises(UnschedulableError, match=r"Insufficient memory \(12Gi of 6\.8Gi\)"):
+        SANDBOX.place(pod(memory="12Gi"))
+    with pytest.raises(UnschedulableError, match=r"Insufficient nvidia\.com/gpu \(1 of 0\)"):
+        CLUSTER.place(pod(**{"nvidia.com/gpu": "1"}))
+
+
+def test_a_container_that_asks_for_nothing_asks_for_the_defaults():
+    small = replace(SANDBOX, defaults={"cpu": "4"})
+    with pytest.raises(UnschedulableError, match="Insufficient cpu"):
+        small.place(pod())
+    small.place(pod(cpu="500m"))
+    assert [quantity(text) for text in ("500m", "2", "1Gi", "1.5Mi", "1M")] == [0.5, 2, 2**30, 1.5 * 2**20, 1e6]
+
+
+def test_a_task_above_the_platform_s_limits_is_refused_in_its_words():
+    assert CLUSTER.exceeded(pod(memory="800Gi")) == ""
+    limited = replace(CLUSTER, limits={"memory": "1Gi", "cpu": "2"})
+    assert limited.exceeded(pod(memory="1Gi", cpu="2")) == ""
+    message = "Requested MEMORY limit [8Gi] is greater than current limit set in the platform configuration [1Gi]"
+    assert message in limited.exceeded(pod(memory="8Gi"))
+
+
+def test_a_run_whose_pod_no_node_takes_ends_at_once(cluster, pyflyte, first):
+    cluster.pods.cluster = replace(CLUSTER, nodes=())
+    try:
+        started = ("run", "--remote", *IN_CLUSTER, "example.py", "failing")
+        result = pyflyte(*started, cwd=EXAMPLE, check=False)
+    finally:
+        cluster.pods.cluster = CLUSTER
+    assert result.returncode != 0
+    run = list(cluster.runs.values())[-1]
+    assert run.execution.closure.error.code == "Unschedulable"
+    assert "0/0 nodes are available" in run.execution.closure.error.message
+
+
+@pytest.mark.parametrize(("description", "pods"), [(CLUSTER, 2), (SANDBOX, 1)])
+def test_a_job_is_one_plain_pod_where_the_plugin_is_off(cluster, description, pods):
+    job = TaskTemplate(type="pytorch", task_type_version=1)
+    job.container.args.extend(["python", "-c", "import os; print(os.environ.get('PET_NNODES'))"])
+    elastic = {"minReplicas": 2, "maxReplicas": 2, "nprocPerNode": 1, "rdzvBackend": "c10d"}
+    job.custom.update({"elasticConfig": elastic, "workerReplicas": {"replicas": 2}})
+    place, name = Place("inputs", "outputs", "raw"), f"job-{pods}"
+    cluster.pods.cluster = description
+    try:
+        assert cluster.pods.run(name, job, TaskNodeOverrides(), place, {}) == [0] * pods
+    finally:
+        cluster.pods.cluster = CLUSTER
+    said = {file.name: file.read_text().strip() for file in cluster.pods.logs.glob(f"{name}*.log")}
+    workers = {f"{name}-worker-0.log": "2:2", f"{name}-worker-1.log": "2:2"}
+    assert said == (workers if pods == 2 else {f"{name}.log": "None"})
+
+
+def test_pods_and_clients_of_the_store_have_flytekit_s_names_alone(cluster):
+    names = {name for name in {**cluster.pods.variables, **cluster.client} if "AWS" in name}
+    assert names == {"FLYTE_AWS_ENDPOINT", "FLYTE_AWS_ACCESS_KEY_ID", "FLYTE_AWS_SECRET_ACCESS_KEY"}
+
+
+def test_an_output_is_fetched_into_a_folder(cluster, pyflyte, first, tmp_path):
+    literal = first.nodes["n0"].outputs.literals["o0"]
+    pyflyte("fetch", f"flyte://v1/flytesnacks/development/{first.name}/n0/o/o0", str(tmp_path))
+    (file,) = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert file.read_bytes() == cluster.store.get(literal.scalar.blob.uri)

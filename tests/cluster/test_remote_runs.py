@@ -78,12 +78,13 @@ def qlora_run(
 
 @contextmanager
 def a_fault_after_a_checkpoint(cluster: ControlPlane, number: int) -> Iterator[None]:
-    """Strike the first pod that says it saved a checkpoint."""
-    over = threading.Event()
+    """Strike the first pod of a run that begins in this block that says it saved a checkpoint."""
+    over, before = threading.Event(), set(cluster.runs)
 
     def strike() -> None:
         while not over.wait(0.05):
-            for log in cluster.pods.logs.glob(f"{list(cluster.runs)[-1] if cluster.runs else 'none'}-*.log"):
+            logs = [log for run in set(cluster.runs) - before for log in cluster.pods.logs.glob(f"{run}-*.log")]
+            for log in logs:
                 if b"Checkpoint of step" in log.read_bytes():
                     return cluster.pods.strike(log.stem, number)
         return None

@@ -14,7 +14,8 @@ from thriftune.config import RunConfig
 from thriftune.training_plan import TrainingPlan
 from workflows.finetune import train_on_plan
 
-# By name: several nodes; several GPUs of one node; one process on all GPUs of a node; one on one GPU.
+_TRAINING = {"global_batch": 24, "micro_batch": 1, "precision": "fp16", "max_steps": 2}
+# By name: several nodes; several GPUs of one node; one process on all GPUs of a node; one on one GPU; one on a CPU.
 _RUNS: dict[str, dict[str, Any]] = {
     "full-3x-g4dn.metal": {"method": "full", "hardware": {"instance": "g4dn.metal", "nodes": 3}},
     "full-1x-g5.12xlarge": {"method": "full", "hardware": {"instance": "g5.12xlarge", "nodes": 1}},
@@ -22,6 +23,9 @@ _RUNS: dict[str, dict[str, Any]] = {
         "method": "qlora", "strategy": "layers", "hardware": {"instance": "g4dn.12xlarge", "devices_per_node": 4}
     },
     "lora-1x-g6.xlarge": {"method": "lora", "hardware": {"instance": "g6.xlarge"}},
+    "qlora-1x-k3s": {
+        "method": "qlora", "hardware": {"instance": "k3s"}, "training": {**_TRAINING, "precision": "fp32"}
+    },
 }  # fmt: skip
 
 
@@ -32,7 +36,7 @@ def run(name: str) -> tuple[RunConfig, TrainingPlan]:
             "name": "golden",
             "model": {"source": "owner/tiny"},
             "data": {"source": "owner/rows", "format": "chat", "max_length": 64},
-            "training": {"global_batch": 24, "micro_batch": 1, "precision": "fp16", "max_steps": 2},
+            "training": _TRAINING,
             "evaluation": {"saved_model": True},
             "publish": {"repository": "owner/golden"},
             **_RUNS[name],

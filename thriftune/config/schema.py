@@ -45,7 +45,7 @@ class ModelConfig(Section):
 class HardwareConfig(Section):
     """What to run on. The planner fills in what is left out: the cheapest that fits, or this machine in a local run."""
 
-    device: DeviceName | None = Field(default=None, description="Kind of GPU, or CPU for a laptop.")
+    device: DeviceName | None = Field(default=None, description="Kind of GPU, or CPU.")
     instance: str | None = Field(
         default=None, min_length=1, description="Node type of the catalogue, such as g4dn.metal; it implies the device."
     )

@@ -10,137 +10,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError
 
 from thriftune import urls
 from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
 from thriftune.config import Section
 from thriftune.config import messages as config_errors
 from thriftune.errors import ConfigError, Problem
-from thriftune.hardware import DEVICES, Device, DeviceName
+from thriftune.planning.node_types import NodeProperties, NodeType
 from thriftune.stores import failures, remote
-
-Interconnect = Literal["none", "pcie", "nvlink", "nvswitch"]
-
-_MIB_PER_GIB = 1024
-# Share of an instance's memory that its operating system never sees.
-_HIDDEN_MEMORY = 0.07
-# The kubelet's own reservation on EKS, and the free memory below which it evicts pods.
-_KUBELET_MIB = 255
-_KUBELET_MIB_PER_POD = 11
-_EVICTION_MIB = 100
-# Pods that run on every node: CNI, kube-proxy, device plugin, log shipper.
-_DAEMONS_GIB = 1.5
-_DAEMONS_VCPUS = 1
 
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _EXAMPLE = "thriftune/planning/catalogue.yaml is an example."
-
-
-class NodeProperties(Section):
-    """Hardware and price of a kind of machine: an entry of the file, without its name."""
-
-    device: DeviceName = Field(description="Kind of GPU, a key of thriftune.hardware.DEVICES.")
-    gpus: NonNegativeInt = Field(description="GPUs per node: at least 1; 0 only for device CPU.")
-    gpu_gib: NonNegativeFloat = Field(
-        description="Memory per GPU that the driver shows, in GiB: less than the data sheet says; 0 only for CPU."
-    )
-    host_gib: float = Field(gt=0, description="Memory of the host that the provider states, in GiB.")
-    vcpus: PositiveInt = Field(description="Virtual CPUs of the host.")
-    disk_gb: NonNegativeFloat = Field(description="Local NVMe disk, in GB; 0 for none.")
-    network_gbps: float = Field(gt=0, description="Sustained network bandwidth (not burst), in Gbit/s.")
-    price_per_hour: float = Field(gt=0, description="Price of one node for one hour, in the catalogue's currency.")
-    bf16: bool = Field(description="Whether the GPU has bfloat16: true from compute capability 8.0 on.")
-    interconnect: Interconnect = Field(
-        description="What joins the GPUs of a node: pcie, nvlink or nvswitch; none only where there is one at most."
-    )
-    max_pods: PositiveInt = Field(
-        default=110, description="Pods that the kubelet allows and reserves memory for; 110 is Kubernetes' default."
-    )
-
-    @property
-    def has_gpu(self) -> bool:
-        """Whether the node has a GPU."""
-        return self.gpus > 0
-
-    @property
-    def allocatable_host_gib(self) -> float:
-        """Host memory that a training pod can ask for on an otherwise empty node, in GiB.
-
-        Not available are: 255 MiB + 11 MiB per allowed pod for the kubelet; the 100 MiB below which it evicts pods; the
-        7 % that firmware and kernel keep; and 1.5 GiB for the node's own daemons. The last two are assumptions
-        (Karpenter assumes 7.5 % for firmware and kernel): `kubectl describe node` shows yours.
-
-        Source: awslabs/amazon-eks-ami, nodeadm/internal/kubelet/config.go (`getMemoryMebibytesToReserve`); Karpenter's
-        setting `vmMemoryOverheadPercent`, https://karpenter.sh/docs/reference/settings/.
-        """
-        kubelet_mib = _KUBELET_MIB + _KUBELET_MIB_PER_POD * self.max_pods + _EVICTION_MIB
-        return max(0.0, self.host_gib * (1 - _HIDDEN_MEMORY) - kubelet_mib / _MIB_PER_GIB - _DAEMONS_GIB)
-
-    @property
-    def allocatable_vcpus(self) -> int:
-        """Virtual CPUs that a training pod can ask for on an otherwise empty node.
-
-        One is left for the kubelet (EKS reserves 0.08 of 4 CPUs, 0.55 of 192) and the node's own daemons.
-
-        Source: awslabs/amazon-eks-ami, nodeadm/internal/kubelet/config.go (`getCPUMillicoresToReserve`).
-        """
-        return max(0, self.vcpus - _DAEMONS_VCPUS)
-
-    @field_validator("gpus")
-    @classmethod
-    def _fits_the_device(cls, gpus: int, info: ValidationInfo) -> int:
-        device = _device(info)
-        if device and device.is_gpu and gpus == 0:
-            raise _contradiction(f"leaves a node for {device.name} without a GPU")
-        if device and not device.is_gpu and gpus > 0:
-            raise _contradiction(f"gives GPUs to a node whose device is {device.name}")
-        return gpus
-
-    @field_validator("gpu_gib")
-    @classmethod
-    def _is_no_more_than_there_is(cls, gpu_gib: float, info: ValidationInfo) -> float:
-        device = _device(info)
-        if device and gpu_gib > device.memory_gib:
-            raise _contradiction(f"is more than the {device.memory_gib} GiB of {device.name}")
-        if device and device.is_gpu and gpu_gib == 0:
-            raise _contradiction(f"leaves {device.name} without memory")
-        return gpu_gib
-
-    @field_validator("bf16")
-    @classmethod
-    def _is_what_the_hardware_has(cls, bf16: bool, info: ValidationInfo) -> bool:
-        device = _device(info)
-        if device and bf16 != device.has_bf16:
-            has = "has bfloat16" if device.has_bf16 else "has no bfloat16"
-            raise _contradiction(f"contradicts thriftune.hardware: {device.name} {has}")
-        return bf16
-
-    @field_validator("interconnect")
-    @classmethod
-    def _joins_several_gpus(cls, interconnect: Interconnect, info: ValidationInfo) -> Interconnect:
-        gpus = info.data.get("gpus")
-        if gpus is not None and (gpus > 1) != (interconnect != "none"):
-            raise _contradiction(f"does not go with {gpus} GPU{'s' if gpus != 1 else ''}")
-        return interconnect
-
-
-class NodeType(NodeProperties):
-    """A kind of machine that can be rented."""
-
-    name: str = Field(description="The provider's name for it, such as g4dn.12xlarge.")
 
 
 class Catalogue(Section):
@@ -206,15 +90,6 @@ def load(place: str | None = None) -> Catalogue:
     if problems or of_nodes:
         raise ConfigError([*problems, *of_nodes])
     return catalogue
-
-
-def _device(info: ValidationInfo) -> Device | None:
-    """The device of the node that is being validated; None if the device itself was wrong."""
-    return DEVICES.get(info.data.get("device", ""))
-
-
-def _contradiction(message: str) -> PydanticCustomError:
-    return PydanticCustomError("contradiction", "{message}", {"message": message})
 
 
 def _fetch(place: str) -> bytes:

@@ -24,7 +24,7 @@ def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Ca
     """The cheapest node that holds what comes out of a run, on as few of its GPUs as can.
 
     Args:
-        config: The run. Of its hardware, the kind of device is kept.
+        config: The run. Of its hardware, the kind of device is kept, or the node type if it is one's own.
         architecture: Its model.
         catalogue: Node types to choose among.
 
@@ -34,8 +34,8 @@ def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Ca
     Raises:
         ConfigError: No node of the catalogue holds it.
     """
-    device = _device_of(config, catalogue)
-    free = config.model_copy(update={"hardware": HardwareConfig(device=device)})
+    hardware = _hardware_of(config, catalogue)
+    free = config.model_copy(update={"hardware": hardware})
     method = METHODS[config.method]
     # A merged model is held unquantized; an adapter that is not merged, on the base that it trained on.
     four_bit = None if method.facts.trains_weights or config.lora_or_default.merge else method.four_bit(config)
@@ -47,15 +47,18 @@ def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Ca
     raise ConfigError.single(
         "evaluation.saved_model",
         "true",
-        f"no node of the catalogue{f' with {device}' if device else ''} holds the result on its GPUs.",
+        f"no node of the catalogue{f' with {hardware.device}' if hardware.device else ''} holds the result.",
         "Leave it out: the held-out loss is measured where the model trains.",
         code="plan-does-not-fit",
     )
 
 
-def _device_of(config: RunConfig, catalogue: Catalogue) -> str | None:
+def _hardware_of(config: RunConfig, catalogue: Catalogue) -> HardwareConfig:
     hardware = config.hardware
-    return catalogue.get(hardware.instance).device if hardware.instance else hardware.device
+    if not hardware.instance:
+        return HardwareConfig(device=hardware.device)
+    node = catalogue.get(hardware.instance)
+    return HardwareConfig(device=node.device, instance=node.name if node.own else None)
 
 
 def _fits(

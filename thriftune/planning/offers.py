@@ -10,7 +10,8 @@ from thriftune.config.choices import METHODS, STRATEGIES, strategies_of
 from thriftune.disk import free_bytes
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, Device, choose_precision, detect_device, gpu_count
-from thriftune.planning.catalogue import Catalogue, NodeType
+from thriftune.planning.catalogue import Catalogue
+from thriftune.planning.node_types import NodeType
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Offer:
         cpus: Virtual CPUs that such a pod can have.
         disk_gib: Local disk for models and checkpoints, in GiB; 0 where it is not known.
         price_per_hour: Price of one machine per hour; 0 for this machine.
+        is_own: Whether it is a node of one's own, of which there may be no second one.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Offer:
     cpus: int
     disk_gib: float
     price_per_hour: float
+    is_own: bool = False
 
 
 def of_node(node: NodeType) -> Offer:
@@ -62,6 +65,7 @@ def of_node(node: NodeType) -> Offer:
         cpus=node.allocatable_vcpus,
         disk_gib=max(0.0, node.disk_gb * 1e9 / _GIB * (1 - _EVICTION) - DISK_BESIDE_GIB),
         price_per_hour=node.price_per_hour,
+        is_own=node.own,
     )
 
 
@@ -110,11 +114,9 @@ def matching(config: RunConfig, catalogue: Catalogue) -> list[Offer]:
     Raises:
         ConfigError: It allows none; all reasons are given at once.
     """
-    hardware = config.hardware
-    nodes = [catalogue.get(hardware.instance)] if hardware.instance else list(catalogue.nodes)
     problems: dict[str, Problem] = {}
     offers = []
-    for node in nodes:
+    for node in _candidates(config, catalogue):
         found = list(_contradictions(config, node))
         problems |= {problem.field: problem for problem in found}
         if not found:
@@ -122,6 +124,28 @@ def matching(config: RunConfig, catalogue: Catalogue) -> list[Offer]:
     if not offers:
         raise ConfigError.of("plan-does-not-fit", list(problems.values()))
     return sorted(offers, key=lambda offer: (offer.price_per_hour, offer.name))
+
+
+def _candidates(config: RunConfig, catalogue: Catalogue) -> list[NodeType]:
+    """The node that a run names; else those that are not one's own, and of these a CPU only where one is asked for.
+
+    The planner never chooses a CPU by itself: a model that trains on CPUs trains for weeks.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    hardware = config.hardware
+    if hardware.instance:
+        return [catalogue.get(hardware.instance)]
+    rented = [node for node in catalogue.nodes if not node.own]
+    nodes = [node for node in rented if node.has_gpu or hardware.device == "CPU"]
+    if nodes:
+        return nodes
+    message, remedy = "only CPUs are left to choose from.", "Set device: CPU."
+    if not rented:
+        message = "the catalogue has only machines of your own, on which no run is planned that does not name one."
+        remedy = f"Set hardware.instance to {' or '.join(node.name for node in catalogue.nodes)}."
+    raise ConfigError.single("hardware.device", str(hardware.device or ""), message, remedy, code="plan-does-not-fit")
 
 
 def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
@@ -148,9 +172,6 @@ def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
         if METHODS[config.method].trains_weights and training.save_dtype == "fp32" and precision != "fp32":
             message = f"the weights train in {precision} on {node.name}, and saving them in fp32 only doubles the file."
             problems.append(Problem("training.save_dtype", "fp32", message, "Use 'auto', or train in fp32."))
-    if node.device == "CPU" and hardware.device != "CPU" and hardware.instance is None:
-        # The planner never chooses a CPU by itself: a model that trains on CPUs trains for weeks.
-        problems.append(Problem("hardware.device", "", "only CPUs are left to choose from.", "Set device: CPU."))
     return problems
 
 

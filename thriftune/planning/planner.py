@@ -132,7 +132,7 @@ def _described(refusal: Refusal) -> str:
 
 def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitting: list[Fitting]) -> TrainingPlan:
     choice, memory = fitting[0].choice, fitting[0].memory
-    is_rented = choice.offer.name != offers.THIS_MACHINE
+    is_rented = choice.offer.price_per_hour > 0
     return TrainingPlan(
         method=config.method,
         strategy=choice.strategy.name,

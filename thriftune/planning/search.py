@@ -180,7 +180,7 @@ def _node_counts(config: RunConfig, offer: Offer, ways: list[Way]) -> tuple[int,
     if config.hardware.nodes is not None:
         return (config.hardware.nodes,)
     may_span = any(way.strategy.facts.may_span_nodes for way in ways)
-    return NODE_COUNTS if may_span and offer.name != THIS_MACHINE else (1,)
+    return NODE_COUNTS if may_span and not offer.is_own and offer.name != THIS_MACHINE else (1,)
 
 
 def _fit(

@@ -36,7 +36,7 @@ def changes_that_fit(
         At most three, the least intrusive first.
     """
     found: dict[str, str] = {}
-    for kind, what, changed in _changes(config, is_here=here is not None):
+    for kind, what, changed in _changes(config, is_given=here is not None or _names_own(config, catalogue)):
         if kind in found:  # a sequence even shorter than one that fits says nothing new
             continue
         try:
@@ -47,14 +47,19 @@ def changes_that_fit(
             continue
         if fitting:
             choice = fitting[0].choice
-            price = f", {choice.price_per_hour:.2f} {catalogue.currency}/h" if here is None else ""
+            price = f", {choice.price_per_hour:.2f} {catalogue.currency}/h" if choice.price_per_hour else ""
             found[kind] = f"{what} ({choice.machines}{price})."
         if len(found) == _ENOUGH:
             break
     return list(found.values())
 
 
-def _changes(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, RunConfig]]:
+def _names_own(config: RunConfig, catalogue: Catalogue) -> bool:
+    """Whether a run names a machine of one's own: who has that one has no other."""
+    return config.hardware.instance is not None and catalogue.get(config.hardware.instance).own
+
+
+def _changes(config: RunConfig, *, is_given: bool) -> Iterator[tuple[str, str, RunConfig]]:
     """Changed copies of a run, the least intrusive first: the kind of change, its description, and the copy."""
     hardware, training = config.hardware, config.training
     for rows in _near_batches(training.global_batch):
@@ -72,17 +77,17 @@ def _changes(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, Ru
         yield "zero", "zero.config: auto", _with(config, "zero", config=AUTO)
     if config.strategy != AUTO:
         yield "strategy", "strategy: auto", config.model_copy(update={"strategy": AUTO})
-    if not is_here and hardware.nodes is not None and any(s.facts.may_span_nodes for s in candidates(config)):
+    if not is_given and hardware.nodes is not None and any(s.facts.may_span_nodes for s in candidates(config)):
         yield "nodes", "leave hardware.nodes out", _with(config, "hardware", nodes=None)
-    if not is_here and (hardware.instance or hardware.devices_per_node):
+    if not is_given and (hardware.instance or hardware.devices_per_node):
         free = _with(config, "hardware", instance=None, devices_per_node=None, nodes=None)
         yield "place", "leave hardware.instance, devices_per_node and nodes out", free
     length = config.data.max_length // 2
     while length >= _SHORTEST_SEQUENCE:
         yield "length", f"data.max_length: {length}", _with(config, "data", max_length=length)
         length //= 2
-    yield from _lighter_method(config, is_here=is_here)
-    if not is_here and hardware.device is not None:
+    yield from _lighter_method(config, is_given=is_given)
+    if not is_given and hardware.device is not None:
         free = _with(config, "hardware", device=None, instance=None, devices_per_node=None, nodes=None)
         yield "hardware", "leave the whole hardware section out", free
 
@@ -93,13 +98,13 @@ def _near_batches(rows: int) -> list[int]:
     return sorted({batch for batch in (below, above) if batch and batch != rows}, key=lambda batch: abs(batch - rows))
 
 
-def _lighter_method(config: RunConfig, *, is_here: bool) -> Iterator[tuple[str, str, RunConfig]]:
+def _lighter_method(config: RunConfig, *, is_given: bool) -> Iterator[tuple[str, str, RunConfig]]:
     lighter = METHODS[config.method].facts.lighter
     if lighter is None:
         return
     content = config.model_dump()
     content |= dict.fromkeys(facts.section for facts in STRATEGY_FACTS.values() if facts.section)
-    hardware = content["hardware"] | {"nodes": None} | ({"devices_per_node": None} if is_here else {})
+    hardware = content["hardware"] | {"nodes": None} | ({"devices_per_node": None} if is_given else {})
     try:
         changed = RunConfig.model_validate(content | {"method": lighter, "strategy": AUTO, "hardware": hardware})
     except ConfigError:  # something else in the file does not allow it
