@@ -131,8 +131,9 @@ def _recorded(store: Store, key: str, generation: str) -> Made | None:
         return None
     known = _read(content)
     results, facts = known.get(_RESULTS), known.get(_FACTS)
-    is_valid = isinstance(results, list) and isinstance(facts, dict)
-    return Made(tuple(map(str, results)), facts) if is_valid else Made(())
+    if not isinstance(results, list) or not isinstance(facts, dict):
+        return Made(())
+    return Made(tuple(map(str, results)), facts)
 
 
 def _damages_of(made: Made) -> list[str]:
