@@ -10,7 +10,6 @@ from typing import Any
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import settings
-from tasks.checkpoints import use_credentials_of_flyte
 from tasks.declaring import FETCH_CACHE, PREPARE_CACHE, TRAIN_CACHE
 from tasks.transfer import transient_errors_retried, uri_of
 from thriftune import artifacts
@@ -137,7 +136,6 @@ def require_there(places: Mapping[str, str]) -> None:
     problems = []
     for kind, place in places.items():
         with transient_errors_retried():
-            use_credentials_of_flyte(place)
             found = index.damages(place)
         if found:
             remedy = "Start the run again: what is gone is made anew (with --overwrite-cache everything is)."
@@ -169,12 +167,11 @@ def _step(kind: str, version: str, key: str, what: str) -> Step:
 
 @contextmanager
 def _in_the_index(place: str) -> Iterator[None]:
-    """Say which index a store refused, and what to do."""
+    """Say where a store refused the index, and what to do: a cache that cannot be looked through is not served."""
     try:
         with transient_errors_retried():
-            use_credentials_of_flyte(place)
             yield
     except UserError as error:
-        message = f"the index of results cannot be read or written. {error.problems[0].message}"
-        remedy = "Let the pods' service account list, read and write there."
-        raise ResultError.single("results", place, message, remedy, code="output-not-writable") from error
+        cause = error.problems[0]
+        message = f"what earlier runs made cannot be looked up or written down. {cause.message}"
+        raise ResultError.single("results", place, message, cause.remedy, code="output-not-writable") from error

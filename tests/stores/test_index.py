@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from thriftune import artifacts
-from thriftune.stores.store import Store
 from thriftune.errors import UserError
 from thriftune.stores import index
+from thriftune.stores.store import Store
 
 pytest_plugins = ("store_kinds",)
 
