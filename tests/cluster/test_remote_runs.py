@@ -79,12 +79,13 @@ def qlora_run(
 
 @contextmanager
 def a_fault_after_a_checkpoint(cluster: ControlPlane, number: int) -> Iterator[None]:
-    """Strike the first pod that says it saved a checkpoint."""
-    over = threading.Event()
+    """Strike the first pod that says it saved a checkpoint, of a run that is not there yet."""
+    over, earlier = threading.Event(), set(cluster.runs)
 
     def strike() -> None:
         while not over.wait(0.05):
-            for log in cluster.pods.logs.glob(f"{list(cluster.runs)[-1] if cluster.runs else 'none'}-*.log"):
+            logs = [log for name in set(cluster.runs) - earlier for log in cluster.pods.logs.glob(f"{name}-*.log")]
+            for log in logs:
                 if b"Checkpoint of step" in log.read_bytes():
                     return cluster.pods.strike(log.stem, number)
         return None
