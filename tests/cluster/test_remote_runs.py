@@ -283,7 +283,7 @@ def place_of(run: Run, task: str) -> str:
 
 
 def again_without(cluster: ControlPlane, run: Run, *gone: str, **evaluation: Any) -> Run:
-    """Run the dynamic part again, after results of tasks were removed, with other values in the section `evaluation`."""
+    """Run the dynamic part again, after results of tasks were removed, with other values in its `evaluation`."""
     for task in gone:
         cluster.store.remove(place_of(run, task))
     inputs = LiteralMap()
