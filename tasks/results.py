@@ -1,6 +1,5 @@
 """What the cached steps of a run are known by, and whether what Flyte's cache would serve for them is still there."""
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -151,7 +150,7 @@ def was_asked_otherwise(training: Step, config: RunConfig) -> bool:
         training: The training.
         config: The run.
     """
-    return training.is_made and training.facts != dataclasses.asdict(Asked.of(config))
+    return training.is_made and training.facts != Asked.of(config).facts
 
 
 def _step(kind: str, version: str, key: str, what: str) -> Step:

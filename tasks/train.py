@@ -2,7 +2,6 @@
 
 import types
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from flytekit import task
@@ -79,7 +78,7 @@ def _trained(
     result = fit(inputs, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
-        results.remember(record, output, facts=asdict(Asked.of(config)))
+        results.remember(record, output, facts=Asked.of(config).facts)
         pages.show_training(config.name, result)
     distributed.leave()
     return Trained(model=output, training=result)

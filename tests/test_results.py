@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from flytekit import FlyteContextManager
@@ -173,7 +173,7 @@ def tasks_of(nodes):
 def test_other_prompts_are_answered_without_training(sections, measured, on_t4, made):
     """Before and after: by the base model and by the result, on the node that results are measured on."""
     first = on_t4()
-    made(steps_of(*first, VERSIONS), **asdict(Asked.of(first[0])))
+    made(steps_of(*first, VERSIONS), **Asked.of(first[0]).facts)
     config, plan = on_t4(**sections)
     nodes = compiled(train_on_plan, config, plan)
     assert tasks_of(nodes).count("evaluate") == measured
@@ -189,7 +189,7 @@ def test_a_training_that_is_still_to_be_made_answers_itself(on_t4, index):
 
 def test_where_no_node_holds_the_result_there_are_no_answers_and_that_is_said(on_t4, made, caplog):
     first = on_t4()
-    made(steps_of(*first, VERSIONS), **asdict(Asked.of(first[0])))
+    made(steps_of(*first, VERSIONS), **Asked.of(first[0]).facts)
     config, plan = on_t4(evaluation={"prompts": ["Why?"]})
     with caplog.at_level(logging.WARNING):
         assert "evaluate" not in tasks_of(compiled(train_on_plan, config, replace(plan, evaluation=None)))

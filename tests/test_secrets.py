@@ -285,6 +285,7 @@ OTHER_WRITERS = {
     ("thriftune/checkpoints/attempts.py", "put_bytes"): "places that Flyte made, to be read again",
     ("thriftune/checkpoints/uploading.py", "put_bytes"): "manifests, redacted in thriftune/checkpoints/manifest.py",
     ("thriftune/checkpoints/resumption.py", "put_bytes"): "steps and numbers of rows",
+    ("thriftune/stores/index.py", "put_bytes"): "places that this package made, and digests",
     ("tasks/transfer.py", "pipe_file"): "nothing: whether it can be written",
     ("thriftune/stores/store.py", "pipe_file"): "what is given to put_bytes",
     ("tasks/pages.py", "Deck"): "the one that shows decks",

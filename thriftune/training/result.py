@@ -1,10 +1,11 @@
 """The result of a training: the numbers for the metrics, the manifest and the page."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from thriftune import distributed
+from thriftune import artifacts, distributed
 from thriftune.config import RunConfig
 from thriftune.errors import DivergedError
 from thriftune.models.saving import SavedWeights
@@ -71,6 +72,11 @@ class Asked:
     def of(cls, config: RunConfig) -> Self:
         """What a run asks."""
         return cls(list(config.evaluation.prompts), config.evaluation.max_new_tokens)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the index of results says of it: a digest, as prompts are the user's own."""
+        return {"asked": artifacts.key_of(json.dumps([self.prompts, self.max_new_tokens]))}
 
 
 @dataclass(frozen=True)
