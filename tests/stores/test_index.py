@@ -1,8 +1,11 @@
 """What the index of results says: what is whole is served, what is not is made anew, and all agree on it."""
 
 import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -156,3 +159,54 @@ def test_of_several_threads_that_create_a_file_one_succeeds(local: Store, tmp_pa
             made = list(threads.map(lambda who, n=number: local.create(f"key{n}", bytes([who])), range(8)))
         assert made.count(True) == 1
         assert local.get_bytes(f"key{number}") == bytes([made.index(True)])
+
+
+class Unconditional(BaseHTTPRequestHandler):
+    """An S3 server with one bucket that does not know conditional writes."""
+
+    protocol_version = "HTTP/1.1"
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def do_PUT(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("If-None-Match"):
+            return self.answer(501, b"<Error><Code>NotImplemented</Code><Message>no conditions</Message></Error>")
+        self.objects[self.path] = content
+        return self.answer(200)
+
+    def do_HEAD(self):
+        self.answer(200 if self.path in self.objects else 404)
+
+    def do_GET(self):
+        if "list-type" in self.path:
+            return self.answer(200, b"<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>")
+        return self.answer(200, self.objects[self.path])
+
+    def answer(self, status, content=b""):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        """Keep the test's output clean."""
+
+
+def test_a_store_that_knows_no_conditions_is_asked_first(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Unconditional)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    try:
+        store = Store("s3://bucket/index", pauses=())
+        assert store.create("key", b"one")
+        assert not store.create("key", b"two")
+        assert store.get_bytes("key") == b"one"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
