@@ -124,7 +124,7 @@ class EvaluationNode:
     precision: Precision
     request: NodeRequest
     price_per_hour: float
-    is_asked: bool
+    is_asked: bool = True
 
 
 @dataclass(frozen=True)
