@@ -32,10 +32,10 @@ run_files.use_in_pyflyte()
 type_descriptions.remember()
 
 # Increase a version when the task makes something else from the same inputs.
-PLAN_CACHE = "3"
-FETCH_CACHE = "4"
-PREPARE_CACHE = f"{PREPARATION}.1"  # .1 since manifests list files; the rows depend on PREPARATION
-TRAIN_CACHE = "5"
+PLAN_CACHE = "4"
+FETCH_CACHE = "5"
+PREPARE_CACHE = f"{PREPARATION}.2"  # .2 since the fingerprint is its key; the rows depend on PREPARATION
+TRAIN_CACHE = "6"
 
 # Logs, caches in the home directory, compiled kernels.
 _BESIDE_TEMPORARY_FILES_GIB = 2

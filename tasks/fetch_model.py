@@ -6,13 +6,12 @@ from typing import NamedTuple
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import settings
+from tasks import results, settings
 from tasks.declaring import FETCH_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried, upload
 from thriftune import artifacts, damage
 from thriftune.config import ModelConfig
 from thriftune.models import fetching as models
-from thriftune.redaction import unsigned
 
 logger = logging.getLogger("thriftune.tasks.fetch_model")
 
@@ -25,18 +24,20 @@ class FetchedModel(NamedTuple):
     tokenizer_version: str
 
 
-@task(**hub_task(), cache=cache(FETCH_CACHE))
-def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
+@task(**hub_task(), cache=cache(FETCH_CACHE, "model", "version", "record"))
+def fetch_model(model: ModelConfig, version: str, cache_key: str, record: str) -> FetchedModel:
     """Fetch a base model into one directory with safetensors and tokenizer.
 
     Args:
         model: The model section of a run.
         version: Version of the source when the run was planned.
+        cache_key: What Flyte's cache knows the result by, and the local one.
+        record: URL to write the place of the result to; empty in a local run.
 
     Returns:
         The directory, its tokenizer in another, and the tokenizer's fingerprint.
     """
-    key = _key(model, version)
+    key = artifacts.key_of(cache_key)
     place, tokenizer_place = settings.cache_path("model", key), settings.cache_path("tokenizer", key)
     if damage.is_reusable(place):
         logger.info("The base model is already in %s", place)
@@ -47,10 +48,6 @@ def fetch_model(model: ModelConfig, version: str) -> FetchedModel:
         tokenizer_version = str(artifacts.read_manifest(tokenizer_place)["fingerprint"])
     else:
         tokenizer_version = models.copy_tokenizer(place, tokenizer_place, trust_remote_code=model.trust_remote_code)
-    return FetchedModel(upload(place), upload(tokenizer_place), tokenizer_version)
-
-
-def _key(model: ModelConfig, version: str) -> str:
-    """The key of a fetched model in the cache, which does not depend on the signature of its URL."""
-    named = model.model_copy(update={"source": unsigned(model.source)})
-    return artifacts.key_of(named.model_dump_json(), version, FETCH_CACHE)
+    fetched = FetchedModel(upload(place), upload(tokenizer_place), tokenizer_version)
+    results.remember(record, fetched.model, fetched.tokenizer)
+    return fetched

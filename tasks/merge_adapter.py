@@ -5,7 +5,7 @@ from typing import NamedTuple
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import settings
+from tasks import results, settings
 from tasks.declaring import TRAIN_CACHE, cache, cpu_task
 from tasks.transfer import download, upload
 from thriftune.config import RunConfig
@@ -25,8 +25,15 @@ class Merged(NamedTuple):
     saved: SavedWeights | None
 
 
-@task(**cpu_task(), cache=cache(TRAIN_CACHE))
-def merge_adapter(config: RunConfig, model: FlyteDirectory, adapter: FlyteDirectory, dataset: FlyteDirectory) -> Merged:
+@task(**cpu_task(), cache=cache(TRAIN_CACHE, "config", "model", "adapter", "dataset", "record"))
+def merge_adapter(
+    config: RunConfig,
+    model: FlyteDirectory,
+    adapter: FlyteDirectory,
+    dataset: FlyteDirectory,
+    cache_key: str,  # noqa: ARG001 - read by Flyte's cache alone
+    record: str,
+) -> Merged:
     """Merge an adapter into the unquantized base model.
 
     Args:
@@ -34,6 +41,8 @@ def merge_adapter(config: RunConfig, model: FlyteDirectory, adapter: FlyteDirect
         model: The base model.
         adapter: The adapter.
         dataset: The prepared dataset, on whose held-out rows the merged model is compared.
+        cache_key: What Flyte's cache knows the result by.
+        record: URL to write the place of the result to; empty in a local run.
 
     Returns:
         An ordinary model directory, and its loss compared with that of the adapter on the same base.
@@ -49,4 +58,6 @@ def merge_adapter(config: RunConfig, model: FlyteDirectory, adapter: FlyteDirect
         seed=config.seed,
         trust_remote_code=config.model.trust_remote_code,
     )
-    return Merged(upload(place), saved)
+    merged = upload(place)
+    results.remember(record, merged)
+    return Merged(merged, saved)

@@ -6,20 +6,26 @@ from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.structured import StructuredDataset
 
-from tasks import pages, settings
+from tasks import pages, results, settings
 from tasks.declaring import PREPARE_CACHE, PREPARE_POD, cache, hub_task
 from tasks.transfer import download, download_table, transient_errors_retried, upload
 from thriftune import artifacts, damage
 from thriftune.config import DataConfig
 from thriftune.data import prepare, report, sources
+from thriftune.errors import ModelSourceError
 
 logger = logging.getLogger("thriftune.tasks.prepare_dataset")
+
+# The key of the cache stands for all of these.
+_STOOD_FOR = (
+    "data", "seed", "data_version", "tokenizer", "tokenizer_version", "fetched_version", "trust_remote_code", "record",
+    "table",
+)  # fmt: skip
 
 
 @task(
     **hub_task(PREPARE_POD),
-    # The version stands for the tokenizer; the path of its directory makes no difference.
-    cache=cache(PREPARE_CACHE, "tokenizer"),
+    cache=cache(PREPARE_CACHE, *_STOOD_FOR),
     enable_deck=True,
     deck_fields=(),
 )
@@ -29,7 +35,10 @@ def prepare_dataset(
     data_version: str,
     tokenizer: FlyteDirectory,
     tokenizer_version: str,
+    fetched_version: str,
     trust_remote_code: bool,
+    cache_key: str,
+    record: str,
     table: StructuredDataset | None = None,
 ) -> FlyteDirectory:
     """Read, select, tokenize, arrange and write a dataset, and show what happened to its rows.
@@ -39,17 +48,25 @@ def prepare_dataset(
         seed: Seed that decides which rows are used, and which are held out.
         data_version: Version of the sources when the run was planned.
         tokenizer: The base model's tokenizer.
-        tokenizer_version: Its fingerprint, including the chat template.
+        tokenizer_version: Its fingerprint, including the chat template, as the preflight found it.
+        fetched_version: The same, as it was fetched.
         trust_remote_code: Whether to run tokenizer code that the model ships.
+        cache_key: What Flyte's cache knows the result by, and the local one.
+        record: URL to write the place of the result to; empty in a local run.
         table: The rows of source input:table.
 
     Returns:
         A directory with train.parquet, validation.parquet, rejected.parquet, samples.json, report.html, report.json and
         manifest.json.
+
+    Raises:
+        ModelSourceError: The model was changed between the preflight and fetching.
     """
+    if fetched_version != tokenizer_version:
+        message = "its tokenizer is not the one that the preflight saw: the model was changed meanwhile."
+        raise ModelSourceError.single("model.source", "", message, "Start the run again.")
     files = download_table(table) if table is not None else []
-    key = prepare.fingerprint(data, seed, data_version, tokenizer_version)
-    place = settings.cache_path("dataset", artifacts.key_of(key, PREPARE_CACHE))
+    place = settings.cache_path("dataset", artifacts.key_of(cache_key))
     if damage.is_reusable(place):
         logger.info("The prepared dataset is already in %s; its report: %s", place, place / report.HTML)
     else:
@@ -66,4 +83,6 @@ def prepare_dataset(
                 processes=None if settings.is_local() else settings.PLATFORM.prepare_cpu,
             )
     pages.show_deck("Data", (place / report.HTML).read_text(encoding="utf-8"))
-    return upload(place)
+    dataset = upload(place)
+    results.remember(record, dataset)
+    return dataset

@@ -55,6 +55,8 @@ os.environ.setdefault("WANDB_PROJECT", "thriftune")
 # run that this process starts does not inherit it.
 _RUN_STAMP = "THRIFTUNE_RUN_STAMP"
 _RUN = os.environ.pop(_RUN_STAMP, None) or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex}"
+# Parts of a URL up to its bucket, where the index is if the execution is not in the prefix: s3:, nothing, bucket.
+_BUCKET = 3
 # File in the folder of a local run that says which run owns it.
 _OWNER = ".run"
 # Folder where a worker of a training leaves messages for its agent.
@@ -124,6 +126,23 @@ def is_local() -> bool:
     """Whether outputs stay on this disk (`pyflyte run` without --remote), also inside worker processes."""
     access = FlyteContextManager.current_context().file_access
     return not access.is_remote(access.raw_output_prefix)
+
+
+def results_root() -> str:
+    """URL below which the index of finished results is kept; empty in a local run, which looks at its own cache.
+
+    It lies beside what Flyte writes of each execution, s3://bucket/metadata/propeller/<project>-<domain>-<execution>/...:
+    there every execution of a project may write, whatever prefix it has for its own outputs.
+
+    Source: flyteorg/flyte, flytepropeller/pkg/controller/workflow/executor.go and nodes/task/handler.go
+    """
+    if is_local():
+        return ""
+    context = current_context()
+    execution, parts = context.execution_id, str(context.output_metadata_prefix).split("/")
+    names = (execution.name, f"{execution.project}-{execution.domain}-{execution.name}")
+    own = next((number for number, part in enumerate(parts) if part in names), _BUCKET)
+    return "/".join([*parts[:own], "thriftune", f"{execution.project}-{execution.domain}", "results"])
 
 
 def result_path(run_name: str, what: str) -> Path:

@@ -2,12 +2,12 @@
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import settings
+from tasks import results, settings
 from tasks.declaring import cpu_task
 from tasks.transfer import uri_of
 from thriftune import artifacts
@@ -16,7 +16,7 @@ from thriftune.disk import writing_to
 from thriftune.inference.report import RunMetrics, summary_table
 from thriftune.models.saving import SavedWeights
 from thriftune.training.held_out import EvalReport
-from thriftune.training.result import TrainingResult
+from thriftune.training.result import Asked, TrainingResult
 
 logger = logging.getLogger("thriftune.tasks.summarize")
 
@@ -29,6 +29,8 @@ def summarize(
     adapter: FlyteDirectory | None = None,
     merged: SavedWeights | None = None,
     saved_model: EvalReport | None = None,
+    before: EvalReport | None = None,
+    after: EvalReport | None = None,
 ) -> RunMetrics:
     """Put the metrics of a run together, and log them as a table.
 
@@ -39,15 +41,52 @@ def summarize(
         adapter: The resulting adapter; None if every weight trained.
         merged: What merging it did to its loss; None if it was not merged.
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
+        before: Answers of the base model, where the training comes from the cache and was asked otherwise; else None.
+        after: Answers of the result, in the same case.
 
     Returns:
         The metrics; a local run also writes them to outputs/<run>/<start time>/metrics.json.
+
+    Raises:
+        ResultError: A result is not in the store, as where the bucket's rules removed what the cache serves.
     """
     outputs = {"model": uri_of(model)} | ({"adapter": uri_of(adapter)} if adapter else {})
-    metrics = RunMetrics(config.name, config.method, training, outputs, merged, saved_model)
+    results.require_there(outputs)
+    answering = _answering(training, Asked.of(config), before, after)
+    metrics = RunMetrics(config.name, config.method, answering, outputs, merged, saved_model)
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)
     return metrics
+
+
+def _answering(
+    training: TrainingResult, asked: Asked, before: EvalReport | None, after: EvalReport | None
+) -> TrainingResult:
+    """A training with the answers to a run's own prompts, or with none: never with those to other prompts.
+
+    Args:
+        training: The training, which may come from the cache.
+        asked: What the run asks.
+        before: Answers of the base model, given again; None if there are none.
+        after: Answers of the result, in the same case.
+    """
+    if after is None and training.asked == asked:
+        return training
+    if after is None:
+        logger.warning(
+            "The training was another run's, which had other prompts: its answers are left out. Start the run again to "
+            "have this run's prompts answered, without training again."
+        )
+    return replace(
+        training,
+        before=_with_answers_of(before, training.before) if training.before else None,
+        after=_with_answers_of(after, training.after),
+        asked=asked,
+    )
+
+
+def _with_answers_of(other: EvalReport | None, measured: EvalReport) -> EvalReport:
+    return replace(measured, prompts=other.prompts if other else [], answers=other.answers if other else [])
 
 
 def write_metrics(metrics: RunMetrics) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import interruption, pages, settings
+from tasks import interruption, pages, results, settings
 from tasks.checkpoints import checkpoint_location
 from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
@@ -21,8 +21,11 @@ from thriftune.models import fetching
 from thriftune.models.adapter_weights import RESUME_FROM
 from thriftune.strategies import STRATEGIES
 from thriftune.training.fit import Inputs, fit
-from thriftune.training.result import TrainingResult
+from thriftune.training.result import Asked, TrainingResult
 from thriftune.training_plan import TrainingPlan
+
+# The key of the cache stands for all of these.
+_STOOD_FOR = ("config", "plan", "record", "model", "dataset")
 
 
 class Trained(NamedTuple):
@@ -36,6 +39,7 @@ def _train(
     config: RunConfig,
     plan: TrainingPlan,
     cache_key: str,  # noqa: ARG001 - read by Flyte's cache alone
+    record: str,
     model: FlyteDirectory,
     dataset: FlyteDirectory,
 ) -> Trained:
@@ -44,7 +48,8 @@ def _train(
     Args:
         config: The run.
         plan: Its plan.
-        cache_key: Stands for the plan in Flyte's cache: another price, for example, does not change the result.
+        cache_key: What Flyte's cache knows the result by: another price or name, for example, does not change it.
+        record: URL to write the place of the result to; empty in a local run.
         model: The base model.
         dataset: The prepared dataset.
 
@@ -53,12 +58,14 @@ def _train(
     """
     if STRATEGIES[plan.strategy].facts.is_distributed:
         with explained("a worker of the training"), transient_errors_retried():
-            return in_worker(lambda: _trained(config, plan, model, dataset))
+            return in_worker(lambda: _trained(config, plan, record, model, dataset))
     with transient_errors_retried(), interruption.training(config, in_workers=False):
-        return _trained(config, plan, model, dataset)
+        return _trained(config, plan, record, model, dataset)
 
 
-def _trained(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, dataset: FlyteDirectory) -> Trained:
+def _trained(
+    config: RunConfig, plan: TrainingPlan, record: str, model: FlyteDirectory, dataset: FlyteDirectory
+) -> Trained:
     strategy = STRATEGIES[plan.strategy]
     rank = strategy.join(plan)
     checkpoints = checkpoint_location(config.name)
@@ -71,6 +78,7 @@ def _trained(config: RunConfig, plan: TrainingPlan, model: FlyteDirectory, datas
     result = fit(inputs, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
+        results.remember(record, output, facts=Asked.of(config).facts)
         pages.show_training(config.name, result)
     distributed.leave()
     return Trained(model=output, training=result)
@@ -92,7 +100,9 @@ def start_version(config: RunConfig) -> str:
 def _declare(name: str, task_config: Any = None) -> Any:
     """Declare a task with the common body, as a function of another name: Flyte identifies a task by that name."""
     options = node_task(task_config, *wandb_secrets())
-    decorate: Callable[..., Any] = task(**options, cache=cache(TRAIN_CACHE, "plan"), enable_deck=True, deck_fields=())
+    decorate: Callable[..., Any] = task(
+        **options, cache=cache(TRAIN_CACHE, *_STOOD_FOR), enable_deck=True, deck_fields=()
+    )
     body = types.FunctionType(_train.__code__, _train.__globals__, name)
     body.__annotations__, body.__doc__, body.__qualname__ = _train.__annotations__, _train.__doc__, name
     return decorate(body)

@@ -40,7 +40,7 @@ def compiled(part, config, plan):
     running = context.with_serialization_settings(settings).with_execution_state(
         state.with_params(mode=state.Mode.TASK_EXECUTION)
     )
-    versions = {"model_version": "1", "data_version": "1", "table": None}
+    versions = {"model_version": "1", "tokenizer_version": "1", "data_version": "1", "table": None}
     part._wf = None  # flytekit keeps what it compiled first; a pod compiles once
     with FlyteContextManager.with_context(running) as inside:
         return part.compile_into_workflow(inside, part._task_function, config=config, plan=plan, **versions).nodes

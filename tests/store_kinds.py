@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from bucket import Bucket, set_environment
+from s3fs import S3FileSystem
 
 from thriftune.stores.store import Store
 
@@ -22,6 +23,7 @@ def bucket() -> Iterator[Bucket]:
     yield server
     patch.undo()
     server.stop()
+    S3FileSystem.clear_instance_cache()  # the next server is another, and has the same name in the cache
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ class Plan:
     strategy: str = "zero"
 
 try:
-    train_2.execute(config=None, plan=Plan(), cache_key="", model=None, dataset=None)
+    train_2.execute(config=None, plan=Plan(), cache_key="", record="", model=None, dataset=None)
 except FlyteRecoverableException as error:
     print("tried again:", error)
 """

@@ -9,7 +9,8 @@ from thriftune.config import RunConfig
 from thriftune.errors import ConfigError
 from thriftune.models import architecture
 from thriftune.planning import catalogue, planner
-from thriftune.planning.evaluating import evaluation_node
+from thriftune.planning.evaluating import evaluation_node, planned_evaluation
+from thriftune.planning.report import plan_table
 from thriftune.training_plan import TrainingPlan
 from workflows.finetune import train_on_plan
 
@@ -57,8 +58,15 @@ def test_what_the_run_fixes_of_its_machines_is_of_the_training_but_for_the_kind_
     assert node.instance != "g5.48xlarge"
 
 
-def test_a_run_that_does_not_ask_for_it_and_a_run_on_this_machine_plan_none():
-    assert plan_of(run(evaluation={"saved_model": False})).evaluation is None
+def test_a_run_that_does_not_ask_for_it_has_a_node_for_prompts_that_a_cached_training_was_not_asked():
+    asked, other = plan_of(run()), plan_of(run(evaluation={"saved_model": False}))
+    assert (asked.evaluation.is_asked, other.evaluation.is_asked) == (True, False)
+    assert other.evaluation.instance == asked.evaluation.instance
+    assert "result measured on" in plan_table(asked, "tiny")
+    assert "result measured on" not in plan_table(other, "tiny")
+
+
+def test_a_run_on_this_machine_plans_none():
     here = planned(RunConfig.model_validate(run_dict(evaluation={"saved_model": True})))
     assert here.evaluation is None
     assert here.of_evaluation is here
@@ -74,6 +82,8 @@ def test_what_no_node_holds_is_refused_when_the_run_is_planned():
     ) as caught:
         evaluation_node(config, shape, only)
     assert caught.value.problems[0].code == "plan-does-not-fit"
+    unasked = run("qlora", model="meta-llama/Llama-2-13b-hf", hardware={"device": "T4"}, evaluation={})
+    assert planned_evaluation(unasked, shape, only, None) is None, "only one that asks for it is refused"
 
 
 def test_the_task_that_measures_the_result_gets_the_node_and_the_training_its_own(run_config):

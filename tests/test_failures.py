@@ -14,8 +14,6 @@ from tasks import log, pages
 from tasks.declaring import OnImageTask
 from tasks.elastic import PlannedElasticTask
 from tasks.failures import ExplainsErrors, explained
-from tasks.fetch_model import _key
-from thriftune.config import ModelConfig
 from thriftune.disk import DiskFullError
 from thriftune.errors import DataError, TransientError, chain_of
 
@@ -185,9 +183,3 @@ def test_a_deck_holds_no_secret():
 def test_a_worker_of_a_training_explains_its_errors_too():
     with pytest.raises(DiskFullError, match="while running a worker"), explained("a worker"):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
-
-
-def test_a_model_is_found_in_the_cache_again_whoever_signed_its_url():
-    first = _key(ModelConfig(source="https://h/model.gguf?X-Amz-Date=1&X-Amz-Signature=a"), "1")
-    assert first == _key(ModelConfig(source="https://h/model.gguf?X-Amz-Date=2&X-Amz-Signature=b"), "1")
-    assert first != _key(ModelConfig(source="https://h/other.gguf?X-Amz-Date=2&X-Amz-Signature=b"), "1")

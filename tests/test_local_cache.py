@@ -50,7 +50,7 @@ def fetch(tiny_model_dir, outputs):
     """Fetch the tiny model, and give its directory, its tokenizer's and the fingerprint of that."""
 
     def run():
-        fetched = fetch_model(model=ModelConfig(source=str(tiny_model_dir)), version="v")
+        fetched = fetch_model(model=ModelConfig(source=str(tiny_model_dir)), version="v", cache_key="k", record="")
         return (*(outputs / "cache" / str(made.path) for made in fetched[:2]), fetched[2])
 
     return run
@@ -68,7 +68,10 @@ def prepare(tiny_tokenizer_dir, chat_rows_file, outputs):
             data_version=sources.versions(data),
             tokenizer=FlyteDirectory(str(tiny_tokenizer_dir), remote_directory=False),
             tokenizer_version="t",
+            fetched_version="t",
             trust_remote_code=False,
+            cache_key="k",
+            record="",
         )
         return outputs / str(made.path)
 

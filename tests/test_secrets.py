@@ -287,6 +287,7 @@ OTHER_WRITERS = {
     ("thriftune/checkpoints/uploading.py", "put_bytes"): "manifests, redacted in thriftune/checkpoints/manifest.py",
     ("thriftune/checkpoints/resumption.py", "put_bytes"): "steps and numbers of rows",
     ("thriftune/stores/remote.py", "pipe_file"): "nothing: whether it can be written",
+    ("thriftune/stores/index.py", "put_bytes"): "places that this package made, and digests",
     ("thriftune/stores/store.py", "pipe_file"): "what is given to put_bytes",
     ("tasks/pages.py", "Deck"): "the one that shows decks",
 }

@@ -128,9 +128,26 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             "Run the step that makes it again.",
         )
     try:
-        manifest: dict[str, Any] = json.loads(file.read_bytes())
+        content = file.read_bytes()
+    except OSError:
+        content = b""
+    return parsed_manifest(content, directory)
+
+
+def parsed_manifest(content: bytes, directory: Path | str) -> dict[str, Any]:
+    """The manifest in a file's content.
+
+    Args:
+        content: What the file holds.
+        directory: Path or URL of its directory, for the message.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(content)
         is_whole = manifest.pop("checksum", None) in (None, _checksum(manifest))
-    except (ValueError, AttributeError, TypeError, RecursionError, OSError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         is_whole = False
     if not is_whole:
         raise UserError.single(

@@ -7,7 +7,7 @@ changed bytes.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,10 @@ def damages(directory: Path, *, content: bool) -> list[str]:
     Returns:
         A sentence for each damaged file; none if all is well, or if the manifest is of a version that listed no files.
     """
-    try:
-        recorded = _recorded(artifacts.read_manifest(directory))
-    except UserError as error:
-        return [error.problems[0].message]
-    except (AttributeError, TypeError, ValueError):
-        return [f"{MANIFEST} has an invalid list of files."]
-    found = {file.name: _wrong_size(directory, file) for file in recorded}
+    recorded = _recorded(lambda: artifacts.read_manifest(directory))
+    if isinstance(recorded, str):
+        return [recorded]
+    found = {file.name: _wrong_size(file, _size_of(directory / file.name)) for file in recorded}
     if content:
         read = [file for file in recorded if file.sha256 and not found[file.name]]
         for file, now in zip(read, digests.checksums(directory, [file.name for file in read]), strict=True):
@@ -49,6 +46,27 @@ def damages(directory: Path, *, content: bool) -> list[str]:
             elif now != file.sha256:
                 found[file.name] = f"{file.name} does not hold what was saved."
     return [damage for damage in found.values() if damage]
+
+
+def damages_in_store(url: str, manifest: bytes | None, sizes: Mapping[str, int]) -> list[str]:
+    """What has changed in a directory of a store since it was finished, by names and sizes.
+
+    Args:
+        url: The directory.
+        manifest: What its manifest holds; None if there is none.
+        sizes: Bytes of each file that is there, by its name in the directory.
+
+    Returns:
+        A sentence for each damaged file; none if all is well.
+    """
+    if manifest is None:
+        return [f"{MANIFEST} is missing."]
+    content = manifest
+    recorded = _recorded(lambda: artifacts.parsed_manifest(content, url))
+    if isinstance(recorded, str):
+        return [recorded]
+    found = [_wrong_size(file, sizes.get(file.name)) for file in recorded]
+    return [damage for damage in found if damage]
 
 
 def is_reusable(directory: Path) -> bool:
@@ -94,24 +112,29 @@ def _is_of_another(directory: Path) -> bool:
     return not (isinstance(content, dict) and {"kind", "git_commit", "checksum"} <= content.keys())
 
 
-def _recorded(manifest: Mapping[str, Any]) -> list[FileDigest]:
-    """The files that a manifest lists.
+def _recorded(read: Callable[[], Mapping[str, Any]]) -> list[FileDigest] | str:
+    """The files that a manifest lists, or why it cannot be said.
 
     Args:
-        manifest: The parsed manifest.
-
-    Raises:
-        ValueError: One of them would not be inside the directory. A malformed list may raise TypeError and the like.
+        read: Reads the manifest.
     """
-    files = [FileDigest(name, **entry) for name, entry in manifest.get("files", {}).items()]
-    for file in files:
-        digests.require_inside(file.name)
+    try:
+        files = [FileDigest(name, **entry) for name, entry in read().get("files", {}).items()]
+        for file in files:
+            digests.require_inside(file.name)
+    except UserError as error:
+        return error.problems[0].message
+    except (AttributeError, TypeError, ValueError):
+        return f"{MANIFEST} has an invalid list of files."
     return files
 
 
-def _wrong_size(directory: Path, file: FileDigest) -> str:
-    found = directory / file.name
-    if not found.is_file():
+def _size_of(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
+
+
+def _wrong_size(file: FileDigest, size: int | None) -> str:
+    """What is wrong with the size of a file that is there; None means that it is not."""
+    if size is None:
         return f"{file.name} is missing."
-    size = found.stat().st_size
     return "" if size == file.size else f"{file.name} has {size:,} bytes where {file.size:,} were saved."

@@ -141,6 +141,13 @@ class PublishError(UserError):
     code = "publish-no-write-access"
 
 
+class ResultError(UserError):
+    """A result of a run is not in the store, or the index of results cannot be used."""
+
+    headline = "A result is not there"
+    code = "result-missing"
+
+
 class DivergedError(UserError):
     """The loss is no longer a number: there is nothing worth saving."""
 

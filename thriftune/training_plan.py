@@ -114,6 +114,8 @@ class EvaluationNode:
         precision: Precision to compute in.
         request: What its pod asks for.
         price_per_hour: Of the node, in the plan's currency.
+        is_asked: Whether the run asks to measure its result; else the node answers prompts, if the training comes from
+            the cache and was asked others.
     """
 
     instance: str
@@ -122,6 +124,7 @@ class EvaluationNode:
     precision: Precision
     request: NodeRequest
     price_per_hour: float
+    is_asked: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class TrainingPlan:
         parameters: Number of parameters of the model.
         trained_parameters: Number of parameters that training changes.
         alternatives: The next best plans.
-        evaluation: What the result is measured on, where the run asks for that; None: it does not, or on this machine.
+        evaluation: What the result is measured on; None on this machine, or if no node holds it.
     """
 
     method: str

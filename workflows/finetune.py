@@ -7,16 +7,17 @@ from flytekit import dynamic, workflow
 from flytekit.types.structured import StructuredDataset
 
 from tasks.declaring import dynamic_task
-from tasks.evaluate import evaluate
 from tasks.merge_adapter import merge_adapter
 from tasks.provisioning import on_cpu_node, on_planned_node
 from tasks.publish import publish
+from tasks.results import Versions, steps_of
 from tasks.summarize import summarize
 from tasks.train import start_version, training_task
 from thriftune.config import RunConfig
 from thriftune.config.choices import METHODS
 from thriftune.planning import pod_requests
 from thriftune.training_plan import TrainingPlan
+from workflows.measuring import Made, measure_again
 from workflows.stages import FinetuneResult, TrainedOnPlan, fetch_and_prepare, plan_and_check
 
 
@@ -25,32 +26,27 @@ def train_on_plan(
     config: RunConfig,
     plan: TrainingPlan,
     model_version: str,
+    tokenizer_version: str,
     data_version: str,
     table: StructuredDataset | None = None,
 ) -> TrainedOnPlan:
     """Fetch, prepare, train on the nodes of the plan (which validates before, during and after), and merge."""
-    model, dataset = fetch_and_prepare(config, plan, model_version, data_version, table)
-    key = f"{plan.fingerprint} {start_version(config)}".strip()
-    run = {"config": config, "plan": plan, "cache_key": key, "dataset": dataset}
-    trained = on_planned_node(training_task(plan)(**run, model=model), plan, as_job=True)
-    result, adapter, merged, saved_model = trained.model, None, None, None
+    versions = Versions(model_version, tokenizer_version, data_version, start_version(config))
+    steps = steps_of(config, plan, versions)
+    model, dataset = fetch_and_prepare(config, plan, versions, steps, table)
+    run = {"config": config, "plan": plan, "dataset": dataset}
+    trained = on_planned_node(training_task(plan)(**run, model=model, **steps.training.inputs), plan, as_job=True)
+    result, adapter, merged = trained.model, None, None
     if not METHODS[config.method].trains_weights:
         adapter = trained.model
-        if config.lora_or_default.merge:
-            result, merged = merge_adapter(config=config, model=model, adapter=adapter, dataset=dataset)
-            on_cpu_node(result, plan, pod_requests.merging(config, plan))
-    if config.evaluation.saved_model:
-        is_unmerged = adapter is not None and merged is None  # promises have no truth value
-        measured = {"model": model, "adapter": adapter} if is_unmerged else {"model": result}
-        there = plan.of_evaluation
-        saved_model = on_planned_node(evaluate(**{**run, "plan": there}, **measured), there)
+    if steps.merged is not None:
+        result, merged = merge_adapter(
+            config=config, model=model, adapter=adapter, dataset=dataset, **steps.merged.inputs
+        )
+        on_cpu_node(result, plan, pod_requests.merging(config, plan))
+    measured = measure_again(config, plan, steps, Made(model, dataset, result, adapter))
     metrics = summarize(
-        config=config,
-        training=trained.training,
-        model=result,
-        adapter=adapter,
-        merged=merged,
-        saved_model=saved_model,
+        config=config, training=trained.training, model=result, adapter=adapter, merged=merged, **measured._asdict()
     )
     if config.publish:
         metrics = publish(result=result, to=config.publish, metrics=metrics)

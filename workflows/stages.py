@@ -10,6 +10,7 @@ from tasks.plan import plan
 from tasks.preflight import Checked, preflight
 from tasks.prepare_dataset import prepare_dataset
 from tasks.provisioning import on_cpu_node
+from tasks.results import Steps, Versions
 from thriftune.config import RunConfig
 from thriftune.inference.report import RunMetrics
 from thriftune.planning import pod_requests
@@ -32,10 +33,11 @@ class TrainedOnPlan(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """The promises of a workflow up to the plan: the plan, and the present versions of model and data."""
+    """The promises of a workflow up to the plan: the plan, and the present versions of model, tokenizer and data."""
 
     plan: Any
     model_version: Any
+    tokenizer_version: Any
     data_version: Any
 
 
@@ -56,11 +58,11 @@ def plan_and_check(config: Any, workflow: str, table: Any = None) -> Planned:
     """
     made = plan(config=config, workflow=workflow, pinned=pin(config=config), has_table=table is not None)
     checked: Checked = preflight(config=config, plan=made, table=table)
-    return Planned(checked.plan, checked.model_version, checked.data_version)
+    return Planned(checked.plan, checked.model_version, checked.tokenizer_version, checked.data_version)
 
 
 def fetch_and_prepare(
-    config: RunConfig, plan: TrainingPlan, model_version: str, data_version: str, table: Any = None
+    config: RunConfig, plan: TrainingPlan, versions: Versions, steps: Steps, table: Any = None
 ) -> Ready:
     """Add the nodes that fetch the model and prepare the data. Called inside `@dynamic`, where the values are known.
 
@@ -72,19 +74,21 @@ def fetch_and_prepare(
     Args:
         config: The run.
         plan: Its plan.
-        model_version: Present version of the model's source.
-        data_version: Present version of the data's sources.
+        versions: Present versions of model, tokenizer and data.
+        steps: What the cached steps are known by.
         table: The workflow's table, if it takes one.
     """
-    fetched = fetch_model(model=config.model, version=model_version)
+    fetched = fetch_model(model=config.model, version=versions.model, **steps.model.inputs)
     on_cpu_node(fetched.model, plan, pod_requests.fetching(config, plan))
     dataset = prepare_dataset(
         data=config.data,
         seed=config.seed,
-        data_version=data_version,
+        data_version=versions.data,
         tokenizer=fetched.tokenizer,
-        tokenizer_version=fetched.tokenizer_version,
+        tokenizer_version=versions.tokenizer,
+        fetched_version=fetched.tokenizer_version,
         trust_remote_code=config.model.trust_remote_code,
         table=table,
+        **steps.dataset.inputs,
     )
     return Ready(fetched.model, dataset)

@@ -1,6 +1,7 @@
 """All of the control plane together: store, image, registry, engine and server."""
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -52,11 +53,18 @@ class ControlPlane:
         """What the command lines and FlyteRemote need in their environment."""
         return {"FLYTECTL_CONFIG": str(self.config), **self.store.environment}
 
-    def execute(self, request: ExecutionCreateRequest) -> WorkflowExecutionIdentifier:
-        """Begin an execution of a launch plan."""
+    def execute(
+        self, request: ExecutionCreateRequest, known: Mapping[str, LiteralMap] = {}
+    ) -> WorkflowExecutionIdentifier:
+        """Begin an execution of a launch plan.
+
+        Args:
+            request: What is asked for.
+            known: Outputs of nodes that are not run, by id.
+        """
         plan = found(self.registry.launch_plans, request.spec.launch_plan)
         workflow = found(self.registry.workflows, plan.spec.workflow_id)
-        run = Run(Execution(spec=request.spec), _inputs(plan, request.inputs))
+        run = Run(Execution(spec=request.spec), _inputs(plan, request.inputs), known)
         name = request.name or f"a{uuid.uuid4().hex[:19]}"
         identifier = WorkflowExecutionIdentifier(project=request.project, domain=request.domain, name=name)
         run.execution.id.CopyFrom(identifier)
@@ -69,6 +77,21 @@ class ControlPlane:
         self.runs[name] = run
         self._engine.start(run, workflow.closure.compiled_workflow)
         return identifier
+
+    def run_dynamic_part(self, of: Run, inputs: LiteralMap) -> str:
+        """Execute a workflow again, with what an earlier execution's nodes gave in place of all but the dynamic ones.
+
+        Args:
+            of: The earlier execution.
+            inputs: The inputs of the new one.
+
+        Returns:
+            The name of the execution.
+        """
+        known = {name: node.outputs for name, node in of.nodes.items() if not node.parent and node.dynamic is None}
+        own = of.execution.id
+        request = ExecutionCreateRequest(project=own.project, domain=own.domain, spec=of.execution.spec, inputs=inputs)
+        return str(self.execute(request, known).name)
 
     def fire(self, name: str) -> str:
         """Do what the scheduler does when the time of an active launch plan has come.

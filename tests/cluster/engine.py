@@ -108,6 +108,8 @@ class Engine:
         node_id = scope.prefix + node.id
         record = scope.run.begin_node(node_id, node.id, scope.parent, inputs)
         try:
+            if node_id in scope.run.known:
+                return records.succeed(record, scope.run.known[node_id])
             if node.WhichOneof("target") == "task_node":
                 task = scope.tasks[key(node.task_node.reference_id)]
                 return records.succeed(record, self._run_cached(scope, record, node, task))
@@ -207,7 +209,9 @@ class Engine:
 
     def _place(self, run: Run, record: NodeRecord, attempt: int, previous: str) -> Place:
         node_id = str(record.execution.id.node_id)
-        metadata = self._store.uri("metadata", run.name, node_id, "data")
+        execution = run.execution.id
+        own = f"{execution.project}-{execution.domain}-{execution.name}"
+        metadata = self._store.uri("metadata", "propeller", own, node_id, "data")
         chosen = run.execution.spec.raw_output_data_config.output_location_prefix
         raw = "/".join([chosen or self._store.uri("raw"), uuid.uuid4().hex[:2], f"{run.name}-{node_id}-{attempt}"])
         return Place(f"{metadata}/inputs.pb", f"{metadata}/{attempt}", raw, previous)

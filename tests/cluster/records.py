@@ -1,6 +1,7 @@
 """What the control plane says of an execution and its nodes while they run and afterwards."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flyteidl.admin.execution_pb2 import Execution
@@ -62,10 +63,19 @@ class NodeRecord:
 
 @dataclass
 class Run:
-    """One execution of a launch plan."""
+    """One execution of a launch plan.
+
+    Attributes:
+        execution: As the API gives it.
+        inputs: Its inputs.
+        known: Outputs of nodes that are not run.
+        outputs: Its outputs, once it succeeded.
+        nodes: Its nodes, by id.
+    """
 
     execution: Execution
     inputs: LiteralMap
+    known: Mapping[str, LiteralMap] = field(default_factory=dict)
     outputs: LiteralMap = field(default_factory=LiteralMap)
     nodes: dict[str, NodeRecord] = field(default_factory=dict)
 

@@ -71,6 +71,13 @@ class Store:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(uri))
         return [self.uri(item["Key"]) for page in pages for item in page.get("Contents", ())]
 
+    def remove(self, uri: str) -> None:
+        """Remove all objects whose URI begins so, as a bucket's rules for old ones do."""
+        found = self.list(uri)
+        assert found, f"there is nothing at {uri}"
+        for name in found:
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+
     def upload(self, source: Path, uri: str) -> str:
         """Put a file, or all files of a directory under a prefix."""
         if source.is_file():

@@ -14,13 +14,14 @@ import msgpack
 import pytest
 from flyteidl.admin.launch_plan_pb2 import LaunchPlanSpec
 from flyteidl.core.catalog_pb2 import CACHE_DISABLED, CACHE_HIT, CACHE_POPULATED
+from flyteidl.core.literals_pb2 import LiteralMap
 from google.protobuf.json_format import MessageToDict
 from test_readme import REGISTERING
 from test_workflows import FULL, QLORA, only, pyflyte_run, write_config
 
 from cluster.conftest import IN_CLUSTER, Pyflyte, done
 from cluster.control_plane import ControlPlane
-from cluster.records import Run
+from cluster.records import NodeRecord, Run
 
 pytestmark = pytest.mark.slow
 TRAINING = {"max_steps": 8}
@@ -110,10 +111,16 @@ def cached(run: Run) -> dict[str, set[int]]:
     """What became of the nodes of each task that may be cached."""
     found: dict[str, set[int]] = {}
     for record in run.nodes.values():
-        node = record.execution.closure.task_node_metadata
-        if node.cache_status != CACHE_DISABLED:
-            found.setdefault(node.catalog_key.dataset_id.name.rpartition(".")[2], set()).add(node.cache_status)
+        if name := name_of_cached(record):
+            status = record.execution.closure.task_node_metadata.cache_status
+            found.setdefault(name, set()).add(status)
     return found
+
+
+def name_of_cached(record: NodeRecord) -> str:
+    """The task of a node that may be cached; empty for others."""
+    node = record.execution.closure.task_node_metadata
+    return "" if node.cache_status == CACHE_DISABLED else str(node.catalog_key.dataset_id.name.rpartition(".")[2])
 
 
 def attempts_of(run: Run) -> Counter[str]:
@@ -168,8 +175,11 @@ def test_a_job_of_two_nodes_trains_what_a_local_run_trains(full_run, cluster, ti
     assert loss(model_of(run, cluster, tmp_path)) == pytest.approx(loss(saved), abs=0.02)
 
 
-def test_the_same_run_at_another_price_is_planned_again_and_asks_for_no_gpu(full_run, cluster, pyflyte):
-    first, config = full_run
+def test_another_price_and_name_are_planned_again_and_ask_for_no_gpu(full_run, cluster, pyflyte, tmp_path):
+    """Another name trained again, for hours."""
+    first, file_of_run = full_run
+    config = tmp_path / "full.yaml"
+    config.write_text(file_of_run.read_text().replace("name: tiny", "name: another"))
     file = cluster.store.uri("catalogue.yaml")
     content = cluster.store.get(file)
     cluster.store.put(file, content.replace(b"price_per_hour: 0.1", b"price_per_hour: 0.2"))
@@ -179,6 +189,7 @@ def test_the_same_run_at_another_price_is_planned_again_and_asks_for_no_gpu(full
         cluster.store.put(file, content)
     again = done(cluster)
     assert output(again, "plan")["price_per_hour"] == pytest.approx(2 * output(first, "plan")["price_per_hour"])
+    assert output(again, "metrics")["name"] == "another"
     kept = {key: {CACHE_HIT} for key in ("fetch_model", "prepare_dataset", "train_2")}
     assert cached(again) == {"plan": {CACHE_POPULATED}, **kept}
     assert pods_of(again) == {"pin", "plan", "preflight", "train_on_plan", "summarize"}
@@ -262,3 +273,79 @@ def test_what_the_platform_lacks_ends_a_run_before_any_gpu(cluster, pyflyte, ful
     assert "THRIFTUNE_HUB_SECRET = hub/forgotten" in message
     assert "[secret-missing]" in message
     assert pods_of(run) <= {"pin", "plan", "preflight"}
+
+
+def place_of(run: Run, task: str) -> str:
+    """Where a run has the result of a task."""
+    (node,) = [node for node in run.nodes.values() if name_of_cached(node) == task]
+    outputs = node.outputs.literals
+    return str((outputs["model"] if "model" in outputs else outputs["o0"]).scalar.blob.uri)
+
+
+def again_without(cluster: ControlPlane, run: Run, *gone: str, **evaluation: Any) -> Run:
+    """Run the dynamic part again, after results of tasks were removed, with other values in its `evaluation`."""
+    for task in gone:
+        cluster.store.remove(place_of(run, task))
+    inputs = LiteralMap()
+    inputs.CopyFrom(run.inputs)
+    binary = inputs.literals["config"].scalar.binary
+    config = msgpack.unpackb(binary.value)
+    config["evaluation"] |= evaluation
+    binary.value = msgpack.packb(config)
+    return done(cluster, cluster.run_dynamic_part(run, inputs))
+
+
+def made_anew(run: Run) -> set[str]:
+    """The cached tasks that were not served from the cache."""
+    return {name for name, statuses in cached(run).items() if statuses != {CACHE_HIT}}
+
+
+def said_anew(cluster: ControlPlane, run: Run) -> int:
+    return cluster.pods.log(run.name).count("is no longer whole in the store, and is made anew: s3://")
+
+
+def test_other_prompts_and_a_base_model_that_is_gone_train_nothing(full_run, cluster):
+    """The model is fetched again; it and the result, on the planned node, answer what the training was not asked."""
+    first, _ = full_run
+    prompts = ["What colour is a stone on day 9?", "Who are you?"]
+    run = again_without(cluster, first, "fetch_model", prompts=prompts)
+    assert made_anew(run) == {"fetch_model", "evaluate"}
+    assert attempts_of(run) == {"train_on_plan": 1, "fetch_model": 1, "evaluate": 2, "summarize": 1}
+    assert said_anew(cluster, run) == 1
+    was, now = (output(one, "metrics")["training"] for one in (first, run))
+    for when in ("before", "after"):
+        assert now[when]["prompts"] == prompts
+        assert len(now[when]["answers"]) == 2
+        assert (now[when]["loss"], was[when]["prompts"] == prompts) == (was[when]["loss"], False)
+    assert run.outputs.literals["model"] == first.outputs.literals["model"]
+
+
+def test_prepared_rows_that_are_gone_are_prepared_again_and_nothing_else(full_run, cluster):
+    run = again_without(cluster, full_run[0], "prepare_dataset")
+    assert made_anew(run) == {"prepare_dataset"}
+    assert pods_of(run) == {"train_on_plan", "prepare_dataset", "summarize"}
+    assert said_anew(cluster, run) == 1
+
+
+def test_a_merged_model_that_is_gone_is_merged_again_of_the_adapter_there_is(qlora_run, cluster):
+    first, _ = qlora_run
+    run = again_without(cluster, first, "merge_adapter")
+    assert made_anew(run) == {"merge_adapter"}
+    assert not pods_of(run) & ON_GPUS
+    assert output(run, "metrics")["outputs"]["adapter"] == output(first, "metrics")["outputs"]["adapter"]
+    assert cluster.store.list(run.outputs.literals["model"].scalar.blob.uri)
+
+
+def test_a_training_that_is_gone_is_done_again_and_then_served(qlora_run, cluster):
+    """A run ended well in 45 s, and named a model of which no file was left."""
+    first, _ = qlora_run
+    run = again_without(cluster, first, "train_in_one_process")
+    assert made_anew(run) == {"train_in_one_process", "merge_adapter"}
+    assert said_anew(cluster, run) == 1
+    everything = ("fetch_model", "prepare_dataset", "train_in_one_process", "merge_adapter")
+    last = again_without(cluster, run, *everything)
+    assert made_anew(last) == {*everything}
+    assert said_anew(cluster, last) == 3  # the merged model is that of another adapter
+    metrics = output(last, "metrics")
+    assert metrics["training"]["after"]["loss"] < metrics["training"]["before"]["loss"] - 0.05
+    assert all(cluster.store.list(place) for place in metrics["outputs"].values())

@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from preflighting import plan_for
+from preflighting import fetched_tokenizer, plan_for
 
 from thriftune import preflight
 from thriftune.config import RunConfig
@@ -21,6 +21,8 @@ def main() -> None:
         config = RunConfig.model_validate(run)
         result = preflight.run(config, plan=plan_for(config.method, Path(model)), token=token)
         results[name] = {**result.as_json(), "text": report.text(result)}
+        if name == "good too":
+            results[name]["fetched"] = fetched_tokenizer(config, result.facts.model_version, token)
     sys.stdout.write("RESULTS" + json.dumps(results) + "\n")
 
 

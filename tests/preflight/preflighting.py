@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ import deepspeed_configs
 from thriftune import preflight
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.config.choices import METHODS
-from thriftune.models import architecture
+from thriftune.models import architecture, fetching
 from thriftune.preflight import Preflight
 from thriftune.training_plan import TrainingPlan
 
@@ -59,6 +60,14 @@ class Checking:
         if not {"source", "sources"} & overrides.get("data", {}).keys():
             content["data"]["source"] = str(self.rows)
         return RunConfig.model_validate(content)
+
+
+def fetched_tokenizer(config: RunConfig, version: str, token: str | None = None) -> str:
+    """Fetch a run's model as its task does, and give the fingerprint of the tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "model")
+        fetching.fetch(config.model.source, version, place, token)
+        return fetching.copy_tokenizer(place, Path(folder, "tokenizer"))
 
 
 def codes(result: Preflight, severity: str = "error") -> set[str]:

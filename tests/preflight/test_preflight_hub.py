@@ -28,6 +28,7 @@ def cases(model, rows):
 
     return {
         "good": of_model("good"),
+        "good too": of_model("good-too"),  # fetched after its preflight
         "gated": of_model("gated"),
         "missing": of_model("missing"),
         "private": of_model("private"),
@@ -125,6 +126,12 @@ def test_a_hub_model_is_pinned_licensed_and_brought_without_its_weights(asked):
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= brought
     weights = [name for name in brought if ".safetensors" in name]
     assert weights == ["model.safetensors bytes=0-100000"], "more than the header was asked for"
+
+
+def test_the_tokenizer_of_a_hub_model_is_known_before_it_is_fetched(asked):
+    found = asked[0]["good too"]
+    assert len(found["facts"]["tokenizer_version"]) == 64
+    assert found["facts"]["tokenizer_version"] == found["fetched"]
 
 
 def test_a_hub_dataset_is_read_as_far_as_the_sample_goes(asked):

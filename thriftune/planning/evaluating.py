@@ -43,7 +43,8 @@ def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Ca
         precision = choose_precision(config.training.precision, offer.device)
         for devices in range(1, (offer.gpus or 1) + 1):
             if _fits(config, architecture, offer, devices, precision, four_bit):
-                return _node(offer, devices, precision, architecture)
+                is_asked = config.evaluation.saved_model
+                return _node(offer, devices, precision, architecture, is_asked=is_asked)
     raise ConfigError.single(
         "evaluation.saved_model",
         "true",
@@ -79,7 +80,9 @@ def _fits(
     return needed <= FILLED * (offer.gpu_gib or offer.host_gib) * GIB
 
 
-def _node(offer: Offer, devices: int, precision: Precision, architecture: Architecture) -> EvaluationNode:
+def _node(
+    offer: Offer, devices: int, precision: Precision, architecture: Architecture, *, is_asked: bool
+) -> EvaluationNode:
     share = devices / offer.gpus if offer.gpus else 1.0
     request = NodeRequest(
         cpus=max(1, math.floor(offer.cpus * share)),
@@ -88,13 +91,16 @@ def _node(offer: Offer, devices: int, precision: Precision, architecture: Archit
         disk_gib=math.ceil(2 * _HALF * architecture.parameters / GIB) + DISK_BESIDE_GIB,
         gpus=devices if offer.gpus else 0,
     )
-    return EvaluationNode(offer.name, offer.device.name, devices, precision, request, offer.price_per_hour)
+    name, price = offer.name, offer.price_per_hour
+    return EvaluationNode(name, offer.device.name, devices, precision, request, price, is_asked)
 
 
 def planned_evaluation(
     config: RunConfig, architecture: Architecture, catalogue: Catalogue, here: Offer | None
 ) -> EvaluationNode | None:
-    """The node that a run's result is measured on; None where the run does not ask for it, or runs on this machine.
+    """The node that a run's result is measured on; None for a run on this machine.
+
+    It is planned for every run: one whose training comes from the cache may have prompts that this was not asked.
 
     Args:
         config: The run.
@@ -103,8 +109,13 @@ def planned_evaluation(
         here: This machine, for a run on it.
 
     Raises:
-        ConfigError: No node of the catalogue holds it.
+        ConfigError: No node of the catalogue holds it, and the run asks for it.
     """
-    if not config.evaluation.saved_model or here is not None:
+    if here is not None:
         return None
-    return evaluation_node(config, architecture, catalogue)
+    try:
+        return evaluation_node(config, architecture, catalogue)
+    except ConfigError:
+        if config.evaluation.saved_model:
+            raise
+        return None

@@ -156,7 +156,7 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
         asked = f"{_counted(request.cpus, 'CPU')}, {request.memory_gib} GiB"
         rest = f"{gpus}, disk {request.disk_gib} GiB, /dev/shm of {request.shared_memory_gib} GiB"
         yield "each pod asks for", asked, rest
-    if plan.evaluation:
+    if plan.evaluation and plan.evaluation.is_asked:
         node, price = plan.evaluation, f"{plan.evaluation.price_per_hour:,.2f} {plan.currency} per hour"
         yield "result measured on", _place(1, node.instance), f"{_counted(node.devices, node.device)}, {price}"
     items = ", ".join(f"{item} {gib(size)}" for item, size in plan.memory.disk.items())

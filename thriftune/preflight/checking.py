@@ -91,10 +91,12 @@ def run(
         base = _check_model(config, token, Path(scratch), notes)
         checked = tokenizer.check(config, base)
         notes.findings += checked.findings
+        if checked.tokenizer is not None:
+            notes.learn(tokenizer_version=tokenizer_fingerprint(checked.tokenizer))
         sample = _read_data(config, token, Path(scratch), table, table_version, notes)
         _check_rows(config, base, checked, sample, notes)
         notes.findings += adapters.check(config, base)
-    _check_checkpoints(config, plan, checked, notes)
+    _check_checkpoints(config, plan, notes)
     notes.findings += _check_plan(plan, notes.findings)
     return Preflight(config.name, in_order(notes.findings), notes.facts)
 
@@ -193,13 +195,11 @@ def _check_rows(
     notes.learn(training_rows=counted.rows, total_steps=counted.total, warmup_steps=counted.warmup)
 
 
-def _check_checkpoints(
-    config: RunConfig, plan: TrainingPlan | ThriftuneError, checked: CheckedTokenizer, notes: _Notes
-) -> None:
+def _check_checkpoints(config: RunConfig, plan: TrainingPlan | ThriftuneError, notes: _Notes) -> None:
     """Check another run's checkpoints against this run's model and rows."""
     facts, dataset = notes.facts, ""
-    if checked.tokenizer is not None and facts.data_version:
-        dataset = fingerprint(config.data, config.seed, facts.data_version, tokenizer_fingerprint(checked.tokenizer))
+    if facts.tokenizer_version and facts.data_version:
+        dataset = fingerprint(config.data, config.seed, facts.data_version, facts.tokenizer_version)
     rows = facts.training_rows if facts.is_whole else None
     notes.findings += resuming.check(config, plan, model=facts.model_version, dataset=dataset, rows=rows)
 

@@ -22,6 +22,7 @@ class Facts:
 
     Attributes:
         model_version: Version of the base model (`thriftune.models.fetching.version`).
+        tokenizer_version: Fingerprint of its tokenizer (`thriftune.models.tokenizer.fingerprint`).
         data_version: Version of the data (`thriftune.data.sources.versions`).
         license: Of the base model.
         parameters: Of the base model.
@@ -42,6 +43,7 @@ class Facts:
     """
 
     model_version: str = ""
+    tokenizer_version: str = ""
     data_version: str = ""
     license: str = ""
     parameters: int | None = None

@@ -152,6 +152,11 @@ def failure_of(error: BaseException) -> Failure | None:
     return "unreachable" if isinstance(error, OSError) else None
 
 
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status by which a store or a server refused; None for an error that has none."""
+    return next((status for link in chain_of(error) if (status := _status_of(link)) is not None), None)
+
+
 def in_words(error: BaseException) -> str:
     """The innermost cause in one line; it says more than the errors wrapped around it."""
     cause = list(chain_of(error))[-1]

@@ -1,11 +1,36 @@
 """The operations that a store on a local disk does without fsspec."""
 
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 # Ending of files that are being written; listings leave them out.
 PARTIAL = ".partial"
+
+
+def create(path: str, content: bytes) -> bool:
+    """Write a file unless it exists. Readers see it when it is complete.
+
+    Args:
+        path: The file.
+        content: The content.
+
+    Returns:
+        Whether it was written.
+    """
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(suffix=PARTIAL, dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.link(partial, file)  # unlike a rename it fails if the name is taken
+    except FileExistsError:
+        return False
+    finally:
+        Path(partial).unlink()
+    return True
 
 
 def sizes_below(path: str) -> dict[str, int]:

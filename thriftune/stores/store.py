@@ -24,6 +24,9 @@ T = TypeVar("T")
 # does not exist is given up after about 20 s. For gs:// gcsfs repeats inside each attempt, for about a minute.
 WORST_CASE_S = sum(PAUSES_S) + (len(PAUSES_S) + 1) * access.S3_BOTOCORE_TRIES * access.S3_S3FS_TRIES * access.READ_S
 
+# How a store answers a conditional write: there is such a file; it does not know conditions.
+_EXISTS, _NOT_IMPLEMENTED = 412, 501
+
 
 # Seconds between two lines about a file that is moved beside a training.
 _METER_EVERY_S = 30.0
@@ -80,6 +83,37 @@ class Store:
                 partial.unlink(missing_ok=True)
 
         self._writing(name, put)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small file unless there is one of that name. Of several processes that try, one succeeds.
+
+        A store that does not know conditional writes (HTTP 501) is asked first, which leaves a moment between.
+
+        Args:
+            name: Its name, relative to the prefix.
+            content: The content.
+
+        Returns:
+            Whether it was written; if not, there is one already.
+        """
+
+        def make(filesystem: Any, path: str) -> bool:
+            if self._is_local:
+                return local_files.create(path, content)
+            try:
+                filesystem.pipe_file(path, content, mode="create")
+            except Exception as error:
+                status = failures.status_of(error)
+                if isinstance(error, FileExistsError) or status == _EXISTS:
+                    return False
+                if status != _NOT_IMPLEMENTED:
+                    raise
+                if filesystem.exists(path):
+                    return False
+                filesystem.pipe_file(path, content)
+            return True
+
+        return self._writing(name, make)
 
     def get_bytes(self, name: str) -> bytes | None:
         """Read a small file; None if there is none.
@@ -182,10 +216,10 @@ class Store:
             self._opened = (os.getpid(), *opened)
         return self._opened[1], self._opened[2]
 
-    def _writing(self, name: str, call: Callable[[Any, str], None]) -> None:
+    def _writing(self, name: str, call: Callable[[Any, str], T]) -> T:
         disk = Path(self._path("")) if self._is_local else None
         try:
-            self._retried(name, call, disk)
+            return self._retried(name, call, disk)
         except FileNotFoundError as error:
             raise self._refused(error) from error
 

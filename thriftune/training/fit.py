@@ -19,7 +19,7 @@ from thriftune.models.tokenizer import load_tokenizer
 from thriftune.strategies import STRATEGIES
 from thriftune.training.attempt import Attempt, Loaded, Spent
 from thriftune.training.measuring import Measuring
-from thriftune.training.result import TrainingResult, logged_losses, logged_validations
+from thriftune.training.result import Asked, TrainingResult, logged_losses, logged_validations
 from thriftune.training.run_record import RunRecord
 from thriftune.training.trainer import make_trainer, training_arguments
 from thriftune.training.validation import Validator
@@ -164,6 +164,7 @@ def _result(inputs: Inputs, attempt: Attempt, loaded: Loaded, spent: Spent, kept
         resources=spent.resources.samples(),
         warnings=list(spent.resources.warnings),
         saved=saved,
+        asked=Asked.of(config),
     )
 
 

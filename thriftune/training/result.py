@@ -1,10 +1,12 @@
 """The result of a training: the numbers for the metrics, the manifest and the page."""
 
+import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from thriftune import distributed
+from thriftune import artifacts, distributed
+from thriftune.config import RunConfig
 from thriftune.errors import DivergedError
 from thriftune.models.saving import SavedWeights
 from thriftune.overhead import START_GIB
@@ -55,6 +57,29 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a run asks its model before and after training.
+
+    Attributes:
+        prompts: The prompts of its file; none stands for the first held-out rows.
+        max_new_tokens: Longest answer, in tokens.
+    """
+
+    prompts: list[str]
+    max_new_tokens: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self:
+        """What a run asks."""
+        return cls(list(config.evaluation.prompts), config.evaluation.max_new_tokens)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the index of results says of it: a digest, as prompts are the user's own."""
+        return {"asked": artifacts.key_of(json.dumps([self.prompts, self.max_new_tokens]))}
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """The result of a training, over all its ranks.
 
@@ -80,6 +105,7 @@ class TrainingResult:
         remarks: Sentences about the differences from the run that it resumed from, with the value that was used.
         saved: How the weights are saved, and what rounding does to the loss; None where nothing is rounded: adapters,
             and weights that the run asks for in fp32.
+        asked: What it was asked; None in results of older versions.
     """
 
     steps: int
@@ -101,6 +127,7 @@ class TrainingResult:
     warnings: list[FillWarning]
     remarks: list[str] = field(default_factory=list)
     saved: SavedWeights | None = None
+    asked: Asked | None = None
 
 
 def logged_losses(state: "TrainerState", learning_rate: float) -> tuple[list[int], list[float], list[float]]:

@@ -1,0 +1,176 @@
+"""What the cached steps of a run are known by, and whether what Flyte's cache would serve for them is still there."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from flytekit.types.directory import FlyteDirectory
+
+from tasks import settings
+from tasks.declaring import FETCH_CACHE, PREPARE_CACHE, TRAIN_CACHE
+from tasks.transfer import transient_errors_retried, uri_of
+from thriftune import artifacts
+from thriftune.checkpoints import known_by
+from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS
+from thriftune.data import prepare
+from thriftune.errors import Problem, ResultError, UserError
+from thriftune.stores import index
+from thriftune.training.result import Asked
+from thriftune.training_plan import TrainingPlan
+
+logger = logging.getLogger("thriftune.tasks.results")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A cached step of a run.
+
+    Attributes:
+        cache_key: What Flyte's cache knows it by.
+        record: URL of its record in the index; empty in a local run.
+        is_made: Whether its result is in the store, and whole.
+        facts: What the task that made it said about it.
+    """
+
+    cache_key: str
+    record: str = ""
+    is_made: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The inputs that its task has for this."""
+        return {"cache_key": self.cache_key, "record": self.record}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The cached steps of a run.
+
+    Attributes:
+        model: The fetched base model and its tokenizer.
+        dataset: The prepared rows.
+        training: The trained model or adapter.
+        merged: The merged model; None where nothing is merged.
+        base: What the base model is known by, whichever generation of it is in the store.
+        rows: Fingerprint of the prepared rows.
+    """
+
+    model: Step
+    dataset: Step
+    training: Step
+    merged: Step | None
+    base: str
+    rows: str
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Present versions, as the preflight found them.
+
+    Attributes:
+        model: Of the base model's source.
+        tokenizer: Fingerprint of its tokenizer.
+        data: Of the data's sources.
+        start: Of the adapter that the training continues; empty if there is none.
+    """
+
+    model: str
+    tokenizer: str
+    data: str
+    start: str = ""
+
+
+def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps:
+    """The cached steps of a run, each looked up in the index: what is not whole there gets another key, and is said.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        versions: Present versions of what it reads.
+
+    Raises:
+        ResultError: The index may not be read or written.
+    """
+    base = known_by.model(config.model, versions.model)
+    rows = prepare.fingerprint(config.data, config.seed, versions.data, versions.tokenizer)
+    trained = known_by.training(config, plan, base=base, dataset=rows, start=versions.start)
+    kind = METHODS[config.method].result
+    model = _step("model", FETCH_CACHE, base, "the fetched base model")
+    dataset = _step("dataset", PREPARE_CACHE, rows, "the prepared dataset")
+    training = _step("training", TRAIN_CACHE, trained, f"the trained {kind}")
+    merged = None
+    if kind == "adapter" and config.lora_or_default.merge:
+        merged = _step("merged", TRAIN_CACHE, known_by.merging(training.cache_key), "the merged model")
+    return Steps(model, dataset, training, merged, base, rows)
+
+
+def remember(record: str, *results: FlyteDirectory, facts: Mapping[str, Any] | None = None) -> None:
+    """Write down what a task made, once it is uploaded.
+
+    Args:
+        record: URL of the record; empty in a local run, where nothing is written.
+        results: What it made.
+        facts: What a later run has to know of it.
+    """
+    if record:
+        with _in_the_index(record):
+            index.remember(record, [uri_of(result) for result in results], facts or {})
+
+
+def require_there(places: Mapping[str, str]) -> None:
+    """Refuse to end a run well whose results are not in the store.
+
+    Args:
+        places: URLs of the results, by kind.
+
+    Raises:
+        ResultError: One is not there, or not whole.
+    """
+    if settings.is_local():
+        return
+    problems = []
+    for kind, place in places.items():
+        with transient_errors_retried():
+            found = index.damages(place)
+        if found:
+            remedy = "Start the run again: what is gone is made anew (with --overwrite-cache everything is)."
+            problems.append(Problem(kind, place, f"is not whole in the store. {' '.join(found[:3])}", remedy))
+    if problems:
+        raise ResultError(problems)
+
+
+def was_asked_otherwise(training: Step, config: RunConfig) -> bool:
+    """Whether a training that the cache will serve answered other prompts than a run has.
+
+    Args:
+        training: The training.
+        config: The run.
+    """
+    return training.is_made and training.facts != Asked.of(config).facts
+
+
+def _step(kind: str, version: str, key: str, what: str) -> Step:
+    root = settings.results_root()
+    name = f"{kind}-{artifacts.key_of(version, key)}"
+    if not root:
+        return Step(name)
+    with _in_the_index(root):
+        entry = index.look_up(root, name, what)
+    made = entry.made
+    return Step(f"{name}-{entry.generation}", entry.record, made is not None, made.facts if made else {})
+
+
+@contextmanager
+def _in_the_index(place: str) -> Iterator[None]:
+    """Say where a store refused the index, and what to do: a cache that cannot be looked through is not served."""
+    try:
+        with transient_errors_retried():
+            yield
+    except UserError as error:
+        cause = error.problems[0]
+        message = f"what earlier runs made cannot be looked up or written down. {cause.message}"
+        raise ResultError.single("results", place, message, cause.remedy, code="output-not-writable") from error

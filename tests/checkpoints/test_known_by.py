@@ -1,0 +1,161 @@
+"""What a training is known by: every key of the run file is decided, and counts as the table says."""
+
+from dataclasses import replace
+
+import pytest
+from planning import planned
+from pydantic import BaseModel
+
+from thriftune.checkpoints import identity, known_by
+from thriftune.checkpoints.known_by import DECIDED
+from thriftune.config import LoraConfig, ModelConfig, RunConfig, ZeroConfig
+from thriftune.config.schema import PublishConfig
+
+SECTIONS = {"zero": ZeroConfig, "lora": LoraConfig, "publish": PublishConfig}
+# Another value for each key that counts by itself or not at all.
+OTHERS = {
+    "name": "another",
+    "seed": 7,
+    "training.epochs": 2.0,
+    "training.max_steps": 11,
+    "training.learning_rate": 3e-3,
+    "training.scheduler": "linear",
+    "training.warmup_share": 0.1,
+    "training.weight_decay": 0.1,
+    "training.max_grad_norm": 0.5,
+    "training.optimizer": "adamw_8bit",
+    "training.gradient_checkpointing": False,
+    "training.save_dtype": "fp32",
+    "training.group_by_length": True,
+    "training.log_every": 3,
+    "training.on_divergence": "rollback",
+    "training.stall_timeout": 60,
+    "training.keep": "best",
+    "training.patience": 3,
+    "training.report_to": "wandb",
+    "lora.rank": 8,
+    "lora.alpha": 8,
+    "lora.dropout": 0.2,
+    "lora.target_modules": ["q_proj"],
+    "lora.double_quantization": False,
+    "lora.resume_from": "s3://bucket/adapter",
+    "lora.merge": False,
+    "checkpoints.every_steps": 3,
+    "checkpoints.every_minutes": 3.0,
+    "checkpoints.keep_checkpoints": 3,
+    "checkpoints.resume_from": "s3://bucket/checkpoints",
+    "evaluation.every_steps": 3,
+    "evaluation.saved_model": True,
+    "evaluation.max_rows": 3,
+    "evaluation.batch": 3,
+    "evaluation.prompts": ["Why?"],
+    "evaluation.max_new_tokens": 3,
+    "publish": {"repository": "me/tuned"},
+}
+# The method says what trains; no run of one file is of two.
+ONLY_WITH_ANOTHER_FILE = {"method"}
+
+
+def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> set[str]:
+    """All keys of the run file; a section that the table decides as a whole is one."""
+    found = set()
+    for name, field in model.model_fields.items():
+        section = SECTIONS.get(name, field.annotation)
+        if f"{prefix}{name}" not in DECIDED and isinstance(section, type) and issubclass(section, BaseModel):
+            found |= keys(section, f"{prefix}{name}.")
+        else:
+            found.add(f"{prefix}{name}")
+    return found
+
+
+def content(key: str = "", value: object = None) -> dict:
+    made = {
+        "name": "tiny",
+        "method": "qlora",
+        "model": {"source": "owner/tiny"},
+        "data": {"source": "rows.jsonl", "format": "chat"},
+        "hardware": {"device": "T4"},
+        "training": {"precision": "fp16"},
+    }
+    section, _, name = key.rpartition(".")
+    (made.setdefault(section, {}) if section else made)[name] = value
+    made.pop("", None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return planned(RunConfig.model_validate(content()))
+
+
+@pytest.fixture
+def known(plan):
+    """What the run with one other value is known by."""
+
+    def make(key="", value=None, plan=plan, base="base", dataset="rows", start=""):
+        config = RunConfig.model_validate(content(key, value))
+        return known_by.training(config, plan, base=base, dataset=dataset, start=start)
+
+    return make
+
+
+def test_every_key_of_a_run_file_is_decided():
+    """A new key would change nothing in the cache, or train everything again: decide it in the table."""
+    assert keys() == set(DECIDED)
+    decided = {key for key, counts in DECIDED.items() if counts in ("itself", "not")}
+    assert decided == {*OTHERS, *ONLY_WITH_ANOTHER_FILE}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_a_key_counts_as_the_table_says(known, key):
+    assert (known(key, OTHERS[key]) != known()) == (DECIDED[key] == "itself")
+
+
+def test_what_a_checkpoint_is_known_by_a_training_is_known_by(plan):
+    own = identity.of(RunConfig.model_validate(content()), plan, model="m", dataset="d", rows=10)
+    assert {name for name in own if DECIDED.get(name) == "not"} == set()
+
+
+def test_rows_base_start_and_plan_count(known, plan):
+    others = [
+        known(dataset="other rows"),
+        known(base="another base"),
+        known("lora.resume_from", "s3://bucket/adapter", start="1"),
+        known("lora.resume_from", "s3://bucket/adapter", start="2"),
+        known(plan=replace(plan, micro_batch=plan.micro_batch * 2)),
+        known(plan=replace(plan, device="A10G")),
+        known(plan=replace(plan, precision="fp32")),
+    ]
+    assert len({known(), *others}) == 1 + len(others)
+    assert known(plan=replace(plan, price_per_hour=99.0, instance="g4dn.metal")) == known()
+
+
+def test_values_that_mean_the_same_are_the_same(known):
+    assert known("lora.dropout", 0.05) == known()
+    assert known("lora.target_modules", ["q_proj", "v_proj"]) == known("lora.target_modules", ["v_proj", "q_proj"])
+    both = content("training.max_steps", 5)
+    configs = [RunConfig.model_validate({**both, "training": {**both["training"], "epochs": e}}) for e in (1.0, 2.0)]
+    plan = planned(configs[0])
+    assert len({known_by.training(c, plan, base="b", dataset="d", start="") for c in configs}) == 1
+
+
+def test_a_model_is_known_by_source_version_and_code():
+    def known(source="s3://bucket/tiny", version="1", **more):
+        return known_by.model(ModelConfig(source=source, **more), version)
+
+    signed = [f"https://store/tiny?X-Amz-Signature={mark}&X-Amz-Credential=a" for mark in "ab"]
+    assert known(signed[0]) == known(signed[1])
+    assert known(revision="main") == known(revision="v1") == known()
+    assert len({known(), known("s3://bucket/other"), known(version="2"), known(trust_remote_code=True)}) == 4
+
+
+def test_measurements_are_known_by_what_is_asked_and_where(plan):
+    def known(key="", value=None, plan=plan, measured="m", as_trained=False):
+        config = RunConfig.model_validate(content(key, value))
+        return known_by.measuring(config, plan, measured=measured, dataset="d", as_trained=as_trained)
+
+    asked = {key: OTHERS[key] for key in ("evaluation.prompts", "evaluation.max_new_tokens", "evaluation.max_rows")}
+    others = [known(key, value) for key, value in asked.items()]
+    others += [known(plan=replace(plan, precision="fp32")), known(measured="n"), known(as_trained=True)]
+    assert len({known(), *others}) == 1 + len(others)
+    assert known("evaluation.batch", 3) == known("name", "another") == known()
