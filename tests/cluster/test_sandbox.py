@@ -6,6 +6,7 @@ Its pods get FLYTE_AWS_* and nothing of AWS's, its one node is a laptop's, and n
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ PAGE = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", PAGE, re.S) for line in block.strip().splitlines()]
 SOURCED = "source configs/sandbox.env && "
 FILE = "configs/sandbox-qlora.yaml"
+SHARDS = 15
 WAITING = ("--wait", "--poll-interval", "1")
 CONNECTION = ("FLYTECTL_CONFIG", "FLYTE_AWS_ENDPOINT", "FLYTE_AWS_ACCESS_KEY_ID", "FLYTE_AWS_SECRET_ACCESS_KEY")
 
@@ -68,12 +70,25 @@ def twin(cluster: ControlPlane, tiny_model_dir: Path, tmp_path_factory: pytest.T
     ]
     content: dict[str, Any] = yaml.safe_load((ROOT / FILE).read_text(encoding="utf-8"))
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    content["model"] = {"source": cluster.store.upload(tiny_model_dir, cluster.store.uri("models", "tiny"))}
+    folder = tmp_path_factory.mktemp("twin")
+    model = in_shards(tiny_model_dir, folder / "model")
+    content["model"] = {"source": cluster.store.upload(model, cluster.store.uri("models", "tiny"))}
     data = cluster.store.put(cluster.store.uri("data", "rows.jsonl"), lines.encode())
     content["data"] = {**content["data"], "source": data, "revision": None}
-    file = tmp_path_factory.mktemp("twin") / "sandbox-qlora.yaml"
+    file = folder / "sandbox-qlora.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
+
+
+def in_shards(model: Path, folder: Path) -> Path:
+    """The same model in fifteen files of weights or more, as a large one has them."""
+    from transformers import AutoModelForCausalLM
+
+    size = (model / "model.safetensors").stat().st_size
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder, max_shard_size=size // 25)
+    assert len(list(folder.glob("*.safetensors"))) >= SHARDS
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +112,14 @@ def test_the_run_is_planned_on_the_sandbox_s_node_and_trains_there(run):
 def test_pods_knew_the_store_by_flytekit_s_names_alone(run, cluster):
     assert {name for name in cluster.pods.variables if "AWS" in name} == set(CONNECTION[1:])
     assert run.outputs.literals["model"].scalar.blob.uri.startswith("s3://my-s3-bucket/")
+
+
+def test_no_pod_held_more_than_it_was_given(run, cluster):
+    """Every task that moves the model of many shards; tests/test_task_memory.py has larger ones."""
+    used = {name: memory for name, memory in cluster.pods.memory.items() if name.startswith(run.name)}
+    assert len(used) >= 8
+    assert all(held > 100 * 2**20 for held, _ in used.values()), "they were not looked at"
+    assert {name: memory for name, memory in used.items() if memory[0] > memory[1]} == {}
 
 
 def test_the_model_is_fetched_into_a_folder_with_the_page_s_command(run, pyflyte, settings, tmp_path):
