@@ -64,7 +64,8 @@ def _guarded(inner: Callable[..., Iterable[bytes]], keys: list[str]) -> Callable
         if key not in _REFUSALS:
             return inner(environ, start_response)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        start_response("403 Forbidden", [("Content-Type", "application/xml")])
+        # As Amazon does, which gives the region of a bucket to keys that may not list it.
+        start_response("403 Forbidden", [("Content-Type", "application/xml"), ("x-amz-bucket-region", "eu-north-1")])
         code, message = _REFUSALS[key]
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [text.encode()]

@@ -265,7 +265,7 @@ def test_the_data_of_a_presigned_url_is_the_same_whoever_signed_it():
 # or to go through it.
 OTHER_WRITERS = {
     ("thriftune/artifacts.py", "write_text"): "the one; and manifests, redacted before their checksum is taken",
-    ("thriftune/stores/clients.py", "open"): "bytes of a file of a store, as they come",
+    ("thriftune/stores/in_parts.py", "open"): "bytes of a file of a store, as they come",
     ("thriftune/stores/store.py", "write_bytes"): "what is given to put_bytes",
     ("thriftune/data/duplicates.py", "write_bytes"): "marks of rows",
     ("thriftune/data/held_out.py", "open"): "digests",

@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 from tasks import settings
-from thriftune.stores import access, remote
+from thriftune.stores import access, object_stores, remote
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     assert settings.PLATFORM  # its import says how stores are reached
     bucket = sys.argv[1]
     assert remote.content(f"s3://{bucket}/by-fsspec") == b"1"
-    store = access.of(f"s3://{bucket}").object_store(bucket)
+    store = object_stores.make(access.of(f"s3://{bucket}"), bucket)
     assert bytes(store.get("by-obstore").bytes()) == b"2"
     assert bytes(asyncio.run(store.get_async("by-obstore")).bytes()) == b"2"
     sys.stdout.write(f"{access.of(f's3://{bucket}').origin_of_keys}\n")

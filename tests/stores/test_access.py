@@ -9,10 +9,11 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from refusing_bucket import BUCKET, refusing_bucket
+from refusing_bucket import BUCKET, DENIED, refusing_bucket
 
 from tasks.settings import POD_ENVIRONMENT
-from thriftune.stores import access
+from thriftune.stores import access, object_stores
+from thriftune.stores import aws as amazon
 
 ROOT = Path(__file__).parents[2]
 CLOSED = "http://127.0.0.1:9"
@@ -127,9 +128,10 @@ def test_options_are_merged_and_the_orchestrators_win(monkeypatch):
         ("memory://x", "memory"), ("https://h/x", "https"),
     ],
 )  # fmt: skip
-def test_a_protocol_has_one_name(url, protocol):
+def test_a_protocol_has_one_name(url, protocol, monkeypatch):
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
     assert access.protocol_of(url) == protocol
-    assert access.of(url).moves_in_parts == (protocol in ("s3", "gs", "abfs"))
+    assert (object_stores.why_not(access.of(url)) == "") == (protocol in ("s3", "gs", "abfs"))
 
 
 @pytest.mark.parametrize("url", ["s3a://b/x", "gcs://b/x", "abfss://c/x"])
@@ -148,7 +150,7 @@ def test_what_is_pickled_knows_its_keys_and_shows_none(server):
     assert "AKEY" not in repr(copy)
     filesystem, path = copy.opened(f"s3://{BUCKET}/by-fsspec")
     assert filesystem.cat_file(path) == b"1"
-    assert bytes(copy.object_store(BUCKET).get("by-obstore").bytes()) == b"2"
+    assert bytes(object_stores.make(copy, BUCKET).get("by-obstore").bytes()) == b"2"
     assert server.keys[-1] == "AKEY"
 
 
@@ -161,31 +163,73 @@ def test_keys_reach_no_pod_of_another():
 )  # fmt: skip
 def test_an_azure_url_may_name_the_account(bucket, account):
     access.use({"abfs": {"account_name": "configured", "account_key": "a2V5"}})
-    store = access.of(f"abfs://{bucket}/x").object_store(bucket)
+    store = object_stores.make(access.of(f"abfs://{bucket}/x"), bucket)
     assert store.config["account_name"] == account
     assert store.config["container_name"] == "box"
 
 
 def test_google_takes_a_file_of_keys_or_nothing(tmp_path):
     access.use({"gs": {"token": "anon"}})
-    assert access.of("gs://b").object_store("b").config["skip_signature"]
+    assert object_stores.make(access.of("gs://b"), "b").config["skip_signature"]
 
 
-def test_the_region_of_a_bucket_is_the_one_it_is_in(server, monkeypatch):
-    """Amazon refuses what is signed for another region; other servers have none."""
-    server.client.create_bucket(Bucket="elsewhere", CreateBucketConfiguration={"LocationConstraint": "eu-north-1"})
-    access.use({"s3": {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": server.endpoint}}})
-    assert access.of("s3://elsewhere").object_store("elsewhere").config["region"] == "us-east-1"
-    access._region_of_amazon.cache_clear()
+@pytest.mark.parametrize("key", ["k", DENIED])
+def test_the_region_of_a_bucket_is_the_one_it_is_in(server, monkeypatch, key):
+    """Amazon refuses what is signed for another region, and says it to keys that may not list the bucket too."""
+    if key != DENIED:
+        server.client.create_bucket(Bucket="elsewhere", CreateBucketConfiguration={"LocationConstraint": "eu-north-1"})
+    access.use({"s3": {"key": key, "secret": "s", "client_kwargs": {"endpoint_url": server.endpoint}}})
+    assert object_stores.make(access.of("s3://elsewhere"), "elsewhere").config["region"] == "us-east-1"
+    monkeypatch.setattr(amazon, "_regions", {})
     monkeypatch.setattr(access.Access, "endpoint", "")
-    assert access.of("s3://elsewhere").object_store("elsewhere").config["region"] == "eu-north-1"
-    access._region_of_amazon.cache_clear()
+    assert object_stores.make(access.of("s3://elsewhere"), "elsewhere").config["region"] == "eu-north-1"
+
+
+def test_keys_of_one_origin_are_not_mixed_with_another_s_token(monkeypatch):
+    """FLYTE_AWS_* were signed together with the session token of a laptop's login."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "other")
+    given = amazon.keys_for_obstore({"key": "k", "secret": "s"})()
+    assert given == {"access_key_id": "k", "secret_access_key": "s", "expires_at": None}
+    assert amazon.keys_for_obstore({})()["token"] == "other"
+
+
+@pytest.mark.parametrize(("endpoint", "why"), [("https://mine", "it does not know AWS_CA_BUNDLE"), ("http://mine", "")])
+def test_certificates_of_amazon_s_variables_are_known_to_fsspec_alone(monkeypatch, endpoint, why):
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/etc/ca.pem")
+    assert object_stores.why_not(access.Access("s3", {"endpoint_url": endpoint})) == why
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "why"),
+    [
+        ("s3://b/x", {"client_kwargs": {"verify": "/etc/ca.pem"}}, "it does not know client_kwargs.verify"),
+        ("s3://b/x", {"version_aware": True}, "it does not know version_aware"),
+        ("s3://b/x", {"s3_additional_kwargs": {"ACL": "a"}}, "it does not know s3_additional_kwargs.ACL"),
+        ("gs://b/x", {"token": "google_default"}, "it does not know this token"),
+        ("abfs://b/x", {"connection_string": "c"}, "it does not know connection_string"),
+        ("https://b/x", {}, "it has no client for it"),
+    ],
+)  # fmt: skip
+def test_with_options_that_obstore_does_not_know_fsspec_moves_the_files(url, options, why):
+    """They were left out without a word."""
+    found = access.Access(access.protocol_of(url), options)
+    assert object_stores.why_not(found) == why
+
+
+def test_what_a_bucket_demands_is_handed_on():
+    kms = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "k"}
+    access.use({"s3": {"endpoint_url": CLOSED, "requester_pays": True, "s3_additional_kwargs": kms}})
+    config = object_stores.make(access.of("s3://b"), "b").config
+    assert (config["server_side_encryption"], config["sse_kms_key_id"]) == ("aws:kms", "k")
+    assert config["request_payer"]
 
 
 def test_a_region_that_is_configured_is_not_asked_for(server):
     server.keys.clear()
     access.use({"s3": {"key": "k", "secret": "s", "client_kwargs": {"region_name": "eu-west-3"}}})
-    assert access.of("s3://any").object_store("any").config["region"] == "eu-west-3"
+    assert object_stores.make(access.of("s3://any"), "any").config["region"] == "eu-west-3"
     assert server.keys == []
 
 

@@ -25,7 +25,7 @@ from thriftune.models.adapter_weights import RESUME_FROM
 from thriftune.models.weight_files import Folder, weights_in
 from thriftune.planning import catalogue
 from thriftune.preflight import adapters
-from thriftune.stores import access, failures
+from thriftune.stores import access, failures, object_stores, retrying
 from thriftune.stores.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ KEYS = "They are looked for in: FLYTE_AWS_ACCESS_KEY_ID and FLYTE_AWS_SECRET_ACC
 def by_obstore(place):
     """As the module that moves files asks and explains."""
     with failures.explained("model.source", place, UserError):
-        list(access.of(place).object_store(place.removeprefix("s3://")).list())
+        list(object_stores.make(access.of(place), place.removeprefix("s3://")).list())
 
 
 def try_output(place, folder):
@@ -136,7 +136,8 @@ def test_no_such_bucket(server, tmp_path, what):
 
 
 @pytest.mark.parametrize("what", ASKING)
-def test_a_server_that_does_not_answer(tmp_path, what):
+def test_a_server_that_does_not_answer(tmp_path, what, monkeypatch):
+    monkeypatch.setattr(retrying, "PAUSES_S", ())
     message = said(what, f"s3://{BUCKET}", tmp_path, GOOD, CLOSED)
     assert "the store cannot be reached or does not answer (" in message
     assert f"It was asked at {CLOSED} (FLYTE_AWS_ENDPOINT or AWS_ENDPOINT_URL names the server)." in message

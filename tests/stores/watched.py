@@ -22,12 +22,14 @@ class WatchedBucket:
 
     Attributes:
         requests: What it was asked since a test emptied the list.
+        code: The code of its refusals.
         deed: What happens to the next requests.
     """
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print every request
         self.requests: list[str] = []
+        self.code = "SlowDown"
         self.deed: Deed = lambda _request: None
         inner = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._application(inner), threaded=True)
@@ -72,7 +74,8 @@ class WatchedBucket:
                 return _halved(inner(environ, start_response))
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response(done, [("Content-Type", "application/xml")])
-            return [b"<Error><Code>SlowDown</Code><Message>Not now.</Message></Error>"]
+            text = f"<Error><Code>{self.code}</Code><Message>Not now.</Message></Error>"
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else [text.encode()]
 
         return answer
 

@@ -30,6 +30,10 @@ _SERVER_ERROR = 500
 _OBSTORE_STATUS = re.compile(r"status code: (?P<words>(?P<status>\d{3})[\w ]*)")
 _SERVER_S_WORDS = re.compile(r"<Code>(?P<code>[^<]*)</Code>.*?<Message>(?P<message>[^<]*)</Message>", re.DOTALL)
 # Codes and texts of S3, Google and Azure.
+_REFUSED = re.compile(
+    r"\b(ExpiredToken(Exception)?|InvalidToken|TokenRefreshRequired|InvalidAccessKeyId|SignatureDoesNotMatch"
+    r"|RequestTimeTooSkewed|AuthorizationHeaderMalformed|PermanentRedirect|IllegalLocationConstraintException)\b"
+)
 _NO_BUCKET = re.compile(r"NoSuchBucket|specified (bucket|container) does not exist|ContainerNotFound")
 # Where keys are looked for, in this order, by protocol.
 _KEYS_OF = {
@@ -137,7 +141,9 @@ def unreachable(place: str, error: BaseException) -> str:
 def failure_of(error: BaseException) -> Failure | None:
     """Why something could not be read from a store; None for an error that does not tell."""
     for link in chain_of(error):
-        if (status := _status_of(link)) is not None:
+        # Keys that have expired are answered with 400, and the bucket of another region with 301.
+        status = 403 if _REFUSED.search(str(link)) else _status_of(link)
+        if status is not None:
             return "unreachable" if status in _BUSY or status >= _SERVER_ERROR else _STATUSES.get(status, "unusable")
         names = {kind.__name__ for kind in type(link).__mro__}
         if names & _UNREACHABLE or (_is_of_obstore(link) and names & {"GenericError", "JoinError"}):

@@ -10,19 +10,24 @@ _EVERY_S = 5.0
 _MIB, _GIB = 1 << 20, 1 << 30
 
 
+class StoppedError(Exception):
+    """The transfer that this file is a part of has ended."""
+
+
 class Meter:
-    """Counts the bytes of a transfer, and logs its rate and the time left. Safe in threads."""
+    """Counts the bytes of a transfer, logs its rate and the time left, and stops it. Safe in threads."""
 
     def __init__(self, what: str, total: int, *, every_s: float = _EVERY_S) -> None:
         """Start the clock.
 
         Args:
             what: What is being done, such as: Fetching s3://bucket/model.
-            total: Bytes to move.
+            total: Bytes to move; 0 if not known yet.
             every_s: Seconds between two lines.
         """
-        self._what, self._total, self._every_s = what, total, every_s
-        self._done, self._lock = 0, threading.Lock()
+        self.total = total
+        self._what, self._every_s = what, every_s
+        self._done, self._kept, self._lock, self._stopped = 0, 0, threading.Lock(), threading.Event()
         self._began = self._said = time.monotonic()
 
     def add(self, count: int) -> None:
@@ -30,7 +35,12 @@ class Meter:
 
         Args:
             count: Bytes.
+
+        Raises:
+            StoppedError: The transfer has been stopped.
         """
+        if self._stopped.is_set() and count > 0:
+            raise StoppedError
         with self._lock:
             self._done += count
             now = time.monotonic()
@@ -38,15 +48,23 @@ class Meter:
                 return
             self._said, done = now, self._done
         rate = max(done, 1) / (now - self._began)
-        left = max(0, self._total - done) / rate
-        logger.info(
-            "%s: %s of %s, %.0f MiB/s, about %s left",
-            self._what,
-            _size(done),
-            _size(self._total),
-            rate / _MIB,
-            _time(left),
-        )
+        left = self.total - self._kept - done
+        of = f" of {_size(self.total - self._kept)}" if self.total else ""
+        rest = f", about {_time(left / rate)} left" if left > 0 else ""
+        logger.info("%s: %s%s, %.0f MiB/s%s", self._what, _size(done), of, rate / _MIB, rest)
+
+    def keep(self, count: int) -> None:
+        """Count bytes that need not be moved.
+
+        Args:
+            count: Bytes.
+        """
+        with self._lock:
+            self._kept += count
+
+    def stop(self) -> None:
+        """End what other threads are moving, at their next bytes."""
+        self._stopped.set()
 
     def finish(self) -> None:
         """Log the whole, if it took long enough for a line in between."""

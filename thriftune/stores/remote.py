@@ -51,6 +51,8 @@ def found_below(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
         path: Path in it.
     """
     found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+    # What the consoles of stores, Hadoop and Spark write to show a folder that has no other existence.
+    found = {name: entry for name, entry in found.items() if not (name.endswith("/") and not entry.get("size"))}
     if not found and path.startswith(WEB):
         with suppress(FileNotFoundError):
             filesystem.ls(path)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from thriftune.errors import TransientError, UserError
 from thriftune.stores import failures
+from thriftune.stores.meter import StoppedError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def retried(
     while True:
         try:
             return call()
-        except (FileNotFoundError, ValueError, TypeError, UserError):
+        except (FileNotFoundError, ValueError, TypeError, UserError, StoppedError):
             raise  # asking again gives the same answer
         except Exception as error:
             raise_definite(error)

@@ -4,12 +4,12 @@ obstore moves the files of S3, Google and Azure in parts, several at once. s3fs,
 0.5 GiB of every file that it uploads and 1.4 of every file that it downloads, all files at once (docs/transfers.md).
 Any other place goes through fsspec, one block at a time.
 
-Every object that is uploaded here carries its SHA-256, and is compared with it when it is downloaded here.
+What obstore uploads carries its SHA-256, and is compared with it when it is downloaded here.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,14 +19,14 @@ from thriftune.errors import UserError
 from thriftune.redaction import redacted
 from thriftune.stores import access, remote, retrying
 from thriftune.stores.access import Access
-from thriftune.stores.clients import ChangedError, client_of
+from thriftune.stores.arriving import ChangedError
+from thriftune.stores.clients import client_of
 from thriftune.stores.meter import Meter
 from thriftune.urls import name_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T", "Incoming", "Outgoing")
 
-FILES_AT_ONCE = 4
 # Memory that a transfer adds to a process, at most, in GiB: parts that are sent, and buffers of connections.
 # docs/transfers.md has what was measured.
 MEMORY_GIB = 0.25
@@ -120,13 +120,14 @@ def fetch_all(files: Sequence[Incoming], how: Access | None = None) -> None:
     if not files:
         return
     total = sum(item.size for item in files)
-    client = client_of(how or access.of(files[0].url), min(FILES_AT_ONCE, len(files)), retrying.PAUSES_S)
+    client = client_of(how or access.of(files[0].url), len(files), retrying.PAUSES_S)
 
     def move(item: Incoming, meter: Meter) -> None:
         client.get(item.url, item.file, meter)
 
-    with writing_to(files[0].file, "fetching files", total):
-        _move(files, move, Meter(f"Fetching {_in_words(files)}", total))
+    there = sum(i.size for i in files if i.file.is_file() and i.file.stat().st_size == i.size)
+    with writing_to(files[0].file, "fetching files", total - there):
+        _move(files, move, client.files_at_once, Meter(f"Fetching {_in_words(files)}", total))
 
 
 def send_all(files: Sequence[Outgoing], how: Access | None = None) -> None:
@@ -143,25 +144,27 @@ def send_all(files: Sequence[Outgoing], how: Access | None = None) -> None:
     """
     if not files:
         return
-    client = client_of(how or access.of(files[0].url), min(FILES_AT_ONCE, len(files)), retrying.PAUSES_S)
+    client = client_of(how or access.of(files[0].url), len(files), retrying.PAUSES_S)
 
     def move(item: Outgoing, meter: Meter) -> None:
         client.put(item.file, item.url, item.sha256, meter)
 
     total = sum(item.file.stat().st_size for item in files)
-    _move(files, move, Meter(f"Uploading {_in_words(files)}", total))
+    _move(files, move, client.files_at_once, Meter(f"Uploading {_in_words(files)}", total))
 
 
-def _move(files: Sequence[T], move: Callable[[T, Meter], None], meter: Meter) -> None:
-    """Move several files at once. The first that fails ends it; those that have not begun do not begin."""
-    with ThreadPoolExecutor(min(FILES_AT_ONCE, len(files))) as pool:
+def _move(files: Sequence[T], move: Callable[[T, Meter], None], at_once: int, meter: Meter) -> None:
+    """Move several files at once. The first that fails ends all of them, and so does Ctrl-C."""
+    with ThreadPoolExecutor(min(at_once, len(files))) as pool:
         pending = [pool.submit(_moved_whole, item, move, meter) for item in files]
         try:
-            for done in pending:
+            for done in wait(pending, return_when=FIRST_EXCEPTION).done:
                 done.result()
-        finally:
+        except BaseException:
+            meter.stop()
             for other in pending:
                 other.cancel()
+            raise
     meter.finish()
 
 
