@@ -1,5 +1,7 @@
 """Files between a store and this disk: whole, compared, not moved twice, waited for, and in bounded memory."""
 
+import logging
+import multiprocessing
 import os
 import re
 import subprocess
@@ -14,8 +16,9 @@ from stores.watched import CUT, WatchedBucket
 from thriftune import artifacts, disk
 from thriftune.digests import sha256_of
 from thriftune.disk import DiskFullError
-from thriftune.errors import UserError
+from thriftune.errors import TransientError, UserError
 from thriftune.stores import access, failures, in_parts, object_stores, retrying, transfer
+from thriftune.stores.meter import Meter
 from thriftune.stores.transfer import Outgoing
 
 pytest_plugins = ("store_kinds",)
@@ -230,3 +233,71 @@ def test_a_process_may_end_while_a_checkpoint_is_sent(server, tmp_path):
     command = [sys.executable, "-c", ENDING, str(tmp_path / "file"), repr(server.options)]
     for _ in range(3):
         assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_a_store_that_always_refuses_is_given_up(watched, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(object_stores, "RETRIES", 1)
+    watched.deed = lambda _request: "503 Slow Down"
+    with pytest.raises(
+        TransientError, match=r"s3://watched, attempt 2 at \w+/small: the store cannot be reached .*SlowDown"
+    ):
+        transfer.fetch(f"{watched.prefix()}/small", tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forked_process_moves_files_too(watched, files, tmp_path):
+    """obstore's threads do not survive a fork: the child waited for ever."""
+    prefix = watched.prefix()
+    transfer.send_all([Outgoing(files / "small", f"{prefix}/small")])
+    process = multiprocessing.get_context("fork").Process(
+        target=transfer.fetch, args=(f"{prefix}/small", tmp_path / "small")
+    )
+    process.start()
+    process.join(30)
+    process.kill()
+    assert process.exitcode == 0
+    assert sha256_of(tmp_path / "small") == sha256_of(files / "small")
+
+
+def test_progress_says_how_much_how_fast_and_how_long_still(caplog):
+    caplog.set_level(logging.INFO)
+    meter = Meter("Fetching s3://b/model", 4 << 20, every_s=0.0)
+    meter.add(1 << 20)
+    meter.finish()
+    assert "Fetching s3://b/model: 1.0 MiB of 4.0 MiB, " in caplog.messages[0]
+    assert "MiB/s, about " in caplog.messages[0]
+    assert "done, 1.0 MiB in " in caplog.messages[-1]
+    caplog.clear()
+    quiet = Meter("Fetching s3://b/model", 4 << 20)
+    quiet.add(4 << 20)
+    quiet.finish()
+    assert not caplog.messages
+
+
+MOVING = """
+import re, sys
+from pathlib import Path
+from thriftune.stores import access, transfer
+access.use({"s3": eval(sys.argv[3])})
+import obstore, botocore.session  # what is loaded anyway does not count
+transfer.send_all([transfer.Outgoing(Path(sys.argv[1]) / "small", sys.argv[2] + "/small")])
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+before = peak()
+transfer.upload(Path(sys.argv[1]), sys.argv[2], {})
+transfer.download(sys.argv[2], Path(sys.argv[1] + "-back"))
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_files(server, tmp_path):
+    """flytekit took as much as the files, up to half a GiB for each."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, mib in enumerate((400, *[8] * 14)):  # four whole files at once would be more than is allowed
+        with (folder / f"model-{number:05}.safetensors").open("wb") as file:
+            file.truncate(mib << 20)
+    (folder / "small").write_bytes(b"1")
+    command = [sys.executable, "-c", MOVING, str(folder), server.prefix(), repr(server.options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert float(done.stdout) < transfer.MEMORY_GIB
