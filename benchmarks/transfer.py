@@ -25,6 +25,7 @@ from pathlib import Path
 import boto3
 
 from benchmarks.transfer_clients import CLIENTS
+from thriftune.digests import sha256_of
 
 _BUCKET = "transfers"
 _COUNTS = (1, 4, 15)
@@ -172,10 +173,8 @@ def make_files(folder: Path, count: int, size: int) -> Path:
 
 def require_equal(folder: Path, back: Path) -> None:
     """Refuse a client that lost or changed something."""
-    sizes = [
-        {file.name: file.stat().st_size for file in place.rglob("*") if file.is_file()} for place in (folder, back)
-    ]
-    assert sizes[0] == sizes[1], sizes
+    sent, got = ({file.name: sha256_of(file) for file in p.rglob("*") if file.is_file()} for p in (folder, back))
+    assert sent == got
 
 
 def forget(prefix: str, endpoint: str) -> None:

@@ -64,6 +64,11 @@ def thriftune(direction: str, folder: Path, prefix: str, _s5cmd: str) -> Callabl
     return lambda: transfer.download(url, folder)
 
 
+def without_checksums(direction: str, folder: Path, prefix: str, s5cmd: str) -> Callable[[], object]:
+    """This package with files that came from elsewhere, and carry no checksum to compare."""
+    return boto3(direction, folder, prefix, s5cmd) if direction == "up" else thriftune(direction, folder, prefix, s5cmd)
+
+
 def s5cmd(direction: str, folder: Path, prefix: str, program: str) -> Callable[[], object]:
     """s5cmd, a program of its own."""
     there, here = f"s3://{_BUCKET}/{prefix}/", f"{folder}/"
@@ -71,7 +76,13 @@ def s5cmd(direction: str, folder: Path, prefix: str, program: str) -> Callable[[
     return lambda: subprocess.run([program, "cp", *places], check=True, stdout=subprocess.DEVNULL)
 
 
-CLIENTS = {"flytekit": flytekit, "boto3": boto3, "s5cmd": s5cmd, "thriftune": thriftune}
+CLIENTS = {
+    "flytekit": flytekit,
+    "boto3": boto3,
+    "s5cmd": s5cmd,
+    "thriftune": thriftune,
+    "thriftune-without-checksums": without_checksums,
+}
 
 if __name__ == "__main__":
     main()

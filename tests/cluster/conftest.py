@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 # How a run is started; the image is a name only.
 IN_CLUSTER = ("--image", "example:1", "--copy", "all", "--wait", "--poll-interval", "1")
 _LONGEST_RUN = 1200
-# The shipped catalogue has GPU nodes only.
+# One kind of node, which the description CLUSTER has too; its price is not that of the shipped ones.
 CATALOGUE = """
 currency: USD
 region: here

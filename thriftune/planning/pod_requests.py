@@ -12,7 +12,7 @@ from thriftune.training_plan import TrainingPlan
 
 _GIB = 2**30
 _HALF, _FULL = 2, 4  # bytes per parameter
-# Memory of Python and its libraries, with room for more: 1 GiB was measured (tests/cluster/test_peaks.py).
+# Memory of Python and its libraries, with room for more: tests/test_task_memory.py measures half a GiB.
 _PROCESS_GIB = 3
 _LIBRARIES_GIB = _PROCESS_GIB + math.ceil(transfer.MEMORY_GIB)
 # Factor: a layer is merged in fp32, beside the one it replaces, and the output head, the largest, computes in fp32.
