@@ -49,7 +49,7 @@ def train_on_plan(
         config=config, training=trained.training, model=result, adapter=adapter, merged=merged, **measured._asdict()
     )
     if config.publish:
-        metrics = publish(result=result, to=config.publish, metrics=metrics)
+        metrics = publish(result=result, config=config, to=config.publish, metrics=metrics)
         on_cpu_node(metrics, plan, pod_requests.publishing(config, plan))
     return TrainedOnPlan(model=result, metrics=metrics)
 
