@@ -128,14 +128,19 @@ def require_there(places: Mapping[str, str]) -> None:
         places: URLs of the results, by kind.
 
     Raises:
-        ResultError: One is not there, or not whole.
+        ResultError: One is not there, not whole, or may not be read.
     """
     if settings.is_local():
         return
     problems = []
     for kind, place in places.items():
-        with transient_errors_retried():
-            found = index.damages(place)
+        try:
+            with transient_errors_retried():
+                found = index.damages(place)
+        except UserError as error:
+            refused = error.problems[0]
+            problems.append(Problem(kind, place, f"cannot be looked at: {refused.message}", refused.remedy))
+            continue
         if found:
             remedy = "Start the run again: what is gone is made anew (with --overwrite-cache everything is)."
             problems.append(Problem(kind, place, f"is not whole in the store. {' '.join(found[:3])}", remedy))

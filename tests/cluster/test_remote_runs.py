@@ -301,7 +301,7 @@ def made_anew(run: Run) -> set[str]:
 
 
 def said_anew(cluster: ControlPlane, run: Run) -> int:
-    return cluster.pods.log(run.name).count("is no longer whole in the store, and is made anew: s3://")
+    return cluster.pods.log(run.name).count("may not be read, and is made anew: s3://")
 
 
 def test_other_prompts_and_a_base_model_that_is_gone_train_nothing(full_run, cluster):
