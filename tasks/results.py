@@ -104,7 +104,7 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     training = _step("training", TRAIN_CACHE, trained, f"the trained {kind}")
     merged = None
     if kind == "adapter" and config.lora_or_default.merge:
-        merged = _step("merged", TRAIN_CACHE, known_by.merging(training.cache_key), "the merged model")
+        merged = _step("merged", TRAIN_CACHE, known_by.merging(config, training.cache_key), "the merged model")
     return Steps(model, dataset, training, merged, base, rows)
 
 
