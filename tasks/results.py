@@ -55,7 +55,8 @@ class Steps:
         dataset: The prepared rows.
         training: The trained model or adapter.
         merged: The merged model; None where nothing is merged.
-        base: What the base model is known by, whichever generation of it is in the store.
+        begun: What the model before the first step is known by: the base, whichever generation of it is in the store,
+            and the adapter that the training continues.
         rows: Fingerprint of the prepared rows.
     """
 
@@ -63,7 +64,7 @@ class Steps:
     dataset: Step
     training: Step
     merged: Step | None
-    base: str
+    begun: str
     rows: str
 
 
@@ -105,7 +106,11 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     merged = None
     if kind == "adapter" and config.lora_or_default.merge:
         merged = _step("merged", TRAIN_CACHE, known_by.merging(config, training.cache_key), "the merged model")
-    return Steps(model, dataset, training, merged, base, rows)
+    if training.is_made and config.training.report_to == "wandb":
+        logger.warning(
+            "An earlier run has trained this: unless it is trained anew, nothing is reported to Weights & Biases."
+        )
+    return Steps(model, dataset, training, merged, artifacts.key_of(base, versions.start), rows)
 
 
 def remember(record: str, *results: FlyteDirectory, facts: Mapping[str, Any] | None = None) -> None:
