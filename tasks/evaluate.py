@@ -29,10 +29,10 @@ def evaluate(
         config: The run.
         plan: Its plan.
         cache_key: What Flyte's cache knows the result by.
-        model: The saved or merged model; or the base model, alone or for an adapter that was not merged.
+        model: The saved or merged model; or the base model, alone or for an adapter.
         dataset: The prepared dataset.
         as_trained: Whether to hold the base model as it trained: in 4 bits for QLoRA.
-        adapter: The adapter that was not merged; None if there is none.
+        adapter: The adapter to put on it; None if there is none.
 
     Returns:
         The report.

@@ -17,11 +17,10 @@ logger = logging.getLogger("thriftune.tasks.fetch_model")
 
 
 class FetchedModel(NamedTuple):
-    """A base model, its tokenizer in a separate directory, and the fingerprint of the tokenizer."""
+    """A base model, and its tokenizer in a separate directory."""
 
     model: FlyteDirectory
     tokenizer: FlyteDirectory
-    tokenizer_version: str
 
 
 @task(**hub_task(), cache=cache(FETCH_CACHE, "model", "version", "record"))
@@ -35,7 +34,7 @@ def fetch_model(model: ModelConfig, version: str, cache_key: str, record: str) -
         record: URL to write the place of the result to; empty in a local run.
 
     Returns:
-        The directory, its tokenizer in another, and the tokenizer's fingerprint.
+        The directory, and its tokenizer in another.
     """
     key = artifacts.key_of(cache_key)
     place, tokenizer_place = settings.cache_path("model", key), settings.cache_path("tokenizer", key)
@@ -44,10 +43,8 @@ def fetch_model(model: ModelConfig, version: str, cache_key: str, record: str) -
     else:
         with transient_errors_retried():
             models.fetch(model.source, version, place, settings.hub_token(), trust_remote_code=model.trust_remote_code)
-    if damage.is_reusable(tokenizer_place):
-        tokenizer_version = str(artifacts.read_manifest(tokenizer_place)["fingerprint"])
-    else:
-        tokenizer_version = models.copy_tokenizer(place, tokenizer_place, trust_remote_code=model.trust_remote_code)
-    fetched = FetchedModel(upload(place), upload(tokenizer_place), tokenizer_version)
+    if not damage.is_reusable(tokenizer_place):
+        models.copy_tokenizer(place, tokenizer_place, trust_remote_code=model.trust_remote_code)
+    fetched = FetchedModel(upload(place), upload(tokenizer_place))
     results.remember(record, fetched.model, fetched.tokenizer)
     return fetched

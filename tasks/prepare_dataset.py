@@ -12,14 +12,12 @@ from tasks.transfer import download, download_table, transient_errors_retried, u
 from thriftune import artifacts, damage
 from thriftune.config import DataConfig
 from thriftune.data import prepare, report, sources
-from thriftune.errors import ModelSourceError
 
 logger = logging.getLogger("thriftune.tasks.prepare_dataset")
 
 # The key of the cache stands for all of these.
 _STOOD_FOR = (
-    "data", "seed", "data_version", "tokenizer", "tokenizer_version", "fetched_version", "trust_remote_code", "record",
-    "table",
+    "data", "seed", "data_version", "tokenizer", "tokenizer_version", "trust_remote_code", "record", "table",
 )  # fmt: skip
 
 
@@ -35,7 +33,6 @@ def prepare_dataset(
     data_version: str,
     tokenizer: FlyteDirectory,
     tokenizer_version: str,
-    fetched_version: str,
     trust_remote_code: bool,
     cache_key: str,
     record: str,
@@ -49,7 +46,6 @@ def prepare_dataset(
         data_version: Version of the sources when the run was planned.
         tokenizer: The base model's tokenizer.
         tokenizer_version: Its fingerprint, including the chat template, as the preflight found it.
-        fetched_version: The same, as it was fetched.
         trust_remote_code: Whether to run tokenizer code that the model ships.
         cache_key: What Flyte's cache knows the result by, and the local one.
         record: URL to write the place of the result to; empty in a local run.
@@ -62,9 +58,6 @@ def prepare_dataset(
     Raises:
         ModelSourceError: The model was changed between the preflight and fetching.
     """
-    if fetched_version != tokenizer_version:
-        message = "its tokenizer is not the one that the preflight saw: the model was changed meanwhile."
-        raise ModelSourceError.single("model.source", "", message, "Start the run again.")
     files = download_table(table) if table is not None else []
     place = settings.cache_path("dataset", artifacts.key_of(cache_key))
     if damage.is_reusable(place):
@@ -77,6 +70,7 @@ def prepare_dataset(
                 tokenizer_dir=download(tokenizer),
                 destination=place,
                 data_version=data_version,
+                tokenizer_version=tokenizer_version,
                 trust_remote_code=trust_remote_code,
                 token=settings.hub_token(),
                 table=files,

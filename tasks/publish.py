@@ -13,24 +13,29 @@ from tasks import settings
 from tasks.declaring import hub_task
 from tasks.summarize import write_metrics
 from tasks.transfer import download, transient_errors_retried, upload, uri_of
-from thriftune.config import PublishConfig
+from thriftune.config import PublishConfig, RunConfig
 from thriftune.errors import PublishError, TransientError
 from thriftune.inference.model_card import card_of
 from thriftune.inference.report import RunMetrics
 from thriftune.models import publishing
+from thriftune.training import run_record
 
 logger = logging.getLogger("thriftune.tasks.publish")
 
 
 @task(**hub_task())
-def publish(result: FlyteDirectory, to: PublishConfig, metrics: RunMetrics) -> RunMetrics:
+def publish(result: FlyteDirectory, config: RunConfig, to: PublishConfig, metrics: RunMetrics) -> RunMetrics:
     """Push a model or adapter, with a model card made from its manifest. It is the last task of a run.
+
+    A result that the cache serves was trained by another run, whose file, prompts and answers are nobody else's: card
+    and manifest say those of this run.
 
     If the hub refuses, the run fails, since it did not do what its file says; all other results exist by then.
 
     Args:
         result: A model or adapter directory.
-        to: The publish section of a run.
+        config: The run.
+        to: Its publish section.
         metrics: The metrics of the run.
 
     Returns:
@@ -39,8 +44,9 @@ def publish(result: FlyteDirectory, to: PublishConfig, metrics: RunMetrics) -> R
     place = settings.result_path(metrics.name, "publish")
     with transient_errors_retried(), _saying_what_is_whole(metrics, place):
         result_dir = download(result)
-        card = card_of(result_dir, metrics, to.repository)
-        url = publishing.publish(result_dir, to, card, place, settings.hub_token())
+        record = run_record.read(result_dir).of_run(config, metrics.training)
+        card = card_of(result_dir, record, metrics, to.repository)
+        url = publishing.publish(result_dir, to, card, record.as_json(), place, settings.hub_token())
     published = uri_of(upload(place)) if to.dry_run else url
     logger.info("published: %s", published)
     complete = replace(metrics, outputs={**metrics.outputs, "published": published})

@@ -55,7 +55,8 @@ class Steps:
         dataset: The prepared rows.
         training: The trained model or adapter.
         merged: The merged model; None where nothing is merged.
-        base: What the base model is known by, whichever generation of it is in the store.
+        begun: What the model before the first step is known by: the base, whichever generation of it is in the store,
+            and the adapter that the training continues.
         rows: Fingerprint of the prepared rows.
     """
 
@@ -63,7 +64,7 @@ class Steps:
     dataset: Step
     training: Step
     merged: Step | None
-    base: str
+    begun: str
     rows: str
 
 
@@ -104,8 +105,12 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     training = _step("training", TRAIN_CACHE, trained, f"the trained {kind}")
     merged = None
     if kind == "adapter" and config.lora_or_default.merge:
-        merged = _step("merged", TRAIN_CACHE, known_by.merging(training.cache_key), "the merged model")
-    return Steps(model, dataset, training, merged, base, rows)
+        merged = _step("merged", TRAIN_CACHE, known_by.merging(config, training.cache_key), "the merged model")
+    if training.is_made and config.training.report_to == "wandb":
+        logger.warning(
+            "An earlier run has trained this: unless it is trained anew, nothing is reported to Weights & Biases."
+        )
+    return Steps(model, dataset, training, merged, artifacts.key_of(base, versions.start), rows)
 
 
 def remember(record: str, *results: FlyteDirectory, facts: Mapping[str, Any] | None = None) -> None:
@@ -128,14 +133,19 @@ def require_there(places: Mapping[str, str]) -> None:
         places: URLs of the results, by kind.
 
     Raises:
-        ResultError: One is not there, or not whole.
+        ResultError: One is not there, not whole, or may not be read.
     """
     if settings.is_local():
         return
     problems = []
     for kind, place in places.items():
-        with transient_errors_retried():
-            found = index.damages(place)
+        try:
+            with transient_errors_retried():
+                found = index.damages(place)
+        except UserError as error:
+            refused = error.problems[0]
+            problems.append(Problem(kind, place, f"cannot be looked at: {refused.message}", refused.remedy))
+            continue
         if found:
             remedy = "Start the run again: what is gone is made anew (with --overwrite-cache everything is)."
             problems.append(Problem(kind, place, f"is not whole in the store. {' '.join(found[:3])}", remedy))

@@ -41,7 +41,7 @@ def summarize(
         adapter: The resulting adapter; None if every weight trained.
         merged: What merging it did to its loss; None if it was not merged.
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
-        before: Answers of the base model, where the training comes from the cache and was asked otherwise; else None.
+        before: Answers of the model before training, where an earlier run trained and was asked otherwise; else None.
         after: Answers of the result, in the same case.
 
     Returns:
@@ -67,15 +67,15 @@ def _answering(
     Args:
         training: The training, which may come from the cache.
         asked: What the run asks.
-        before: Answers of the base model, given again; None if there are none.
-        after: Answers of the result, in the same case.
+        before: Answers of the model before training, given again; None if there are none.
+        after: Answers of the model after training, in the same case.
     """
-    if after is None and training.asked == asked:
+    if training.asked == asked:
         return training
     if after is None:
         logger.warning(
-            "The training was another run's, which had other prompts: its answers are left out. Start the run again to "
-            "have this run's prompts answered, without training again."
+            "The training was another run's, which had other prompts: its answers are left out. Where a node of the "
+            "catalogue holds the result, the same run started again answers this run's prompts without training."
         )
     return replace(
         training,

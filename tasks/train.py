@@ -70,11 +70,9 @@ def _trained(
     rank = strategy.join(plan)
     checkpoints = checkpoint_location(config.name)
     model_dir, dataset_dir = download_once_per_node(model, dataset)
-    start = config.lora_or_default.resume_from
+    start = start_of(config)
     place = settings.result_path(config.name, METHODS[plan.method].facts.result)
-    inputs = Inputs(
-        config, plan, model_dir, dataset_dir, download(FlyteDirectory(start)) if start else None, checkpoints
-    )
+    inputs = Inputs(config, plan, model_dir, dataset_dir, download(start) if start else None, checkpoints)
     result = fit(inputs, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
@@ -82,6 +80,16 @@ def _trained(
         pages.show_training(config.name, result)
     distributed.leave()
     return Trained(model=output, training=result)
+
+
+def start_of(config: RunConfig) -> FlyteDirectory | None:
+    """The adapter to continue; None if a run has none.
+
+    Args:
+        config: The run.
+    """
+    start = config.lora_or_default.resume_from
+    return FlyteDirectory(start) if start else None
 
 
 def start_version(config: RunConfig) -> str:

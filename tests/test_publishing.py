@@ -3,12 +3,15 @@
 import json
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from conftest import run_dict
+from flytekit.types.directory import FlyteDirectory
 from planning import planned
 
-from thriftune import artifacts
+from tasks.publish import publish as publish_task
+from thriftune import artifacts, damage
 from thriftune.config import PublishConfig, RunConfig
 from thriftune.data import prepare
 from thriftune.errors import PublishError, UserError
@@ -19,6 +22,7 @@ from thriftune.models.publishing import publish, require_token, stage
 from thriftune.training import run_record
 from thriftune.training.fit import Inputs, fit
 from thriftune.training.held_out import EvalReport
+from thriftune.training.result import Asked
 from thriftune.training.run_record import RunRecord
 
 TOKEN = "hf_PlantedTokenThatMustNeverBeShown"
@@ -76,9 +80,9 @@ def rows_of(card) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["adapter", "model"])
 def test_what_a_real_run_made_is_published_with_its_record(results, kind, metrics, tmp_path):
     """A merged model's manifest lacked what the card reads: publishing it failed, after everything was paid for."""
-    place = publish(
-        results[kind], CONFIG, card_of(results[kind], metrics, CONFIG.repository), tmp_path / "staging", None
-    )
+    record = run_record.read(results[kind])
+    card = card_of(results[kind], record, metrics, CONFIG.repository)
+    place = publish(results[kind], CONFIG, card, record.as_json(), tmp_path / "staging", None)
     assert place == str(tmp_path / "staging")
     for file in results[kind].iterdir():
         assert (tmp_path / "staging" / file.name).read_bytes() == file.read_bytes()
@@ -90,9 +94,32 @@ def test_what_a_real_run_made_is_published_with_its_record(results, kind, metric
     assert run_record.read(tmp_path / "staging") == run_record.read(results["adapter"])
 
 
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_another_run_s_words_are_not_published(results, kind, metrics, tmp_path, monkeypatch):
+    """The run that trained has other prompts, a name and data of its own; its manifest went to the hub as it was."""
+    private = {"name": "zebra-run", "evaluation": {"prompts": ["Which zebra?"]}, "publish": {"repository": "x/zebra"}}
+    other = with_run(run_record.read(results[kind]), data={"source": "zebra-run.jsonl"}, **private)
+    answers = EvalReport(1.0, 2.7, 10, ["Which zebra?"], ["A zebra"])
+    trained = replace(other.training, before=answers, after=answers, asked=Asked(["Which zebra?"], 2))
+    shared = shutil.copytree(results[kind], tmp_path / "shared")
+    artifacts.change_manifest(shared, other.of_run(other.config, trained).as_json())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("THRIFTUNE_OUTPUTS", str(tmp_path / "outputs"))
+    run = with_run(other, evaluation={"prompts": ["Why?"]}, publish=CONFIG.model_dump()).config
+    done = publish_task.task_function(FlyteDirectory(str(shared)), run, CONFIG, metrics)
+    staged = Path(done.outputs["published"])
+    assert [file.name for file in staged.iterdir() if b"zebra" in file.read_bytes()] == []
+    assert run_record.read(staged) == other.of_run(run, metrics.training)
+    assert damage.damages(staged, content=True) == []
+    made = ("kind", "versions", "git_commit", "files")
+    assert {key: artifacts.read_manifest(staged)[key] for key in made} == {
+        key: artifacts.read_manifest(shared)[key] for key in made
+    }
+
+
 def test_weights_are_on_the_disk_once(results, metrics, tmp_path):
     """A node that publishes has room for one model; a copy of a large one did not fit."""
-    stage(results["model"], CARD, tmp_path / "staging")
+    stage(results["model"], CARD, {}, tmp_path / "staging")
     weights = "model.safetensors"
     assert (tmp_path / "staging" / weights).samefile(results["model"] / weights)
     assert not (tmp_path / "staging" / "config.json").samefile(results["model"] / "config.json")
@@ -178,7 +205,7 @@ def test_a_base_model_that_is_not_on_the_hub_is_no_link(record, metrics, source)
 
 def test_a_dry_run_pushes_nothing_and_writes_no_token(results, metrics, tmp_path, caplog):
     caplog.set_level("DEBUG")
-    publish(results["adapter"], CONFIG, CARD, tmp_path / "staging", TOKEN)
+    publish(results["adapter"], CONFIG, CARD, {}, tmp_path / "staging", TOKEN)
     files = [p for p in (tmp_path / "staging").rglob("*") if p.is_file()]
     assert files
     assert not [p for p in files if TOKEN.encode() in p.read_bytes()]
@@ -188,7 +215,7 @@ def test_a_dry_run_pushes_nothing_and_writes_no_token(results, metrics, tmp_path
 def test_an_unfinished_result_is_not_published(metrics, tmp_path):
     (tmp_path / "half").mkdir()
     with pytest.raises(UserError, match=r"has no manifest\.json"):
-        publish(tmp_path / "half", CONFIG, CARD, tmp_path / "staging", None)
+        publish(tmp_path / "half", CONFIG, CARD, {}, tmp_path / "staging", None)
     assert not (tmp_path / "staging").exists()
 
 
@@ -229,7 +256,7 @@ def test_what_is_not_what_was_saved_is_not_published(results, metrics, tmp_path)
         file.seek(-100, 2)
         file.write(b"x" * 100)
     with pytest.raises(UserError, match=r"adapter_model\.safetensors does not hold what was saved"):
-        publish(damaged, CONFIG, CARD, tmp_path / "staging", None)
+        publish(damaged, CONFIG, CARD, {}, tmp_path / "staging", None)
     assert not (tmp_path / "staging").exists()
 
 

@@ -166,7 +166,7 @@ def tasks_of(nodes):
         ({"evaluation": {"prompts": ["Why?"]}}, 2),
         ({"evaluation": {"max_new_tokens": 7}}, 2),
         ({"evaluation": {"saved_model": True}}, 1),
-        ({"evaluation": {"saved_model": True, "prompts": ["Why?"]}}, 2),
+        ({"evaluation": {"saved_model": True, "prompts": ["Why?"]}}, 3),
         ({"lora": {"merge": False}, "evaluation": {"prompts": ["Why?"]}}, 2),
     ],
 )
@@ -180,6 +180,51 @@ def test_other_prompts_are_answered_without_training(sections, measured, on_t4, 
     waits_for = {node.id: node.metadata.name.rpartition(".")[2] for node in nodes}
     summary = next(node for node in nodes if node.metadata.name.endswith("summarize"))
     assert ("evaluate" in {waits_for[name] for name in summary.upstream_node_ids}) == (measured > 0)
+
+
+BASE, ADAPTED, RESULT = ("fetch_model",), ("fetch_model", "train_in_one_process"), ("merge_adapter",)
+
+
+@pytest.mark.parametrize(
+    ("sections", "models"),
+    [
+        ({}, {(BASE, True), (ADAPTED, True)}),
+        ({"lora": {"merge": False}}, {(BASE, True), (ADAPTED, True)}),
+        ({"lora": {"resume_from": "s3://bucket/adapter"}}, {((*BASE, "s3://bucket/adapter"), True), (ADAPTED, True)}),
+        ({"evaluation": {"saved_model": True}}, {(BASE, True), (ADAPTED, True), (RESULT, False)}),
+        ({"evaluation": {"saved_model": True}, "lora": {"merge": False}}, {(BASE, True), (ADAPTED, True)}),
+    ],
+)
+def test_the_models_that_trained_answer_and_not_what_was_merged_of_them(sections, models, on_t4, made, monkeypatch):
+    """QLoRA's other prompts were answered by a base in 16 bits and by the merged model, which never trained."""
+    monkeypatch.setattr("workflows.finetune.start_version", lambda _: "")
+    first = on_t4(**sections)
+    made(steps_of(*first, VERSIONS), **Asked.of(first[0]).facts)
+    config, plan = on_t4(**{**sections, "evaluation": {**sections.get("evaluation", {}), "prompts": ["Why?"]}})
+    nodes = compiled(train_on_plan, config, plan)
+    tasks = {node.id: node.metadata.name.rpartition(".")[2] for node in nodes}
+    found = set()
+    for node in (node for node in nodes if tasks[node.id] == "evaluate"):
+        bound = {binding.var: binding.binding for binding in node.inputs}
+        held = [(b.promise and tasks[b.promise.node_id]) or uri_in(b) for b in (bound["model"], bound["adapter"])]
+        found.add((tuple(filter(None, held)), bound["as_trained"].scalar.primitive.value))
+    assert found == models
+
+
+def uri_in(binding):
+    """The URL of a directory that is no promise; empty for None."""
+    value = binding.scalar.union.value.scalar
+    return value.blob.uri if value.blob else ""
+
+
+def test_what_is_not_reported_again_is_said(on_t4, made, caplog):
+    run = on_t4()
+    config = run[0].model_copy(update={"training": run[0].training.model_copy(update={"report_to": "wandb"})})
+    steps = steps_of(config, run[1], VERSIONS)
+    assert "nothing is reported" not in caplog.text
+    made(steps)
+    steps_of(config, run[1], VERSIONS)
+    assert "unless it is trained anew, nothing is reported to Weights & Biases" in caplog.text
 
 
 def test_a_training_that_is_still_to_be_made_answers_itself(on_t4, index):
@@ -245,6 +290,9 @@ def test_answers_to_other_prompts_are_never_shown(summary, training, caplog):
 
 
 def test_the_training_s_own_answers_are_shown_without_a_warning(summary, caplog):
+    """Also where it was made anew after all, beside the answers of the models it was to be served as."""
     with caplog.at_level(logging.WARNING):
         assert summary().training == TRAINED
+        again = EvalReport(9.0, 9.0, 9, ["Why?"], ["given again"])
+        assert summary(before=again, after=again).training == TRAINED
     assert "left out" not in caplog.text

@@ -1,8 +1,10 @@
 """Pad token, padding side and EOS of a tokenizer, decided in one place."""
 
+import shutil
+
 import pytest
 
-from thriftune.models.tokenizer import choose_pad_token, load_tokenizer
+from thriftune.models.tokenizer import choose_pad_token, fingerprint, load_tokenizer
 
 
 @pytest.fixture
@@ -88,3 +90,15 @@ def test_a_loaded_tokenizer_keeps_bos_eos_and_its_template(tiny_tokenizer_dir, l
 def test_a_directory_without_a_tokenizer_is_no_reason_to_ask_the_hub(tmp_path):
     with pytest.raises((OSError, ValueError)):
         load_tokenizer(tmp_path)
+
+
+def test_where_code_of_a_model_may_run_it_counts(tiny_tokenizer_dir, tmp_path):
+    """Rows of a tokenizer with code of its own were served to a run that trusts none, and after the code changed."""
+    directory = shutil.copytree(tiny_tokenizer_dir, tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(directory)
+    found = [fingerprint(tokenizer), fingerprint(tokenizer, directory)]
+    for content in ("own = 1", "own = 2"):
+        (directory / "tokenization_own.py").write_text(content)
+        found.append(fingerprint(tokenizer, directory))
+    assert len(set(found)) == 4
+    assert fingerprint(tokenizer) == found[0]

@@ -104,7 +104,24 @@ def write_manifest(directory: Path, kind: str, content: Mapping[str, Any], *, ch
         checksums: Whether to record checksums, which reads every file; else damage can be found by size alone.
     """
     manifest = {"kind": kind, **content, "versions": versions(), "git_commit": git_commit()}
-    manifest = json.loads(redacted(json.dumps({**manifest, "files": _files(directory, checksums=checksums)})))
+    _write_manifest(directory, {**manifest, "files": _files(directory, checksums=checksums)})
+
+
+def change_manifest(directory: Path, content: Mapping[str, Any]) -> None:
+    """Put other content into the manifest of a finished directory: its files, and what made them, stay as they are.
+
+    Args:
+        directory: The directory.
+        content: What takes the place of the content of the same names. Secrets in it are removed.
+
+    Raises:
+        UserError: There is no manifest, or it is damaged.
+    """
+    _write_manifest(directory, {**read_manifest(directory), **content})
+
+
+def _write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
+    manifest = json.loads(redacted(json.dumps(content)))
     manifest["checksum"] = _checksum(manifest)
     # Not with `write_text`: anything more that it removed would no longer match the checksum.
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")

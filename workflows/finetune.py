@@ -12,7 +12,7 @@ from tasks.provisioning import on_cpu_node, on_planned_node
 from tasks.publish import publish
 from tasks.results import Versions, steps_of
 from tasks.summarize import summarize
-from tasks.train import start_version, training_task
+from tasks.train import start_of, start_version, training_task
 from thriftune.config import RunConfig
 from thriftune.config.choices import METHODS
 from thriftune.planning import pod_requests
@@ -44,12 +44,12 @@ def train_on_plan(
             config=config, model=model, adapter=adapter, dataset=dataset, **steps.merged.inputs
         )
         on_cpu_node(result, plan, pod_requests.merging(config, plan))
-    measured = measure_again(config, plan, steps, Made(model, dataset, result, adapter))
+    measured = measure_again(config, plan, steps, Made(model, dataset, result, adapter, start_of(config)))
     metrics = summarize(
         config=config, training=trained.training, model=result, adapter=adapter, merged=merged, **measured._asdict()
     )
     if config.publish:
-        metrics = publish(result=result, to=config.publish, metrics=metrics)
+        metrics = publish(result=result, config=config, to=config.publish, metrics=metrics)
         on_cpu_node(metrics, plan, pod_requests.publishing(config, plan))
     return TrainedOnPlan(model=result, metrics=metrics)
 

@@ -3,6 +3,8 @@
 import logging
 from typing import Any, NamedTuple
 
+from flytekit.types.directory import FlyteDirectory
+
 from tasks.evaluate import evaluate
 from tasks.provisioning import on_planned_node
 from tasks.results import Steps, was_asked_otherwise
@@ -16,20 +18,22 @@ logger = logging.getLogger("thriftune.workflows.measuring")
 class Made(NamedTuple):
     """The promises of the dynamic part after training.
 
-    `result` is the model or adapter that comes out; `adapter` is None if every weight trained.
+    `result` is the model or adapter that comes out; `adapter` is None if every weight trained; `start` is the adapter
+    that the training continued, if there is one.
     """
 
     model: Any
     dataset: Any
     result: Any
     adapter: Any
+    start: FlyteDirectory | None
 
 
 class Measured(NamedTuple):
     """Promises of reports, each None where there is none.
 
-    `saved_model` is of the result, where the run asks for it; `before` and `after` are of base model and result, where
-    the training comes from the cache and answered other prompts.
+    `saved_model` is of the result, where the run asks for it; `before` and `after` are of the model before and after
+    training, as it trained, where the training of an earlier run answered other prompts.
     """
 
     saved_model: Any = None
@@ -51,22 +55,24 @@ def measure_again(config: RunConfig, plan: TrainingPlan, steps: Steps, made: Mad
     asks = was_asked_otherwise(steps.training, config)
     if asks and plan.evaluation is None:
         logger.warning(
-            "The training comes from the cache, where it answered other prompts, and no node of the catalogue holds "
-            "its result to answer this run's: there are no answers."
+            "An earlier run has trained this and answered other prompts, and no node of the catalogue holds its result "
+            "to answer this run's: unless it is trained anew, there are no answers."
         )
     asks = asks and plan.evaluation is not None
-    is_unmerged = made.adapter is not None and steps.merged is None  # promises have no truth value
+    has_adapter, is_merged = made.adapter is not None, steps.merged is not None  # promises have no truth value
     there = plan.of_evaluation
-    common = {"config": config, "plan": there, "dataset": made.dataset, "as_trained": is_unmerged}
 
-    def measured(step: str, **model: Any) -> Any:
-        key = known_by.measuring(config, there, measured=step, dataset=steps.rows, as_trained=is_unmerged)
-        return on_planned_node(evaluate(**common, **model, cache_key=key), there)
+    def measured(step: str, model: Any, adapter: Any, *, as_trained: bool) -> Any:
+        key = known_by.measuring(config, there, measured=step, dataset=steps.rows, as_trained=as_trained)
+        inputs = {"model": model, "dataset": made.dataset, "adapter": adapter, "as_trained": as_trained}
+        return on_planned_node(evaluate(config=config, plan=there, cache_key=key, **inputs), there)
 
-    before, after = None, None
+    before, after, saved = None, None, None
     if asks:
-        before = measured(steps.base, model=made.model)
-    if asks or config.evaluation.saved_model:
-        of_result = {"model": made.model, "adapter": made.adapter} if is_unmerged else {"model": made.result}
-        after = measured((steps.merged or steps.training).cache_key, **of_result)
-    return Measured(after if config.evaluation.saved_model else None, before, after if asks else None)
+        before = measured(steps.begun, made.model, made.start, as_trained=has_adapter)
+    if asks or (config.evaluation.saved_model and not is_merged):
+        trained = made.model if has_adapter else made.result
+        after = measured(steps.training.cache_key, trained, made.adapter, as_trained=has_adapter)
+    if config.evaluation.saved_model:
+        saved = measured(steps.merged.cache_key, made.result, None, as_trained=False) if steps.merged else after
+    return Measured(saved, before, after if asks else None)

@@ -86,7 +86,6 @@ def fetch_and_prepare(
         data_version=versions.data,
         tokenizer=fetched.tokenizer,
         tokenizer_version=versions.tokenizer,
-        fetched_version=fetched.tokenizer_version,
         trust_remote_code=config.model.trust_remote_code,
         table=table,
         **steps.dataset.inputs,

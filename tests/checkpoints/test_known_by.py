@@ -102,13 +102,31 @@ def known(plan):
 def test_every_key_of_a_run_file_is_decided():
     """A new key would change nothing in the cache, or train everything again: decide it in the table."""
     assert keys() == set(DECIDED)
-    decided = {key for key, counts in DECIDED.items() if counts in ("itself", "not")}
+    decided = {key for key, counts in DECIDED.items() if counts in ("itself", "weights", "not")}
     assert decided == {*OTHERS, *ONLY_WITH_ANOTHER_FILE}
 
 
 @pytest.mark.parametrize("key", OTHERS)
 def test_a_key_counts_as_the_table_says(known, key):
     assert (known(key, OTHERS[key]) != known()) == (DECIDED[key] == "itself")
+
+
+def test_the_type_of_saved_weights_counts_where_weights_are_saved(known):
+    """Adapters, which are stored as they trained, trained again for another type of the merged model."""
+    values = [content("training.save_dtype", dtype) for dtype in ("auto", "bf16")]
+    adapters = [RunConfig.model_validate(value) for value in values]
+    assert len({known_by.merging(config, "adapter") for config in adapters}) == 2
+    weights = [RunConfig.model_validate({**value, "method": "full"}) for value in values]
+    plan = planned(weights[0])
+    assert len({known_by.training(config, plan, base="b", dataset="d", start="") for config in weights}) == 2
+
+
+def test_a_place_counts_whatever_its_signature(known):
+    """A training that resumed from another run's checkpoints was served to one that did not."""
+    for key in ("lora.resume_from", "checkpoints.resume_from"):
+        signed = [known(key, f"https://store/run?X-Amz-Signature={mark}&X-Amz-Credential=a") for mark in "ab"]
+        assert signed[0] == signed[1]
+        assert len({known(), signed[0], known(key, "s3://bucket/another")}) == 3
 
 
 def test_what_a_checkpoint_is_known_by_a_training_is_known_by(plan):

@@ -5,6 +5,9 @@ flyteplugins/go/tasks/pluginmachinery/catalog/hashing.go.
 """
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flyteidl.core.literals_pb2 import Literal, LiteralMap
 from flyteidl.core.tasks_pb2 import TaskTemplate
@@ -16,6 +19,16 @@ class Cache:
 
     def __init__(self) -> None:
         self._outputs: dict[str, LiteralMap] = {}
+        self._reserved: dict[str, threading.Lock] = {}
+
+    @contextmanager
+    def reserving(self, task: TaskTemplate, inputs: LiteralMap) -> Iterator[None]:
+        """Wait while another node makes the same, if the task says `serialize`."""
+        if not task.metadata.cache_serializable:
+            yield
+            return
+        with self._reserved.setdefault(_key(task, inputs), threading.Lock()):
+            yield
 
     def find(self, task: TaskTemplate, inputs: LiteralMap) -> LiteralMap | None:
         return self._outputs.get(_key(task, inputs))

@@ -128,14 +128,15 @@ class Engine:
         if not task.metadata.discoverable:
             return self._run_task(scope, record, node, task)
         status.catalog_key.dataset_id.name = f"flyte_task-{task.id.name}"
-        known = self._cache.find(task, record.inputs)
-        if known is not None and not scope.run.execution.spec.overwrite_cache:
-            status.cache_status = CACHE_HIT
-            return known
-        outputs = self._run_task(scope, record, node, task)
-        self._cache.keep(task, record.inputs, outputs)
-        status.cache_status = CACHE_POPULATED
-        return outputs
+        with self._cache.reserving(task, record.inputs):
+            known = self._cache.find(task, record.inputs)
+            if known is not None and not scope.run.execution.spec.overwrite_cache:
+                status.cache_status = CACHE_HIT
+                return known
+            outputs = self._run_task(scope, record, node, task)
+            self._cache.keep(task, record.inputs, outputs)
+            status.cache_status = CACHE_POPULATED
+            return outputs
 
     def _run_task(self, scope: _Scope, record: NodeRecord, node: Node, task: TaskTemplate) -> LiteralMap:
         """Try a task as often as its retries allow, each time with the checkpoint of the attempt before."""

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import msgpack
 import pytest
+from flyteidl.admin.execution_pb2 import ExecutionCreateRequest
 from flyteidl.core.catalog_pb2 import CACHE_HIT, CACHE_POPULATED
 from flyteidl.core.execution_pb2 import NodeExecution
-from flyteidl.core.literals_pb2 import Binary, Binding, Literal, LiteralMap, Scalar
+from flyteidl.core.literals_pb2 import Binary, Binding, Literal, LiteralMap, Primitive, Scalar
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.core.workflow_pb2 import TaskNodeOverrides
 from flytekit.configuration import Config
@@ -70,6 +71,22 @@ def test_an_activated_launch_plan_fires_and_is_served_from_the_cache(cluster, py
     assert statuses(first)["n1"] == CACHE_POPULATED
     assert {name for name, status in statuses(run).items() if status == CACHE_HIT} == {"n1", "n2-0-dn0", "n2-0-dn1"}
     assert not run.nodes["n1"].attempts
+
+
+def test_of_two_equal_runs_at_once_one_waits_for_the_other_and_takes_its_result(cluster, pyflyte):
+    """As a real Flyte does with `serialize`: two equal trainings at once train once."""
+    pyflyte("run", "--remote", *IN_CLUSTER, "example.py", "patient", "--x", "1", cwd=EXAMPLE)
+    spec = done(cluster).execution.spec
+    two = Literal(scalar=Scalar(primitive=Primitive(integer=2)))
+    request = ExecutionCreateRequest(
+        project="flytesnacks", domain="development", spec=spec, inputs=LiteralMap(literals={"x": two})
+    )
+    started = [cluster.execute(request).name for _ in range(2)]
+    runs = [done(cluster, name) for name in started]
+    assert sorted(statuses(run)["n0"] for run in runs) == [CACHE_HIT, CACHE_POPULATED]
+    said = [run.outputs.literals["o0"].scalar.primitive.string_value for run in runs]
+    assert said[0] == said[1]
+    assert said[0] in {f"2 by {name}" for name in started}
 
 
 def test_flyte_remote_fetches_an_execution_with_its_nodes(cluster, first):

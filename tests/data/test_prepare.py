@@ -17,7 +17,9 @@ from thriftune.data.prepared import TRAIN, VALIDATION, is_packed, load_samples, 
 from thriftune.data.rejection import REJECTED
 from thriftune.data.sources import version
 from thriftune.data.tokenization import IGNORED
-from thriftune.errors import DataError
+from thriftune.errors import DataError, ModelSourceError
+from thriftune.models.tokenizer import fingerprint as tokenizer_fingerprint
+from thriftune.models.tokenizer import load_tokenizer
 
 FILES = {TRAIN, VALIDATION, REJECTED, "samples.json", report.HTML, report.JSON, "manifest.json"}
 
@@ -291,6 +293,21 @@ def test_samples_come_from_every_source_in_turn(prepared, tmp_path):
     sources = [{"source": str(tmp_path / f"{name}.jsonl"), "format": "prompt_completion"} for name in "ab"]
     made = prepared(sources=sources, validation_share=0.4)
     assert [sample["question"][0] for sample in load_samples(made.directory)] == ["a", "b", "a", "b"]
+
+
+def test_a_tokenizer_that_is_not_the_one_that_was_checked_is_refused(chat_rows_file, tiny_tokenizer_dir, tmp_path):
+    """What fetching had said of it, with another release of the library, was compared: no cached model fitted."""
+    config = DataConfig(source=str(chat_rows_file), format="chat", max_length=128)
+
+    def again(version):
+        folder = tmp_path / "again"
+        prepare(config, seed=0, tokenizer_dir=tiny_tokenizer_dir, destination=folder, tokenizer_version=version)
+        return artifacts.read_manifest(folder)["fingerprint"]
+
+    assert again(tokenizer_fingerprint(load_tokenizer(tiny_tokenizer_dir))) == again("")
+    with pytest.raises(ModelSourceError, match="was changed after the preflight saw it") as caught:
+        again("another")
+    assert caught.value.problems[0].field == "model.source"
 
 
 def test_rows_that_another_version_made_are_other_rows(monkeypatch):

@@ -18,6 +18,7 @@ from thriftune import preflight
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.config.choices import METHODS
 from thriftune.models import architecture, fetching
+from thriftune.models.tokenizer import fingerprint, load_tokenizer
 from thriftune.preflight import Preflight
 from thriftune.training_plan import TrainingPlan
 
@@ -66,8 +67,10 @@ def fetched_tokenizer(config: RunConfig, version: str, token: str | None = None)
     """Fetch a run's model as its task does, and give the fingerprint of the tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "model")
-        fetching.fetch(config.model.source, version, place, token)
-        return fetching.copy_tokenizer(place, Path(folder, "tokenizer"))
+        tokenizer, trust = Path(folder, "tokenizer"), config.model.trust_remote_code
+        fetching.fetch(config.model.source, version, place, token, trust_remote_code=trust)
+        fetching.copy_tokenizer(place, tokenizer, trust_remote_code=trust)
+        return fingerprint(load_tokenizer(tokenizer, trust_remote_code=trust), tokenizer if trust else None)
 
 
 def codes(result: Preflight, severity: str = "error") -> set[str]:

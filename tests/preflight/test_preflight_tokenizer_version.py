@@ -21,8 +21,11 @@ def in_a_bucket(s3):
     return put
 
 
-@pytest.mark.parametrize("kind", ["directory", "URL", "GGUF file", "URL of a GGUF file"])
-def test_it_is_the_one_that_fetching_finds(kind, tiny_model_dir, chat_rows_file, in_a_bucket, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "trust"),
+    [("directory", False), ("directory", True), ("URL", False), ("GGUF file", False), ("URL of a GGUF file", False)],
+)
+def test_it_is_the_one_that_fetching_finds(kind, trust, tiny_model_dir, chat_rows_file, in_a_bucket, tmp_path):
     """The hub's is in test_preflight_hub.py."""
     source = shutil.copytree(tiny_model_dir, tmp_path / "model")
     if kind == "GGUF file":
@@ -30,7 +33,9 @@ def test_it_is_the_one_that_fetching_finds(kind, tiny_model_dir, chat_rows_file,
     elif kind != "directory":
         source = in_a_bucket(source if kind == "URL" else write_gguf(tmp_path / "tiny.gguf", tiny_model_dir))
     check = Checking(tiny_model_dir, chat_rows_file)
-    sections = {"model": {"source": str(source)}, "data": {"format": "text"}}
+    if trust:
+        (source / "tokenization_own.py").write_text("own = 1\n")
+    sections = {"model": {"source": str(source), "trust_remote_code": trust}, "data": {"format": "text"}}
     facts = check(**sections).facts
     assert len(facts.tokenizer_version) == 64
     assert facts.tokenizer_version == fetched_tokenizer(check.run(**sections), facts.model_version)

@@ -82,7 +82,7 @@ def test_a_result_that_is_not_whole_is_made_anew_once_and_that_is_said(root, res
     with caplog.at_level(logging.WARNING):
         second = ask(root)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"the model is no longer whole in the store, and is made anew: {lost}: {said}"
+    assert line == f"the model is no longer whole in the store, or may not be read, and is made anew: {lost}: {said}"
     assert second.generation != first.generation
     assert second.made is None
     caplog.clear()
@@ -102,6 +102,34 @@ def test_all_files_of_a_result_gone_and_its_record_damaged_are_losses_like_any_o
     folder, _, name = second.record.rpartition("/")
     Store(folder).put_bytes(name, b"{")
     assert ask(root).generation not in (first.generation, second.generation)
+
+
+def test_a_record_that_is_gone_is_a_loss_while_the_claim_is_there(root, result, caplog):
+    """Rules remove old files in no order. What Flyte's cache still had was served without a look."""
+    first = ask(root)
+    index.remember(first.record, [result("model")], {})
+    Store(root).remove(f"{KEY}/{first.generation}.json")
+    second = ask(root)
+    assert (second.generation != first.generation, second.made) == (True, None)
+    assert "its record is gone or damaged." in caplog.text
+    assert ask(root) == second
+    index.remember(second.record, [result("again")], {})
+    assert ask(root).made is not None
+
+
+def test_a_step_that_ends_late_takes_nothing_back_and_a_claim_that_was_put_back_is_mended(root, result):
+    first = ask(root)
+    lost = result("model")
+    index.remember(first.record, [lost], {})
+    Store(lost).remove("weights")
+    second = ask(root)
+    index.remember(second.record, [result("again")], {})
+    late = Store(root).get_bytes(f"{KEY}.json")
+    index.remember(first.record, [lost], {})
+    assert Store(root).get_bytes(f"{KEY}.json") == late
+    Store(root).put_bytes(f"{KEY}.json", f'{{"generation": "{first.generation}", "made": true}}'.encode())
+    assert ask(root).record == second.record
+    assert Store(root).get_bytes(f"{KEY}.json") == late
 
 
 def test_an_index_that_was_removed_begins_anew(root):

@@ -15,17 +15,17 @@ from flytekit.core.data_persistence import FileAccessProvider
 from flytekit.types.structured import StructuredDataset
 from refusing_bucket import BUCKET, DENIED, GOOD, WRONG, refusing_bucket
 
-from tasks import transfer
+from tasks import results, settings, transfer
 from thriftune.config import ModelConfig
 from thriftune.data import sources
-from thriftune.errors import ThriftuneError, TransientError, UserError
+from thriftune.errors import ResultError, ThriftuneError, TransientError, UserError
 from thriftune.models import architecture, config_json
 from thriftune.models import fetching as models
 from thriftune.models.adapter_weights import RESUME_FROM
 from thriftune.models.weight_files import Folder, weights_in
 from thriftune.planning import catalogue
 from thriftune.preflight import adapters
-from thriftune.stores import access, failures, object_stores, retrying
+from thriftune.stores import access, failures, index, object_stores, retrying
 from thriftune.stores.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +156,31 @@ def test_a_table_is_known_by_its_files(tmp_path):
     assert first == transfer.table_version(StructuredDataset(uri=str(part.parent)))
     part.write_bytes(b"22")
     assert first != transfer.table_version(StructuredDataset(uri=str(part.parent)))
+
+
+def test_a_result_that_may_no_longer_be_read_is_made_anew(server, tmp_path, caplog):
+    """A bucket of earlier that was closed since ended every later run, for good."""
+    first = index.look_up(str(tmp_path), "model-1", "the model")
+    index.remember(first.record, [f"s3://{BUCKET}/of-earlier"], {})
+    access.use({"s3": {"client_kwargs": {"endpoint_url": server.endpoint}, "key": DENIED, "secret": "s3cret"}})
+    second = index.look_up(str(tmp_path), "model-1", "the model")
+    assert (second.generation != first.generation, second.made) == (True, None)
+    assert "the model is no longer whole in the store, or may not be read, and is made anew: s3://th" in caplog.text
+    assert f"access is denied to s3://{BUCKET}" in caplog.text
+
+
+def test_a_result_that_may_not_be_read_at_the_end_of_a_run_is_named_as_what_it_is(server, monkeypatch):
+    """The message said "checkpoints = ... [checkpoint-not-found]", of a model."""
+    monkeypatch.setattr(settings, "is_local", lambda: False)
+    access.use({"s3": {"client_kwargs": {"endpoint_url": server.endpoint}, "key": DENIED, "secret": "s3cret"}})
+    place = f"s3://{BUCKET}/model"
+    with pytest.raises(ResultError) as caught:
+        results.require_there({"model": place, "adapter": f"s3://{BUCKET}/adapter"})
+    assert [problem.field for problem in caught.value.problems] == ["model", "adapter"]
+    problem = caught.value.problems[0]
+    assert (problem.value, problem.code) == (place, "result-missing")
+    assert f"cannot be looked at: access is denied to s3://{BUCKET}" in problem.message
+    assert KEYS in problem.remedy
 
 
 def run(server, folder, key):

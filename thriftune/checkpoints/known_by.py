@@ -2,6 +2,9 @@
 
 A training is known by what its checkpoints are known by (`thriftune.checkpoints.identity`), and by what decides which
 of its weights are kept, how they are stored, and which validations its result holds.
+
+What does not count is not done again for a run that is served: its losses are at the steps that `log_every` of the run
+that trained gave, nothing is reported to Weights & Biases, and it has no checkpoints of its own.
 """
 
 import json
@@ -10,13 +13,16 @@ from typing import Any, Literal
 
 from thriftune import artifacts
 from thriftune.checkpoints import identity
+from thriftune.checkpoints.resume_from import RESUME_FROM
 from thriftune.config import ModelConfig, RunConfig, Section
+from thriftune.config.choices import METHODS
 from thriftune.redaction import redacted, unsigned
 from thriftune.training_plan import TrainingPlan
 
-# How a key of the run file counts in what a training is known by: by its value; by what the plan makes of it; by the
-# base model, or the prepared rows, that it leads to; or not at all.
-Counts = Literal["itself", "plan", "model", "data", "not"]
+# How a key of the run file counts in what a training is known by: by its value; by its value where every weight trains,
+# else in what the merged model is known by; by what the plan makes of it; by the base model, or the prepared rows, that
+# it leads to; or not at all.
+Counts = Literal["itself", "weights", "plan", "model", "data", "not"]
 
 # Every key is decided here; a section stands for all of its keys. A test fails for a key that is not in this table.
 DECIDED: Mapping[str, Counts] = {
@@ -44,7 +50,7 @@ DECIDED: Mapping[str, Counts] = {
     "training.optimizer": "itself",
     "training.precision": "plan",
     "training.gradient_checkpointing": "not",  # the same numbers, computed twice
-    "training.save_dtype": "itself",
+    "training.save_dtype": "weights",  # an adapter is stored as it trained
     "training.group_by_length": "itself",
     "training.log_every": "not",
     "training.on_divergence": "itself",
@@ -63,7 +69,7 @@ DECIDED: Mapping[str, Counts] = {
     "checkpoints.every_steps": "not",
     "checkpoints.every_minutes": "not",
     "checkpoints.keep_checkpoints": "not",
-    "checkpoints.resume_from": "not",  # a training resumes only from checkpoints of its own identity
+    "checkpoints.resume_from": "itself",  # whose steps were not trained by this file
     "evaluation.every_steps": "itself",
     "evaluation.saved_model": "not",
     "evaluation.max_rows": "itself",
@@ -94,7 +100,10 @@ def training(config: RunConfig, plan: TrainingPlan, *, base: str, dataset: str, 
         dataset: Fingerprint of its prepared rows, as `thriftune.data.prepare.fingerprint` gives it.
         start: Present version of the adapter that it continues; empty if there is none.
     """
-    values = {name: value for name, value in _values(config) if DECIDED.get(name) == "itself"}
+    counted = ("itself", "weights") if METHODS[config.method].trains_weights else ("itself",)
+    values = {name: value for name, value in _values(config) if DECIDED.get(name) in counted}
+    resumed = config.checkpoints.resume_from
+    values[RESUME_FROM] = redacted(unsigned(resumed)) if resumed else None
     if config.training.max_steps:
         values["training.epochs"] = None  # not read then
     # In the form that checkpoints have it, where values that are written differently may be the same.
@@ -102,13 +111,14 @@ def training(config: RunConfig, plan: TrainingPlan, *, base: str, dataset: str, 
     return _key("training", [values, plan.fingerprint, start])
 
 
-def merging(trained: str) -> str:
-    """What a merged model is known by: its base, type and rows are those of the adapter's training.
+def merging(config: RunConfig, trained: str) -> str:
+    """What a merged model is known by: its base, seed and rows are those of the adapter's training.
 
     Args:
+        config: The run.
         trained: What the adapter is known by, with its generation.
     """
-    return _key("merging", [trained])
+    return _key("merging", [trained, config.training.save_dtype])
 
 
 def measuring(config: RunConfig, plan: TrainingPlan, *, measured: str, dataset: str, as_trained: bool) -> str:

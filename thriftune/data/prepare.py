@@ -28,7 +28,7 @@ from thriftune.data.statistics import DataStats, SourceStats, SplitCounter, wher
 from thriftune.data.summary import summary
 from thriftune.data.tokenization import require_usable
 from thriftune.data.workers import Workers, convert_all
-from thriftune.errors import DataError, Problem
+from thriftune.errors import DataError, ModelSourceError, Problem
 from thriftune.models.tokenizer import fingerprint as tokenizer_fingerprint
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.progress import progress
@@ -46,6 +46,7 @@ def prepare(
     tokenizer_dir: Path,
     destination: Path,
     data_version: str = "",
+    tokenizer_version: str = "",
     trust_remote_code: bool = False,
     token: str | None = None,
     table: Sequence[Path] = (),
@@ -61,6 +62,7 @@ def prepare(
             position_ids where packed), rejected.parquet (source, row, reason), samples.json (held-out questions),
             report.html, report.json and manifest.json. The same inputs give the same bytes.
         data_version: Result of `sources.versions`; part of the fingerprint.
+        tokenizer_version: Fingerprint that the tokenizer must have, as this installation loads it; empty for any.
         trust_remote_code: Run tokenizer code that the model ships.
         token: Hub token, for hub datasets.
         table: Parquet files of the table given to the workflow, for source input:table.
@@ -72,9 +74,14 @@ def prepare(
     Raises:
         DataError: A source cannot be read, a column is missing, the share of unusable rows is above `max_rejected`,
             or nothing is left to train on.
+        ModelSourceError: The tokenizer has another fingerprint.
         TransientError: The hub or a store did not answer.
     """
     tokenizer = load_tokenizer(tokenizer_dir, trust_remote_code=trust_remote_code)
+    found = tokenizer_fingerprint(tokenizer, tokenizer_dir if trust_remote_code else None)
+    if tokenizer_version not in ("", found):
+        message = "its tokenizer was changed after the preflight saw it, and before the model was fetched."
+        raise ModelSourceError.single("model.source", "", message, "Start the run again, with the model as it is now.")
     require_usable(tokenizer, needs_chat_template=any(f.is_chat for f in formats(config)))
     workers = Workers(tokenizer_dir, trust_remote_code, processes)
     with (
@@ -91,7 +98,7 @@ def prepare(
         _require_tokens(stats)
         write_samples(pieces.samples(), directory)
         report.write(stats, directory, tokenizer)
-        key = fingerprint(config, seed, data_version, tokenizer_fingerprint(tokenizer))
+        key = fingerprint(config, seed, data_version, found)
         about = {"seed": seed, "fingerprint": key, "data_version": data_version, "report": asdict(stats)}
         about |= {"data": config.model_dump(mode="json"), "content_sha256": _content_digest(directory)}
         artifacts.write_manifest(directory, "dataset", about)
@@ -107,7 +114,8 @@ def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_vers
         config: The data section of a run.
         seed: Seed of the run.
         data_version: Result of `sources.versions`.
-        tokenizer_version: Result of `thriftune.models.tokenizer.fingerprint`, which includes the chat template.
+        tokenizer_version: Result of `thriftune.models.tokenizer.fingerprint`, which includes the chat template
+            and, where a run trusts it, the code that the model ships.
     """
     # The path of the rows and the name of their revision do not matter; `data_version` identifies them.
     place = {"source", "revision"}

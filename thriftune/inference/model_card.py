@@ -10,7 +10,6 @@ from thriftune.inference.report import RunMetrics
 from thriftune.methods import METHODS
 from thriftune.models.saving import SavedWeights
 from thriftune.models.source import kind_of
-from thriftune.training import run_record
 from thriftune.training.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -35,19 +34,20 @@ _USAGE_MODEL = "Load it with `transformers.AutoModelForCausalLM.from_pretrained`
 _USAGE_ADAPTER = "Load it onto the base model with `peft.PeftModel.from_pretrained`."
 
 
-def card_of(result_dir: Path, metrics: RunMetrics, repository: str) -> str:
+def card_of(result_dir: Path, record: RunRecord, metrics: RunMetrics, repository: str) -> str:
     """The card of a finished result.
 
     Args:
         result_dir: A model or adapter directory with a manifest.
-        metrics: The metrics of its run.
+        record: The run that publishes it.
+        metrics: The metrics of that run.
         repository: The repository it will be pushed to, as owner/name.
 
     Raises:
-        UserError: The manifest does not say which run made the result.
+        UserError: There is no manifest, or it is damaged.
     """
     is_adapter = artifacts.read_manifest(result_dir)["kind"] == "adapter"
-    return str(model_card(run_record.read(result_dir), metrics, repository, is_adapter=is_adapter))
+    return str(model_card(record, metrics, repository, is_adapter=is_adapter))
 
 
 def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_adapter: bool) -> "ModelCard":

@@ -12,7 +12,7 @@ from thriftune.models import contents, gguf, stopping
 from thriftune.models.completeness import ADAPTER_CONFIG, require_complete
 from thriftune.models.files import CODE, TEMPLATES, UNWANTED, WANTED, copy_files, files_of, is_wanted, real_path
 from thriftune.models.source import is_gguf, kind_of
-from thriftune.models.tokenizer import fingerprint, load_tokenizer
+from thriftune.models.tokenizer import load_tokenizer
 from thriftune.stores import failures, remote, transfer
 from thriftune.stores.transfer import Incoming
 
@@ -100,16 +100,13 @@ def fetch(
         artifacts.write_manifest(directory, "base model", {"source": source, "source_version": version})
 
 
-def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: bool = False) -> str:
+def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: bool = False) -> None:
     """Copy everything except the weights into a new directory: data is prepared on machines too small for a model.
 
     Args:
         model_dir: A model directory.
         destination: Directory to create.
         trust_remote_code: Run tokenizer code that the model ships.
-
-    Returns:
-        The tokenizer's fingerprint, which is also in the manifest.
 
     Raises:
         ModelSourceError: The tokenizer cannot be loaded.
@@ -120,7 +117,7 @@ def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: boo
         if (model_dir / TEMPLATES).is_dir():
             shutil.copytree(model_dir / TEMPLATES, directory / TEMPLATES)
         try:
-            tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+            load_tokenizer(directory, trust_remote_code=trust_remote_code)
         except Exception as error:  # tokenizers raises nothing more specific
             raise ModelSourceError.single(
                 "model.source",
@@ -129,9 +126,7 @@ def copy_tokenizer(model_dir: Path, destination: Path, *, trust_remote_code: boo
                 "Repair tokenizer.json and tokenizer_config.json; custom code needs model.trust_remote_code.",
                 code="tokenizer-broken",
             ) from error
-        found = fingerprint(tokenizer)
-        artifacts.write_manifest(directory, "tokenizer", {"fingerprint": found})
-    return found
+        artifacts.write_manifest(directory, "tokenizer", {})
 
 
 def fetch_hub(repository: str, commit: str, directory: Path, token: str | None, patterns: tuple[str, ...]) -> None:

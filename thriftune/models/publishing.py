@@ -3,8 +3,10 @@
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from thriftune import artifacts, damage, hub
 from thriftune.config import PublishConfig
@@ -14,13 +16,16 @@ from thriftune.models.completeness import ADAPTER_CONFIG
 logger = logging.getLogger(__name__)
 
 
-def publish(result_dir: Path, config: PublishConfig, card: str, staging: Path, token: str | None) -> str:
+def publish(
+    result_dir: Path, config: PublishConfig, card: str, record: Mapping[str, Any], staging: Path, token: str | None
+) -> str:
     """Push a finished result; with `dry_run`, only write what would be pushed.
 
     Args:
         result_dir: A model or adapter directory with a manifest.
         config: The repository to push to.
         card: The model card, as Markdown with its header.
+        record: The run that publishes, for the manifest: the result may be one that another run trained.
         staging: Directory to create with exactly the files of the repository.
         token: Hub token with write access; never written anywhere.
 
@@ -32,7 +37,7 @@ def publish(result_dir: Path, config: PublishConfig, card: str, staging: Path, t
         UserError: The result is not finished, or damaged.
         TransientError: The hub did not answer.
     """
-    stage(result_dir, card, staging)
+    stage(result_dir, card, record, staging)
     if config.dry_run:
         logger.info("Dry run: what would be pushed to %s is in %s", config.repository, staging)
         return str(staging)
@@ -66,16 +71,17 @@ def require_token(config: PublishConfig, token: str | None) -> None:
         )
 
 
-def stage(result_dir: Path, card: str, staging: Path) -> None:
-    """Write the files of the repository: the result, its manifest and a model card."""
+def stage(result_dir: Path, card: str, record: Mapping[str, Any], staging: Path) -> None:
+    """Write the files of the repository: the result, a manifest with the run that publishes, and a model card."""
     artifacts.read_manifest(result_dir)  # refuses an unfinished directory
     damage.require_undamaged(result_dir, content=True)
     with artifacts.writing(staging, "putting together what is published") as directory:
         shutil.copytree(result_dir, directory, dirs_exist_ok=True, copy_function=_copy)
         artifacts.write_text(directory / "README.md", card)
-        for file in (directory / artifacts.MANIFEST, directory / ADAPTER_CONFIG):
-            if file.is_file():  # one of an older version may hold URLs with secrets
-                artifacts.write_text(file, file.read_text(encoding="utf-8"))
+        artifacts.change_manifest(directory, record)
+        adapter = directory / ADAPTER_CONFIG
+        if adapter.is_file():  # one of an older version may hold URLs with secrets
+            artifacts.write_text(adapter, adapter.read_text(encoding="utf-8"))
 
 
 def _copy(source: str, destination: str) -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from thriftune.digests import sha256_of
 from thriftune.models.chat_template import turn_end
 
 if TYPE_CHECKING:
@@ -62,19 +63,22 @@ def choose_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     return str(current or eos)
 
 
-def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+def fingerprint(tokenizer: "PreTrainedTokenizerBase", code: Path | None = None) -> str:
     """A SHA-256 of everything that decides how text becomes tokens, independent of the tokenizer's model.
 
     Args:
         tokenizer: Any tokenizer.
+        code: Directory whose Python code it may run; None if it may run none.
 
     Returns:
-        A digest of its rules and vocabulary, its special tokens and its chat template.
+        A digest of its rules and vocabulary, its special tokens, its chat template and that code. Releases of the
+        tokenizers library may write the same rules in another way: compare fingerprints of one installation.
     """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     if backend is not None:  # settings of its last call, not part of it
         rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
-    parts = json.dumps([rules, special, tokenizer.chat_template], sort_keys=True)
+    shipped = [] if code is None else [[[file.name, sha256_of(file)] for file in sorted(code.glob("*.py"))]]
+    parts = json.dumps([rules, special, tokenizer.chat_template, *shipped], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()

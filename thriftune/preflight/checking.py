@@ -92,7 +92,8 @@ def run(
         checked = tokenizer.check(config, base)
         notes.findings += checked.findings
         if checked.tokenizer is not None:
-            notes.learn(tokenizer_version=tokenizer_fingerprint(checked.tokenizer))
+            code = base.directory if config.model.trust_remote_code else None
+            notes.learn(tokenizer_version=tokenizer_fingerprint(checked.tokenizer, code))
         sample = _read_data(config, token, Path(scratch), table, table_version, notes)
         _check_rows(config, base, checked, sample, notes)
         notes.findings += adapters.check(config, base)

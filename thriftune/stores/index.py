@@ -4,9 +4,11 @@ Flyte's cache gives the URL of a result and does not look whether a file is left
 old ones. So every cached step counts, beside what it depends on, a generation. While its result is whole that stays as
 it is, and the cache serves it. When a result is found damaged the generation changes, and Flyte makes it anew.
 
-Below the root lie, for each key, `<key>.json` with the generation to begin at, and `<key>/<generation>.json`, which the
-step writes once its result is uploaded. The first is older than the second: a rule that removes old files removes it
-no later, and without it there is a new generation.
+Below the root lie, for each key, `<key>.json`, the claim, and `<key>/<generation>.json`, the record, which the step
+writes once its result is uploaded. The claim has the generation to begin at, and whether that was made. Rules remove
+old files in no order: without its claim a key gets a new generation, and a generation that was made and has no record
+counts as damaged. A slow writer that puts an older claim back takes nothing back: a later generation follows from the
+one before, its record is found, and the claim is mended.
 """
 
 import json
@@ -17,11 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thriftune import artifacts, damage
+from thriftune.errors import UserError
 from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
 
-_GENERATION, _RESULTS, _FACTS = "generation", "results", "facts"
+_GENERATION, _MADE, _RESULTS, _FACTS = "generation", "made", "results", "facts"
+_JSON = ".json"
 _SHOWN = 3
 
 
@@ -36,6 +40,18 @@ class Made:
 
     results: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """The generation of a key to begin at, and whether its step wrote down a result."""
+
+    generation: str
+    is_made: bool = False
+
+    @property
+    def content(self) -> bytes:
+        return _content({_GENERATION: self.generation} | ({_MADE: True} if self.is_made else {}))
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,7 @@ class Entry:
 
 
 def look_up(root: str, key: str, what: str) -> Entry:
-    """The present entry of a key, which is made if there is none. A result that is not whole is said in the log.
+    """The present entry of a key, which is made if there is none. A result that cannot be served is said in the log.
 
     Two processes that ask at the same time get the same generation.
 
@@ -64,18 +80,22 @@ def look_up(root: str, key: str, what: str) -> Entry:
         what: What it is, for the log.
 
     Raises:
-        UserError: The store refuses access.
+        UserError: The store refuses access to the index. What it refuses of a result is a reason to make that anew.
         TransientError: The store does not answer.
     """
     store = Store(root)
-    generation = first = _begun(store, key)
-    made = _recorded(store, key, generation)
+    begun = _begun(store, key)
+    generation, made = begun.generation, _recorded(store, key, begun.generation)
+    if made is None and begun.is_made:
+        made = Made(())
     while made and (found := _damages_of(made)):
-        logger.warning("%s is no longer whole in the store, and is made anew: %s", what, _in_a_line(found))
+        logger.warning(
+            "%s is no longer whole in the store, or may not be read, and is made anew: %s", what, _in_a_line(found)
+        )
         generation = artifacts.key_of(generation, "made anew")
         made = _recorded(store, key, generation)  # another run may have made it since
-    if generation != first:
-        store.put_bytes(_beginning(key), _content({_GENERATION: generation}))
+    if (present := _Claim(generation, made is not None)) != begun:
+        store.put_bytes(_beginning(key), present.content)
     return Entry(generation, f"{store.prefix}/{_record(key, generation)}", made)
 
 
@@ -92,7 +112,12 @@ def remember(record: str, results: Sequence[str], facts: Mapping[str, Any]) -> N
         TransientError: The store does not answer.
     """
     folder, _, name = record.rpartition("/")
-    Store(folder).put_bytes(name, _content({_RESULTS: list(results), _FACTS: dict(facts)}))
+    root, _, key = folder.rpartition("/")
+    store, own = Store(root), _Claim(name.removesuffix(_JSON), is_made=True)
+    store.put_bytes(f"{key}/{name}", _content({_RESULTS: list(results), _FACTS: dict(facts)}))
+    known = _claimed(store, key)
+    if known is None or known.generation == own.generation:  # else this one was given up meanwhile
+        store.put_bytes(_beginning(key), own.content)
 
 
 def damages(url: str) -> list[str]:
@@ -110,18 +135,23 @@ def damages(url: str) -> list[str]:
     return damage.damages_in_store(url, manifest, {} if manifest is None else store.sizes())
 
 
-def _begun(store: Store, key: str) -> str:
-    """The generation of a key that the index begins at; a new one, of the first who asks, if there is none."""
-    own = uuid.uuid4().hex[:16]
-    content = _content({_GENERATION: own})
+def _begun(store: Store, key: str) -> _Claim:
+    """The claim of a key; a new one, of the first who asks, if there is none."""
+    own = _Claim(uuid.uuid4().hex[:16])
     for _ in range(2):  # whoever is not the first to create it reads what that one wrote
-        known = _read(store.get_bytes(_beginning(key))).get(_GENERATION)
+        known = _claimed(store, key)
         if known:
-            return str(known)
-        if store.create(_beginning(key), content):
+            return known
+        if store.create(_beginning(key), own.content):
             return own
-    store.put_bytes(_beginning(key), content)  # what is there is damaged
+    store.put_bytes(_beginning(key), own.content)  # what is there is damaged
     return own
+
+
+def _claimed(store: Store, key: str) -> _Claim | None:
+    """The claim of a key; None if there is none, or a damaged one."""
+    known = _read(store.get_bytes(_beginning(key)))
+    return _Claim(str(known[_GENERATION]), known.get(_MADE) is True) if known.get(_GENERATION) else None
 
 
 def _recorded(store: Store, key: str, generation: str) -> Made | None:
@@ -138,8 +168,16 @@ def _recorded(store: Store, key: str, generation: str) -> Made | None:
 
 def _damages_of(made: Made) -> list[str]:
     if not made.results:
-        return ["its record is damaged."]
-    return [f"{url}: {found}" for url in made.results for found in damages(url)]
+        return ["its record is gone or damaged."]
+    return [f"{url}: {found}" for url in made.results for found in _damages_or_refusal(url)]
+
+
+def _damages_or_refusal(url: str) -> list[str]:
+    """What a result lacks. One in a bucket that may no longer be read cannot be served either."""
+    try:
+        return damages(url)
+    except UserError as error:
+        return [error.problems[0].message]
 
 
 def _in_a_line(found: Sequence[str]) -> str:
@@ -148,11 +186,11 @@ def _in_a_line(found: Sequence[str]) -> str:
 
 
 def _beginning(key: str) -> str:
-    return f"{key}.json"
+    return f"{key}{_JSON}"
 
 
 def _record(key: str, generation: str) -> str:
-    return f"{key}/{generation}.json"
+    return f"{key}/{generation}{_JSON}"
 
 
 def _content(values: Mapping[str, Any]) -> bytes:

@@ -1,8 +1,8 @@
 """The record of a run in the manifest of the model or adapter it made: written and read only here."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,6 +30,15 @@ class RunRecord:
     model_version: str
     dataset_fingerprint: str
     training: TrainingResult
+
+    def of_run(self, config: RunConfig, training: TrainingResult) -> Self:
+        """The record of a run that was given this training: with its own file, and answers to its own prompts.
+
+        Args:
+            config: The run.
+            training: What its metrics say of the training.
+        """
+        return replace(self, config=config, training=training)
 
     def as_json(self) -> dict[str, Any]:
         """The record as values for JSON."""

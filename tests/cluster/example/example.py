@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import time
 from pathlib import Path
 
 from flytekit import Cache, CronSchedule, LaunchPlan, current_context, dynamic, task, workflow
@@ -70,6 +71,19 @@ def clean_up(size: int) -> None:
 def failing(size: int = 0) -> int:
     """A run that fails."""
     return double(x=refuse(size=size), note="never")
+
+
+@task(cache=Cache(version="1", serialize=True))
+def slow(x: int) -> str:
+    """Take a while, and say whose it is."""
+    time.sleep(2)
+    return f"{x} by {current_context().execution_id.name}"
+
+
+@workflow
+def patient(x: int) -> str:
+    """A run that may find another that makes the same."""
+    return slow(x=x)
 
 
 nightly = LaunchPlan.get_or_create(
