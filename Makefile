@@ -64,7 +64,7 @@ test: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 faults: setup $(DEMO)/questions.jsonl
-	$(BIN)/python -m pytest tests/faults tests/checkpoints -m "faults or not faults"
+	$(BIN)/python -m pytest tests/faults tests/checkpoints tests/cluster -m "faults or not faults"
 
 cluster: setup
 	$(BIN)/python -m pytest tests/cluster

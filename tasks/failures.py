@@ -68,6 +68,10 @@ class ExplainsErrors:
     def local_execute(self, ctx: Any, **kwargs: Any) -> Any:
         """Run the task in this process.
 
+        Args:
+            ctx: Flyte's context.
+            **kwargs: Inputs of the task.
+
         Raises:
             SystemExit: In `pyflyte run`, of an error that says what to do: pyflyte would print sixty lines of traceback
                 above it.

@@ -118,7 +118,7 @@ def remember(record: str, *results: FlyteDirectory, facts: Mapping[str, Any] | N
 
     Args:
         record: URL of the record; empty in a local run, where nothing is written.
-        results: What it made.
+        *results: What it made.
         facts: What a later run has to know of it.
     """
     if record:

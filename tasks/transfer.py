@@ -86,6 +86,9 @@ def table_version(table: StructuredDataset) -> str:
 
     Flyte identifies tables by their URI, but files can be overwritten. Of a table that is a query, only the URI counts.
 
+    Args:
+        table: The table.
+
     Raises:
         DataError: It cannot be read.
         TransientError: The store did not answer.

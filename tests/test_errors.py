@@ -29,6 +29,7 @@ def test_there_are_errors_to_test():
         "AdapterError",
         "PublishError",
         "DivergedError",
+        "ResultError",
     }
     assert TransientError in ALL
 

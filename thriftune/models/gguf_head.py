@@ -62,15 +62,14 @@ def fetch(url: str, folder: Path) -> Path:
 
 
 class _Head:
-    """The start of a file, read as far as it is asked for.
-
-    Attributes:
-        held: What was read so far.
-        at: Where the next value starts.
-        order: The byte order of its numbers.
-    """
+    """The start of a file, read as far as it is asked for: what was read, and where the next value starts."""
 
     def __init__(self, stream: IO[bytes]) -> None:
+        """Begin at the start.
+
+        Args:
+            stream: The file.
+        """
         self.held, self.at = bytearray(), 0
         self.order: Literal["little", "big"] = "little"
         self._stream = stream
@@ -83,6 +82,9 @@ class _Head:
 
     def skip(self, count: int) -> None:
         """Go on by so many bytes, which are then held.
+
+        Args:
+            count: Number of bytes.
 
         Raises:
             _NoHeadError: The file ends before, or no head is that long.
