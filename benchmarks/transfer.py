@@ -106,6 +106,8 @@ def s3_server(scratch: Path, bucket: str = _BUCKET) -> Iterator[int]:
     # It takes the ports that are higher by 10,000 too, which must not be among those of outgoing connections.
     ports = {name: free_port(_LOWEST, _LOWEST + 1000) for name in ("s3", "master", "volume", "filer")}
     arguments = [f"-{name}.port={port}" for name, port in ports.items()]
+    # Two more servers of it, which are not needed, with ports that another one may have.
+    arguments += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     data = scratch / "server"
     data.mkdir()
     command = [

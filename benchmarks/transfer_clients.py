@@ -54,6 +54,10 @@ def boto3(direction: str, folder: Path, prefix: str, _s5cmd: str) -> Callable[[]
 
 def thriftune(direction: str, folder: Path, prefix: str, _s5cmd: str) -> Callable[[], object]:
     """This package, as its tasks do it: the checksums of a finished directory are known, and compared on arrival."""
+    import botocore.session  # noqa: F401 - what a task has loaded by then
+    import obstore  # noqa: F401
+    import s3fs  # noqa: F401
+
     from thriftune.digests import sha256_of
     from thriftune.stores import transfer
 
