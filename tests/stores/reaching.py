@@ -1,6 +1,5 @@
 """Asks a bucket through both libraries, as a task's process does that was given some variables and files."""
 
-import asyncio
 import sys
 
 from tasks import settings
@@ -14,7 +13,6 @@ def main() -> None:
     assert remote.content(f"s3://{bucket}/by-fsspec") == b"1"
     store = object_stores.make(access.of(f"s3://{bucket}"), bucket)
     assert bytes(store.get("by-obstore").bytes()) == b"2"
-    assert bytes(asyncio.run(store.get_async("by-obstore")).bytes()) == b"2"
     sys.stdout.write(f"{access.of(f's3://{bucket}').origin_of_keys}\n")
 
 
