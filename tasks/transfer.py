@@ -1,7 +1,7 @@
 """Move directories between Flyte and the local disk, and convert thriftune's errors to Flyte's."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,10 +122,9 @@ def upload(directory: Path) -> FlyteDirectory:
     """
     if settings.is_local():
         return FlyteDirectory(str(directory), remote_directory=False)
-    url = f"{_new_place()}/{directory.name}"
-    with _refusals_explained(url):
-        transfer.upload(directory, url, artifacts.digests_of(directory))
-    return FlyteDirectory(url)
+    return FlyteDirectory(
+        _sent(directory, lambda url: transfer.upload(directory, url, artifacts.digests_of(directory)))
+    )
 
 
 def upload_file(file: Path) -> FlyteFile:
@@ -139,22 +138,16 @@ def upload_file(file: Path) -> FlyteFile:
     """
     if settings.is_local():
         return FlyteFile(str(file), remote_path=False)
-    url = f"{_new_place()}/{file.name}"
-    with _refusals_explained(url):
-        transfer.send_all([Outgoing(file, url)])
-    return FlyteFile(url)
+    return FlyteFile(_sent(file, lambda url: transfer.send_all([Outgoing(file, url)])))
 
 
-def _new_place() -> str:
-    """A URL below this run's outputs that nothing else has."""
+def _sent(place: Path, send: Callable[[str], None]) -> str:
+    """Send a file or directory to a URL below this run's outputs that nothing else has, and return that URL."""
     access = FlyteContextManager.current_context().file_access
-    return f"{str(access.raw_output_prefix).rstrip('/')}/{access.get_random_string()}"
-
-
-@contextmanager
-def _refusals_explained(url: str) -> Iterator[None]:
+    url = f"{str(access.raw_output_prefix).rstrip('/')}/{access.get_random_string()}/{place.name}"
     with transient_errors_retried(), failures.explained("outputs", url, UserError):
-        yield
+        send(url)
+    return url
 
 
 def try_output() -> tuple[str, str]:

@@ -23,6 +23,8 @@ def name_of(place: str) -> str:
 
 
 def bucket_of(url: str) -> str:
-    """The bucket, container or server that a URL begins with, such as s3://bucket."""
+    """The bucket, container or server that a URL begins with, such as s3://bucket; a path is given back."""
+    if not is_remote(url):
+        return url
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}"

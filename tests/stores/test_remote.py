@@ -139,6 +139,13 @@ def test_a_question_mark_is_a_query_on_the_web_alone(place, path):
     assert urls.path_of(place) == path
 
 
+@pytest.mark.parametrize(
+    ("place", "bucket"), [("s3://bucket/a/b", "s3://bucket"), ("https://h:1/a?sig=x", "https://h:1"), ("/a/b", "/a/b")]
+)  # fmt: skip
+def test_a_bucket_is_what_a_url_begins_with(place, bucket):
+    assert urls.bucket_of(place) == bucket
+
+
 def test_a_local_disk_that_refuses_a_download_is_no_matter_of_the_store(server):
     with pytest.raises(OSError, match="Permission|Read-only|No such device|Not a directory|not permitted"):  # noqa: SIM117
         with failures.explained("data.source", server, DataError):

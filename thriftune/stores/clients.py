@@ -12,6 +12,7 @@ from thriftune.stores.arriving import partial_of
 from thriftune.stores.in_parts import InParts
 from thriftune.stores.meter import Meter
 from thriftune.stores.retrying import retried
+from thriftune.urls import bucket_of, name_of
 
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
@@ -73,12 +74,12 @@ class _InBlocks:
         filesystem, path = self._how.opened(url)
         with partial_of(file) as partial:
             get = lambda: filesystem.get_file(path, str(partial), callback=_counting(meter))  # noqa: E731
-            retried(get, url, "it", pauses=self._pauses)
+            retried(get, bucket_of(url), name_of(url), pauses=self._pauses)
 
     def put(self, file: Path, url: str, sha256: str, meter: Meter) -> None:
         filesystem, path = self._how.opened(url)
         put = lambda: filesystem.put_file(str(file), path, callback=_counting(meter))  # noqa: E731
-        retried(put, url, "it", pauses=self._pauses)
+        retried(put, bucket_of(url), name_of(url), pauses=self._pauses)
 
 
 def _counting(meter: Meter) -> "Callback":

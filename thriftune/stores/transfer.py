@@ -18,7 +18,6 @@ from thriftune.disk import writing_to
 from thriftune.errors import UserError
 from thriftune.redaction import redacted
 from thriftune.stores import access, remote, retrying
-from thriftune.stores.access import Access
 from thriftune.stores.arriving import ChangedError
 from thriftune.stores.clients import client_of
 from thriftune.stores.meter import Meter
@@ -103,12 +102,11 @@ def upload(directory: Path, url: str, digests: Mapping[str, str]) -> None:
     send_all([Outgoing(directory / name, f"{root}/{name}", digests.get(name, "")) for name in names])
 
 
-def fetch_all(files: Sequence[Incoming], how: Access | None = None) -> None:
+def fetch_all(files: Sequence[Incoming]) -> None:
     """Bring files of one bucket to this disk, several at once.
 
     Args:
         files: The files.
-        how: How to reach the store; as configured for their URL, if left out.
 
     Raises:
         DiskFullError: This disk has no room for them.
@@ -120,7 +118,7 @@ def fetch_all(files: Sequence[Incoming], how: Access | None = None) -> None:
     if not files:
         return
     total = sum(item.size for item in files)
-    client = client_of(how or access.of(files[0].url), len(files), retrying.PAUSES_S)
+    client = client_of(access.of(files[0].url), len(files), retrying.PAUSES_S)
 
     def move(item: Incoming, meter: Meter) -> None:
         client.get(item.url, item.file, meter)
@@ -130,12 +128,11 @@ def fetch_all(files: Sequence[Incoming], how: Access | None = None) -> None:
         _move(files, move, client.files_at_once, Meter(f"Fetching {_in_words(files)}", total))
 
 
-def send_all(files: Sequence[Outgoing], how: Access | None = None) -> None:
+def send_all(files: Sequence[Outgoing]) -> None:
     """Bring files to one bucket, several at once.
 
     Args:
         files: The files.
-        how: How to reach the store; as configured for their URL, if left out.
 
     Raises:
         FileNotFoundError: There is no such file or bucket. What else a store refuses is raised as its library does:
@@ -144,7 +141,7 @@ def send_all(files: Sequence[Outgoing], how: Access | None = None) -> None:
     """
     if not files:
         return
-    client = client_of(how or access.of(files[0].url), len(files), retrying.PAUSES_S)
+    client = client_of(access.of(files[0].url), len(files), retrying.PAUSES_S)
 
     def move(item: Outgoing, meter: Meter) -> None:
         client.put(item.file, item.url, item.sha256, meter)
