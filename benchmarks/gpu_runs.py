@@ -96,7 +96,7 @@ def work_in_process(folder: Path, attempt: int, gib: float) -> None:
     from transformers import TrainerCallback, trainer
 
     from thriftune import distributed
-    from thriftune.checkpoints.resumption import CheckpointLocation
+    from thriftune.checkpoints.location import CheckpointLocation
     from thriftune.training.fit import Inputs, fit
 
     logging.basicConfig(level=logging.INFO)

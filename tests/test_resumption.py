@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from thriftune.checkpoints.manifest import Manifest
-from thriftune.checkpoints.resumption import BEST, CheckpointLocation, Checkpoints
+from thriftune.checkpoints.location import CheckpointLocation
+from thriftune.checkpoints.resumption import BEST, Checkpoints
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError
 from thriftune.stores.store import Store

@@ -11,7 +11,7 @@ from planning import planned
 from safetensors.torch import load_file
 
 from thriftune.checkpoints import restoring
-from thriftune.checkpoints.resumption import CheckpointLocation
+from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.config import DataConfig
 from thriftune.data import prepare

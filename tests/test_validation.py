@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from thriftune.checkpoints.layout import checkpoint_name
-from thriftune.checkpoints.resumption import CheckpointLocation
+from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.errors import ConfigError

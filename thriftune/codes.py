@@ -62,6 +62,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "config-invalid": ("error", "The run file, the catalogue, a setting or an argument has an invalid value."),
     "input-unusable": ("error", "Another input cannot be used; the message says which and why."),
     "result-missing": ("error", "A result that a run made, or would reuse, is not whole in the store."),
+    "training-no-progress": ("error", "Two attempts in a row left no new checkpoint."),
+    "checkpoints-in-use": ("error", "Another execution trains the same at this moment."),
     "training-diverged": ("error", "The loss is no longer a number."),
     "model-weights-unused": ("warning", "There are weights that the model does not have, or files that are not read."),
     "model-holds-adapter": ("warning", "An adapter lies next to the model and is left out."),

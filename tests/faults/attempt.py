@@ -22,7 +22,7 @@ from tasks import log
 from tasks.elastic import elastic, in_worker
 from tasks.transfer import transient_errors_retried
 from thriftune import distributed
-from thriftune.checkpoints.resumption import CheckpointLocation
+from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.config import RunConfig
 from thriftune.errors import UserError
 from thriftune.strategies import STRATEGIES

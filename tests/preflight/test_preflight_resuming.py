@@ -7,7 +7,7 @@ import pytest
 from preflighting import Checking, codes, plan_for
 
 from thriftune.checkpoints.manifest import Manifest
-from thriftune.checkpoints.resumption import CheckpointLocation
+from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.data import prepare, sources
 from thriftune.models import fetching as models
 from thriftune.training.fit import Inputs, fit
