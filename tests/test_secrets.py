@@ -283,7 +283,6 @@ OTHER_WRITERS = {
     ("thriftune/models/files.py", "open"): "copies of a model's files",
     ("tasks/settings.py", "write_text"): "which run a folder is of",
     ("tasks/transfer.py", "to_parquet"): "rows of a table, removed at once",
-    ("thriftune/checkpoints/attempts.py", "put_bytes"): "places that Flyte made, to be read again",
     ("thriftune/checkpoints/uploading.py", "put_bytes"): "manifests, redacted in thriftune/checkpoints/manifest.py",
     ("thriftune/checkpoints/resumption.py", "put_bytes"): "steps and numbers of rows",
     ("thriftune/stores/remote.py", "pipe_file"): "nothing: whether it can be written",

@@ -80,4 +80,7 @@ def _begun_at(store: Store, execution: str, number: int) -> int:
     names = store.names(layout.attempts_name(execution))
     written = [found for name in names if (found := layout.number_of(name)) is not None and found <= number]
     content = store.get_bytes(layout.attempt_name(execution, max(written))) if written else None
-    return int(json.loads(content)[_BEGINS_AT]) if content else 0
+    try:
+        return int(json.loads(content or b"")[_BEGINS_AT])
+    except (KeyError, TypeError, ValueError):
+        return 0
