@@ -148,7 +148,7 @@ def output_url(name: str) -> str:
 
     A task that `@dynamic` declared writes to .../<execution>/<node of the workflow>/data/<attempt>/<its own node>/...
 
-    Source: flyteorg/flyte, flytepropeller/pkg/apis/flyteworkflow/v1alpha1/node_status.go; flytekit, remote/remote.py
+    Source: flyteorg/flyte, flytepropeller/pkg/apis/flyteworkflow/v1alpha1/node_status.go; flytekit.remote
 
     Args:
         name: Name of the output.

@@ -75,11 +75,11 @@ class SavedWeights:
         """A sentence about what saving in 16 bits loses, where it loses too much; also where fp32 is saved instead."""
         if self.rounded_loss is None and self.cost <= self.tolerated:
             return []
-        dtype, loss, instead = self.dtype, self.saved_loss, ""
+        bits, loss, instead = str(self.dtype), self.saved_loss, ""
         if self.rounded_loss is not None:
-            dtype, loss, instead = "16 bits", self.rounded_loss, " The weights are saved in fp32."
+            bits, loss, instead = "16 bits", self.rounded_loss, " The weights are saved in fp32."
         return [
-            f"Saving in {dtype} loses part of what was learnt: on {self.rows} held-out rows the loss is {loss:.4f}, "
+            f"Saving in {bits} loses part of what was learnt: on {self.rows} held-out rows the loss is {loss:.4f}, "
             f"and {self.trained_loss:.4f} before it is saved ({self.base_loss:.4f} before training).{instead}"
         ]
 
