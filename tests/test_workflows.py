@@ -127,7 +127,7 @@ def test_held_out_loss_falls_and_everything_is_reported(which, validated, reques
     page = only(folder, "outputs/tiny/*/result/result.html")
     assert f"See {page}" in done.stderr
     text = unescape(page.read_text())
-    for shown in (metrics["outputs"]["model"], f"{after['loss']:.4f}", before["prompts"][0], "this machine"):
+    for shown in (*metrics["outputs"].values(), f"{after['loss']:.4f}", before["prompts"][0], "this machine"):
         assert shown in text
     assert not list(folder.glob("outputs/**/*.partial"))
 
