@@ -140,11 +140,51 @@ def results_root() -> str:
     """
     if is_local():
         return ""
+    execution, (parts, own) = current_context().execution_id, _metadata_parts()
+    above = parts[: _BUCKET if own is None else own]
+    return "/".join([*above, "thriftune", f"{execution.project}-{execution.domain}", "results"])
+
+
+def output_url(name: str) -> str:
+    """URL by which `pyflyte fetch` finds an output of the node that this task runs in, at the top of its workflow.
+
+    A task that `@dynamic` declared writes to .../<execution>/<node of the workflow>/data/<attempt>/<its own node>/...
+
+    Source: flyteorg/flyte, flytepropeller/pkg/apis/flyteworkflow/v1alpha1/node_status.go; flytekit.remote
+
+    Args:
+        name: Name of the output.
+
+    Returns:
+        The URL; empty in a local run, and where Flyte keeps its metadata in another way.
+    """
+    if is_local():
+        return ""
+    execution, (parts, own) = current_context().execution_id, _metadata_parts()
+    if own is None or len(parts) < own + 2:
+        return ""
+    return f"flyte://v1/{execution.project}/{execution.domain}/{execution.name}/{parts[own + 1]}/o/{name}"
+
+
+def is_of_another_run(url: str) -> bool:
+    """Whether another execution made a result, which Flyte's cache then served to this one.
+
+    Flyte gives an attempt <prefix>/<two characters>/<execution>-<node ids>-<attempt> for its outputs, below which
+    `upload` makes a folder. Longer names are a digest without a dash, which tells nothing.
+
+    Args:
+        url: URL of the result.
+    """
+    attempt = url.rstrip("/").rsplit("/", 3)[-3:][0]
+    return not is_local() and "-" in attempt and not attempt.startswith(f"{current_context().execution_id.name}-")
+
+
+def _metadata_parts() -> tuple[list[str], int | None]:
+    """The parts of the URL that Flyte keeps this task's metadata at, and which of them names the execution, if any."""
     context = current_context()
     execution, parts = context.execution_id, str(context.output_metadata_prefix).split("/")
     names = (execution.name, f"{execution.project}-{execution.domain}-{execution.name}")
-    own = next((number for number, part in enumerate(parts) if part in names), _BUCKET)
-    return "/".join([*parts[:own], "thriftune", f"{execution.project}-{execution.domain}", "results"])
+    return parts, next((number for number, part in enumerate(parts) if part in names), None)
 
 
 def checkpoints_root() -> str:

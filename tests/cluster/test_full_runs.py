@@ -81,6 +81,8 @@ def test_another_price_and_name_are_planned_again_and_ask_for_no_gpu(full_run, c
     again = done(cluster)
     assert output(again, "plan")["price_per_hour"] == pytest.approx(2 * output(first, "plan")["price_per_hour"])
     assert output(again, "metrics")["name"] == "another"
+    paid = {run.name: output(run, "metrics")["cost"]["is_of_another_run"] for run in (first, again)}
+    assert paid == {first.name: False, again.name: True}
     kept = {key: {CACHE_HIT} for key in ("fetch_model", "prepare_dataset", "train_2")}
     assert cached(again) == {"plan": {CACHE_POPULATED}, **kept}
     assert pods_of(again) == {"pin", "plan", "preflight", "train_on_plan", "summarize"}
