@@ -29,7 +29,7 @@ from flytekit.exceptions.user import FlyteRecoverableException, FlyteUserRuntime
 from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
 
-from tasks import interruption, settings
+from tasks import interruption, pod_check, settings
 from tasks.failures import ExplainsErrors
 from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
@@ -92,12 +92,14 @@ class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, Pyt
         Raises:
             FlyteRecoverableException: Another attempt may succeed: the nodes did not find each other, or one is going
                 away.
-            UserError: A worker found an error in the run, which is not tried again.
+            UserError: A worker found an error in the run, or this pod is not what was planned; neither is tried again.
         """
         from torch.distributed.elastic.rendezvous import RendezvousError
 
         declared: Any = self.task_config
         plan = kwargs["plan"]
+        pod_check.require_job(declared.nnodes)
+        pod_check.require_planned(plan)
         self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
         if plan.hardware.is_gpu:
             settings.default_environment(node_environment(plan, plan.processes_per_node, plan.nodes))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import interruption, pages, results, settings
+from tasks import interruption, pages, pod_check, results, settings
 from tasks.checkpoints import checkpoint_location
 from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
@@ -59,6 +59,7 @@ def _train(
     if STRATEGIES[plan.strategy].facts.is_distributed:
         with explained("a worker of the training"), transient_errors_retried():
             return in_worker(lambda: _trained(config, plan, record, model, dataset))
+    pod_check.require_planned(plan)  # the agent has looked at the pod of workers
     with transient_errors_retried(), interruption.training(config, in_workers=False):
         return _trained(config, plan, record, model, dataset)
 

@@ -30,6 +30,7 @@ def test_there_are_errors_to_test():
         "PublishError",
         "DivergedError",
         "ResultError",
+        "PodError",
     }
     assert TransientError in ALL
 

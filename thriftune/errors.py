@@ -148,6 +148,13 @@ class ResultError(UserError):
     code = "result-missing"
 
 
+class PodError(UserError):
+    """A pod is not what its task was planned for: the cluster is set up wrongly."""
+
+    headline = "This pod is not what was planned"
+    code = "pod-cut-down"
+
+
 class DivergedError(UserError):
     """The loss is no longer a number: there is nothing worth saving."""
 
