@@ -30,12 +30,18 @@ nodes:
 """
 
 
-def done(cluster: ControlPlane, name: str | None = None) -> Run:
-    """An execution that succeeded, the newest if none is named; waits for its end."""
+def ended(cluster: ControlPlane, name: str | None = None) -> Run:
+    """An execution, the newest if none is named, at its end."""
     run = cluster.runs[name or list(cluster.runs)[-1]]
     end = time.monotonic() + _LONGEST_RUN
     while run.execution.closure.phase == WorkflowExecution.RUNNING and time.monotonic() < end:
         time.sleep(0.2)
+    return run
+
+
+def done(cluster: ControlPlane, name: str | None = None) -> Run:
+    """An execution that succeeded, the newest if none is named; waits for its end."""
+    run = ended(cluster, name)
     closure = run.execution.closure
     assert closure.phase == WorkflowExecution.SUCCEEDED, f"{closure.error}{cluster.pods.log(run.name)[-8000:]}"
     return run

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from google.protobuf.json_format import MessageToDict
 from test_readme import REGISTERING
 from test_workflows import FULL, QLORA, only, pyflyte_run, write_config
 
-from cluster.conftest import IN_CLUSTER, Pyflyte, done
+from cluster.conftest import IN_CLUSTER, Pyflyte, done, ended
 from cluster.control_plane import ControlPlane
+from cluster.description import CLUSTER
 from cluster.records import NodeRecord, Run
 
 pytestmark = pytest.mark.slow
@@ -286,13 +288,18 @@ def again_without(cluster: ControlPlane, run: Run, *gone: str, **evaluation: Any
     """Run the dynamic part again, after results of tasks were removed, with other values in its `evaluation`."""
     for task in gone:
         cluster.store.remove(place_of(run, task))
+    return done(cluster, cluster.run_dynamic_part(run, inputs_with(run, "evaluation", **evaluation)))
+
+
+def inputs_with(run: Run, section: str, **values: Any) -> LiteralMap:
+    """The inputs of a run, with other values in a section of its file."""
     inputs = LiteralMap()
     inputs.CopyFrom(run.inputs)
     binary = inputs.literals["config"].scalar.binary
     config = msgpack.unpackb(binary.value)
-    config["evaluation"] |= evaluation
+    config[section] |= values
     binary.value = msgpack.packb(config)
-    return done(cluster, cluster.run_dynamic_part(run, inputs))
+    return inputs
 
 
 def made_anew(run: Run) -> set[str]:
@@ -340,6 +347,17 @@ def test_a_merged_model_that_is_gone_is_merged_again_of_the_adapter_there_is(qlo
         assert [pair for pair in answers if not pair[1].startswith(pair[0].rstrip("\ufffd"))] == []
     assert output(run, "metrics")["outputs"]["adapter"] == output(first, "metrics")["outputs"]["adapter"]
     assert cluster.store.list(run.outputs.literals["model"].scalar.blob.uri)
+
+
+def test_without_flyte_s_plugin_a_job_ends_at_once_and_for_good(full_run, cluster, monkeypatch):
+    """It was one pod that waited for the others, for half an hour in each of three attempts."""
+    first, _ = full_run
+    others = tuple(plugin for plugin in CLUSTER.plugins if plugin != "pytorch")
+    monkeypatch.setattr(cluster.pods, "cluster", replace(CLUSTER, plugins=others))
+    another = inputs_with(first, "training", learning_rate=2e-2)
+    run = ended(cluster, cluster.run_dynamic_part(first, another))
+    assert attempts_of(run) == {"train_on_plan": 1, "train_2": 1}
+    assert "this pod is in no PyTorchJob" in run.execution.closure.error.message
 
 
 @pytest.mark.faults  # it trains twice; tests/test_results.py has the short form
