@@ -75,6 +75,7 @@ def test_a_driver_that_does_not_answer_says_why(nvml, question, version):
     nvml(**{question: refused})
     driver = read_driver()
     assert (driver.version, driver.gpus, driver.error) == (version, (), "Insufficient Permissions")
+    assert driver.is_broken
 
 
 def script(folder, text):
@@ -151,5 +152,6 @@ def test_a_pod_without_a_driver_is_read_without_a_trial():
     found = read_pod({"NVIDIA_VISIBLE_DEVICES": "void"})
     assert (found.gpus, found.trial, found.variables) == ((), None, {"NVIDIA_VISIBLE_DEVICES": "void"})
     assert found.driver.error
+    assert not found.driver.is_broken
     assert found.cpus > 0
     assert found.shared_memory_gib > 0

@@ -66,6 +66,7 @@ CASES = {
         driver=driven(), trial=tried(error="No CUDA GPUs are available"), variables={"NVIDIA_VISIBLE_DEVICES": "void"}
     ),
     "GPUs that are hidden": of(trial=tried(error="No CUDA GPUs are available"), variables={"CUDA_VISIBLE_DEVICES": ""}),
+    "1 of 2 GPUs that are there": of(trial=tried(TRIED), variables={"CUDA_VISIBLE_DEVICES": "0"}),
     "1 GPU": of(driver=driven(T4), trial=tried(TRIED)),
     "2 of 6 CPUs": of(cpus=2.0),
     "1 of 24 GiB": of(memory_gib=1.0),
@@ -81,6 +82,9 @@ CASES = {
     "a process that can be seen": of(driver=driven(T4, held(6.1, "process 4711 (6.0 GiB)"))),
     "a process that cannot be seen": of(driver=driven(held(6.1), T4)),
     "a GPU that is broken": of(trial=tried(TRIED, replace(TRIED, error=f"{ECC}\n"))),
+    "a driver that is not the one it was": of(
+        driver=Driver(error="Driver/library version mismatch", is_broken=True), trial=tried(error="Error 803")
+    ),
     "a driver that hangs": of(trial=Trial(error="it did not answer within 180 s")),
     "a driver that crashes": of(trial=Trial(error="its process ended with SIGSEGV")),
 }

@@ -71,12 +71,14 @@ class Driver:
         cuda: The newest CUDA that it can run.
         gpus: The GPUs that this container can see.
         error: Why NVML does not answer.
+        is_broken: Whether that is because the driver does not work, not because there is none.
     """
 
     version: str = ""
     cuda: tuple[int, int] = (0, 0)
     gpus: tuple[DrivenGpu, ...] = ()
     error: str = ""
+    is_broken: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,15 @@ def read_driver() -> Driver:
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        return Driver(error=str(error))
-    cuda = _asked(nvml, 0, "nvmlSystemGetCudaDriverVersion")
-    version = str(_asked(nvml, "", "nvmlSystemGetDriverVersion"))
+        is_missing = error.value in (nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED)
+        return Driver(error=str(error), is_broken=not is_missing)
+    number = _asked(nvml, 0, "nvmlSystemGetCudaDriverVersion")
+    version, cuda = str(_asked(nvml, "", "nvmlSystemGetDriverVersion")), (number // 1000, number % 1000 // 10)
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError as error:
-        return Driver(version, (cuda // 1000, cuda % 1000 // 10), error=str(error))
-    return Driver(version, (cuda // 1000, cuda % 1000 // 10), tuple(_driven(nvml, handle) for handle in handles))
+        return Driver(version, cuda, error=str(error), is_broken=True)
+    return Driver(version, cuda, tuple(_driven(nvml, handle) for handle in handles))
 
 
 def _driven(nvml: Any, handle: Any) -> DrivenGpu:

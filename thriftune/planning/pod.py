@@ -26,7 +26,7 @@ _FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 # trying again would only take more nodes.
 _OF_THIS_NODE = {"gpu-shared", "gpu-unusable"}
 
-_HIDES = "CUDA_VISIBLE_DEVICES"
+_HIDING = "CUDA_VISIBLE_DEVICES"
 _CUT = "Flyte cuts what a task asks for down to its task_resources.limits, without a word: raise {what} there."
 _PLUGINS = (
     "tasks: {task-plugins: {enabled-plugins: [container, sidecar, k8s-array, pytorch], default-for-task-types: "
@@ -82,24 +82,7 @@ def differences(promise: Promise, found: PodReading) -> list[Problem]:
         promise: What was planned, with at least one GPU.
         found: What the pod has.
     """
-    rest = list(_cut_down(promise.request, found))
-    hiding = found.variables.get(_HIDES)
-    if hiding in ("", "-1"):
-        message = f"{promise.request.gpus} planned, and {_HIDES} is {hiding!r} in this pod, which hides them."
-        remedy = "Remove it from Flyte's default-env-vars, from the pod template or from the image."
-        return [Problem.coded("gpu-not-visible", "GPUs", 0, message, remedy), *rest]
-    problems = list(_of_torch(found.driver, found.trial))
-    if not found.gpus:
-        known = [problem for problem in problems if problem.code != "gpu-unusable"]
-        return [*(known or [_no_gpu(promise, found)]), *rest]
-    is_divided = any(gpu.is_divided for gpu in found.driver.gpus)
-    return [
-        *_gpu_count(promise.request.gpus, len(found.gpus)),
-        *problems,
-        *_numbered(_of_driven(gpu, found.trial) for gpu in found.driver.gpus),
-        *_numbered(_of_whole(gpu, promise, found.trial) for gpu in ([] if is_divided else found.gpus)),
-        *rest,
-    ]
+    return [*_of_gpus(promise, found), *_cut_down(promise.request, found)]
 
 
 def require_none(problems: Iterable[Problem]) -> None:
@@ -121,11 +104,37 @@ def require_none(problems: Iterable[Problem]) -> None:
     raise error
 
 
-def _no_gpu(promise: Promise, found: PodReading) -> Problem:
+def _of_gpus(promise: Promise, found: PodReading) -> list[Problem]:
+    planned = promise.request.gpus
+    if _hides(planned, found):
+        message = f"{planned} planned, and {_HIDING} is {found.variables[_HIDING]!r} in this pod."
+        remedy = "Remove it from Flyte's default-env-vars, from the pod template or from the image."
+        return [Problem.coded("gpu-not-visible", "GPUs", len(found.trial.gpus if found.trial else ()), message, remedy)]
+    problems = list(_of_torch(found.driver, found.trial))
+    if not found.gpus:
+        known = [problem for problem in problems if problem.code != "gpu-unusable"]
+        return known or [_no_gpu(planned, found)]
+    problems += _numbered(_of_driven(gpu, found.trial) for gpu in found.driver.gpus)
+    if any(gpu.is_divided for gpu in found.driver.gpus):  # of parts, number, kind and memory mean nothing
+        return problems
+    whole = _numbered(_of_whole(gpu, promise, found.trial) for gpu in found.gpus)
+    return [*_gpu_count(planned, len(found.gpus)), *problems, *whole]
+
+
+def _hides(planned: int, found: PodReading) -> bool:
+    """Whether an environment variable hides GPUs that the pod has."""
+    seen = len(found.trial.gpus) if found.trial else 0
+    is_partly = 0 < seen < planned <= len(found.driver.gpus)
+    return found.variables.get(_HIDING) in ("", "-1") or (_HIDING in found.variables and is_partly)
+
+
+def _no_gpu(planned: int, found: PodReading) -> Problem:
+    if found.driver.is_broken:
+        return _unusable("GPUs", "", f"NVML says: {found.driver.error}", "them")
     said = {"NVML": found.driver.error, "torch": found.trial.error if found.trial else ""}
     says = [f"{who} says: {' '.join(words.split())}. " for who, words in said.items() if words]
     variables = [f"{name} is {value!r}. " for name, value in found.variables.items()]
-    message = f"{promise.request.gpus} planned, and this pod sees none. {''.join([*says, *variables])}".strip()
+    message = f"{planned} planned, and this pod sees none. {''.join([*says, *variables])}".strip()
     remedy = (
         "Install NVIDIA's device plugin on the GPU nodes, with its container runtime as the default, and keep "
         "gpu in Flyte's task_resources.limits."
