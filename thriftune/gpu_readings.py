@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thriftune import gpu_trial
+
 logger = logging.getLogger(__name__)
 
 _GIB = 2**30
-_SCRIPT = Path(__file__).with_name("gpu_trial.py")
+_SCRIPT = Path(gpu_trial.__file__)
 # Importing torch takes seconds, and a driver that keeps no state between processes needs as many for each of 8 GPUs.
 _TRIAL_SECONDS = 180.0
 # Files of NVIDIA's driver, on Linux and under WSL.
