@@ -96,14 +96,13 @@ def work_in_process(folder: Path, attempt: int, gib: float) -> None:
     from transformers import TrainerCallback, trainer
 
     from thriftune import distributed
-    from thriftune.checkpoints.resumption import CheckpointLocation
+    from thriftune.checkpoints.location import CheckpointLocation
     from thriftune.training.fit import Inputs, fit
 
     logging.basicConfig(level=logging.INFO)
     config, plan, model = pickle.loads((folder / "job.pickle").read_bytes())
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / torch.cuda.get_device_properties(0).total_memory))
-    previous = str(folder / f"store-{attempt - 1}") if attempt else ""
-    place = CheckpointLocation(str(folder / f"store-{attempt}"), previous, folder / f"disk-{attempt}", 30.0)
+    place = CheckpointLocation(str(folder / "store"), folder / f"disk-{attempt}", 30.0)
     ends: list[float] = []
 
     class Clock(TrainerCallback):

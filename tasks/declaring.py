@@ -123,6 +123,16 @@ def node_task(task_config: Any = None, *secrets: Secret) -> dict[str, Any]:
     }
 
 
+def training_node_task(task_config: Any, *secrets: Secret) -> dict[str, Any]:
+    """Options of a task that trains on the nodes of a plan: tried again as long as it makes progress.
+
+    Args:
+        task_config: As in `node_task`.
+        *secrets: Secrets that it may read.
+    """
+    return node_task(task_config, *secrets) | {"retries": PLATFORM.training_retries}
+
+
 def generating_task() -> dict[str, Any]:
     """Options of the task that answers prompts. Its resources are settings, as there is no plan."""
     disk, gpus, instance = PLATFORM.generate_disk_gib, PLATFORM.generate_gpus, PLATFORM.generate_instance

@@ -29,7 +29,7 @@ from flytekit.exceptions.user import FlyteRecoverableException, FlyteUserRuntime
 from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
 
-from tasks import interruption, pod_check, settings
+from tasks import checkpoints, interruption, pod_check, settings
 from tasks.failures import ExplainsErrors
 from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
@@ -59,7 +59,7 @@ _SAID = "said.json"
 
 @dataclass
 class PlannedElastic(Elastic):
-    """Elastic for a task with the arguments `config` (RunConfig) and `plan` (TrainingPlan)."""
+    """Elastic for a training task, with the arguments `config` (RunConfig), `plan` (TrainingPlan) and `cache_key`."""
 
 
 class _WorkerSpokeError(Exception):
@@ -87,13 +87,17 @@ class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, Pyt
         """Start the workers of this node and wait for them.
 
         Args:
-            **kwargs: The task's inputs, among them `config` and `plan`.
+            **kwargs: The task's inputs, among them `config`, `plan` and `cache_key`.
 
         Raises:
             FlyteRecoverableException: Another attempt may succeed: the nodes did not find each other, or one is going
                 away.
             UserError: A worker found an error in the run, or this pod is not what was planned; neither is tried again.
         """
+        with checkpoints.attempt(kwargs.get("cache_key", "")):
+            return self._run_workers(**kwargs)
+
+    def _run_workers(self, **kwargs: Any) -> Any:
         from torch.distributed.elastic.rendezvous import RendezvousError
 
         declared: Any = self.task_config
@@ -133,8 +137,8 @@ def elastic(nodes: int) -> PlannedElastic:
     """The configuration of a task on a number of nodes.
 
     While the autoscaler adds machines and images are pulled, the pods of a job wait for each other for
-    `rendezvous_seconds` (1800); then the attempt fails and is tried again. With the default of two retries, nodes that
-    never join cost 3 x 1800 s of the others.
+    `rendezvous_seconds` (1800); then the attempt fails and is tried again. Nodes that never join cost the others 2 x
+    1800 s: after two attempts without a new checkpoint there is no other.
     """
     seconds = PLATFORM.rendezvous_seconds
     return PlannedElastic(

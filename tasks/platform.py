@@ -153,7 +153,20 @@ class Platform(Section):
         "disk. class:<storage class>: a volume of that class, created with the pod and removed with it. "
         "claim:<claim>: a folder of that ReadWriteMany claim.",
     )
-    retries: NonNegativeInt = Field(default=2, description="Number of times that a failed task is tried again.")
+    retries: NonNegativeInt = Field(
+        default=2, description="Number of times that a failed task is tried again, unless it trains."
+    )
+    # One lost node in every hour of the week that `gpu_timeout_hours` allows, far more than spot nodes are taken away:
+    # AWS's worst class loses "over 20 %" of its nodes in a month. What ends a training that gets nowhere is that two
+    # attempts in a row left no new checkpoint (thriftune/checkpoints/attempts.py).
+    training_retries: NonNegativeInt = Field(
+        default=168,
+        description="The same for a training, which ends before if two attempts in a row left no new checkpoint.",
+    )
+    checkpoints: Annotated[Bucket | None, PATH_OR_URL] = Field(
+        default=None,
+        description="Bucket and prefix of the checkpoints of trainings; if left out, below the prefix of outputs.",
+    )
     restarts: NonNegativeInt = Field(
         default=3,
         description="Number of times that the worker processes of a node are started again within an attempt.",

@@ -57,6 +57,8 @@ _RUN_STAMP = "THRIFTUNE_RUN_STAMP"
 _RUN = os.environ.pop(_RUN_STAMP, None) or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex}"
 # Parts of a URL up to its bucket, where the index is if the execution is not in the prefix: s3:, nothing, bucket.
 _BUCKET = 3
+# Characters of the part of a raw output prefix that spreads outputs over a store: s3://bucket/data/ab/EXECUTION-n0-0.
+_SHARD = 2
 # File in the folder of a local run that says which run owns it.
 _OWNER = ".run"
 # Folder where a worker of a training leaves messages for its agent.
@@ -159,6 +161,29 @@ def results_root() -> str:
     names = (execution.name, f"{execution.project}-{execution.domain}-{execution.name}")
     own = next((number for number, part in enumerate(parts) if part in names), _BUCKET)
     return "/".join([*parts[:own], "thriftune", f"{execution.project}-{execution.domain}", "results"])
+
+
+def checkpoints_root() -> str:
+    """URL below which the checkpoints of trainings are kept, one folder for each; not for a local run.
+
+    Every execution that writes its outputs below the same prefix finds them there.
+
+    Source: flyteorg/flyte, flyteplugins/go/tasks/pluginmachinery/ioutils/raw_output_path.go
+    """
+    execution = current_context().execution_id
+    project = f"{execution.project}-{execution.domain}"
+    if PLATFORM.checkpoints:
+        return f"{PLATFORM.checkpoints.rstrip('/')}/{project}"
+    prefix = str(FlyteContextManager.current_context().file_access.raw_output_prefix).rstrip("/")
+    above, _, shard = prefix.rpartition("/")[0].rpartition("/")
+    if len(shard) != _SHARD:
+        above = f"{above}/{shard}"
+    return f"{above}/thriftune/{project}/checkpoints"
+
+
+def attempt_number() -> int:
+    """Number of this attempt at its task, from 0, as Flyte counts."""
+    return int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0"))
 
 
 def result_path(run_name: str, what: str) -> Path:

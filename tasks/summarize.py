@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import results, settings
+from tasks import checkpoints, results, settings
 from tasks.declaring import cpu_task
 from tasks.transfer import uri_of
 from thriftune import artifacts
@@ -25,6 +25,7 @@ logger = logging.getLogger("thriftune.tasks.summarize")
 def summarize(
     config: RunConfig,
     training: TrainingResult,
+    training_key: str,
     model: FlyteDirectory,
     adapter: FlyteDirectory | None = None,
     merged: SavedWeights | None = None,
@@ -37,6 +38,7 @@ def summarize(
     Args:
         config: The run.
         training: What was measured during training.
+        training_key: What Flyte's cache knows the training by. It is in the cache now, and its checkpoints are removed.
         model: The resulting model.
         adapter: The resulting adapter; None if every weight trained.
         merged: What merging it did to its loss; None if it was not merged.
@@ -56,6 +58,7 @@ def summarize(
     metrics = RunMetrics(config.name, config.method, answering, outputs, merged, saved_model)
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)
+    checkpoints.remove(training_key)
     return metrics
 
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import interruption, pages, pod_check, results, settings
-from tasks.checkpoints import checkpoint_location
-from tasks.declaring import TRAIN_CACHE, cache, node_task, wandb_secrets
+from tasks import checkpoints, interruption, pages, pod_check, results, settings
+from tasks.declaring import TRAIN_CACHE, cache, training_node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
 from tasks.transfer import download, download_once_per_node, transient_errors_retried, upload
@@ -38,7 +37,7 @@ class Trained(NamedTuple):
 def _train(
     config: RunConfig,
     plan: TrainingPlan,
-    cache_key: str,  # noqa: ARG001 - read by Flyte's cache alone
+    cache_key: str,
     record: str,
     model: FlyteDirectory,
     dataset: FlyteDirectory,
@@ -48,7 +47,8 @@ def _train(
     Args:
         config: The run.
         plan: Its plan.
-        cache_key: What Flyte's cache knows the result by: another price or name, for example, does not change it.
+        cache_key: What Flyte's cache knows the result by, and what its checkpoints are found by: another price or name,
+            for example, does not change it.
         record: URL to write the place of the result to; empty in a local run.
         model: The base model.
         dataset: The prepared dataset.
@@ -58,22 +58,28 @@ def _train(
     """
     if STRATEGIES[plan.strategy].facts.is_distributed:
         with explained("a worker of the training"), transient_errors_retried():
-            return in_worker(lambda: _trained(config, plan, record, model, dataset))
-    pod_check.require_planned(plan)  # the agent has looked at the pod of workers
-    with transient_errors_retried(), interruption.training(config, in_workers=False):
-        return _trained(config, plan, record, model, dataset)
+            return in_worker(lambda: _trained(config, plan, cache_key, record, model, dataset))
+    with checkpoints.attempt(cache_key):
+        pod_check.require_planned(plan)  # the agent has looked at the pod of workers
+        with transient_errors_retried(), interruption.training(config, in_workers=False):
+            return _trained(config, plan, cache_key, record, model, dataset)
 
 
 def _trained(
-    config: RunConfig, plan: TrainingPlan, record: str, model: FlyteDirectory, dataset: FlyteDirectory
+    config: RunConfig,
+    plan: TrainingPlan,
+    cache_key: str,
+    record: str,
+    model: FlyteDirectory,
+    dataset: FlyteDirectory,
 ) -> Trained:
     strategy = STRATEGIES[plan.strategy]
     rank = strategy.join(plan)
-    checkpoints = checkpoint_location(config.name)
+    there = checkpoints.checkpoint_location(config.name, cache_key)
     model_dir, dataset_dir = download_once_per_node(model, dataset)
     start = start_of(config)
     place = settings.result_path(config.name, METHODS[plan.method].facts.result)
-    inputs = Inputs(config, plan, model_dir, dataset_dir, download(start) if start else None, checkpoints)
+    inputs = Inputs(config, plan, model_dir, dataset_dir, download(start) if start else None, there)
     result = fit(inputs, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
@@ -108,7 +114,7 @@ def start_version(config: RunConfig) -> str:
 
 def _declare(name: str, task_config: Any = None) -> Any:
     """Declare a task with the common body, as a function of another name: Flyte identifies a task by that name."""
-    options = node_task(task_config, *wandb_secrets())
+    options = training_node_task(task_config, *wandb_secrets())
     decorate: Callable[..., Any] = task(
         **options, cache=cache(TRAIN_CACHE, *_STOOD_FOR), enable_deck=True, deck_fields=()
     )

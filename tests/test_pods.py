@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 from flytekit import FlyteContextManager
+from flytekit.core.context_manager import ExecutionParameters
 from flytekit.core.data_persistence import FileAccessProvider
 from flytekit.exceptions.user import FlyteRecoverableException
+from flytekit.models.core.identifier import WorkflowExecutionIdentifier
 from flytekit.types.directory import FlyteDirectory
 from planning import planned
 
@@ -23,6 +25,7 @@ from thriftune.gpu_readings import DrivenGpu, Driver, Trial, TriedGpu, read_driv
 from thriftune.hardware import DEVICES
 from thriftune.planning.pod import Promise, differences, job_problem, promise_of, require_none
 from thriftune.pod_reading import PodReading
+from thriftune.stores.store import Store
 from thriftune.training_plan import NodeRequest
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -162,10 +165,17 @@ def test_a_generating_pod_of_any_kind_of_gpu_is_as_planned():
 
 @pytest.fixture
 def in_a_pod(tmp_path):
-    """Outputs that go to a bucket, as in a pod."""
-    access = FileAccessProvider(str(tmp_path), raw_output_prefix="s3://bucket/raw")
-    with FlyteContextManager.with_context(FlyteContextManager.current_context().with_file_access(access)):
+    """An execution whose outputs go to a bucket."""
+    context = FlyteContextManager.current_context()
+    access = FileAccessProvider(str(tmp_path), raw_output_prefix="memory://bucket/data/ab/run-n3-0-0")
+    parameters = ExecutionParameters.new_builder(context.user_space_params)
+    parameters.execution_id = WorkflowExecutionIdentifier("ml", "production", "run")
+    state = context.new_execution_state().with_params(user_space_params=parameters.build())
+    with FlyteContextManager.with_context(context.with_file_access(access).with_execution_state(state)):
         yield
+    checkpoints = Store("memory://bucket/data")
+    for kept in checkpoints.names():
+        checkpoints.remove(kept)
 
 
 @pytest.fixture
@@ -186,6 +196,7 @@ def test_a_task_without_a_gpu_says_so_before_it_downloads(task, plan, in_a_pod, 
     monkeypatch.setenv("PET_NNODES", "2:2")
     given = {"config": run_config("qlora"), "plan": plan, "model": NOWHERE, "model_dir": NOWHERE, "dataset": NOWHERE}
     given |= {"prompts": ["Why?"], "adapters": [], "quantize": False, "batch": 1, "max_new_tokens": 1}
+    given |= {"cache_key": "training-1"}
     with pytest.raises(PodError) as caught:
         task.execute(**{name: given.get(name) for name in task.python_interface.inputs})
     assert "gpu-not-visible" in {problem.code for problem in caught.value.problems}
@@ -194,7 +205,7 @@ def test_a_task_without_a_gpu_says_so_before_it_downloads(task, plan, in_a_pod, 
 def test_a_pod_of_several_nodes_in_no_job_says_so_at_once(plan, in_a_pod):
     """It waited for the others for half an hour, in each of three attempts."""
     with pytest.raises(PodError, match="this pod is in no PyTorchJob"):
-        train_2.execute(plan=plan)
+        train_2.execute(plan=plan, cache_key="training-1")
 
 
 @pytest.fixture

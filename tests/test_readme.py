@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 PLANS = [c for c in COMMANDS if "workflows/plan.py" in c]
 LOCAL = [c for c in COMMANDS if c.startswith("pyflyte run workflows") and "configs/demo" not in c and c not in PLANS]
-# tests/cluster/test_remote_runs.py runs these.
+# tests/cluster/test_qlora_runs.py runs these.
 REGISTERING = [c for c in COMMANDS if c.startswith(("pyflyte register ", "pyflyte launchplan "))]
 SANDBOX = "source configs/sandbox.env && "
 BIN = Path(sys.executable).parent

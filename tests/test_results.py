@@ -252,7 +252,7 @@ def summary(run_config, monkeypatch, tmp_path):
 
     def make(training=TRAINED, prompts=("Why?",), **reports):
         config = run_config(evaluation={"prompts": list(prompts), "max_new_tokens": 64})
-        return summarize.task_function(config, training, FlyteDirectory(str(place)), **reports)
+        return summarize.task_function(config, training, "training-1", FlyteDirectory(str(place)), **reports)
 
     return make
 

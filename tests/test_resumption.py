@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.checkpoints.manifest import Manifest
-from thriftune.checkpoints.resumption import BEST, CheckpointLocation, Checkpoints
+from thriftune.checkpoints.resumption import BEST, Checkpoints
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError
 from thriftune.stores.store import Store
@@ -16,10 +17,8 @@ IDENTITY = {"method": "qlora", "seed": 0}
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    def make(here="first", previous="", identity=IDENTITY, **config):
-        place = CheckpointLocation(
-            str(tmp_path / here), str(tmp_path / previous) if previous else "", tmp_path / "scratch", 10.0
-        )
+    def make(here="mine", identity=IDENTITY, writer=None, **config):
+        place = CheckpointLocation(str(tmp_path / here), tmp_path / "scratch", 10.0, writer)
         return Checkpoints(place, CheckpointConfig(**config), identity)
 
     return make
@@ -50,7 +49,7 @@ def test_another_attempt_goes_on_where_the_one_before_it_was(checkpoints, writte
     written(first, 5)
     written(first, 10)
     first.adjust({"halvings": 1})
-    second = checkpoints("second", previous="first")
+    second = checkpoints()
     resumed = second.restore()
     assert (resumed.step, resumed.is_converted, resumed.content["micro_batch"]) == (10, False, 2)
     assert json.loads((resumed.directory / "trainer_state.json").read_text()) == {"global_step": 10}
@@ -63,7 +62,7 @@ def test_checkpoints_from_a_step_on_can_be_dropped(checkpoints, written):
     written(first, 5)
     written(first, 10)
     first.drop_from(9)
-    assert checkpoints("second", previous="first").restore().step == 5
+    assert checkpoints().restore().step == 5
 
 
 def state_of(resumed):
@@ -84,11 +83,11 @@ def test_the_checkpoint_of_one_step_can_be_fetched_again(checkpoints, written):
     assert state_of(first.fetch(15)) == {"global_step": 15}
 
 
-def test_the_checkpoint_of_one_step_is_found_where_an_earlier_attempt_saved_it(checkpoints, written):
+def test_the_checkpoint_of_one_step_that_an_earlier_attempt_saved_is_found(checkpoints, written):
     first = checkpoints(keep_checkpoints=1)
     first.start_saving()
     written(first, 5, **{BEST: [5]})
-    second = checkpoints("second", previous="first", keep_checkpoints=1)
+    second = checkpoints(keep_checkpoints=1)
     assert second.restore().step == 5
     second.start_saving()
     for step in (10, 15):
@@ -103,9 +102,9 @@ def test_a_damaged_checkpoint_of_one_step_is_not_fetched(checkpoints, written, t
     first.start_saving()
     written(first, 5)
     written(first, 10)
-    damage(tmp_path / "first")
+    damage(tmp_path / "mine")
     first.finish()
-    assert checkpoints("second", previous="first").fetch(10) is None
+    assert checkpoints().fetch(10) is None
     assert "trainer_state.json of step 10 is not what was saved" in caplog.text
 
 
@@ -113,9 +112,9 @@ def test_a_checkpoint_of_one_step_that_other_ranks_wrote_is_converted(checkpoint
     first = checkpoints()
     first.start_saving()
     written(first, 5)
-    file = tmp_path / "first" / "checkpoint-5" / "manifest.json"
+    file = tmp_path / "mine" / "checkpoint-5" / "manifest.json"
     file.write_bytes(replace(Manifest.from_bytes(file.read_bytes()), world_size=4).to_bytes())
-    place = CheckpointLocation(str(tmp_path / "second"), str(tmp_path / "first"), tmp_path / "scratch", 10.0)
+    place = CheckpointLocation(str(tmp_path / "mine"), tmp_path / "scratch", 10.0)
 
     def convert(directory):
         converted = directory.with_name("made-anew")
@@ -149,8 +148,6 @@ def test_what_lies_in_the_own_place_is_compared_too(checkpoints, written, tmp_pa
     written(first, 5)
     with pytest.raises(ConfigError, match=r"seed = 1: .* Use 0, or run it where no checkpoints are\."):
         checkpoints(identity={**IDENTITY, "seed": 1}).restore()
-    with pytest.raises(ConfigError, match="seed = 1"):
-        checkpoints("second", previous="first", identity={**IDENTITY, "seed": 1}).restore()
 
 
 def test_what_an_older_version_did_not_note_is_said_and_not_compared(checkpoints, written, tmp_path, caplog):
@@ -191,7 +188,7 @@ def test_who_names_checkpoints_that_are_all_damaged_is_told_so(checkpoints, writ
     assert problem.field == "checkpoints.resume_from"
     assert "trainer_state.json of step 10 is not what was saved" in problem.message
     assert "checkpoint-5 has no manifest.json" in problem.message
-    assert checkpoints("third", previous="other").restore() is None, "an attempt that was told of by Flyte begins anew"
+    assert checkpoints("other").restore() is None, "an attempt at the same training begins anew"
 
 
 def test_a_run_with_checkpoints_of_its_own_needs_those_of_the_other_no_more(checkpoints, written, tmp_path):
@@ -199,7 +196,7 @@ def test_a_run_with_checkpoints_of_its_own_needs_those_of_the_other_no_more(chec
     mine = checkpoints("mine")
     mine.start_saving()
     written(mine, 15)
-    again = checkpoints("again", previous="mine", resume_from=str(tmp_path / "removed"))
+    again = checkpoints("mine", resume_from=str(tmp_path / "removed"))
     assert again.restore().step == 15
 
 
@@ -209,4 +206,4 @@ def test_nothing_is_left_on_this_disk_when_a_training_ends(checkpoints, written,
     written(first, 5)
     first.finish()
     assert not (tmp_path / "scratch").exists()
-    assert Store(str(tmp_path / "first")).names("checkpoint-5")
+    assert Store(str(tmp_path / "mine")).names("checkpoint-5")

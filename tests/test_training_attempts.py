@@ -11,7 +11,7 @@ from planning import planned
 from safetensors.torch import load_file
 
 from thriftune.checkpoints import restoring
-from thriftune.checkpoints.resumption import CheckpointLocation
+from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.config import DataConfig
 from thriftune.data import prepare
@@ -46,7 +46,7 @@ def training(run_config, tiny_model_dir, dataset, tmp_path):
             checkpoints={"every_steps": 3},
             evaluation={"max_new_tokens": 2, "every_steps": every},
         )
-        place = CheckpointLocation(str(tmp_path / where), "", tmp_path / f"{where}-scratch", 10.0)
+        place = CheckpointLocation(str(tmp_path / where), tmp_path / f"{where}-scratch", 10.0)
         inputs = Inputs(config, planned(config), tiny_model_dir, dataset, checkpoints=place)
         result = fit(inputs, tmp_path / f"{where}-out")
         manifest = json.loads((tmp_path / f"{where}-out" / "manifest.json").read_text())

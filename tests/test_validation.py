@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from thriftune.checkpoints.layout import checkpoint_name
-from thriftune.checkpoints.resumption import CheckpointLocation
+from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.errors import ConfigError
@@ -48,7 +48,7 @@ def train(run_config, tiny_model_dir, dataset, tmp_path):
             checkpoints={"every_minutes": 1000, "keep_checkpoints": 1, **(checkpoints or {})},
             **({} if method == "full" else {"lora": {"rank": 4, "dropout": 0.3}}),
         )
-        place = CheckpointLocation(str(tmp_path / where), "", tmp_path / f"{where}-scratch", 10.0)
+        place = CheckpointLocation(str(tmp_path / where), tmp_path / f"{where}-scratch", 10.0)
         inputs = Inputs(config, planned(config, model=tiny_model_dir), tiny_model_dir, dataset, checkpoints=place)
         return fit(inputs, tmp_path / f"{where}-out")
 

@@ -62,6 +62,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "config-invalid": ("error", "The run file, the catalogue, a setting or an argument has an invalid value."),
     "input-unusable": ("error", "Another input cannot be used; the message says which and why."),
     "result-missing": ("error", "A result that a run made, or would reuse, is not whole in the store."),
+    "training-no-progress": ("error", "Two attempts in a row left no new checkpoint."),
+    "checkpoints-in-use": ("error", "Another execution trains the same at this moment."),
     "pod-no-job": ("error", "A pod of several nodes runs in no PyTorchJob, or in one of another size."),
     "pod-cut-down": ("error", "A pod has fewer GPUs or CPUs, or less memory, than planned."),
     "pod-shared-memory": ("error", "The shared memory of a pod is smaller than planned."),

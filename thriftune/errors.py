@@ -94,8 +94,9 @@ class UserError(ThriftuneError):
         return cls([problem if problem.code else replace(problem, code=code) for problem in problems])
 
     def advising(self, advice: str) -> Self:
-        """The same error, with advice added after the remedy of each problem."""
-        return type(self)([replace(problem, remedy=f"{problem.remedy} {advice}") for problem in self.problems])
+        """The same error, with advice added after the remedy of its last problem."""
+        *others, last = self.problems
+        return type(self)([*others, replace(last, remedy=f"{last.remedy} {advice}")])
 
     def __str__(self) -> str:
         count = len(self.problems)

@@ -136,17 +136,6 @@ def test_a_step_that_is_saved_again_is_not_whole_until_it_is_again(local, tmp_pa
     assert content_of(restored.directory) == expected
 
 
-def test_earlier_attempts_go_when_this_one_has_enough_of_its_own(local, tmp_path):
-    old = Store(f"{local.prefix}-old")
-    save_steps(old, tmp_path / "old", 10, 20)
-    old.put_bytes("attempts.json", b"[]")
-    save_steps(local, tmp_path / "a", 30, earlier=[old])
-    assert whole_steps(old, tmp_path) == [20, 10]
-    save_steps(local, tmp_path / "b", 40, earlier=[old])
-    assert old.names() == ["attempts.json"]
-    assert whole_steps(local, tmp_path) == [40, 30]
-
-
 def save_one(store, folder, step, best=(), **options):
     """Save a complete checkpoint, during which another one is to stay."""
     saver = lone_saver(store, **options)
@@ -171,18 +160,6 @@ def test_a_step_that_stays_is_one_of_those_that_are_kept_while_it_is_among_the_n
     for step in (10, 20, 30):
         save_one(local, tmp_path, step, best=[20])
     assert whole_steps(local, tmp_path) == [30, 20]
-
-
-def test_a_step_that_stays_is_kept_where_an_earlier_attempt_saved_it(local, tmp_path):
-    old, older = Store(f"{local.prefix}-old"), Store(f"{local.prefix}-older")
-    save_steps(older, tmp_path / "older", 5, 10)
-    save_steps(old, tmp_path / "old", 20, 30)
-    for step in (40, 50):
-        save_one(local, tmp_path / "own", step, best=[10], earlier=[old, older])
-    assert [whole_steps(s, tmp_path) for s in (local, old, older)] == [[50, 40], [], [10]]
-    save_one(local, tmp_path / "own", 60, best=[60], earlier=[old, older])
-    assert [whole_steps(s, tmp_path) for s in (local, old, older)] == [[60, 50], [], []]
-    assert older.names() == []
 
 
 def test_what_is_left_of_an_incomplete_step_goes_although_another_stays(local, tmp_path):

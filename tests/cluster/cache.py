@@ -22,9 +22,12 @@ class Cache:
         self._reserved: dict[str, threading.Lock] = {}
 
     @contextmanager
-    def reserving(self, task: TaskTemplate, inputs: LiteralMap) -> Iterator[None]:
-        """Wait while another node makes the same, if the task says `serialize`."""
-        if not task.metadata.cache_serializable:
+    def reserving(self, task: TaskTemplate, inputs: LiteralMap, *, overwrites: bool) -> Iterator[None]:
+        """Wait while another node makes the same, if the task says `serialize` and the execution uses the cache.
+
+        Source: flyteorg/flyte, flytepropeller/pkg/controller/nodes/executor.go, handleQueuedOrRunningNode
+        """
+        if overwrites or not task.metadata.cache_serializable:
             yield
             return
         with self._reserved.setdefault(_key(task, inputs), threading.Lock()):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from flyteidl.admin.execution_pb2 import ExecutionClosure
 from flyteidl.core.execution_pb2 import WorkflowExecution
 
 from cluster.control_plane import ControlPlane
@@ -16,6 +17,8 @@ from cluster.records import Run
 
 PYFLYTE = Path(sys.executable).parent / "pyflyte"
 ROOT = Path(__file__).parent.parent.parent
+TOKEN, WANDB_KEY = "hf_PlantedTokenThatMustNotAppear", "0123456789abcdefPlantedKeyThatMustNotAppear"
+SECRETS = {"THRIFTUNE_HUB_SECRET": "hub/token", "THRIFTUNE_WANDB_SECRET": "wandb/key"}
 # How a run is started; the image is a name only.
 IN_CLUSTER = ("--image", "example:1", "--copy", "all", "--wait", "--poll-interval", "1")
 _LONGEST_RUN = 1200
@@ -30,21 +33,20 @@ nodes:
 """
 
 
-def ended(cluster: ControlPlane, name: str | None = None) -> Run:
-    """An execution, the newest if none is named, at its end."""
+def done(cluster: ControlPlane, name: str | None = None) -> Run:
+    """An execution that succeeded, the newest if none is named; waits for its end."""
     run = cluster.runs[name or list(cluster.runs)[-1]]
+    closure = ended(run)
+    assert closure.phase == WorkflowExecution.SUCCEEDED, f"{closure.error}{cluster.pods.log(run.name)[-8000:]}"
+    return run
+
+
+def ended(run: Run) -> ExecutionClosure:
+    """How an execution ended; waits for it."""
     end = time.monotonic() + _LONGEST_RUN
     while run.execution.closure.phase == WorkflowExecution.RUNNING and time.monotonic() < end:
         time.sleep(0.2)
-    return run
-
-
-def done(cluster: ControlPlane, name: str | None = None) -> Run:
-    """An execution that succeeded, the newest if none is named; waits for its end."""
-    run = ended(cluster, name)
-    closure = run.execution.closure
-    assert closure.phase == WorkflowExecution.SUCCEEDED, f"{closure.error}{cluster.pods.log(run.name)[-8000:]}"
-    return run
+    return run.execution.closure
 
 
 class Pyflyte(Protocol):
@@ -57,8 +59,9 @@ class Pyflyte(Protocol):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A control plane with an empty bucket."""
+    """A control plane with an empty bucket, and the secrets that a cluster has for the tasks that ask."""
     with ControlPlane(tmp_path_factory.mktemp("cluster")) as control_plane:
+        control_plane.pods.secrets.update({("hub", "token"): TOKEN, ("wandb", "key"): WANDB_KEY})
         yield control_plane
 
 
@@ -84,3 +87,11 @@ def pyflyte(cluster: ControlPlane) -> Pyflyte:
         return done
 
     return run
+
+
+@pytest.fixture(scope="module")
+def sources(cluster: ControlPlane, tiny_model_dir: Path, chat_rows_file: Path) -> tuple[str, str]:
+    """The tiny model and its rows, in the bucket."""
+    store = cluster.store
+    model = store.upload(tiny_model_dir, store.uri("models", "tiny"))
+    return model, store.upload(chat_rows_file, store.uri("data", "chat.jsonl"))

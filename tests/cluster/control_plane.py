@@ -1,5 +1,6 @@
 """All of the control plane together: store, image, registry, engine and server."""
 
+import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,15 @@ from flyteidl.core import execution_pb2 as phases
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flyteidl.core.literals_pb2 import LiteralMap
 
-from cluster import image, server
+from cluster import image, records, server
 from cluster.description import CLUSTER, Description
 from cluster.engine import Engine
 from cluster.pods import Pods
-from cluster.records import LOCK, Run
+from cluster.records import LOCK, NodeRecord, Run
 from cluster.registry import IncompleteInputsError, Registry, found
 from cluster.store import Store
+
+_SUCCEEDED, _FAILED = phases.NodeExecution.SUCCEEDED, phases.NodeExecution.FAILED
 
 
 class ControlPlane:
@@ -54,17 +57,21 @@ class ControlPlane:
         return {"FLYTECTL_CONFIG": str(self.config), **self.store.environment}
 
     def execute(
-        self, request: ExecutionCreateRequest, known: Mapping[str, LiteralMap] = {}
+        self,
+        request: ExecutionCreateRequest,
+        known: Mapping[str, LiteralMap] = {},
+        checkpoints: Mapping[str, str] = {},
     ) -> WorkflowExecutionIdentifier:
         """Begin an execution of a launch plan.
 
         Args:
             request: What is asked for.
             known: Outputs of nodes that are not run, by id.
+            checkpoints: Where nodes had their checkpoints in an execution that this one recovers, by id.
         """
         plan = found(self.registry.launch_plans, request.spec.launch_plan)
         workflow = found(self.registry.workflows, plan.spec.workflow_id)
-        run = Run(Execution(spec=request.spec), _inputs(plan, request.inputs), known)
+        run = Run(Execution(spec=request.spec), _inputs(plan, request.inputs), known, checkpoints)
         name = request.name or f"a{uuid.uuid4().hex[:19]}"
         identifier = WorkflowExecutionIdentifier(project=request.project, domain=request.domain, name=name)
         run.execution.id.CopyFrom(identifier)
@@ -77,6 +84,34 @@ class ControlPlane:
         self.runs[name] = run
         self._engine.start(run, workflow.closure.compiled_workflow)
         return identifier
+
+    def recover(self, of: Run, name: str = "") -> WorkflowExecutionIdentifier:
+        """Begin an execution with what the nodes gave that succeeded in another one.
+
+        A node that failed gets the prefix of its checkpoints; not that of an aborted execution.
+
+        Args:
+            of: The other execution.
+            name: The name of the new one; empty for any.
+        """
+        known = {node_id: node.outputs for node_id, node in of.nodes.items() if _phase(node) == _SUCCEEDED}
+        failed = {node_id: node.checkpoint for node_id, node in of.nodes.items() if _phase(node) == _FAILED}
+        own = of.execution.id
+        request = ExecutionCreateRequest(project=own.project, domain=own.domain, name=name, inputs=of.inputs)
+        request.spec.CopyFrom(of.execution.spec)
+        request.spec.metadata.mode = ExecutionMetadata.RECOVERED
+        request.spec.metadata.reference_execution.CopyFrom(own)
+        return self.execute(request, known, {} if of.is_aborted else failed)
+
+    def terminate(self, run: Run, cause: str) -> None:
+        """End an execution that runs, and its pods.
+
+        Args:
+            run: The execution.
+            cause: Why.
+        """
+        records.abort(run, cause)
+        threading.Thread(target=self.pods.end, args=(run.name,), daemon=True).start()
 
     def run_dynamic_part(self, of: Run, inputs: LiteralMap) -> str:
         """Execute a workflow again, with what an earlier execution's nodes gave in place of all but the dynamic ones.
@@ -105,6 +140,10 @@ class ControlPlane:
             spec = ExecutionSpec(launch_plan=plan.id, metadata=ExecutionMetadata(mode=ExecutionMetadata.SCHEDULED))
             request = ExecutionCreateRequest(project=plan.id.project, domain=plan.id.domain, spec=spec)
             return str(self.execute(request).name)
+
+
+def _phase(node: NodeRecord) -> int:
+    return int(node.execution.closure.phase)
 
 
 def _inputs(plan: LaunchPlan, given: LiteralMap) -> LiteralMap:

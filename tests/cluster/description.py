@@ -39,6 +39,7 @@ class Description:
         variables: What every pod gets, without the store's (`default-env-vars`).
         defaults: What a container asks for that names nothing (`task_resources.defaults`).
         limits: The most that a task may ask for when it is registered (`task_resources.limits`).
+        counts_all_alike: Whether a killed pod uses up a task's own retries (`node-config.ignore-retry-cause`).
     """
 
     nodes: tuple[Node, ...]
@@ -47,6 +48,7 @@ class Description:
     variables: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(default_factory=lambda: {"cpu": "2", "memory": "1Gi"})
     limits: Mapping[str, str] = field(default_factory=dict)
+    counts_all_alike: bool = False
 
     def place(self, pod: Pod) -> Node:
         """The node that a pod, the only one of a run at that time, is started on.
@@ -93,9 +95,11 @@ def _obstacles(node: Node, pod: Pod, asked: Mapping[str, str]) -> list[str]:
     ]
 
 
-# A cluster of CPU nodes of one type, with the training operator.
+# A cluster of CPU nodes of one type, with the training operator, and Flyte's values of docs/cluster.md.
 CLUSTER = Description(
-    nodes=(Node({INSTANCE_TYPE: "cpu.small"}),), plugins=("container", "sidecar", "k8s-array", "pytorch")
+    nodes=(Node({INSTANCE_TYPE: "cpu.small"}),),
+    plugins=("container", "sidecar", "k8s-array", "pytorch"),
+    counts_all_alike=True,
 )
 # `flytectl demo start`: the manifests of flyteorg/flyte, docker/sandbox-bundled, and k3s. Of 4 CPUs and 8 GiB,
 # of which Linux shows 7.5, the database, the dashboard and the pods of k3s ask for half a CPU and 0.7 GiB.

@@ -4,6 +4,7 @@ Nodes run one after another in an order that their promises allow; Flyte would r
 """
 
 import itertools
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
@@ -24,12 +25,17 @@ from cluster.cache import Cache
 from cluster.description import UnschedulableError
 from cluster.literals import INPUTS, promised, resolve
 from cluster.pods import Place, Pods
-from cluster.records import Attempt, NodeRecord, Run
+from cluster.records import NodeRecord, Run
 from cluster.registry import Key, closure, key
 from cluster.store import Store
 
 # Flyte's max-node-retries-system-failures.
 _SYSTEM_RETRIES = 3
+_JOBS = "pytorch"
+
+
+class AbortedError(Exception):
+    """The execution was ended from outside."""
 
 
 class NodeFailedError(Exception):
@@ -87,6 +93,8 @@ class Engine:
             records.succeed(run, self._walk(_scope(run, workflow), workflow.primary.template, run.inputs))
         except NodeFailedError as failure:
             records.fail(run, failure.error)
+        except AbortedError:
+            pass  # recorded where it was ended
         except Exception as bug:
             records.fail(run, ExecutionError(code="TestControlPlane", message=repr(bug), kind=ExecutionError.SYSTEM))
             raise
@@ -108,6 +116,8 @@ class Engine:
         node_id = scope.prefix + node.id
         record = scope.run.begin_node(node_id, node.id, scope.parent, inputs)
         try:
+            if scope.run.is_aborted:
+                raise AbortedError
             if node_id in scope.run.known:
                 return records.succeed(record, scope.run.known[node_id])
             if node.WhichOneof("target") == "task_node":
@@ -121,6 +131,9 @@ class Engine:
         except NodeFailedError as failure:
             records.fail(record, failure.error)
             raise
+        except AbortedError:
+            records.abort(record)
+            raise
 
     def _run_cached(self, scope: _Scope, record: NodeRecord, node: Node, task: TaskTemplate) -> LiteralMap:
         status = record.execution.closure.task_node_metadata
@@ -128,9 +141,10 @@ class Engine:
         if not task.metadata.discoverable:
             return self._run_task(scope, record, node, task)
         status.catalog_key.dataset_id.name = f"flyte_task-{task.id.name}"
-        with self._cache.reserving(task, record.inputs):
+        overwrites = scope.run.execution.spec.overwrite_cache
+        with self._cache.reserving(task, record.inputs, overwrites=overwrites):
             known = self._cache.find(task, record.inputs)
-            if known is not None and not scope.run.execution.spec.overwrite_cache:
+            if known is not None and not overwrites:
                 status.cache_status = CACHE_HIT
                 return known
             outputs = self._run_task(scope, record, node, task)
@@ -140,11 +154,11 @@ class Engine:
 
     def _run_task(self, scope: _Scope, record: NodeRecord, node: Node, task: TaskTemplate) -> LiteralMap:
         """Try a task as often as its retries allow, each time with the checkpoint of the attempt before."""
-        previous = ""
+        previous = scope.run.checkpoints.get(str(record.execution.id.node_id), "")
         for attempt in itertools.count():
             place = self._place(scope.run, record, attempt, previous)
             self._store.put(place.inputs, record.inputs.SerializeToString())
-            trial = record.begin_attempt(task.id, task.type)
+            trial, record.checkpoint = record.begin_attempt(task.id, task.type), place.checkpoint
             name = f"{scope.run.name}-{record.execution.id.node_id}-{attempt}"
             environment = _environment(scope.run, task, attempt)
             try:
@@ -153,30 +167,38 @@ class Engine:
                 found = ExecutionError(code="Unschedulable", message=str(error), kind=ExecutionError.USER)
                 records.fail(trial, found)
                 raise NodeFailedError(found) from error
+            if scope.run.is_aborted:
+                records.abort(trial)
+                raise AbortedError
             futures = self._store.get(f"{place.outputs}/futures.pb")
             if futures is not None and not any(statuses):
                 records.succeed(trial, LiteralMap())
                 return self._expand(scope, record, DynamicJobSpec.FromString(futures))
-            outcome = self._outcome(place, statuses)
+            outcome = self._outcome(place, statuses, task)
             if isinstance(outcome, LiteralMap):
                 return records.succeed(trial, outcome)
-            self._fail_or_retry(trial, outcome, node.metadata.retries.retries)
+            self._fail_or_retry(record, outcome, node.metadata.retries.retries)
             previous = place.checkpoint
         raise AssertionError("retries are counted")
 
-    def _fail_or_retry(self, trial: Attempt, error: ContainerError, retries: int) -> None:
+    def _fail_or_retry(self, record: NodeRecord, error: ContainerError, retries: int) -> None:
         """Record a failed attempt.
+
+        Source: flyteorg/flyte, flytepropeller/pkg/controller/nodes/executor.go, isEligibleForRetry
 
         Raises:
             NodeFailedError: There is no other.
         """
         found = ExecutionError(code=error.code, message=error.message, kind=error.origin, worker=error.worker)
-        records.fail(trial, found)
-        allowed = _SYSTEM_RETRIES if error.origin == ExecutionError.SYSTEM else retries
-        if error.kind != ContainerError.RECOVERABLE or trial.execution.id.retry_attempt >= allowed:
+        records.fail(record.attempts[-1], found)
+        failed = [attempt.execution.closure.error.kind for attempt in record.attempts]
+        if not self._pods.cluster.counts_all_alike:
+            failed = [kind for kind in failed if kind == error.origin]
+            retries = _SYSTEM_RETRIES if error.origin == ExecutionError.SYSTEM else retries
+        if error.kind != ContainerError.RECOVERABLE or len(failed) > retries:
             raise NodeFailedError(found)
 
-    def _outcome(self, place: Place, statuses: list[int]) -> LiteralMap | ContainerError:
+    def _outcome(self, place: Place, statuses: list[int], task: TaskTemplate) -> LiteralMap | ContainerError:
         """What an attempt left behind: the earliest error of its pods, or outputs."""
         errors = [
             ErrorDocument.FromString(self._store.get(uri) or b"").error
@@ -190,8 +212,10 @@ class Engine:
         code, message = "OutputsNotFound", "no outputs were written"
         if 0 not in statuses:
             code, message = "PodFailed", f"exit status {', '.join(map(str, statuses))}"
-        # A pod that dies without a word may be run again: it uses up the user's retries.
-        return ContainerError(code=code, message=message, kind=ContainerError.RECOVERABLE, origin=ExecutionError.USER)
+        # A pod that dies without a word is the system's failure; that of a job uses up the task's retries.
+        is_killed = -signal.SIGKILL in statuses and task.type != _JOBS
+        origin = ExecutionError.SYSTEM if is_killed else ExecutionError.USER
+        return ContainerError(code=code, message=message, kind=ContainerError.RECOVERABLE, origin=origin)
 
     def _expand(self, scope: _Scope, record: NodeRecord, spec: DynamicJobSpec) -> LiteralMap:
         """Run what a dynamic task returned in place of outputs."""

@@ -26,6 +26,8 @@ from cluster.description import Description, quantity
 POD_SECONDS = 300
 # The operator calls a job done as soon as one of its pods is; the engine looks at the job seconds later.
 _NOTICE_SECONDS = 10
+# Tests wait for it; a pod asks for more.
+_GRACE_SECONDS = 30
 _POLL_SECONDS = 0.1
 _TEMPLATE = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 _POD_KINDS = ("python-task", "pytorch")
@@ -152,6 +154,17 @@ class Pods:
             for pod in self._running:
                 with suppress(ProcessLookupError):
                     os.killpg(pod.process.pid, signal.SIGKILL)
+
+    def end(self, run: str) -> None:
+        """Do to the pods of a run what Kubernetes does to deleted ones: a SIGTERM, and after their grace a SIGKILL."""
+        with self._lock:
+            mine = [pod for pod in self._running if pod.name.startswith(f"{run}-")]
+        for pod in mine:
+            pod.process.send_signal(signal.SIGTERM)
+        psutil.wait_procs([psutil.Process(pod.process.pid) for pod in mine], _GRACE_SECONDS)
+        for pod in mine:
+            with suppress(ProcessLookupError):
+                os.killpg(pod.process.pid, signal.SIGKILL)
 
     def strike(self, name: str, number: int) -> None:
         """Do to a pod what happens on spot nodes: a SIGTERM goes to its first process, a SIGKILL ends all of them."""

@@ -38,6 +38,7 @@ class NodeRecord:
         parent: The id of the node that it is part of; empty for a node of the workflow itself.
         dynamic: What a dynamic node turned out to run.
         attempts: The tries of its task.
+        checkpoint: Prefix that Flyte gave the last of them for checkpoints.
     """
 
     execution: NodeExecution
@@ -46,6 +47,7 @@ class NodeRecord:
     parent: str = ""
     dynamic: CompiledWorkflowClosure | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    checkpoint: str = ""
 
     def begin_attempt(self, task: Identifier, task_type: str) -> Attempt:
         execution = TaskExecution()
@@ -69,6 +71,7 @@ class Run:
         execution: As the API gives it.
         inputs: Its inputs.
         known: Outputs of nodes that are not run.
+        checkpoints: Where nodes of an execution that this one recovers had their checkpoints.
         outputs: Its outputs, once it succeeded.
         nodes: Its nodes, by id.
     """
@@ -76,12 +79,17 @@ class Run:
     execution: Execution
     inputs: LiteralMap
     known: Mapping[str, LiteralMap] = field(default_factory=dict)
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
     outputs: LiteralMap = field(default_factory=LiteralMap)
     nodes: dict[str, NodeRecord] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return str(self.execution.id.name)
+
+    @property
+    def is_aborted(self) -> bool:
+        return bool(self.execution.closure.phase == phases.WorkflowExecution.ABORTED)
 
     def begin_node(self, node_id: str, spec_id: str, parent: str, inputs: LiteralMap) -> NodeRecord:
         execution = NodeExecution()
@@ -110,6 +118,16 @@ def fail(record: Run | NodeRecord | Attempt, error: ExecutionError) -> None:
         record.execution.closure.error.CopyFrom(error)
         record.execution.closure.phase = _phases_of(record).FAILED
         _stamp(record.execution.closure)
+
+
+def abort(record: Run | NodeRecord | Attempt, cause: str = "") -> None:
+    """Record that it was ended from outside."""
+    with LOCK:
+        closure = record.execution.closure
+        if isinstance(record, Run):  # the only one that says why
+            closure.abort_metadata.cause = cause
+        closure.phase = _phases_of(record).ABORTED
+        _stamp(closure)
 
 
 def _phases_of(record: Run | NodeRecord | Attempt) -> type[Message]:

@@ -17,6 +17,7 @@ from flyteidl.admin import (
     task_pb2,
     workflow_pb2,
 )
+from flyteidl.core.execution_pb2 import WorkflowExecution
 from flyteidl.core.identifier_pb2 import NodeExecutionIdentifier, WorkflowExecutionIdentifier
 from flyteidl.service import admin_pb2_grpc, dataproxy_pb2, dataproxy_pb2_grpc
 
@@ -35,6 +36,15 @@ from cluster.store import Store
 if TYPE_CHECKING:
     from cluster.control_plane import ControlPlane
 
+
+class StillRunningError(Exception):
+    """Only an execution that has ended can be recovered."""
+
+
+class EndedError(Exception):
+    """An execution that has ended cannot be aborted."""
+
+
 # flytekit opens a browser to log in when an error has no better code than UNKNOWN: every error has one here.
 _CODES: dict[type[Exception], grpc.StatusCode] = {
     NotRegisteredError: grpc.StatusCode.NOT_FOUND,
@@ -42,6 +52,8 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     DifferentlyRegisteredError: grpc.StatusCode.INVALID_ARGUMENT,
     IncompleteInputsError: grpc.StatusCode.INVALID_ARGUMENT,
     TooLargeError: grpc.StatusCode.INVALID_ARGUMENT,
+    StillRunningError: grpc.StatusCode.INVALID_ARGUMENT,
+    EndedError: grpc.StatusCode.INVALID_ARGUMENT,
 }
 _BIGGEST_MESSAGE = 20 * 2**20  # what flytekit accepts
 
@@ -140,6 +152,19 @@ class _Admin(_Registered):
 
     def CreateExecution(self, request: Any, context: Any) -> Any:
         return execution_pb2.ExecutionCreateResponse(id=self._cluster.execute(request))
+
+    def RecoverExecution(self, request: Any, context: Any) -> Any:
+        run = self._run(request.id)
+        if run.execution.closure.phase == WorkflowExecution.RUNNING:
+            raise StillRunningError(f"{request.id.name} has not ended")
+        return execution_pb2.ExecutionCreateResponse(id=self._cluster.recover(run, request.name))
+
+    def TerminateExecution(self, request: Any, context: Any) -> Any:
+        run = self._run(request.id)
+        if run.execution.closure.phase != WorkflowExecution.RUNNING:
+            raise EndedError(f"Cannot abort an already terminated workflow execution {request.id.name}")
+        self._cluster.terminate(run, request.cause)
+        return execution_pb2.ExecutionTerminateResponse()
 
     def GetExecution(self, request: Any, context: Any) -> Any:
         return self._run(request.id).execution

@@ -18,8 +18,8 @@ import yaml
 from cluster.conftest import ROOT, Pyflyte, done
 from cluster.control_plane import ControlPlane
 from cluster.description import SANDBOX
+from cluster.looking import attempts_of, loss, on_the_plan_s_nodes, output
 from cluster.records import Run
-from cluster.test_remote_runs import attempts_of, loss, on_the_plan_s_nodes, output
 
 pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from tasks import log
 from tasks.elastic import elastic, in_worker
 from tasks.transfer import transient_errors_retried
 from thriftune import distributed
-from thriftune.checkpoints.resumption import CheckpointLocation
+from thriftune.checkpoints.location import CheckpointLocation, Writer
 from thriftune.config import RunConfig
 from thriftune.errors import UserError
 from thriftune.strategies import STRATEGIES
@@ -41,7 +41,7 @@ def plan_of(job: Job, config: RunConfig) -> TrainingPlan:
 def uri_of(job: Job) -> CheckpointLocation:
     """Where checkpoints lie; nodes that are processes of one machine have each a disk of their own."""
     scratch = Path(job.scratch) / f"node-{distributed.current_rank().node}"
-    return CheckpointLocation(job.here, job.previous, scratch, job.grace_seconds)
+    return CheckpointLocation(job.here, scratch, job.grace_seconds, Writer("run", job.number))
 
 
 def train(job: Job) -> None:

@@ -38,8 +38,8 @@ class Job:
         model: Directory of the base model.
         dataset: Directory of the prepared dataset.
         output: Directory that the training makes.
-        here: Prefix of this attempt's checkpoints.
-        previous: That of the attempt before; empty in the first.
+        here: Prefix of the checkpoints.
+        number: Which attempt it is, from 0.
         scratch: Folder on this machine's disk; each node has one of its own in it.
         events: File that every process writes down what it does in.
         grace_seconds: Time that a process has after SIGTERM.
@@ -55,7 +55,7 @@ class Job:
     dataset: str
     output: str
     here: str
-    previous: str
+    number: int
     scratch: str
     events: str
     nodes: int = 1

@@ -196,9 +196,10 @@ class Run:
         """What the training makes."""
         return self.folder / "outputs" / "result"
 
-    def prefix(self, number: int) -> str:
-        """The checkpoints of an attempt."""
-        return f"{self.store or self.folder / 'store'}/attempt-{number}"
+    @property
+    def prefix(self) -> str:
+        """Where the checkpoints of all attempts are."""
+        return f"{self.store or self.folder / 'store'}/checkpoints"
 
     def start(self, plants: Sequence[Plant] = (), **changes: Any) -> Attempt:
         """Begin the next attempt."""
@@ -208,8 +209,7 @@ class Run:
         self.output.parent.mkdir(exist_ok=True)
         job = Job(
             **self.base, plants=tuple(plants), output=str(self.output), scratch=str(folder / "disk"),
-            here=self.prefix(number), previous=self.prefix(number - 1) if number else "",
-            events=str(folder / "events.jsonl"),
+            here=self.prefix, number=number, events=str(folder / "events.jsonl"),
         )  # fmt: skip
         attempt = Attempt(self.nursery, replace(job, **changes), folder)
         self.attempts.append(attempt)

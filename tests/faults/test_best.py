@@ -41,7 +41,7 @@ def test_the_weights_of_the_lowest_validation_are_the_result_of_a_run_that_was_k
 
     run = new_run(method, **SECTIONS)
     attempt = run.start([TURN])
-    attempt.until((Path(run.prefix(0)) / f"checkpoint-{best}" / "manifest.json").exists)
+    attempt.until((Path(run.prefix) / f"checkpoint-{best}" / "manifest.json").exists)
     attempt.until_step(best + INTERVAL)
     outcomes = [attempt.kill().wait(), run.finish([TURN], pause=0.0)]
     require_same_training(expected, run, outcomes)

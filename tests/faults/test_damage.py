@@ -50,7 +50,7 @@ def interrupted(new_run) -> Callable[[str], tuple[Run, Outcome]]:
             run = new_run(method)
             attempt = run.start()
             attempt.until_step(2 * INTERVAL + 1)
-            attempt.until((Path(run.prefix(0)) / NEWEST / "manifest.json").exists)
+            attempt.until((Path(run.prefix) / NEWEST / "manifest.json").exists)
             made[method] = (run, attempt.kill().wait())
         first, outcome = made[method]
         copy = new_run(method)
@@ -63,7 +63,7 @@ def interrupted(new_run) -> Callable[[str], tuple[Run, Outcome]]:
 
 def checkpoint(run: Run, name: str) -> Path:
     """A checkpoint of the first attempt."""
-    return Path(run.prefix(0)) / name
+    return Path(run.prefix) / name
 
 
 @pytest.mark.parametrize(("method", "file", "damage"), CASES)

@@ -82,7 +82,7 @@ def test_the_demo_survives_a_notice_a_kill_and_damage(method, demo_run, undistur
 
     second = run.start()
     saved = second.until(lambda: second.events("begin"))[0]["step"] + INTERVAL
-    newest = Path(run.prefix(1)) / f"checkpoint-{saved}"
+    newest = Path(run.prefix) / f"checkpoint-{saved}"
     second.until((newest / "manifest.json").exists)
     outcomes.append(second.kill().wait())
     shard = {"qlora": "adapter_model.safetensors", "zero3": "*zero_pp_rank_1_*optim_states.pt"}[method]
@@ -102,7 +102,7 @@ def test_a_killed_worker_of_the_demo_is_started_again(demo_run, undisturbed_demo
     expected = undisturbed_demo("zero3")
     run = demo_run("zero3")
     attempt = run.start()
-    attempt.until((Path(run.prefix(0)) / f"checkpoint-{INTERVAL}" / "manifest.json").exists)
+    attempt.until((Path(run.prefix) / f"checkpoint-{INTERVAL}" / "manifest.json").exists)
     killed_at = time.time()
     done = max(event["step"] for event in attempt.events("step"))
     (pid,) = {event["pid"] for event in attempt.events("step") if event["rank"] == 1}

@@ -44,7 +44,7 @@ def test_a_store_that_refuses_writes_for_a_while_costs_nothing(method, bucket, n
     outcome = attempt.wait()
     assert outcome.ended == "finished", outcome.log[-4000:]
     assert "Trying again in" in outcome.log
-    assert stored_steps(bucket, run.prefix(0))[-1] > 2 * INTERVAL
+    assert stored_steps(bucket, run.prefix)[-1] > 2 * INTERVAL
     require_same_training(expected, run, [outcome])
     note(record, "store refuses writes (503) for a while", method, [outcome], faults=1)
 
@@ -88,7 +88,7 @@ def test_a_store_that_never_takes_writes_ends_the_run_with_its_name(method, buck
     bucket.refuse("checkpoint-", "403 Forbidden")
     outcome = attempt.wait()
     assert outcome.ended == "user", (outcome.message, outcome.log[-4000:])
-    assert run.prefix(0) in outcome.message
+    assert run.prefix in outcome.message
     assert outcome.last_step <= 5 * INTERVAL
     assert run.claims_to_be_finished == []
     note(record, "store forbids writing (403)", method, [outcome], faults=1, result="ends, names the store")
@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_ends_the_attempt_and_the_next_goes_on(method, smal
     run = new_run(method)
     attempt = run.start(scratch=str(small_disk / "scratch"))
     attempt.until_step(INTERVAL + 1)
-    attempt.until((Path(run.prefix(0)) / f"checkpoint-{INTERVAL}" / "manifest.json").exists)
+    attempt.until((Path(run.prefix) / f"checkpoint-{INTERVAL}" / "manifest.json").exists)
     fill(small_disk)
     outcomes = [attempt.wait()]
     assert outcomes[0].ended == "recoverable", (outcomes[0].message, outcomes[0].log[-4000:])

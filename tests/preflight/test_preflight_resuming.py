@@ -6,8 +6,8 @@ import shutil
 import pytest
 from preflighting import Checking, codes, plan_for
 
+from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.checkpoints.manifest import Manifest
-from thriftune.checkpoints.resumption import CheckpointLocation
 from thriftune.data import prepare, sources
 from thriftune.models import fetching as models
 from thriftune.training.fit import Inputs, fit
@@ -33,7 +33,7 @@ def other_run(checked, tmp_path_factory):
     models.fetch(str(checked.model), models.version(str(checked.model)), model)
     version = sources.versions(config.data, None)
     prepare.prepare(config.data, seed=0, tokenizer_dir=model, destination=dataset, data_version=version)
-    place = CheckpointLocation(str(folder / "checkpoints"), "", folder / "scratch", 10.0)
+    place = CheckpointLocation(str(folder / "checkpoints"), folder / "scratch", 10.0)
     fit(Inputs(config, plan_for("lora", checked.model), model, dataset, checkpoints=place), folder / "adapter")
     return folder / "checkpoints"
 

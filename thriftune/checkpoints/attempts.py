@@ -1,59 +1,86 @@
-"""The chain of a task's attempts: Flyte tells each attempt only about the one just before it."""
+"""The attempts of an execution at one training: where each begins, and when another one is no use.
+
+Flyte counts attempts. What counts here is whether they get anywhere: a training that loses its node every hour and
+saves a checkpoint in between is not given up, one that twice in a row leaves no new checkpoint is.
+"""
 
 import json
-import logging
-from typing import Annotated
 
-from pydantic import Field, TypeAdapter
-
-from thriftune.checkpoints.layout import ATTEMPTS
+from thriftune.checkpoints import layout, restoring
+from thriftune.checkpoints.errors import NoProgressError
+from thriftune.checkpoints.location import Writer
 from thriftune.stores.store import Store
 
-logger = logging.getLogger(__name__)
+# Attempts in a row without a new checkpoint that end a run.
+_WITHOUT_PROGRESS = 2
+_BEGINS_AT = "begins_at"
 
-_PREFIXES = TypeAdapter(list[Annotated[str, Field(min_length=1)]])
 
-
-def begin_attempt(here: str, previous: str | None) -> list[Store]:
-    """Find the prefixes of all earlier attempts, and write them down for the next attempt.
-
-    Call it as early as possible: if an attempt dies before this call, later attempts cannot find the earlier ones.
-    Several nodes and ranks may call it.
+def begin(store: Store, writer: Writer) -> int:
+    """Write down where an attempt begins. Every node of a job may call it.
 
     Args:
-        here: This attempt's own prefix (Flyte's `checkpoint_dest`).
-        previous: The prefix of the attempt just before (`checkpoint_src`); None, empty or `""` in quotes in the first.
+        store: Prefix of the training's checkpoints.
+        writer: The attempt.
 
     Returns:
-        The stores of all attempts, newest first: this attempt's own is at the front.
+        The step of the newest complete checkpoint; 0 if there is none.
+
+    Raises:
+        NoProgressError: The two attempts before it began there already.
+        TransientError: The store does not answer.
+    """
+    newest = newest_step(store)
+    store.create(layout.attempt_name(writer.execution, writer.attempt), json.dumps({_BEGINS_AT: newest}).encode())
+    require_progress(store, writer, newest)
+    return newest
+
+
+def require_progress(store: Store, writer: Writer, newest: int, cause: str = "") -> None:
+    """Refuse an attempt that the last two have shown to be useless.
+
+    An attempt that ended before it could write down where it began, such as one whose pod never got so far, counts as
+    one that got nowhere.
+
+    Args:
+        store: Prefix of the training's checkpoints.
+        writer: The attempt.
+        newest: The step that it would begin at.
+        cause: Why the attempt before it ended, if that is known.
+
+    Raises:
+        NoProgressError: The attempt two before it began there, or later.
+        TransientError: The store does not answer.
+    """
+    before = writer.attempt - _WITHOUT_PROGRESS
+    if before < 0 or newest > _begun_at(store, writer.execution, before):
+        return
+    what = f"the checkpoint of step {newest}" if newest else "the first step, without any checkpoint"
+    message = f"attempts {before + 1} and {before + 2} of execution {writer.execution} both ended at {what}."
+    known = f" The last one: {cause}" if cause else ""
+    remedy = f"Look at their logs for what ended them, and mend it.{known}"
+    raise NoProgressError.single("checkpoints", store.prefix, message, remedy)
+
+
+def newest_step(store: Store) -> int:
+    """The step of the newest complete checkpoint; 0 if there is none.
+
+    Args:
+        store: Prefix of the training's checkpoints.
 
     Raises:
         TransientError: The store does not answer.
     """
-    own = Store(here)
-    previous = (previous or "").strip("\"' ")
-    known = _read(own)
-    learned = []
-    if previous:
-        before = Store(previous)
-        learned = [before.prefix, *_read(before)]
-    earlier = [prefix for prefix in dict.fromkeys([*learned, *known]) if prefix != own.prefix]
-    if earlier != known:  # a first attempt leaves nothing here before its first checkpoint
-        own.put_bytes(ATTEMPTS, json.dumps(earlier, indent=1).encode())
-    return [own, *map(Store, earlier)]
+    found = restoring.complete([store])
+    return found[0][1].step if found else 0
 
 
-def _read(store: Store) -> list[str]:
-    """The earlier prefixes that a prefix lists; none if it lists none or cannot be read."""
-    data = store.get_bytes(ATTEMPTS)
-    if data is None:
-        return []
+def _begun_at(store: Store, execution: str, number: int) -> int:
+    """The step that an attempt, or the last one before it that wrote it down, began at; 0 if none did."""
+    names = store.names(layout.attempts_name(execution))
+    written = [found for name in names if (found := layout.number_of(name)) is not None and found <= number]
+    content = store.get_bytes(layout.attempt_name(execution, max(written))) if written else None
     try:
-        return _PREFIXES.validate_json(data)
-    except ValueError:
-        logger.warning(
-            "%s/%s is damaged: checkpoints of earlier attempts cannot be found.",
-            store.prefix,
-            ATTEMPTS,
-        )
-        return []
+        return int(json.loads(content or b"")[_BEGINS_AT])
+    except (KeyError, TypeError, ValueError):
+        return 0

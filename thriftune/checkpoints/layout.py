@@ -1,8 +1,8 @@
-"""Names of files and folders under the prefix of an attempt."""
+"""Names of files and folders under the prefix of a training."""
 
 import re
 
-ATTEMPTS = "attempts.json"
+LEASES = "lease"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -36,7 +36,28 @@ def file_name(step: int, node: int, name: str) -> str:
     return f"{checkpoint_name(step)}/files/node-{node}/{name}"
 
 
+def attempts_name(execution: str) -> str:
+    """The folder in which the attempts of an execution say where they begin."""
+    return f"attempts/{execution}"
+
+
+def attempt_name(execution: str, number: int) -> str:
+    """Where one attempt says at which step it begins."""
+    return f"{attempts_name(execution)}/{number:05}.json"
+
+
+def lease_name(number: int) -> str:
+    """One lease of the prefix; the one with the highest number is in force."""
+    return f"{LEASES}/{number:06}.json"
+
+
 def step_of(name: str) -> int | None:
     """The step of the checkpoint that a name belongs to; None for anything else."""
     match = _CHECKPOINT.fullmatch(name.partition("/")[0])
     return int(match[1]) if match else None
+
+
+def number_of(name: str) -> int | None:
+    """The number of the attempt or lease that a name belongs to; None for anything else."""
+    stem = name.rpartition("/")[2].removesuffix(".json")
+    return int(stem) if stem.isdecimal() else None

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +11,13 @@ from thriftune.checkpoints import layout
 from thriftune.checkpoints.manifest import FileEntry, Manifest
 from thriftune.digests import sha256_of
 from thriftune.disk import DiskFullError, free_bytes
+from thriftune.distributed import Rank
 from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
+
+# Files that belong to one rank: DeepSpeed's shards, and the state of its random numbers.
+_OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
 
 
 def complete(stores: Sequence[Store]) -> list[tuple[Store, Manifest]]:
@@ -58,6 +63,27 @@ def wrong_sizes(store: Store, manifest: Manifest) -> list[str]:
         TransientError: The store does not answer.
     """
     return _wrong_sizes(store, manifest.step, manifest.files)
+
+
+def needed_by(rank: Rank, world_size: int) -> Callable[[str], bool]:
+    """Which files the node of a rank needs: converting to another number of ranks needs all, else only its own.
+
+    Args:
+        rank: A rank of the node.
+        world_size: Number of ranks that wrote the checkpoint.
+
+    Returns:
+        Whether it needs the file of a name.
+    """
+    if world_size != rank.world_size:
+        return lambda _: True
+    own = range(rank.node * rank.local_world_size, (rank.node + 1) * rank.local_world_size)
+
+    def is_own(name: str) -> bool:
+        match = _OF_RANK.search(name.rpartition("/")[2])
+        return match is None or int(match[1]) in own
+
+    return is_own
 
 
 def verify_and_fetch(

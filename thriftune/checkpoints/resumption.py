@@ -1,8 +1,11 @@
-"""Resume where an earlier attempt stopped: all ranks agree on a checkpoint; one process per node uploads new ones."""
+"""Resume where this training stopped: all ranks agree on a checkpoint; one process per node uploads new ones.
+
+Checkpoints lie where every attempt and execution of the same training looks for them. One attempt at a time writes
+there, by a lease.
+"""
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +14,9 @@ from typing import Any
 
 from thriftune import distributed
 from thriftune.checkpoints import layout, restoring
-from thriftune.checkpoints.attempts import begin_attempt
 from thriftune.checkpoints.identity import Comparison, Identity, compare, in_manifest
+from thriftune.checkpoints.lease import Lease
+from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.resume_from import OR_ELSE, none_whole
 from thriftune.checkpoints.saving import BackgroundSaver
@@ -22,31 +26,14 @@ from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
 
-# Files that belong to one rank: DeepSpeed's shards, and the state of its random numbers.
-_OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
 # What the training changed about itself; the file lies beside the checkpoints.
 _ADJUSTMENTS = "adjustments.json"
 # Key in the manifest of a checkpoint: `Resumed.remarks` of the run that wrote it.
 REMARKS = "remarks"
 # Another key: steps by falling worth; the best one that is in the store is kept even when newer ones exist.
 BEST = "best"
-
-
-@dataclass(frozen=True)
-class CheckpointLocation:
-    """Where the checkpoints of a training are.
-
-    Attributes:
-        here: Prefix in the blob store that this attempt writes to; a directory in a local run.
-        previous: The prefix of the attempt before; empty in the first attempt.
-        scratch: Folder on this disk, the same for all processes of a node, also after they are started again.
-        grace_seconds: Seconds that a process may still run after the notice that its node is going away.
-    """
-
-    here: str
-    previous: str
-    scratch: Path
-    grace_seconds: float
+# Another key: who wrote it.
+_WRITTEN_BY = "written_by"
 
 
 @dataclass(frozen=True)
@@ -76,6 +63,10 @@ class Checkpoints:
         config: How many to keep, how often to save, and a run to resume from.
         own: Identity of the training; only a checkpoint with the same identity can be resumed from.
         convert: Converts a checkpoint for another number of ranks; None if checkpoints do not depend on that number.
+
+    Raises:
+        LeaseError: Another execution trains the same at this moment.
+        TransientError: The store does not answer.
     """
 
     def __init__(
@@ -89,7 +80,9 @@ class Checkpoints:
         self._rank = distributed.current_rank()
         self._saver: BackgroundSaver | None = None
         self._restored = True
-        self._stores = begin_attempt(place.here, place.previous)
+        self._store = Store(place.here)
+        self._lease: Lease | None = None
+        distributed.from_main(self._take_lease)
 
     @property
     def folder(self) -> Path:
@@ -110,12 +103,8 @@ class Checkpoints:
         """What this training changed about itself, in any attempt so far. Collective: every rank calls it."""
 
         def look() -> dict[str, Any]:
-            for store in self._stores:
-                content = store.get_bytes(_ADJUSTMENTS)
-                if content is not None:
-                    found: dict[str, Any] = json.loads(content)
-                    return found
-            return {}
+            found: dict[str, Any] = json.loads(self._store.get_bytes(_ADJUSTMENTS) or b"{}")
+            return found
 
         return distributed.from_main(look)
 
@@ -125,7 +114,7 @@ class Checkpoints:
         Args:
             content: The changes, as values for JSON.
         """
-        self._stores[0].put_bytes(_ADJUSTMENTS, json.dumps(content, indent=1).encode())
+        self._store.put_bytes(_ADJUSTMENTS, json.dumps(content, indent=1).encode())
 
     def drop_from(self, step: int) -> None:
         """Remove the checkpoints of a step and of later ones, so that nothing resumes from them. Collective.
@@ -136,9 +125,9 @@ class Checkpoints:
         self.wait()
         distributed.barrier()
         if self._rank.is_main:
-            for store, manifest in restoring.complete(self._stores):
+            for _, manifest in restoring.complete([self._store]):
                 if manifest.step >= step:
-                    store.remove(layout.checkpoint_name(manifest.step))
+                    self._store.remove(layout.checkpoint_name(manifest.step))
         distributed.barrier()
 
     def restore(self) -> Resumed | None:
@@ -159,7 +148,7 @@ class Checkpoints:
                 remarks = self._compared(prefix, manifest).remarks
                 for remark in remarks:
                     logger.warning("%s", remark)
-                logger.info("Resuming from step %d (%s)", manifest.step, prefix)
+                logger.info("Resuming from step %d%s (%s)", manifest.step, self._of_another(manifest), prefix)
                 self._clear_written()
                 return self._resumed(manifest, directory, remarks)
             damages += problems
@@ -187,12 +176,11 @@ class Checkpoints:
         """Start uploading what is saved from now on, in one process per node."""
         if self._rank.local_index == 0:
             self._saver = BackgroundSaver(
-                self._stores[0],
+                self._store,
                 node=self._rank.node,
                 nodes=self._rank.nodes,
                 world_size=self._rank.world_size,
                 keep=self._config.keep_checkpoints,
-                earlier=self._stores[1:],
             )
         distributed.barrier()  # the saver of each node removes what it left behind before any of them saves
 
@@ -203,10 +191,17 @@ class Checkpoints:
             directory: The checkpoint that the Trainer wrote.
             step: Optimizer steps done.
             content: Values for JSON that the manifest gets in addition.
+
+        Raises:
+            LeaseError: Another attempt has taken over; raised on global rank 0.
         """
         distributed.barrier()
+        if self._lease is not None:
+            self._lease.require_held()
         if self._saver is not None:
-            self._saver.save(directory, step, {**in_manifest(self._own), **content}, best=content.get(BEST, ()))
+            written_by = {_WRITTEN_BY: self._place.writer.execution} if self._place.writer else {}
+            noted = {**in_manifest(self._own), **written_by, **content}
+            self._saver.save(directory, step, noted, best=content.get(BEST, ()))
 
     def forget_restored(self) -> None:
         """Remove the restored files, which are loaded by now."""
@@ -231,12 +226,27 @@ class Checkpoints:
             self._saver.close()
             self._saver = None
 
+    def leave(self) -> None:
+        """Let another execution go on from here. Not collective: the others may be gone."""
+        if self._lease is not None:
+            self._lease.release()
+
     def finish(self) -> None:
         """Finish the uploads, and remove everything from this disk."""
         self.stop_saving()
         distributed.barrier()
+        self.leave()
         if self._rank.local_index == 0:
             shutil.rmtree(self._place.scratch, ignore_errors=True)
+
+    def _take_lease(self) -> None:
+        if self._place.writer is not None:
+            self._lease = Lease(self._store, self._place.writer, self.grace_seconds)
+
+    def _of_another(self, manifest: Manifest) -> str:
+        """Who saved a checkpoint, if that was another execution."""
+        by, writer = manifest.content.get(_WRITTEN_BY), self._place.writer
+        return f", which execution {by} saved" if by and writer and by != writer.execution else ""
 
     def _resumed(self, manifest: Manifest, directory: Path, remarks: tuple[str, ...]) -> Resumed:
         """A downloaded checkpoint, converted on each node if another number of ranks wrote it."""
@@ -267,7 +277,7 @@ class Checkpoints:
 
         def look() -> list[tuple[str, bytes]]:
             other = self._config.resume_from
-            found = restoring.complete([*self._stores, *([Store(other)] if other else [])])
+            found = restoring.complete([self._store, *([Store(other)] if other else [])])
             if problems := [p for store, manifest in found for p in self._compared(store.prefix, manifest).problems]:
                 raise ConfigError(list(dict.fromkeys(problems)))
             return [(store.prefix, manifest.to_bytes()) for store, manifest in found]
@@ -285,7 +295,7 @@ class Checkpoints:
         problems: list[str] = []
         unfetched: TransientError | None = None
         if self._rank.local_index == 0:
-            wanted = self._wanted(manifest.world_size)
+            wanted = restoring.needed_by(self._rank, manifest.world_size)
             try:
                 problems = restoring.verify_and_fetch(Store(prefix), manifest, directory, wanted, self.folder)
             except (
@@ -299,16 +309,3 @@ class Checkpoints:
         for problem in wrong:
             logger.warning("The checkpoint of step %d is not used: %s", manifest.step, problem)
         return wrong
-
-    def _wanted(self, world_size: int) -> Callable[[str], bool]:
-        """Whether this node needs a file: converting to another number of ranks needs all, else only its own."""
-        rank = self._rank
-        if world_size != rank.world_size:
-            return lambda _: True
-        own = range(rank.node * rank.local_world_size, (rank.node + 1) * rank.local_world_size)
-
-        def is_own(name: str) -> bool:
-            match = _OF_RANK.search(name.rpartition("/")[2])
-            return match is None or int(match[1]) in own
-
-        return is_own

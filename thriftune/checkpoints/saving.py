@@ -46,12 +46,11 @@ class BackgroundSaver:
     The thread ends with the process, without waiting for an upload: call `close` to wait.
 
     Args:
-        store: This attempt's prefix, the same on every node.
+        store: The training's prefix, the same on every node.
         node: This node, 0 to `nodes - 1`.
         nodes: Nodes of the job.
         world_size: Ranks of the job.
         keep: Complete checkpoints to keep in the store, at least 1.
-        earlier: Prefixes of earlier attempts, whose checkpoints are removed when this attempt has `keep` of its own.
         poll_s: Seconds between two looks in the store at what other nodes did.
         give_up_s: Seconds to wait for the other nodes.
 
@@ -74,7 +73,6 @@ class BackgroundSaver:
         nodes: int,
         world_size: int,
         keep: int,
-        earlier: Sequence[Store] = (),
         poll_s: float = POLL_S,
         give_up_s: float = GIVE_UP_S,
     ) -> None:
@@ -85,7 +83,6 @@ class BackgroundSaver:
         self._store = store
         self._place = uploading.Place(node, nodes, world_size, poll_s, give_up_s)
         self._keep = keep
-        self._earlier = tuple(earlier)
         self._changed = threading.Condition()
         self._waiting: _Save | None = None
         self._running: _Save | None = None
@@ -214,7 +211,7 @@ class BackgroundSaver:
 
     def _prune(self, step: int, best: Sequence[int]) -> None:
         try:
-            for removed in prune(self._store, self._earlier, step, self._keep, best):
+            for removed in prune(self._store, step, self._keep, best):
                 logger.debug("Removed %s.", removed)
         except (ThriftuneError, OSError) as error:
             logger.warning("Older checkpoints could not be removed: %s", error)

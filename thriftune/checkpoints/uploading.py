@@ -37,7 +37,7 @@ def upload_part(store: Store, place: Place, directory: Path, step: int, content:
     """Upload the files below a directory, then record in the store what was uploaded.
 
     Args:
-        store: The attempt's prefix.
+        store: The training's prefix.
         place: This node.
         directory: What this node's ranks wrote; it must not change during the upload.
         step: Optimizer steps done.
@@ -63,7 +63,7 @@ def withdraw(store: Store, node: int, step: int | None = None) -> None:
     uploaded before the restart for the one that it uploads now.
 
     Args:
-        store: The attempt's prefix.
+        store: The training's prefix.
         node: The node.
         step: Optimizer steps of the checkpoint; None for all checkpoints.
     """
@@ -77,7 +77,7 @@ def report_problem(store: Store, node: int, step: int, problem: str) -> None:
     """Tell the other nodes through the store, if it answers, that this node's part will not come.
 
     Args:
-        store: The attempt's prefix.
+        store: The training's prefix.
         node: This node.
         step: Optimizer steps of the checkpoint.
         problem: Why it will not come.
@@ -90,7 +90,7 @@ def write_manifest(store: Store, place: Place, step: int) -> Manifest:
     """On node 0: wait for all parts, compare them with what the store holds, and write the manifest.
 
     Args:
-        store: The attempt's prefix.
+        store: The training's prefix.
         place: This node.
         step: Optimizer steps done.
 
@@ -119,7 +119,7 @@ def await_manifest(store: Store, place: Place, step: int) -> Manifest:
     have to skip some.
 
     Args:
-        store: The attempt's prefix.
+        store: The training's prefix.
         place: This node.
         step: Optimizer steps done.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 
 from thriftune import artifacts, distributed
 from thriftune.checkpoints import identity
-from thriftune.checkpoints.resumption import BEST, REMARKS, CheckpointLocation, Checkpoints, Resumed
+from thriftune.checkpoints.location import CheckpointLocation
+from thriftune.checkpoints.resumption import BEST, REMARKS, Checkpoints, Resumed
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, count_rows
 from thriftune.disk import writing_to
@@ -214,6 +215,12 @@ class Attempt:
         self._stop_listening()
         if self._checkpoints:
             self._checkpoints.stop_saving()
+            self._checkpoints.leave()
+
+    def leave(self) -> None:
+        """Let another execution go on from the checkpoints of this one."""
+        if self._checkpoints:
+            self._checkpoints.leave()
 
     def _stop_listening(self) -> None:
         if self._notice:

@@ -2,13 +2,15 @@
 
 import logging
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune import artifacts
-from thriftune.checkpoints.resumption import CheckpointLocation, Resumed
+from thriftune.checkpoints.location import CheckpointLocation
+from thriftune.checkpoints.resumption import Resumed
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError
@@ -67,13 +69,14 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
         ConfigError: The model cannot be trained in this way.
         AdapterError: The adapter to continue was not made for this model.
         DivergedError: The loss diverged.
+        LeaseError: Another execution trains the same at this moment.
         StartAgainError: The training was changed so that it can continue: its agent starts all processes again.
         TransientError: Another attempt may succeed.
     """
     strategy = STRATEGIES[inputs.plan.strategy]
     strategy.join(inputs.plan)
-    with tempfile.TemporaryDirectory() as scratch:
-        attempt, loaded, spent = _attempts(inputs, Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
+        attempt, loaded, spent = _attempts(inputs, Path(scratch), ended)
         kept_step = attempt.take_best(loaded)
         result = _result(inputs, attempt, loaded, spent, kept_step)
         _save(inputs, loaded, result, destination)
@@ -81,13 +84,17 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
     return result
 
 
-def _attempts(inputs: Inputs, scratch: Path) -> tuple[Attempt, Loaded, Spent]:
-    """Train to the end. After a change, a training without an agent starts again in this process."""
+def _attempts(inputs: Inputs, scratch: Path, ended: ExitStack) -> tuple[Attempt, Loaded, Spent]:
+    """Train to the end. After a change, a training without an agent starts again in this process.
+
+    Whatever ends it, others may then train the same: `ended` gets what has to be done for that.
+    """
     strategy = STRATEGIES[inputs.plan.strategy]
     while True:
         attempt = Attempt.begin(
             inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.checkpoints, scratch
         )
+        ended.callback(attempt.leave)
         try:
             loaded, spent = attempt.train(partial(_load, inputs, attempt))
         except StartAgainError as again:

@@ -1,0 +1,132 @@
+"""One attempt at a time writes a training's checkpoints."""
+
+import threading
+import time
+
+import pytest
+
+from thriftune.checkpoints import layout
+from thriftune.checkpoints.errors import LeaseError
+from thriftune.checkpoints.lease import Lease, Periods, in_force
+from thriftune.checkpoints.location import Writer
+
+pytest_plugins = ("store_kinds",)
+
+QUICK = Periods(renew=0.05, expire=0.4, poll=0.05)
+MINE, OTHER = Writer("mine"), Writer("other")
+
+
+def take(store, writer=MINE, patience=0.0, periods=QUICK):
+    return Lease(store, writer, patience, periods)
+
+
+@pytest.fixture
+def held(local):
+    """A lease that another execution holds, and renews."""
+    lease = take(local, OTHER)
+    yield lease
+    lease.release()
+
+
+def killed(lease):
+    """What a SIGKILL leaves of a lease: nobody renews it, and nobody gave it back."""
+    lease._ended.set()
+    lease._thread.join()
+
+
+def test_a_lease_is_taken_at_once_where_there_is_none_and_where_it_was_given_back(store):
+    for writer in (MINE, OTHER, MINE):
+        lease = take(store, writer)
+        assert in_force(store) == writer
+        lease.release()
+        assert in_force(store) is None
+
+
+def test_a_training_that_goes_on_elsewhere_is_not_joined(held, local):
+    with pytest.raises(LeaseError) as caught:
+        take(local)
+    (problem,) = caught.value.problems
+    assert problem.message.startswith("execution other (attempt 1) trains the same at this moment")
+    assert (problem.value, problem.code) == (local.prefix, "checkpoints-in-use")
+    held.require_held()
+
+
+def test_a_lease_that_is_given_back_meanwhile_is_waited_for(held, local):
+    """The pod of an aborted execution saves a last checkpoint before it ends."""
+    threading.Timer(1.2, held.release).start()
+    began = time.monotonic()
+    take(local, patience=10).release()
+    assert 1 < time.monotonic() - began < 5
+
+
+def test_a_lease_whose_owner_was_killed_is_taken_over_when_it_has_expired(held, local):
+    killed(held)
+    began = time.monotonic()
+    take(local).release()
+    assert QUICK.expire <= time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_the_next_process_of_an_execution_does_not_wait_for_the_last_one(local, attempt):
+    """A restarted group of workers has the same attempt as the one before."""
+    first = take(local, Writer("mine", 0))
+    killed(first)
+    began = time.monotonic()
+    second = take(local, Writer("mine", attempt))
+    assert time.monotonic() - began < QUICK.expire
+    second.release()
+
+
+def test_an_older_attempt_of_an_execution_does_not_take_over_from_a_newer_one(local):
+    newer = take(local, Writer("mine", 1))
+    with pytest.raises(LeaseError, match=r"execution mine \(attempt 2\)"):
+        take(local, Writer("mine", 0))
+    newer.release()
+
+
+def test_who_was_not_heard_of_for_too_long_writes_nothing_any_more(local):
+    slow = take(local, OTHER, periods=Periods(renew=1.0, expire=0.3, poll=0.05))
+    new = take(local)
+    deadline = time.monotonic() + 10
+    while slow._thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(LeaseError, match=r"execution mine \(attempt 1\) has taken over"):
+        slow.require_held()
+    slow.release()
+    assert in_force(local) == MINE, "what it gives back is not the other's"
+    new.require_held()
+    new.release()
+
+
+def test_of_many_that_want_a_free_lease_one_gets_it(store):
+    got, refused = [], []
+
+    def want(number):
+        try:
+            got.append(take(store, Writer(f"run-{number}")))
+        except LeaseError:
+            refused.append(number)
+
+    threads = [threading.Thread(target=want, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 4)
+    got[0].require_held()
+    got[0].release()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"execution": "other", "attempt": 0, "renewed": "never"}'])
+def test_a_damaged_lease_is_replaced(local, content):
+    local.put_bytes(layout.lease_name(7), content)
+    lease = take(local)
+    assert local.names(layout.LEASES)[-1] == layout.lease_name(8)
+    lease.release()
+
+
+def test_a_lease_that_nobody_renewed_for_long_is_not_in_force(held, local):
+    assert in_force(local, QUICK) == OTHER
+    killed(held)
+    time.sleep(QUICK.expire + 0.1)
+    assert in_force(local, QUICK) is None

@@ -1,0 +1,173 @@
+"""Where a training's checkpoints are found in a pod, what its last words are, and what is left when it is done."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+from flytekit import FlyteContextManager
+from flytekit.core.context_manager import ExecutionParameters
+from flytekit.core.data_persistence import FileAccessProvider
+from flytekit.exceptions.user import FlyteRecoverableException
+from flytekit.models.core.identifier import WorkflowExecutionIdentifier
+
+from tasks import checkpoints, settings
+from thriftune.checkpoints import layout
+from thriftune.checkpoints.errors import NoProgressError
+from thriftune.checkpoints.lease import Lease
+from thriftune.checkpoints.location import Writer
+from thriftune.checkpoints.manifest import Manifest
+from thriftune.errors import DataError
+from thriftune.stores.store import Store
+
+KEY = "training-0123-45"
+BUCKET = "memory://bucket/data"
+RECOVER = "`pyflyte execution -p ml -d production --execution-id run recover`"
+
+
+@pytest.fixture
+def pod(tmp_path, monkeypatch):
+    """What Flyte tells a pod of itself: its execution, attempt and prefix for outputs."""
+
+    @contextmanager
+    def enter(execution="run", attempt=0, prefix=BUCKET):
+        monkeypatch.setenv("FLYTE_ATTEMPT_NUMBER", str(attempt))
+        raw = f"{prefix}/ab/{execution}-n3-0-dn2-{attempt}"
+        context = FlyteContextManager.current_context()
+        parameters = ExecutionParameters.new_builder(context.user_space_params)
+        parameters.execution_id = WorkflowExecutionIdentifier("ml", "production", execution)
+        state = context.new_execution_state().with_params(user_space_params=parameters.build())
+        access = FileAccessProvider(str(tmp_path), raw)
+        with FlyteContextManager.with_context(
+            context.with_file_access(access).with_execution_state(state).with_new_compilation_state()
+        ):
+            yield
+
+    yield enter
+    for kept in (BUCKET, "memory://other"):
+        for name in Store(kept).names():
+            Store(kept).remove(name)
+
+
+def save(step):
+    """A complete checkpoint."""
+    Store(checkpoints._prefix(KEY)).put_bytes(layout.manifest_name(step), Manifest(step, 1, 1, ()).to_bytes())
+
+
+def fail(error):
+    with checkpoints.attempt(KEY):
+        raise error
+
+
+def test_every_attempt_and_execution_finds_the_same_folder(pod):
+    found = set()
+    for execution, attempt in (("run", 0), ("run", 3), ("another", 0)):
+        with pod(execution, attempt):
+            found.add(checkpoints.checkpoint_location("tiny", KEY).here)
+    assert found == {f"{BUCKET}/thriftune/ml-production/checkpoints/{KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "root"),
+    [
+        ("s3://b/ab/run-n3-0", "s3://b"),
+        ("s3://b/data/x1/run-n3-0/", "s3://b/data"),
+        ("s3://b/nightly/results/ab/run-n3-0", "s3://b/nightly/results"),
+        ("s3://b/flat/run-n3-0", "s3://b/flat"),
+    ],
+)
+def test_the_folder_follows_from_the_prefix_for_outputs(pod, monkeypatch, raw, root):
+    with pod():
+        access = FlyteContextManager.current_context().file_access
+        monkeypatch.setattr(type(access), "raw_output_prefix", raw)
+        assert settings.checkpoints_root() == f"{root}/thriftune/ml-production/checkpoints"
+
+
+def test_a_setting_says_where_instead(pod, monkeypatch):
+    platform = settings.PLATFORM.model_copy(update={"checkpoints": "s3://kept/checkpoints/"})
+    monkeypatch.setattr(settings, "PLATFORM", platform)
+    with pod():
+        assert settings.checkpoints_root() == "s3://kept/checkpoints/ml-production"
+
+
+def test_the_last_words_of_a_run_say_where_its_checkpoint_is_and_both_ways_on(pod):
+    with pod():
+        save(40)
+        with pytest.raises(DataError) as caught:
+            fail(DataError.single("data", "rows", "is gone.", "Bring it back."))
+    (problem,) = caught.value.problems
+    assert problem.remedy == (
+        f"Bring it back. The newest checkpoint is that of step 40, in {BUCKET}/thriftune/ml-production/checkpoints/"
+        f"{KEY}. To go on from there, start the same run file again, or recover this execution: {RECOVER}."
+    )
+
+
+def test_an_error_that_is_tried_again_says_so_too_in_case_it_was_the_last_time(pod):
+    with pod(), pytest.raises(FlyteRecoverableException) as caught:
+        fail(FlyteRecoverableException("The node is going away."))
+    first, last = str(caught.value).splitlines()
+    assert first.endswith("The node is going away.")
+    assert last.startswith("If Flyte does not try again: No checkpoint is known in memory://")
+    assert RECOVER in last
+
+
+def test_a_bug_is_not_replaced_and_the_way_on_is_in_the_log(pod, caplog):
+    with pod(), pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError())
+    assert RECOVER in caplog.text
+
+
+def test_the_second_attempt_without_a_checkpoint_ends_the_run_with_that_reason_and_the_cause(pod):
+    """Rather than a third that first gets a node."""
+    with pod(attempt=0), pytest.raises(FlyteRecoverableException):
+        fail(FlyteRecoverableException("lost"))
+    with pod(attempt=1), pytest.raises(NoProgressError) as caught:
+        fail(FlyteRecoverableException("lost again"))
+    text = str(caught.value)
+    assert "attempts 1 and 2 of execution run both ended at the first step, without any checkpoint" in text
+    assert "lost again" in text
+    assert RECOVER in text
+
+
+def test_an_attempt_that_follows_two_killed_ones_without_a_checkpoint_does_not_begin(pod):
+    for number in (0, 1):
+        with pod(attempt=number), checkpoints.attempt(KEY):
+            pass
+    with pod(attempt=2), pytest.raises(NoProgressError, match="both ended at the first step"):
+        fail(AssertionError("it began"))
+
+
+def test_attempts_that_get_on_are_not_counted(pod):
+    for number in range(8):
+        with pod(attempt=number), pytest.raises(FlyteRecoverableException), checkpoints.attempt(KEY):
+            save(number + 1)
+            raise FlyteRecoverableException("lost")
+
+
+def test_what_a_finished_training_had_is_removed_and_nothing_else(pod):
+    with pod():
+        with checkpoints.attempt(KEY):
+            save(10)
+        beside = Store(f"{settings.checkpoints_root()}/training-9999")
+        beside.put_bytes("checkpoint-1/manifest.json", b"{}")
+        checkpoints.remove(KEY)
+        assert Store(settings.checkpoints_root()).names() == ["training-9999/checkpoint-1/manifest.json"]
+
+
+def test_checkpoints_of_a_training_that_still_runs_elsewhere_stay(pod):
+    """It runs with --overwrite-cache, beside the one that has just finished."""
+    with pod():
+        save(10)
+        store = Store(checkpoints._prefix(KEY))
+        lease = Lease(store, Writer("another"), 0)
+        checkpoints.remove(KEY)
+        assert layout.manifest_name(10) in store.names()
+        lease.release()
+        checkpoints.remove(KEY)
+        assert store.names() == []
+
+
+def test_each_attempt_is_written_down_once(pod):
+    with pod(attempt=0), checkpoints.attempt(KEY):
+        store = Store(checkpoints._prefix(KEY))
+        (name,) = store.names()
+        assert json.loads(store.get_bytes(name) or b"") == {"begins_at": 0}
