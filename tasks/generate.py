@@ -6,7 +6,7 @@ from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from tasks import pages, settings
+from tasks import pages, pod_check, settings
 from tasks.declaring import generating_task
 from tasks.transfer import download, upload_file, uri_of
 from thriftune import hardware
@@ -54,6 +54,7 @@ def generate_answers(
     """
     inputs = {"model_dir": [model_dir], "prompts_file": [prompts_file] if prompts_file else [], "adapters": adapters}
     require_no_user((field, uri_of(one)) for field, given in inputs.items() for one in given)
+    pod_check.require_for_generating()
     device = hardware.detect_device()
     placement = Placement(device, hardware.choose_precision("auto", device), FourBit() if quantize else None)
     sampling = Sampling(max_new_tokens, temperature, seed)

@@ -21,6 +21,7 @@ from flytekit.configuration import DataConfig
 from flytekit.core.data_persistence import get_fsspec_storage_options
 
 from tasks import platform
+from thriftune.gpu_readings import has_driver_files
 from thriftune.stores import access
 
 PLATFORM = platform.read(os.environ)
@@ -45,9 +46,8 @@ os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
 # Data is tokenized in processes with one thread each, and tokenizers with threads warn when DataLoader workers fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # bitsandbytes, which peft and the Trainer import, passes functions to torch's compiler when it is imported. Loading the
-# compiler takes more than two seconds in each process, and on a CPU nothing here is compiled. The files are those of
-# NVIDIA's driver, on Linux and under WSL.
-if not any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg")):
+# compiler takes more than two seconds in each process, and on a CPU nothing here is compiled.
+if not has_driver_files():
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Project for runs in Weights & Biases; transformers' own default is "huggingface".
 os.environ.setdefault("WANDB_PROJECT", "thriftune")
@@ -63,6 +63,9 @@ _SHARD = 2
 _OWNER = ".run"
 # Folder where a worker of a training leaves messages for its agent.
 _WORDS = "THRIFTUNE_WORDS_OF_WORKERS"
+
+# Read by NVIDIA's container runtime, and by CUDA.
+_SHOWING_GPUS = ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 WANDB_KEY = "WANDB_API_KEY"
 _WANDB_HOST = "api.wandb.ai"
@@ -110,6 +113,19 @@ def run_handed_down(words: str) -> Iterator[None]:
     finally:
         for name in handed:
             os.environ.pop(name, None)
+
+
+def nodes_of_job() -> str | None:
+    """The least and the most nodes of the job that this pod belongs to, such as 2:2; None if it belongs to none.
+
+    Source: kubeflow/training-operator, pkg/controller.v1/pytorch/elastic.go
+    """
+    return os.environ.get("PET_NNODES")
+
+
+def shown_gpus() -> dict[str, str]:
+    """The variables that show or hide GPUs, as far as they are set."""
+    return {name: os.environ[name] for name in _SHOWING_GPUS if name in os.environ}
 
 
 def words_of_workers() -> Path | None:
