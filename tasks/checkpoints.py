@@ -67,7 +67,7 @@ def attempt(training: str) -> Iterator[None]:
     except FlyteRecoverableException as error:
         raise _tried_again_or_not(error, store, writer) from error.__cause__
     except UserError as error:
-        raise error.ending_with(_ways_on(store)) from error.__cause__
+        raise error.advising(_ways_on(store)) from error.__cause__
     except Exception:
         logger.error("%s", _ways_on(store))
         raise
@@ -106,7 +106,7 @@ def _tried_again_or_not(error: FlyteRecoverableException, store: Store, writer: 
     try:
         attempts.require_progress(store, following, attempts.newest_step(store), in_a_line(error, _LONGEST_CAUSE))
     except NoProgressError as useless:
-        return useless.ending_with(_ways_on(store))
+        return useless.advising(_ways_on(store))
     except (ThriftuneError, OSError) as unknown:
         logger.warning("The checkpoints could not be looked at: %s", unknown)
     again: Exception = FlyteRecoverableException(

@@ -98,15 +98,6 @@ class UserError(ThriftuneError):
         *others, last = self.problems
         return type(self)([*others, replace(last, remedy=f"{last.remedy} {advice}")])
 
-    def ending_with(self, words: str) -> Self:
-        """The same error, with words after the remedy of the last problem.
-
-        Args:
-            words: What is to be said once, however many problems there are.
-        """
-        last = self.problems[-1]
-        return type(self)([*self.problems[:-1], replace(last, remedy=f"{last.remedy} {words}")])
-
     def __str__(self) -> str:
         count = len(self.problems)
         noun = "problem" if count == 1 else "problems"
