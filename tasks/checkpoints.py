@@ -8,9 +8,11 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from flytekit import current_context
+from flytekit.core.base_task import IgnoreOutputs
 from flytekit.exceptions.user import FlyteRecoverableException
 
 from tasks import settings
@@ -64,53 +66,84 @@ def attempt(training: str) -> Iterator[None]:
         with transient_errors_retried():
             attempts.begin(store, writer)
         yield
+    except IgnoreOutputs:  # how a pod of a job ends whose result is in another pod
+        raise
     except FlyteRecoverableException as error:
         raise _tried_again_or_not(error, store, writer) from error.__cause__
     except UserError as error:
         raise error.advising(_ways_on(store)) from error.__cause__
-    except Exception:
-        logger.error("%s", _ways_on(store))
+    except Exception as error:
+        error.add_note(_ways_on(store))  # Flyte shows it below the traceback
         raise
 
 
-def remove(training: str) -> None:
-    """Remove the checkpoints of a training whose result is in the cache. A failure is said, and nothing more.
+def mark_done(training: str) -> None:
+    """Write down that a training has its result, which is uploaded. A failure is said, and nothing more.
 
     Args:
         training: What Flyte's cache knows it by.
     """
     if settings.is_local():
         return
-    root, store = Store(settings.checkpoints_root()), Store(_prefix(training))
+    store = Store(_prefix(training))
+    with _not_worth_failing(f"The checkpoints in {store.prefix} are kept, although they are no longer needed"):
+        lease.mark_done(store, _writer())
+
+
+def remove(training: str) -> None:
+    """Remove the checkpoints of a training whose result is in the cache. A failure is said, and nothing more.
+
+    They stay where another execution trains the same, with --overwrite-cache, and has no result yet.
+
+    Args:
+        training: What Flyte's cache knows it by.
+    """
+    if settings.is_local():
+        return
+    store = Store(_prefix(training))
+    with _not_worth_failing(f"The checkpoints in {store.prefix} were not removed"):
+        last = lease.newest(store)
+        if last is not None and last.is_done:
+            Store(settings.checkpoints_root()).remove(_folder(training))
+
+
+@contextmanager
+def _not_worth_failing(what: str) -> Iterator[None]:
+    """Go on after an error: a result that is there must not be lost for want of tidiness."""
     try:
-        other = lease.in_force(store)
-        if other is not None and other.execution != _writer().execution:
-            logger.info("The checkpoints in %s stay: %s trains the same.", store.prefix, other)
-            return
-        root.remove(training)
-    except (ThriftuneError, OSError) as error:
-        logger.warning("The checkpoints in %s are no longer needed, and were not removed: %s", store.prefix, error)
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        logger.warning("%s: %s", what, in_a_line(error))
 
 
 def _prefix(training: str) -> str:
-    return f"{settings.checkpoints_root()}/{training}"
+    return f"{settings.checkpoints_root()}/{_folder(training)}"
+
+
+def _folder(training: str) -> str:
+    """A training's key without its generation: that of a result that is made anew is another one."""
+    kind, key, *_ = training.split("-")
+    return f"{kind}-{key}"
 
 
 def _writer() -> Writer:
-    return Writer(str(current_context().execution_id.name), settings.attempt_number())
+    execution = str(current_context().execution_id.name)
+    return Writer(execution, settings.attempt_number(), settings.node_of_execution())
 
 
 def _tried_again_or_not(error: FlyteRecoverableException, store: Store, writer: Writer) -> Exception:
     """What to raise in place of an error that another attempt may overcome, with the last words of a run."""
-    following = Writer(writer.execution, writer.attempt + 1)
+    text = ", ".join(map(str, error.args))
+    cause = " ".join(text.split())[:_LONGEST_CAUSE]
+    following = replace(writer, attempt=writer.attempt + 1)
     try:
-        attempts.require_progress(store, following, attempts.newest_step(store), in_a_line(error, _LONGEST_CAUSE))
+        attempts.require_progress(store, following, attempts.newest_step(store), cause)
     except NoProgressError as useless:
         return useless.advising(_ways_on(store))
     except (ThriftuneError, OSError) as unknown:
         logger.warning("The checkpoints could not be looked at: %s", unknown)
     again: Exception = FlyteRecoverableException(
-        f"{error}\nIf Flyte does not try again: {_ways_on(store)}", timestamp=error.timestamp
+        f"{text}\nIf Flyte does not try again: {_ways_on(store)}", timestamp=error.timestamp
     )
     return again
 
@@ -121,10 +154,12 @@ def _ways_on(store: Store) -> str:
         step = attempts.newest_step(store)
     except (ThriftuneError, OSError):  # the error that is on its way says more than this one
         step = 0
-    where = f"The newest checkpoint is that of step {step}, in" if step else "No checkpoint is known in"
     execution = current_context().execution_id
     recover = f"-p {execution.project} -d {execution.domain} --execution-id {execution.name} recover"
+    both = f"start the same run file again, or recover this execution: `pyflyte execution {recover}`"
+    if not step:
+        return f"No checkpoint is known in {store.prefix}. To begin again, {both}."
     return (
-        f"{where} {store.prefix}. To go on from there, start the same run file again, or recover this execution: "
-        f"`pyflyte execution {recover}`."
+        f"The newest checkpoint is that of step {step}, in {store.prefix}. To go on from there, {both}. With other "
+        f"values in the run file, name it there, as far as they allow it: checkpoints.resume_from: {store.prefix}"
     )

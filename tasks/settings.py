@@ -226,6 +226,17 @@ def attempt_number() -> int:
     return int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0"))
 
 
+def node_of_execution() -> str:
+    """Which node of its execution this task is, such as n3-0-dn2; empty where Flyte shortens the name.
+
+    The number in it is that of the attempt at the dynamic node around it: attempts of another one are others.
+    """
+    prefix = str(FlyteContextManager.current_context().file_access.raw_output_prefix).rstrip("/")
+    execution, _, attempt = prefix.rpartition("/")[2].rpartition("-")
+    name = f"{current_context().execution_id.name}-"
+    return execution.removeprefix(name) if attempt == str(attempt_number()) and execution.startswith(name) else ""
+
+
 def result_path(run_name: str, what: str) -> Path:
     """Where a task writes a result: outputs/<run>/<start time>/<what> locally, a scratch folder in a pod."""
     if not is_local():

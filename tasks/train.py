@@ -84,6 +84,7 @@ def _trained(
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
         results.remember(record, output, facts=Asked.of(config).facts)
+        checkpoints.mark_done(cache_key)
         pages.show_training(config.name, result)
     distributed.leave()
     return Trained(model=output, training=result)

@@ -4,10 +4,11 @@ import threading
 import time
 
 import pytest
+from checkpointing import content_of, lone_saver, restore, save_steps, write_checkpoint
 
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.errors import LeaseError
-from thriftune.checkpoints.lease import Lease, Periods, in_force
+from thriftune.checkpoints.lease import Lease, Periods, Terms, mark_done, newest, require_held
 from thriftune.checkpoints.location import Writer
 
 pytest_plugins = ("store_kinds",)
@@ -16,8 +17,14 @@ QUICK = Periods(renew=0.05, expire=0.4, poll=0.05)
 MINE, OTHER = Writer("mine"), Writer("other")
 
 
-def take(store, writer=MINE, patience=0.0, periods=QUICK):
-    return Lease(store, writer, patience, periods)
+def take(store, writer=MINE, patience=0.0, periods=QUICK, *, lingers=False):
+    return Lease(store, writer, patience, lingers=lingers, periods=periods)
+
+
+def holder(store):
+    """Who has the lease; None if nobody has."""
+    found = newest(store)
+    return None if found is None or found.is_released else found.writer
 
 
 @pytest.fixture
@@ -37,9 +44,9 @@ def killed(lease):
 def test_a_lease_is_taken_at_once_where_there_is_none_and_where_it_was_given_back(store):
     for writer in (MINE, OTHER, MINE):
         lease = take(store, writer)
-        assert in_force(store) == writer
+        assert holder(store) == writer
         lease.release()
-        assert in_force(store) is None
+        assert holder(store) is None
 
 
 def test_a_training_that_goes_on_elsewhere_is_not_joined(held, local):
@@ -48,7 +55,7 @@ def test_a_training_that_goes_on_elsewhere_is_not_joined(held, local):
     (problem,) = caught.value.problems
     assert problem.message.startswith("execution other (attempt 1) trains the same at this moment")
     assert (problem.value, problem.code) == (local.prefix, "checkpoints-in-use")
-    held.require_held()
+    require_held(local, held.terms)
 
 
 def test_a_lease_that_is_given_back_meanwhile_is_waited_for(held, local):
@@ -77,6 +84,15 @@ def test_the_next_process_of_an_execution_does_not_wait_for_the_last_one(local, 
     second.release()
 
 
+def test_the_pods_of_a_job_may_still_be_ending_when_the_next_attempt_begins(local):
+    """The training operator leaves them; one that saves a last checkpoint meanwhile was written over."""
+    first = take(local, Writer("mine", 0))
+    threading.Timer(1.0, killed, [first]).start()
+    began = time.monotonic()
+    take(local, Writer("mine", 1), patience=10, lingers=True).release()
+    assert 1 < time.monotonic() - began < 5
+
+
 def test_an_older_attempt_of_an_execution_does_not_take_over_from_a_newer_one(local):
     newer = take(local, Writer("mine", 1))
     with pytest.raises(LeaseError, match=r"execution mine \(attempt 2\)"):
@@ -91,10 +107,10 @@ def test_who_was_not_heard_of_for_too_long_writes_nothing_any_more(local):
     while slow._thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.05)
     with pytest.raises(LeaseError, match=r"execution mine \(attempt 1\) has taken over"):
-        slow.require_held()
+        require_held(local, slow.terms)
     slow.release()
-    assert in_force(local) == MINE, "what it gives back is not the other's"
-    new.require_held()
+    assert holder(local) == MINE, "what it gives back is not the other's"
+    require_held(local, new.terms)
     new.release()
 
 
@@ -103,7 +119,7 @@ def test_of_many_that_want_a_free_lease_one_gets_it(store):
 
     def want(number):
         try:
-            got.append(take(store, Writer(f"run-{number}")))
+            got.append(take(store, Writer(f"run-{number}"), periods=Periods(renew=0.2, expire=2, poll=0.1)))
         except LeaseError:
             refused.append(number)
 
@@ -113,7 +129,7 @@ def test_of_many_that_want_a_free_lease_one_gets_it(store):
     for thread in threads:
         thread.join()
     assert (len(got), len(refused)) == (1, 4)
-    got[0].require_held()
+    require_held(store, got[0].terms)
     got[0].release()
 
 
@@ -125,8 +141,40 @@ def test_a_damaged_lease_is_replaced(local, content):
     lease.release()
 
 
-def test_a_lease_that_nobody_renewed_for_long_is_not_in_force(held, local):
-    assert in_force(local, QUICK) == OTHER
-    killed(held)
-    time.sleep(QUICK.expire + 0.1)
-    assert in_force(local, QUICK) is None
+def test_two_that_got_the_same_lease_do_not_both_keep_it(local):
+    """From a store that ignores conditions."""
+    first = take(local)
+    local.put_bytes(first.terms.name, Terms(first.terms.number, OTHER).written())
+    with pytest.raises(LeaseError, match="execution other"):
+        require_held(local, first.terms)
+    first.release()
+    assert holder(local) == OTHER
+
+
+def test_a_training_is_done_when_who_trained_it_says_so(local):
+    lease = take(local)
+    lease.release()
+    mark_done(local, OTHER)
+    assert not newest(local).is_done
+    mark_done(local, MINE)
+    assert newest(local).is_done
+    take(local, OTHER).release()
+    assert not newest(local).is_done
+
+
+def test_a_saver_that_lost_its_lease_leaves_the_checkpoint_of_the_new_owner_alone(local, tmp_path):
+    """A save that was waiting removed the manifest of the same step, which the new owner had completed."""
+    old = take(local, OTHER)
+    saver = lone_saver(local, require_held=lambda: require_held(local, old.terms))
+    killed(old)
+    new = take(local)
+    expected = save_steps(local, tmp_path / "new", 100)
+    saver.save(write_checkpoint(tmp_path / "old", 1), 100, {})
+    assert saver.wait(20)
+    with pytest.raises(LeaseError, match="execution mine"):
+        saver.save(write_checkpoint(tmp_path / "older", 2), 110, {})
+    saver.close()
+    restored = restore([local], tmp_path / "restored")
+    assert (restored.step, content_of(restored.directory)) == (100, expected[100])
+    assert [name for name in local.names() if name.endswith(".problem")] == []
+    new.release()

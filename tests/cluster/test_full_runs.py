@@ -52,6 +52,9 @@ def test_a_job_of_two_nodes_trains_what_a_local_run_trains(full_run, cluster, ti
     assert attempts_of(run)["train_2"] == 2
     assert len(list(cluster.pods.logs.glob(f"{run.name}-*-worker-*.log"))) == 2 * 2
     assert output(run, "metrics")["training"]["resumed_at"] >= CHECKPOINTS["every_steps"]
+    ended_well = list(cluster.pods.logs.glob(f"{run.name}-*-1-worker-*.log"))
+    assert len(ended_well) == 2
+    assert not [log for log in ended_well if "recover this execution" in log.read_text()], "last words of a success"
     local = write_config(tmp_path, "full", tiny_model_dir, chat_rows_file, training=TRAINING)
     pyflyte_run(tmp_path, *FULL, "--config", str(local))
     there = output(run, "metrics")["training"]

@@ -36,14 +36,14 @@ def file_name(step: int, node: int, name: str) -> str:
     return f"{checkpoint_name(step)}/files/node-{node}/{name}"
 
 
-def attempts_name(execution: str) -> str:
-    """The folder in which the attempts of an execution say where they begin."""
-    return f"attempts/{execution}"
+def attempts_name(owner: str) -> str:
+    """The folder in which the attempts of one node of an execution say where they begin."""
+    return f"attempts/{owner}"
 
 
-def attempt_name(execution: str, number: int) -> str:
+def attempt_name(owner: str, number: int) -> str:
     """Where one attempt says at which step it begins."""
-    return f"{attempts_name(execution)}/{number:05}.json"
+    return f"{attempts_name(owner)}/{number:05}.json"
 
 
 def lease_name(number: int) -> str:

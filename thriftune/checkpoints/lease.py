@@ -1,19 +1,22 @@
 """Who may write a training's checkpoints: one attempt at a time, by a lease in the store with an owner and a time.
 
 Flyte's cache lets one training of a kind run at a time, within a project and domain. The lease is for those that the
-cache does not see: `--overwrite-cache`, or an aborted execution whose pod is still ending.
+cache does not see: `--overwrite-cache`, or an attempt or aborted execution whose pod is still ending.
 
 A lease is a numbered file; the one with the highest number is in force. Its owner writes the present time into it again
 and again. To take over is to create the next number, which of several processes one can (`Store.create`), so nothing
-has to be compared and swapped. Whoever waits does not compare clocks, but looks whether the file changes.
+has to be compared and swapped. Whoever waits does not compare clocks, but looks whether the file changes. Whoever
+writes a checkpoint first looks whether its lease is still in force.
 """
 
 import json
 import logging
 import threading
 import time
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Self
 
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.errors import LeaseError
@@ -34,28 +37,60 @@ class Periods:
         poll: Between two looks of a process that waits for it.
     """
 
-    renew: float = 20.0
-    expire: float = 90.0
+    renew: float = 10.0
+    expire: float = 60.0
     poll: float = 2.0
+
+    @property
+    def quiet(self) -> float:
+        """Without a renewal, after which an attempt of the owner itself has ended."""
+        return 1.5 * self.renew
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A lease as it is in the store.
+class Terms:
+    """A lease as it is written down.
 
     Attributes:
         number: Its number.
-        content: Its bytes, which change with every renewal.
-        writer: Its owner; None if it cannot be read.
-        renewed: When its owner last renewed it, by the owner's clock.
+        writer: Its owner; None if the file is damaged.
+        token: Tells two apart that got the same number, from a store that ignores conditions.
+        renewed: When its owner last renewed it, by the owner's clock, as in ISO 8601.
         is_released: Whether the owner has given it back.
+        is_done: Whether the training has its result.
     """
 
     number: int
-    content: bytes
     writer: Writer | None
-    renewed: str
-    is_released: bool
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    renewed: str = ""
+    is_released: bool = False
+    is_done: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        return layout.lease_name(self.number)
+
+    def written(self) -> bytes:
+        """Content of its file, with the present time."""
+        writer = self.writer or Writer("")
+        return json.dumps({
+            "execution": writer.execution, "attempt": writer.attempt, "node": writer.node, "token": self.token,
+            "renewed": datetime.now(UTC).isoformat(), "released": self.is_released, "done": self.is_done,
+        }).encode()  # fmt: skip
+
+    @classmethod
+    def read(cls, number: int, content: bytes) -> Self:
+        """Read what `written` made; a damaged file is nobody's."""
+        try:
+            found = json.loads(content)
+            datetime.fromisoformat(str(found["renewed"]))
+            writer = Writer(str(found["execution"]), int(found["attempt"]), str(found["node"]))
+            token, renewed = str(found["token"]), str(found["renewed"])
+            return cls(number, writer, token, renewed, bool(found["released"]), bool(found["done"]))
+        except (KeyError, TypeError, ValueError):
+            return cls(number, None)
 
 
 class Lease:
@@ -65,6 +100,7 @@ class Lease:
         store: Prefix of the training's checkpoints.
         writer: The attempt that this process belongs to.
         patience: Seconds to wait for another execution that still renews its lease, as a pod does that is ending.
+        lingers: Whether an earlier attempt of the same node may still be ending, as the pods of a job may.
         periods: Times.
 
     Raises:
@@ -72,23 +108,14 @@ class Lease:
         TransientError: The store does not answer.
     """
 
-    def __init__(self, store: Store, writer: Writer, patience: float, periods: Periods = Periods()) -> None:
-        self._store, self._writer, self._periods = store, writer, periods
+    def __init__(
+        self, store: Store, writer: Writer, patience: float, *, lingers: bool = False, periods: Periods = Periods()
+    ) -> None:
+        self._store, self._periods = store, periods
         self._ended = threading.Event()
-        self._lost_to: Writer | None = None
-        self._number = _taken(store, writer, patience, periods)
+        self.terms = _taken(store, writer, patience, lingers, periods)
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
-
-    def require_held(self) -> None:
-        """Refuse to write any more if another attempt has taken over.
-
-        Raises:
-            LeaseError: It has.
-        """
-        if self._lost_to is not None:
-            message = f"{self._lost_to} has taken over, as {self._writer} was not heard of for too long."
-            raise LeaseError.single("checkpoints", self._store.prefix, message, "It goes on from what is saved here.")
 
     def release(self) -> None:
         """Give the lease back, so that another execution need not wait. Does nothing the second time."""
@@ -96,102 +123,105 @@ class Lease:
             return
         self._ended.set()
         self._thread.join()
-        if self._lost_to is None:
-            try:
-                self._store.without_retries().put_bytes(*_file(self._number, self._writer, is_released=True))
-            except (ThriftuneError, OSError) as error:
-                logger.warning("The lease of %s was not given back: %s", self._store.prefix, error)
+        try:
+            store = self._store.without_retries()
+            require_held(store, self.terms)
+            store.put_bytes(self.terms.name, replace(self.terms, is_released=True).written())
+        except (ThriftuneError, OSError) as error:
+            logger.debug("The lease of %s was not given back: %s", self._store.prefix, error)
 
     def _renew(self) -> None:
         while not self._ended.wait(self._periods.renew):
             try:
-                present = _newest(self._store)
-                if present is not None and present.number > self._number:
-                    self._lost_to = present.writer or self._writer
-                    return
-                self._store.put_bytes(*_file(self._number, self._writer))
-            except (ThriftuneError, OSError) as error:  # saving a checkpoint will say so, if it lasts
+                require_held(self._store, self.terms)
+                self._store.put_bytes(self.terms.name, self.terms.written())
+            except LeaseError:
+                return  # whoever writes the next checkpoint finds out, too
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the renewing
                 logger.debug("The lease of %s was not renewed: %s", self._store.prefix, error)
 
 
-def in_force(store: Store, periods: Periods = Periods()) -> Writer | None:
-    """Who is training there, going by the time of the last renewal; None if nobody is.
+def require_held(store: Store, own: Terms) -> None:
+    """Refuse to write where another attempt has taken over. Every node of a job may ask.
 
     Args:
-        store: Prefix of a training's checkpoints.
-        periods: Times.
+        store: Prefix of the training's checkpoints.
+        own: The lease that this attempt took.
+
+    Raises:
+        LeaseError: It is not in force any more.
+        TransientError: The store does not answer.
+    """
+    present = newest(store)
+    if present is None or (present.number, present.token) == (own.number, own.token):  # None: somebody removed it
+        return
+    message = f"{present.writer or 'another attempt'} has taken over, as {own.writer} was not heard of for too long."
+    raise LeaseError.single("checkpoints", store.prefix, message, "It goes on from what is saved here.")
+
+
+def mark_done(store: Store, writer: Writer) -> None:
+    """Write down that the training of an attempt has its result, so that what it saved is no longer needed.
+
+    Args:
+        store: Prefix of the training's checkpoints.
+        writer: The attempt.
 
     Raises:
         TransientError: The store does not answer.
     """
-    held = _newest(store)
-    if held is None or held.is_released or held.writer is None:
-        return None
-    age = datetime.now(UTC) - datetime.fromisoformat(held.renewed)
-    return held.writer if age.total_seconds() < periods.expire else None
+    present = newest(store)
+    if present is not None and present.writer == writer:
+        store.put_bytes(present.name, replace(present, is_released=True, is_done=True).written())
 
 
-def _taken(store: Store, writer: Writer, patience: float, periods: Periods) -> int:
-    """Create the next lease as soon as that is allowed, and return its number."""
-    began = changed = time.monotonic()
-    seen: _Held | None = None
-    while True:
-        held = _newest(store)
-        if held is None or _may_replace(held, writer):
-            number = held.number + 1 if held else 1
-            if store.create(*_file(number, writer)):
-                return number
-            continue
-        now = time.monotonic()
-        if seen is None:
-            logger.info("%s keeps its checkpoints here. Waiting until it has ended.", held.writer)
-        if seen is None or seen.content != held.content:
-            seen, changed = held, now
-        if now - changed >= periods.expire:  # its owner is gone, and was killed before it could say so
-            if store.create(*_file(held.number + 1, writer)):
-                return held.number + 1
-            continue
-        if now - began >= max(patience, periods.expire) + periods.expire:
-            raise _in_use(store, held)
-        time.sleep(periods.poll)
+def newest(store: Store) -> Terms | None:
+    """The lease that is in force, or was the last one; None if there never was one.
 
+    Args:
+        store: Prefix of the training's checkpoints.
 
-def _may_replace(held: _Held, writer: Writer) -> bool:
-    """Whether a lease is nobody's, or of an earlier process of the same execution, which Flyte has ended by now."""
-    if held.is_released or held.writer is None:
-        return True
-    return held.writer.execution == writer.execution and held.writer.attempt <= writer.attempt
-
-
-def _in_use(store: Store, held: _Held) -> LeaseError:
-    message = f"{held.writer} trains the same at this moment (heard of at {held.renewed}), and keeps checkpoints here."
-    remedy = "Wait until it ends: its result is then served from the cache. Or abort it, and start this run again."
-    return LeaseError.single("checkpoints", store.prefix, message, remedy)
-
-
-def _newest(store: Store) -> _Held | None:
+    Raises:
+        TransientError: The store does not answer.
+    """
     names = store.names(layout.LEASES)
     numbers = [number for name in names if (number := layout.number_of(name)) is not None]
     content = store.get_bytes(layout.lease_name(max(numbers))) if numbers else None
-    if content is None:
-        return None
-    number = max(numbers)
-    try:
-        read = json.loads(content)
-        writer, renewed = Writer(str(read["execution"]), int(read["attempt"])), str(read["renewed"])
-        datetime.fromisoformat(renewed)
-        return _Held(number, content, writer, renewed, is_released=bool(read["released"]))
-    except (KeyError, TypeError, ValueError):
-        logger.warning("%s/%s is damaged, and is replaced.", store.prefix, layout.lease_name(number))
-        return _Held(number, content, None, "", is_released=False)
+    return None if content is None else Terms.read(max(numbers), content)
 
 
-def _file(number: int, writer: Writer, *, is_released: bool = False) -> tuple[str, bytes]:
-    """Name and content of a lease's file."""
-    content = {
-        "execution": writer.execution,
-        "attempt": writer.attempt,
-        "renewed": datetime.now(UTC).isoformat(),
-        "released": is_released,
-    }
-    return layout.lease_name(number), json.dumps(content).encode()
+def _taken(store: Store, writer: Writer, patience: float, lingers: bool, periods: Periods) -> Terms:
+    """Create the next lease as soon as that is allowed."""
+    began = changed = time.monotonic()
+    seen: Terms | None = None
+    while True:
+        held, now = newest(store), time.monotonic()
+        if held is None or now - changed >= _wait_for(held, writer, lingers, periods):
+            own = Terms(held.number + 1 if held else 1, writer)
+            if store.create(own.name, own.written()):
+                return own
+        elif now - began >= max(patience, periods.expire) + periods.expire:
+            raise _in_use(store, held)
+        if held != seen:
+            changed = now
+            if seen is None and held is not None:
+                logger.info("%s keeps its checkpoints here. Waiting until it has ended.", held.writer)
+            seen = held
+        time.sleep(min(periods.poll, periods.quiet / 4))
+
+
+def _wait_for(held: Terms, writer: Writer, lingers: bool, periods: Periods) -> float:
+    """Seconds without a change after which a lease may be replaced: 0 if it is nobody's."""
+    if held.is_released or held.writer is None:
+        return 0
+    is_own = held.writer.owner == writer.owner
+    if is_own and held.writer.attempt == writer.attempt:
+        return 0  # workers that are started again; their agent has ended the ones before
+    if is_own and held.writer.attempt < writer.attempt:
+        return periods.quiet if lingers else 0  # else the pod of the attempt before has ended
+    return periods.expire
+
+
+def _in_use(store: Store, held: Terms) -> LeaseError:
+    message = f"{held.writer} trains the same at this moment (heard of at {held.renewed}), and keeps checkpoints here."
+    remedy = "Wait until it ends: its result is then served from the cache. Or abort it, and start this run again."
+    return LeaseError.single("checkpoints", store.prefix, message, remedy)

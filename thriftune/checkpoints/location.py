@@ -9,15 +9,22 @@ class Writer:
     """Who trains, as far as the store is concerned.
 
     Attributes:
-        execution: The execution, whose attempts follow one another.
+        execution: The execution, as a person knows it.
         attempt: Number of the attempt, from 0.
+        node: Which node of the execution it is, as the attempts of one node follow one another; empty if not known.
     """
 
     execution: str
     attempt: int = 0
+    node: str = ""
 
     def __str__(self) -> str:
         return f"execution {self.execution} (attempt {self.attempt + 1})"
+
+    @property
+    def owner(self) -> str:
+        """What all attempts of this node have in common, as the name of a folder."""
+        return f"{self.execution}-{self.node}" if self.node else self.execution
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Checkpoints lie where every attempt and execution of the same training looks for
 there, by a lease.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from thriftune import distributed
-from thriftune.checkpoints import layout, restoring
+from thriftune.checkpoints import changes, layout, restoring
 from thriftune.checkpoints.identity import Comparison, Identity, compare, in_manifest
-from thriftune.checkpoints.lease import Lease
 from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.checkpoints.manifest import Manifest
+from thriftune.checkpoints.ownership import Ownership
 from thriftune.checkpoints.resume_from import OR_ELSE, none_whole
 from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.config import CheckpointConfig
@@ -26,8 +25,6 @@ from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
 
-# What the training changed about itself; the file lies beside the checkpoints.
-_ADJUSTMENTS = "adjustments.json"
 # Key in the manifest of a checkpoint: `Resumed.remarks` of the run that wrote it.
 REMARKS = "remarks"
 # Another key: steps by falling worth; the best one that is in the store is kept even when newer ones exist.
@@ -81,8 +78,7 @@ class Checkpoints:
         self._saver: BackgroundSaver | None = None
         self._restored = True
         self._store = Store(place.here)
-        self._lease: Lease | None = None
-        distributed.from_main(self._take_lease)
+        self._ownership = Ownership(self._store, place)
 
     @property
     def folder(self) -> Path:
@@ -101,12 +97,7 @@ class Checkpoints:
 
     def adjustments(self) -> dict[str, Any]:
         """What this training changed about itself, in any attempt so far. Collective: every rank calls it."""
-
-        def look() -> dict[str, Any]:
-            found: dict[str, Any] = json.loads(self._store.get_bytes(_ADJUSTMENTS) or b"{}")
-            return found
-
-        return distributed.from_main(look)
+        return distributed.from_main(lambda: changes.read(self._store, self._ownership.execution))
 
     def adjust(self, content: dict[str, Any]) -> None:
         """Record what is changed from now on. Several ranks may write the same content.
@@ -114,7 +105,7 @@ class Checkpoints:
         Args:
             content: The changes, as values for JSON.
         """
-        self._store.put_bytes(_ADJUSTMENTS, json.dumps(content, indent=1).encode())
+        changes.write(self._store, self._ownership.execution, content)
 
     def drop_from(self, step: int) -> None:
         """Remove the checkpoints of a step and of later ones, so that nothing resumes from them. Collective.
@@ -150,9 +141,11 @@ class Checkpoints:
                     logger.warning("%s", remark)
                 logger.info("Resuming from step %d%s (%s)", manifest.step, self._of_another(manifest), prefix)
                 self._clear_written()
+                self._ownership.begins_at(manifest.step if prefix == self._store.prefix else 0)
                 return self._resumed(manifest, directory, remarks)
             damages += problems
         self._clear_written()
+        self._ownership.begins_at(0)
         if self._config.resume_from:
             raise distributed.from_main(lambda: none_whole(str(self._config.resume_from), damages))
         return None
@@ -181,6 +174,7 @@ class Checkpoints:
                 nodes=self._rank.nodes,
                 world_size=self._rank.world_size,
                 keep=self._config.keep_checkpoints,
+                require_held=self._ownership.require_held,
             )
         distributed.barrier()  # the saver of each node removes what it left behind before any of them saves
 
@@ -193,14 +187,11 @@ class Checkpoints:
             content: Values for JSON that the manifest gets in addition.
 
         Raises:
-            LeaseError: Another attempt has taken over; raised on global rank 0.
+            LeaseError: Another attempt has taken over.
         """
         distributed.barrier()
-        if self._lease is not None:
-            self._lease.require_held()
         if self._saver is not None:
-            written_by = {_WRITTEN_BY: self._place.writer.execution} if self._place.writer else {}
-            noted = {**in_manifest(self._own), **written_by, **content}
+            noted = {**in_manifest(self._own), _WRITTEN_BY: self._ownership.execution, **content}
             self._saver.save(directory, step, noted, best=content.get(BEST, ()))
 
     def forget_restored(self) -> None:
@@ -228,8 +219,7 @@ class Checkpoints:
 
     def leave(self) -> None:
         """Let another execution go on from here. Not collective: the others may be gone."""
-        if self._lease is not None:
-            self._lease.release()
+        self._ownership.give_back()
 
     def finish(self) -> None:
         """Finish the uploads, and remove everything from this disk."""
@@ -239,14 +229,10 @@ class Checkpoints:
         if self._rank.local_index == 0:
             shutil.rmtree(self._place.scratch, ignore_errors=True)
 
-    def _take_lease(self) -> None:
-        if self._place.writer is not None:
-            self._lease = Lease(self._store, self._place.writer, self.grace_seconds)
-
     def _of_another(self, manifest: Manifest) -> str:
         """Who saved a checkpoint, if that was another execution."""
-        by, writer = manifest.content.get(_WRITTEN_BY), self._place.writer
-        return f", which execution {by} saved" if by and writer and by != writer.execution else ""
+        by = manifest.content.get(_WRITTEN_BY)
+        return f", which execution {by} saved" if by and by != self._ownership.execution else ""
 
     def _resumed(self, manifest: Manifest, directory: Path, remarks: tuple[str, ...]) -> Resumed:
         """A downloaded checkpoint, converted on each node if another number of ranks wrote it."""

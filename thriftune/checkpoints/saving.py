@@ -4,13 +4,13 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thriftune.checkpoints import uploading
-from thriftune.checkpoints.errors import IncompleteError
+from thriftune.checkpoints.errors import IncompleteError, LeaseError
 from thriftune.checkpoints.manifest import Manifest, as_json
 from thriftune.checkpoints.pruning import prune
 from thriftune.errors import ThriftuneError, TransientError, UserError
@@ -51,6 +51,7 @@ class BackgroundSaver:
         nodes: Nodes of the job.
         world_size: Ranks of the job.
         keep: Complete checkpoints to keep in the store, at least 1.
+        require_held: Refuses to write where another attempt has taken over.
         poll_s: Seconds between two looks in the store at what other nodes did.
         give_up_s: Seconds to wait for the other nodes.
 
@@ -73,6 +74,7 @@ class BackgroundSaver:
         nodes: int,
         world_size: int,
         keep: int,
+        require_held: Callable[[], None] = lambda: None,
         poll_s: float = POLL_S,
         give_up_s: float = GIVE_UP_S,
     ) -> None:
@@ -83,6 +85,7 @@ class BackgroundSaver:
         self._store = store
         self._place = uploading.Place(node, nodes, world_size, poll_s, give_up_s)
         self._keep = keep
+        self._require_held = require_held
         self._changed = threading.Condition()
         self._waiting: _Save | None = None
         self._running: _Save | None = None
@@ -107,6 +110,7 @@ class BackgroundSaver:
         Raises:
             TransientError: The last three saves of this node failed; this one was not started.
             UserError: The last three saves failed because the store refused access, so trying again would not help.
+            LeaseError: Another attempt has taken over.
         """
         if not directory.is_dir():
             raise NotADirectoryError(f"{directory}: a checkpoint is a directory.")
@@ -143,7 +147,8 @@ class BackgroundSaver:
         self._thread.join()
 
     def _require_store(self) -> None:
-        if self._in_a_row < FAILURES_IN_A_ROW:
+        is_lost = isinstance(self._last_error, LeaseError)  # none of the next would be saved either
+        if self._in_a_row < FAILURES_IN_A_ROW and not is_lost:
             return
         message = f"The last {self._in_a_row} checkpoints could not be saved: {self.failures[-1]}"
         if isinstance(self._last_error, UserError):
@@ -180,11 +185,13 @@ class BackgroundSaver:
             self._note_success(job, manifest, time.monotonic() - started)
 
     def _upload(self, job: _Save) -> Manifest:
+        self._require_held()  # before anything of an older checkpoint of this step is removed
         with self._changed:
             left_out, self._left_out = self._left_out, []
         for step in left_out:
             uploading.report_problem(self._store, self._place.node, step, "it was skipped for a newer one.")
         uploading.upload_part(self._store, self._place, job.directory, job.step, job.content)
+        self._require_held()  # an upload may have taken long
         finish = uploading.await_manifest if self._place.node else uploading.write_manifest
         return finish(self._store, self._place, job.step)
 
@@ -205,12 +212,14 @@ class BackgroundSaver:
         if not isinstance(error, IncompleteError):  # that is a failure of another node, which counts it itself
             self._in_a_row += 1
             self._last_error = error
-        uploading.report_problem(self._store, self._place.node, job.step, f"it failed ({error})")
+        if not isinstance(error, LeaseError):  # the others' checkpoints are not this attempt's any more
+            uploading.report_problem(self._store, self._place.node, job.step, f"it failed ({error})")
         if job.directory != self._kept:
             self._delete(job.directory)
 
     def _prune(self, step: int, best: Sequence[int]) -> None:
         try:
+            self._require_held()
             for removed in prune(self._store, step, self._keep, best):
                 logger.debug("Removed %s.", removed)
         except (ThriftuneError, OSError) as error:
