@@ -8,6 +8,17 @@ from typing import Any
 from thriftune.redaction import redacted
 
 _PLAIN = logging.Formatter()
+# flytekit's level in a pod until `configure` is called. The first process of a pod has none of this code: it downloads
+# it, and then ends with an error about its own connection (fsspec/s3fs#943). What goes wrong in it is raised, not
+# logged. None of logging's own levels, so that a level that a person asks for stays.
+UNTIL_CONFIGURED = logging.ERROR + 5
+# What flytekit 1.16 says of runs in which nothing is wrong.
+_SAID_FOR_NOTHING = (
+    # There is no form field for a list inside a section; such keys come from the YAML file.
+    "cannot be converted to a literal type",
+    # The Elastic plugin ends the task so on all nodes but the first, which has the results (flyteorg/flytekit#1603).
+    "User-scoped IgnoreOutputs received! Outputs.pb will not be uploaded.",
+)
 
 
 def configure() -> None:
@@ -28,8 +39,12 @@ def configure() -> None:
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"(torch|transformers|peft|accelerate|bitsandbytes)\."
     )
-    # Says that flytekit has no form field for a list inside a section; such keys come from the YAML file.
-    logging.getLogger("flytekit").addFilter(lambda record: "cannot be converted to a literal type" not in record.msg)
+    # Says that optimizers are not paged where no GPU is (bitsandbytes-foundation/bitsandbytes#1901).
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
+    flytekit = logging.getLogger("flytekit")
+    flytekit.addFilter(_is_about_the_run)
+    if flytekit.level == UNTIL_CONFIGURED:
+        flytekit.setLevel(logging.WARNING)
     # Says that the model's configuration got the special tokens of the tokenizer that is saved with it.
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     # accelerate does not see that the Trainer passes the accumulation to DeepSpeed, and warns in every run.
@@ -37,6 +52,10 @@ def configure() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Says that it found no faster kernel for 4-bit products on the CPU; the numbers here are measured with its own.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def _is_about_the_run(record: logging.LogRecord) -> bool:
+    return not any(text in str(record.msg) for text in _SAID_FOR_NOTHING)
 
 
 def _record_without_secrets(*args: Any, **kwargs: Any) -> logging.LogRecord:
