@@ -75,6 +75,8 @@ def _problem(field: str, names: list[str], detail: ErrorDetails, model: type[Bas
         return Problem(field, _shown(detail["input"]), "is not a key.", remedy)
     if detail["type"] == "missing":
         return Problem(field, "", "is missing.", f"Add it: {_description(model, names)}")
+    if detail["type"] == "model_type":
+        return Problem(field, _shown(detail["input"]), "is no mapping of keys to values.", _description(model, names))
     remedy = f"{_as_yaml(names[-1], detail)}{_description(model, names)}" if names else _description(model, names)
     message = detail["msg"][0].lower() + detail["msg"][1:] + "."
     return Problem(field, _shown(detail["input"]), message, remedy)
