@@ -132,7 +132,7 @@ def use_in_pyflyte() -> None:
     and prints no source of what a user did wrong.
     """
     click_types, run, utils = (
-        sys.modules.get(f"{name}") for name in (_CLICK_TYPES, f"{_COMMANDS}.run", f"{_COMMANDS}.utils")
+        sys.modules.get(name) for name in (_CLICK_TYPES, f"{_COMMANDS}.run", f"{_COMMANDS}.utils")
     )
     if click_types is not None and not hasattr(click_types.JsonParamType.convert, "__wrapped__"):
         click_types.JsonParamType.convert = _converting(click_types.JsonParamType.convert)
@@ -149,11 +149,10 @@ def _converting(convert: Callable[..., Any]) -> Callable[..., Any]:
     def converted(kind: Any, value: Any, param: Any, ctx: Any) -> Any:
         if not isinstance(value, str):
             return convert(kind, value, param, ctx)
-        content = read(value, f"--{param.name}" if param else "--config")
         try:
-            return convert(kind, content, param, ctx)
+            return convert(kind, read(value, f"--{param.name}" if param else "--config"), param, ctx)
         except ConfigError as error:
-            if os.path.isfile(value):
+            if os.path.isfile(value) and value not in str(error):
                 error.add_note(f"The file is {value}.")
             raise
 

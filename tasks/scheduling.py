@@ -63,8 +63,8 @@ def run_file(setting: str, workflow: str) -> RunConfig:
 def as_default(run: RunConfig) -> Promise:
     """A run as the default of an input, as what Flyte's console sends too.
 
-    `pyflyte run remote-launchplan` fails on a default in flytekit's own encoding, whose text it encodes once more
-    (flytekit 1.16, clis/sdk_in_container/run.py, to_click_option).
+    `pyflyte run remote-launchplan` fails on a default in flytekit's own encoding: it makes a text of it, and then wants
+    to encode that as a section (flytekit 1.16, `to_click_option`).
 
     Args:
         run: The run.

@@ -12,6 +12,7 @@ import pytest
 from flyteidl.core.execution_pb2 import WorkflowExecution
 
 from cluster.control_plane import ControlPlane
+from cluster.noise import noise
 from cluster.records import Run
 
 PYFLYTE = Path(sys.executable).parent / "pyflyte"
@@ -57,8 +58,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture(scope="module")
-def pyflyte(cluster: ControlPlane) -> Pyflyte:
-    """The command line, configured for the cluster, with a catalogue of CPU nodes in the bucket."""
+def pyflyte(cluster: ControlPlane) -> Iterator[Pyflyte]:
+    """The command line, configured for the cluster, with a catalogue of CPU nodes in the bucket.
+
+    At the end, what it printed and the logs of all pods are looked at: nothing may be said for nothing.
+    """
+    printed: list[str] = []
     catalogue = cluster.store.put(cluster.store.uri("catalogue.yaml"), CATALOGUE.encode())
     usual = {"THRIFTUNE_CATALOGUE": catalogue, "THRIFTUNE_PREPARE_CPU": "1", "COLUMNS": "200", "HF_TOKEN": ""}
     environment = {**os.environ, **usual, **cluster.client}
@@ -75,6 +80,9 @@ def pyflyte(cluster: ControlPlane) -> Pyflyte:
             newest = list(cluster.runs)[-1:]
             logs = "".join(cluster.pods.log(name) for name in newest)
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + logs[-8000:]
+        if done.returncode == 0:  # else it printed what went wrong
+            printed.append(done.stdout + done.stderr)
         return done
 
-    return run
+    yield run
+    assert noise(cluster, printed) == []

@@ -12,9 +12,12 @@ from typing import Any
 
 import msgpack
 import pytest
+import yaml
 from flyteidl.admin.launch_plan_pb2 import LaunchPlanSpec
 from flyteidl.core.catalog_pb2 import CACHE_DISABLED, CACHE_HIT, CACHE_POPULATED
 from flyteidl.core.literals_pb2 import LiteralMap
+from flytekit.configuration import Config
+from flytekit.remote import FlyteRemote
 from google.protobuf.json_format import MessageToDict
 from test_readme import REGISTERING
 from test_workflows import FULL, QLORA, only, pyflyte_run, write_config
@@ -213,15 +216,21 @@ def test_a_run_has_one_set_of_pods_on_the_plan_s_nodes(full_run, qlora_run):
     assert on_the_plan_s_nodes(qlora_run[0]) == {"train_in_one_process"}
 
 
-def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluster, pyflyte, qlora_run):
-    """Registered and activated with the README's own commands."""
-    first, config = qlora_run
-    results = cluster.store.uri("nightly")
-    settings = {**SECRETS, "THRIFTUNE_NIGHTLY_CONFIG": str(config), "THRIFTUNE_RAW_OUTPUT": results}
+@pytest.fixture(scope="module")
+def results(cluster: ControlPlane, pyflyte: Pyflyte, qlora_run: tuple[Run, Path]) -> str:
+    """Where launch plans write that are registered and activated with the README's own commands."""
+    _, config = qlora_run
+    place = cluster.store.uri("nightly")
+    settings = {**SECRETS, "THRIFTUNE_NIGHTLY_CONFIG": str(config), "THRIFTUNE_RAW_OUTPUT": place}
     register, activate = (shlex.split(command)[1:] for command in REGISTERING)
     pyflyte(*register, settings=settings)
     assert not cluster.registry.active_plans()
     pyflyte(*activate)
+    return place
+
+
+def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluster, qlora_run, results):
+    first, _ = qlora_run
     (plan,) = cluster.registry.active_plans()
     assert one_at_a_time(plan.spec)
     run = done(cluster, cluster.fire("nightly_qlora"))
@@ -234,6 +243,42 @@ def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluste
 
 def one_at_a_time(spec: LaunchPlanSpec) -> bool:
     return bool(spec.concurrency_policy.max == 1)
+
+
+BY_HAND = ("run", "--wait", "--poll-interval", "1", "remote-launchplan", "nightly_qlora", "--config")
+
+
+def test_a_launch_plan_is_started_by_hand_with_another_run(cluster, pyflyte, qlora_run, results, tmp_path):
+    """From a folder with nothing of ours. The model is not there, so that the first two tasks are all that it costs."""
+    _, config = qlora_run
+    run = yaml.safe_load(config.read_text())
+    run["model"]["source"] = gone = cluster.store.uri("models", "gone")
+    file = tmp_path / "my-run.yaml"
+    file.write_text(yaml.safe_dump(run))
+    said = pyflyte(*BY_HAND, str(file), cwd=tmp_path, check=False).stdout
+    started = list(cluster.runs.values())[-1]
+    assert msgpack.unpackb(started.inputs.literals["config"].scalar.binary.value) == run
+    assert f"model.source = {gone}: holds no files." in said
+    assert attempts_of(started) == {"pin": 1, "plan": 1}
+    assert started.execution.spec.launch_plan.name == "nightly_qlora"
+
+
+def test_a_wrong_key_that_no_client_knows_is_named_by_the_first_task(cluster, pyflyte, qlora_run, results, tmp_path):
+    file = tmp_path / "my-run.yaml"
+    file.write_text(qlora_run[1].read_text() + "\ntrainings: {epochs: 2}\n")
+    said = pyflyte(*BY_HAND, str(file), cwd=tmp_path, check=False).stdout
+    assert "trainings = {'epochs': 2}: is not a key. Did you mean 'training'?" in said
+    assert "msgpack" not in said
+    assert attempts_of(list(cluster.runs.values())[-1]) == {"pin": 1}
+
+
+def test_flyte_remote_starts_a_dict(cluster, qlora_run, results):
+    remote = FlyteRemote(Config.auto(config_file=str(cluster.config)), "flytesnacks", "development")
+    run = yaml.safe_load(qlora_run[1].read_text())
+    planning = remote.fetch_launch_plan(name="workflows.plan.plan")
+    execution = remote.execute(planning, inputs={"config": run})
+    planned = json.loads(done(cluster, execution.id.name).outputs.literals["o0"].scalar.primitive.string_value)
+    assert (planned["name"], planned["method"], planned["micro_batch"]) == ("tiny", "qlora", 2)
 
 
 def test_no_token_is_in_anything_that_a_run_makes(qlora_run, cluster):

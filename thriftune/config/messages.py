@@ -136,7 +136,7 @@ def _model_at(model: type[BaseModel], names: list[str]) -> type[BaseModel] | Non
 def _description(model: type[BaseModel], names: list[str]) -> str:
     parent = _model_at(model, names[:-1])
     if not names or parent is None or names[-1] not in parent.model_fields:
-        return "See thriftune/config/schema.py for the keys."
+        return "docs/configuration.md lists the keys."
     section = _model_at(model, names)
     text = parent.model_fields[names[-1]].description or (section.__doc__ if section else None) or ""
     return " ".join(text.split())
