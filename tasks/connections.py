@@ -19,11 +19,11 @@ _LONGEST_S = 5.0
 class ClosesConnections:
     """Mixin for a task class: closes what flytekit opened in a process that runs a task, when the process ends."""
 
-    def execute(self, **kwargs: Any) -> Any:
-        """Run the task."""
+    def dispatch_execute(self, ctx: Any, input_literal_map: Any) -> Any:
+        """Run the task, whose inputs may be refused."""
         _close_at_the_end()
         above: Any = super()
-        return above.execute(**kwargs)
+        return above.dispatch_execute(ctx, input_literal_map)
 
 
 @functools.cache
