@@ -210,8 +210,19 @@ def test_flytekit_speaks_in_a_pod_as_soon_as_our_code_is_there(monkeypatch, aske
     assert POD_ENVIRONMENT["FLYTE_SDK_LOGGING_LEVEL"] == str(log.UNTIL_CONFIGURED)
 
 
-def test_of_flytekit_only_what_is_about_the_run_is_logged():
-    flytekit = logging.getLogger("flytekit")
-    said = ["User-scoped IgnoreOutputs received! Outputs.pb will not be uploaded. reason !!", "the store is slow"]
-    records = [logging.LogRecord("flytekit", logging.WARNING, "", 0, text, (), None) for text in said]
-    assert [bool(flytekit.filter(record)) for record in records] == [False, True]
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("flytekit", "User-scoped IgnoreOutputs received! Outputs.pb will not be uploaded. reason !!"),
+        (
+            "transformers.trainer_utils",
+            "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config.",
+        ),
+        ("accelerate.accelerator", "Gradient accumulation steps mismatch: GradientAccumulationPlugin has 1, Deep"),
+    ],
+)
+def test_what_a_library_says_of_every_run_is_left_out_and_nothing_else_of_it(name, text):
+    library = logging.getLogger(name)
+    records = [logging.LogRecord(name, logging.WARNING, "", 0, said, (), None) for said in (text, "the disk is slow")]
+    assert [bool(library.filter(record)) for record in records] == [False, True]
+    assert library.isEnabledFor(logging.WARNING)
