@@ -64,7 +64,7 @@ def as_default(run: RunConfig) -> Promise:
     """A run as the default of an input, as what Flyte's console sends too.
 
     `pyflyte run remote-launchplan` fails on a default in flytekit's own encoding: it makes a text of it, and then wants
-    to encode that as a section (flytekit 1.16, `to_click_option`).
+    to encode that as a section (flytekit 1.16).
 
     Args:
         run: The run.
