@@ -96,9 +96,10 @@ def read(given: str, option: str) -> Any:
             with open(given, encoding="utf-8") as stream:
                 is_yaml = given.endswith((".yaml", ".yml"))
                 content = load(stream) if is_yaml else _from_json(stream.read(), option, given)
-        except OSError as error:
-            message = f"cannot be read: {error.strerror}."
-            raise ConfigError.single(option, given, message, "Name a file that you may read.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            remedy = "Name a text file that you may read."
+            raise ConfigError.single(option, given, f"cannot be read: {why}.", remedy) from error
     elif given.lstrip().startswith(("{", "[")):
         content = _from_json(given, option, f"{given[:_LONGEST_SHOWN]}...")
     else:

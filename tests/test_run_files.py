@@ -151,6 +151,8 @@ WRONG = {
     "a text": ("run.yaml", "full", "run.yaml: has no keys; all of it is 'full'."),
     "no file": ("run.yaml", None, "run.yaml: is not a file. Check the path"),
     "another suffix": ("run.txt", text_of(), "run.txt: is not JSON: "),
+    "JSON that is no UTF-8": ("run.json", b"{\xff}", "run.json: cannot be read: it is not UTF-8."),
+    "JSON with an error": ("run.json", '{"name": }', "run.json: is not JSON: "),
     "a folder": (".", None, ": is not a file."),
 }
 PLAN = ("workflows/plan.py", "plan", "--config")
