@@ -31,14 +31,16 @@ nodes:
 """
 
 
-def done(cluster: ControlPlane, name: str | None = None) -> Run:
-    """An execution that succeeded, the newest if none is named; waits for its end."""
+def done(cluster: ControlPlane, name: str | None = None, *, succeeded: bool = True) -> Run:
+    """An execution that succeeded (or did not), the newest if none is named; waits for its end."""
     run = cluster.runs[name or list(cluster.runs)[-1]]
     end = time.monotonic() + _LONGEST_RUN
     while run.execution.closure.phase == WorkflowExecution.RUNNING and time.monotonic() < end:
         time.sleep(0.2)
     closure = run.execution.closure
-    assert closure.phase == WorkflowExecution.SUCCEEDED, f"{closure.error}{cluster.pods.log(run.name)[-8000:]}"
+    assert (closure.phase == WorkflowExecution.SUCCEEDED) == succeeded, (
+        f"{closure.error}{cluster.pods.log(run.name)[-8000:]}"
+    )
     return run
 
 

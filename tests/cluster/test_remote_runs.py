@@ -245,40 +245,35 @@ def one_at_a_time(spec: LaunchPlanSpec) -> bool:
     return bool(spec.concurrency_policy.max == 1)
 
 
-BY_HAND = ("run", "--wait", "--poll-interval", "1", "remote-launchplan", "nightly_qlora", "--config")
-
-
 def test_a_launch_plan_is_started_by_hand_with_another_run(cluster, pyflyte, qlora_run, results, tmp_path):
     """From a folder with nothing of ours. The model is not there, so that the first two tasks are all that it costs."""
-    _, config = qlora_run
-    run = yaml.safe_load(config.read_text())
+    run = yaml.safe_load(qlora_run[1].read_text())
     run["model"]["source"] = gone = cluster.store.uri("models", "gone")
     file = tmp_path / "my-run.yaml"
     file.write_text(yaml.safe_dump(run))
-    said = pyflyte(*BY_HAND, str(file), cwd=tmp_path, check=False).stdout
+    by_hand = ("run", "--wait", "--poll-interval", "1", "remote-launchplan", "nightly_qlora", "--config", str(file))
+    said = pyflyte(*by_hand, cwd=tmp_path, check=False).stdout
     started = list(cluster.runs.values())[-1]
-    assert msgpack.unpackb(started.inputs.literals["config"].scalar.binary.value) == run
-    assert f"model.source = {gone}: holds no files." in said
-    assert attempts_of(started) == {"pin": 1, "plan": 1}
     assert started.execution.spec.launch_plan.name == "nightly_qlora"
+    assert given_to(started) == run
+    assert attempts_of(started) == {"pin": 1, "plan": 1}
+    assert f"model.source = {gone}: holds no files." in said
 
 
-def test_a_wrong_key_that_no_client_knows_is_named_by_the_first_task(cluster, pyflyte, qlora_run, results, tmp_path):
-    file = tmp_path / "my-run.yaml"
-    file.write_text(qlora_run[1].read_text() + "\ntrainings: {epochs: 2}\n")
-    said = pyflyte(*BY_HAND, str(file), cwd=tmp_path, check=False).stdout
-    assert "trainings = {'epochs': 2}: is not a key. Did you mean 'training'?" in said
-    assert "msgpack" not in said
-    assert attempts_of(list(cluster.runs.values())[-1]) == {"pin": 1}
-
-
-def test_flyte_remote_starts_a_dict(cluster, qlora_run, results):
+def test_a_dict_is_started_and_a_key_that_no_client_knows_is_named_by_the_first_task(cluster, qlora_run, results):
+    run = {**yaml.safe_load(qlora_run[1].read_text()), "trainings": {"epochs": 2}}
     remote = FlyteRemote(Config.auto(config_file=str(cluster.config)), "flytesnacks", "development")
-    run = yaml.safe_load(qlora_run[1].read_text())
-    planning = remote.fetch_launch_plan(name="workflows.plan.plan")
-    execution = remote.execute(planning, inputs={"config": run})
-    planned = json.loads(done(cluster, execution.id.name).outputs.literals["o0"].scalar.primitive.string_value)
-    assert (planned["name"], planned["method"], planned["micro_batch"]) == ("tiny", "qlora", 2)
+    started = remote.execute(remote.fetch_launch_plan(name="nightly_qlora"), inputs={"config": run})
+    ended = done(cluster, started.id.name, succeeded=False)
+    assert given_to(ended) == run
+    assert attempts_of(ended) == {"pin": 1}
+    message = ended.execution.closure.error.message
+    assert "trainings = {'epochs': 2}: is not a key. Did you mean 'training'?" in message
+    assert "msgpack" not in message, "all of the run stands before it"
+
+
+def given_to(run: Run) -> dict[str, Any]:
+    return msgpack.unpackb(run.inputs.literals["config"].scalar.binary.value)
 
 
 def test_no_token_is_in_anything_that_a_run_makes(qlora_run, cluster):
