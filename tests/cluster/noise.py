@@ -36,14 +36,15 @@ def noise(cluster: ControlPlane, printed: Iterable[str]) -> list[str]:
         cluster: The logs of all its pods are looked at.
         printed: What command lines printed that did what they were asked for.
     """
-    found = [line for text in printed for line in _loud(text)]
+    found = [line for text in printed for line in loud(text)]
     for log, failed in _logs(cluster):
-        lines = _loud(log.read_text(errors="replace"))
+        lines = loud(log.read_text(errors="replace"))
         found += [f"{log.name}: {line}" for line in lines if not (failed and _ABOUT_A_FAILURE.search(line))]
     return found
 
 
-def _loud(text: str) -> list[str]:
+def loud(text: str) -> list[str]:
+    """The lines of a log that are warnings or errors, and not about the runs of these tests."""
     return [line for line in text.splitlines() if _LOUD.search(line) and not _ABOUT_THE_RUN.search(line)]
 
 
