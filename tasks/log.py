@@ -20,6 +20,8 @@ _SAID_FOR_NOTHING = {
         # The Elastic plugin ends a task so on all nodes but the first, with the results (flyteorg/flytekit#1603).
         "User-scoped IgnoreOutputs received! Outputs.pb will not be uploaded.",
     ),
+    # The node that holds the store of a job that is done has ended before the others left it (kubeflow/trainer#2041).
+    "torch.distributed.elastic.rendezvous.dynamic_rendezvous": ("has failed to shutdown the rendezvous",),
     # The model's configuration got the special tokens of the tokenizer that is saved with it (huggingface/trl#7093).
     "transformers.trainer_utils": ("The tokenizer has new PAD/BOS/EOS tokens that differ from the model config",),
     # accelerate does not see that the Trainer passes the accumulation to DeepSpeed (huggingface/accelerate#3632).

@@ -218,6 +218,10 @@ def test_flytekit_speaks_in_a_pod_as_soon_as_our_code_is_there(monkeypatch, aske
             "transformers.trainer_utils",
             "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config.",
         ),
+        (
+            "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
+            "The node 'a' has failed to shutdown the rendezvous 'b' due to an error of type RendezvousConnectionError.",
+        ),
         ("accelerate.accelerator", "Gradient accumulation steps mismatch: GradientAccumulationPlugin has 1, Deep"),
     ],
 )

@@ -22,9 +22,14 @@ _ABOUT_THE_RUN = re.compile(
     r"|A checkpoint cannot be used: .* its upload was never finished"
     r"|The plan cannot be served from the cache"
     r"|.* may not be read, and is made anew)"
+    # The same as tasks/log.py leaves out of torch's Python, by its C++, which no filter reaches: a node found the store
+    # of its job, which was done, gone with the node that held it.
+    r"|TCPStore\.cpp:\d+\] \[c10d\] recvValueWithTimeout failed on SocketImpl"
 )
-# What flytekit and torch say of an attempt that failed.
-_ABOUT_A_FAILURE = re.compile(r'"name": "flytekit", "levelname": "ERROR"')
+# What flytekit and torch say of an attempt that failed, also on the nodes that did not cause it.
+_ABOUT_A_FAILURE = re.compile(
+    r'"name": "flytekit", "levelname": "ERROR"|^\[?\w*\]?:?[WEF]\d{4} \d\d:|^ *Traceback \(most recent'
+)
 # Of somebody's project that has none of our code (tests/cluster/example).
 _NOT_OURS = "example."
 
