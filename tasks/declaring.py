@@ -17,7 +17,8 @@ from pod_templates import (
     with_scratch,
     with_shared_memory,
 )
-from tasks import log, run_files, type_descriptions
+from tasks import type_descriptions
+from tasks.connections import ClosesConnections
 from tasks.failures import ExplainsErrors
 from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
@@ -27,8 +28,6 @@ from thriftune import artifacts
 from thriftune.data.prepare import PREPARATION
 from thriftune.planning import catalogue
 
-log.configure()
-run_files.use_in_pyflyte()
 type_descriptions.remember()
 
 # Increase a version when the task makes something else from the same inputs.
@@ -45,7 +44,7 @@ class OnImage:
     """The configuration of an ordinary task whose image is checked."""
 
 
-class OnImageTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, PythonFunctionTask[OnImage]):
+class OnImageTask(EndsWhenInterrupted, RequiresImage, ClosesConnections, ExplainsErrors, PythonFunctionTask[OnImage]):
     """An ordinary task, or a dynamic workflow."""
 
 

@@ -30,6 +30,7 @@ from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
 
 from tasks import checkpoints, interruption, pod_check, settings
+from tasks.connections import ClosesConnections
 from tasks.failures import ExplainsErrors
 from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
@@ -66,7 +67,9 @@ class _WorkerSpokeError(Exception):
     """A worker told its agent why the attempt has to end."""
 
 
-class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, PytorchElasticFunctionTask):
+class PlannedElasticTask(
+    EndsWhenInterrupted, RequiresImage, ClosesConnections, ExplainsErrors, PytorchElasticFunctionTask
+):
     """Runs the task function in as many worker processes as its plan says."""
 
     def __init__(self, task_config: Elastic, task_function: Callable[..., Any], **kwargs: Any) -> None:

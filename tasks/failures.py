@@ -1,6 +1,7 @@
 """Errors that leave a task: without secrets, and with the path if a disk is full or not writable."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 from flytekit.exceptions.base import FlyteException
 from flytekit.exceptions.user import FlyteRecoverableException
 
-from tasks import local_run
+from tasks import local_run, run_files
 from thriftune.disk import writing_to
-from thriftune.errors import TransientError, UserError, without_secrets
+from thriftune.errors import ConfigError, TransientError, UserError, without_secrets
 from thriftune.redaction import redacted
 
 logger = logging.getLogger("thriftune.tasks.failures")
@@ -74,7 +75,7 @@ class ExplainsErrors:
 
         Raises:
             SystemExit: In `pyflyte run`, of an error that says what to do: pyflyte would print sixty lines of traceback
-                above it.
+                above it. Its status is 2 if the run file has to be changed, as for one that cannot be read.
         """
         above: Any = super()
         try:
@@ -82,7 +83,19 @@ class ExplainsErrors:
         except (UserError, FlyteRecoverableException) as error:
             if not local_run.is_ours() or error.__cause__ is not None:
                 raise
-            raise SystemExit(f"{type(error).__name__}: {error}") from None
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            raise SystemExit(run_files.USAGE if isinstance(error, ConfigError) else 1) from None
+
+    def _literal_map_to_python_input(self, literal_map: Any, ctx: Any) -> Any:
+        """The inputs as values. Of a run that is refused here, flytekit would print all of its content first."""
+        above: Any = super()
+        with explained(str(getattr(self, "name", "a task"))):
+            try:
+                return above._literal_map_to_python_input(literal_map, ctx)  # noqa: SLF001
+            except Exception as error:
+                if isinstance(error.__context__, UserError):
+                    raise error.__context__ from None
+                raise
 
     def execute(self, **kwargs: Any) -> Any:
         """Run the task."""

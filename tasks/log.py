@@ -8,6 +8,28 @@ from typing import Any
 from thriftune.redaction import redacted
 
 _PLAIN = logging.Formatter()
+# flytekit's level in a pod until `configure` is called. The first process of a pod has none of this code: it downloads
+# it, and then ends with an error about its own connection (fsspec/s3fs#943). What goes wrong in it is raised, not
+# logged. None of logging's own levels, so that a level that a person asks for stays.
+UNTIL_CONFIGURED = logging.ERROR + 5
+# What libraries say of runs in which nothing is wrong, by their loggers.
+_SAID_FOR_NOTHING = {
+    "flytekit": (
+        # There is no form field for a list inside a section; such keys come from the YAML file.
+        "cannot be converted to a literal type",
+        # The Elastic plugin ends a task so on all nodes but the first, with the results (flyteorg/flytekit#1603).
+        "User-scoped IgnoreOutputs received! Outputs.pb will not be uploaded.",
+    ),
+    # The node that holds the store of a job that is done has ended before the others left it (kubeflow/trainer#2041).
+    "torch.distributed.elastic.rendezvous.dynamic_rendezvous": ("has failed to shutdown the rendezvous",),
+    # The model's configuration got the special tokens of the tokenizer that is saved with it (huggingface/trl#7093).
+    "transformers.trainer_utils": ("The tokenizer has new PAD/BOS/EOS tokens that differ from the model config",),
+    # accelerate does not see that the Trainer passes the accumulation to DeepSpeed (huggingface/accelerate#3632).
+    "accelerate.accelerator": ("Gradient accumulation steps mismatch: GradientAccumulationPlugin has",),
+    # There is no faster kernel for 4-bit products on the CPU; the numbers here are measured with its own
+    # (bitsandbytes-foundation/bitsandbytes#2064).
+    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward from kernels-community",),
+}
 
 
 def configure() -> None:
@@ -28,15 +50,17 @@ def configure() -> None:
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"(torch|transformers|peft|accelerate|bitsandbytes)\."
     )
-    # Says that flytekit has no form field for a list inside a section; such keys come from the YAML file.
-    logging.getLogger("flytekit").addFilter(lambda record: "cannot be converted to a literal type" not in record.msg)
-    # Says that the model's configuration got the special tokens of the tokenizer that is saved with it.
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
-    # accelerate does not see that the Trainer passes the accumulation to DeepSpeed, and warns in every run.
-    logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Says that it found no faster kernel for 4-bit products on the CPU; the numbers here are measured with its own.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # Says that optimizers are not paged where no GPU is (bitsandbytes-foundation/bitsandbytes#1901).
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
+    for name in _SAID_FOR_NOTHING:
+        logging.getLogger(name).addFilter(_is_about_the_run)
+    flytekit = logging.getLogger("flytekit")
+    if flytekit.level == UNTIL_CONFIGURED:
+        flytekit.setLevel(logging.WARNING)
+
+
+def _is_about_the_run(record: logging.LogRecord) -> bool:
+    return not any(text in str(record.msg) for text in _SAID_FOR_NOTHING.get(record.name, ()))
 
 
 def _record_without_secrets(*args: Any, **kwargs: Any) -> logging.LogRecord:

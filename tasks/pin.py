@@ -1,4 +1,4 @@
-"""The first task of a run: a digest of the present content behind its URLs and paths, so that plans can be cached."""
+"""The first task of a run: a digest of it and of the present content behind its URLs, so that plans can be cached."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger("thriftune.tasks.pin")
 
 @task(**marking_registration(hub_task()))
 def pin(config: RunConfig) -> str:
-    """Make a digest of what a plan depends on besides the run: model, catalogue, deepspeed_configs/ and this release.
+    """Make a digest of what a plan depends on: the run, its model, the catalogue, deepspeed_configs/ and this release.
 
     Args:
         config: The run.
@@ -37,4 +37,5 @@ def pin(config: RunConfig) -> str:
     except ThriftuneError as error:
         logger.warning("The plan cannot be served from the cache: %s", error)
         return uuid.uuid4().hex
-    return artifacts.key_of(model, prices, settings_there, thriftune.__version__)
+    # Of the run as it was read: a file, a dict and Flyte's console send the same run in different encodings.
+    return artifacts.key_of(config.model_dump_json(), model, prices, settings_there, thriftune.__version__)

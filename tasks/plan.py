@@ -15,7 +15,7 @@ from thriftune.training_plan import TrainingPlan
 logger = logging.getLogger("thriftune.tasks.plan")
 
 
-@task(**hub_task(), cache=cache(PLAN_CACHE), enable_deck=True, deck_fields=())
+@task(**hub_task(), cache=cache(PLAN_CACHE, "config"), enable_deck=True, deck_fields=())
 def plan(
     config: RunConfig,
     workflow: str,
@@ -27,7 +27,7 @@ def plan(
     Args:
         config: The run.
         workflow: Name of the workflow that asks, which may run only some methods.
-        pinned: The digest that `pin` made of what the plan depends on.
+        pinned: The digest that `pin` made of the run and of all else that the plan depends on.
         has_table: Whether the workflow has a table as input.
 
     Returns:

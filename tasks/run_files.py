@@ -1,19 +1,28 @@
-"""Read run files: a date in one is text, duplicate keys are errors, and its expanded size is limited."""
+"""Read run files: a date in one is text, duplicate keys are errors, and its expanded size is limited.
 
+`pyflyte run` reads them with this module, and says what is wrong with one in our words and nothing else.
+"""
+
+import functools
 import json
+import os
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import IO, Any
 
 import yaml
 
 from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
-from thriftune.errors import ConfigError
+from thriftune.errors import ConfigError, UserError
 from thriftune.limits import TOO_DEEP, is_too_deep
 
 _CLICK_TYPES = "flytekit.interaction.click_types"
-_RUN = "flytekit.clis.sdk_in_container.run"
+_COMMANDS = "flytekit.clis.sdk_in_container"
+# What programs exit with that were called wrongly, also click's.
+USAGE = 2
 _REMEDY = "Write out the values of one run; configs/ has examples."
+_LONGEST_SHOWN = 80
 
 
 class _Loader(BoundedLoader):
@@ -56,6 +65,10 @@ def load(stream: str | IO[str]) -> Any:
         raise ConfigError.single("--config", place, "is not UTF-8.", remedy) from error
     except TooMuchYamlError as error:
         raise ConfigError.single("--config", place, f"{error}.", _REMEDY) from error
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        message = f"is not YAML{line}: {error.problem or error.context}."
+        raise ConfigError.single("--config", place, message, "Repair it there.") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError.single("--config", place, f"is not YAML: {error}.", "Repair it there.") from error
 
@@ -68,36 +81,98 @@ def _load_inputs(text: str) -> Any:
         raise ConfigError.single("--inputs-file", "", f"{error}.", _REMEDY) from error
 
 
-def _load_json(text: str) -> Any:
-    """Read JSON that was given instead of a run file.
+def read(given: str, option: str) -> Any:
+    """Read what a person gave to an option: a file, or JSON.
 
     Args:
-        text: The JSON.
+        given: Path of a YAML or JSON file, or the JSON itself.
+        option: The option, as it is typed.
 
     Raises:
-        ConfigError: It is nested too deep to be copied or compared.
+        ConfigError: It is neither, cannot be read, or is a single value.
     """
+    if os.path.isfile(given):
+        try:
+            with open(given, encoding="utf-8") as stream:
+                is_yaml = given.endswith((".yaml", ".yml"))
+                content = load(stream) if is_yaml else _from_json(stream.read(), option, given)
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            remedy = "Name a text file that you may read."
+            raise ConfigError.single(option, given, f"cannot be read: {why}.", remedy) from error
+    elif given.lstrip().startswith(("{", "[")):
+        content = _from_json(given, option, f"{given[:_LONGEST_SHOWN]}...")
+    else:
+        raise ConfigError.single(option, given, "is not a file.", "Check the path; it begins in the present folder.")
+    if isinstance(content, dict | list):
+        return content
+    message = "is empty." if content is None else f"has no keys; all of it is {str(content)[:_LONGEST_SHOWN]!r}."
+    raise ConfigError.single(option, given, message, _REMEDY)
+
+
+def _from_json(text: str, option: str, place: str) -> Any:
     try:
         value = json.loads(text)
     except RecursionError:
         value = None
+    except ValueError as error:
+        remedy = "Repair it there; a file with YAML is called .yaml or .yml."
+        raise ConfigError.single(option, place, f"is not JSON: {error}.", remedy) from error
     else:
-        if not is_too_deep(value):
+        if not is_too_deep(value):  # it could not be copied or compared
             return value
-    raise ConfigError.single("--config", f"{text[:40]}...", f"is {TOO_DEEP}.", _REMEDY)
+    raise ConfigError.single(option, place, f"is {TOO_DEEP}.", _REMEDY)
 
 
 def use_in_pyflyte() -> None:
-    """Make `pyflyte run` read run files with this module, if it is the running program.
+    """Make `pyflyte run` read run files with this module, if it is the running program, and refuse wrong ones shortly.
 
     flytekit 1.16 reads YAML and converts it to JSON before any other code sees it (JsonParamType): a date makes it fail
-    with "Object of type date is not JSON serializable", and aliases of aliases fill the memory. Remove this when
-    flytekit passes on what it reads unchanged, and has limits.
+    with "Object of type date is not JSON serializable", and aliases of aliases fill the memory. Of an error it prints
+    the lines of the library that raised it. Remove this when flytekit passes on what it reads unchanged, has limits,
+    and prints no source of what a user did wrong.
     """
-    click_types, run = sys.modules.get(_CLICK_TYPES), sys.modules.get(_RUN)
-    if click_types is not None:
-        read_json = {"loads": _load_json, "load": lambda stream: _load_json(stream.read())}
-        vars(click_types)["yaml"] = SimpleNamespace(safe_load=load)
-        vars(click_types)["json"] = SimpleNamespace(**{**vars(json), **read_json})
+    click_types, run, utils = (
+        sys.modules.get(name) for name in (_CLICK_TYPES, f"{_COMMANDS}.run", f"{_COMMANDS}.utils")
+    )
+    if click_types is not None and not hasattr(click_types.JsonParamType.convert, "__wrapped__"):
+        click_types.JsonParamType.convert = _converting(click_types.JsonParamType.convert)
     if run is not None:
         vars(run)["yaml"] = SimpleNamespace(safe_load=_load_inputs, YAMLError=yaml.YAMLError)
+    if utils is not None and not hasattr(utils.pretty_print_exception, "__wrapped__"):
+        vars(utils)["pretty_print_exception"] = _printing(utils.pretty_print_exception)
+
+
+def _converting(convert: Callable[..., Any]) -> Callable[..., Any]:
+    """The conversion of an option to a section, a list or a mapping, with our reading."""
+
+    @functools.wraps(convert)
+    def converted(kind: Any, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return convert(kind, value, param, ctx)
+        try:
+            return convert(kind, read(value, f"--{param.name}" if param else "--config"), param, ctx)
+        except ConfigError as error:
+            if os.path.isfile(value) and value not in str(error):
+                error.add_note(f"The file is {value}.")
+            raise
+
+    return converted
+
+
+def _printing(print_error: Callable[..., None]) -> Callable[..., None]:
+    """What pyflyte does about an error: of one that says what to do, it prints nothing else, unless asked with -v."""
+
+    @functools.wraps(print_error)
+    def printed(error: Exception, verbosity: int = 1) -> None:
+        if not isinstance(error, UserError):
+            print_error(error, verbosity)
+            return
+        if verbosity:
+            print_error(error, verbosity)
+        else:
+            notes = getattr(error, "__notes__", ())
+            sys.stderr.write("\n".join([f"{type(error).__name__}: {error}", *notes, ""]))
+        sys.exit(USAGE)
+
+    return printed

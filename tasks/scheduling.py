@@ -12,7 +12,11 @@ from flytekit import (
     Labels,
     WorkflowExecutionPhase,
 )
+from flytekit.core.promise import Promise
 from flytekit.models.common import RawOutputDataConfig
+from flytekit.models.literals import Literal, Scalar
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 
 import thriftune
 from tasks import run_files
@@ -54,6 +58,21 @@ def run_file(setting: str, workflow: str) -> RunConfig:
         message = f"is a run of method {run.method}, but this launch plan is for {workflow}."
         raise ConfigError.single(variable(setting), place, message, "Name another file.")
     return run
+
+
+def as_default(run: RunConfig) -> Promise:
+    """A run as the default of an input, as what Flyte's console sends too.
+
+    `pyflyte run remote-launchplan` fails on a default in flytekit's own encoding: it makes a text of it, and then wants
+    to encode that as a section (flytekit 1.16).
+
+    Args:
+        run: The run.
+
+    Returns:
+        A value that flytekit takes as it is.
+    """
+    return Promise("config", Literal(Scalar(generic=json_format.Parse(run.model_dump_json(), Struct()))))
 
 
 def shared_options(run: RunConfig, place: str) -> dict[str, Any]:

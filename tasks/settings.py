@@ -19,8 +19,9 @@ from pathlib import Path
 from flytekit import FlyteContextManager, current_context
 from flytekit.configuration import DataConfig
 from flytekit.core.data_persistence import get_fsspec_storage_options
+from flytekit.loggers import LOGGING_ENV_VAR
 
-from tasks import platform
+from tasks import log, platform
 from thriftune.gpu_readings import has_driver_files
 from thriftune.stores import access
 
@@ -33,6 +34,7 @@ _SETTINGS = {platform.variable(name) for name in type(PLATFORM).model_fields} - 
 # Environment of every pod, where this module is imported again and `@dynamic` declares its nodes from the settings.
 # Tokenizers warn when a process that used their threads forks, and DataLoader workers fork.
 POD_ENVIRONMENT = {
+    LOGGING_ENV_VAR: str(log.UNTIL_CONFIGURED),
     "TOKENIZERS_PARALLELISM": "false",
     **{name: value for name, value in sorted(os.environ.items()) if name in _SETTINGS and value.strip()},
 }
@@ -46,9 +48,11 @@ os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
 # Data is tokenized in processes with one thread each, and tokenizers with threads warn when DataLoader workers fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # bitsandbytes, which peft and the Trainer import, passes functions to torch's compiler when it is imported. Loading the
-# compiler takes more than two seconds in each process, and on a CPU nothing here is compiled.
+# compiler takes more than two seconds in each process, and on a CPU nothing here is compiled. DeepSpeed warns that it
+# found no GPU unless it is told that there is none.
 if not has_driver_files():
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Project for runs in Weights & Biases; transformers' own default is "huggingface".
 os.environ.setdefault("WANDB_PROJECT", "thriftune")
 # Which local run this process belongs to: its start time and a unique id. Removed from the environment, so that another

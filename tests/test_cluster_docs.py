@@ -128,16 +128,19 @@ def test_its_yaml_and_json_parse():
 def test_its_python_calls_what_flytekit_has():
     (text,) = blocks("python")
     calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
-    known = {"FlyteRemote": FlyteRemote, "auto": Config.auto}
+    known = {"FlyteRemote": FlyteRemote, "auto": Config.auto, "open": open, "safe_load": yaml.safe_load}
     for call in calls:
         name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
         called = known.get(name) or getattr(FlyteRemote, name)
         assert {word.arg for word in call.keywords} <= set(inspect.signature(called).parameters), name
-    assert len(calls) == 4
+    assert len(calls) == 6
 
 
 def test_its_pyflyte_commands_have_these_options():
-    (text,) = [block for block in blocks("console") if "pyflyte" in block]
+    text, by_hand = [block for block in blocks("console") if "pyflyte" in block]
+    assert {shlex.split(line)[1] for line in by_hand.splitlines()} == {
+        "run"
+    }  # tests/cluster/test_qlora_runs.py runs it
     arguments = re.search(r'^TO="(.*)"$', text, re.M)
     assert arguments
     commands = [shlex.split(line.replace("$TO", arguments[1])) for line in text.splitlines() if line[:7] == "pyflyte"]

@@ -156,7 +156,7 @@ def test_a_misspelt_key_is_reported_once_and_not_also_as_missing(problems_of):
         ({"sources": [{"sorce": "a.jsonl", "format": "chat"}]}, "data.sources.0.sorce", ["Did you mean 'source'?"]),
         (several(second={"weight": 0}), "data.sources.1.weight", ["= 0", "greater than 0", "Share of the mixed rows"]),
         (several({"format": "csv"}), "data.sources.0.format", ["'csv'", "'alpaca'"]),
-        ({"sources": ["a.jsonl"]}, "data.sources.0", ["'a.jsonl'", "valid dictionary"]),
+        ({"sources": ["a.jsonl"]}, "data.sources.0", ["'a.jsonl'", "is no mapping of keys"]),
         ({"sources": {"source": "a.jsonl"}}, "data.sources", ["a.jsonl", "a list of {source, format"]),
         ({"sources": 3}, "data.sources", ["3", "a list of {source, format"]),
     ],

@@ -7,15 +7,20 @@ import os
 import traceback
 
 import pytest
-from flytekit import current_context
+from conftest import run_dict
+from flytekit import FlyteContextManager, current_context
+from flytekit.core.type_engine import TypeEngine
 from flytekit.exceptions.user import FlyteRecoverableException, FlyteUserRuntimeException
+from flytekit.models.literals import LiteralMap
 
 from tasks import log, pages
 from tasks.declaring import OnImageTask
 from tasks.elastic import PlannedElasticTask
 from tasks.failures import ExplainsErrors, explained
+from tasks.pin import pin
+from tasks.settings import POD_ENVIRONMENT
 from thriftune.disk import DiskFullError
-from thriftune.errors import DataError, TransientError, chain_of
+from thriftune.errors import ConfigError, DataError, TransientError, chain_of
 
 URL = "http://h/rows.jsonl?X-Amz-Signature=s3cr3t"
 
@@ -183,3 +188,45 @@ def test_a_deck_holds_no_secret():
 def test_a_worker_of_a_training_explains_its_errors_too():
     with pytest.raises(DiskFullError, match="while running a worker"), explained("a worker"):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+def test_a_run_that_a_task_refuses_is_explained_without_all_of_its_content():
+    """flytekit printed the bytes of the whole run before the message."""
+    context = FlyteContextManager.current_context()
+    content = run_dict(trainings={"epochs": 2})
+    literal = TypeEngine.to_literal(context, content, dict, TypeEngine.to_literal_type(dict))
+    with pytest.raises(ConfigError, match=r"trainings = .*: is not a key\. Did you mean 'training'") as refused:
+        pin._literal_map_to_python_input(LiteralMap({"config": literal}), context)
+    assert "max_length" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize(("asked_for", "level"), [(log.UNTIL_CONFIGURED, logging.WARNING), (10, 10), (50, 50)])
+def test_flytekit_speaks_in_a_pod_as_soon_as_our_code_is_there(monkeypatch, asked_for, level):
+    """Until then its level keeps the first process of a pod from reporting its own connections."""
+    flytekit = logging.getLogger("flytekit")
+    monkeypatch.setattr(flytekit, "level", asked_for)
+    log.configure()
+    assert flytekit.level == level
+    assert POD_ENVIRONMENT["FLYTE_SDK_LOGGING_LEVEL"] == str(log.UNTIL_CONFIGURED)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("flytekit", "User-scoped IgnoreOutputs received! Outputs.pb will not be uploaded. reason !!"),
+        (
+            "transformers.trainer_utils",
+            "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config.",
+        ),
+        (
+            "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
+            "The node 'a' has failed to shutdown the rendezvous 'b' due to an error of type RendezvousConnectionError.",
+        ),
+        ("accelerate.accelerator", "Gradient accumulation steps mismatch: GradientAccumulationPlugin has 1, Deep"),
+    ],
+)
+def test_what_a_library_says_of_every_run_is_left_out_and_nothing_else_of_it(name, text):
+    library = logging.getLogger(name)
+    records = [logging.LogRecord(name, logging.WARNING, "", 0, said, (), None) for said in (text, "the disk is slow")]
+    assert [bool(library.filter(record)) for record in records] == [False, True]
+    assert library.isEnabledFor(logging.WARNING)

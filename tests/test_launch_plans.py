@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from flytekit import FlyteContextManager
+from flytekit.core.type_engine import TypeEngine
+from flytekit.interaction.string_literals import literal_string_repr
 
 from tasks import scheduling
 from tasks.platform import Platform
-from tasks.scheduling import run_file
+from tasks.scheduling import as_default, run_file
 from thriftune.config import RunConfig
 from thriftune.errors import ConfigError
 
@@ -74,6 +77,15 @@ def test_a_run_can_be_traced_back_to_its_file(as_shipped):
     for plan in as_shipped.values():
         file = ROOT / plan["annotations"]["thriftune/config"]
         assert plan["labels"]["run"] == yaml.safe_load(file.read_text())["name"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_default_is_the_run_of_its_file_in_a_form_that_every_client_reads(file):
+    """`pyflyte run remote-launchplan` ended with an AttributeError, even if another run was given."""
+    run = RunConfig.model_validate(yaml.safe_load(file.read_text()))
+    literal = as_default(run).val
+    assert isinstance(literal_string_repr(literal), dict)
+    assert TypeEngine.to_python_value(FlyteContextManager.current_context(), literal, RunConfig) == run
 
 
 def test_settings_decide_who_is_told_when_and_where_results_go(tmp_path):

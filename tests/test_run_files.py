@@ -2,24 +2,31 @@
 
 import itertools
 import json
+import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import rich_click as click
 import yaml
+from click.testing import CliRunner
 from conftest import run_dict
-from flytekit.clis.sdk_in_container import run
+from flytekit.clis.sdk_in_container import pyflyte, run, utils
 from flytekit.interaction import click_types
 
 from tasks import run_files
 from thriftune.config import RunConfig
 from thriftune.errors import ConfigError
 
+ROOT = Path(__file__).parents[1]
+PYFLYTE = str(Path(sys.executable).parent / "pyflyte")
+
 
 @pytest.fixture
 def typed(tmp_path, monkeypatch):
     """What `--config` gives for a file with this text."""
-    for module, name in ((click_types, "yaml"), (click_types, "json"), (run, "yaml")):
+    for module, name in ((click_types.JsonParamType, "convert"), (utils, "pretty_print_exception"), (run, "yaml")):
         monkeypatch.setattr(module, name, getattr(module, name))
     run_files.use_in_pyflyte()
 
@@ -51,12 +58,12 @@ def test_a_number_that_was_meant_as_text_is_told_to_be_quoted(typed):
 def test_a_run_file_that_is_no_text_in_utf8_or_no_yaml_is_refused(typed):
     with pytest.raises(ConfigError, match=r"--config = .*run\.yaml: is not UTF-8\. .*iconv -f UTF-16"):
         typed(text_of(), "utf-16")
-    with pytest.raises(ConfigError, match=r"(?s)--config = .*run\.yaml: is not YAML: .*line 1"):
+    with pytest.raises(ConfigError, match=r"--config = .*run\.yaml: is not YAML in line 1: "):
         typed("name: [")
 
 
 def test_every_run_file_here_is_read_as_by_yaml(typed):
-    files = sorted(Path(__file__).parents[1].glob("configs/*.yaml"))
+    files = sorted(ROOT.glob("configs/*.yaml"))
     assert files
     for file in files:
         assert run_files.load(file.read_text()) == yaml.safe_load(file.read_text())
@@ -116,11 +123,90 @@ def test_json_in_place_of_a_run_file_has_an_end_too(typed, tmp_path, deep):
 
 def test_json_is_read_as_before(typed):
     assert click_types.JsonParamType(RunConfig).convert(json.dumps(run_dict()), None, None).name == "tiny"
-    with pytest.raises(click.BadParameter, match="should be a valid json object"):
-        click_types.JsonParamType(RunConfig).convert(str(Path(__file__)), None, None)
+    prompts = click_types.JsonParamType(list[str])
+    assert prompts.convert('["What is a GPU?"]', None, None) == ["What is a GPU?"]
 
 
 def test_a_file_of_all_inputs_has_an_end_too(typed, monkeypatch):
     with pytest.raises(ConfigError, match="--inputs-file: expands to more than 20,000 keys and values"):
         run.yaml.safe_load(LAUGHS)
     assert run.yaml.safe_load("a: 1") == {"a": 1}
+
+
+# Name of the file, what stands in it, and what is said of it. None: there is no file.
+WRONG = {
+    "an unknown key": (
+        "run.yaml",
+        text_of() + "trainings: {epochs: 2}\n",
+        "trainings = {'epochs': 2}: is not a key.",
+    ),
+    "a wrong type": ("run.yaml", text_of(seed="many"), "seed = 'many': input should be a valid integer"),
+    "a missing section": ("run.yaml", "name: tiny\nmethod: full\n", "data: is missing. Add it: The rows to train on"),
+    "a section that is a list": ("run.yaml", text_of(training=[1]), "training = [1]: is no mapping of keys to values."),
+    "no YAML": ("run.yaml", "name: tiny\nmodel: [a", "run.yaml: is not YAML in line 2: "),
+    "no UTF-8": ("run.yaml", b"name: \xff\xfe", "run.yaml: is not UTF-8."),
+    "a key twice": ("run.yaml", text_of() + "name: other\n", "name = line"),
+    "an empty file": ("run.yaml", "", "run.yaml: is empty."),
+    "a list": ("run.yaml", "- a\n- b\n", "the file = ['a', 'b']: is no mapping of keys to values."),
+    "a text": ("run.yaml", "full", "run.yaml: has no keys; all of it is 'full'."),
+    "no file": ("run.yaml", None, "run.yaml: is not a file. Check the path"),
+    "another suffix": ("run.txt", text_of(), "run.txt: is not JSON: "),
+    "JSON that is no UTF-8": ("run.json", b"{\xff}", "run.json: cannot be read: it is not UTF-8."),
+    "JSON with an error": ("run.json", '{"name": }', "run.json: is not JSON: "),
+    "a folder": (".", None, ": is not a file."),
+}
+PLAN = ("workflows/plan.py", "plan", "--config")
+
+
+def written(folder: Path, name: str, content: str | bytes | None) -> Path:
+    file = folder / name
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+@pytest.mark.parametrize(("name", "content", "said"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("where", ["", "--remote"])
+def test_pyflyte_says_what_is_wrong_with_a_run_file_and_nothing_else(
+    typed, monkeypatch, tmp_path, where, name, content, said
+):
+    """It printed 300 lines of pydantic's and yaml's source above the message, and ended with status 1."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging.getLogger("flytekit"), "level", logging.WARNING)  # pyflyte sets it
+    file = written(tmp_path, name, content)
+    done = CliRunner().invoke(pyflyte.main, ["run", *([where] if where else []), *PLAN, str(file)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    headline, *lines = done.stderr.splitlines()
+    assert headline.startswith("ConfigError: The configuration cannot be used (")
+    assert any(said in line for line in lines)
+    assert str(file) in done.stderr
+    assert all(line.startswith(("  - ", f"The file is {file}.")) for line in lines)
+
+
+@pytest.mark.parametrize("where", [(), ("--remote", "--image", "example:1")], ids=["local", "remote"])
+def test_the_command_itself_ends_so(tmp_path, where):
+    file = written(tmp_path, "run.yaml", text_of() + "trainings: {}\n")
+    command = [PYFLYTE, "run", *where, *PLAN, str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    said = "  - trainings = {}: is not a key. Did you mean 'training'?"
+    assert done.stderr.splitlines()[1:] == [said, f"The file is {file}."]
+
+
+def test_a_run_of_another_workflow_ends_so_too(tmp_path):
+    """Its first tasks refuse it."""
+    file = written(tmp_path, "run.yaml", text_of(method="full"))
+    command = [PYFLYTE, "run", "workflows/qlora_finetune.py", "qlora_finetune", "--config", str(file)]
+    environment = {**os.environ, "THRIFTUNE_OUTPUTS": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "method = full: this workflow runs method lora and qlora." in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_more_is_shown_when_asked_for(typed, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging.getLogger("flytekit"), "level", logging.WARNING)
+    done = CliRunner().invoke(pyflyte.main, ["-v", "run", *PLAN, str(written(tmp_path, "run.yaml", ""))])
+    assert done.exit_code == 2
+    assert "Traceback" in done.stdout

@@ -13,7 +13,7 @@ data to a commit, so all of them but the first are: name a run of your own, whos
 
 from flytekit import CronSchedule, LaunchPlan
 
-from tasks.scheduling import run_file, shared_options
+from tasks.scheduling import as_default, run_file, shared_options
 from tasks.settings import PLATFORM
 from workflows.full_finetune import full_finetune
 from workflows.qlora_finetune import qlora_finetune
@@ -25,7 +25,7 @@ _NIGHTLY, _WEEKLY = run_file("nightly_config", "qlora_finetune"), run_file("week
 nightly_qlora = LaunchPlan.get_or_create(
     qlora_finetune,
     "nightly_qlora",
-    default_inputs={"config": _NIGHTLY},
+    default_inputs={"config": as_default(_NIGHTLY)},
     schedule=CronSchedule(schedule=PLATFORM.nightly_cron),
     **shared_options(_NIGHTLY, PLATFORM.nightly_config),
 )

@@ -13,6 +13,7 @@ from flyteidl.admin.execution_pb2 import ExecutionClosure
 from flyteidl.core.execution_pb2 import WorkflowExecution
 
 from cluster.control_plane import ControlPlane
+from cluster.noise import noise
 from cluster.records import Run
 
 PYFLYTE = Path(sys.executable).parent / "pyflyte"
@@ -33,11 +34,12 @@ nodes:
 """
 
 
-def done(cluster: ControlPlane, name: str | None = None) -> Run:
-    """An execution that succeeded, the newest if none is named; waits for its end."""
+def done(cluster: ControlPlane, name: str | None = None, *, succeeded: bool = True) -> Run:
+    """An execution that succeeded (or did not), the newest if none is named; waits for its end."""
     run = cluster.runs[name or list(cluster.runs)[-1]]
     closure = ended(run)
-    assert closure.phase == WorkflowExecution.SUCCEEDED, f"{closure.error}{cluster.pods.log(run.name)[-8000:]}"
+    is_well = closure.phase == WorkflowExecution.SUCCEEDED
+    assert is_well == succeeded, f"{closure.error}{cluster.pods.log(run.name)[-8000:]}"
     return run
 
 
@@ -66,8 +68,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture(scope="module")
-def pyflyte(cluster: ControlPlane) -> Pyflyte:
-    """The command line, configured for the cluster, with a catalogue of CPU nodes in the bucket."""
+def pyflyte(cluster: ControlPlane) -> Iterator[Pyflyte]:
+    """The command line, configured for the cluster, with a catalogue of CPU nodes in the bucket.
+
+    At the end, what it printed and the logs of all pods are looked at: nothing may be said for nothing.
+    """
+    printed: list[str] = []
     catalogue = cluster.store.put(cluster.store.uri("catalogue.yaml"), CATALOGUE.encode())
     usual = {"THRIFTUNE_CATALOGUE": catalogue, "THRIFTUNE_PREPARE_CPU": "1", "COLUMNS": "200", "HF_TOKEN": ""}
     environment = {**os.environ, **usual, **cluster.client}
@@ -84,9 +90,12 @@ def pyflyte(cluster: ControlPlane) -> Pyflyte:
             newest = list(cluster.runs)[-1:]
             logs = "".join(cluster.pods.log(name) for name in newest)
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + logs[-8000:]
+        if done.returncode == 0:  # else it printed what went wrong
+            printed.append(done.stdout + done.stderr)
         return done
 
-    return run
+    yield run
+    assert noise(cluster, printed) == []
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,11 @@ import re
 import shlex
 import signal
 from pathlib import Path
+from typing import Any
 
+import msgpack
 import pytest
+import yaml
 from flyteidl.admin.execution_pb2 import ExecutionMetadata
 from flyteidl.admin.launch_plan_pb2 import LaunchPlanSpec
 from flyteidl.core.catalog_pb2 import CACHE_HIT, CACHE_POPULATED
@@ -107,15 +110,21 @@ def test_a_training_goes_on_from_what_another_execution_saved_however_that_one_e
     assert cluster.store.list(cluster.store.uri("raw", "thriftune", "flytesnacks-development", "checkpoints")) == []
 
 
-def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluster, pyflyte, qlora_run):
-    """Registered and activated with the README's own commands."""
-    first, config = qlora_run
-    results = cluster.store.uri("nightly")
-    settings = {**SECRETS, "THRIFTUNE_NIGHTLY_CONFIG": str(config), "THRIFTUNE_RAW_OUTPUT": results}
+@pytest.fixture(scope="module")
+def results(cluster: ControlPlane, pyflyte: Pyflyte, qlora_run: tuple[Run, Path]) -> str:
+    """Where launch plans write that are registered and activated with the README's own commands."""
+    _, config = qlora_run
+    place = cluster.store.uri("nightly")
+    settings = {**SECRETS, "THRIFTUNE_NIGHTLY_CONFIG": str(config), "THRIFTUNE_RAW_OUTPUT": place}
     register, activate = (shlex.split(command)[1:] for command in REGISTERING)
     pyflyte(*register, settings=settings)
     assert not cluster.registry.active_plans()
     pyflyte(*activate)
+    return place
+
+
+def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluster, qlora_run, results):
+    first, _ = qlora_run
     (plan,) = cluster.registry.active_plans()
     assert one_at_a_time(plan.spec)
     run = done(cluster, cluster.fire("nightly_qlora"))
@@ -128,6 +137,37 @@ def test_a_launch_plan_that_fires_on_unchanged_data_costs_nothing_on_gpus(cluste
 
 def one_at_a_time(spec: LaunchPlanSpec) -> bool:
     return bool(spec.concurrency_policy.max == 1)
+
+
+def test_a_launch_plan_is_started_by_hand_with_another_run(cluster, pyflyte, qlora_run, results, tmp_path):
+    """From a folder with nothing of ours. The model is not there, so that the first two tasks are all that it costs."""
+    run = yaml.safe_load(qlora_run[1].read_text())
+    run["model"]["source"] = gone = cluster.store.uri("models", "gone")
+    file = tmp_path / "my-run.yaml"
+    file.write_text(yaml.safe_dump(run))
+    by_hand = ("run", "--wait", "--poll-interval", "1", "remote-launchplan", "nightly_qlora", "--config", str(file))
+    said = pyflyte(*by_hand, cwd=tmp_path, check=False).stdout
+    started = list(cluster.runs.values())[-1]
+    assert started.execution.spec.launch_plan.name == "nightly_qlora"
+    assert given_to(started) == run
+    assert attempts_of(started) == {"pin": 1, "plan": 1}
+    assert f"model.source = {gone}: holds no files." in said
+
+
+def test_a_dict_is_started_and_a_key_that_no_client_knows_is_named_by_the_first_task(cluster, qlora_run, results):
+    run = {**yaml.safe_load(qlora_run[1].read_text()), "trainings": {"epochs": 2}}
+    remote = FlyteRemote(Config.auto(config_file=str(cluster.config)), "flytesnacks", "development")
+    started = remote.execute(remote.fetch_launch_plan(name="nightly_qlora"), inputs={"config": run})
+    ended = done(cluster, started.id.name, succeeded=False)
+    assert given_to(ended) == run
+    assert attempts_of(ended) == {"pin": 1}
+    message = ended.execution.closure.error.message
+    assert "trainings = {'epochs': 2}: is not a key. Did you mean 'training'?" in message
+    assert "msgpack" not in message, "all of the run stands before it"
+
+
+def given_to(run: Run) -> dict[str, Any]:
+    return msgpack.unpackb(run.inputs.literals["config"].scalar.binary.value)
 
 
 def test_no_token_is_in_anything_that_a_run_makes(qlora_run, cluster):

@@ -75,6 +75,8 @@ def _problem(field: str, names: list[str], detail: ErrorDetails, model: type[Bas
         return Problem(field, _shown(detail["input"]), "is not a key.", remedy)
     if detail["type"] == "missing":
         return Problem(field, "", "is missing.", f"Add it: {_description(model, names)}")
+    if detail["type"] == "model_type":
+        return Problem(field, _shown(detail["input"]), "is no mapping of keys to values.", _description(model, names))
     remedy = f"{_as_yaml(names[-1], detail)}{_description(model, names)}" if names else _description(model, names)
     message = detail["msg"][0].lower() + detail["msg"][1:] + "."
     return Problem(field, _shown(detail["input"]), message, remedy)
@@ -134,7 +136,7 @@ def _model_at(model: type[BaseModel], names: list[str]) -> type[BaseModel] | Non
 def _description(model: type[BaseModel], names: list[str]) -> str:
     parent = _model_at(model, names[:-1])
     if not names or parent is None or names[-1] not in parent.model_fields:
-        return "See thriftune/config/schema.py for the keys."
+        return "docs/configuration.md lists the keys."
     section = _model_at(model, names)
     text = parent.model_fields[names[-1]].description or (section.__doc__ if section else None) or ""
     return " ".join(text.split())

@@ -1,0 +1,40 @@
+"""Close the connections to S3 that flytekit leaves open: a process that ends says an error about each of them.
+
+s3fs means to close them itself, and looks for them where aiobotocore no longer has them (fsspec/s3fs#943). Remove this
+when it finds them. Those of `thriftune.stores` it closes, as their event loop is its own.
+"""
+
+import asyncio
+import atexit
+import functools
+import sys
+from typing import Any
+
+from flytekit.utils.asyn import run_sync
+
+# A store that does not answer must not keep a pod alive.
+_LONGEST_S = 5.0
+
+
+class ClosesConnections:
+    """Mixin for a task class: closes what flytekit opened in a process that runs a task, when the process ends."""
+
+    def dispatch_execute(self, ctx: Any, input_literal_map: Any) -> Any:
+        """Run the task, whose inputs may be refused."""
+        _close_at_the_end()
+        above: Any = super()
+        return above.dispatch_execute(ctx, input_literal_map)
+
+
+@functools.cache
+def _close_at_the_end() -> None:
+    """Close them while flytekit's event loop still runs: it is told to end at the exit too, but was used before."""
+    atexit.register(run_sync, _close)
+
+
+async def _close() -> None:
+    s3fs = sys.modules.get("s3fs")
+    # flytekit keeps one for each set of options, in fsspec's cache, and uses it only from its own event loop.
+    opened = [one for one in s3fs.S3FileSystem._cache.values() if one.asynchronous] if s3fs else []  # noqa: SLF001
+    closing = [one._s3creator.__aexit__(None, None, None) for one in opened if one._s3 is not None]  # noqa: SLF001
+    await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), _LONGEST_S)
