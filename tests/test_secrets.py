@@ -290,6 +290,7 @@ OTHER_WRITERS = {
     ("thriftune/stores/remote.py", "pipe_file"): "nothing: whether it can be written",
     ("thriftune/stores/index.py", "put_bytes"): "places that this package made, and digests",
     ("thriftune/stores/store.py", "pipe_file"): "what is given to put_bytes",
+    ("thriftune/gpu_trial.py", "print"): "readings of GPUs, to the process that started it",
     ("tasks/pages.py", "Deck"): "the one that shows decks",
 }
 WRITERS = {
