@@ -8,6 +8,7 @@ import pytest
 from flyteidl.core.catalog_pb2 import CACHE_HIT, CACHE_POPULATED
 from test_workflows import FULL, only, pyflyte_run, write_config
 
+from cluster import image
 from cluster.conftest import IN_CLUSTER, SECRETS, Pyflyte, done
 from cluster.control_plane import ControlPlane
 from cluster.looking import (
@@ -28,6 +29,11 @@ from cluster.striking import SAVED, struck, whenever
 pytestmark = pytest.mark.slow
 TRAINING = {"max_steps": 8}
 CHECKPOINTS = {"every_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def libraries() -> tuple[str, ...]:
+    return image.OF_TRAINING
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from flytekit.remote import FlyteRemote
 from test_readme import REGISTERING
 from test_workflows import QLORA, write_config
 
+from cluster import image
 from cluster.conftest import IN_CLUSTER, SECRETS, TOKEN, WANDB_KEY, Pyflyte, done, ended
 from cluster.control_plane import ControlPlane
 from cluster.looking import (
@@ -38,6 +39,11 @@ CHECKPOINTS = {"every_steps": 2}
 # More than Flyte's own three, and than THRIFTUNE_RETRIES.
 STRIKES = (signal.SIGTERM, *[signal.SIGKILL] * 5)
 ON_GPUS = {"evaluate", "train_in_one_process"}
+
+
+@pytest.fixture(scope="module")
+def libraries() -> tuple[str, ...]:
+    return image.OF_TRAINING
 
 
 @pytest.fixture(scope="module")
