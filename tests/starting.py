@@ -81,6 +81,8 @@ class Warm:
         modules: Sequence[str],
         environment: Mapping[str, str],
         folder: Path,
+        *,
+        like_new: bool = True,
         may_differ: Sequence[str] = (),
     ) -> None:
         """Start that process; its imports go on meanwhile.
@@ -90,16 +92,18 @@ class Warm:
             modules: What to import.
             environment: What libraries find when they are imported, without HOME and TMPDIR.
             folder: Of its own, which is made.
-            may_differ: Variables that libraries read then, and that may differ where they are used.
+            like_new: Whether processes end, and find their libraries, as new ones do; else they end at once.
+            may_differ: Variables that libraries read then, and that may differ all the same.
         """
-        for part in ("home", "tmp"):
+        for part in ("home", "tmp", "work"):
             (folder / part).mkdir(parents=True)
         settings, self._log = folder / "settings.json", folder / "warm.log"
-        settings.write_text(json.dumps({"modules": modules, "may_differ": [*may_differ, *_NO_THREADS]}))
+        unchecked = [*may_differ, *_NO_THREADS]
+        settings.write_text(json.dumps({"modules": modules, "like_new": like_new, "may_differ": unchecked}))
         own = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), **_NO_THREADS}
         self._lock, pipe = threading.Lock(), subprocess.PIPE
-        command, variables = [python, _SCRIPT, settings], {**environment, **own}
-        streams: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "text": True, "bufsize": 1}
+        command, variables = [python, _SCRIPT, settings.absolute()], {**environment, **own}
+        streams: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "text": True, "bufsize": 1, "cwd": folder / "work"}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, env=variables, stderr=log, start_new_session=True, **streams)
         assert self._process.stdin is not None

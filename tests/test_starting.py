@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from starting import Fresh, Process, UnlikeError, Warm, WarmProcessEndedError
 
 # It keeps what its environment says when it is imported.
 LIBRARY = """
-import os, pathlib, random, tempfile
+import os, pathlib, tempfile
+STARTED_IN = os.getcwd()
 CACHE = os.path.expanduser("~/.cache")
 FOLDER = pathlib.Path(tempfile.gettempdir()) / "library"
 MODE = os.environ.get("LIBRARY_MODE")
@@ -30,7 +32,8 @@ found = {
     "open": sorted(os.listdir("/proc/self/fd"))[:3], "threads": os.listdir("/proc/self/task") == [str(os.getpid())],
     "leads": [os.getpgrp() == os.getpid(), os.getsid(0) == os.getpid()], "out": [str(sys.stdout), sys.stdout.errors],
     "signals": {s.name: str(signal.getsignal(s)).split(" at ")[0] for s in signal.Signals},
-    "library": [library.CACHE, str(library.FOLDER), tempfile.gettempdir(), library.MODE, library.TALK],
+    "folders": [library.STARTED_IN, library.CACHE, str(library.FOLDER), tempfile.gettempdir()],
+    "library": [library.MODE, library.TALK],
     "ours": sorted(sys.modules.keys() & {"starting", "warm", "pytest"}),
 }
 print(json.dumps(found))
@@ -53,7 +56,9 @@ class Programs:
         self.shared = {"PATH": f"{folder}:/usr/bin:/bin", "PYTHONPATH": str(self.library), "LIBRARY_MODE": "quiet"}
 
     def warm(self, *modules: str, name: str = "warm") -> Warm:
-        return Warm(Path(sys.executable), ["library", *modules], self.shared, self.folder / name, ["LIBRARY_TALK"])
+        return Warm(
+            Path(sys.executable), ["library", *modules], self.shared, self.folder / name, may_differ=["LIBRARY_TALK"]
+        )
 
     def start(self, starts: Fresh | Warm, code: str, *arguments: str, **variables: str) -> tuple[Process, Path]:
         program, work, log = self.folder / "probe", self.folder / "work", self.folder / f"{time.monotonic_ns()}.log"
@@ -117,7 +122,8 @@ def test_a_program_and_the_one_it_starts_find_what_new_processes_find(programs, 
 def test_it_ends_as_a_new_process_ends(programs, warm, code, status, says):
     for starts in (Fresh(), warm):
         process, log = programs.start(starts, code)
-        assert process.wait() == process.poll() == status
+        with ThreadPoolExecutor(4) as askers:
+            assert set(askers.map(lambda asked: asked.wait(), [process] * 4)) == {status}
         assert says in log.read_text()
 
 

@@ -1,12 +1,13 @@
 """A process with libraries in memory that starts others by forking: importing takes far longer than what tests do.
 
-Usage: PYTHON warm.py SETTINGS.json, with the modules to import and the variables that may differ from its own. A line
-of JSON asks for something, a line answers it: `{"start": {...}}` gives a process id, `{"ask": ID}` the exit status of a
-process, null while it runs. What it started ends with it at the latest.
+Usage: PYTHON warm.py SETTINGS.json, with the modules to import, whether what it starts is like new, and the variables
+that may differ from its own. A line of JSON asks for something, a line answers it: `{"start": {...}}` gives a process
+id, `{"ask": ID}` the exit status of a process, null while it runs. What it started ends with it at the latest.
 
-A process that it starts is like a new one. A command that is a script of this very Python goes on in the fork, and ends
-as scripts do; any other is executed. So is a script whose environment has other values in variables that the libraries
-read when they were imported: it would find them with the values of before. Those of what is asked for are refused.
+A command that is a script of this very Python goes on in the fork; any other is executed. Where processes are to be
+like new ones, a fork ends as the interpreter does, which takes a third of a second of tearing down what it never used,
+and is refused if its environment has other values of variables that the libraries read when they were imported: it
+would find them with the values of before. Else it ends at once.
 """
 
 import gc
@@ -19,18 +20,19 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
-# Folders of a process's own. Where modules have kept them, each fork gets those of its own environment.
+# Variables with folders of a process's own.
 _FOLDERS = ("HOME", "TMPDIR")
 _BASE = sys.path[1:]  # the first is the folder of this script, which is the project's
 _ORIGINAL = type(os.environ)
 
 
 class _Watched(_ORIGINAL):  # type: ignore[misc,valid-type]
-    """The environment, and which variables were read."""
+    """The environment, and which variables were asked for by name."""
 
     read: set[str] = set()  # noqa: RUF012 - os.environ becomes one after it was made
 
@@ -38,24 +40,29 @@ class _Watched(_ORIGINAL):  # type: ignore[misc,valid-type]
         self.read.add(name)
         return str(super().__getitem__(name))
 
+    def items(self) -> Any:
+        return {name: super(_Watched, self).__getitem__(name) for name in self}.items()
+
 
 class _Libraries:
     """What is in memory, and what that depends on."""
 
-    def __init__(self, modules: list[str], may_differ: list[str]) -> None:
+    def __init__(self, modules: list[str], *, like_new: bool, may_differ: list[str]) -> None:
+        self.like_new = like_new
         self.environment = dict(os.environ)
         os.environ.__class__ = _Watched
         for module in modules:
             importlib.import_module(module)
         os.environ.__class__ = _ORIGINAL
         tempfile.tempdir = None
-        self.read = _Watched.read - {*_FOLDERS, *may_differ}
+        self.read = _Watched.read - {*_FOLDERS, *may_differ} if like_new else set()
+        self.folders = _folders(self.environment)
         self.kept = [
-            (vars(module), name, folder)
+            (vars(module), name, index)
             for module in list(sys.modules.values())
             for name, value in list(vars(module).items())
-            for folder in _FOLDERS
-            if isinstance(value, str | PurePath) and self.environment[folder] in str(value)
+            for index, folder in enumerate(self.folders)
+            if issubclass(type(value), str | PurePath) and folder in str(value)
         ]
 
     def differing(self, environment: dict[str, str]) -> list[str]:
@@ -63,12 +70,17 @@ class _Libraries:
         return sorted(name for name in self.read if environment.get(name) != self.environment.get(name))
 
     def move(self, environment: dict[str, str]) -> None:
-        """Give modules the folders of this environment."""
-        for module, name, folder in self.kept:
+        """Give modules that have kept folders of this process those that a new one would have kept."""
+        folders = _folders(environment)
+        for module, name, index in self.kept:
             value = module[name]
-            module[name] = type(value)(str(value).replace(self.environment[folder], environment[folder]))
+            module[name] = type(value)(str(value).replace(self.folders[index], folders[index]))
         if "numpy" in sys.modules:  # every fork would draw the same; `random` takes care of itself
             sys.modules["numpy"].random.seed()
+
+
+def _folders(environment: dict[str, str]) -> list[str]:
+    return [*(environment[name] for name in _FOLDERS), str(Path.cwd())]
 
 
 class Program:
@@ -116,6 +128,19 @@ class Program:
         sys.path[:] = [str(Path(sys.argv[0]).parent), *dict.fromkeys([*map(os.path.abspath, added), *_BASE])]
         importlib.invalidate_caches()
         runpy.run_path(sys.argv[0], run_name="__main__")
+
+    def run_and_exit(self) -> NoReturn:
+        """Run the script, and end at its end."""
+        status = 1
+        try:
+            self.run()
+            status = 0
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
 
 
 def _fork() -> int:
@@ -180,14 +205,14 @@ def _started(request: dict[str, Any], libraries: _Libraries) -> int | list[str] 
     os.close(writing if child else reading)
     if child:
         with os.fdopen(reading) as signs:
-            signs.read()  # it leads its group
+            signs.read()  # until it leads its group, and has a log
         return child
     os.setsid()
-    os.close(writing)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.close(out)
+    os.close(writing)
     program.take_over(libraries)
     return (_fork_spare(then, libraries) if then else None) or program
 
@@ -208,14 +233,16 @@ def serve(requests: TextIO, answers: TextIO, libraries: _Libraries) -> Program |
     Returns:
         In a process that it started, what that is to run.
     """
-    running: set[int] = set()
+    statuses: dict[int, int | None] = {}
     for line in requests:
         request = json.loads(line)
         answer: int | list[str] | None
         if "ask" in request:
-            ended, status = os.waitpid(request["ask"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if ended else None
-            running.discard(ended)
+            process = request["ask"]
+            if statuses[process] is None:
+                ended, status = os.waitpid(process, os.WNOHANG)
+                statuses[process] = os.waitstatus_to_exitcode(status) if ended else None
+            answer = statuses[process]
         else:
             started = _started(request["start"], libraries)
             if isinstance(started, Program):
@@ -223,9 +250,10 @@ def serve(requests: TextIO, answers: TextIO, libraries: _Libraries) -> Program |
                 answers.close()
                 return started
             answer = started
-            running |= {started} if isinstance(started, int) else set()
+            if isinstance(started, int):
+                statuses[started] = None
         answers.write(f"{json.dumps(answer)}\n")
-    for group in running:
+    for group in (process for process, status in statuses.items() if status is None):
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
     return None
@@ -238,4 +266,4 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()  # else a collection in each fork copies all of it
     if _program := serve(*_channel, _libraries):
-        _program.run()
+        _program.run() if _libraries.like_new else _program.run_and_exit()

@@ -50,7 +50,7 @@ class ControlPlane:
         (folder / "logs").mkdir(parents=True)
         variables = {**self.store.environment, **description.variables}
         programs = image.build(folder / "image")
-        self._starts = _warm(programs, libraries, variables, folder / "warm") if libraries else Fresh()
+        self._starts = warm_pods(programs, libraries, variables, folder / "warm") if libraries else Fresh()
         self.pods = Pods(programs, description, variables, folder / "logs", self._starts)
         self._engine = Engine(self.store, self.pods)
         self._server, port = server.serve(self)
@@ -157,8 +157,15 @@ class ControlPlane:
             return str(self.execute(request).name)
 
 
-def _warm(programs: Path, libraries: Sequence[str], variables: Mapping[str, str], folder: Path) -> Warm:
-    """What pods are forked from: in the image, with what is the same in all of their environments."""
+def warm_pods(programs: Path, libraries: Sequence[str], variables: Mapping[str, str], folder: Path) -> Warm:
+    """What pods are forked from.
+
+    Args:
+        programs: The bin directory of the image.
+        libraries: What they find in memory.
+        variables: What is the same in all of their environments.
+        folder: Of its own.
+    """
     environment = {"PATH": image.path(programs), **variables, **MACHINE, **_SET_BY_TASKS}
     return Warm(programs / "python", libraries, environment, folder, may_differ=[*_SET_BY_TASKS, *_ONLY_SAID])
 
