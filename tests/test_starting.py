@@ -173,7 +173,7 @@ def test_a_variable_that_libraries_have_read_may_not_differ(programs, warm):
 
 
 def test_a_process_that_is_gone_or_has_threads_forks_no_more_and_says_so(programs, warm):
-    process, _ = programs.start(warm, "import time; time.sleep(60)")
+    process, _ = programs.start(warm, "import time; time.sleep(60)", "and a spare one")
     os.kill(psutil.Process(process.pid).ppid(), signal.SIGKILL)
     with pytest.raises(WarmProcessEndedError, match="status -9"):
         process.poll()

@@ -194,7 +194,7 @@ def _start_by(spare: int, orders: int, of: str) -> None:
     subprocess._fork_exec = start  # type: ignore[attr-defined]
 
 
-def _started(request: dict[str, Any], libraries: _Libraries) -> int | list[str] | Program:
+def _started(request: dict[str, Any], libraries: _Libraries, *channel: TextIO) -> int | list[str] | Program:
     """Start a process: its id here, what to run there; or the variables because of which it cannot be a fork."""
     then, log = request.pop("then"), request.pop("log")
     program = Program(**request)
@@ -207,6 +207,8 @@ def _started(request: dict[str, Any], libraries: _Libraries) -> int | list[str] 
         with os.fdopen(reading) as signs:
             signs.read()  # until it leads its group, and has a log
         return child
+    for stream in channel:  # else whoever asks would not notice that the process with the libraries has ended
+        stream.close()
     os.setsid()
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(out, 1)
@@ -244,10 +246,8 @@ def serve(requests: TextIO, answers: TextIO, libraries: _Libraries) -> Program |
                 statuses[process] = os.waitstatus_to_exitcode(status) if ended else None
             answer = statuses[process]
         else:
-            started = _started(request["start"], libraries)
+            started = _started(request["start"], libraries, requests, answers)
             if isinstance(started, Program):
-                requests.close()
-                answers.close()
                 return started
             answer = started
             if isinstance(started, int):
