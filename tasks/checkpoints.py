@@ -109,8 +109,10 @@ def _tried_again_or_not(error: FlyteRecoverableException, store: Store, writer: 
         return useless.advising(_ways_on(store))
     except (ThriftuneError, OSError) as unknown:
         logger.warning("The checkpoints could not be looked at: %s", unknown)
-    again = f"{error}\nIf Flyte does not try again: {_ways_on(store)}"
-    return FlyteRecoverableException(again, timestamp=error.timestamp)
+    again: Exception = FlyteRecoverableException(
+        f"{error}\nIf Flyte does not try again: {_ways_on(store)}", timestamp=error.timestamp
+    )
+    return again
 
 
 def _ways_on(store: Store) -> str:

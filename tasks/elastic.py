@@ -29,7 +29,7 @@ from flytekit.exceptions.user import FlyteRecoverableException, FlyteUserRuntime
 from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
 
-from tasks import checkpoints, interruption, settings
+from tasks import checkpoints, interruption, pod_check, settings
 from tasks.failures import ExplainsErrors
 from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
@@ -92,7 +92,7 @@ class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, Pyt
         Raises:
             FlyteRecoverableException: Another attempt may succeed: the nodes did not find each other, or one is going
                 away.
-            UserError: A worker found an error in the run, which is not tried again.
+            UserError: A worker found an error in the run, or this pod is not what was planned; neither is tried again.
         """
         with checkpoints.attempt(kwargs.get("cache_key", "")):
             return self._run_workers(**kwargs)
@@ -102,6 +102,8 @@ class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ExplainsErrors, Pyt
 
         declared: Any = self.task_config
         plan = kwargs["plan"]
+        pod_check.require_job(declared.nnodes)
+        pod_check.require_planned(plan)
         self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
         if plan.hardware.is_gpu:
             settings.default_environment(node_environment(plan, plan.processes_per_node, plan.nodes))

@@ -3,6 +3,7 @@
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
+from tasks import pod_check
 from tasks.declaring import TRAIN_CACHE, cache, node_task
 from tasks.transfer import download
 from thriftune.config import RunConfig
@@ -37,6 +38,7 @@ def evaluate(
     Returns:
         The report.
     """
+    pod_check.require_planned(plan)
     model_dir, adapter_dir = download(model), download(adapter) if adapter else None
     four_bit = METHODS[plan.method].four_bit(config) if as_trained else None
     placement = as_stored(Placement(plan.hardware, plan.precision, four_bit), model_dir)

@@ -1,23 +1,27 @@
-"""Answer prompts with a model directory."""
+"""Answer prompts with a model directory, and show the answers side by side."""
+
+import logging
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
-from tasks import settings
+from tasks import pages, pod_check, settings
 from tasks.declaring import generating_task
 from tasks.transfer import download, upload_file, uri_of
 from thriftune import hardware
 from thriftune.config.rules import require_no_user
 from thriftune.disk import writing_to
-from thriftune.inference import generation
+from thriftune.inference import generation, side_by_side
 from thriftune.inference.prompts import read_prompts
 from thriftune.models.answering import Sampling
 from thriftune.models.loading import Placement
 from thriftune.models.quantization import FourBit
 
+logger = logging.getLogger("thriftune.tasks.generate")
 
-@task(**generating_task())
+
+@task(**generating_task(), enable_deck=True, deck_fields=())
 def generate_answers(
     model_dir: FlyteDirectory,
     prompts: list[str],
@@ -50,20 +54,28 @@ def generate_answers(
     """
     inputs = {"model_dir": [model_dir], "prompts_file": [prompts_file] if prompts_file else [], "adapters": adapters}
     require_no_user((field, uri_of(one)) for field, given in inputs.items() for one in given)
+    pod_check.require_for_generating()
     device = hardware.detect_device()
     placement = Placement(device, hardware.choose_precision("auto", device), FourBit() if quantize else None)
+    sampling = Sampling(max_new_tokens, temperature, seed)
     asked = [*prompts, *(read_prompts(download(prompts_file)) if prompts_file else [])]
+    # Numbered: a directory that pyflyte passes on no longer has the name it was given.
+    named = {f"adapter-{number}": adapter for number, adapter in enumerate(adapters, 1)}
     answers = generation.generate(
         download(model_dir),
         asked,
-        # Numbered: a directory that pyflyte passes on no longer has the name it was given.
-        adapters={f"adapter-{number}": download(adapter) for number, adapter in enumerate(adapters, 1)},
+        adapters={name: download(adapter) for name, adapter in named.items()},
         placement=placement,
-        sampling=Sampling(max_new_tokens, temperature, seed),
+        sampling=sampling,
         batch=batch,
     )
     place = settings.result_path("generate", f"answers.{output_format}")
     with writing_to(place, "writing the answers"):
         place.parent.mkdir(parents=True, exist_ok=True)
         generation.write_answers(answers, place)
-    return upload_file(place)
+    made, texts = upload_file(place), generation.by_adapter(answers)
+    logger.info("\n%s", side_by_side.as_text(asked, texts, uri_of(made)))
+    # Locally pyflyte copies a list of directories to temporary ones, whose paths say nothing.
+    models = {name: uri_of(one) for name, one in {"model": model_dir, **({} if settings.is_local() else named)}.items()}
+    pages.show("answers", "generate", side_by_side.page_of(asked, texts, models, sampling, uri_of(made)))
+    return made

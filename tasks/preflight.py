@@ -13,7 +13,7 @@ from tasks import pages, settings
 from tasks.declaring import cpu_task, hub_secrets, wandb_secrets
 from tasks.plan import is_for_this_machine, make_plan
 from tasks.platform import variable
-from tasks.transfer import download_table, table_version, transient_errors_retried, try_output
+from tasks.transfer import download_table, table_version, transient_errors_retried, try_outputs
 from thriftune import preflight as checks
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError, TransientError, UserError
@@ -96,7 +96,7 @@ def _check(
         table=table,
         table_version=version,
         secrets=_secrets(config, token),
-        output=try_output(),
+        written=try_outputs(),
         folder=settings.local_root() if _writes_here(plan) else None,
         network_gbps=_network_gbps(plan),
         grace_seconds=settings.PLATFORM.grace_seconds,

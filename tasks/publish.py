@@ -9,7 +9,7 @@ from pathlib import Path
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import settings
+from tasks import pages, settings
 from tasks.declaring import hub_task
 from tasks.summarize import write_metrics
 from tasks.transfer import download, transient_errors_retried, upload, uri_of
@@ -23,7 +23,7 @@ from thriftune.training import run_record
 logger = logging.getLogger("thriftune.tasks.publish")
 
 
-@task(**hub_task())
+@task(**hub_task(), enable_deck=True, deck_fields=())
 def publish(result: FlyteDirectory, config: RunConfig, to: PublishConfig, metrics: RunMetrics) -> RunMetrics:
     """Push a model or adapter, with a model card made from its manifest. It is the last task of a run.
 
@@ -51,6 +51,7 @@ def publish(result: FlyteDirectory, config: RunConfig, to: PublishConfig, metric
     logger.info("published: %s", published)
     complete = replace(metrics, outputs={**metrics.outputs, "published": published})
     write_metrics(complete)
+    pages.show_result(complete)
     return complete
 
 

@@ -21,6 +21,7 @@ from flytekit.configuration import DataConfig
 from flytekit.core.data_persistence import get_fsspec_storage_options
 
 from tasks import platform
+from thriftune.gpu_readings import has_driver_files
 from thriftune.stores import access
 
 PLATFORM = platform.read(os.environ)
@@ -45,9 +46,8 @@ os.environ.setdefault("FLYTE_LOCAL_CACHE_ENABLED", "false")
 # Data is tokenized in processes with one thread each, and tokenizers with threads warn when DataLoader workers fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # bitsandbytes, which peft and the Trainer import, passes functions to torch's compiler when it is imported. Loading the
-# compiler takes more than two seconds in each process, and on a CPU nothing here is compiled. The files are those of
-# NVIDIA's driver, on Linux and under WSL.
-if not any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg")):
+# compiler takes more than two seconds in each process, and on a CPU nothing here is compiled.
+if not has_driver_files():
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Project for runs in Weights & Biases; transformers' own default is "huggingface".
 os.environ.setdefault("WANDB_PROJECT", "thriftune")
@@ -63,6 +63,9 @@ _SHARD = 2
 _OWNER = ".run"
 # Folder where a worker of a training leaves messages for its agent.
 _WORDS = "THRIFTUNE_WORDS_OF_WORKERS"
+
+# Read by NVIDIA's container runtime, and by CUDA.
+_SHOWING_GPUS = ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 
 WANDB_KEY = "WANDB_API_KEY"
 _WANDB_HOST = "api.wandb.ai"
@@ -112,6 +115,19 @@ def run_handed_down(words: str) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def nodes_of_job() -> str | None:
+    """The least and the most nodes of the job that this pod belongs to, such as 2:2; None if it belongs to none.
+
+    Source: kubeflow/training-operator, pkg/controller.v1/pytorch/elastic.go
+    """
+    return os.environ.get("PET_NNODES")
+
+
+def shown_gpus() -> dict[str, str]:
+    """The variables that show or hide GPUs, as far as they are set."""
+    return {name: os.environ[name] for name in _SHOWING_GPUS if name in os.environ}
+
+
 def words_of_workers() -> Path | None:
     """Folder where a worker of a training leaves messages for its agent; None in any other process."""
     folder = os.environ.get(_WORDS)
@@ -140,11 +156,51 @@ def results_root() -> str:
     """
     if is_local():
         return ""
+    execution, (parts, own) = current_context().execution_id, _metadata_parts()
+    above = parts[: _BUCKET if own is None else own]
+    return "/".join([*above, "thriftune", f"{execution.project}-{execution.domain}", "results"])
+
+
+def output_url(name: str) -> str:
+    """URL by which `pyflyte fetch` finds an output of the node that this task runs in, at the top of its workflow.
+
+    A task that `@dynamic` declared writes to .../<execution>/<node of the workflow>/data/<attempt>/<its own node>/...
+
+    Source: flyteorg/flyte, flytepropeller/pkg/apis/flyteworkflow/v1alpha1/node_status.go; flytekit.remote
+
+    Args:
+        name: Name of the output.
+
+    Returns:
+        The URL; empty in a local run, and where Flyte keeps its metadata in another way.
+    """
+    if is_local():
+        return ""
+    execution, (parts, own) = current_context().execution_id, _metadata_parts()
+    if own is None or len(parts) < own + 2:
+        return ""
+    return f"flyte://v1/{execution.project}/{execution.domain}/{execution.name}/{parts[own + 1]}/o/{name}"
+
+
+def is_of_another_run(url: str) -> bool:
+    """Whether another execution made a result, which Flyte's cache then served to this one.
+
+    Flyte gives an attempt <prefix>/<two characters>/<execution>-<node ids>-<attempt> for its outputs, below which
+    `upload` makes a folder. Longer names are a digest without a dash, which tells nothing.
+
+    Args:
+        url: URL of the result.
+    """
+    attempt = url.rstrip("/").rsplit("/", 3)[-3:][0]
+    return not is_local() and "-" in attempt and not attempt.startswith(f"{current_context().execution_id.name}-")
+
+
+def _metadata_parts() -> tuple[list[str], int | None]:
+    """The parts of the URL that Flyte keeps this task's metadata at, and which of them names the execution, if any."""
     context = current_context()
     execution, parts = context.execution_id, str(context.output_metadata_prefix).split("/")
     names = (execution.name, f"{execution.project}-{execution.domain}-{execution.name}")
-    own = next((number for number, part in enumerate(parts) if part in names), _BUCKET)
-    return "/".join([*parts[:own], "thriftune", f"{execution.project}-{execution.domain}", "results"])
+    return parts, next((number for number, part in enumerate(parts) if part in names), None)
 
 
 def checkpoints_root() -> str:

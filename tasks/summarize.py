@@ -1,4 +1,4 @@
-"""The end of a run: put its metrics together."""
+"""The end of a run: put its metrics together, and show them."""
 
 import json
 import logging
@@ -7,23 +7,31 @@ from dataclasses import asdict, replace
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import checkpoints, results, settings
+from tasks import checkpoints, pages, results, settings
 from tasks.declaring import cpu_task
 from tasks.transfer import uri_of
 from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.disk import writing_to
+from thriftune.inference.cost import Cost
 from thriftune.inference.report import RunMetrics, summary_table
 from thriftune.models.saving import SavedWeights
 from thriftune.training.held_out import EvalReport
 from thriftune.training.result import Asked, TrainingResult
+from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger("thriftune.tasks.summarize")
 
+_NO_ANSWERS = (
+    "The training was another run's, which had other prompts: its answers are left out. Where a node of the "
+    "catalogue holds the result, the same run started again answers this run's prompts without training."
+)
 
-@task(**cpu_task())
+
+@task(**cpu_task(), enable_deck=True, deck_fields=())
 def summarize(
     config: RunConfig,
+    plan: TrainingPlan,
     training: TrainingResult,
     training_key: str,
     model: FlyteDirectory,
@@ -33,10 +41,11 @@ def summarize(
     before: EvalReport | None = None,
     after: EvalReport | None = None,
 ) -> RunMetrics:
-    """Put the metrics of a run together, and log them as a table.
+    """Put the metrics of a run together, log them as a table, and show them on a page.
 
     Args:
         config: The run.
+        plan: Its plan.
         training: What was measured during training.
         training_key: What Flyte's cache knows the training by. It is in the cache now, and its checkpoints are removed.
         model: The resulting model.
@@ -54,10 +63,16 @@ def summarize(
     """
     outputs = {"model": uri_of(model)} | ({"adapter": uri_of(adapter)} if adapter else {})
     results.require_there(outputs)
-    answering = _answering(training, Asked.of(config), before, after)
-    metrics = RunMetrics(config.name, config.method, answering, outputs, merged, saved_model)
+    asked = Asked.of(config)
+    remarks = [_NO_ANSWERS] if training.asked != asked and after is None else []
+    for remark in remarks:
+        logger.warning(remark)
+    cost = Cost.of(plan, training, is_of_another_run=settings.is_of_another_run(uri_of(adapter or model)))
+    answering = _answering(training, asked, before, after)
+    metrics = RunMetrics(config.name, config.method, answering, outputs, merged, saved_model, cost, remarks)
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)
+    pages.show_result(metrics)
     checkpoints.remove(training_key)
     return metrics
 
@@ -75,11 +90,6 @@ def _answering(
     """
     if training.asked == asked:
         return training
-    if after is None:
-        logger.warning(
-            "The training was another run's, which had other prompts: its answers are left out. Where a node of the "
-            "catalogue holds the result, the same run started again answers this run's prompts without training."
-        )
     return replace(
         training,
         before=_with_answers_of(before, training.before) if training.before else None,

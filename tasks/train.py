@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import checkpoints, interruption, pages, results, settings
+from tasks import checkpoints, interruption, pages, pod_check, results, settings
 from tasks.declaring import TRAIN_CACHE, cache, training_node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
@@ -59,9 +59,10 @@ def _train(
     if STRATEGIES[plan.strategy].facts.is_distributed:
         with explained("a worker of the training"), transient_errors_retried():
             return in_worker(lambda: _trained(config, plan, cache_key, record, model, dataset))
-    alone = interruption.training(config, in_workers=False)
-    with checkpoints.attempt(cache_key), transient_errors_retried(), alone:
-        return _trained(config, plan, cache_key, record, model, dataset)
+    with checkpoints.attempt(cache_key):
+        pod_check.require_planned(plan)  # the agent has looked at the pod of workers
+        with transient_errors_retried(), interruption.training(config, in_workers=False):
+            return _trained(config, plan, cache_key, record, model, dataset)
 
 
 def _trained(

@@ -14,6 +14,7 @@ from flytekit.types.structured import StructuredDataset
 from tasks import settings
 from thriftune import artifacts, damage, distributed
 from thriftune.errors import DataError, TransientError, UserError
+from thriftune.preflight.outputs import CHECKPOINTS, RAW_OUTPUT
 from thriftune.stores import access as stores
 from thriftune.stores import failures, remote, transfer
 from thriftune.stores.transfer import Outgoing
@@ -150,24 +151,30 @@ def _sent(place: Path, send: Callable[[str], None]) -> str:
     return url
 
 
-def try_output() -> tuple[str, str]:
-    """Try to write to where this run's outputs go, which may be another bucket than the one Flyte itself writes to.
+def try_outputs() -> dict[str, tuple[str, str]]:
+    """Try to write to where this run's outputs and checkpoints go, which may not be where Flyte itself writes to.
 
     Returns:
-        The URL or path; and what the store refused, and what to set. Empty if it did not refuse.
+        By the setting that says where: the URL; and what the store refused, and what to set. That is empty if it did
+        not refuse. Nothing for a local run.
 
     Raises:
         TransientError: The store did not answer.
     """
-    prefix = str(FlyteContextManager.current_context().file_access.raw_output_prefix)
     if settings.is_local():
-        return prefix, ""
+        return {}
+    prefix = str(FlyteContextManager.current_context().file_access.raw_output_prefix)
+    places = {RAW_OUTPUT: prefix.rstrip("/"), CHECKPOINTS: settings.checkpoints_root()}
+    return {setting: (place, _refused(setting, place)) for setting, place in places.items()}
+
+
+def _refused(setting: str, place: str) -> str:
     try:
-        with failures.explained("THRIFTUNE_RAW_OUTPUT", prefix, UserError):
-            remote.try_to_write(f"{prefix.rstrip('/')}/write-check")
+        with failures.explained(setting, place, UserError):
+            remote.try_to_write(f"{place}/write-check")
     except UserError as error:
-        return prefix, " ".join(f"{problem.message} {problem.remedy}" for problem in error.problems)
-    return prefix, ""
+        return " ".join(f"{problem.message} {problem.remedy}" for problem in error.problems)
+    return ""
 
 
 def uri_of(given: FlyteDirectory | FlyteFile) -> str:

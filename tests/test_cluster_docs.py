@@ -12,7 +12,6 @@ import shlex
 from pathlib import Path
 
 import flytekit
-import flytekitplugins.kfpytorch
 import pytest
 import yaml
 from flytekit.clis.sdk_in_container.pyflyte import main as pyflyte
@@ -101,6 +100,8 @@ def test_secrets_reach_the_tasks_that_it_says():
         "the hub refused the token (HTTP 401)",
         "Nothing but publishing failed",
         "deepspeed_configs/ has no",
+        "This pod is not what was planned",
+        "this pod is in no PyTorchJob",
     ],
 )
 def test_messages_of_this_package_are_in_its_code(message):
@@ -109,11 +110,9 @@ def test_messages_of_this_package_are_in_its_code(message):
     assert message.replace("401", "{status}") in own
 
 
-@pytest.mark.parametrize("message", ["appears to not run in a", "already exists"])
-def test_messages_of_flytekit_are_in_its_code(message):
-    assert message in PROSE
-    remote = Path(flytekit.__file__).parent / "remote"
-    assert message in source_of(remote, Path(flytekitplugins.kfpytorch.__file__).parent)
+def test_a_message_of_flytekit_is_in_its_code():
+    assert "already exists" in PROSE
+    assert "already exists" in source_of(Path(flytekit.__file__).parent / "remote")
 
 
 # ---- snippets --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from thriftune.config import RunConfig
 # Names of other people's things, which our code does not mention outside of comments; by whose they are.
 FOREIGN = {
     "deepspeed": {"DS_BUILD_FUSED_ADAM", "inference_all_reduce", "load_hp_checkpoint_state_from_checkpoint_dir_stage3"},
-    "torch": {"LayerNorm", "MemTracker", "is_bf16_supported", "checkpoint_src", "checkpoint_dest", "ProcessGroupNCCL",
+    "torch": {"LayerNorm", "MemTracker", "is_bf16_supported", "ProcessGroupNCCL",
               "ncclGetErrorString", "prctl"},
     "bitsandbytes": {"_functions", "MatMul4Bit"},
     "transformers and accelerate": {"auto_find_batch_size", "find_executable_batch_size", "accepts_loss_kwargs"},

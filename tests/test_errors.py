@@ -30,6 +30,7 @@ def test_there_are_errors_to_test():
         "PublishError",
         "DivergedError",
         "ResultError",
+        "PodError",
     }
     assert TransientError in ALL
 
@@ -102,10 +103,10 @@ def test_a_single_problem_is_counted_as_one():
     assert str(error) == "The data cannot be used (1 problem):\n  - data.source = 5: is a number. Give a path."
 
 
-def test_advice_comes_after_the_remedy_of_each_problem():
+def test_advice_comes_once_after_the_remedy_of_the_last_problem():
     error = errors.DataError(PROBLEMS).advising("Or wait.")
     assert isinstance(error, errors.DataError)
-    assert [problem.remedy for problem in error.problems] == [f"{p.remedy} Or wait." for p in PROBLEMS]
+    assert [problem.remedy for problem in error.problems] == ["Use 4.", "Add it. Or wait."]
 
 
 def test_each_user_error_has_a_headline_of_its_own():

@@ -39,6 +39,7 @@ def test_a_result_that_trains_on_a_whole_machine_is_measured_on_a_part_of_a_smal
     node = plan.evaluation
     assert (plan.instance, node.instance, node.device, node.devices) == ("g4dn.metal", "g4dn.12xlarge", "T4", 2)
     assert node.price_per_hour < plan.price_per_hour
+    assert plan.of_evaluation.device_limit_gib == node.gpu_gib == catalogue.load().get(node.instance).gpu_gib
     assert node.request.gpus == node.devices
     assert node.request.memory_gib < plan.request.memory_gib
     assert node.request.disk_gib >= 2 * 13  # the model and a copy of it

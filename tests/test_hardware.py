@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from thriftune.errors import ConfigError
-from thriftune.hardware import DEVICES, bf16_flag, choose_precision, detect_device
+from thriftune.hardware import DEVICES, bf16_flag, choose_precision, detect_device, device_of
 
 WITHOUT_BF16 = ("T4", "V100")
 WITH_BF16 = ("A10G", "L4", "A100-40GB", "A100-80GB", "H100")
@@ -52,6 +52,21 @@ def test_every_gpu_has_memory_and_talks_nccl():
 
 def test_each_device_is_found_under_its_own_name():
     assert all(device.name == name for name, device in DEVICES.items())
+
+
+@pytest.mark.parametrize(
+    ("shown", "name"),
+    [
+        (("Tesla T4", 14.56, (7, 5)), "T4"),
+        (("NVIDIA A100-SXM4-40GB", 39.4, (8, 0)), "A100-40GB"),
+        (("NVIDIA A100-SXM4-80GB", 79.2, (8, 0)), "A100-80GB"),
+        (("NVIDIA A100-SXM4-80GB", 80.0, (8, 0)), "A100-80GB"),  # NVML counts what the driver takes, too
+        (("NVIDIA H200", 139.8, (9, 0)), "NVIDIA H200"),
+        (("a part of an A100", 9.5, (8, 0)), "a part of an A100"),
+    ],
+)
+def test_a_gpu_is_known_by_what_the_driver_shows(shown, name):
+    assert device_of(*shown).name == name
 
 
 def test_the_cpu_talks_gloo_and_is_no_gpu():

@@ -2,10 +2,11 @@
 
 import logging
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from flytekit import FlyteContextManager
+from flytekit import FlyteContextManager, current_context
 from flytekit.core.context_manager import ExecutionParameters
 from flytekit.models.core.identifier import WorkflowExecutionIdentifier
 from flytekit.types.directory import FlyteDirectory
@@ -145,14 +146,55 @@ def test_the_index_is_the_same_for_every_execution_of_a_project(prefix, root, mo
     monkeypatch.setattr(settings, "is_local", lambda: False)
     found = []
     for name in ("abc", "xyz"):
-        execution = WorkflowExecutionIdentifier("ml", "production", name)
-        context = FlyteContextManager.current_context()
-        parameters = ExecutionParameters.builder(context.user_space_params)
-        parameters.execution_id, parameters.output_metadata_prefix = execution, prefix.replace("abc", name)
-        state = context.execution_state.with_params(user_space_params=parameters.build())
-        with FlyteContextManager.with_context(context.with_execution_state(state)):
+        with in_execution(name, prefix.replace("abc", name)):
             found.append(settings.results_root())
     assert found == [f"{root}/results"] * 2
+
+
+@contextmanager
+def in_execution(name, prefix):
+    """In a task of an execution of ml/production that Flyte gave a prefix for its metadata."""
+    context = FlyteContextManager.current_context()
+    parameters = ExecutionParameters.builder(context.user_space_params)
+    parameters.execution_id = WorkflowExecutionIdentifier("ml", "production", name)
+    parameters.output_metadata_prefix = prefix
+    state = context.execution_state.with_params(user_space_params=parameters.build())
+    with FlyteContextManager.with_context(context.with_execution_state(state)):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("prefix", "url"),
+    [
+        ("s3://b/metadata/propeller/ml-production-abc/n3/data/0", "flyte://v1/ml/production/abc/n3/o/model"),
+        ("s3://b/metadata/propeller/ml-production-abc/n3/data/0/dn5/0", "flyte://v1/ml/production/abc/n3/o/model"),
+        ("gs://b/abc/own-name/data/1/n2/0", "flyte://v1/ml/production/abc/own-name/o/model"),
+        ("s3://b/ml-production-abc", ""),
+        ("s3://b/of/another/kind", ""),
+    ],
+)
+def test_an_output_is_fetched_by_the_node_of_the_workflow_that_has_it(prefix, url, monkeypatch):
+    with in_execution("abc", prefix):
+        assert settings.output_url("model") == ""
+        monkeypatch.setattr(settings, "is_local", lambda: False)
+        assert settings.output_url("model") == url
+
+
+@pytest.mark.parametrize(
+    ("url", "is_other"),
+    [
+        ("s3://b/raw/7f/abc-n3-0-dn2-0/4be2/model", False),
+        ("s3://b/raw/7f/xyz-n3-0-dn2-0/4be2/model", True),
+        ("s3://b/raw/7f/abcd-n3-0-dn2-1/4be2/adapter/", True),
+        ("s3://b/raw/7f/fq3kzzx7lmp5y/4be2/model", False),  # a digest in place of a long name
+        ("model", False),
+    ],
+)
+def test_a_result_that_another_execution_made_is_known_by_its_place(url, is_other, monkeypatch):
+    with in_execution("abc", ""):
+        assert not settings.is_of_another_run(url)
+        monkeypatch.setattr(settings, "is_local", lambda: False)
+        assert settings.is_of_another_run(url) is is_other
 
 
 def tasks_of(nodes):
@@ -252,7 +294,8 @@ def summary(run_config, monkeypatch, tmp_path):
 
     def make(training=TRAINED, prompts=("Why?",), **reports):
         config = run_config(evaluation={"prompts": list(prompts), "max_new_tokens": 64})
-        return summarize.task_function(config, training, FlyteDirectory(str(place)), **reports)
+        made = {"training": training, "training_key": "training-1", "model": FlyteDirectory(str(place))}
+        return summarize.task_function(config, planned(config), **made, **reports)
 
     return make
 
@@ -282,17 +325,20 @@ def test_answers_given_again_take_the_place_of_the_training_s_and_losses_stay(su
 def test_answers_to_other_prompts_are_never_shown(summary, training, caplog):
     """Two runs with other prompts at once: one trains, and the other gets its result."""
     with caplog.at_level(logging.WARNING):
-        found = summary(training, prompts=["What?"]).training
+        metrics = summary(training, prompts=["What?"])
+    found = metrics.training
     assert (found.after.prompts, found.after.answers) == ([], [])
     assert found.before is None or found.before.answers == []
     assert found.after.loss == 1.0
-    assert "its answers are left out" in caplog.text
+    for said in (caplog.text, *metrics.remarks, current_context().decks[-1].html):
+        assert "another run&#39;s" in said or "another run's" in said
+        assert "its answers are left out" in said
 
 
 def test_the_training_s_own_answers_are_shown_without_a_warning(summary, caplog):
     """Also where it was made anew after all, beside the answers of the models it was to be served as."""
     with caplog.at_level(logging.WARNING):
-        assert summary().training == TRAINED
+        assert (summary().training, summary().remarks) == (TRAINED, [])
         again = EvalReport(9.0, 9.0, 9, ["Why?"], ["given again"])
         assert summary(before=again, after=again).training == TRAINED
     assert "left out" not in caplog.text

@@ -285,6 +285,7 @@ OTHER_WRITERS = {
     ("tasks/transfer.py", "to_parquet"): "rows of a table, removed at once",
     ("thriftune/checkpoints/uploading.py", "put_bytes"): "manifests, redacted in thriftune/checkpoints/manifest.py",
     ("thriftune/checkpoints/resumption.py", "put_bytes"): "steps and numbers of rows",
+    ("thriftune/checkpoints/lease.py", "put_bytes"): "the name of an execution, and times",
     ("thriftune/stores/remote.py", "pipe_file"): "nothing: whether it can be written",
     ("thriftune/stores/index.py", "put_bytes"): "places that this package made, and digests",
     ("thriftune/stores/store.py", "pipe_file"): "what is given to put_bytes",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,11 @@ def test_held_out_loss_falls_and_everything_is_reported(which, validated, reques
     assert Path(metrics["outputs"]["model"]).is_dir()
     assert "held-out loss" in done.stderr
     assert "step 2/" in done.stderr
+    page = only(folder, "outputs/tiny/*/result/result.html")
+    assert f"See {page}" in done.stderr
+    text = unescape(page.read_text())
+    for shown in (*metrics["outputs"].values(), f"{after['loss']:.4f}", before["prompts"][0], "this machine"):
+        assert shown in text
     assert not list(folder.glob("outputs/**/*.partial"))
 
 
@@ -279,6 +285,7 @@ def test_a_hub_that_refuses_costs_nothing_but_the_publishing(table_run):
     assert "held-out loss" in done.stderr
     metrics = metrics_from_json(json.loads(only(folder, "outputs/tiny/*/metrics.json").read_text()))
     assert "published" not in metrics.outputs
+    assert only(folder, "outputs/tiny/*/result/result.html").is_file()
     model = Path(metrics.outputs["model"])
     assert (model / "model.safetensors").is_file()
     assert f"model: {model}" in said
@@ -301,19 +308,28 @@ def test_the_table_of_an_upstream_task_is_trained_on(table_run):
 
 @pytest.mark.slow
 def test_generate_answers_with_base_and_adapters_alike(full_run, qlora_run, tiny_model_dir, tmp_path):
-    adapter = only(qlora_run[0], "outputs/tiny/*/adapter")
+    adapter = str(only(qlora_run[0], "outputs/tiny/*/adapter"))
     questions = tmp_path / "questions.txt"
     questions.write_text("What colour is a cat on day 2?\n")
-    pyflyte_run(
+    done = pyflyte_run(
         tmp_path, "workflows/generate.py", "generate", "--model_dir", str(tiny_model_dir), "--prompts_file",
-        str(questions), "--prompts", '["What is red?"]', "--adapters", json.dumps([str(adapter)]),
+        str(questions), "--prompts", '["What is <red>?"]', "--adapters", json.dumps([adapter, adapter]),
         "--max_new_tokens", "8", "--output_format", "parquet",
     )  # fmt: skip
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(only(tmp_path, "outputs/generate/*/answers.parquet")).to_pylist()
-    assert [r["prompt"] for r in rows] == ["What is red?", "What colour is a cat on day 2?"]
-    assert {r["adapter"] for r in rows} == {"adapter-1"}
+    file = only(tmp_path, "outputs/generate/*/answers.parquet")
+    rows = pq.read_table(file).to_pylist()
+    assert [r["prompt"] for r in rows] == ["What is <red>?", "What colour is a cat on day 2?"] * 2
+    assert [r["adapter"] for r in rows] == ["adapter-1", "adapter-1", "adapter-2", "adapter-2"]
+    assert "> What is <red>?\n  adapter-1: " in done.stderr
+    assert f"All answers: {file}" in done.stderr
+    page = only(tmp_path, "outputs/generate/*/answers/answers.html")
+    assert f"See {page}" in done.stderr
+    text = page.read_text()
+    order = [text.index(f">{column}</th>") for column in ("Prompt", "adapter-1", "adapter-2")]
+    assert order == sorted(order)
+    assert "What is &lt;red&gt;?" in text
 
 
 BAD_RUNS = {

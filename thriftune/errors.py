@@ -94,8 +94,9 @@ class UserError(ThriftuneError):
         return cls([problem if problem.code else replace(problem, code=code) for problem in problems])
 
     def advising(self, advice: str) -> Self:
-        """The same error, with advice added after the remedy of each problem."""
-        return type(self)([replace(problem, remedy=f"{problem.remedy} {advice}") for problem in self.problems])
+        """The same error, with advice added after the remedy of its last problem."""
+        *others, last = self.problems
+        return type(self)([*others, replace(last, remedy=f"{last.remedy} {advice}")])
 
     def __str__(self) -> str:
         count = len(self.problems)
@@ -146,6 +147,13 @@ class ResultError(UserError):
 
     headline = "A result is not there"
     code = "result-missing"
+
+
+class PodError(UserError):
+    """A pod is not what its task was planned for: the cluster is set up wrongly."""
+
+    headline = "This pod is not what was planned"
+    code = "pod-cut-down"
 
 
 class DivergedError(UserError):

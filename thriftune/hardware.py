@@ -130,12 +130,22 @@ def detect_device() -> Device:
         cpuinfo = _CPUINFO.read_text(encoding="utf-8") if _CPUINFO.is_file() else ""
         return replace(DEVICES["CPU"], bf16_flag=bf16_flag(cpuinfo))
     properties = torch.cuda.get_device_properties(0)
-    capability = (properties.major, properties.minor)
-    memory_gib = round(properties.total_memory / 2**30)
+    return device_of(properties.name, properties.total_memory / 2**30, (properties.major, properties.minor))
+
+
+def device_of(name: str, memory_gib: float, capability: tuple[int, int]) -> Device:
+    """The table's entry for a GPU, or a generic one.
+
+    Args:
+        name: The driver's name for it.
+        memory_gib: Memory that the driver shows, in GiB.
+        capability: Compute capability.
+    """
+    shown = round(memory_gib)
     for device in DEVICES.values():
-        if device.compute_capability == capability and _LEAST_SHOWN <= memory_gib / device.memory_gib <= 1:
+        if device.is_gpu and device.compute_capability == capability and _LEAST_SHOWN <= shown / device.memory_gib <= 1:
             return device
-    return Device(properties.name, memory_gib, capability)
+    return Device(name, shown, capability)
 
 
 def bf16_flag(cpuinfo: str) -> str:

@@ -111,6 +111,7 @@ class EvaluationNode:
         instance: Node type of the catalogue.
         device: Key of the device in `thriftune.hardware.DEVICES`.
         devices: GPUs of it that are used.
+        gpu_gib: GiB of each GPU; 0 on a CPU.
         precision: Precision to compute in.
         request: What its pod asks for.
         price_per_hour: Of the node, in the plan's currency.
@@ -121,6 +122,7 @@ class EvaluationNode:
     instance: str
     device: str
     devices: int
+    gpu_gib: float
     precision: Precision
     request: NodeRequest
     price_per_hour: float
@@ -202,6 +204,7 @@ class TrainingPlan:
             device=node.device,
             nodes=1,
             devices_per_node=node.devices,
+            device_limit_gib=node.gpu_gib,
             precision=node.precision,
             request=node.request,
             price_per_hour=node.price_per_hour,

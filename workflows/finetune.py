@@ -45,15 +45,8 @@ def train_on_plan(
         )
         on_cpu_node(result, plan, pod_requests.merging(config, plan))
     measured = measure_again(config, plan, steps, Made(model, dataset, result, adapter, start_of(config)))
-    metrics = summarize(
-        config=config,
-        training=trained.training,
-        training_key=steps.training.cache_key,
-        model=result,
-        adapter=adapter,
-        merged=merged,
-        **measured._asdict(),
-    )
+    made = {"training": trained.training, "model": result, "adapter": adapter, "merged": merged}
+    metrics = summarize(config=config, plan=plan, training_key=steps.training.cache_key, **made, **measured._asdict())
     if config.publish:
         metrics = publish(result=result, config=config, to=config.publish, metrics=metrics)
         on_cpu_node(metrics, plan, pod_requests.publishing(config, plan))

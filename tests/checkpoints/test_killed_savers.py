@@ -102,4 +102,5 @@ def test_two_killed_nodes_of_an_s3_store_too_and_the_next_attempt_goes_on(s3, tm
     restored = restore([s3], tmp_path / "new")
     assert restored is not None
     assert (restored.step, content_of(restored.directory)) == (newest.step + 1, expected)
-    assert {layout.step_of(name) for name in s3.names()} == {restored.step}
+    left = {step for name in s3.names() if (step := layout.step_of(name)) is not None}
+    assert min(left) == restored.step, "what was begun of later steps may stay"

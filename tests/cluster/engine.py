@@ -236,7 +236,10 @@ class Engine:
         node_id = str(record.execution.id.node_id)
         execution = run.execution.id
         own = f"{execution.project}-{execution.domain}-{execution.name}"
-        metadata = self._store.uri("metadata", "propeller", own, node_id, "data")
+        first, *inner = node_id.split(
+            "-"
+        )  # ids of nodes and attempts in turn: those of @dynamic lie in its node's folder
+        metadata = self._store.uri("metadata", "propeller", own, first, "data", *inner)
         chosen = run.execution.spec.raw_output_data_config.output_location_prefix
         raw = "/".join([chosen or self._store.uri("raw"), uuid.uuid4().hex[:2], f"{run.name}-{node_id}-{attempt}"])
         return Place(f"{metadata}/inputs.pb", f"{metadata}/{attempt}", raw, previous)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ from flyteidl.core.catalog_pb2 import CACHE_HIT, CACHE_POPULATED
 from test_workflows import FULL, only, pyflyte_run, write_config
 
 from cluster import image
-from cluster.conftest import IN_CLUSTER, SECRETS, Pyflyte, done
+from cluster.conftest import IN_CLUSTER, SECRETS, Pyflyte, done, ended
 from cluster.control_plane import ControlPlane
+from cluster.description import CLUSTER
 from cluster.looking import (
     again_without,
     attempts_of,
     cached,
+    inputs_with,
     loss,
     made_anew,
     model_of,
@@ -87,6 +90,8 @@ def test_another_price_and_name_are_planned_again_and_ask_for_no_gpu(full_run, c
     again = done(cluster)
     assert output(again, "plan")["price_per_hour"] == pytest.approx(2 * output(first, "plan")["price_per_hour"])
     assert output(again, "metrics")["name"] == "another"
+    paid = {run.name: output(run, "metrics")["cost"]["is_of_another_run"] for run in (first, again)}
+    assert paid == {first.name: False, again.name: True}
     kept = {key: {CACHE_HIT} for key in ("fetch_model", "prepare_dataset", "train_2")}
     assert cached(again) == {"plan": {CACHE_POPULATED}, **kept}
     assert pods_of(again) == {"pin", "plan", "preflight", "train_on_plan", "summarize"}
@@ -131,3 +136,13 @@ def test_prepared_rows_that_are_gone_are_prepared_again_and_nothing_else(full_ru
     assert made_anew(run) == {"prepare_dataset"}
     assert pods_of(run) == {"train_on_plan", "prepare_dataset", "summarize"}
     assert said_anew(cluster, run) == 1
+
+
+def test_without_flyte_s_plugin_a_job_ends_at_once_and_for_good(full_run, cluster, monkeypatch):
+    """It was one pod that waited for the others, for half an hour in each of three attempts."""
+    first, _ = full_run
+    others = tuple(plugin for plugin in CLUSTER.plugins if plugin != "pytorch")
+    monkeypatch.setattr(cluster.pods, "cluster", replace(CLUSTER, plugins=others))
+    run = cluster.runs[cluster.run_dynamic_part(first, inputs_with(first, training={"learning_rate": 2e-2}))]
+    assert "this pod is in no PyTorchJob" in ended(run).error.message
+    assert attempts_of(run) == {"train_on_plan": 1, "train_2": 1}

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,26 @@ def test_no_pod_held_more_than_it_was_given(run, cluster):
     assert {name: memory for name, memory in used.items() if memory[0] > memory[1]} == {}
 
 
-def test_the_model_is_fetched_into_a_folder_with_the_page_s_command(run, pyflyte, settings, tmp_path):
-    _, uri, folder = command("pyflyte fetch")
-    pyflyte("fetch", uri.replace("EXECUTION", run.name), str(tmp_path / folder), settings=settings)
+def test_the_model_is_fetched_into_a_folder_with_the_command_of_the_page_and_of_the_deck(
+    run, cluster, pyflyte, settings, tmp_path
+):
+    *fetch, uri, folder = command("pyflyte fetch")
+    shown = shlex.split(fetch_command_on_a_deck(run, cluster))[1:]
+    assert shown == [*fetch, uri.replace("EXECUTION", run.name), yaml.safe_load((ROOT / FILE).read_text())["name"]]
+    pyflyte(*shown[:-1], str(tmp_path / folder), settings=settings)
     (model,) = [file.parent for file in tmp_path.rglob("model.safetensors")]
     assert model.relative_to(tmp_path).as_posix() in PAGE
     assert loss(model) > 0
+
+
+def fetch_command_on_a_deck(run: Run, cluster: ControlPlane) -> str:
+    """The command that one deck of a run shows to fetch the model."""
+    execution = run.execution.id
+    own = cluster.store.uri("metadata", "propeller", f"{execution.project}-{execution.domain}-{execution.name}")
+    decks = [(cluster.store.get(uri) or b"").decode() for uri in cluster.store.list(own) if uri.endswith("/deck.html")]
+    assert len(decks) >= 5  # plan, preflight, data, training, result
+    (shown,) = [found for deck in decks for found in re.findall(r"<pre>(pyflyte fetch .*)</pre>", deck)]
+    return unescape(shown)
 
 
 def test_a_plan_that_is_asked_for_on_a_cluster_is_for_the_cluster(cluster, pyflyte, settings, twin, tmp_path):

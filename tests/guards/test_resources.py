@@ -11,7 +11,8 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from thriftune.training.guards.readings import Fill, Reading, SystemReader, cgroup_memory
+from thriftune.container import Fill
+from thriftune.training.guards.readings import Reading, SystemReader
 from thriftune.training.guards.resources import MOST_POINTS, FillWatch, History, ResourceWatch, Samples
 
 GIB = 2**30
@@ -81,47 +82,6 @@ def test_host_and_shared_memory_have_remedies_of_their_own():
         ("shared memory", "/dev/shm is 88% full"),
     ]
     assert "fewer data loader workers" in told[1].text
-
-
-def write(folder: Path, **files: object) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name.replace("__", ".")).write_text(f"{content}\n")
-
-
-def test_the_tightest_limit_of_cgroup_v2_counts_without_the_file_cache(tmp_path):
-    own = tmp_path / "cgroup"
-    own.write_text("0::/kubepods/pod1/main\n")
-    stat = f"anon 5\nfile 7\ninactive_file {GIB}"
-    write(tmp_path / "fs", memory__stat=stat)  # the root group has no limit file
-    write(tmp_path / "fs/kubepods", memory__max=64 * GIB, memory__current=30 * GIB, memory__stat=stat)
-    write(tmp_path / "fs/kubepods/pod1", memory__max=4 * GIB, memory__current=3 * GIB, memory__stat=stat)
-    write(tmp_path / "fs/kubepods/pod1/main", memory__max="max", memory__current=3 * GIB, memory__stat=stat)
-    assert cgroup_memory(tmp_path / "fs", own) == Fill(2.0, 4.0)
-
-
-def test_a_container_sees_its_own_group_at_the_root(tmp_path):
-    own = tmp_path / "cgroup"
-    own.write_text("0::/../../not/there\n")
-    write(tmp_path / "fs", memory__max=4 * GIB, memory__current=3 * GIB, memory__stat="inactive_file 0")
-    assert cgroup_memory(tmp_path / "fs", own) == Fill(3.0, 4.0)
-
-
-def test_cgroup_v1(tmp_path):
-    own = tmp_path / "cgroup"
-    own.write_text("5:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n")
-    files = {"memory__usage_in_bytes": 3 * GIB, "memory__stat": f"total_inactive_file {GIB}"}
-    write(tmp_path / "fs/memory/docker/abc", memory__limit_in_bytes=8 * GIB, **files)
-    write(tmp_path / "fs/memory", memory__limit_in_bytes=9223372036854771712, **files)
-    assert cgroup_memory(tmp_path / "fs", own) == Fill(2.0, 8.0)
-
-
-@pytest.mark.parametrize("content", [None, "", "nonsense", "4:cpu:/\n"])
-def test_without_cgroups_there_is_no_limit(content, tmp_path):
-    own = tmp_path / "cgroup"
-    if content is not None:
-        own.write_text(content)
-    assert cgroup_memory(tmp_path / "fs", own) is None
 
 
 def test_a_real_run_sees_real_files_and_real_memory(tmp_path):

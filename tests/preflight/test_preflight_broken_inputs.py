@@ -22,6 +22,7 @@ from thriftune.hardware import DEVICES
 from thriftune.planning import catalogue, planner
 from thriftune.planning.offers import THIS_MACHINE, Offer
 from thriftune.preflight import SecretState
+from thriftune.preflight.outputs import RAW_OUTPUT
 from thriftune.training_plan import TrainingPlan
 
 MIXTRAL = {
@@ -374,7 +375,10 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
         "secret-missing",
         lambda w: Run(options={"secrets": [SecretState("THRIFTUNE_HUB_SECRET", "group/key", False, "the hub")]}),
     ),
-    "a bucket that refuses": ("output-not-writable", lambda w: Run(options={"output": ("s3://b/x", "is denied.")})),
+    "a bucket that refuses": (
+        "output-not-writable",
+        lambda w: Run(options={"written": {RAW_OUTPUT: ("s3://b/x", "is denied.")}}),
+    ),
     "a folder that is none": ("output-not-writable", lambda w: Run(options={"folder": outputs_in_a_file(w)})),
     "a plan for a larger disk": (
         "output-too-little-room",
@@ -429,6 +433,7 @@ def test_there_are_enough_cases_and_every_code_but_the_hub_s_has_one():
     elsewhere = {
         "model-gated", "model-revision-not-found", "data-gated", "data-revision-not-found", "data-split-not-found",
         "hub-token-refused", "publish-no-write-access", "checkpoint-not-found", "checkpoint-differs",
-        "config-invalid", "input-unusable", "training-diverged", "result-missing",  # of other tasks
+        "config-invalid", "input-unusable", "training-diverged", "training-no-progress",
+        "checkpoints-in-use", "result-missing",  # of other tasks
     }  # fmt: skip
     assert errors - refused == elsewhere

@@ -39,15 +39,17 @@ def by_obstore(place):
         list(object_stores.make(access.of(place), place.removeprefix("s3://")).list())
 
 
-def try_output(place, folder):
+def try_outputs(place, folder):
     """What the preflight says of the place for results, or why it does not know."""
     context = FlyteContextManager.current_context()
     writing = FileAccessProvider(str(folder), f"{place}/outputs")
     with FlyteContextManager.with_context(context.with_file_access(writing)):
-        prefix, refused = transfer.try_output()
-    assert prefix.startswith(place)
+        tried = transfer.try_outputs()
+    assert {prefix.startswith(place) for prefix, _ in tried.values()} == {True}
+    refused = [UserError.single(setting, prefix, why, "") for setting, (prefix, why) in tried.items() if why]
     if refused:
-        raise UserError.single("THRIFTUNE_RAW_OUTPUT", prefix, refused, "")
+        assert len(refused) == len(tried) == 2
+        raise refused[0]
 
 
 # Everything that reaches into a store, by what it is for.
@@ -69,7 +71,7 @@ ASKING = {
     "checkpoints listed": lambda place, _: Store(f"{place}/run", pauses=()).names(),
     "checkpoint read": lambda place, _: Store(f"{place}/run", pauses=()).get_bytes("manifest.json"),
     "checkpoint written": lambda place, _: Store(f"{place}/run", pauses=()).put_bytes("manifest.json", b"{}"),
-    "results written": try_output,
+    "results written": try_outputs,
     "files moved": lambda place, _: by_obstore(place),
 }
 

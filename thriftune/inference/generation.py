@@ -101,6 +101,18 @@ def _require_whole(model_dir: Path, adapters: Iterable[Path]) -> None:
         damage.require_undamaged(adapter, "adapters", content=True)
 
 
+def by_adapter(answers: Sequence[Answer]) -> dict[str, list[str]]:
+    """The texts of answers by the name of the adapter, each in the order of the prompts.
+
+    Args:
+        answers: The answers.
+    """
+    texts: dict[str, list[str]] = {}
+    for answer in answers:
+        texts.setdefault(answer.adapter, []).append(answer.answer)
+    return texts
+
+
 def write_answers(answers: Sequence[Answer], file: Path) -> None:
     """Write answers as Parquet or JSONL, depending on the file's ending.
 

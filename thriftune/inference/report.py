@@ -1,16 +1,24 @@
-"""The metrics of a run, and a table of them for the log."""
+"""The metrics of a run: a table for the log, and a page with losses, answers, cost, and where the result is."""
 
 import io
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from thriftune import pages
+from thriftune.inference.cost import Cost
+from thriftune.inference.side_by_side import side_by_side
+from thriftune.methods import METHODS
 from thriftune.models.saving import SavedWeights
+from thriftune.training import report as training_report
+from thriftune.training.charts import HEIGHT, WIDTH, duration
 from thriftune.training.held_out import EvalReport
 from thriftune.training.memory_watch import MemoryUse
 from thriftune.training.result import TrainingResult
+from thriftune.urls import WEB
 
 _TABLE_COLUMNS = 110
 
@@ -26,6 +34,8 @@ class RunMetrics:
         outputs: Where each result is, by kind (model, adapter, published).
         merged: What merging the adapter did to its loss; None if nothing was merged.
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
+        cost: What the training's nodes cost; None in metrics of older versions.
+        remarks: Sentences that a reader of these numbers must know.
     """
 
     name: str
@@ -34,6 +44,8 @@ class RunMetrics:
     outputs: dict[str, str]
     merged: SavedWeights | None = None
     saved_model: EvalReport | None = None
+    cost: Cost | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 def metrics_from_json(content: dict[str, Any]) -> RunMetrics:
@@ -53,16 +65,8 @@ def summary_table(metrics: RunMetrics) -> str:
     table.add_column("")
     table.add_column("before")
     table.add_column("after")
-    table.add_row("held-out loss", f"{before.loss:.4f}" if before else "", f"{after.loss:.4f}")
-    table.add_row("held-out perplexity", f"{before.perplexity:.2f}" if before else "", f"{after.perplexity:.2f}")
-    for saved, trained_as in (
-        (training.saved, "trained, before rounding"),
-        (metrics.merged, "adapter, before merging"),
-    ):
-        for row in _rows_of(saved, trained_as) if saved else ():
-            table.add_row(*row)
-    if metrics.saved_model:
-        table.add_row("the result, loaded again", "", f"{metrics.saved_model.loss:.4f}")
+    for row in loss_rows(metrics):
+        table.add_row(*row)
     if after.prompts:
         earlier = _shortened(before.answers[0]) if before and before.answers else ""
         table.add_row(Text(_shortened(after.prompts[0])), Text(earlier), Text(_shortened(after.answers[0])))
@@ -72,6 +76,8 @@ def summary_table(metrics: RunMetrics) -> str:
         table.add_row("weights of step", "", f"{training.kept_step}, the lowest held-out loss")
     table.add_row("tokens per second", "", f"{training.tokens_per_second:.0f}")
     table.add_row("peak memory (predicted)", "", _memory(training.memory))
+    if metrics.cost and metrics.cost.price_per_hour:
+        table.add_row("cost", "", metrics.cost.short)
     console = Console(file=io.StringIO(), width=_TABLE_COLUMNS, force_terminal=False)
     console.print(table)
     for name, place in metrics.outputs.items():
@@ -80,12 +86,105 @@ def summary_table(metrics: RunMetrics) -> str:
     return console.file.getvalue()
 
 
-def _rows_of(saved: SavedWeights, trained_as: str) -> Iterator[tuple[str, str, str]]:
-    """Rows of the table that show what saving did to the loss."""
-    yield f"{trained_as} ({saved.rows} rows)", f"{saved.base_loss:.4f}", f"{saved.trained_loss:.4f}"
-    yield f"as saved, in {saved.how}", "", f"{saved.saved_loss:.4f}"
-    if saved.rounded_loss is not None:
-        yield "in 16 bits it would be", "", f"{saved.rounded_loss:.4f}"
+def loss_rows(metrics: RunMetrics) -> Iterator[tuple[str, str, str]]:
+    """What was measured on held-out rows, each as its name, the value before training and the one after.
+
+    Args:
+        metrics: The metrics.
+    """
+    training, before, after = metrics.training, metrics.training.before, metrics.training.after
+    yield "held-out loss", f"{before.loss:.4f}" if before else "", f"{after.loss:.4f}"
+    yield "held-out perplexity", f"{before.perplexity:.2f}" if before else "", f"{after.perplexity:.2f}"
+    for saved, trained_as in (
+        (training.saved, "trained, before rounding"),
+        (metrics.merged, "adapter, before merging"),
+    ):
+        if saved:
+            yield f"{trained_as} ({saved.rows} rows)", f"{saved.base_loss:.4f}", f"{saved.trained_loss:.4f}"
+            yield f"as saved, in {saved.how}", "", f"{saved.saved_loss:.4f}"
+            if saved.rounded_loss is not None:
+                yield "in 16 bits it would be", "", f"{saved.rounded_loss:.4f}"
+    if metrics.saved_model:
+        yield "the result, loaded again", "", f"{metrics.saved_model.loss:.4f}"
+
+
+def remarks_of(metrics: RunMetrics) -> Iterator[str]:
+    """Sentences that a reader of the metrics must know: what happened while training, and what the result is.
+
+    Args:
+        metrics: The metrics.
+    """
+    training, before, after = metrics.training, metrics.training.before, metrics.training.after
+    yield from metrics.remarks
+    if before is None:
+        yield "The model was not measured before training: the checkpoint that it went on from does not have that."
+    elif after.loss >= before.loss:
+        yield "The held-out loss did not fall: on rows that it was not trained on, the model is no better than before."
+    if training.kept_step != training.steps:
+        lowest = "which had the lowest held-out loss"
+        yield f"The result has the weights of step {training.kept_step:,} of {training.steps:,}, {lowest}."
+    yield from (event.text for event in training_report.events_of(training) if event.kind != "checkpoint")
+    for saved in (training.saved, metrics.merged):
+        yield from saved.remarks if saved else ()
+    yield from training.memory.remarks
+
+
+def page_of(metrics: RunMetrics, fetch: str) -> str:
+    """The result of a run as one HTML page: losses, answers, cost, where everything is, and how to get it.
+
+    Args:
+        metrics: The metrics.
+        fetch: URL by which `pyflyte fetch` finds the model; empty where it is on this disk, or not known.
+    """
+    training, before, after = metrics.training, metrics.training.before, metrics.training.after
+    model, is_adapter = metrics.outputs["model"], metrics.outputs["model"] == metrics.outputs.get("adapter")
+    folder = f"{metrics.name}/data" if fetch else model
+    answers = {"Before": before.answers} if before and before.answers else {}
+    curve = training_report.curve_of(training)
+    events = training_report.events_of(training)
+    return pages.render(
+        "inference/report.html.jinja",
+        {"duration": duration},
+        metrics=metrics,
+        technique=METHODS[metrics.method].facts.title,
+        before=before,
+        after=after,
+        rows=list(loss_rows(metrics)),
+        remarks=list(remarks_of(metrics)),
+        loss=training_report.loss_chart(curve, events) if curve.losses or curve.validations else None,
+        answers=side_by_side(after.prompts, answers | {"After": after.answers}),
+        places=_places(metrics.outputs),
+        fetch=shlex.join(["pyflyte", "fetch", "-r", fetch, metrics.name]) if fetch else "",
+        folder=folder,
+        ask=_asking(folder),
+        is_adapter=is_adapter,
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def _places(outputs: dict[str, str]) -> dict[str, str]:
+    """Where each result is, once; what a dry run would have pushed is called so."""
+    names = {place: what for what, place in outputs.items()}  # of an adapter that is the result, the second name
+    if "published" in outputs and not outputs["published"].startswith(WEB):
+        names[outputs["published"]] = "to be published"
+    return {what: place for place, what in names.items()}
+
+
+def _asking(folder: str) -> str:
+    """The command that asks a model directory something."""
+    return shlex.join(
+        [
+            "pyflyte",
+            "run",
+            "workflows/generate.py",
+            "generate",
+            "--model_dir",
+            folder,
+            "--prompts",
+            '["What is a GPU?"]',
+        ]
+    )
 
 
 def _memory(use: MemoryUse) -> str:

@@ -65,6 +65,24 @@ class SavedWeights:
         """The type, and the rounding if it is not the usual one."""
         return f"{self.dtype}, rounded stochastically" if self.rounding == "stochastic" else self.dtype
 
+    @property
+    def tolerated(self) -> float:
+        """The held-out loss that saving may add, in nats."""
+        return max(TOLERATED_SHARE * abs(self.base_loss - self.trained_loss), _NOISE)
+
+    @property
+    def remarks(self) -> list[str]:
+        """A sentence about what saving in 16 bits loses, where it loses too much; also where fp32 is saved instead."""
+        if self.rounded_loss is None and self.cost <= self.tolerated:
+            return []
+        bits, loss, instead = str(self.dtype), self.saved_loss, ""
+        if self.rounded_loss is not None:
+            bits, loss, instead = "16 bits", self.rounded_loss, " The weights are saved in fp32."
+        return [
+            f"Saving in {bits} loses part of what was learnt: on {self.rows} held-out rows the loss is {loss:.4f}, "
+            f"and {self.trained_loss:.4f} before it is saved ({self.base_loss:.4f} before training).{instead}"
+        ]
+
 
 # The held-out loss of the trained model, rounded to a type in one of the ways.
 LossOf = Callable[[Precision, RoundingMode], float]
@@ -137,23 +155,18 @@ def decide(
     _say(
         logging.INFO, "On %d held-out rows, in fp32: loss %.4f before training, %.4f after it", rows, base_loss, trained
     )
-    tolerated = max(TOLERATED_SHARE * abs(base_loss - trained), _NOISE)
     tried: list[SavedWeights] = []
     for mode in _MODES if dtype != "fp32" else _UNROUNDED:
         way = SavedWeights(dtype, mode, rows, base_loss, trained, loss_of(dtype, mode))
         _say(logging.INFO, "The same rows, as saved in %s: %.4f (rounding: %s)", dtype, way.saved_loss, mode)
-        if way.cost <= tolerated:
+        if way.cost <= way.tolerated:
             return way
         tried.append(way)
     best = min(tried, key=lambda way: math.inf if math.isnan(way.cost) else way.cost)
-    lost = (
-        f"Saving in {dtype} loses part of what was learnt: on {rows} held-out rows the loss is {best.saved_loss:.4f}, "
-        f"and {trained:.4f} before it is saved ({base_loss:.4f} before training)"
-    )
     if or_fp32:
-        _say(logging.WARNING, "%s. The weights are saved in fp32.", lost)
-        return SavedWeights("fp32", "none", rows, base_loss, trained, trained, best.saved_loss)
-    _say(logging.WARNING, "%s. Set training.save_dtype: fp32, or train for longer.", lost)
+        best = SavedWeights("fp32", "none", rows, base_loss, trained, trained, best.saved_loss)
+    advice = "" if or_fp32 else " Set training.save_dtype: fp32, or train for longer."
+    _say(logging.WARNING, "%s%s", *best.remarks, advice)
     return best
 
 

@@ -131,14 +131,19 @@ def plan_json(plan: TrainingPlan, name: str) -> str:
 def headline(plan: TrainingPlan) -> str:
     """The method and the machines, in one line."""
     method = METHODS[plan.method].facts.title
-    return f"{method} on {_place(plan.nodes, plan.instance)} ({_devices(plan, plan.nodes * plan.devices_per_node)})"
+    return f"{method} on {machines(plan)} ({_devices(plan, plan.nodes * plan.devices_per_node)})"
+
+
+def machines(plan: TrainingPlan) -> str:
+    """The number and type of the nodes, such as 2 x g4dn.metal."""
+    return _place(plan.nodes, plan.instance)
 
 
 def facts(plan: TrainingPlan) -> Iterator[Fact]:
     """Everything a plan says, except its memory and the alternatives."""
     count, request, batch = plan.nodes * plan.devices_per_node, plan.request, plan.batch
     per_node = f", {plan.devices_per_node} per node" if plan.nodes > 1 else ""
-    yield "machines", _place(plan.nodes, plan.instance), _devices(plan, count) + per_node
+    yield "machines", machines(plan), _devices(plan, count) + per_node
     if plan.price_per_hour:
         each = f"{_price_per_device(plan):,.3f} {plan.currency} per {_kind(plan)}-hour"
         day = f", prices of {plan.prices_as_of}" if plan.prices_as_of else ""

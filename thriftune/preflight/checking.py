@@ -1,9 +1,10 @@
 """The preflight: all checks, in an order in which each finds the results it needs."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from thriftune.codes import UNREACHABLE
@@ -58,7 +59,7 @@ def run(
     table: Sequence[Path] | None = None,
     table_version: str = "",
     secrets: Sequence[SecretState] = (),
-    output: tuple[str, str] = ("", ""),
+    written: Mapping[str, tuple[str, str]] = MappingProxyType({}),
     folder: Path | None = None,
     network_gbps: float | None = None,
     grace_seconds: float = GRACE_SECONDS,
@@ -72,7 +73,8 @@ def run(
         table: Parquet files of the table that the workflow was given; None if it takes none.
         table_version: Version of the content of that table.
         secrets: The secrets that the tasks of the run ask for.
-        output: Where results go, and the store's error when writing there was tried; empty if writing worked.
+        written: By the setting that says where: a place in the store, and what the store refused when writing there was
+            tried; empty if it worked.
         folder: Where results of a local run go; None for a run on a cluster.
         network_gbps: Network of a planned node, in Gbit/s; None if not known.
         grace_seconds: Seconds between a spot node's notice and its end.
@@ -80,7 +82,7 @@ def run(
     Returns:
         All findings, and facts about the run.
     """
-    notes = _Notes([*platform.check_secrets(secrets), *outputs.check(*output)])
+    notes = _Notes([*platform.check_secrets(secrets), *outputs.check(written)])
     notes.findings += outputs.check_local(folder, plan, config.checkpoints.keep_checkpoints)
     if any(found.field == outputs.TEMPORARY for found in notes.findings):  # which the other checks write to
         return Preflight(config.name, in_order(notes.findings), notes.facts)

@@ -1,6 +1,6 @@
 """Whether the results of a run can be written: to the bucket of a cluster, or to the folders of a local run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from thriftune.disk import DiskFullError, existing, free_bytes, refusal, temporary
@@ -9,25 +9,32 @@ from thriftune.planning.memory import disk
 from thriftune.training_plan import TrainingPlan
 
 OUTPUTS, TEMPORARY = "THRIFTUNE_OUTPUTS", "TMPDIR"
+# Settings of places in a store.
+RAW_OUTPUT, CHECKPOINTS = "THRIFTUNE_RAW_OUTPUT", "THRIFTUNE_CHECKPOINTS"
+# What goes there, and how to name another place.
+_DESTINATIONS = {
+    RAW_OUTPUT: (
+        "the run's models and data go",
+        f"{RAW_OUTPUT} for launch plans, --raw-output-data-prefix for pyflyte run",
+    ),
+    CHECKPOINTS: ("checkpoints go", CHECKPOINTS),
+}
 _CODE = "output-not-writable"
 _GIB = 2**30
 
 
-def check(place: str, refused: str) -> Iterator[Problem]:
-    """Whether results can be written to the store.
+def check(tried: Mapping[str, tuple[str, str]]) -> Iterator[Problem]:
+    """Whether a run can write to the store.
 
     Args:
-        place: Bucket and prefix.
-        refused: What the store refused when writing was tried, in whole sentences; empty if it worked.
+        tried: By the setting that says where: bucket and prefix; and what the store refused when writing was tried, in
+            whole sentences. That is empty if it worked.
     """
-    if refused:
-        yield Problem.coded(
-            _CODE,
-            "THRIFTUNE_RAW_OUTPUT",
-            place,
-            f"is where the run's models and data go, and cannot be written: {refused}",
-            "Or name another place: THRIFTUNE_RAW_OUTPUT for launch plans, --raw-output-data-prefix for pyflyte run.",
-        )
+    for setting, (place, refused) in tried.items():
+        if refused:
+            what, otherwise = _DESTINATIONS[setting]
+            message = f"is where {what}, and cannot be written: {refused}"
+            yield Problem.coded(_CODE, setting, place, message, f"Or name another place: {otherwise}.")
 
 
 def check_local(folder: Path | None, plan: TrainingPlan | ThriftuneError, keep_checkpoints: int) -> Iterator[Problem]:

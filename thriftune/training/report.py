@@ -83,11 +83,7 @@ def page_of(run_name: str, result: TrainingResult) -> str:
         run_name: Name of the run.
         result: What was measured.
     """
-    losses = list(zip(result.loss_steps, result.losses, strict=True))
-    tokens = list(zip(result.loss_steps, result.loss_tokens, strict=True))
-    kept = result.kept_step if result.validations else None
-    curve = Curve(losses, result.validations, tokens, kept)
-    return html(run_name, curve, result.resources, events_of(result))
+    return html(run_name, curve_of(result), result.resources, events_of(result))
 
 
 @dataclass(frozen=True)
@@ -105,6 +101,17 @@ class Curve:
     validations: list[Validation] = field(default_factory=list)
     tokens: list[tuple[int, float]] = field(default_factory=list)
     kept_step: int | None = None
+
+
+def curve_of(result: TrainingResult) -> Curve:
+    """The loss of a finished training.
+
+    Args:
+        result: What was measured.
+    """
+    losses = list(zip(result.loss_steps, result.losses, strict=True))
+    tokens = list(zip(result.loss_steps, result.loss_tokens, strict=True))
+    return Curve(losses, result.validations, tokens, result.kept_step if result.validations else None)
 
 
 def html(title: str, curve: Curve, samples: Samples | None, events: list[Event]) -> str:

@@ -17,7 +17,7 @@ Kind = Literal["user", "transient", "memory", "ours"]
 # first two sets with our own classes.
 USER_NAMES = frozenset({
     "UserError", "ConfigError", "DataError", "ModelSourceError", "AdapterError", "PublishError", "DivergedError",
-    "PreflightError", "NotWritableError", "ResultError", "NoProgressError", "LeaseError",
+    "PreflightError", "NotWritableError", "ResultError", "PodError", "NoProgressError", "LeaseError",
 })  # fmt: skip
 TRANSIENT_NAMES = frozenset({
     "TransientError", "PreemptedError", "StartAgainError", "DiskFullError", "IncompleteError",

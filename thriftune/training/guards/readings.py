@@ -2,36 +2,18 @@
 
 import importlib
 import logging
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thriftune import container
+from thriftune.container import Fill
+
 logger = logging.getLogger(__name__)
 
 _GIB = 2**30
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - measured, not written to
-_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-
-
-@dataclass(frozen=True)
-class Fill:
-    """How full something is.
-
-    Attributes:
-        used: GiB in use.
-        size: GiB that this process may use.
-    """
-
-    used: float
-    size: float
-
-    @property
-    def share(self) -> float:
-        """Share in use, from 0 to 1."""
-        return self.used / self.size if self.size else 0.0
 
 
 @dataclass(frozen=True)
@@ -75,72 +57,14 @@ class SystemReader:
 
         memory = psutil.virtual_memory()
         host = Fill((memory.total - memory.available) / _GIB, memory.total / _GIB)
-        container = cgroup_memory()
+        limited = container.memory_fill()
         return Reading(
             process=psutil.Process().memory_info().rss / _GIB,
-            host=container if container and container.size < host.size else host,
-            disk=disk_fill(self._scratch),
-            shared_memory=disk_fill(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None,
+            host=limited if limited and limited.size < host.size else host,
+            disk=container.disk_fill(self._scratch),
+            shared_memory=container.shared_memory_fill(),
             device=max(self._gpus(), key=lambda fill: fill.share, default=None),
         )
-
-
-def disk_fill(folder: Path) -> Fill:
-    """How full the file system of a folder is, without the part reserved for root."""
-    usage = shutil.disk_usage(folder)
-    return Fill(usage.used / _GIB, (usage.used + usage.free) / _GIB)
-
-
-def cgroup_memory(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> Fill | None:
-    """Memory of this container, from cgroup v2 or v1.
-
-    Args:
-        root: Where cgroups are mounted.
-        own: File that lists the cgroups of this process.
-
-    Returns:
-        Memory in use without file cache (what counts when the kernel kills a process), and the limit of the tightest of
-        the nested groups; None if there is no limit.
-    """
-    tightest: Fill | None = None
-    try:
-        for folder, limit_file, usage_file, cache_key in _cgroup_folders(root, own):
-            limit = (folder / limit_file).read_text().strip() if (folder / limit_file).is_file() else "max"
-            if limit == "max":
-                continue
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            used = int((folder / usage_file).read_text()) - int(stat.get(cache_key, 0))
-            fill = Fill(used / _GIB, int(limit) / _GIB)
-            if tightest is None or fill.size - fill.used < tightest.size - tightest.used:
-                tightest = fill
-    except (OSError, ValueError) as error:
-        logger.debug("cgroup limits cannot be read: %s", error)
-        return None
-    return tightest
-
-
-def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, str, str, str]]:
-    """Folder of every cgroup of this process, from its own outwards, with the names of limit, usage and cache."""
-    groups = [line.split(":", 2) for line in own.read_text().splitlines()]
-    v1 = next((path for _, kinds, path in groups if "memory" in kinds.split(",")), None)
-    v2 = next((path for number, kinds, path in groups if number == "0" and not kinds), None)
-    if v1 is not None:
-        names, base, path = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-            root / "memory",
-            v1,
-        )
-    elif v2 is not None:
-        names, base, path = ("memory.max", "memory.current", "inactive_file"), root, v2
-    else:
-        return
-    # A container sees its own group at the root, whatever path the file names; walking outwards ends there too.
-    folder = base / path.lstrip("/")
-    while True:
-        yield folder, *names
-        if folder in (base, folder.parent):
-            return
-        folder = folder.parent
 
 
 def _nvml_gpus() -> Callable[[], list[Fill]] | None:

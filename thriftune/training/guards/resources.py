@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from thriftune.training.guards.readings import SHARED_MEMORY, Fill, Reading, SystemReader
+from thriftune.container import SHARED_MEMORY, Fill
+from thriftune.training.guards.readings import Reading, SystemReader
 
 logger = logging.getLogger(__name__)
 

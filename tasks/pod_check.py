@@ -1,0 +1,83 @@
+"""Before a task on GPUs downloads anything: whether its pod is what was planned."""
+
+import logging
+import math
+
+from kubernetes.utils.quantity import parse_quantity
+
+from tasks import settings
+from tasks.settings import PLATFORM
+from tasks.transfer import transient_errors_retried
+from thriftune.errors import PodError
+from thriftune.hardware import DEVICES
+from thriftune.planning import catalogue, pod
+from thriftune.planning.pod import Promise
+from thriftune.pod_reading import read_pod
+from thriftune.training_plan import NodeRequest, TrainingPlan
+
+logger = logging.getLogger("thriftune.tasks.pod_check")
+
+_GIB = 2**30
+
+
+def require_job(nodes: int) -> None:
+    """Refuse to train in a pod whose job is not of so many nodes. A local run has no job.
+
+    Args:
+        nodes: Number of nodes that the task is declared for.
+
+    Raises:
+        PodError: The pod is in no job, or in one of another size.
+    """
+    if nodes == 1 or settings.is_local():
+        return
+    problem = pod.job_problem(nodes, settings.nodes_of_job())
+    if problem:
+        raise PodError([problem])
+
+
+def require_planned(plan: TrainingPlan) -> None:
+    """Refuse a pod that is not what a plan says of its nodes. Local runs, and those on CPUs, are not looked at.
+
+    Args:
+        plan: The plan.
+
+    Raises:
+        PodError: It differs in a way that another attempt would not change.
+        FlyteRecoverableException: Another attempt may find a node that is as planned.
+    """
+    if not settings.is_local():
+        _require(pod.promise_of(plan))
+
+
+def require_for_generating() -> None:
+    """Refuse a pod that is not what the settings say of the task that answers prompts.
+
+    Raises:
+        PodError: It differs in a way that another attempt would not change.
+        FlyteRecoverableException: Another attempt may find a node that is as set.
+    """
+    if settings.is_local():
+        return
+    memory, shared = (_gib(text) for text in (PLATFORM.generate_memory, PLATFORM.shared_memory))
+    gpus, disk = PLATFORM.generate_gpus, PLATFORM.generate_disk_gib
+    request = NodeRequest(PLATFORM.generate_cpu, memory, shared, disk, gpus)
+    if not PLATFORM.generate_instance:
+        _require(Promise(request))
+        return
+    node = catalogue.load(PLATFORM.catalogue).get(PLATFORM.generate_instance)
+    _require(Promise(request, DEVICES[node.device], node.gpu_gib))
+
+
+def _require(promise: Promise) -> None:
+    if not promise.request.gpus:
+        return
+    found = read_pod(settings.shown_gpus())
+    with transient_errors_retried():
+        pod.require_none(pod.differences(promise, found))
+    names = ", ".join(gpu.name for gpu in found.gpus)
+    logger.info("This pod is as planned: %s, driver %s", names, found.driver.version or "unknown")
+
+
+def _gib(quantity: str) -> int:
+    return math.floor(float(parse_quantity(quantity)) / _GIB)  # type: ignore[no-untyped-call]
