@@ -143,7 +143,7 @@ class Warm:
         """
         with self._lock:
             answer = ""
-            with suppress(BrokenPipeError):
+            with suppress(BrokenPipeError, ValueError):  # ValueError: it was closed here
                 self._requests.write(f"{json.dumps(request)}\n")
                 answer = self._answers.readline()
         if not answer:
@@ -153,10 +153,11 @@ class Warm:
 
     def close(self) -> None:
         """End that process and all that it started."""
-        with suppress(BrokenPipeError):
-            self._requests.close()
-        self._process.wait()
-        self._answers.close()
+        with self._lock:
+            with suppress(BrokenPipeError):
+                self._requests.close()
+            self._process.wait()
+            self._answers.close()
 
 
 @dataclass(frozen=True)

@@ -196,4 +196,6 @@ def test_what_it_started_ends_with_it(programs):
     everything = [first, *first.children(recursive=True)]
     assert len(everything) == 2
     warm.close()
+    with pytest.raises(WarmProcessEndedError):
+        process.poll()
     assert until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in everything))
