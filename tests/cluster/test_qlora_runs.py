@@ -96,7 +96,7 @@ def test_a_training_goes_on_from_what_another_execution_saved_however_that_one_e
     assert f", which execution {aborted.name} saved (s3://" in cluster.pods.log(failed.name)
     assert attempts_of(failed)["train_in_one_process"] == 3
     assert f"attempts 1 and 2 of execution {failed.name} both ended at the checkpoint of step" in error.message
-    (recover,) = re.findall(r"`pyflyte (execution .* recover)`", error.message)
+    (recover,) = set(re.findall(r"`pyflyte (execution .* recover)`", error.message))
 
     pyflyte(*shlex.split(recover))
     recovered = list(cluster.runs)[-1]
