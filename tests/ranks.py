@@ -5,31 +5,22 @@ what the tests train. A rank is a process of its own here too, with the variable
 gloo; torchrun itself starts the ranks of test_distributed.py and test_operators.py.
 """
 
-import json
 import os
-import runpy
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import time
-import traceback
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+
+from starting import Process, Warm
 
 # No training of the tests takes longer, also where two processors are busy with other things.
 LONGEST_SECONDS = 240.0
 _EVERYWHERE = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-
-
-@dataclass(frozen=True)
-class _Asked:
-    script: str
-    arguments: list[str]
-    ranks: int
-    log: str
-    environment: dict[str, str]
+_LIBRARIES = ("deepspeed", "peft", "torch", "transformers.trainer")
+_FOLDER = tempfile.TemporaryDirectory(prefix="ranks-")
 
 
 def run(ranks: int, script: Path, *arguments: str | Path) -> None:
@@ -38,88 +29,33 @@ def run(ranks: int, script: Path, *arguments: str | Path) -> None:
     Raises:
         AssertionError: A rank failed, or took too long; says what they printed.
     """
-    process = _warm()
-    log = Path(arguments[0]).with_suffix(".log")
-    environment = {**os.environ, **_EVERYWHERE}
-    asked = _Asked(str(script), [str(argument) for argument in arguments], ranks, str(log), environment)
-    process.stdin.write(json.dumps(asdict(asked)) + "\n")
-    answer = process.stdout.readline()
-    assert answer, "the process that ranks are forked from has ended"
-    assert json.loads(answer) == [0] * ranks, log.read_text(errors="replace")[-3000:]
+    log, command = Path(arguments[0]).with_suffix(".log"), [sys.executable, str(script), *map(str, arguments)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    numbers = {"GROUP_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    shared = {"TMPDIR": tempfile.gettempdir(), **os.environ, **_EVERYWHERE, "MASTER_ADDR": "127.0.0.1"}
+    shared |= {name: str(number) for name, number in numbers.items()}
+    started = [
+        _warm().start(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, Path.cwd(), log)
+        for rank in range(ranks)
+    ]
+    assert _statuses(started) == [0] * ranks, log.read_text(errors="replace")[-3000:]
 
 
 @cache
-def _warm() -> subprocess.Popen[str]:
-    """The process that ranks are forked from; it ends with this one, as its input does."""
-    pipe = subprocess.PIPE
-    command, environment = [sys.executable, __file__], {**os.environ, **_EVERYWHERE}
-    process = subprocess.Popen(command, env=environment, text=True, bufsize=1, stdin=pipe, stdout=pipe)
-    assert process.stdout.readline() == "ready\n"
-    return process
+def _warm() -> Warm:
+    """The process that ranks are forked from; it ends with this one."""
+    environment, folder = {**os.environ, **_EVERYWHERE}, Path(_FOLDER.name, "warm")
+    return Warm(Path(sys.executable), _LIBRARIES, environment, folder, like_new=False)
 
 
-def _fork(asked: _Asked, rank: int, port: int) -> int:
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        out = os.open(asked.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for number, place in enumerate((nothing, out, out)):
-            os.dup2(place, number)
-        numbers = {
-            "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0,
-            "WORLD_SIZE": asked.ranks, "LOCAL_WORLD_SIZE": asked.ranks, "MASTER_PORT": port,
-        }  # fmt: skip
-        os.environ.clear()
-        os.environ.update(asked.environment, MASTER_ADDR="127.0.0.1")
-        os.environ.update({name: str(number) for name, number in numbers.items()})
-        sys.argv = [asked.script, *asked.arguments]
-        sys.path[0] = str(Path(asked.script).parent)
-        runpy.run_path(asked.script, run_name="__main__")
-        status = 0
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _statuses(children: list[int]) -> list[int]:
+def _statuses(ranks: list[Process]) -> list[int]:
     """How every rank ended; the first that fails ends the others, as does the time."""
-    ended: dict[int, int] = {}
     deadline = time.monotonic() + LONGEST_SECONDS
-    while len(ended) < len(children):
-        for child in set(children) - ended.keys():
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                ended[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if any(ended.values()) or time.monotonic() > deadline:
-            for child in set(children) - ended.keys():
-                os.kill(child, signal.SIGKILL)
+    while None in (found := [rank.poll() for rank in ranks]):
+        if any(found) or time.monotonic() > deadline:
+            for rank in ranks:
+                rank.send_signal(signal.SIGKILL)
         time.sleep(0.01)
-    return [ended[child] for child in children]
-
-
-def main() -> None:
-    """Fork until nobody asks any more."""
-    import deepspeed  # noqa: F401
-    import peft  # noqa: F401
-    import torch
-    import transformers.trainer  # noqa: F401
-
-    torch.set_num_threads(1)  # threads do not survive a fork
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    answers.write("ready\n")
-    for line in sys.stdin:
-        asked = _Asked(**json.loads(line))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        children = [_fork(asked, rank, port) for rank in range(asked.ranks)]
-        answers.write(json.dumps(_statuses(children)) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return [rank.wait() for rank in ranks]

@@ -12,6 +12,7 @@ import pytest
 from flyteidl.admin.execution_pb2 import ExecutionClosure
 from flyteidl.core.execution_pb2 import WorkflowExecution
 
+from cluster import image
 from cluster.control_plane import ControlPlane
 from cluster.noise import noise
 from cluster.records import Run
@@ -60,9 +61,15 @@ class Pyflyte(Protocol):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+def libraries() -> tuple[str, ...]:
+    """What pods find in memory; modules whose pods train have more."""
+    return image.OF_FLYTEKIT
+
+
+@pytest.fixture(scope="module")
+def cluster(libraries: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane with an empty bucket, and the secrets that a cluster has for the tasks that ask."""
-    with ControlPlane(tmp_path_factory.mktemp("cluster")) as control_plane:
+    with ControlPlane(tmp_path_factory.mktemp("cluster"), libraries=libraries) as control_plane:
         control_plane.pods.secrets.update({("hub", "token"): TOKEN, ("wandb", "key"): WANDB_KEY})
         yield control_plane
 

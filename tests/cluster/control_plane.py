@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -11,15 +11,20 @@ from flyteidl.admin.launch_plan_pb2 import LaunchPlan
 from flyteidl.core import execution_pb2 as phases
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flyteidl.core.literals_pb2 import LiteralMap
+from starting import Fresh, Warm
 
 from cluster import image, records, server
 from cluster.description import CLUSTER, Description
 from cluster.engine import Engine
-from cluster.pods import Pods
+from cluster.pods import MACHINE, Pods
 from cluster.records import LOCK, NodeRecord, Run
 from cluster.registry import IncompleteInputsError, Registry, found
 from cluster.store import Store
 
+# What tasks/settings.py sets before libraries are imported.
+_SET_BY_TASKS = {"TORCHDYNAMO_DISABLE": "1"}
+# Variables whose value the libraries only print when they are imported.
+_ONLY_SAID = ("WANDB_MODE",)
 _SUCCEEDED, _FAILED = phases.NodeExecution.SUCCEEDED, phases.NodeExecution.FAILED
 
 
@@ -30,14 +35,23 @@ class ControlPlane:
         with ControlPlane(folder) as cluster: subprocess.run(["pyflyte", "run", "--remote", ...], env=cluster.client)
     """
 
-    def __init__(self, folder: Path, description: Description = CLUSTER) -> None:
+    def __init__(self, folder: Path, description: Description = CLUSTER, libraries: Sequence[str] = ()) -> None:
+        """Start it.
+
+        Args:
+            folder: Of its own.
+            description: What the cluster is like.
+            libraries: What pods find in memory: they are forked. If there are none, each is started anew.
+        """
         self.store = Store(description.bucket)
         self.registry = Registry(description)
         self.runs: dict[str, Run] = {}
         self.calls: list[str] = []
         (folder / "logs").mkdir(parents=True)
         variables = {**self.store.environment, **description.variables}
-        self.pods = Pods(image.build(folder / "image"), description, variables, folder / "logs")
+        programs = image.build(folder / "image")
+        self._starts = warm_pods(programs, libraries, variables, folder / "warm") if libraries else Fresh()
+        self.pods = Pods(programs, description, variables, folder / "logs", self._starts)
         self._engine = Engine(self.store, self.pods)
         self._server, port = server.serve(self)
         self.config = folder / "flyte.yaml"
@@ -49,6 +63,7 @@ class ControlPlane:
     def __exit__(self, *_: object) -> None:
         self._server.stop(None)
         self.pods.close()
+        self._starts.close()
         self.store.close()
 
     @property
@@ -140,6 +155,19 @@ class ControlPlane:
             spec = ExecutionSpec(launch_plan=plan.id, metadata=ExecutionMetadata(mode=ExecutionMetadata.SCHEDULED))
             request = ExecutionCreateRequest(project=plan.id.project, domain=plan.id.domain, spec=spec)
             return str(self.execute(request).name)
+
+
+def warm_pods(programs: Path, libraries: Sequence[str], variables: Mapping[str, str], folder: Path) -> Warm:
+    """What pods are forked from.
+
+    Args:
+        programs: The bin directory of the image.
+        libraries: What they find in memory.
+        variables: What is the same in all of their environments.
+        folder: Of its own.
+    """
+    environment = {"PATH": image.path(programs), **variables, **MACHINE, **_SET_BY_TASKS}
+    return Warm(programs / "python", libraries, environment, folder, may_differ=[*_SET_BY_TASKS, *_ONLY_SAID])
 
 
 def _phase(node: NodeRecord) -> int:

@@ -13,6 +13,20 @@ import venv
 from pathlib import Path
 
 PROJECT = "thriftune"
+# What a pod imports, without flytekit itself, which keeps what the pod's environment says when it is imported.
+OF_FLYTEKIT = (
+    "aiohttp", "cachetools", "click", "croniter", "dataclasses_json", "docker", "docstring_parser",
+    "flyteidl.core.dynamic_job_pb2", "flyteidl.core.errors_pb2", "flyteidl.service.admin_pb2_grpc",
+    "flyteidl.service.auth_pb2_grpc", "flyteidl.service.dataproxy_pb2_grpc", "flyteidl.service.signal_pb2_grpc",
+    "fsspec.implementations.http", "google.protobuf.json_format", "grpc", "joblib", "jsonlines", "keyring",
+    "markdown_it", "marshmallow_enum", "marshmallow_jsonschema", "mashumaro.codecs.json", "mashumaro.codecs.msgpack",
+    "mashumaro.jsonschema", "mashumaro.mixins.json", "pydantic.json_schema", "pythonjsonlogger", "requests",
+    "rich.logging", "rich.progress", "rich.traceback", "rich.tree", "s3fs", "statsd", "yaml",
+)  # fmt: skip
+OF_TRAINING = (
+    *OF_FLYTEKIT, "accelerate", "bitsandbytes", "datasets", "deepspeed", "kubernetes.client", "obstore", "pandas",
+    "peft", "pyarrow", "torch.distributed.run", "transformers.trainer",
+)  # fmt: skip
 # Interpreters and activation scripts belong to an environment itself.
 _OWN = ("python", "pip", "activate", "Activate")
 
@@ -36,6 +50,11 @@ def build(directory: Path) -> Path:
         if not script.name.startswith(_OWN) and not (programs / script.name).exists():
             _copy(script, programs / script.name, programs / "python")
     return programs
+
+
+def path(programs: Path) -> str:
+    """Where the image finds programs."""
+    return f"{programs}:/usr/local/bin:/usr/bin:/bin"
 
 
 def _copy(script: Path, copy: Path, python: Path) -> None:

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -19,7 +18,9 @@ from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.core.workflow_pb2 import TaskNodeOverrides
 from google.protobuf.json_format import MessageToDict
 from specification.pods import Pod, merged
+from starting import Fresh, Process, Warm
 
+from cluster import image
 from cluster.description import Description, quantity
 
 # A tiny model takes seconds; a pod that takes longer waits for something that never comes.
@@ -32,8 +33,10 @@ _POLL_SECONDS = 0.1
 _TEMPLATE = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 _POD_KINDS = ("python-task", "pytorch")
 _JOBS = "pytorch"
+# Flyte's program that unpacks the uploaded code starts the one that runs it.
+_UNPACKING = {"pyflyte-fast-execute": "pyflyte-execute"}
 # Of the machine that all pods share here, whatever a cluster or a task says.
-_MACHINE = {
+MACHINE = {
     "OMP_NUM_THREADS": "1",  # it is a small one
     "HF_HUB_OFFLINE": "1",
     # Operators that DeepSpeed compiles are part of an image.
@@ -70,14 +73,16 @@ class Place:
 @dataclass
 class _Running:
     name: str
-    process: subprocess.Popen[bytes]
+    process: Process
     directory: Path
     asked_bytes: float
+    is_forked: bool
     peak_bytes: int = 0
 
     def look(self) -> int | None:
         """Its exit status, None while it runs; and what its processes held at most so far, together."""
-        self.peak_bytes = max(self.peak_bytes, _held_at_most(self.process.pid))
+        if not self.is_forked:  # else its libraries are in memory that it shares
+            self.peak_bytes = max(self.peak_bytes, _held_at_most(self.process.pid))
         return self.process.poll()
 
     def remove(self) -> None:
@@ -97,14 +102,16 @@ class Pods:
         cluster: Nodes and plugins.
         variables: What the cluster sets in every pod.
         logs: Folder of one file per pod.
+        starts: What starts their processes.
         secrets: What is in the cluster's secrets, by group and key. A pod starts without one that is not there.
-        memory: Bytes that each ended pod held at most, and that it had asked for.
+        memory: Bytes that each ended pod held at most, and that it had asked for; if each is started anew.
     """
 
     programs: Path
     cluster: Description
     variables: Mapping[str, str]
     logs: Path
+    starts: Fresh | Warm
     secrets: dict[tuple[str, str], str] = field(default_factory=dict)
     memory: dict[str, tuple[int, float]] = field(default_factory=dict)
     _running: list[_Running] = field(default_factory=list)
@@ -138,7 +145,7 @@ class Pods:
         jobs = _workers(name, task) if task.type == _JOBS and _JOBS in self.cluster.plugins else {name: {}}
         given = {**own, **environment, **self._secrets_of(task), **self.variables}
         asked = quantity({**self.cluster.defaults, **pod.resources("requests")}["memory"])
-        pods = [self._start(worker, command, {**given, **extra, **_MACHINE}, asked) for worker, extra in jobs.items()]
+        pods = [self._start(worker, command, {**given, **extra, **MACHINE}, asked) for worker, extra in jobs.items()]
         try:
             return _wait(pods)
         finally:
@@ -161,7 +168,9 @@ class Pods:
             mine = [pod for pod in self._running if pod.name.startswith(f"{run}-")]
         for pod in mine:
             pod.process.send_signal(signal.SIGTERM)
-        psutil.wait_procs([psutil.Process(pod.process.pid) for pod in mine], _GRACE_SECONDS)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < deadline and any(pod.process.poll() is None for pod in mine):
+            time.sleep(_POLL_SECONDS)
         for pod in mine:
             with suppress(ProcessLookupError):
                 os.killpg(pod.process.pid, signal.SIGKILL)
@@ -196,23 +205,16 @@ class Pods:
         for part in ("work", "home", "tmp"):
             (directory / part).mkdir()
         everything = {
-            "PATH": f"{self.programs}:/usr/local/bin:/usr/bin:/bin",
+            "PATH": image.path(self.programs),
             "HOME": str(directory / "home"),
             "TMPDIR": str(directory / "tmp"),
             "HOSTNAME": name,
             **environment,
         }
-        with (self.logs / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [str(self.programs / command[0]), *command[1:]],
-                cwd=directory / "work",
-                env=everything,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        pod = _Running(name, process, directory, asked)
+        program = [str(self.programs / command[0]), *command[1:]]
+        log = self.logs / f"{name}.log"
+        process = self.starts.start(program, everything, directory / "work", log, then=_UNPACKING.get(command[0], ""))
+        pod = _Running(name, process, directory, asked, isinstance(self.starts, Warm))
         with self._lock:
             self._running.append(pod)
         return pod

@@ -9,6 +9,7 @@ import pytest
 from flyteidl.core.catalog_pb2 import CACHE_HIT, CACHE_POPULATED
 from test_workflows import FULL, only, pyflyte_run, write_config
 
+from cluster import image
 from cluster.conftest import IN_CLUSTER, SECRETS, Pyflyte, done, ended
 from cluster.control_plane import ControlPlane
 from cluster.description import CLUSTER
@@ -31,6 +32,11 @@ from cluster.striking import SAVED, struck, whenever
 pytestmark = pytest.mark.slow
 TRAINING = {"max_steps": 8}
 CHECKPOINTS = {"every_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def libraries() -> tuple[str, ...]:
+    return image.OF_TRAINING
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from flytekit.remote import FlyteRemote
 from test_readme import REGISTERING
 from test_workflows import QLORA, write_config
 
+from cluster import image
 from cluster.conftest import IN_CLUSTER, SECRETS, TOKEN, WANDB_KEY, Pyflyte, done, ended
 from cluster.control_plane import ControlPlane
 from cluster.looking import (
@@ -41,6 +42,11 @@ CHECKPOINTS = {"every_steps": 2}
 # More than Flyte's own three, and than THRIFTUNE_RETRIES.
 STRIKES = (signal.SIGTERM, *[signal.SIGKILL] * 5)
 ON_GPUS = {"evaluate", "train_in_one_process"}
+
+
+@pytest.fixture(scope="module")
+def libraries() -> tuple[str, ...]:
+    return image.OF_TRAINING
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,7 @@ def test_a_training_goes_on_from_what_another_execution_saved_however_that_one_e
     assert f", which execution {aborted.name} saved (s3://" in cluster.pods.log(failed.name)
     assert attempts_of(failed)["train_in_one_process"] == 3
     assert f"two attempts of execution {failed.name} in a row ended at the checkpoint of step" in error.message
-    (recover,) = re.findall(r"`pyflyte (execution .* recover)`", error.message)
+    (recover,) = set(re.findall(r"`pyflyte (execution .* recover)`", error.message))
 
     pyflyte(*shlex.split(recover))
     recovered = list(cluster.runs)[-1]
