@@ -1,7 +1,10 @@
 """One attempt at a time writes a training's checkpoints."""
 
+import json
 import threading
 import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from checkpointing import content_of, lone_saver, restore, save_steps, write_checkpoint
@@ -71,6 +74,17 @@ def test_a_lease_whose_owner_was_killed_is_taken_over_when_it_has_expired(held, 
     began = time.monotonic()
     take(local).release()
     assert QUICK.expire <= time.monotonic() - began < 5
+
+
+def test_a_lease_whose_owner_was_killed_long_ago_is_taken_over_at_once(held, local):
+    """The same run is started again the next day: its GPUs waited for a minute."""
+    killed(held)
+    content = json.loads(local.get_bytes(held.terms.name) or b"")
+    content["renewed"] = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+    local.put_bytes(held.terms.name, json.dumps(content).encode())
+    began = time.monotonic()
+    take(local, periods=replace(QUICK, expire=60)).release()
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("attempt", [0, 1])

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from cluster.control_plane import ControlPlane
 
-# What a training logs when a checkpoint is complete, and when it goes on from one.
-SAVED, RESUMES = "Checkpoint of step", "Resuming from step"
+# What a training logs when it begins, and when a checkpoint is complete.
+BEGINS, SAVED = "Checkpoints go to", "Checkpoint of step"
 _LOOK_SECONDS = 0.05
 
 

@@ -35,7 +35,7 @@ from cluster.looking import (
     said_anew,
 )  # fmt: skip
 from cluster.records import Run
-from cluster.striking import RESUMES, SAVED, struck, whenever
+from cluster.striking import BEGINS, SAVED, struck, whenever
 
 pytestmark = pytest.mark.slow
 CHECKPOINTS = {"every_steps": 2}
@@ -93,10 +93,9 @@ def test_a_training_goes_on_from_what_another_execution_saved_however_that_one_e
     with whenever(cluster, SAVED, lambda _: remote.terminate(remote.fetch_execution(name=aborted.name), "enough")):
         aborted = cluster.runs[cluster.run_dynamic_part(first, inputs)]
         assert ended(aborted).phase == WorkflowExecution.ABORTED
-    with whenever(cluster, RESUMES, *struck(cluster, signal.SIGKILL, signal.SIGKILL)):
+    with whenever(cluster, BEGINS, *struck(cluster, signal.SIGKILL, signal.SIGKILL)):
         failed = cluster.runs[cluster.run_dynamic_part(first, inputs)]
         error = ended(failed).error
-    assert f", which execution {aborted.name} saved (s3://" in cluster.pods.log(failed.name)
     assert attempts_of(failed)["train_in_one_process"] == 3
     assert f"two attempts of execution {failed.name} in a row ended at the checkpoint of step" in error.message
     (recover,) = set(re.findall(r"`pyflyte (execution .* recover)`", error.message))
@@ -110,6 +109,8 @@ def test_a_training_goes_on_from_what_another_execution_saved_however_that_one_e
         CACHE_HIT,
         CACHE_POPULATED,
     ]
+    said = "".join(cluster.pods.log(run.name) for run in both)
+    assert said.count(f", which execution {aborted.name} saved (s3://") == 1
     assert sum(attempts_of(run)["train_in_one_process"] for run in both) == 1
     assert attempts_of(both[0])["fetch_model"] == 0
     assert output(both[0], "metrics")["training"]["resumed_at"] >= CHECKPOINTS["every_steps"]

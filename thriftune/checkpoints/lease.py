@@ -5,7 +5,7 @@ cache does not see: `--overwrite-cache`, or an attempt or aborted execution whos
 
 A lease is a numbered file; the one with the highest number is in force. Its owner writes the present time into it again
 and again. To take over is to create the next number, which of several processes one can (`Store.create`), so nothing
-has to be compared and swapped. Whoever waits does not compare clocks, but looks whether the file changes. Whoever
+has to be compared and swapped. Whoever waits looks whether the file changes, so that clocks need not agree. Whoever
 writes a checkpoint first looks whether its lease is still in force.
 """
 
@@ -35,11 +35,13 @@ class Periods:
         renew: Between two renewals by its owner.
         expire: Without a renewal, after which another execution may take it over.
         poll: Between two looks of a process that waits for it.
+        skew: By which clocks may differ. Who finds a lease that was renewed longer ago need not wait for all of it.
     """
 
     renew: float = 10.0
     expire: float = 60.0
     poll: float = 2.0
+    skew: float = 30.0
 
     @property
     def quiet(self) -> float:
@@ -202,11 +204,16 @@ def _taken(store: Store, writer: Writer, patience: float, lingers: bool, periods
         elif now - began >= max(patience, periods.expire) + periods.expire:
             raise _in_use(store, held)
         if held != seen:
-            changed = now
+            changed = now - (max(_age(held) - periods.skew, 0) if seen is None and held else 0)
             if seen is None and held is not None:
                 logger.info("%s keeps its checkpoints here. Waiting until it has ended.", held.writer)
             seen = held
         time.sleep(min(periods.poll, periods.quiet / 4))
+
+
+def _age(held: Terms) -> float:
+    """Seconds since the last renewal, by the clocks of its owner and of this process."""
+    return (datetime.now(UTC) - datetime.fromisoformat(held.renewed)).total_seconds() if held.renewed else 0.0
 
 
 def _wait_for(held: Terms, writer: Writer, lingers: bool, periods: Periods) -> float:
