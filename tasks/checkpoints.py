@@ -71,6 +71,7 @@ def attempt(training: str) -> Iterator[None]:
     except FlyteRecoverableException as error:
         raise _tried_again_or_not(error, store, writer) from error.__cause__
     except UserError as error:
+        _end(store, writer)
         raise error.advising(_ways_on(store)) from error.__cause__
     except Exception as error:
         error.add_note(_ways_on(store))  # Flyte shows it below the traceback
@@ -87,7 +88,7 @@ def mark_done(training: str) -> None:
         return
     store = Store(_prefix(training))
     with _not_worth_failing(f"The checkpoints in {store.prefix} are kept, although they are no longer needed"):
-        lease.mark_done(store, _writer())
+        lease.end(store, _writer(), is_done=True)
 
 
 def remove(training: str) -> None:
@@ -116,6 +117,12 @@ def _not_worth_failing(what: str) -> Iterator[None]:
         logger.warning("%s: %s", what, in_a_line(error))
 
 
+def _end(store: Store, writer: Writer) -> None:
+    """Let others go on at once from where this execution gave up, also if an earlier attempt of it was killed."""
+    with _not_worth_failing(f"The lease of {store.prefix} was not given back"):
+        lease.end(store, writer, is_done=False)
+
+
 def _prefix(training: str) -> str:
     return f"{settings.checkpoints_root()}/{_folder(training)}"
 
@@ -139,6 +146,7 @@ def _tried_again_or_not(error: FlyteRecoverableException, store: Store, writer: 
     try:
         attempts.require_progress(store, following, attempts.newest_step(store), cause)
     except NoProgressError as useless:
+        _end(store, writer)
         return useless.advising(_ways_on(store))
     except (ThriftuneError, OSError) as unknown:
         logger.warning("The checkpoints could not be looked at: %s", unknown)

@@ -15,7 +15,7 @@ from flytekit.models.core.identifier import WorkflowExecutionIdentifier
 from tasks import checkpoints, settings
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.errors import NoProgressError
-from thriftune.checkpoints.lease import Lease
+from thriftune.checkpoints.lease import Lease, newest
 from thriftune.checkpoints.location import Writer
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.errors import DataError
@@ -144,6 +144,18 @@ def test_an_attempt_that_follows_two_killed_ones_without_a_checkpoint_does_not_b
             pass
     with pod(attempt=2), pytest.raises(NoProgressError, match="in a row ended before the first checkpoint"):
         fail(AssertionError("it began"))
+
+
+def test_who_recovers_a_run_that_gave_up_does_not_wait_for_its_killed_attempt(pod):
+    """A recovered execution waited for a minute on its GPUs."""
+    for number in (0, 1):
+        with pod(attempt=number), checkpoints.attempt(KEY):
+            store = Store(checkpoints._prefix(KEY))
+            killed = Lease(store, checkpoints._writer(), 0)
+            killed._ended.set()
+    with pod(attempt=2), pytest.raises(NoProgressError):
+        fail(AssertionError("it began"))
+    assert newest(store).is_released
 
 
 def test_attempts_that_get_on_are_not_counted(pod):

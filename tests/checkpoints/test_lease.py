@@ -11,7 +11,7 @@ from checkpointing import content_of, lone_saver, restore, save_steps, write_che
 
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.errors import LeaseError
-from thriftune.checkpoints.lease import Lease, Periods, Terms, mark_done, newest, require_held
+from thriftune.checkpoints.lease import Lease, Periods, Terms, end, newest, require_held
 from thriftune.checkpoints.location import Writer
 
 pytest_plugins = ("store_kinds",)
@@ -168,9 +168,9 @@ def test_two_that_got_the_same_lease_do_not_both_keep_it(local):
 def test_a_training_is_done_when_who_trained_it_says_so(local):
     lease = take(local)
     lease.release()
-    mark_done(local, OTHER)
+    end(local, OTHER, is_done=True)
     assert not newest(local).is_done
-    mark_done(local, MINE)
+    end(local, MINE, is_done=True)
     assert newest(local).is_done
     take(local, OTHER).release()
     assert not newest(local).is_done

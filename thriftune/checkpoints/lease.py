@@ -161,19 +161,20 @@ def require_held(store: Store, own: Terms) -> None:
     raise LeaseError.single("checkpoints", store.prefix, message, "It goes on from what is saved here.")
 
 
-def mark_done(store: Store, writer: Writer) -> None:
-    """Write down that the training of an attempt has its result, so that what it saved is no longer needed.
+def end(store: Store, writer: Writer, *, is_done: bool) -> None:
+    """Write down that no attempt of an execution's node goes on: nobody has to wait for those that were killed.
 
     Args:
         store: Prefix of the training's checkpoints.
-        writer: The attempt.
+        writer: The last attempt.
+        is_done: Whether the training has its result, so that what it saved is no longer needed.
 
     Raises:
         TransientError: The store does not answer.
     """
     present = newest(store)
-    if present is not None and present.writer == writer:
-        store.put_bytes(present.name, replace(present, is_released=True, is_done=True).written())
+    if present is not None and present.writer is not None and present.writer.owner == writer.owner:
+        store.put_bytes(present.name, replace(present, is_released=True, is_done=is_done).written())
 
 
 def newest(store: Store) -> Terms | None:
