@@ -176,6 +176,13 @@ def test_a_training_is_done_when_who_trained_it_says_so(local):
     assert not newest(local).is_done
 
 
+def test_an_older_attempt_that_ends_late_gives_back_nothing_of_the_newer_one(local):
+    newer = take(local, Writer("mine", 1))
+    end(local, Writer("mine", 0), is_done=False)
+    assert holder(local) == Writer("mine", 1)
+    newer.release()
+
+
 def test_a_saver_that_lost_its_lease_leaves_the_checkpoint_of_the_new_owner_alone(local, tmp_path):
     """A save that was waiting removed the manifest of the same step, which the new owner had completed."""
     old = take(local, OTHER)

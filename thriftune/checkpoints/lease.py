@@ -173,7 +173,8 @@ def end(store: Store, writer: Writer, *, is_done: bool) -> None:
         TransientError: The store does not answer.
     """
     present = newest(store)
-    if present is not None and present.writer is not None and present.writer.owner == writer.owner:
+    held_by = present.writer if present else None
+    if present and held_by and held_by.owner == writer.owner and held_by.attempt <= writer.attempt:
         store.put_bytes(present.name, replace(present, is_released=True, is_done=is_done).written())
 
 
