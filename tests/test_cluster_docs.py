@@ -61,7 +61,7 @@ def source_of(*folders: Path) -> str:
 
 def test_defaults_it_gives_are_the_defaults():
     given = dict(re.findall(r"`(THRIFTUNE_\w+)` \((\d+)\)", PAGE))
-    assert len(given) == 4
+    assert len(given) == 5
     assert {name: str(getattr(Platform(), SETTINGS[name])) for name in given} == given
 
 

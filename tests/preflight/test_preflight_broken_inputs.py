@@ -436,4 +436,5 @@ def test_there_are_enough_cases_and_every_code_but_the_hub_s_has_one():
         "config-invalid", "input-unusable", "training-diverged", "training-no-progress",
         "checkpoints-in-use", "result-missing",  # of other tasks
     }  # fmt: skip
-    assert errors - refused == elsewhere
+    of_pods = {code for code in errors if code.startswith(("gpu-", "pod-"))}  # tests/test_pods.py has these
+    assert errors - refused - of_pods == elsewhere
