@@ -67,9 +67,7 @@ class _WorkerSpokeError(Exception):
     """A worker told its agent why the attempt has to end."""
 
 
-class PlannedElasticTask(
-    EndsWhenInterrupted, RequiresImage, ClosesConnections, ExplainsErrors, PytorchElasticFunctionTask
-):
+class _RunsPlannedWorkers(PytorchElasticFunctionTask):
     """Runs the task function in as many worker processes as its plan says."""
 
     def __init__(self, task_config: Elastic, task_function: Callable[..., Any], **kwargs: Any) -> None:
@@ -97,6 +95,7 @@ class PlannedElasticTask(
                 away.
             UserError: A worker found an error in the run, or this pod is not what was planned; neither is tried again.
         """
+        pod_check.require_job(self.task_config.nnodes)
         with checkpoints.attempt(kwargs.get("cache_key", "")):
             return self._run_workers(**kwargs)
 
@@ -105,7 +104,6 @@ class PlannedElasticTask(
 
         declared: Any = self.task_config
         plan = kwargs["plan"]
-        pod_check.require_job(declared.nnodes)
         pod_check.require_planned(plan)
         self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
         if plan.hardware.is_gpu:
@@ -131,6 +129,10 @@ class PlannedElasticTask(
             raise
         finally:
             self._task_config = declared
+
+
+class PlannedElasticTask(EndsWhenInterrupted, RequiresImage, ClosesConnections, ExplainsErrors, _RunsPlannedWorkers):
+    """A task on the nodes of a plan. What the mixins do is around all of it, its checkpoints and its pod's check."""
 
 
 TaskPlugins.register_pythontask_plugin(PlannedElastic, PlannedElasticTask)

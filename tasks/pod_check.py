@@ -61,7 +61,8 @@ def require_for_generating() -> None:
         return
     memory, shared = (_gib(text) for text in (PLATFORM.generate_memory, PLATFORM.shared_memory))
     gpus, disk = PLATFORM.generate_gpus, PLATFORM.generate_disk_gib
-    request = NodeRequest(PLATFORM.generate_cpu, memory, shared, disk, gpus)
+    # Kubernetes makes /dev/shm no larger than the pod's memory.
+    request = NodeRequest(PLATFORM.generate_cpu, memory, min(shared, memory), disk, gpus)
     if not PLATFORM.generate_instance:
         _require(Promise(request))
         return
@@ -75,6 +76,8 @@ def _require(promise: Promise) -> None:
     found = read_pod(settings.shown_gpus())
     with transient_errors_retried():
         pod.require_none(pod.differences(promise, found))
+    for said in pod.passing(promise, found):
+        logger.info("%s", said)
     names = ", ".join(gpu.name for gpu in found.gpus)
     logger.info("This pod is as planned: %s, driver %s", names, found.driver.version or "unknown")
 

@@ -105,6 +105,19 @@ def test_an_error_of_the_task_itself_is_shown_without_the_secret():
     assert error.__cause__ is None
 
 
+def test_a_note_stays_with_the_error_whose_secret_is_removed():
+    """The last words of a training, where its checkpoint is, were lost with the secret."""
+
+    def work():
+        error = ConnectionRefusedError(URL)
+        error.add_note(f"The newest checkpoint is that of step 7, not in {URL}")
+        raise error
+
+    assert raised(work).__notes__ == [
+        f"The newest checkpoint is that of step 7, not in {URL.replace('s3cr3t', 'REDACTED')}"
+    ]
+
+
 def test_a_full_disk_that_no_phase_speaks_of_is_said_with_the_task():
     def work():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
@@ -16,9 +17,12 @@ GIB = 2**30
 FOUND = """
 import json
 print("a word of some library")
+print('{"level": "info", "message": "a library that logs JSON"}')
 gpu = {"name": "Tesla T4", "memory_gib": 14.5, "capability": [7, 5], "error": ""}
 code = ["sm_100", "sm_75", "compute_120"]
 print(json.dumps({"torch": "2.13.0", "cuda": "13.0", "architectures": code, "gpus": [gpu]}))
+print("a word at the end")
+print('{"level": "info", "message": "and another"}')
 """
 
 
@@ -78,6 +82,20 @@ def test_a_driver_that_does_not_answer_says_why(nvml, question, version):
     assert driver.is_broken
 
 
+def test_a_gpu_that_fell_off_the_bus_is_named_and_the_others_are_read(nvml):
+    """One lost GPU hid all others of the pod."""
+
+    def handle(index):
+        if index == 1:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return index
+
+    nvml(nvmlDeviceGetCount=lambda: 3, nvmlDeviceGetHandleByIndex=handle)
+    driver = read_driver()
+    assert [gpu.name for gpu in driver.gpus] == ["NVIDIA A100", "NVIDIA A100"]
+    assert (driver.error, driver.is_broken) == ("GPU 1: GPU is lost", True)
+
+
 def script(folder, text):
     file = folder / "trial.py"
     file.write_text(text)
@@ -97,9 +115,11 @@ def test_a_trial_says_what_torch_has_code_for_and_what_became_of_each_gpu(tmp_pa
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its process ended with SIGSEGV"),
         ("raise ImportError('libcudnn.so.9 is missing')",
          "its process ended with exit status 1: ImportError: libcudnn.so.9 is missing"),
+        ("print('a word of some library'); print('[1]')", "its process printed no result"),
+        ("", "its process printed no result"),
         ("import time; time.sleep(60)", "it did not answer within 0.5 s"),
     ],
-    ids=["crashes", "fails", "hangs"],
+    ids=["crashes", "fails", "says something else", "says nothing", "hangs"],
 )  # fmt: skip
 def test_a_trial_that_does_not_end_well_says_how_it_ended(tmp_path, text, error):
     began = time.monotonic()
@@ -137,6 +157,17 @@ def test_a_torch_that_finds_no_gpu_says_why(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", lost)
     assert gpu_trial.trial() == {"torch": torch.__version__, "cuda": "13.0", "error": "No CUDA GPUs are available"}
+
+
+@pytest.mark.parametrize("error", [ImportError("libcudnn.so.9 is missing"), OSError("libcudnn.so.9 is missing")])
+def test_a_torch_that_cannot_be_imported_is_a_fault_of_the_image(tmp_path, error):
+    """It was taken for one of the node, and tried again."""
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(f"raise {error!r}")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{Path(gpu_trial.__file__).read_text()}"
+    trial = try_gpus(script(tmp_path, code))
+    assert trial == Trial(error=f"{type(error).__name__}: libcudnn.so.9 is missing", is_importable=False)
 
 
 def test_the_real_trial_says_what_this_machine_s_torch_is_built_for():

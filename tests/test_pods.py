@@ -1,6 +1,8 @@
 """What a pod on GPUs says when it is not what was planned: each row of the table in docs/pods.md, by its readings."""
 
+import logging
 import re
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from tasks.generate import generate_answers
 from tasks.platform import Platform
 from tasks.train import train_1, train_2, train_in_one_process
 from thriftune.codes import CODES
-from thriftune.errors import PodError, TransientError
+from thriftune.errors import PodError, TransientError, chain_of
 from thriftune.gpu_readings import DrivenGpu, Driver, Trial, TriedGpu, read_driver
 from thriftune.hardware import DEVICES
-from thriftune.planning.pod import Promise, differences, job_problem, promise_of, require_none
+from thriftune.planning.node_types import NodeType
+from thriftune.planning.pod import Promise, differences, job_problem, passing, promise_of, require_none
 from thriftune.pod_reading import PodReading
 from thriftune.stores.store import Store
 from thriftune.training_plan import NodeRequest
@@ -37,6 +40,9 @@ TRIAL = Trial("2.13.0+cu130", "13.0", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_1
 FOUND = PodReading(DRIVER, TRIAL, cpus=6.0, memory_gib=24.0, shared_memory_gib=2.0)
 NO_NVML = Driver(error="NVML Shared Library Not Found")
 OLD = "The NVIDIA driver on your system is too old (found version 12020)."
+NONE = "No CUDA GPUs are available"
+NO_LIBRARY = "ImportError: libcudnn.so.9: cannot open shared object file"
+LOST = replace(DRIVER, gpus=(T4,), error="GPU 1: GPU is lost", is_broken=True)
 ECC = "CUDA error: uncorrectable ECC error encountered"
 V100 = TriedGpu("Tesla V100-SXM2-16GB", 15.77, (7, 0), "CUDA error: no kernel image is available")
 A10G = TriedGpu("NVIDIA A10G", 22.06, (8, 6))
@@ -65,10 +71,8 @@ CASES = {
     "no PyTorchJob": [job_problem(2, None)],
     "a PyTorchJob of 3": [job_problem(2, "3:3")],
     "no driver in the pod: no device plugin": of(driver=NO_NVML, trial=None),
-    "a driver, and no GPU": of(
-        driver=driven(), trial=tried(error="No CUDA GPUs are available"), variables={"NVIDIA_VISIBLE_DEVICES": "void"}
-    ),
-    "GPUs that are hidden": of(trial=tried(error="No CUDA GPUs are available"), variables={"CUDA_VISIBLE_DEVICES": ""}),
+    "a driver, and no GPU": of(driver=driven(), trial=tried(error=NONE), variables={"NVIDIA_VISIBLE_DEVICES": "void"}),
+    "GPUs that are hidden": of(trial=tried(error=NONE), variables={"CUDA_VISIBLE_DEVICES": ""}),
     "1 of 2 GPUs that are there": of(trial=tried(TRIED), variables={"CUDA_VISIBLE_DEVICES": "0"}),
     "1 GPU": of(driver=driven(T4), trial=tried(TRIED)),
     "2 of 6 CPUs": of(cpus=2.0),
@@ -78,6 +82,7 @@ CASES = {
     "driver 535": of(driver=replace(DRIVER, version="535.183.01", cuda=(12, 2)), trial=tried(error=OLD)),
     "an old driver, without NVML": of(driver=NO_NVML, trial=tried(error=OLD)),
     "the image for CPUs": of(trial=Trial("2.13.0+cpu")),
+    "an image that lacks a library": of(trial=Trial(error=NO_LIBRARY, is_importable=False)),
     "a V100": of(ON_V100, trial=tried(V100, V100), driver=driven(T4)),
     "A10G": of(trial=tried(A10G, A10G)),
     "T4 that show 14 GiB": of(trial=tried(*[replace(TRIED, memory_gib=14.0)] * 2)),
@@ -90,6 +95,9 @@ CASES = {
     ),
     "a driver that hangs": of(trial=Trial(error="it did not answer within 180 s")),
     "a driver that crashes": of(trial=Trial(error="its process ended with SIGSEGV")),
+    "2 GPUs, of which 1 fell off the bus": of(driver=LOST, trial=tried(TRIED)),
+    "2 GPUs, of which torch finds 1": of(trial=tried(TRIED)),
+    "a GPU that is broken, without NVML": of(driver=NO_NVML, trial=tried(error="CUDA unknown error")),
 }
 ROWS = [re.split(r" \| ", line.strip("| \n")) for line in PAGE.splitlines() if line.startswith("| `")]
 
@@ -141,6 +149,89 @@ def test_one_message_names_all_that_differ():
     assert text.startswith("This pod is not what was planned (6 problems):\n")
     named = re.findall(r"^  - (.*?)(?: =|:)", text, re.M)
     assert named == ["GPUs", "GPU 0", "GPU 0", "CPUs", "memory", "/dev/shm"]
+
+
+def codes_of(problems):
+    return [problem.code for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("readings", "codes"),
+    [
+        ({"driver": LOST}, ["gpu-unusable", "gpu-unusable"]),  # CUDA itself fails where a GPU is lost
+        ({"driver": Driver(error="GPU 0: GPU is lost; GPU 1: GPU is lost", is_broken=True)}, ["gpu-unusable"]),
+        ({"driver": NO_NVML}, ["gpu-unusable"]),
+        ({"driver": NO_NVML, "trial": Trial(error="it did not answer within 180 s")}, ["gpu-unusable"]),
+        ({"driver": NO_NVML, "trial": Trial(error=NO_LIBRARY, is_importable=False)}, ["gpu-torch-broken"]),
+        ({"driver": NO_NVML, "trial": tried(error=NONE)}, ["gpu-not-visible"]),
+        ({"driver": NO_NVML, "trial": tried(error="Found no NVIDIA driver on your system.")}, ["gpu-not-visible"]),
+        ({"driver": NO_NVML, "trial": tried(TRIED)}, ["pod-cut-down"]),
+        ({"trial": tried(TRIED), "variables": {"CUDA_VISIBLE_DEVICES": "0, 1"}}, ["gpu-unusable"]),  # hides none
+    ],
+    ids=str,
+)
+def test_a_broken_gpu_is_not_taken_for_a_cluster_that_is_set_up_wrongly(readings, codes):
+    """One that fell off the bus ended the run for good, with advice to raise Flyte's limits."""
+    assert codes_of(of(**{"trial": tried(error="CUDA unknown error"), **readings})) == codes
+
+
+def test_a_lost_gpu_that_is_not_needed_is_no_matter():
+    one = replace(PROMISE, request=replace(PROMISE.request, gpus=1))
+    assert of(one, driver=LOST, trial=tried(TRIED)) == []
+
+
+@pytest.mark.parametrize(
+    ("readings", "codes"),
+    [
+        ({"driver": driven(A100, A100)}, ["gpu-not-visible", "gpu-divided"]),
+        ({"driver": driven(held(3.0), T4)}, ["gpu-not-visible", "gpu-shared"]),
+        ({"driver": replace(DRIVER, cuda=(12, 2))}, ["gpu-not-visible", "gpu-driver-too-old"]),
+        ({"driver": driven(replace(T4, name="NVIDIA A10G", memory_gib=22.5, capability=(8, 6)))},
+         ["gpu-not-visible", "gpu-other-kind"]),
+        ({"driver": NO_NVML}, ["gpu-not-visible"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_where_gpus_are_hidden_the_driver_s_problems_are_named_too(readings, codes):
+    found = of(trial=tried(error=NONE), variables={"CUDA_VISIBLE_DEVICES": "-1"}, **readings)
+    assert codes_of(found) == codes
+
+
+RTX_3060 = TriedGpu("NVIDIA GeForce RTX 3060", 11.63, (8, 6))
+RTX_2080_TI = TriedGpu("NVIDIA GeForce RTX 2080 Ti", 10.57, (7, 5))
+A6000 = TriedGpu("NVIDIA RTX A6000", 47.4, (8, 6))
+H200 = TriedGpu("NVIDIA H200", 139.8, (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("card", "planned_as", "gpu_gib", "codes"),
+    [
+        (RTX_3060, "A10G", 11.6, []),
+        (RTX_2080_TI, "T4", 10.6, []),
+        (A6000, "A10G", 24.0, []),
+        (H200, "H100", 80.0, []),
+        (RTX_3060, "A10G", 21.98, ["gpu-too-little-memory"]),  # the catalogue's own entry, not one for this card
+        (RTX_3060, "T4", 11.6, ["gpu-other-kind"]),  # of another compute capability
+        (A10G, "T4", 14.56, ["gpu-other-kind"]),  # cards in the table
+        (TriedGpu("NVIDIA A100-PCIE-40GB", 39.4, (8, 0)), "A100-80GB", 39.0, ["gpu-other-kind"]),
+    ],
+    ids=lambda given: getattr(given, "name", None),
+)
+def test_a_card_of_no_known_kind_is_used_as_the_kind_that_its_catalogue_calls_it(card, planned_as, gpu_gib, codes):
+    """The catalogue takes the known kinds only, so the advice to correct it could not be followed."""
+    hardware = {"device": planned_as, "gpus": 1, "gpu_gib": gpu_gib, "bf16": planned_as != "T4", "interconnect": "none"}
+    host = {"host_gib": 64, "vcpus": 16, "disk_gb": 500, "network_gbps": 1, "own": True, "price_per_hour": 0}
+    node = NodeType.model_validate({"name": "under-the-desk", **hardware, **host})
+    promise = Promise(PROMISE.request, DEVICES[node.device], node.gpu_gib)
+    found = replace(FOUND, driver=NO_NVML, trial=tried(card, card))
+    assert codes_of(differences(promise, found)) == codes
+    if not codes:
+        said = f"{card.name} is of no known kind, and used as the {planned_as} of the catalogue."
+        assert passing(promise, found) == [said]
+
+
+def test_of_a_known_card_nothing_more_is_said():
+    assert passing(PROMISE, FOUND) == []
 
 
 def test_of_8_gpus_the_same_is_said_once():
@@ -203,9 +294,25 @@ def test_a_task_without_a_gpu_says_so_before_it_downloads(task, plan, in_a_pod, 
 
 
 def test_a_pod_of_several_nodes_in_no_job_says_so_at_once(plan, in_a_pod):
-    """It waited for the others for half an hour, in each of three attempts."""
+    """It waited for the others for half an hour, in each of three attempts. Nothing is asked of the store before."""
     with pytest.raises(PodError, match="this pod is in no PyTorchJob"):
         train_2.execute(plan=plan, cache_key="training-1")
+    assert Store("memory://bucket/data").names() == []
+
+
+def test_an_error_before_the_workers_start_is_explained_once_with_the_words_of_its_checkpoints(
+    plan, in_a_pod, reads, monkeypatch, caplog
+):
+    """Sixty lines of traceback stood above it, unlike in evaluate and generate."""
+    caplog.set_level(logging.DEBUG, "thriftune.tasks.failures")
+    monkeypatch.setenv("PET_NNODES", "2:2")
+    reads(driver=driven(held(6.1)), trial=tried(A10G))
+    with pytest.raises(PodError, match="T4 planned") as caught:
+        train_2.execute(plan=plan, cache_key="training-1")
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].name == "explained"
+    assert list(chain_of(caught.value)) == [caught.value]
+    assert "To begin again" in str(caught.value)
+    assert len(caplog.records) == 1
 
 
 @pytest.fixture
@@ -234,6 +341,7 @@ def test_a_gpu_that_another_process_holds_is_tried_again_and_one_of_another_kind
         ({"generate_gpus": 4}, ["pod-cut-down"]),
         ({"generate_memory": "26Gi"}, ["pod-cut-down"]),
         ({"shared_memory": "4096Mi"}, ["pod-shared-memory"]),
+        ({"generate_memory": "2Gi", "shared_memory": "4Gi"}, []),  # /dev/shm is no larger than the pod's memory
     ],
     ids=str,
 )

@@ -71,6 +71,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "gpu-not-planned": ("error", "A pod sees more GPUs than planned."),
     "gpu-driver-too-old": ("error", "The GPU driver is older than the CUDA that torch is built for."),
     "gpu-torch-without-cuda": ("error", "The image's torch is built without CUDA."),
+    "gpu-torch-broken": ("error", "The image's torch cannot be imported."),
     "gpu-too-old": ("error", "The image's torch has no code for a GPU this old."),
     "gpu-other-kind": ("error", "A GPU is of another kind than planned."),
     "gpu-too-little-memory": ("error", "A GPU has less memory than planned."),

@@ -240,6 +240,8 @@ def without_secrets(error: BaseException) -> BaseException:
         if text != str(link):
             # Keeps the name of the class: readers know it, and `thriftune.training.guards.faults` decides by it.
             shown = type(type(link).__name__, (RedactedError,), {})(text).with_traceback(link.__traceback__)
+            for note in getattr(link, "__notes__", ()):
+                shown.add_note(redacted(note))
         shown.__cause__ = cause
         shown.__context__ = None
         cause = shown

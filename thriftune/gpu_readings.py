@@ -71,9 +71,9 @@ class Driver:
     Attributes:
         version: Version of the driver; empty if NVML does not answer.
         cuda: The newest CUDA that it can run.
-        gpus: The GPUs that this container can see.
-        error: Why NVML does not answer.
-        is_broken: Whether that is because the driver does not work, not because there is none.
+        gpus: The GPUs that this container can see, without those that do not answer.
+        error: Why NVML, or a GPU of it, does not answer.
+        is_broken: Whether that is because the driver or a GPU does not work, not because there is none.
     """
 
     version: str = ""
@@ -93,6 +93,7 @@ class Trial:
         architectures: GPUs that it has code for, such as sm_75.
         gpus: The GPUs that it can see.
         error: Why it can see none.
+        is_importable: Whether it could be imported, which is the image's affair and not the node's.
     """
 
     torch: str = ""
@@ -100,6 +101,7 @@ class Trial:
     architectures: tuple[str, ...] = ()
     gpus: tuple[TriedGpu, ...] = ()
     error: str = ""
+    is_importable: bool = True
 
     @property
     def least_capability(self) -> tuple[int, int]:
@@ -124,10 +126,16 @@ def read_driver() -> Driver:
     number = _asked(nvml, 0, "nvmlSystemGetCudaDriverVersion")
     version, cuda = str(_asked(nvml, "", "nvmlSystemGetDriverVersion")), (number // 1000, number % 1000 // 10)
     try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        count = nvml.nvmlDeviceGetCount()
     except nvml.NVMLError as error:
         return Driver(version, cuda, error=str(error), is_broken=True)
-    return Driver(version, cuda, tuple(_driven(nvml, handle) for handle in handles))
+    gpus, lost = [], []
+    for index in range(count):
+        try:
+            gpus.append(_driven(nvml, nvml.nvmlDeviceGetHandleByIndex(index)))
+        except nvml.NVMLError as error:  # it fell off the bus; the others may go on
+            lost.append(f"GPU {index}: {error}")
+    return Driver(version, cuda, tuple(gpus), error="; ".join(lost), is_broken=bool(lost))
 
 
 def _driven(nvml: Any, handle: Any) -> DrivenGpu:
@@ -162,7 +170,7 @@ def try_gpus(script: Path = _SCRIPT, seconds: float = _TRIAL_SECONDS) -> Trial:
     """Let torch use each GPU once.
 
     Args:
-        script: What does it, and prints a trial as JSON in its last line.
+        script: What does it, and prints a trial as a line of JSON. Libraries may print lines before and after it.
         seconds: How long it may take.
 
     Returns:
@@ -179,9 +187,20 @@ def try_gpus(script: Path = _SCRIPT, seconds: float = _TRIAL_SECONDS) -> Trial:
     if process.returncode:
         last = " ".join(words.strip().splitlines()[-1:])[:_LAST_WORDS]
         return Trial(error=f"its process ended with {_end(process.returncode)}{last and f': {last}'}")
-    found = json.loads(output.splitlines()[-1])
+    found = next(filter(None, map(_object_in, reversed(output.splitlines()))), None)
+    if found is None:
+        return Trial(error="its process printed no result")
     gpus = [TriedGpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.get("gpus", ())]
     return Trial(**{**found, "architectures": tuple(found.get("architectures", ())), "gpus": tuple(gpus)})
+
+
+def _object_in(line: str) -> dict[str, Any]:
+    """The trial that a line of its process holds; empty if it is a line of something else."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and "torch" in found else {}
 
 
 def _end(status: int) -> str:

@@ -16,8 +16,10 @@ def trial() -> dict[str, Any]:
     Returns:
         The fields of `thriftune.gpu_readings.Trial`.
     """
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library of CUDA that torch loads by itself
+        return {"torch": "", "error": f"{type(error).__name__}: {error}", "is_importable": False}
     found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda or ""}
     if not found["cuda"]:
         return found

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from thriftune.errors import PodError, Problem, TransientError
-from thriftune.gpu_readings import DrivenGpu, Driver, Gpu, Trial, TriedGpu
-from thriftune.hardware import Device, device_of
+from thriftune.gpu_readings import DrivenGpu, Gpu, Trial, TriedGpu
+from thriftune.hardware import DEVICES, Device, device_of
 from thriftune.pod_reading import PodReading
 from thriftune.training_plan import NodeRequest, TrainingPlan
 
@@ -27,6 +27,8 @@ _FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 _OF_THIS_NODE = {"gpu-shared", "gpu-unusable"}
 
 _HIDING = "CUDA_VISIBLE_DEVICES"
+# What torch says where it finds no GPU, and nothing that is broken.
+_FINDS_NONE = ("No CUDA GPUs are available", "Found no NVIDIA driver")
 _CUT = "Flyte cuts what a task asks for down to its task_resources.limits, without a word: raise {what} there."
 _PLUGINS = (
     "tasks: {task-plugins: {enabled-plugins: [container, sidecar, k8s-array, pytorch], default-for-task-types: "
@@ -85,6 +87,21 @@ def differences(promise: Promise, found: PodReading) -> list[Problem]:
     return [*_of_gpus(promise, found), *_cut_down(promise.request, found)]
 
 
+def passing(promise: Promise, found: PodReading) -> list[str]:
+    """What to say of GPUs that are of no kind in the table, and may be used in place of the planned one.
+
+    Args:
+        promise: What was planned.
+        found: What the pod has, which differs in nothing.
+
+    Returns:
+        A sentence for each kind of them.
+    """
+    device = promise.device
+    names = sorted({gpu.name for gpu in found.gpus if device and _passes_for(gpu, device)})
+    return [f"{name} is of no known kind, and used as the {device.name} of the catalogue." for name in names if device]
+
+
 def require_none(problems: Iterable[Problem]) -> None:
     """Refuse a pod that is not what was planned.
 
@@ -106,31 +123,33 @@ def require_none(problems: Iterable[Problem]) -> None:
 
 def _of_gpus(promise: Promise, found: PodReading) -> list[Problem]:
     planned = promise.request.gpus
-    if _hides(planned, found):
-        message = f"{planned} planned, and {_HIDING} is {found.variables[_HIDING]!r} in this pod."
-        remedy = "Remove it from Flyte's default-env-vars, from the pod template or from the image."
-        return [Problem.coded("gpu-not-visible", "GPUs", len(found.trial.gpus if found.trial else ()), message, remedy)]
-    problems = list(_of_torch(found.driver, found.trial))
+    hidden = list(_hidden(planned, found))
+    problems = [*hidden, *_of_torch(found, is_hidden=bool(hidden))]
     if not found.gpus:
-        known = [problem for problem in problems if problem.code != "gpu-unusable"]
-        return known or [_no_gpu(planned, found)]
+        return problems or [_no_gpu(planned, found)]
     problems += _numbered(_of_driven(gpu, found.trial) for gpu in found.driver.gpus)
     if any(gpu.is_divided for gpu in found.driver.gpus):  # of parts, number, kind and memory mean nothing
         return problems
     whole = _numbered(_of_whole(gpu, promise, found.trial) for gpu in found.gpus)
-    return [*_gpu_count(planned, len(found.gpus)), *problems, *whole]
+    return [*([] if hidden else _gpu_count(planned, found)), *problems, *whole]
 
 
-def _hides(planned: int, found: PodReading) -> bool:
+def _hidden(planned: int, found: PodReading) -> Iterator[Problem]:
     """Whether an environment variable hides GPUs that the pod has."""
-    seen = len(found.trial.gpus) if found.trial else 0
-    is_partly = 0 < seen < planned <= len(found.driver.gpus)
-    return found.variables.get(_HIDING) in ("", "-1") or (_HIDING in found.variables and is_partly)
+    value, seen = found.variables.get(_HIDING), len(found.trial.gpus) if found.trial else 0
+    if value is None:
+        return
+    names_all = set(map(str, range(len(found.driver.gpus)))) <= set(value.replace(" ", "").split(","))
+    is_partly = 0 < seen < planned <= len(found.driver.gpus) and not names_all
+    if value in ("", "-1") or is_partly:
+        message = f"{planned} planned, and {_HIDING} is {value!r} in this pod."
+        remedy = "Remove it from Flyte's default-env-vars, from the pod template or from the image."
+        yield Problem.coded("gpu-not-visible", "GPUs", seen, message, remedy)
 
 
 def _no_gpu(planned: int, found: PodReading) -> Problem:
     if found.driver.is_broken:
-        return _unusable("GPUs", "", f"NVML says: {found.driver.error}", "them")
+        return _unusable("GPUs", "", f"torch cannot use them: NVML says: {found.driver.error}")
     said = {"NVML": found.driver.error, "torch": found.trial.error if found.trial else ""}
     says = [f"{who} says: {' '.join(words.split())}. " for who, words in said.items() if words]
     variables = [f"{name} is {value!r}. " for name, value in found.variables.items()]
@@ -142,8 +161,13 @@ def _no_gpu(planned: int, found: PodReading) -> Problem:
     return Problem.coded("gpu-not-visible", "GPUs", 0, message, remedy)
 
 
-def _gpu_count(planned: int, got: int) -> Iterator[Problem]:
-    if got < planned:
+def _gpu_count(planned: int, found: PodReading) -> Iterator[Problem]:
+    got, shown = len(found.gpus), len(found.driver.gpus)
+    if got < planned and found.driver.is_broken:
+        yield _unusable("GPUs", str(got), f"{planned} planned, and NVML says: {found.driver.error}")
+    elif got < planned and shown > got:
+        yield _unusable("GPUs", str(got), f"{planned} planned, and NVML shows {shown}, of which torch finds {got}")
+    elif got < planned:
         message, remedy = f"{planned} planned.", _CUT.format(what="gpu")
         yield Problem.coded("pod-cut-down", "GPUs", got, message, f"{remedy} Or GPUs are shared (time slicing).")
     if got > planned:  # a training in one process would spread its rows over all of them
@@ -152,9 +176,14 @@ def _gpu_count(planned: int, got: int) -> Iterator[Problem]:
         yield Problem.coded("gpu-not-planned", "GPUs", got, message, remedy)
 
 
-def _of_torch(driver: Driver, trial: Trial | None) -> Iterator[Problem]:
-    """Why torch can see no GPU where the driver shows some."""
+def _of_torch(found: PodReading, *, is_hidden: bool) -> Iterator[Problem]:
+    """Why torch can see no GPU, unless that is because there is none, or it is hidden."""
+    driver, trial = found.driver, found.trial
     if trial is None or trial.gpus:
+        return
+    if not trial.is_importable:
+        message, remedy = f"it cannot be imported: {_line(trial.error)}.", "Use an image that is whole (docs/image.md)."
+        yield Problem.coded("gpu-torch-broken", "torch", trial.torch, message, remedy)
         return
     if trial.torch and not trial.cuda:
         message, remedy = "it is built without CUDA.", "Register with the image for GPUs (docs/image.md)."
@@ -169,7 +198,11 @@ def _of_torch(driver: Driver, trial: Trial | None) -> Iterator[Problem]:
         remedy = "Update the driver of the GPU nodes."
         yield Problem.coded("gpu-driver-too-old", "GPU driver", driver.version, message, remedy)
         return
-    yield _unusable("GPUs", "", trial.error, "them")
+    if is_hidden or not driver.gpus:
+        finds_none = not trial.error or any(words in trial.error for words in _FINDS_NONE)
+        if finds_none or driver.is_broken:  # what NVML says of a broken driver is more
+            return
+    yield _unusable("GPUs", "", f"torch cannot use them: {trial.error}")
 
 
 def _cuda_in(words: str) -> tuple[int, int]:
@@ -196,7 +229,7 @@ def _of_whole(gpu: Gpu, promise: Promise, trial: Trial | None) -> Iterator[Probl
     """What is wrong with a GPU that is not divided, as torch sees it, or else the driver."""
     value = f"{gpu.name} ({gpu.memory_gib:.1f} GiB, compute capability {_dotted(gpu.capability)})"
     kind = device_of(gpu.name, gpu.memory_gib, gpu.capability)
-    if promise.device and kind.name != promise.device.name:
+    if promise.device and kind.name != promise.device.name and not _passes_for(gpu, promise.device):
         remedy = (
             "Let pods select their nodes, by THRIFTUNE_INSTANCE_LABEL or THRIFTUNE_ACCELERATOR and the nodes' labels; "
             "or correct the node type in THRIFTUNE_CATALOGUE."
@@ -212,7 +245,13 @@ def _of_whole(gpu: Gpu, promise: Promise, trial: Trial | None) -> Iterator[Probl
         message = f"torch {trial.torch} has code for compute capability {_dotted(trial.least_capability)} and later."
         yield Problem.coded("gpu-too-old", "", value, message, "Use newer GPUs, or an image with a torch for these.")
     elif isinstance(gpu, TriedGpu) and gpu.error:
-        yield _unusable("", gpu.name, gpu.error)
+        yield _unusable("", gpu.name, f"torch cannot use it: {gpu.error}")
+
+
+def _passes_for(gpu: Gpu, device: Device) -> bool:
+    """Whether it is of no kind in the table, and runs what the kind runs that the catalogue calls it."""
+    is_known = device_of(gpu.name, gpu.memory_gib, gpu.capability).name in DEVICES
+    return not is_known and gpu.capability == device.compute_capability
 
 
 def _numbered(problems_of_each: Iterable[Iterable[Problem]]) -> Iterator[Problem]:
@@ -225,10 +264,13 @@ def _numbered(problems_of_each: Iterable[Iterable[Problem]]) -> Iterator[Problem
         yield replace(problem, field=f"GPU{'s' if len(indices) > 1 else ''} {', '.join(indices)}")
 
 
-def _unusable(field: str, value: str, error: str, what: str = "it") -> Problem:
-    message = f"torch cannot use {what}: {' '.join(error.split()).rstrip('.')}."
+def _unusable(field: str, value: str, message: str) -> Problem:
     remedy = "Look at the kernel's log of the node (Xid), and take the node out if its GPU or driver is broken."
-    return Problem.coded("gpu-unusable", field, value, message, remedy)
+    return Problem.coded("gpu-unusable", field, value, f"{_line(message)}.", remedy)
+
+
+def _line(words: str) -> str:
+    return " ".join(words.split()).rstrip(".")
 
 
 def _cut_down(request: NodeRequest, found: PodReading) -> Iterator[Problem]:
