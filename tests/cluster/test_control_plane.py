@@ -1,5 +1,7 @@
 """The control plane itself, on a project that takes seconds."""
 
+import gzip
+from collections import OrderedDict
 from dataclasses import replace
 
 import msgpack
@@ -10,14 +12,16 @@ from flyteidl.core.execution_pb2 import NodeExecution
 from flyteidl.core.literals_pb2 import Binary, Binding, Literal, LiteralMap, Primitive, Scalar
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.core.workflow_pb2 import TaskNodeOverrides
-from flytekit.configuration import Config
+from flytekit.configuration import Config, FastSerializationSettings, ImageConfig, SerializationSettings
 from flytekit.remote import FlyteRemote
+from flytekit.tools.translator import get_serializable
 from specification.pods import Pod
 
 from cluster.conftest import IN_CLUSTER, ROOT, done
 from cluster.description import CLUSTER, INSTANCE_TYPE, SANDBOX, UnschedulableError, quantity
 from cluster.literals import INPUTS, resolve
 from cluster.pods import Place
+from tasks.pin import pin
 
 EXAMPLE = ROOT / "tests" / "cluster" / "example"
 SETTINGS = '{"size": 1, "failures": 2}'
@@ -174,6 +178,20 @@ def test_a_job_is_one_plain_pod_where_the_plugin_is_off(cluster, description, po
     said = {file.name: file.read_text().strip() for file in cluster.pods.logs.glob(f"{name}*.log")}
     workers = {f"{name}-worker-0.log": "2:2", f"{name}-worker-1.log": "2:2"}
     assert said == (workers if pods == 2 else {f"{name}.log": "None"})
+
+
+@pytest.mark.parametrize("is_uploaded", [True, False])
+def test_a_pod_without_our_code_says_so_in_its_log(cluster, is_uploaded, tmp_path):
+    """flytekit raises nothing and ends with 0: what it logs is all that the pod says."""
+    (tmp_path / "empty.tar.gz").write_bytes(gzip.compress(bytes(10240)))
+    upload = cluster.store.upload(tmp_path / "empty.tar.gz", cluster.store.uri("uploads", "empty.tar.gz"))
+    code = FastSerializationSettings(is_uploaded, destination_dir=".", distribution_location=upload)
+    settings = SerializationSettings(ImageConfig.auto(img_name="example:1"), fast_serialization_settings=code)
+    task = get_serializable(OrderedDict(), settings, pin).template.to_flyte_idl()
+    name, folder = f"lacking-{is_uploaded}", cluster.store.uri("lacking", str(is_uploaded))
+    place, engine = Place(f"{folder}/in", f"{folder}/out", folder), {"FLYTE_INTERNAL_EXECUTION_ID": name}
+    assert cluster.pods.run(name, task, TaskNodeOverrides(), place, engine) == [0]
+    assert "No module named 'tasks'" in cluster.pods.log(name)
 
 
 def test_pods_and_clients_of_the_store_have_flytekit_s_names_alone(cluster):
