@@ -4,8 +4,8 @@ s3fs means to close them itself, and looks for them where aiobotocore no longer 
 when it finds them. Those of `thriftune.stores` it closes, as their event loop is its own.
 
 The first process of a pod, which downloads our code, has none of it. So it is told to log no errors: what goes wrong in
-it is raised. The one that it starts may lack our code too, if the image or the upload is wrong. What goes wrong there is
-only logged, so its command line gives it its usual level again.
+it is raised. The one that it starts lacks our code too if the image or the upload is wrong. What goes wrong there is
+only logged, so its command line gives flytekit its usual level again.
 """
 
 import asyncio
