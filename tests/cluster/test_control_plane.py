@@ -194,6 +194,12 @@ def test_a_pod_without_our_code_says_so_in_its_log(cluster, is_uploaded, tmp_pat
     assert "No module named 'tasks'" in cluster.pods.log(name)
 
 
+@pytest.mark.parametrize(("env", "level"), [(None, "30"), ({"FLYTE_SDK_LOGGING_LEVEL": "10"}, "10")])
+def test_the_level_that_a_person_asks_for_is_that_of_the_task(env, level):
+    settings = SerializationSettings(ImageConfig.auto(img_name="example:1"), env=env)
+    assert f"FLYTE_SDK_LOGGING_LEVEL={level}" in pin.get_command(settings)
+
+
 def test_pods_and_clients_of_the_store_have_flytekit_s_names_alone(cluster):
     names = {name for name in {**cluster.pods.variables, **cluster.client} if "AWS" in name}
     assert names == {"FLYTE_AWS_ENDPOINT", "FLYTE_AWS_ACCESS_KEY_ID", "FLYTE_AWS_SECRET_ACCESS_KEY"}
