@@ -180,6 +180,18 @@ def test_a_job_is_one_plain_pod_where_the_plugin_is_off(cluster, description, po
     assert said == (workers if pods == 2 else {f"{name}.log": "None"})
 
 
+def test_the_file_of_the_launch_plans_is_registered_and_starts_one(cluster, pyflyte):
+    """As far as its first pod, which no node takes: flytekit itself wants the default as a run."""
+    cluster.pods.cluster = replace(CLUSTER, nodes=())
+    try:
+        pyflyte("run", "--remote", *IN_CLUSTER, "workflows/launch_plans.py", "nightly_qlora", check=False)
+    finally:
+        cluster.pods.cluster = CLUSTER
+    run = list(cluster.runs.values())[-1]
+    assert run.execution.spec.launch_plan.name == "nightly_qlora"
+    assert run.execution.closure.error.code == "Unschedulable"
+
+
 @pytest.mark.parametrize("is_uploaded", [True, False])
 def test_a_pod_without_our_code_says_so_in_its_log(cluster, is_uploaded, tmp_path):
     """flytekit raises nothing and ends with 0: what it logs is all that the pod says."""

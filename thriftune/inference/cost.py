@@ -14,7 +14,7 @@ NOT_COUNTED = (
     "Not counted: nodes while they start, downloads and uploads, attempts that were lost, the tasks on CPUs, "
     "measuring the result again, answering prompts with a training that Flyte's cache served, and storage."
 )
-ON_DEMAND = "The shipped catalogue has on-demand prices; spot nodes cost less."
+_ON_DEMAND = "The shipped catalogue has on-demand prices; spot nodes cost less."
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Cost:
         counted = "the training, from loading the model to the last step"
         if self.has_resumed:
             counted = "the last attempt from loading the model on, or the steps of all attempts if they took longer"
-        price = f"{self.price_per_hour:,.2f} {self.currency} per hour, the catalogue's price{day}. {ON_DEMAND}"
+        price = f"{self.price_per_hour:,.2f} {self.currency} per hour, the catalogue's price{day}. {_ON_DEMAND}"
         taken = f"{duration(self.seconds)} on {self.machines} at {price} Counted: {counted}. {NOT_COUNTED}"
         if not self.is_of_another_run:
             return taken
