@@ -8,10 +8,6 @@ from typing import Any
 from thriftune.redaction import redacted
 
 _PLAIN = logging.Formatter()
-# flytekit's level in a pod until `configure` is called. The first process of a pod has none of this code: it downloads
-# it, and then ends with an error about its own connection (fsspec/s3fs#943). What goes wrong in it is raised, not
-# logged. None of logging's own levels, so that a level that a person asks for stays.
-UNTIL_CONFIGURED = logging.ERROR + 5
 # What libraries say of runs in which nothing is wrong, by their loggers.
 _SAID_FOR_NOTHING = {
     "flytekit": (
@@ -54,9 +50,6 @@ def configure() -> None:
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
     for name in _SAID_FOR_NOTHING:
         logging.getLogger(name).addFilter(_is_about_the_run)
-    flytekit = logging.getLogger("flytekit")
-    if flytekit.level == UNTIL_CONFIGURED:
-        flytekit.setLevel(logging.WARNING)
 
 
 def _is_about_the_run(record: logging.LogRecord) -> bool:

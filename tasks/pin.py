@@ -37,5 +37,7 @@ def pin(config: RunConfig) -> str:
     except ThriftuneError as error:
         logger.warning("The plan cannot be served from the cache: %s", error)
         return uuid.uuid4().hex
-    # Of the run as it was read: a file, a dict and Flyte's console send the same run in different encodings.
-    return artifacts.key_of(config.model_dump_json(), model, prices, settings_there, thriftune.__version__)
+    # Of the run as it was read: a file, a dict and Flyte's console send the same run in different encodings. Keys are
+    # sorted, also of mappings that a person names: those of a Struct come in another order in each process.
+    run = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return artifacts.key_of(run, model, prices, settings_there, thriftune.__version__)

@@ -8,8 +8,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, get_origin
 
 import yaml
 
@@ -22,6 +23,7 @@ _COMMANDS = "flytekit.clis.sdk_in_container"
 # What programs exit with that were called wrongly, also click's.
 USAGE = 2
 _REMEDY = "Write out the values of one run; configs/ has examples."
+_LIST_REMEDY = """Write a JSON list such as '["..."]', or name a file with one."""
 _LONGEST_SHOWN = 80
 
 
@@ -81,17 +83,18 @@ def _load_inputs(text: str) -> Any:
         raise ConfigError.single("--inputs-file", "", f"{error}.", _REMEDY) from error
 
 
-def read(given: str, option: str) -> Any:
+def read(given: str, option: str, *, is_list: bool = False) -> Any:
     """Read what a person gave to an option: a file, or JSON.
 
     Args:
         given: Path of a YAML or JSON file, or the JSON itself.
         option: The option, as it is typed.
+        is_list: Whether the option takes a list.
 
     Raises:
         ConfigError: It is neither, cannot be read, or is a single value.
     """
-    if os.path.isfile(given):
+    if _is_readable(given):
         try:
             with open(given, encoding="utf-8") as stream:
                 is_yaml = given.endswith((".yaml", ".yml"))
@@ -102,12 +105,20 @@ def read(given: str, option: str) -> Any:
             raise ConfigError.single(option, given, f"cannot be read: {why}.", remedy) from error
     elif given.lstrip().startswith(("{", "[")):
         content = _from_json(given, option, f"{given[:_LONGEST_SHOWN]}...")
+    elif is_list:
+        raise ConfigError.single(option, given[:_LONGEST_SHOWN], "is no JSON list, and no file.", _LIST_REMEDY)
     else:
         raise ConfigError.single(option, given, "is not a file.", "Check the path; it begins in the present folder.")
     if isinstance(content, dict | list):
         return content
-    message = "is empty." if content is None else f"has no keys; all of it is {str(content)[:_LONGEST_SHOWN]!r}."
-    raise ConfigError.single(option, given, message, _REMEDY)
+    has_no = "items" if is_list else "keys"
+    message = "is empty." if content is None else f"has no {has_no}; all of it is {str(content)[:_LONGEST_SHOWN]!r}."
+    raise ConfigError.single(option, given, message, _LIST_REMEDY if is_list else _REMEDY)
+
+
+def _is_readable(given: str) -> bool:
+    """Whether it is a file, or a pipe: bash gives a command's output, `<(jq ...)`, as one."""
+    return os.path.exists(given) and not Path(given).is_dir()
 
 
 def _from_json(text: str, option: str, place: str) -> Any:
@@ -151,9 +162,10 @@ def _converting(convert: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(value, str):
             return convert(kind, value, param, ctx)
         try:
-            return convert(kind, read(value, f"--{param.name}" if param else "--config"), param, ctx)
+            is_list = get_origin(kind._python_type) is list  # noqa: SLF001
+            return convert(kind, read(value, f"--{param.name}" if param else "--config", is_list=is_list), param, ctx)
         except ConfigError as error:
-            if os.path.isfile(value) and value not in str(error):
+            if _is_readable(value) and value not in str(error):
                 error.add_note(f"The file is {value}.")
             raise
 

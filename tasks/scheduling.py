@@ -10,10 +10,11 @@ from flytekit import (
     ConcurrencyPolicy,
     Email,
     Labels,
+    LaunchPlan,
     WorkflowExecutionPhase,
 )
-from flytekit.core.promise import Promise
 from flytekit.models.common import RawOutputDataConfig
+from flytekit.models.interface import Parameter
 from flytekit.models.literals import Literal, Scalar
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
@@ -60,19 +61,23 @@ def run_file(setting: str, workflow: str) -> RunConfig:
     return run
 
 
-def as_default(run: RunConfig) -> Promise:
-    """A run as the default of an input, as what Flyte's console sends too.
+def with_plain_default(plan: LaunchPlan) -> LaunchPlan:
+    """Register the run that is a plan's default as what Flyte's console sends too.
 
     `pyflyte run remote-launchplan` fails on a default in flytekit's own encoding: it makes a text of it, and then wants
-    to encode that as a section (flytekit 1.16).
+    to encode that as a section (flytekit 1.16). Only what is registered is replaced: `pyflyte run` of the plan's file,
+    and a plan that is called, need the run itself.
 
     Args:
-        run: The run.
+        plan: A plan whose input `config` has a default.
 
     Returns:
-        A value that flytekit takes as it is.
+        The plan.
     """
-    return Promise("config", Literal(Scalar(generic=json_format.Parse(run.model_dump_json(), Struct()))))
+    parameters, run = plan.parameters.parameters, plan.saved_inputs["config"]
+    plain = Literal(Scalar(generic=json_format.Parse(run.model_dump_json(), Struct())))
+    parameters["config"] = Parameter(parameters["config"].var, default=plain, required=False)
+    return plan
 
 
 def shared_options(run: RunConfig, place: str) -> dict[str, Any]:

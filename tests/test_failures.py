@@ -18,7 +18,6 @@ from tasks.declaring import OnImageTask
 from tasks.elastic import PlannedElasticTask
 from tasks.failures import ExplainsErrors, explained
 from tasks.pin import pin
-from tasks.settings import POD_ENVIRONMENT
 from thriftune.disk import DiskFullError
 from thriftune.errors import ConfigError, DataError, TransientError, chain_of
 
@@ -211,16 +210,6 @@ def test_a_run_that_a_task_refuses_is_explained_without_all_of_its_content():
     with pytest.raises(ConfigError, match=r"trainings = .*: is not a key\. Did you mean 'training'") as refused:
         pin._literal_map_to_python_input(LiteralMap({"config": literal}), context)
     assert "max_length" not in "".join(traceback.format_exception(refused.value))
-
-
-@pytest.mark.parametrize(("asked_for", "level"), [(log.UNTIL_CONFIGURED, logging.WARNING), (10, 10), (50, 50)])
-def test_flytekit_speaks_in_a_pod_as_soon_as_our_code_is_there(monkeypatch, asked_for, level):
-    """Until then its level keeps the first process of a pod from reporting its own connections."""
-    flytekit = logging.getLogger("flytekit")
-    monkeypatch.setattr(flytekit, "level", asked_for)
-    log.configure()
-    assert flytekit.level == level
-    assert POD_ENVIRONMENT["FLYTE_SDK_LOGGING_LEVEL"] == str(log.UNTIL_CONFIGURED)
 
 
 @pytest.mark.parametrize(

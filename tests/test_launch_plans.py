@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flytekit import FlyteContextManager
+from click.testing import CliRunner
+from flytekit import FlyteContextManager, LaunchPlan, task, workflow
+from flytekit.clis.sdk_in_container import pyflyte
 from flytekit.core.type_engine import TypeEngine
 from flytekit.interaction.string_literals import literal_string_repr
 
 from tasks import scheduling
 from tasks.platform import Platform
-from tasks.scheduling import as_default, run_file
+from tasks.scheduling import run_file, with_plain_default
 from thriftune.config import RunConfig
 from thriftune.errors import ConfigError
 
@@ -38,6 +40,18 @@ print(json.dumps({plan.name: {
     "bucket": plan.raw_output_data_config and plan.raw_output_data_config.output_location_prefix,
 } for plan in (nightly_qlora, weekly_full)}))
 """
+
+
+@task
+def name_of(config: RunConfig) -> str:
+    """Of a run."""
+    return config.name
+
+
+@workflow
+def naming(config: RunConfig) -> str:
+    """What a plan starts."""
+    return name_of(config=config)
 
 
 def plans(**settings):
@@ -83,9 +97,27 @@ def test_a_run_can_be_traced_back_to_its_file(as_shipped):
 def test_a_default_is_the_run_of_its_file_in_a_form_that_every_client_reads(file):
     """`pyflyte run remote-launchplan` ended with an AttributeError, even if another run was given."""
     run = RunConfig.model_validate(yaml.safe_load(file.read_text()))
-    literal = as_default(run).val
+    plan = LaunchPlan.create(f"plan-of-{file.stem}", naming, {"config": run})
+    literal = with_plain_default(plan).parameters.parameters["config"].default
     assert isinstance(literal_string_repr(literal), dict)
-    assert TypeEngine.to_python_value(FlyteContextManager.current_context(), literal, RunConfig) == run
+    again = TypeEngine.to_python_value(FlyteContextManager.current_context(), literal, RunConfig)
+    assert json.dumps(again.model_dump(mode="json"), sort_keys=True) == json.dumps(
+        run.model_dump(mode="json"), sort_keys=True
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["nightly_qlora", "--help"], ["weekly_full", "--help"]])
+@pytest.mark.parametrize("where", [[], ["--remote"]])
+def test_pyflyte_runs_the_file_of_the_plans(where, arguments):
+    """A default that is no run ended in "Flytekit does not support Unary expressions"."""
+    done = CliRunner().invoke(pyflyte.main, ["run", *where, str(ROOT / "workflows" / "launch_plans.py"), *arguments])
+    assert done.exit_code == 0, done.output[-2000:]
+    assert ("nightly_qlora" if len(arguments) == 1 else "--inputs-file") in done.output
+
+
+def test_a_plan_that_is_called_here_gives_its_workflow_the_run():
+    run = run_file("nightly_config", "qlora_finetune")
+    assert with_plain_default(LaunchPlan.create("called-here", naming, {"config": run}))() == run.name
 
 
 def test_settings_decide_who_is_told_when_and_where_results_go(tmp_path):

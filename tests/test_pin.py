@@ -2,6 +2,10 @@
 
 import pytest
 import yaml
+from flytekit import FlyteContextManager
+from flytekit.core.type_engine import TypeEngine
+from flytekit.models.literals import Literal, Scalar
+from google.protobuf.struct_pb2 import Struct
 
 from tasks import pin as pin_task
 from tasks.pin import pin
@@ -36,6 +40,29 @@ def test_the_same_run_is_planned_once_however_it_is_written(config):
     assert pin(config=again) == pin(config=config)
     assert pin(config=config.model_copy(update={"seed": 7})) != pin(config=config)
     assert plan.metadata.cache_ignore_input_vars == ("config",)
+
+
+def test_a_run_that_came_as_a_struct_is_the_same(run_config, tiny_model_dir):
+    """So come the default of a launch plan and the console's form: as unordered maps, with every number a float."""
+    zero = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 1048576, "offload_param": {"device": "cpu"}}}
+    run = run_config(
+        model={"source": str(tiny_model_dir)},
+        data={"columns": {"messages": "talk", "tools": "functions", "system": "rules"}},
+        zero={"config": {**zero, "aio": {"block_size": 1048576, "queue_depth": [8, 0.5]}}},
+    )
+    sent = Struct()
+    sent.update(_reversed(run.model_dump(mode="json")))
+    literal = Literal(Scalar(generic=sent))
+    context = FlyteContextManager.current_context()
+    pinned = [pin(config=TypeEngine.to_python_value(context, literal, RunConfig)), pin(config=run)]
+    assert pinned[0] == pinned[1]
+
+
+def _reversed(value):
+    """With the keys of every mapping in the other order."""
+    if isinstance(value, dict):
+        return {key: _reversed(part) for key, part in reversed(value.items())}
+    return value
 
 
 def test_a_model_that_was_written_over_is_another(config, tmp_path, tiny_model_dir):

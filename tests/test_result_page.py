@@ -118,9 +118,9 @@ def test_what_a_reader_must_know_is_on_the_page(what):
 @pytest.mark.parametrize(
     ("plan", "training", "short", "said"),
     [
-        ({}, {}, "30.00 USD", ["1 h 30 min on 2 x g4dn.metal at 20.00 USD per hour, prices of 2026", "Not counted:"]),
+        ({}, {}, "30.00 USD", ["1 h 30 min on 2 x g4dn.metal at 20.00 USD per hour, the catalogue's price of 2026"]),
         ({}, {"seconds": 7200.0, "resumed_at": 5}, "40.00 USD", ["2 h 00 min", "or the steps of all attempts"]),
-        ({"price_per_hour": 0.001}, {}, "<0.01 USD", []),
+        ({"price_per_hour": 0.001}, {}, "<0.01 USD", ["on-demand prices; spot nodes cost less", "Not counted:"]),
         ({"price_per_hour": 0.0, "instance": "k3s", "nodes": 1}, {}, "nothing", ["1 x k3s, which costs nothing"]),
         ({"price_per_hour": 0.0, "instance": "this machine"}, {}, "nothing", ["on this machine, which costs nothing"]),
     ],
@@ -135,9 +135,11 @@ def test_the_cost_is_that_of_the_time_that_was_measured(run_config, plan, traini
 
 def test_a_training_that_the_cache_served_cost_this_run_nothing():
     cost = replace(COST, is_of_another_run=True)
-    assert cost.short == "nothing"
     assert "There it cost 15.00 USD" in cost.why
-    assert "another run trained" in page_of(replace(METRICS, cost=cost), FETCH)
+    page = Page(page_of(replace(METRICS, cost=cost), FETCH)).said
+    assert "Cost nothing for the training another run trained" in page
+    assert "Nothing for the training. Another run trained this" in page
+    assert "answering prompts with a training that Flyte's cache served" in page, "its nodes may have GPUs"
 
 
 def test_answers_of_several_adapters_stand_side_by_side():

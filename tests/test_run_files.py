@@ -183,6 +183,41 @@ def test_pyflyte_says_what_is_wrong_with_a_run_file_and_nothing_else(
     assert all(line.startswith(("  - ", f"The file is {file}.")) for line in lines)
 
 
+@pytest.fixture
+def in_the_checkout(typed, monkeypatch):
+    """What `pyflyte run` says there."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging.getLogger("flytekit"), "level", logging.WARNING)  # pyflyte sets it
+    return lambda *arguments: CliRunner().invoke(pyflyte.main, ["run", *arguments])
+
+
+def test_json_from_a_pipe_is_read(in_the_checkout):
+    """`--config <(jq ...)` was "not a file"."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        pipe.write(json.dumps(run_dict(trainings={})))
+    done = in_the_checkout(*PLAN, f"/dev/fd/{reading}")
+    os.close(reading)
+    assert done.exit_code == 2
+    assert "trainings = {}: is not a key." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("--prompts", "What is a GPU?"),
+        ("--prompts", "What is a GPU? " * 100),
+        ("--adapters", "s3://b/adapter"),
+        ("--adapters", "."),
+    ],
+)
+def test_a_text_in_place_of_a_list_is_told_how_a_list_is_written(in_the_checkout, option, given):
+    done = in_the_checkout("workflows/generate.py", "generate", "--model_dir", ".", option, given)
+    assert (done.exit_code, done.stdout) == (2, "")
+    said = """: is no JSON list, and no file. Write a JSON list such as '["..."]', or name a file with one."""
+    assert done.stderr.splitlines()[1:] == [f"  - {option} = {given[:80]}{said}"]
+
+
 @pytest.mark.parametrize("where", [(), ("--remote", "--image", "example:1")], ids=["local", "remote"])
 def test_the_command_itself_ends_so(tmp_path, where):
     file = written(tmp_path, "run.yaml", text_of() + "trainings: {}\n")

@@ -143,6 +143,16 @@ class Program:
             os._exit(status)
 
 
+def without_env(command: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The command that `env NAME=VALUE ...` starts, and the variables that it sets; any other as it is."""
+    words, added = list(command), {}
+    if words[0] == "env":
+        words.pop(0)
+        while "=" in words[0]:
+            name, _, added[name] = words.pop(0).partition("=")
+    return words, added
+
+
 def _fork() -> int:
     # A thread would be missing in the fork, and what it has locked would stay locked.
     threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
@@ -180,12 +190,12 @@ def _start_by(spare: int, orders: int, of: str) -> None:
     usual: Any = subprocess._fork_exec  # type: ignore[attr-defined]
 
     def start(command: list[Any], executables: Any, close: bool, keep: Any, cwd: Any, env: Any, *others: Any) -> int:
-        words = [os.fsdecode(word) for word in command]
+        words, added = without_env([os.fsdecode(word) for word in command])
         if words[0] != of or cwd is not None or any(pipe != -1 for pipe in others[:6]):
             return int(usual(command, executables, close, keep, cwd, env, *others))
         subprocess._fork_exec = usual  # type: ignore[attr-defined]
         pairs = [os.fsdecode(pair).split("=", 1) for pair in env] if env is not None else os.environ.items()
-        environment = dict(pairs)
+        environment = {**dict(pairs), **added}
         words[0] = shutil.which(of, path=environment["PATH"]) or of
         with os.fdopen(orders, "w") as pipe:
             json.dump({"command": words, "environment": environment, "directory": str(Path.cwd())}, pipe)

@@ -13,7 +13,7 @@ data to a commit, so all of them but the first are: name a run of your own, whos
 
 from flytekit import CronSchedule, LaunchPlan
 
-from tasks.scheduling import as_default, run_file, shared_options
+from tasks.scheduling import run_file, shared_options, with_plain_default
 from tasks.settings import PLATFORM
 from workflows.full_finetune import full_finetune
 from workflows.qlora_finetune import qlora_finetune
@@ -22,12 +22,14 @@ _NIGHTLY, _WEEKLY = run_file("nightly_config", "qlora_finetune"), run_file("week
 
 # Each night adapters are trained on the present data. The run is a default: a person who launches the plan by hand may
 # give another one, to try it on one cheap node with the schedule's bucket and labels.
-nightly_qlora = LaunchPlan.get_or_create(
-    qlora_finetune,
-    "nightly_qlora",
-    default_inputs={"config": as_default(_NIGHTLY)},
-    schedule=CronSchedule(schedule=PLATFORM.nightly_cron),
-    **shared_options(_NIGHTLY, PLATFORM.nightly_config),
+nightly_qlora = with_plain_default(
+    LaunchPlan.get_or_create(
+        qlora_finetune,
+        "nightly_qlora",
+        default_inputs={"config": _NIGHTLY},
+        schedule=CronSchedule(schedule=PLATFORM.nightly_cron),
+        **shared_options(_NIGHTLY, PLATFORM.nightly_config),
+    )
 )
 
 # Each week every weight is trained, on whole machines. The run is fixed: what this plan does and costs must not depend

@@ -19,6 +19,7 @@ from flyteidl.core.workflow_pb2 import TaskNodeOverrides
 from google.protobuf.json_format import MessageToDict
 from specification.pods import Pod, merged
 from starting import Fresh, Process, Warm
+from warm import without_env
 
 from cluster import image
 from cluster.description import Description, quantity
@@ -277,4 +278,5 @@ def _container(pod: Pod) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of a pod's primary container."""
     container = pod.container
     environment = {entry["name"]: entry.get("value", "") for entry in container.get("env", ())}
-    return [*container.get("command", ()), *container.get("args", ())], environment
+    command, added = without_env([*container.get("command", ()), *container.get("args", ())])
+    return command, environment | added

@@ -1,5 +1,7 @@
 """The control plane itself, on a project that takes seconds."""
 
+import gzip
+from collections import OrderedDict
 from dataclasses import replace
 
 import msgpack
@@ -10,14 +12,17 @@ from flyteidl.core.execution_pb2 import NodeExecution
 from flyteidl.core.literals_pb2 import Binary, Binding, Literal, LiteralMap, Primitive, Scalar
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.core.workflow_pb2 import TaskNodeOverrides
-from flytekit.configuration import Config
+from flytekit.configuration import Config, FastSerializationSettings, ImageConfig, SerializationSettings
 from flytekit.remote import FlyteRemote
+from flytekit.tools.translator import get_serializable
 from specification.pods import Pod
+from starting import Fresh
 
 from cluster.conftest import IN_CLUSTER, ROOT, done
 from cluster.description import CLUSTER, INSTANCE_TYPE, SANDBOX, UnschedulableError, quantity
 from cluster.literals import INPUTS, resolve
 from cluster.pods import Place
+from tasks.pin import pin
 
 EXAMPLE = ROOT / "tests" / "cluster" / "example"
 SETTINGS = '{"size": 1, "failures": 2}'
@@ -174,6 +179,41 @@ def test_a_job_is_one_plain_pod_where_the_plugin_is_off(cluster, description, po
     said = {file.name: file.read_text().strip() for file in cluster.pods.logs.glob(f"{name}*.log")}
     workers = {f"{name}-worker-0.log": "2:2", f"{name}-worker-1.log": "2:2"}
     assert said == (workers if pods == 2 else {f"{name}.log": "None"})
+
+
+def test_the_file_of_the_launch_plans_is_registered_and_starts_one(cluster, pyflyte):
+    """As far as its first pod, which no node takes: flytekit itself wants the default as a run."""
+    cluster.pods.cluster = replace(CLUSTER, nodes=())
+    try:
+        pyflyte("run", "--remote", *IN_CLUSTER, "workflows/launch_plans.py", "nightly_qlora", check=False)
+    finally:
+        cluster.pods.cluster = CLUSTER
+    run = list(cluster.runs.values())[-1]
+    assert run.execution.spec.launch_plan.name == "nightly_qlora"
+    assert run.execution.closure.error.code == "Unschedulable"
+
+
+@pytest.mark.parametrize("is_uploaded", [True, False])
+def test_a_pod_without_our_code_says_so_and_unpacking_says_nothing(cluster, is_uploaded, tmp_path, monkeypatch):
+    """flytekit raises nothing and ends with 0: what it logs is all that the pod says. (Forks leave no "Unclosed".)"""
+    monkeypatch.setattr(cluster.pods, "starts", Fresh())
+    (tmp_path / "empty.tar.gz").write_bytes(gzip.compress(bytes(10240)))
+    upload = cluster.store.upload(tmp_path / "empty.tar.gz", cluster.store.uri("uploads", "empty.tar.gz"))
+    code = FastSerializationSettings(is_uploaded, destination_dir=".", distribution_location=upload)
+    settings = SerializationSettings(ImageConfig.auto(img_name="example:1"), fast_serialization_settings=code)
+    task = get_serializable(OrderedDict(), settings, pin).template.to_flyte_idl()
+    name, folder = f"lacking-{is_uploaded}", cluster.store.uri("lacking", str(is_uploaded))
+    place, engine = Place(f"{folder}/in", f"{folder}/out", folder), {"FLYTE_INTERNAL_EXECUTION_ID": name}
+    assert cluster.pods.run(name, task, TaskNodeOverrides(), place, engine) == [0]
+    said = cluster.pods.log(name)
+    assert "No module named 'tasks'" in said
+    assert said.count("Unclosed client session") <= 1, "one of the process that lacks our code, none of the first"
+
+
+@pytest.mark.parametrize(("env", "level"), [(None, "30"), ({"FLYTE_SDK_LOGGING_LEVEL": "10"}, "10")])
+def test_the_level_that_a_person_asks_for_is_that_of_the_task(env, level):
+    settings = SerializationSettings(ImageConfig.auto(img_name="example:1"), env=env)
+    assert f"FLYTE_SDK_LOGGING_LEVEL={level}" in pin.get_command(settings)
 
 
 def test_pods_and_clients_of_the_store_have_flytekit_s_names_alone(cluster):

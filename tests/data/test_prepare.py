@@ -127,6 +127,20 @@ def test_several_sources_of_the_same_rows_elsewhere_have_the_same_fingerprint():
     assert len({of("a.jsonl", "b.jsonl"), of("a.jsonl"), of("a.jsonl", "b.jsonl", weight=1.0)}) == 3
 
 
+def test_the_order_in_which_columns_are_named_does_not_matter():
+    """Flyte's console and launch plans send them in another one each time."""
+    columns = {"instruction": "ask", "output": "answer", "input": "given"}
+    orders = (columns, dict(reversed(columns.items())))
+
+    def source(order):
+        return {"source": "a.jsonl", "format": "alpaca", "columns": order}
+
+    for section in (source, lambda order: {"sources": [source(order)]}):
+        found = [fingerprint(DataConfig.model_validate(section(order)), 0, "v", "t") for order in orders]
+        assert found[0] == found[1]
+    assert fingerprint(DataConfig.model_validate(source({**columns, "input": "other"})), 0, "v", "t") not in found
+
+
 def test_max_rows_uses_only_so_many(prepared, chat_rows_file):
     made = prepared(chat_rows_file, format="chat", max_rows=10, validation_share=0.2)
     assert (len(made.rows(TRAIN)), len(made.rows(VALIDATION))) == (8, 2)

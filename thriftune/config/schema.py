@@ -10,11 +10,13 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from thriftune.config import messages as config_errors
 from thriftune.config import rules as config_rules
+from thriftune.config import zero_file
 from thriftune.config.choices import AUTO, Method, StrategyChoice, StrategyName
 from thriftune.config.data import PATH_OR_URL, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
 from thriftune.errors import ConfigError
@@ -132,6 +134,11 @@ class ZeroConfig(Section):
         "(zero1, zero2, zero2_offload, zero3, zero3_offload), or the DeepSpeed configuration itself, as YAML. Batch "
         "sizes, precision and learning rate come from `training`.",
     )
+
+    @field_validator("config")
+    @classmethod
+    def _integers(cls, config: str | dict[str, Any]) -> Any:
+        return zero_file.with_integers(config)
 
 
 class LoraConfig(Section):

@@ -15,6 +15,7 @@ OWNED_KEYS = {
     "scheduler": "training.scheduler decides the schedule",
     "gradient_clipping": "training.max_grad_norm decides the clipping",
 }
+_LARGEST_EXACT = 2**53  # up to here, a float stands for one integer
 _STAGES = (0, 1, 2, 3)
 # Old names that DeepSpeed still turns into offload; no other code here knows them.
 _OLD_OFFLOAD = {"cpu_offload": "offload_optimizer", "cpu_offload_params": "offload_param"}
@@ -26,6 +27,23 @@ _KNOWN_KEYS = frozenset(OWNED_KEYS) | {
     "steps_per_print", "tensorboard", "torch_autocast", "wall_clock_breakdown", "wandb",
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
 }  # fmt: skip
+
+
+def with_integers(value: Any) -> Any:
+    """A DeepSpeed configuration in which whole numbers are integers, as in the file that they were written in.
+
+    Flyte's console and launch plans send every number as a float: DeepSpeed would get stage 3.0, and the training would
+    have another key in the cache.
+
+    Args:
+        value: The configuration, or a part of it.
+    """
+    if isinstance(value, dict):
+        return {key: with_integers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [with_integers(part) for part in value]
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_EXACT
+    return int(value) if is_whole else value
 
 
 def check(config: dict[str, Any], field: str) -> list[Problem]:

@@ -5,6 +5,7 @@ copies on disk -> arrangement. No step holds more than a window of the data.
 """
 
 import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -117,10 +118,11 @@ def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_vers
         tokenizer_version: Result of `thriftune.models.tokenizer.fingerprint`, which includes the chat template
             and, where a run trusts it, the code that the model ships.
     """
-    # The path of the rows and the name of their revision do not matter; `data_version` identifies them.
+    # The path of the rows and the name of their revision do not matter; `data_version` identifies them. Nor does the
+    # order of columns, which is another each time where a run comes from Flyte's console or a launch plan.
     place = {"source", "revision"}
-    meaning = config.model_dump_json(exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}})
-    parts = [PREPARATION, meaning, str(seed), data_version, tokenizer_version]
+    meaning = config.model_dump(mode="json", exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}})
+    parts = [PREPARATION, json.dumps(meaning, sort_keys=True), str(seed), data_version, tokenizer_version]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

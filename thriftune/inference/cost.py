@@ -12,8 +12,9 @@ _SECONDS_PER_HOUR = 3600
 _LEAST_SHOWN = 0.005  # less than that would be shown as 0.00
 NOT_COUNTED = (
     "Not counted: nodes while they start, downloads and uploads, attempts that were lost, the tasks on CPUs, "
-    "measuring the result again, and storage."
+    "measuring the result again, answering prompts with a training that Flyte's cache served, and storage."
 )
+_ON_DEMAND = "The shipped catalogue has on-demand prices; spot nodes cost less."
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class Cost:
     @property
     def short(self) -> str:
         """The amount, as text."""
-        if not self.price_per_hour or self.is_of_another_run:
+        if not self.price_per_hour:
             return "nothing"
+        if self.is_of_another_run:
+            return "nothing for the training"
         return f"{'<0.01' if self.amount < _LEAST_SHOWN else f'{self.amount:,.2f}'} {self.currency}"
 
     @property
@@ -76,15 +79,15 @@ class Cost:
 
     @property
     def why(self) -> str:
-        """What the amount is made of, as sentences: what is counted, and what is not."""
+        """What the amount is made of, as sentences: at which price, what is counted, and what is not."""
         if not self.price_per_hour:
             return f"{duration(self.seconds)} on {self.machines}, which costs nothing: it is your own."
-        day = f", prices of {self.prices_as_of}" if self.prices_as_of else ""
+        day = f" of {self.prices_as_of}" if self.prices_as_of else ""
         counted = "the training, from loading the model to the last step"
         if self.has_resumed:
             counted = "the last attempt from loading the model on, or the steps of all attempts if they took longer"
-        price = f"{self.price_per_hour:,.2f} {self.currency} per hour{day}"
-        taken = f"{duration(self.seconds)} on {self.machines} at {price}. Counted: {counted}. {NOT_COUNTED}"
+        price = f"{self.price_per_hour:,.2f} {self.currency} per hour, the catalogue's price{day}. {_ON_DEMAND}"
+        taken = f"{duration(self.seconds)} on {self.machines} at {price} Counted: {counted}. {NOT_COUNTED}"
         if not self.is_of_another_run:
             return taken
         other = f"{self.amount:,.2f} {self.currency}"
