@@ -3,9 +3,10 @@
 s3fs means to close them itself, and looks for them where aiobotocore no longer has them (fsspec/s3fs#943). Remove this
 when it finds them. Those of `thriftune.stores` it closes, as their event loop is its own.
 
-The first process of a pod, which downloads our code, has none of it. So it is told to log no errors: what goes wrong in
-it is raised. The one that it starts lacks our code too if the image or the upload is wrong. What goes wrong there is
-only logged, so its command line gives flytekit its usual level again.
+Where code is uploaded, the first process of a pod downloads it, and has none of it. So it is told to log no errors:
+what goes wrong in it is raised. The one that it starts lacks our code too if the upload is wrong. What goes wrong there
+is only logged, so its command line gives flytekit its usual level again. Where the code is in the image, there is one
+process, and nothing is changed.
 """
 
 import asyncio
@@ -19,9 +20,6 @@ from flytekit.configuration import SerializationSettings
 from flytekit.loggers import LOGGING_ENV_VAR
 from flytekit.utils.asyn import run_sync
 
-# For the environment of a pod.
-WHILE_UNPACKING = {LOGGING_ENV_VAR: str(logging.CRITICAL)}
-
 # A store that does not answer must not keep a pod alive.
 _LONGEST_S = 5.0
 
@@ -31,9 +29,20 @@ class ClosesConnections:
 
     def get_default_command(self, settings: SerializationSettings) -> list[str]:
         """The command that runs the task, with flytekit's level for it: what `--env` says, or flytekit's default."""
-        level = (settings.env or {}).get(LOGGING_ENV_VAR, str(logging.WARNING))
         above: Any = super()
-        return ["env", f"{LOGGING_ENV_VAR}={level}", *above.get_default_command(settings)]
+        command: list[str] = above.get_default_command(settings)
+        if not settings.should_fast_serialize():
+            return command
+        level = (settings.env or {}).get(LOGGING_ENV_VAR, str(logging.WARNING))
+        return ["env", f"{LOGGING_ENV_VAR}={level}", *command]
+
+    def _get_container(self, settings: SerializationSettings) -> Any:
+        """The container, whose first process logs no errors."""
+        above: Any = super()
+        container = above._get_container(settings)  # noqa: SLF001 - flytekit has no other place for it
+        if settings.should_fast_serialize():
+            container.env[LOGGING_ENV_VAR] = str(logging.CRITICAL)
+        return container
 
     def dispatch_execute(self, ctx: Any, input_literal_map: Any) -> Any:
         """Run the task, whose inputs may be refused."""

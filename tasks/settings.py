@@ -20,7 +20,7 @@ from flytekit import FlyteContextManager, current_context
 from flytekit.configuration import DataConfig
 from flytekit.core.data_persistence import get_fsspec_storage_options
 
-from tasks import connections, platform
+from tasks import platform
 from thriftune.gpu_readings import has_driver_files
 from thriftune.stores import access
 
@@ -33,7 +33,6 @@ _SETTINGS = {platform.variable(name) for name in type(PLATFORM).model_fields} - 
 # Environment of every pod, where this module is imported again and `@dynamic` declares its nodes from the settings.
 # Tokenizers warn when a process that used their threads forks, and DataLoader workers fork.
 POD_ENVIRONMENT = {
-    **connections.WHILE_UNPACKING,
     "TOKENIZERS_PARALLELISM": "false",
     **{name: value for name, value in sorted(os.environ.items()) if name in _SETTINGS and value.strip()},
 }

@@ -123,7 +123,7 @@ def test_pods_get_what_was_read_and_no_token_and_no_address():
     }  # fmt: skip
     environment.pop("FLYTE_IMAGE", None)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['FLYTE_SDK_LOGGING_LEVEL', 'THRIFTUNE_RETRIES', 'TOKENIZERS_PARALLELISM']"
+    assert done.stdout.strip() == "['THRIFTUNE_RETRIES', 'TOKENIZERS_PARALLELISM']"
 
 
 def test_every_setting_says_what_it_is():

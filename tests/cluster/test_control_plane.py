@@ -212,8 +212,11 @@ def test_a_pod_without_our_code_says_so_and_unpacking_says_nothing(cluster, is_u
 
 @pytest.mark.parametrize(("env", "level"), [(None, "30"), ({"FLYTE_SDK_LOGGING_LEVEL": "10"}, "10")])
 def test_the_level_that_a_person_asks_for_is_that_of_the_task(env, level):
-    settings = SerializationSettings(ImageConfig.auto(img_name="example:1"), env=env)
-    assert f"FLYTE_SDK_LOGGING_LEVEL={level}" in pin.get_command(settings)
+    code = FastSerializationSettings(enabled=True, destination_dir=".", distribution_location="s3://b/code.tar.gz")
+    image = ImageConfig.auto(img_name="example:1")
+    settings = SerializationSettings(image, env=env, fast_serialization_settings=code)
+    assert pin.get_command(settings)[:3] == ["env", f"FLYTE_SDK_LOGGING_LEVEL={level}", "pyflyte-execute"]
+    assert pin.get_command(SerializationSettings(image, env=env))[0] == "pyflyte-execute"
 
 
 def test_pods_and_clients_of_the_store_have_flytekit_s_names_alone(cluster):
