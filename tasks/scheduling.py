@@ -1,5 +1,6 @@
 """Common parts of scheduled runs: the run, notifications, where it writes, and that it never overlaps itself."""
 
+import functools
 import logging
 from dataclasses import replace
 from typing import Any
@@ -80,6 +81,13 @@ def with_plain_default(plan: LaunchPlan) -> LaunchPlan:
     return plan
 
 
+@functools.cache
+def _say_who_is_told() -> None:
+    """Say once, for all launch plans, if nobody is."""
+    if not PLATFORM.notify:
+        logger.warning("%s is not set: nobody is told when a scheduled run fails", variable("notify"))
+
+
 def shared_options(run: RunConfig, place: str) -> dict[str, Any]:
     """Options that all launch plans share.
 
@@ -90,8 +98,7 @@ def shared_options(run: RunConfig, place: str) -> dict[str, Any]:
     Returns:
         Keyword arguments for `LaunchPlan.get_or_create`.
     """
-    if not PLATFORM.notify:
-        logger.warning("%s is not set: nobody is told when a scheduled run fails", variable("notify"))
+    _say_who_is_told()
     mail = [Email(phases=list(_BAD_ENDS), recipients_email=list(PLATFORM.notify))] if PLATFORM.notify else []
     return {
         "notifications": mail,
