@@ -16,7 +16,7 @@ BIN    := $(VENV)/bin
 DEMO   := build/demo
 TOOLS  := build/tools
 CONFIG ?= configs/demo-full.yaml
-PROCESSES ?= 2
+PROCESSES ?= 3
 CUDA   := nvidia-(cu|n)|cuda-|triton=
 IMAGE  ?= thriftune:$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' thriftune/__init__.py)
 PACKAGES := thriftune tasks workflows pod_templates deepspeed_configs
@@ -60,6 +60,7 @@ demo: setup $(DEMO)/questions.jsonl
 	$(BIN)/python scripts/demo.py
 
 # A file is one process's, which makes what its tests share once. Files begin in the order that tests/conftest.py gives.
+# Three processes for two cores, as tests wait for pods, stores and timeouts.
 test: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
