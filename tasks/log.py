@@ -48,7 +48,7 @@ def configure() -> None:
     )
     # Says that optimizers are not paged where no GPU is (bitsandbytes-foundation/bitsandbytes#1901).
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
-    # flytekit declares a flag of one word twice (clis/sdk_in_container/run.py: --quantize/--no_quantize and
+    # flytekit declares a flag of one word twice (to_click_option of pyflyte run: --quantize/--no_quantize and
     # --quantize/--no-quantize), and click warns about that.
     warnings.filterwarnings("ignore", message="The parameter --quantize is used more than once", category=UserWarning)
     for name in _SAID_FOR_NOTHING:
