@@ -99,7 +99,9 @@ def test_a_run_cut_off_after_its_last_step_only_writes_its_result(method, new_ru
 
 @whole
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("file", ["store/attempt-0/checkpoint-6/files", "store/attempt-0/checkpoint-6/manifest.json"])
+@pytest.mark.parametrize(
+    "file", ["store/checkpoints/checkpoint-6/files", "store/checkpoints/checkpoint-6/manifest.json"]
+)
 def test_a_run_killed_while_it_uploads_goes_on_from_the_checkpoint_before(method, file, new_run, undisturbed, record):
     expected = undisturbed(method)
     run = new_run(method)

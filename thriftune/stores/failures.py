@@ -181,7 +181,9 @@ def is_without_bucket(error: BaseException) -> bool:
 
 
 def _is_of_obstore(error: BaseException) -> bool:
-    return type(error).__module__.startswith("obstore")
+    # What is refused while it sends a file it raises as a plain OSError, with the same words.
+    is_plain = type(error) is OSError and _OBSTORE_STATUS.search(str(error)) is not None
+    return is_plain or type(error).__module__.startswith("obstore")
 
 
 def _at(place: str) -> str:
