@@ -166,6 +166,24 @@ def test_two_that_got_the_same_lease_do_not_both_keep_it(local):
     assert holder(local) == OTHER
 
 
+def test_a_store_that_fails_when_a_lease_is_given_back_ends_nothing_and_keeps_nobody_waiting(local, monkeypatch):
+    """A training that has its result was failed by it, or held its GPUs while the store was asked again and again."""
+    lease = take(local, periods=Periods(renew=60))
+    for error in (ValueError("a bug"), OSError("the store is gone")):
+
+        def fail(*_, error=error):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(local), "_filesystem", fail)
+            began = time.monotonic()
+            lease.release()
+            assert time.monotonic() - began < 5
+        lease._ended.clear()
+    lease.release()
+    assert newest(local).is_released
+
+
 def test_a_training_is_done_when_who_trained_it_says_so(local):
     lease = take(local)
     lease.release()

@@ -21,7 +21,6 @@ from typing import Self
 from thriftune.checkpoints import layout
 from thriftune.checkpoints.errors import LeaseError
 from thriftune.checkpoints.location import Writer
-from thriftune.errors import ThriftuneError
 from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
@@ -113,23 +112,23 @@ class Lease:
     def __init__(
         self, store: Store, writer: Writer, patience: float, *, lingers: bool = False, periods: Periods = Periods()
     ) -> None:
-        self._store, self._periods = store, periods
+        # What fails is tried again at the next renewal, and giving back must not wait for minutes.
+        self._store, self._periods = store.without_retries(), periods
         self._ended = threading.Event()
         self.terms = _taken(store, writer, patience, lingers, periods)
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
-        """Give the lease back, so that another execution need not wait. Does nothing the second time."""
+        """Give the lease back, so that another execution need not wait. Never fails; does nothing the second time."""
         if self._ended.is_set():
             return
         self._ended.set()
         self._thread.join()
         try:
-            store = self._store.without_retries()
-            require_held(store, self.terms)
-            store.put_bytes(self.terms.name, replace(self.terms, is_released=True).written())
-        except (ThriftuneError, OSError) as error:
+            require_held(self._store, self.terms)
+            self._store.put_bytes(self.terms.name, replace(self.terms, is_released=True).written())
+        except Exception as error:  # noqa: BLE001 - whatever it is, a training that is done must not be lost for it
             logger.debug("The lease of %s was not given back: %s", self._store.prefix, error)
 
     def _renew(self) -> None:
