@@ -104,7 +104,7 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     dataset = _step("dataset", PREPARE_CACHE, rows, "the prepared dataset")
     training = _step("training", TRAIN_CACHE, trained, f"the trained {kind}")
     merged = None
-    if kind == "adapter" and config.lora_or_default.merge:
+    if config.merges:
         merged = _step("merged", TRAIN_CACHE, known_by.merging(config, training.cache_key), "the merged model")
     if training.is_made and config.training.report_to == "wandb":
         logger.warning(

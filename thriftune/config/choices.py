@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from thriftune.config.schema import RunConfig
 
-Method = Literal["full", "lora", "qlora"]
-StrategyName = Literal["zero", "layers", "single"]
+Method = Literal["full", "partial", "lora", "qlora", "prefix", "llama_adapter"]
+StrategyName = Literal["zero", "fsdp", "ddp", "single", "layers"]
 StrategyChoice = Literal["auto", StrategyName]
+Task = Literal["causal_lm", "classification"]
 AUTO: Final = "auto"
+ADAMW: Final = "adamw"
+ANY_METHOD = "finetune"  # the workflow that runs every method
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class MethodFacts:
         section: Its section of the run file; empty if it has none.
         trains_weights: Whether it trains the model's own weights, so that the result is a model; else an adapter.
         quantizes: Whether it holds the frozen base model in 4 bits.
+        merges: Whether what it trains can be added to the weights of the base model.
+        classifies: Whether it can train a classifier.
         lighter: A method for the same purpose that needs less memory; None if there is none.
     """
 
@@ -34,6 +39,8 @@ class MethodFacts:
     section: str = ""
     trains_weights: bool = False
     quantizes: bool = False
+    merges: bool = False
+    classifies: bool = False
     lighter: Method | None = None
 
     @property
@@ -50,6 +57,7 @@ class StrategyFacts:
         title: Its usual name.
         section: Its section of the run file; empty if it has none.
         is_distributed: Whether each device has its own process, which trains on its own rows.
+        needs_others: Whether it is of use on several devices only, so that `auto` does not try it on one.
         may_span_nodes: Whether it can run on several machines.
         most_devices: Most devices of a machine that it uses; None means all.
         own_optimizer: Why `training.optimizer` must stay adamw; empty if any optimizer works.
@@ -59,6 +67,7 @@ class StrategyFacts:
     title: str
     section: str = ""
     is_distributed: bool = False
+    needs_others: bool = False
     may_span_nodes: bool = False
     most_devices: int | None = None
     own_optimizer: str = ""
@@ -66,12 +75,23 @@ class StrategyFacts:
 
 
 METHODS: dict[Method, MethodFacts] = {
-    "full": MethodFacts("full fine-tuning", "full_finetune", trains_weights=True, lighter="qlora"),
-    "lora": MethodFacts("LoRA", "qlora_finetune", section="lora", lighter="qlora"),
-    "qlora": MethodFacts("QLoRA", "qlora_finetune", section="lora", quantizes=True),
+    "full": MethodFacts("full fine-tuning", "full_finetune", trains_weights=True, classifies=True, lighter="qlora"),
+    "partial": MethodFacts(
+        "partial fine-tuning",
+        "full_finetune",
+        section="partial",
+        trains_weights=True,
+        classifies=True,
+        lighter="qlora",
+    ),
+    "lora": MethodFacts("LoRA", "qlora_finetune", section="lora", merges=True, classifies=True, lighter="qlora"),
+    "qlora": MethodFacts("QLoRA", "qlora_finetune", section="lora", quantizes=True, merges=True, classifies=True),
+    "prefix": MethodFacts("prefix tuning", ANY_METHOD, section="prefix", lighter="qlora"),
+    "llama_adapter": MethodFacts("LLaMA-Adapter", ANY_METHOD, section="llama_adapter", lighter="qlora"),
 }
 
-_ADAPTERS_UNDER_ZERO = "adapters are not trained under ZeRO yet; the base model is frozen and has no states to divide"
+_NOT_DIVIDED = "what it trains is so little that ddp, with the base model whole on each device, does it as well"
+_NOT_OVER_LAYERS = "what it adds to each layer is not placed on the device of that layer"
 STRATEGIES: dict[StrategyName, StrategyFacts] = {
     "zero": StrategyFacts(
         "DeepSpeed ZeRO",
@@ -79,15 +99,36 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
         is_distributed=True,
         may_span_nodes=True,
         own_optimizer="ZeRO partitions AdamW's states itself",
-        refuses={"lora": _ADAPTERS_UNDER_ZERO, "qlora": _ADAPTERS_UNDER_ZERO},
+        refuses={"prefix": _NOT_DIVIDED, "llama_adapter": _NOT_DIVIDED},
     ),
+    "fsdp": StrategyFacts(
+        "FSDP",
+        section="fsdp",
+        is_distributed=True,
+        needs_others=True,
+        may_span_nodes=True,
+        own_optimizer="8-bit optimizers cannot step the shards of FSDP",
+        refuses={"prefix": _NOT_DIVIDED, "llama_adapter": _NOT_DIVIDED},
+    ),
+    "ddp": StrategyFacts("data parallel", is_distributed=True, needs_others=True, may_span_nodes=True),
     "single": StrategyFacts("one device", most_devices=1),
     "layers": StrategyFacts(
         "split by layers",
-        refuses={"full": "one process would hold the optimizer states of all weights; ZeRO divides them"},
+        refuses={
+            "full": "one process would hold the optimizer states of all weights; ZeRO divides them",
+            "partial": "the trained weights would lie on one of the devices, with all of their states",
+            "prefix": _NOT_OVER_LAYERS,
+            "llama_adapter": _NOT_OVER_LAYERS,
+        },
     ),
 }
-"""In the order in which `auto` tries them for a method."""
+
+# The order in which `auto` tries strategies. Where weights train, dividing their optimizer states costs no traffic;
+# where adapters train there is little to divide, and copies of the base compute without gathering it.
+_ORDER: dict[Literal["model", "adapter"], tuple[StrategyName, ...]] = {
+    "model": ("zero", "fsdp", "ddp", "single", "layers"),
+    "adapter": ("ddp", "single", "zero", "fsdp", "layers"),
+}
 
 
 def strategies_of(config: "RunConfig") -> tuple[StrategyName, ...]:
@@ -100,6 +141,9 @@ def strategies_of(config: "RunConfig") -> tuple[StrategyName, ...]:
     """
     if config.strategy != AUTO:
         return (config.strategy,)
-    able = tuple(name for name, facts in STRATEGIES.items() if config.method not in facts.refuses)
+    order = _ORDER[METHODS[config.method].result]
+    able = tuple(name for name in order if config.method not in STRATEGIES[name].refuses)
+    if config.training.optimizer != ADAMW:
+        able = tuple(name for name in able if not STRATEGIES[name].own_optimizer) or able
     given = {facts.section for facts in STRATEGIES.values() if facts.section and getattr(config, facts.section)}
     return tuple(name for name in able if STRATEGIES[name].section in given) or able

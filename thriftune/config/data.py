@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-DataFormat = Literal["alpaca", "prompt_completion", "chat", "sharegpt", "text", "quotes", "grammar", "template"]
+DataFormat = Literal[
+    "alpaca", "prompt_completion", "chat", "sharegpt", "text", "quotes", "grammar", "template", "labelled"
+]  # fmt: skip
 LongRows = Literal["truncate", "drop", "split"]
 
 
@@ -38,7 +40,7 @@ class DataSource(Section):
         "prompt_completion: prompt, completion. chat: messages, a list of {role, content}; tools, system (optional). "
         "sharegpt: conversations, a list of {from, value}; tools, system (optional). text: text, documents for "
         "continued pre-training. quotes: quote, author. grammar: sentence, corrections (a text, or a list with one row "
-        "made of each). template: the columns that `template` names.",
+        "made of each). template: the columns that `template` names. labelled: text, label (for task classification).",
     )
     subset: str | None = Field(default=None, description="Config name of a hub dataset.")
     split: str = Field(default="train", description="Split of a hub dataset to read rows from.")

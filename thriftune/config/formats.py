@@ -15,6 +15,7 @@ COLUMNS = {
     "text": ("text",),
     "quotes": ("quote", "author"),
     "grammar": ("sentence", "corrections"),
+    "labelled": ("text", "label"),
 }
 OPTIONAL_COLUMNS = {
     "alpaca": ("input", "system", "history"),

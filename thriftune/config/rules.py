@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from thriftune.batching import split_batch
-from thriftune.config import data_rules, zero_file
-from thriftune.config.choices import AUTO, METHODS, STRATEGIES, strategies_of
+from thriftune.config import data_rules, method_rules, task_rules, zero_file
+from thriftune.config.choices import ADAMW, AUTO, METHODS, STRATEGIES, strategies_of
 from thriftune.config.data import places
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, choose_precision
@@ -28,7 +28,8 @@ def check(config: "RunConfig") -> list[Problem]:
         The problems; empty if the run can be planned.
     """
     rules = (_places, _sections, _strategy, _nodes, _machines, _batch, _precision, _optimizer, _inline_zero)
-    return [problem for rule in (data_rules.check, *rules) for problem in rule(config)]
+    of_parts = (data_rules.check, method_rules.check, task_rules.check)
+    return [problem for rule in (*of_parts, *rules) for problem in rule(config)]
 
 
 def _places(config: "RunConfig") -> Iterator[Problem]:
@@ -136,7 +137,7 @@ def _machines(config: "RunConfig") -> Iterator[Problem]:
 def _batch(config: "RunConfig") -> Iterator[Problem]:
     """The batch settings in the file must divide evenly; the planner chooses the others so that they do."""
     hardware, training = config.hardware, config.training
-    is_distributed = STRATEGIES[strategies_of(config)[0]].is_distributed
+    is_distributed = all(STRATEGIES[name].is_distributed for name in strategies_of(config))
     ranks = (hardware.nodes or 1) * (hardware.devices_per_node or 1) if is_distributed else 1
     yield from _raised(lambda: split_batch(training.global_batch, training.micro_batch or 1, ranks))
 
@@ -151,8 +152,9 @@ def _raised_by_precision(config: "RunConfig") -> list[Problem]:
 
 
 def _optimizer(config: "RunConfig") -> Iterator[Problem]:
-    why = STRATEGIES[strategies_of(config)[0]].own_optimizer
-    if config.training.optimizer != "adamw" and why:
+    reasons = [STRATEGIES[name].own_optimizer for name in strategies_of(config)]
+    why = reasons[0]
+    if config.training.optimizer != ADAMW and all(reasons):
         yield Problem(
             "training.optimizer",
             config.training.optimizer,

@@ -10,22 +10,29 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PositiveInt,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
 from thriftune.config import messages as config_errors
 from thriftune.config import rules as config_rules
-from thriftune.config import zero_file
-from thriftune.config.choices import AUTO, Method, StrategyChoice, StrategyName
+from thriftune.config.choices import AUTO, METHODS, Method, StrategyChoice, StrategyName, Task
 from thriftune.config.data import PATH_OR_URL, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
+from thriftune.config.methods import (
+    ClassificationConfig,
+    LlamaAdapterConfig,
+    LoraConfig,
+    PartialConfig,
+    PrefixConfig,
+)
+from thriftune.config.strategies import FsdpConfig, ZeroConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import DeviceName, PrecisionChoice
 
 __all__ = [
-    "AUTO", "CheckpointConfig", "DataConfig", "DataFormat", "DataSource", "EvaluationConfig", "HardwareConfig",
-    "LongRows", "LoraConfig", "Method", "MixedSource", "ModelConfig", "PublishConfig", "RunConfig", "Section",
-    "StrategyName", "TrainingConfig", "ZeroConfig",
+    "AUTO", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource", "EvaluationConfig",
+    "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method", "MixedSource",
+    "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "RunConfig", "Section", "StrategyName", "Task",
+    "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip
 
 
@@ -52,11 +59,12 @@ class HardwareConfig(Section):
         default=None, min_length=1, description="Node type of the catalogue, such as g4dn.metal; it implies the device."
     )
     nodes: PositiveInt | None = Field(
-        default=None, description="Number of machines; above one only with strategy zero."
+        default=None, description="Number of machines; above one only with strategy zero, fsdp or ddp."
     )
     devices_per_node: PositiveInt | None = Field(
         default=None,
-        description="GPUs per machine, all of them when left out; on CPU, worker processes with ZeRO, else 1.",
+        description="GPUs per machine, all of them when left out; on CPU, worker processes with zero, fsdp or "
+        "ddp, else 1.",
     )
 
 
@@ -78,8 +86,8 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw",
-        description="8-bit optimizers (bitsandbytes) work with every strategy but zero; paged moves states to host "
-        "memory when needed.",
+        description="8-bit optimizers (bitsandbytes) work with every strategy but zero and fsdp; paged moves states to "
+        "host memory when needed.",
     )
     precision: PrecisionChoice = Field(
         default="auto",
@@ -123,48 +131,6 @@ class TrainingConfig(Section):
         description="Where losses are sent in addition to the log. wandb: Weights & Biases (project thriftune, or "
         "WANDB_PROJECT of the pods' environment, set with --env).",
     )
-
-
-class ZeroConfig(Section):
-    """DeepSpeed ZeRO, for strategy zero."""
-
-    config: str | dict[str, Any] = Field(
-        default=AUTO,
-        description="auto: the planner chooses among the files in deepspeed_configs/. Or the name of one of them "
-        "(zero1, zero2, zero2_offload, zero3, zero3_offload), or the DeepSpeed configuration itself, as YAML. Batch "
-        "sizes, precision and learning rate come from `training`.",
-    )
-
-    @field_validator("config")
-    @classmethod
-    def _integers(cls, config: str | dict[str, Any]) -> Any:
-        return zero_file.with_integers(config)
-
-
-class LoraConfig(Section):
-    """Low-rank adapters on a frozen base model, for lora and qlora. Defaults: QLoRA (arXiv 2305.14314), appendix B."""
-
-    rank: PositiveInt = Field(default=64, description="Rank r of the two adapter matrices.")
-    alpha: PositiveInt = Field(default=16, description="Adapter output is scaled by alpha / rank.")
-    dropout: float | None = Field(
-        default=None,
-        ge=0,
-        lt=1,
-        description="Dropout on the adapter's input. When left out, 0.05; but 0 if adapters are on fused experts, "
-        "where peft has no dropout.",
-    )
-    target_modules: tuple[str, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="Modules to adapt, such as q_proj; when left out, every linear layer except the output head.",
-    )
-    double_quantization: bool = Field(
-        default=True, description="For qlora: quantize the quantization constants too, which saves 0.4 bit per weight."
-    )
-    resume_from: Annotated[str | None, PATH_OR_URL] = Field(
-        default=None, description="Directory (local, s3://, gs://) of an adapter to continue training."
-    )
-    merge: bool = Field(default=True, description="Also write the base model with the adapter merged into it.")
 
 
 class CheckpointConfig(Section):
@@ -223,13 +189,20 @@ class RunConfig(Section):
         description="Name of the run: lower-case letters, digits and dashes, at most 40.",
     )
     method: Method = Field(
-        description="What trains. full: every weight. lora: adapters on a frozen 16-bit base. qlora: adapters on a "
-        "frozen base in 4 bits (NF4)."
+        description="What trains. full: every weight. partial: some of the weights, or new layers. lora: low-rank "
+        "adapters on a frozen 16-bit base. qlora: the same on a frozen base in 4 bits (NF4). prefix: keys and values "
+        "before every row. llama_adapter: prompts in the last layers, behind a gate."
     )
     strategy: StrategyChoice = Field(
         default=AUTO,
-        description="How weights are placed. auto: the planner chooses. zero: DeepSpeed ZeRO, a process per device. "
-        "layers: split by layers over the devices of one node, in one process. single: whole on one device.",
+        description="How weights are placed. auto: the planner chooses. zero: divided by DeepSpeed ZeRO, a process per "
+        "device. fsdp: divided by PyTorch's FSDP, a process per device. ddp: whole on each device, a process per "
+        "device. layers: split by layers over the devices of one node, in one process. single: whole on one device.",
+    )
+    task: Task = Field(
+        default="causal_lm",
+        description="What the model learns. causal_lm: to continue a text. classification: to name the class of a "
+        "text, with a new output head.",
     )
     seed: int = Field(
         default=0, ge=0, description="Seed of the split, the data order, the adapter's initial weights, and sampling."
@@ -241,8 +214,15 @@ class RunConfig(Section):
     zero: ZeroConfig | None = Field(
         default=None, description="Only for strategy zero; the planner chooses if left out."
     )
+    fsdp: FsdpConfig | None = Field(default=None, description="Only for strategy fsdp.")
+    partial: PartialConfig | None = Field(default=None, description="For method partial, and only for it.")
     lora: LoraConfig | None = Field(
         default=None, description="Only for lora and qlora; QLoRA's defaults when left out."
+    )
+    prefix: PrefixConfig | None = Field(default=None, description="Only for method prefix.")
+    llama_adapter: LlamaAdapterConfig | None = Field(default=None, description="Only for method llama_adapter.")
+    classification: ClassificationConfig | None = Field(
+        default=None, description="For task classification, and only for it."
     )
     checkpoints: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -252,6 +232,36 @@ class RunConfig(Section):
     def zero_or_default(self) -> ZeroConfig:
         """The ZeRO section, with every default when the file has none."""
         return self.zero or ZeroConfig()
+
+    @property
+    def fsdp_or_default(self) -> FsdpConfig:
+        """The FSDP section, with every default when the file has none."""
+        return self.fsdp or FsdpConfig()
+
+    @property
+    def partial_or_default(self) -> PartialConfig:
+        """The section of partial fine-tuning; without one, nothing trains."""
+        return self.partial or PartialConfig()
+
+    @property
+    def prefix_or_default(self) -> PrefixConfig:
+        """The prefix section, with every default when the file has none."""
+        return self.prefix or PrefixConfig()
+
+    @property
+    def llama_adapter_or_default(self) -> LlamaAdapterConfig:
+        """The LLaMA-Adapter section, with every default when the file has none."""
+        return self.llama_adapter or LlamaAdapterConfig()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes of a classifier; none for another task."""
+        return self.classification.labels if self.classification else ()
+
+    @property
+    def merges(self) -> bool:
+        """Whether the run also writes the base model with what was trained merged into it."""
+        return METHODS[self.method].merges and self.lora_or_default.merge
 
     @property
     def lora_or_default(self) -> LoraConfig:

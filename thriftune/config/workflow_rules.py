@@ -1,11 +1,9 @@
 """Reasons for a workflow to refuse a run file: another workflow's method, and a missing or unused table."""
 
-from thriftune.config.choices import METHODS
+from thriftune.config.choices import ANY_METHOD, METHODS
 from thriftune.config.formats import TABLE
 from thriftune.config.schema import RunConfig
 from thriftune.errors import ConfigError
-
-ANY_METHOD = "finetune"  # the workflow that runs every method
 
 
 def require_workflow(config: RunConfig, workflow: str) -> None:

@@ -61,7 +61,7 @@ def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_ad
     """
     from huggingface_hub import ModelCard
 
-    is_merged = METHODS[record.config.method].adapters(record.config) is not None and not is_adapter
+    is_merged = not METHODS[record.config.method].facts.trains_weights and not is_adapter
     card: ModelCard = ModelCard.from_template(
         _card_data(record.config, is_adapter=is_adapter),
         template_str=_CARD,

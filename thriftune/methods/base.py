@@ -1,11 +1,11 @@
 """The protocol of a training method, and what a training gives it to save."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from thriftune.config import LoraConfig, Method, RunConfig
+from thriftune.config import Method, RunConfig, Section
 from thriftune.config.choices import METHODS, MethodFacts
 from thriftune.hardware import Precision
 from thriftune.models.architecture import Architecture
@@ -54,12 +54,17 @@ class TrainingMethod(Protocol):
         """What the rules of a run file know about it."""
         return METHODS[self.name]
 
-    def adapters(self, config: RunConfig) -> LoraConfig | None:
-        """The adapters that train in place of the weights; None where the weights themselves train.
+    def section(self, config: RunConfig) -> Section | None:
+        """The method's section of the run file, or its defaults: what trains, as far as the file decides it.
 
         Args:
             config: The run.
+
+        Returns:
+            A value that planning passes to `trained_parts` and `put_on`; None where every weight trains.
         """
+        name = self.facts.section
+        return getattr(config, f"{name}_or_default") if name else None
 
     def four_bit(self, config: RunConfig) -> FourBit | None:
         """How the base model is quantized to 4 bits; None where it is not.
@@ -81,6 +86,29 @@ class TrainingMethod(Protocol):
             AdapterError: The adapter was not made for this model.
         """
 
+    def trained_parts(self, section: Section | None, architecture: Architecture) -> Mapping[str, int]:
+        """Number of parameters that train, by the module of the base model that they are in or on.
+
+        Args:
+            section: What `section` returned.
+            architecture: The model's.
+
+        Raises:
+            ConfigError: The model cannot be trained in this way.
+        """
+
+    def put_on(self, model: Any, section: Section | None, architecture: Architecture) -> Any:
+        """Freeze what does not train, and add what is new. On the meta device it gets models of fewer layers, too.
+
+        Args:
+            model: The base model; in 4 bits already if `four_bit` says so.
+            section: What `section` returned.
+            architecture: The architecture of the whole model.
+
+        Returns:
+            The model whose `requires_grad` parameters train.
+        """
+
     def trained_parameters(self, config: RunConfig, architecture: Architecture) -> int:
         """Parameters that training changes.
 
@@ -88,6 +116,7 @@ class TrainingMethod(Protocol):
             config: The run.
             architecture: Its model's.
         """
+        return sum(self.trained_parts(self.section(config), architecture).values())
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
         """The settings of the run file that decide what this method trains, by key; values as in JSON.

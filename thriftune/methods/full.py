@@ -1,11 +1,12 @@
 """Full fine-tuning: every weight trains, and an ordinary model directory comes out."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from thriftune import artifacts, distributed
-from thriftune.config import LoraConfig, Method, RunConfig
+from thriftune.config import Method, RunConfig, Section
 from thriftune.hardware import torch_dtype
 from thriftune.methods.base import Trained, TrainingMethod
 from thriftune.models import saving
@@ -22,10 +23,6 @@ class Full(TrainingMethod):
 
     name: Method = "full"
 
-    def adapters(self, config: RunConfig) -> LoraConfig | None:
-        """None: the weights themselves train."""
-        return None
-
     def four_bit(self, config: RunConfig) -> FourBit | None:
         """None: weights in 4 bits cannot be trained."""
         return None
@@ -33,9 +30,17 @@ class Full(TrainingMethod):
     def check(self, config: RunConfig, architecture: Architecture, start: Path | None = None) -> None:
         """Nothing to refuse: every architecture can be trained whole."""
 
-    def trained_parameters(self, config: RunConfig, architecture: Architecture) -> int:
-        """All parameters of the model."""
-        return architecture.parameters
+    def trained_parts(self, section: Section | None, architecture: Architecture) -> dict[str, int]:
+        """All parameters of each module."""
+        parts: dict[str, int] = {}
+        for name, shape in architecture.shapes.items():
+            module = name.rpartition(".")[0]
+            parts[module] = parts.get(module, 0) + math.prod(shape)
+        return parts
+
+    def put_on(self, model: Any, section: Section | None, architecture: Architecture) -> Any:
+        """The model as it is."""
+        return model
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
         """No settings of its own: the section `training` decides everything."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thriftune import artifacts, damage, distributed
-from thriftune.config import LoraConfig, Method, RunConfig
+from thriftune.config import LoraConfig, Method, RunConfig, Section
 from thriftune.methods.adapters import (
     DROPOUT,
     adapter_parameters,
@@ -16,6 +16,7 @@ from thriftune.methods.adapters import (
     require_trainable,
     resolved,
     trainable_share,
+    without_layer_numbers,
 )
 from thriftune.methods.base import Trained, TrainingMethod
 from thriftune.models.adapter_weights import RESUME_FROM, attach, require_alike, require_same_shape
@@ -36,10 +37,6 @@ class Lora(TrainingMethod):
 
     name: Method = "lora"
 
-    def adapters(self, config: RunConfig) -> LoraConfig | None:
-        """The section of the run file, or its defaults."""
-        return config.lora_or_default
-
     def four_bit(self, config: RunConfig) -> FourBit | None:
         """None: the base is held in 16 bits."""
         return None
@@ -53,9 +50,17 @@ class Lora(TrainingMethod):
             require_same_shape(lora, start)
             require_alike(lora, architecture, start)
 
-    def trained_parameters(self, config: RunConfig, architecture: Architecture) -> int:
-        """The parameters of the adapters."""
-        return sum(adapter_parameters(architecture, config.lora_or_default).values())
+    def trained_parts(self, section: Section | None, architecture: Architecture) -> dict[str, int]:
+        """The parameters of the adapter on each module."""
+        assert isinstance(section, LoraConfig)
+        return adapter_parameters(architecture, section)
+
+    def put_on(self, model: Any, section: Section | None, architecture: Architecture) -> Any:
+        """Put new adapters on a model that is frozen already."""
+        from peft import get_peft_model
+
+        assert isinstance(section, LoraConfig)
+        return get_peft_model(model, peft_config(without_layer_numbers(resolved(section, architecture))))
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
         """The adapters: their shape, where they are, and what they start from."""

@@ -38,7 +38,7 @@ def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Ca
     free = config.model_copy(update={"hardware": hardware})
     method = METHODS[config.method]
     # A merged model is held unquantized; an adapter that is not merged, on the base that it trained on.
-    four_bit = None if method.facts.trains_weights or config.lora_or_default.merge else method.four_bit(config)
+    four_bit = None if method.facts.trains_weights or config.merges else method.four_bit(config)
     for offer in offers.matching(free, catalogue):
         precision = choose_precision(config.training.precision, offer.device)
         for devices in range(1, (offer.gpus or 1) + 1):

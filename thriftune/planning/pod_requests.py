@@ -78,7 +78,7 @@ def publishing(config: RunConfig, plan: TrainingPlan) -> PodRequest:
     Returns:
         The request.
     """
-    is_adapter = not METHODS[config.method].trains_weights and not config.lora_or_default.merge
+    is_adapter = not METHODS[config.method].trains_weights and not config.merges
     size = _FULL * plan.trained_parameters if is_adapter else saving.bytes_at_most(config) * plan.parameters
     return PodRequest(_LIBRARIES_GIB, _gib(size))
 

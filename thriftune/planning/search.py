@@ -179,7 +179,9 @@ def ways_of(config: RunConfig) -> list[Way]:
 def _node_counts(config: RunConfig, offer: Offer, ways: list[Way]) -> tuple[int, ...]:
     if config.hardware.nodes is not None:
         return (config.hardware.nodes,)
-    may_span = any(way.strategy.facts.may_span_nodes for way in ways)
+    # Adapters use more nodes only if the run names them: gathering the base over a network is slow, which a price per
+    # hour does not show.
+    may_span = METHODS[config.method].facts.trains_weights and any(way.strategy.facts.may_span_nodes for way in ways)
     return NODE_COUNTS if may_span and not offer.is_own and offer.name != THIS_MACHINE else (1,)
 
 
@@ -195,6 +197,8 @@ def _fit(
     for way in ways:
         facts, devices = way.strategy.facts, _devices(config, offer, way.strategy)
         if (facts.most_devices or devices) < devices or (nodes > 1 and not facts.may_span_nodes):
+            continue
+        if facts.needs_others and nodes * devices == 1 and config.strategy == AUTO:
             continue
         ranks = nodes * way.strategy.processes(devices)
         micro_batches = list(_micro_batches(config, ranks))
@@ -244,7 +248,7 @@ def step_shape_of(config: RunConfig, micro_batch: int, precision: Precision) -> 
         sequence=config.data.max_length,
         gradient_checkpointing=config.training.gradient_checkpointing,
         precision=precision,
-        adapters=METHODS[config.method].adapters(config),
+        tuned=METHODS[config.method].section(config),
         four_bit=METHODS[config.method].four_bit(config),
     )
 

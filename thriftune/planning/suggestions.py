@@ -113,5 +113,5 @@ def _lighter_method(config: RunConfig, *, is_given: bool) -> Iterator[tuple[str,
 
 
 def _with(run: RunConfig, section: str, /, **values: Any) -> RunConfig:
-    old = getattr(run, section) or run.zero_or_default
+    old = getattr(run, f"{section}_or_default", getattr(run, section))
     return run.model_copy(update={section: old.model_copy(update=values)})

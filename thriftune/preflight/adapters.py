@@ -45,8 +45,8 @@ def check(config: RunConfig, base: BaseModel) -> Iterator[Problem]:
         base: Its base model, with its files on this disk.
     """
     method = METHODS[config.method]
-    lora = method.adapters(config)
-    if lora is None:
+    lora = method.section(config)
+    if not isinstance(lora, LoraConfig):
         return
     logger.info("Preflight: adapters")
     if base.architecture is None:

@@ -59,7 +59,7 @@ def adapters_over(
     """
     shares = split(
         architecture,
-        step_shape.adapters,
+        step_shape.tuned,
         step_shape.four_bit,
         step_shape.precision,
         machines.devices_per_node,

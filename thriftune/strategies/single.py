@@ -36,7 +36,7 @@ class Single(Strategy):
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
         """Adapters: as in `Layers` on one device. All weights: with their gradients and optimizer states, in fp32."""
-        if step_shape.adapters is not None:
+        if step_shape.tuned is not None:
             return adapters_over(architecture, step_shape, machines, optimizer)
         in_autocast = replace(step_shape, autocast=True)
         activations = measure(architecture, in_autocast).whole()

@@ -1,6 +1,6 @@
 """Memory of one run: GiB per GPU and per host, item by item, at the moment that needs the most."""
 
-from thriftune.methods.adapters import adapter_parameters
+from thriftune.methods import method_of
 from thriftune.models.architecture import Architecture
 from thriftune.overhead import GIB, GPU_PROCESS_BYTES, MIB, PROCESS, with_overhead
 from thriftune.planning.memory import disk
@@ -69,11 +69,10 @@ def estimate(
         ]
     phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))
     devices = [with_overhead(_filled(phases[phase]), on_gpu=on_gpu) for phases in per_device]
-    gathered = saved_bytes * architecture.parameters if step_shape.adapters is None else 0
+    gathered = saved_bytes * architecture.parameters if method_of(step_shape.tuned).facts.trains_weights else 0
     host_phases = _host(architecture, devices, needs.offloaded, processes, on_gpu=on_gpu, gathered=gathered)
     host_phase = max(host_phases, key=lambda name: sum(host_phases[name].values()))
-    of_adapter = adapter_parameters(architecture, step_shape.adapters) if step_shape.adapters else {}
-    trained = sum(of_adapter.values()) or architecture.parameters
+    trained = sum(method_of(step_shape.tuned).trained_parts(step_shape.tuned, architecture).values())
     writers = 1 if converts and strategy.reshard is not None else machines.nodes
     checkpoint = strategy.checkpoint_bytes(trained, step_shape.precision, settings, writers)
     on_disk = disk.disk(architecture, result=gathered, offloaded=needs.nvme * processes, checkpoint=checkpoint)

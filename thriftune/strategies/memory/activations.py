@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from thriftune.config import LoraConfig
+from thriftune.config import Section
 from thriftune.errors import ConfigError, ModelSourceError, in_a_line
 from thriftune.hardware import Precision, torch_dtype
-from thriftune.methods.adapters import peft_config, prepare_four_bit, resolved, without_layer_numbers
+from thriftune.methods import method_of
+from thriftune.methods.adapters import prepare_four_bit
 from thriftune.models.architecture import Architecture
 from thriftune.models.quantization import FourBit, replace_layers
 from thriftune.overhead import RETURNED_BLOCK
@@ -33,7 +34,7 @@ class StepShape:
         sequence: Tokens per row, at most.
         gradient_checkpointing: Whether layers keep only their input, and are computed again in the backward pass.
         precision: Precision of the matrix products.
-        adapters: The adapters that train in place of the weights; None where the weights train.
+        tuned: The section of the run file about what trains; None where every weight trains.
         four_bit: How the base under adapters is quantized to 4 bits; None if it is not.
         autocast: Whether weights are held in fp32 while products are computed in the precision. The Trainer does so
             where all weights train in one process, and always with adapters.
@@ -45,7 +46,7 @@ class StepShape:
     sequence: int
     gradient_checkpointing: bool
     precision: Precision
-    adapters: LoraConfig | None = None
+    tuned: Section | None = None
     four_bit: FourBit | None = None
     autocast: bool = False
     masked: bool = True
@@ -186,7 +187,7 @@ def _trace(
 
     dtype = torch_dtype(step_shape.precision)
     # The Trainer's mixed precision; DeepSpeed computes in the weights' own type.
-    autocast = dtype if (step_shape.adapters or step_shape.autocast) and step_shape.precision != "fp32" else None
+    autocast = dtype if (step_shape.tuned or step_shape.autocast) and step_shape.precision != "fp32" else None
     device = RealDevice(autocast)
     model = _trainable(architecture, step_shape, layers, device)
     rows, tokens = step_shape.micro_batch, step_shape.sequence
@@ -198,7 +199,7 @@ def _trace(
         if with_head:
             loss = _loss(model, ids, mask, upcast=autocast is not None)
         else:
-            inner = model.get_base_model() if step_shape.adapters else model
+            inner = model.get_base_model() if hasattr(model, "peft_config") else model
             loss = _decoder(inner)(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
         device.leave_autocast()
         kept = Peaks(counted.live, counted.small_live)
@@ -227,15 +228,13 @@ def _trainable(architecture: Architecture, step_shape: StepShape, layers: int, d
     import torch
 
     dtype = torch_dtype(step_shape.precision)
-    held = torch.float32 if step_shape.autocast and not step_shape.adapters else dtype
+    held = torch.float32 if step_shape.autocast and step_shape.tuned is None else dtype
     model: Any = architecture.on_meta(held, layers)
     model.config.use_cache = False
-    if step_shape.adapters:
-        if step_shape.four_bit:
-            _quantize(model, step_shape.four_bit, dtype)
-        model = _with_adapters(
-            model, resolved(step_shape.adapters, architecture), is_quantized=bool(step_shape.four_bit)
-        )
+    if step_shape.four_bit:
+        _quantize(model, step_shape.four_bit, dtype)
+        model = prepare_four_bit(model, gradient_checkpointing=False)
+    model = method_of(step_shape.tuned).put_on(model, step_shape.tuned, architecture)
     if step_shape.gradient_checkpointing:
         # torch leaves a function mode when the backward pass starts, so layers are computed again in a context of ours.
         contexts = partial(_recomputation, device.autocast)
@@ -279,10 +278,3 @@ def _four_bit_forward(module: Any, product: Any, dtype: "torch.dtype", inputs: "
     if module.bias is not None:
         result = result + module.bias.to(dtype)
     return result.to(inputs.dtype)
-
-
-def _with_adapters(model: "PreTrainedModel", lora: LoraConfig, *, is_quantized: bool) -> Any:
-    from peft import get_peft_model
-
-    prepared = prepare_four_bit(model, gradient_checkpointing=False) if is_quantized else model
-    return get_peft_model(prepared, peft_config(without_layer_numbers(lora)))

@@ -7,9 +7,9 @@ the meta device and with the memory that `thriftune.models.loading` would allow 
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from thriftune.config import LoraConfig
+from thriftune.config import Section
 from thriftune.hardware import Precision, torch_dtype
-from thriftune.methods.adapters import adapter_parameters
+from thriftune.methods import method_of
 from thriftune.models.architecture import Architecture, layer_of
 from thriftune.models.quantization import FourBit, Weights, replace_layers, weights_of
 from thriftune.strategies.memory.activations import StepShape, measure
@@ -68,7 +68,6 @@ def phases(
         QLoRA (arXiv 2305.14314), sections 2 and 3. peft converts what is not in 4 bits to fp32, and trains
         fp32 adapters on a 16-bit base.
     """
-    assert step_shape.adapters is not None
     needed = measure(architecture, step_shape).of(share.layers, has_head=share.has_head)
     weights = share.weights.held_bytes(step_shape.four_bit, step_shape.precision) + 4 * share.adapters
     held = {WEIGHTS: weights, STATES: state_bytes(share.adapters, optimizer), GRADIENTS: 4 * share.adapters}
@@ -109,7 +108,7 @@ def state_bytes(parameters: int, optimizer: str) -> int:
 @lru_cache(maxsize=256)
 def split(
     architecture: Architecture,
-    lora: LoraConfig | None,
+    tuned: Section | None,
     four_bit: FourBit | None,
     precision: Precision,
     devices: int,
@@ -119,7 +118,7 @@ def split(
 
     Args:
         architecture: The model.
-        lora: The adapters on it; None if there are none.
+        tuned: The section of the run file about the adapters on it; None if there are none.
         four_bit: How it is quantized to 4 bits; None if it is not.
         precision: Precision of what is not in 4 bits.
         devices: GPUs of the node, or 1 for a CPU.
@@ -135,7 +134,7 @@ def split(
     for name in architecture.shapes:
         names[_device_of(name, placed)].append(name)
     adapters = [0] * devices
-    for module, count in (adapter_parameters(architecture, lora) if lora else {}).items():
+    for module, count in (method_of(tuned).trained_parts(tuned, architecture) if tuned else {}).items():
         adapters[_device_of(f"{module}.weight", placed)] += count
     return tuple(
         DeviceShare(
