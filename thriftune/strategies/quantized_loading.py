@@ -135,7 +135,7 @@ def packed(layers: Iterable[Unquantized], dtype: "torch.dtype", device: "torch.d
         yield Packed(each.name, each.layer, weight.data, weight.quant_state)
 
 
-def _forget(layer: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _forget(_: Any, state: dict[str, Any], prefix: str, __: Any) -> None:
     """Leave a layer's weight and constants out of the state of a model: no checkpoint or result holds the base."""
     for name in [name for name in state if name.startswith(f"{prefix}weight")]:
         del state[name]

@@ -38,6 +38,8 @@ class StepShape:
         four_bit: How the base under adapters is quantized to 4 bits; None if it is not.
         autocast: Whether weights are held in fp32 while products are computed in the precision. The Trainer does so
             where all weights train in one process, and always with adapters.
+        in_precision: Whether all weights but those in 4 bits are held in the precision, and nothing is computed in
+            autocast, also with adapters. DeepSpeed does so.
         masked: Whether attention gets a mask [rows, 1, tokens, tokens], as it does for padded and for packed rows.
             Without it transformers also does not repeat keys and values for grouped queries.
     """
@@ -49,6 +51,7 @@ class StepShape:
     tuned: Section | None = None
     four_bit: FourBit | None = None
     autocast: bool = False
+    in_precision: bool = False
     masked: bool = True
 
 
@@ -187,7 +190,8 @@ def _trace(
 
     dtype = torch_dtype(step_shape.precision)
     # The Trainer's mixed precision; DeepSpeed computes in the weights' own type.
-    autocast = dtype if (step_shape.tuned or step_shape.autocast) and step_shape.precision != "fp32" else None
+    is_mixed = (step_shape.tuned or step_shape.autocast) and not step_shape.in_precision
+    autocast = dtype if is_mixed and step_shape.precision != "fp32" else None
     device = RealDevice(autocast)
     model = _trainable(architecture, step_shape, layers, device)
     rows, tokens = step_shape.micro_batch, step_shape.sequence
@@ -235,6 +239,8 @@ def _trainable(architecture: Architecture, step_shape: StepShape, layers: int, d
         _quantize(model, step_shape.four_bit, dtype)
         model = prepare_four_bit(model, gradient_checkpointing=False)
     model = method_of(step_shape.tuned).put_on(model, step_shape.tuned, architecture)
+    if step_shape.in_precision:
+        _convert(model, dtype)
     if step_shape.gradient_checkpointing:
         # torch leaves a function mode when the backward pass starts, so layers are computed again in a context of ours.
         contexts = partial(_recomputation, device.autocast)
@@ -246,6 +252,13 @@ def _trainable(architecture: Architecture, step_shape: StepShape, layers: int, d
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     return model
+
+
+def _convert(model: Any, dtype: "torch.dtype") -> None:
+    """Hold the adapters, and what `prepare_four_bit` turned into fp32, in a type."""
+    for parameter in model.parameters():
+        if type(parameter).__name__ != "Params4bit":
+            parameter.data = parameter.data.to(dtype)
 
 
 def _recomputation(autocast: "torch.dtype | None") -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ Phases = dict[str, dict[str, int]]
 FORWARD_BACKWARD = "forward and backward"
 STEP = "optimizer step"
 WEIGHTS = "weights"
+CONSTANTS = "constants of the 4-bit weights"
 GRADIENTS = "gradients"
 STATES = "optimizer states"
 STEP_BUFFERS = "optimizer's working memory"
