@@ -170,10 +170,7 @@ def main() -> None:
         for strategy in options.strategies:
             for ranks in [1] if strategy == ALONE else options.ranks:
                 found = measure(strategy, ranks, Path(folder))
-                cells = [
-                    found["held"],
-                    *(found[f"{p} {k}"] for p in ("loaded", "stepped") for k in ("Anonymous", "Pss")),
-                ]
+                peaks = [found[f"{at} {kind}"] for at in ("loaded", "stepped") for kind in ("Anonymous", "Pss")]
                 device = f"{found['device']:.0f}" if found["device"] else "-"
                 numbers = " | ".join(f"{cell:.0f}" for cell in [found["held"], *peaks])
                 print(f"| {strategy} | {ranks} | {found['seconds']:.1f} | {numbers} | {device} |", flush=True)
