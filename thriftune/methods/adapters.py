@@ -273,10 +273,15 @@ def peft_config(lora: LoraConfig) -> "PeftLoraConfig":
 
 
 def trainable_share(model: "torch.nn.Module") -> float:
-    """Share of the parameters that training changes; a 4-bit weight counts as the two parameters it holds per byte."""
+    """Share of the parameters that training changes; a 4-bit weight counts as the two parameters it holds per byte.
+
+    Args:
+        model: The model. Of a weight that is divided over ranks, DeepSpeed notes the number (`ds_numel`).
+    """
     trainable = total = 0
     for parameter in model.parameters():
-        count = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+        held: int = getattr(parameter, "ds_numel", parameter.numel())
+        count = held * (2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1)
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable / total

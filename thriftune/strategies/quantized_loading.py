@@ -12,6 +12,7 @@ Source: https://huggingface.co/docs/bitsandbytes/fsdp_qlora
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from thriftune.models.quantization import FourBit, four_bit_layers, replace_layers
@@ -90,6 +91,8 @@ def with_four_bit_layers(model: Any, dtype: "torch.dtype", four_bit: FourBit) ->
     """
     from transformers.pytorch_utils import Conv1D
 
+    from thriftune.strategies import sharded_product
+
     before = dict(model.named_modules())
     quantizer = replace_layers(model, dtype, four_bit, storage=dtype)
     found = []
@@ -97,6 +100,8 @@ def with_four_bit_layers(model: Any, dtype: "torch.dtype", four_bit: FourBit) ->
         layer, source = model.get_submodule(name), before[name]
         layer.bias, layer.training = source.bias, source.training
         layer.source_cls = type(source)  # as `from_pretrained` notes it
+        layer.forward = partial(sharded_product.forward, layer)
+        layer.register_state_dict_post_hook(_forget)
         weight = source.weight.data
         found.append(Unquantized(f"{name}.weight", layer, weight.T if isinstance(source, Conv1D) else weight))
     model.hf_quantizer = quantizer
@@ -128,3 +133,9 @@ def packed(layers: Iterable[Unquantized], dtype: "torch.dtype", device: "torch.d
         ).to(device)
         give_back_pages(each.weight)
         yield Packed(each.name, each.layer, weight.data, weight.quant_state)
+
+
+def _forget(layer: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave a layer's weight and constants out of the state of a model: no checkpoint or result holds the base."""
+    for name in [name for name in state if name.startswith(f"{prefix}weight")]:
+        del state[name]

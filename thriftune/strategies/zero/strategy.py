@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import deepspeed_configs
 from thriftune import distributed
 from thriftune.config import AUTO, RunConfig, StrategyName
+from thriftune.config.choices import METHODS
 from thriftune.distributed import Rank
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import Precision, torch_dtype
@@ -19,6 +20,7 @@ from thriftune.strategies.mapped import map_model
 from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.quantized_loading import with_four_bit_layers
 from thriftune.strategies.zero import configuration, loading, memory, operators, universal
+from thriftune.strategies.zero.frozen import may_lack_frozen
 from thriftune.strategies.zero.layout import layout
 from thriftune.strategies.zero.masters import masters_of
 from thriftune.training_plan import TrainingPlan
@@ -65,10 +67,14 @@ class Zero(Strategy):
             return {"": settings_of("", named)}
         names = FASTEST_FIRST if named == AUTO else (named,)
         try:
-            return {name: settings_of(name, deepspeed_configs.load(name)) for name in names}
+            loaded = {name: deepspeed_configs.load(name) for name in names}
         except (FileNotFoundError, ValueError) as error:
             remedy = "Name another file, or repair this one."
             raise ConfigError.single(_FIELD, str(named), str(error), remedy, code="zero-config-invalid") from error
+        if named == AUTO and METHODS[config.method].result == "adapter":
+            # A frozen base has no states to divide, only weights, which stage 3 alone divides; ddp holds copies too.
+            loaded = {name: content for name, content in loaded.items() if configuration.stage(content) == 3}
+        return {name: settings_of(name, content) for name, content in loaded.items()}
 
     def check(self, settings: str) -> list[Problem]:
         """The problems that our rules, or if they find none DeepSpeed itself, find in the configuration."""
@@ -152,6 +158,7 @@ class Zero(Strategy):
             loading.quantize(layers, dtype, device)
             model = method.prepare(mapped, config, architecture, start)
             loading.move_to_device(model, dtype, device)
+        may_lack_frozen(model)
         return model
 
     def trainer_arguments(
