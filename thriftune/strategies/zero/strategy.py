@@ -153,10 +153,11 @@ class Zero(Strategy):
         layers = with_four_bit_layers(mapped, dtype, four_bit) if four_bit else []
         if configuration.stage(complete) == 3:
             sharding = loading.Partitioning(complete, dtype, device)
-            sharding.quantized(layers)
             if layers:
+                sharding.quantized(layers)
                 sharding.rest_of(mapped)
-            model = method.prepare(mapped, config, architecture, start)
+            with loading.gathered_by_peft(complete, enabled=bool(layers)):
+                model = method.prepare(mapped, config, architecture, start)
             sharding.rest_of(model)
         else:
             loading.quantize(layers, dtype, device)
