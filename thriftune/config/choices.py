@@ -62,6 +62,7 @@ class StrategyFacts:
         most_devices: Most devices of a machine that it uses; None means all.
         own_optimizer: Why `training.optimizer` must stay adamw; empty if any optimizer works.
         refuses: Methods that it cannot train, each with the reason as a clause.
+        refuses_in_four_bits: Variants of LoRA (`lora.variant`) that it cannot train on a base in 4 bits, likewise.
     """
 
     title: str
@@ -72,6 +73,7 @@ class StrategyFacts:
     most_devices: int | None = None
     own_optimizer: str = ""
     refuses: Mapping[Method, str] = field(default_factory=dict)
+    refuses_in_four_bits: Mapping[str, str] = field(default_factory=dict)
 
 
 METHODS: dict[Method, MethodFacts] = {
@@ -91,6 +93,7 @@ METHODS: dict[Method, MethodFacts] = {
 }
 
 _NOT_DIVIDED = "what it trains is so little that ddp, with the base model whole on each device, does it as well"
+_NO_DORA = {"dora": "peft puts another weight in place of the divided one when it reads its magnitudes"}
 _NOT_OVER_LAYERS = "what it adds to each layer is not placed on the device of that layer"
 STRATEGIES: dict[StrategyName, StrategyFacts] = {
     "zero": StrategyFacts(
@@ -100,6 +103,7 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
         may_span_nodes=True,
         own_optimizer="ZeRO partitions AdamW's states itself",
         refuses={"prefix": _NOT_DIVIDED, "llama_adapter": _NOT_DIVIDED},
+        refuses_in_four_bits=_NO_DORA,
     ),
     "fsdp": StrategyFacts(
         "FSDP",
@@ -109,6 +113,7 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
         may_span_nodes=True,
         own_optimizer="8-bit optimizers cannot step the shards of FSDP",
         refuses={"prefix": _NOT_DIVIDED, "llama_adapter": _NOT_DIVIDED},
+        refuses_in_four_bits=_NO_DORA,
     ),
     "ddp": StrategyFacts("data parallel", is_distributed=True, needs_others=True, may_span_nodes=True),
     "single": StrategyFacts("one device", most_devices=1),
@@ -143,6 +148,8 @@ def strategies_of(config: "RunConfig") -> tuple[StrategyName, ...]:
     if config.strategy != AUTO:
         return (config.strategy,)
     able = [name for name in _ORDER[METHODS[config.method].result] if config.method not in STRATEGIES[name].refuses]
+    if METHODS[config.method].quantizes:
+        able = [n for n in able if config.lora_or_default.variant not in STRATEGIES[n].refuses_in_four_bits]
     given = {facts.section for facts in STRATEGIES.values() if facts.section and getattr(config, facts.section)}
     named = [name for name in able if STRATEGIES[name].section in given] or able
     return tuple(name for name in named if _suits(STRATEGIES[name], config)) or tuple(named)

@@ -80,7 +80,7 @@ class Partitioning:
 
 @contextmanager
 def gathered_by_peft(config: dict[str, Any], *, enabled: bool) -> Iterator[None]:
-    """Let peft gather the sharded weights that it reads or copies: DoRA's magnitudes, modules that train as a whole.
+    """Let peft gather the sharded weights that it copies, of modules that train as a whole (`lora.modules_to_save`).
 
     It asks transformers whether a DeepSpeed configuration of stage 3 exists, which holds from `TrainingArguments` on.
 
