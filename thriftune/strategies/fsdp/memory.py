@@ -18,6 +18,7 @@ from thriftune.strategies.fsdp.policy import Settings, unit_names
 from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.items import (
     ACTIVATIONS,
+    CONSTANTS,
     FORWARD_BACKWARD,
     GRADIENTS,
     KEPT,
@@ -31,7 +32,7 @@ from thriftune.strategies.memory.items import (
 
 GATHERED = "gathered weights"
 REDUCED = "gradients being summed"
-CONSTANTS = "quantization constants"
+
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _MASTER = 4  # fp32
