@@ -67,7 +67,16 @@ class Single(Strategy):
         start: Path | None,
     ) -> Any:
         """Load the model onto the first device; in fp32 where its weights train, as mixed precision requires."""
-        precision = _MASTERS if method.facts.trains_weights else plan.precision
-        placement = Placement(plan.hardware, precision, method.four_bit(config))
+        placement = Placement(plan.hardware, held_in(method, plan), method.four_bit(config))
         model = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code, devices=1)
         return method.prepare(model, config, architecture, start)
+
+
+def held_in(method: TrainingMethod, plan: TrainingPlan) -> Precision:
+    """The precision that a process holds a whole model in.
+
+    Args:
+        method: The method: where it trains the model's weights, they are master weights.
+        plan: The plan.
+    """
+    return _MASTERS if method.facts.trains_weights else plan.precision
