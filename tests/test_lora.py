@@ -9,12 +9,11 @@ from test_architecture import shape_of
 
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ConfigError
+from thriftune.methods.adapter_checks import require_adapters, require_targets
 from thriftune.methods.adapters import (
     DROPOUT,
     adapter_parameters,
     peft_config,
-    require_adapters,
-    require_targets,
     resolved,
     trainable_share,
 )

@@ -10,7 +10,8 @@ from thriftune import damage
 from thriftune.config import LoraConfig, RunConfig
 from thriftune.errors import AdapterError, Problem
 from thriftune.methods import METHODS
-from thriftune.methods.adapters import adapter_parameters, fused_adapters, require_adapters, require_targets
+from thriftune.methods.adapter_checks import require_adapters, require_targets
+from thriftune.methods.adapters import adapter_parameters, fused_adapters
 from thriftune.models.adapter_weights import (
     RESUME_FROM,
     WEIGHTS,
