@@ -85,10 +85,8 @@ def _tables_of_entries(name: str, section: type[BaseModel]) -> list[str]:
             own = {k: i for k, i in entry.model_fields.items() if k not in section.model_fields}
             lines = [_row(k, i) for k, i in own.items()]
             title = f"## `{name}.{key}`, each entry"
-            text = (
-                " ".join((entry.__doc__ or "").split())
-                + f" Its keys are those of `{name}` that describe a source, and:"
-            )
+            inherited = f" Its keys are those of `{name}` that describe a source, and:"
+            text = " ".join((entry.__doc__ or "").split()) + (inherited if len(own) < len(entry.model_fields) else "")
             tables.append("\n".join([title, "", text, "", _TABLE_HEAD, *lines]) + "\n")
     return tables
 
@@ -119,6 +117,7 @@ def _section(info: FieldInfo) -> type[BaseModel] | None:
 def _entry(info: FieldInfo) -> type[BaseModel] | None:
     """The class of the entries of a key that is a list of sections; None for any other."""
     options = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is tuple else ()
+    options = tuple(inner for option in options for inner in (option, *typing.get_args(option)))
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
@@ -133,11 +132,16 @@ def _type_name(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _type_name(arguments[0])
     if origin is tuple:
-        is_section = isinstance(arguments[0], type) and issubclass(arguments[0], BaseModel)
-        return "list of sections" if is_section else f"list of {_type_name(arguments[0])}"
+        return "list of sections" if _is_section(arguments[0]) else f"list of {_type_name(arguments[0])}"
+    if _is_section(annotation):
+        return "section"
     if origin is dict:
         return "mapping"
     raise ValueError(f"No plain name for the type {annotation}: add it to scripts/config_docs.py.")
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _limits(info: FieldInfo) -> str:

@@ -66,8 +66,8 @@ def test_a_full_plan_has_one_process_per_device_and_the_zero_file(run_config):
     assert made.hardware is DEVICES["T4"]
 
 
-def test_a_qlora_plan_has_one_process_for_all_devices_and_no_zero(run_config):
-    config = run_config("qlora", hardware={"device": "A10G", "devices_per_node": 4}, training={"global_batch": 8})
+def test_a_plan_by_layers_has_one_process_for_all_devices_and_no_zero(run_config):
+    config = run_config("qlora", strategy="layers", hardware={"device": "A10G", "devices_per_node": 4}, training={"global_batch": 8})
     made = planned(config)
     assert (made.devices_per_node, made.processes_per_node) == (4, 1)
     assert made.accumulation == 4
@@ -116,11 +116,11 @@ def test_of_several_zero_configurations_the_fastest_that_fits_is_taken():
         ("full", "g4dn.12xlarge", "zero", 4, 4),
         ("lora", "g4dn.xlarge", "single", 1, 1),
         ("qlora", "g4dn.xlarge", "single", 1, 1),
-        ("lora", "g4dn.12xlarge", "layers", 4, 1),
-        ("qlora", "g4dn.12xlarge", "layers", 4, 1),
+        ("lora", "g4dn.12xlarge", "ddp", 4, 4),
+        ("qlora", "g4dn.12xlarge", "ddp", 4, 4),
     ],
 )
-def test_auto_is_zero_for_full_and_for_adapters_one_device_or_layers_over_several(
+def test_auto_is_zero_for_full_and_for_adapters_a_copy_on_each_device(
     method, instance, strategy, devices, processes
 ):
     made = plan(run(SMOL, method, hardware={"instance": instance, "nodes": 1}))

@@ -37,6 +37,11 @@ OTHERS = {
     "lora.alpha": 8,
     "lora.dropout": 0.2,
     "lora.target_modules": ["q_proj"],
+    "lora.rank_patterns": [{"pattern": "q_proj", "rank": 4}],
+    "lora.variant": "dora",
+    "lora.init": "orthogonal",
+    "lora.bias": "all",
+    "lora.modules_to_save": ["lm_head"],
     "lora.double_quantization": False,
     "lora.resume_from": "s3://bucket/adapter",
     "lora.merge": False,
@@ -52,8 +57,21 @@ OTHERS = {
     "evaluation.max_new_tokens": 3,
     "publish": {"repository": "me/tuned"},
 }
-# The method says what trains; no run of one file is of two.
-ONLY_WITH_ANOTHER_FILE = {"method"}
+# The method says what trains; no run of one file is of two. Nor has it the sections of two.
+OF_ANOTHER_FILE = {
+    "method": [{"method": "lora"}, {"method": "qlora"}],
+    "task": [
+        {"task": "classification", "classification": {"labels": ["a", "b"]}, "data": {"format": "labelled"}},
+        {"task": "causal_lm"},
+    ],
+    "partial": [{"method": "partial", "partial": {"train": [what]}} for what in ("norms", "head")],
+    "prefix": [{"method": "prefix", "prefix": {"virtual_tokens": count}} for count in (10, 20)],
+    "llama_adapter": [{"method": "llama_adapter", "llama_adapter": {"tokens": count}} for count in (5, 10)],
+    "classification": [
+        {"task": "classification", "classification": {"labels": labels}, "data": {"format": "labelled"}}
+        for labels in (["a", "b"], ["a", "c"])
+    ],
+}
 
 
 def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> set[str]:
@@ -103,12 +121,21 @@ def test_every_key_of_a_run_file_is_decided():
     """A new key would change nothing in the cache, or train everything again: decide it in the table."""
     assert keys() == set(DECIDED)
     decided = {key for key, counts in DECIDED.items() if counts in ("itself", "weights", "not")}
-    assert decided == {*OTHERS, *ONLY_WITH_ANOTHER_FILE}
+    assert decided == {*OTHERS, *OF_ANOTHER_FILE}
 
 
 @pytest.mark.parametrize("key", OTHERS)
 def test_a_key_counts_as_the_table_says(known, key):
     assert (known(key, OTHERS[key]) != known()) == (DECIDED[key] == "itself")
+
+
+@pytest.mark.parametrize("key", OF_ANOTHER_FILE)
+def test_a_key_of_another_file_counts(plan, key):
+    made = content()
+    runs = [{**made, **change, "data": {**made["data"], **change.get("data", {})}} for change in OF_ANOTHER_FILE[key]]
+    configs = [RunConfig.model_validate(run) for run in runs]
+    assert DECIDED[key] == "itself"
+    assert len({known_by.training(run, plan, base="b", dataset="d", start="") for run in configs}) == len(runs)
 
 
 def test_the_type_of_saved_weights_counts_where_weights_are_saved(known):

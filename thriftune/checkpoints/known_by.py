@@ -159,4 +159,4 @@ def _values(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _key(what: str, parts: list[Any]) -> str:
-    return artifacts.key_of(what, json.dumps(parts, sort_keys=True))
+    return artifacts.key_of(what, json.dumps(parts, sort_keys=True, default=Section.model_dump))
