@@ -152,7 +152,7 @@ def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) 
     from peft import prepare_model_for_kbit_training
 
     _keep_as_quantized(model)
-    with _set_aside(fused_experts(model)):
+    with _set_aside([*fused_experts(model), *_elsewhere(model)]):
         prepared: PreTrainedModel = prepare_model_for_kbit_training(
             model,
             use_gradient_checkpointing=gradient_checkpointing,
@@ -179,6 +179,11 @@ def _keep_as_quantized(model: "PreTrainedModel") -> None:
 def fused_experts(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
     """Parameters that hold all experts of a layer in one 3-D tensor, which bitsandbytes leaves in 16 bits."""
     return [p for p in model.parameters() if p.ndim > 2]
+
+
+def _elsewhere(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
+    """Parameters whose weights a strategy has sharded already, in one type: here there is no weight to convert."""
+    return [p for p in model.parameters() if p.numel() == 0]
 
 
 @contextmanager
@@ -237,10 +242,15 @@ def train_in_fp32(model: Any) -> Any:
 
 
 def trainable_share(model: "torch.nn.Module") -> float:
-    """Share of the parameters that training changes; a 4-bit weight counts as the two parameters it holds per byte."""
+    """Share of the parameters that training changes; a 4-bit weight counts as the two parameters it holds per byte.
+
+    Args:
+        model: The model. Of a weight that is divided over ranks, DeepSpeed notes the number (`ds_numel`).
+    """
     trainable = total = 0
     for parameter in model.parameters():
-        count = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+        held: int = getattr(parameter, "ds_numel", parameter.numel())
+        count = held * (2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1)
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable / total

@@ -14,6 +14,7 @@ from thriftune import distributed
 from thriftune.checkpoints.resumption import Checkpoints
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError, ThriftuneError
+from thriftune.strategies.zero.frozen import leave_out_frozen
 from thriftune.strategies.zero.universal import separate_steps
 from thriftune.training.guards.divergence import DivergenceGuard
 from thriftune.training.guards.stall import StallWatch
@@ -115,6 +116,8 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, and note that there is one at this step."""
         self.notes.setdefault("checkpoints", []).append(self.state.global_step)
+        if self.is_deepspeed_enabled:
+            leave_out_frozen(self.model_wrapped)
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

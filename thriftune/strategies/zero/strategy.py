@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import deepspeed_configs
 from thriftune import distributed
 from thriftune.config import AUTO, RunConfig, StrategyName
+from thriftune.config.choices import METHODS
 from thriftune.distributed import Rank
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import Precision, torch_dtype
@@ -15,8 +16,11 @@ from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, Strategy
+from thriftune.strategies.mapped import map_model
 from thriftune.strategies.memory.activations import StepShape, measure
+from thriftune.strategies.quantized_loading import with_four_bit_layers
 from thriftune.strategies.zero import configuration, loading, memory, operators, universal
+from thriftune.strategies.zero.frozen import may_lack_frozen
 from thriftune.strategies.zero.layout import layout
 from thriftune.strategies.zero.masters import masters_of
 from thriftune.training_plan import TrainingPlan
@@ -63,10 +67,14 @@ class Zero(Strategy):
             return {"": settings_of("", named)}
         names = FASTEST_FIRST if named == AUTO else (named,)
         try:
-            return {name: settings_of(name, deepspeed_configs.load(name)) for name in names}
+            loaded = {name: deepspeed_configs.load(name) for name in names}
         except (FileNotFoundError, ValueError) as error:
             remedy = "Name another file, or repair this one."
             raise ConfigError.single(_FIELD, str(named), str(error), remedy, code="zero-config-invalid") from error
+        if named == AUTO and METHODS[config.method].result == "adapter":
+            # A frozen base has no states to divide, only weights, which stage 3 alone divides; ddp holds copies too.
+            loaded = {name: content for name, content in loaded.items() if configuration.stage(content) == 3}
+        return {name: settings_of(name, content) for name, content in loaded.items()}
 
     def check(self, settings: str) -> list[Problem]:
         """The problems that our rules, or if they find none DeepSpeed itself, find in the configuration."""
@@ -126,18 +134,31 @@ class Zero(Strategy):
         architecture: Architecture,
         start: Path | None,
     ) -> Any:
-        """Map the model's files, and shard the model over the ranks without any of them ever holding a copy."""
+        """Map the model's files, and shard the model over the ranks without any of them ever holding a copy.
+
+        A base in 4 bits is sharded before it gets adapters, which peft then puts on shards; with one in 16 bits the
+        adapters are sharded like all other weights.
+        """
         import torch
 
-        mapped = loading.map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
-        model = method.prepare(mapped, config, architecture, start)
+        mapped = map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
         index = distributed.current_rank().local_index
         device = torch.device("cuda", index) if plan.hardware.is_gpu else torch.device("cpu")
-        complete, dtype = _complete(plan, config, model), torch_dtype(plan.precision)
+        complete, dtype = _complete(plan, config, mapped), torch_dtype(plan.precision)
+        four_bit = method.four_bit(config)
+        layers = with_four_bit_layers(mapped, dtype, four_bit) if four_bit else []
         if configuration.stage(complete) == 3:
-            loading.partition(model, complete, dtype, device)
+            sharding = loading.Partitioning(complete, dtype, device)
+            sharding.quantized(layers)
+            if layers:
+                sharding.rest_of(mapped)
+            model = method.prepare(mapped, config, architecture, start)
+            sharding.rest_of(model)
         else:
+            loading.quantize(layers, dtype, device)
+            model = method.prepare(mapped, config, architecture, start)
             loading.move_to_device(model, dtype, device)
+        may_lack_frozen(model)
         return model
 
     def trainer_arguments(
