@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from thriftune import distributed
 from thriftune.checkpoints.resumption import Checkpoints
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError, ThriftuneError
+from thriftune.methods import TrainingMethod
 from thriftune.strategies.zero.frozen import leave_out_frozen
 from thriftune.strategies.zero.universal import separate_steps
 from thriftune.training.guards.divergence import DivergenceGuard
@@ -25,6 +27,7 @@ from thriftune.training.schedule import rate_share
 logger = logging.getLogger(__name__)
 
 _SECONDS = 60.0
+_BESIDE = "beside.safetensors"  # what a method has beside the weights that peft or transformers saves
 
 
 class ResumableTrainer(Trainer):
@@ -41,6 +44,7 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.skipped_steps = frozenset(skipped_steps)
         self.notes: dict[str, Any] = {}  # JSON that every checkpoint contains
+        self.method: TrainingMethod | None = None  # knows what else checkpoints need
         self.seconds_beside = 0.0  # of the training loop, spent on other things than training
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
@@ -128,6 +132,15 @@ class ResumableTrainer(Trainer):
             model: Any = self.model
             adapter_only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
             model.save_pretrained(folder, **adapter_only)
+            if self.method and (tensors := self.method.beside(model)):
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _BESIDE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint, and before them what the method has beside them."""
+        file = Path(resume_from_checkpoint) / _BESIDE
+        tensors = load_file(file) if file.is_file() else {}
+        if not (self.method and self.method.take(self.model, tensors)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 class CheckpointCallback(TrainerCallback):
