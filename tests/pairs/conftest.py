@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from faults.conftest import _nothing_left, dataset, nursery  # noqa: F401 - fixtures
 from faults.running import Nursery, Run
+
 from pairs.pairing import Pair
 
 # Where scripts/pairs_table.py wants to find what every pair did.

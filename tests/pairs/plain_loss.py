@@ -23,9 +23,7 @@ def loaded(base: str, result: str, kind: str) -> torch.nn.Module:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="float32"
     )
     options = {"quantization_config": quantized} if kind == "adapter4" else {}
-    return PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options), result
-    )
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options), result)
 
 
 def main() -> None:

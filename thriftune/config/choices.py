@@ -134,16 +134,25 @@ _ORDER: dict[Literal["model", "adapter"], tuple[StrategyName, ...]] = {
 def strategies_of(config: "RunConfig") -> tuple[StrategyName, ...]:
     """The strategies that a run may use: the one it names, or all that can train its method, in the order of `auto`.
 
-    A section of the file that is for one of these names it too: what it says would be overlooked by the others.
+    A section of the file that is for one of these names it too: what it says would be overlooked by the others. And of
+    those that are left, `auto` tries only those for the machines and the optimizer that the file names.
 
     Args:
         config: The run.
     """
     if config.strategy != AUTO:
         return (config.strategy,)
-    order = _ORDER[METHODS[config.method].result]
-    able = tuple(name for name in order if config.method not in STRATEGIES[name].refuses)
-    if config.training.optimizer != ADAMW:
-        able = tuple(name for name in able if not STRATEGIES[name].own_optimizer) or able
+    able = [name for name in _ORDER[METHODS[config.method].result] if config.method not in STRATEGIES[name].refuses]
     given = {facts.section for facts in STRATEGIES.values() if facts.section and getattr(config, facts.section)}
-    return tuple(name for name in able if STRATEGIES[name].section in given) or able
+    named = [name for name in able if STRATEGIES[name].section in given] or able
+    return tuple(name for name in named if _suits(STRATEGIES[name], config)) or tuple(named)
+
+
+def _suits(facts: StrategyFacts, config: "RunConfig") -> bool:
+    """Whether a strategy can use the machines and the optimizer that a run names."""
+    nodes, devices = config.hardware.nodes or 1, config.hardware.devices_per_node or 1
+    if (nodes > 1 and not facts.may_span_nodes) or devices > (facts.most_devices or devices):
+        return False
+    if devices > 1 and config.hardware.device == "CPU" and not facts.is_distributed:
+        return False
+    return config.training.optimizer == ADAMW or not facts.own_optimizer
