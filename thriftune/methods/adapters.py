@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config import LoraConfig
+from thriftune.config.method_rules import TAKING
 from thriftune.errors import ConfigError, in_a_line
 from thriftune.models.adapter_weights import is_target
 from thriftune.models.architecture import Architecture, layer_of
@@ -36,7 +37,8 @@ def resolved(lora: LoraConfig, architecture: Architecture) -> LoraConfig:
     decided = lora.model_copy(update={"target_modules": _targets(lora, architecture)})
     if lora.dropout is not None:
         return decided
-    return decided.model_copy(update={"dropout": 0.0 if fused_adapters(lora, architecture) else DROPOUT})
+    has_none = lora.init in TAKING or fused_adapters(lora, architecture)
+    return decided.model_copy(update={"dropout": 0.0 if has_none else DROPOUT})
 
 
 def _targets(lora: LoraConfig, architecture: Architecture) -> tuple[str, ...] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config import LoraConfig
+from thriftune.config.method_rules import TAKING
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ def from_weights(model: Any, lora: LoraConfig) -> None:
             first, second = values(layer)
             layer.lora_A[ADAPTER].weight.copy_(first)
             layer.lora_B[ADAPTER].weight.copy_(second)
-    if lora.init != "orthogonal":
+    if lora.init in TAKING:
         _take_out(model, _state(model))
 
 

@@ -204,7 +204,8 @@ def _trace(
             loss = _decoder(inner)(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
         device.leave_autocast()
         kept = Peaks(counted.live, counted.small_live)
-        loss.backward()
+        if loss.requires_grad:  # a prefix is outside of the decoder, which is asked for alone where layers are split
+            loss.backward()
     # From the two-dimensional mask transformers would make the four-dimensional one.
     made = Peaks(rows * tokens**2 * dtype.itemsize if mask_dimensions == 2 else 0, 0)
     return _Trace(Peaks(counted.peak, counted.small_peak) + made, kept)
