@@ -18,7 +18,7 @@ from thriftune.methods.adapters import (
     trainable_share,
 )
 from thriftune.models import architecture as architectures
-from thriftune.models.adapter_weights import require_same_shape
+from thriftune.models.adapter_resumption import require_same_shape
 from thriftune.preflight import adapters
 from thriftune.preflight.base_model import BaseModel
 

@@ -10,7 +10,7 @@ from thriftune.errors import Problem
 if TYPE_CHECKING:
     from thriftune.config.schema import RunConfig
 
-# First values that take a part of each weight out of the base model. What is saved is the difference that training made.
+# First values that take a part of each weight out of the base model; the difference that training made is saved.
 TAKING = ("pissa", "olora")
 
 

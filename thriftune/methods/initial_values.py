@@ -93,11 +93,10 @@ def resume_with(model: Any, initial: "Mapping[str, torch.Tensor]") -> None:
         _take_out(model, initial)
 
 
-def saved_as_difference(model: Any, initial: "Mapping[str, torch.Tensor]", scratch: Path) -> dict[str, Any]:
+def saved_as_difference(initial: "Mapping[str, torch.Tensor]", scratch: Path) -> dict[str, Any]:
     """The options with which peft saves the difference from the first adapter; none where there was no first one.
 
     Args:
-        model: The model with adapters.
         initial: What `initial_adapter` gave.
         scratch: Folder that may be written to.
     """

@@ -54,7 +54,7 @@ class LlamaAdapter(TrainingMethod):
             key=lambda name: int(name.rpartition(".")[2]),
         )
         upper = names[-_layers(section, architecture) :]
-        return {name: section.tokens * architecture.hidden_size + 1 for name in upper}
+        return dict.fromkeys(upper, section.tokens * architecture.hidden_size + 1)
 
     def put_on(self, model: Any, section: Section | None, architecture: Architecture) -> Any:
         """A model with new prompts, which alone train."""

@@ -21,7 +21,8 @@ from thriftune.methods.adapters import (
 )
 from thriftune.methods.base import Batch, Trained, TrainingMethod
 from thriftune.methods.saving import PEFT_FOLDER, saving_adapter
-from thriftune.models.adapter_weights import RESUME_FROM, attach, require_alike, require_same_shape
+from thriftune.models.adapter_resumption import require_alike, require_same_shape
+from thriftune.models.adapter_weights import RESUME_FROM, attach
 from thriftune.models.architecture import Architecture
 from thriftune.models.quantization import FourBit
 from thriftune.redaction import redacted, unsigned
@@ -104,6 +105,8 @@ class Lora(TrainingMethod):
         from transformers import set_seed
 
         lora = config.lora_or_default
+        if lora.init == "default":
+            return
         set_seed(config.seed)
         initial_values.from_weights(model, lora)
         if lora.init == "eva":
@@ -127,7 +130,7 @@ class Lora(TrainingMethod):
         model, initial = trained.model, initial_values.initial_adapter(trained.model)
         with saving_adapter(trained, config, destination) as scratch:
             # The state has no place for a first adapter; where there is one, this process holds every weight.
-            given = initial_values.saved_as_difference(model, initial, scratch) or {"state_dict": state}
+            given = initial_values.saved_as_difference(initial, scratch) or {"state_dict": state}
             model.save_pretrained(scratch / PEFT_FOLDER, save_embedding_layers=False, **given)
 
     def _frozen(self, model: Any, config: RunConfig) -> Any:
