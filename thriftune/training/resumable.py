@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
@@ -15,6 +16,7 @@ from thriftune import distributed
 from thriftune.checkpoints.resumption import Checkpoints
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError, ThriftuneError
+from thriftune.methods import TrainingMethod
 from thriftune.strategies import StateFiles
 from thriftune.strategies.zero.frozen import leave_out_frozen
 from thriftune.strategies.zero.universal import separate_steps
@@ -27,6 +29,7 @@ from thriftune.training.schedule import rate_share
 logger = logging.getLogger(__name__)
 
 _SECONDS = 60.0
+_BESIDE = "beside.safetensors"  # what a method has beside the weights that peft or transformers saves
 
 
 class ResumableTrainer(Trainer):
@@ -47,6 +50,7 @@ class ResumableTrainer(Trainer):
         self.skipped_steps = frozenset(skipped_steps)
         self._state_files = state_files
         self.notes: dict[str, Any] = {}  # JSON that every checkpoint contains
+        self.method: TrainingMethod | None = None  # knows what else checkpoints need
         self.seconds_beside = 0.0  # of the training loop, spent on other things than training
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
@@ -137,6 +141,19 @@ class ResumableTrainer(Trainer):
             model: Any = self.model
             adapter_only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
             model.save_pretrained(folder, **adapter_only)
+            if self.method and (tensors := self.method.beside(model)):
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _BESIDE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint, and before them what the method has beside them."""
+        folder = Path(resume_from_checkpoint)
+        tensors = load_file(folder / _BESIDE) if (folder / _BESIDE).is_file() else {}
+        if self.method and self.method.take(self.model, tensors):
+            return
+        if self._state_files is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._state_files.load_weights(self, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._state_files is None:
@@ -145,12 +162,6 @@ class ResumableTrainer(Trainer):
         self._state_files.save(self, Path(output_dir))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._state_files is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self._state_files.load_weights(self, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self._state_files is None or checkpoint is None:

@@ -186,20 +186,21 @@ def _trace(
 ) -> _Trace:
     import torch
 
-    from thriftune.strategies.memory.tracing import LiveBytes, RealDevice, meta_autocast_ignored
+    from thriftune.strategies.memory.tracing import LiveBytes, RealDevice, dequantized_on_meta, meta_autocast_ignored
 
     dtype = torch_dtype(step_shape.precision)
     # The Trainer's mixed precision; DeepSpeed computes in the weights' own type.
     is_mixed = (step_shape.tuned or step_shape.autocast) and not step_shape.in_precision
     autocast = dtype if is_mixed and step_shape.precision != "fp32" else None
     device = RealDevice(autocast)
-    model = _trainable(architecture, step_shape, layers, device)
+    with dequantized_on_meta(dtype):
+        model = _trainable(architecture, step_shape, layers, device)
     rows, tokens = step_shape.micro_batch, step_shape.sequence
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     shape = {0: (), 2: (rows, tokens), 4: (rows, 1, tokens, tokens)}[mask_dimensions]
     mask = torch.ones(shape, dtype=torch.bool if mask_dimensions == 4 else torch.long, device="meta") if shape else None
     counted = LiveBytes([*model.parameters(), *model.buffers()], small=RETURNED_BLOCK)
-    with meta_autocast_ignored(), device, counted:
+    with meta_autocast_ignored(), dequantized_on_meta(dtype), device, counted:
         if with_head:
             loss = _loss(model, ids, mask, upcast=autocast is not None)
         else:
@@ -207,7 +208,8 @@ def _trace(
             loss = _decoder(inner)(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
         device.leave_autocast()
         kept = Peaks(counted.live, counted.small_live)
-        loss.backward()
+        if loss.requires_grad:  # a prefix is outside of the decoder, which is asked for alone where layers are split
+            loss.backward()
     # From the two-dimensional mask transformers would make the four-dimensional one.
     made = Peaks(rows * tokens**2 * dtype.itemsize if mask_dimensions == 2 else 0, 0)
     return _Trace(Peaks(counted.peak, counted.small_peak) + made, kept)
