@@ -66,6 +66,7 @@ def worker(mode: str, model_dir: Path, output: Path) -> None:
     import deepspeed_configs
     from thriftune import distributed
     from thriftune.batching import split_batch
+    from thriftune.strategies.mapped import map_model
     from thriftune.strategies.zero import configuration as zero
     from thriftune.strategies.zero import loading as zero_loading
 
@@ -91,10 +92,10 @@ def worker(mode: str, model_dir: Path, output: Path) -> None:
         args = arguments()
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
     else:
-        model = zero_loading.map_model(model_dir)
+        model = map_model(model_dir)
         args = arguments()
         if mode == "streamed":
-            zero_loading.partition(model, config, torch.bfloat16, torch.device("cpu"))
+            zero_loading.Partitioning(config, torch.bfloat16, torch.device("cpu")).rest_of(model)
     loaded = peaks.above_idle()
     rows = Dataset.from_list([{"input_ids": list(range(64)), "labels": list(range(64))}] * rank.world_size)
     trainer = Trainer(model=model, args=args, train_dataset=rows)

@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from thriftune import artifacts, distributed
 from thriftune.batching import Batch
 from thriftune.hardware import torch_dtype
+from thriftune.strategies.mapped import map_model
 from thriftune.strategies.zero import configuration as zero
 from thriftune.strategies.zero import loading as zero_loading
 from thriftune.strategies.zero import universal
@@ -115,7 +116,7 @@ class SaveOnce(TrainerCallback):
 
 
 def trainer_of(job: Job) -> RecordingTrainer:
-    model = zero_loading.map_model(Path(job.model))
+    model = map_model(Path(job.model))
     accumulation, rest = divmod(GLOBAL_BATCH, job.micro_batch * job.ranks)
     assert rest == 0, job
     config = zero.complete(
@@ -142,7 +143,7 @@ def trainer_of(job: Job) -> RecordingTrainer:
     )  # fmt: skip
     dtype, device = torch_dtype(job.precision), torch.device("cpu")
     if job.section["stage"] == 3:
-        zero_loading.partition(model, config, dtype, device)
+        zero_loading.Partitioning(config, dtype, device).rest_of(model)
     else:
         zero_loading.move_to_device(model, dtype, device)
     callbacks = [SaveOnce(job.save_at), *([SeparateSteps()] if job.separate_steps else [])]

@@ -208,7 +208,7 @@ def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) 
     from peft import prepare_model_for_kbit_training
 
     _keep_as_quantized(model)
-    with _set_aside(fused_experts(model)):
+    with _set_aside([*fused_experts(model), *_elsewhere(model)]):
         prepared: PreTrainedModel = prepare_model_for_kbit_training(
             model,
             use_gradient_checkpointing=gradient_checkpointing,
@@ -235,6 +235,11 @@ def _keep_as_quantized(model: "PreTrainedModel") -> None:
 def fused_experts(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
     """Parameters that hold all experts of a layer in one 3-D tensor, which bitsandbytes leaves in 16 bits."""
     return [p for p in model.parameters() if p.ndim > 2]
+
+
+def _elsewhere(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
+    """Parameters whose weights a strategy has sharded already, in one type: here there is no weight to convert."""
+    return [p for p in model.parameters() if p.numel() == 0]
 
 
 @contextmanager

@@ -95,6 +95,7 @@ class Lora(TrainingMethod):
 
     def save(self, trained: Trained, config: RunConfig, destination: Path) -> None:
         """Write the adapter alone, without the base model."""
+        state = trained.state("fp32", "none")
         if not distributed.current_rank().is_main:
             return
         logger.info("Saving the adapter to %s", destination)
@@ -105,7 +106,7 @@ class Lora(TrainingMethod):
         model.peft_config["default"].revision = trained.record["model_version"] if is_on_hub else None
         what = "saving the adapter"
         with artifacts.writing(destination, what) as directory, tempfile.TemporaryDirectory() as scratch:
-            model.save_pretrained(scratch, save_embedding_layers=False)
+            model.save_pretrained(scratch, state_dict=state, save_embedding_layers=False)
             for name in ADAPTER_FILES:
                 shutil.copy(Path(scratch) / name, directory / name)
             artifacts.write_manifest(directory, "adapter", trained.record)

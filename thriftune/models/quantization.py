@@ -73,12 +73,16 @@ class Weights:
         return int(self.quantized * (0.5 + constants)) + width * self.fused + 4 * self.other
 
 
-def configuration(dtype: "torch.dtype", four_bit: FourBit) -> "BitsAndBytesConfig":
+def configuration(
+    dtype: "torch.dtype", four_bit: FourBit, storage: "torch.dtype | None" = None
+) -> "BitsAndBytesConfig":
     """The NF4 configuration for bitsandbytes, the same for every base model in 4 bits.
 
     Args:
         dtype: Type to compute products in.
         four_bit: How the base is held in 4 bits.
+        storage: Type of the tensors that hold the 4-bit numbers, which it does not change; bytes if left out. What
+            shards a model over processes needs the type of its other weights.
     """
     from transformers import BitsAndBytesConfig
 
@@ -87,23 +91,27 @@ def configuration(dtype: "torch.dtype", four_bit: FourBit) -> "BitsAndBytesConfi
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=four_bit.double_quantization,
         bnb_4bit_compute_dtype=dtype,
+        **({} if storage is None else {"bnb_4bit_quant_storage": storage}),
     )
 
 
-def replace_layers(model: "torch.nn.Module", dtype: "torch.dtype", four_bit: FourBit) -> Any:
+def replace_layers(
+    model: "torch.nn.Module", dtype: "torch.dtype", four_bit: FourBit, storage: "torch.dtype | None" = None
+) -> Any:
     """Replace layers of a model on the meta device as loading it in 4 bits does, before any weight is read.
 
     Args:
         model: The model; layers of it are replaced.
         dtype: Type to compute products in.
         four_bit: How the base is held in 4 bits.
+        storage: As in `configuration`.
 
     Returns:
         The quantizer, for further questions.
     """
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    asked = configuration(dtype, four_bit)
+    asked = configuration(dtype, four_bit, storage)
     quantizer = AutoHfQuantizer.from_config(asked, pre_quantized=False)  # as `from_pretrained` does for plain weights
     quantizer.preprocess_model(model=model, device_map=None)
     return quantizer

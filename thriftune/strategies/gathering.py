@@ -31,7 +31,7 @@ def gathered(
     # Tied weights (an output head that is the embedding) are stored once.
     tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
     state: dict[str, torch.Tensor] = {}
-    for key, tensor in model.state_dict(keep_vars=True).items():
+    for key, tensor in _to_save(model).items():
         if key in tied:
             continue
         if isinstance(tensor, torch.nn.Parameter):
@@ -42,3 +42,11 @@ def gathered(
         if distributed.current_rank().is_main:
             state[key] = whole.cpu()
     return state
+
+
+def _to_save(model: Any) -> "dict[str, torch.Tensor]":
+    """Everything of a model; of one with adapters what trains, as its base is neither gathered nor saved."""
+    if hasattr(model, "peft_config"):
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    whole: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    return whole

@@ -15,7 +15,9 @@ from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, Strategy
+from thriftune.strategies.mapped import map_model
 from thriftune.strategies.memory.activations import StepShape, measure
+from thriftune.strategies.quantized_loading import with_four_bit_layers
 from thriftune.strategies.zero import configuration, loading, memory, operators, universal
 from thriftune.strategies.zero.layout import layout
 from thriftune.strategies.zero.masters import masters_of
@@ -126,17 +128,29 @@ class Zero(Strategy):
         architecture: Architecture,
         start: Path | None,
     ) -> Any:
-        """Map the model's files, and shard the model over the ranks without any of them ever holding a copy."""
+        """Map the model's files, and shard the model over the ranks without any of them ever holding a copy.
+
+        A base in 4 bits is sharded before it gets adapters, which peft then puts on shards; with one in 16 bits the
+        adapters are sharded like all other weights.
+        """
         import torch
 
-        mapped = loading.map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
-        model = method.prepare(mapped, config, architecture, start)
+        mapped = map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
         index = distributed.current_rank().local_index
         device = torch.device("cuda", index) if plan.hardware.is_gpu else torch.device("cpu")
-        complete, dtype = _complete(plan, config, model), torch_dtype(plan.precision)
+        complete, dtype = _complete(plan, config, mapped), torch_dtype(plan.precision)
+        four_bit = method.four_bit(config)
+        layers = with_four_bit_layers(mapped, dtype, four_bit) if four_bit else []
         if configuration.stage(complete) == 3:
-            loading.partition(model, complete, dtype, device)
+            sharding = loading.Partitioning(complete, dtype, device)
+            sharding.quantized(layers)
+            if layers:
+                sharding.rest_of(mapped)
+            model = method.prepare(mapped, config, architecture, start)
+            sharding.rest_of(model)
         else:
+            loading.quantize(layers, dtype, device)
+            model = method.prepare(mapped, config, architecture, start)
             loading.move_to_device(model, dtype, device)
         return model
 
