@@ -4,11 +4,10 @@ One process, the tiny model, the real Trainer; strategies are compared with each
 """
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
-from planning import planned
+from planning import TINY, planned
 from safetensors.torch import load_file
 
 from thriftune.checkpoints.location import CheckpointLocation
@@ -17,15 +16,19 @@ from thriftune.config.methods import LastLayers
 from thriftune.data import prepare
 from thriftune.data.prepared import VALIDATION, load_split
 from thriftune.errors import ConfigError
+from thriftune.hardware import DEVICES
 from thriftune.methods import METHODS, added_layers
 from thriftune.models import architecture
 from thriftune.models.tokenizer import load_tokenizer
+from thriftune.strategies import STRATEGIES, Machines
+from thriftune.strategies.memory.activations import StepShape
+from thriftune.strategies.memory.items import ACTIVATIONS, FORWARD_BACKWARD, GRADIENTS, STATES, WEIGHTS
 from thriftune.training import fit as fitting
 from thriftune.training.fit import Inputs, fit
 from thriftune.training.held_out import held_out_loss
 from thriftune.training.resumable import ResumableTrainer
 
-STEPS = 6
+STEPS = 5
 TOP, HEAD = [{"last_layers": 1}], ["head"]
 
 
@@ -271,28 +274,36 @@ def test_the_head_of_a_model_with_tied_weights_is_its_embedding(run_config):
     assert method.remarks(config, of_kind("llama")) == []
 
 
-def memory_of(run_config, shape, **partial):
-    config = run_config("partial", strategy="single", partial=partial, training={"precision": "bf16", "gradient_checkpointing": False})
-    from thriftune.planning import catalogue, offers, planner
+def memory_of(shape, train):
+    """Bytes in the forward and backward pass of one device, with 16 bits; and the parameters that train."""
+    section = None if train is None else PartialConfig(train=train)
+    step_shape = StepShape(2, 64, gradient_checkpointing=False, precision="bf16", tuned=section)
+    machines = Machines(DEVICES["A10G"], 22.0, 1, 1)
+    needs = STRATEGIES["single"].memory(shape, step_shape, machines, "", "adamw")
+    trained = METHODS["partial"].trained_parts(section, shape) if section else {}
+    return needs.devices[0][FORWARD_BACKWARD], sum(trained.values())
 
-    plan = planner.plan(config, catalogue.load(), architecture=shape, here=offers.this_machine())
-    return plan, plan.memory.devices[0]
 
-
-def test_a_plan_counts_states_of_what_trains_and_activations_above_it(run_config):
+def test_memory_counts_states_of_what_trains_and_activations_above_it():
     deep = of_kind("llama", num_hidden_layers=12)
-    whole = deep.parameters
-    top, few = memory_of(run_config, deep, train=TOP)
-    all_, every = memory_of(run_config, deep, train=["*"])
-    assert all_.trained_parameters == whole
-    assert top.trained_parameters == whole - of_kind("llama", num_hidden_layers=11).parameters
-    gib = 2**30
-    assert few["weights"] * gib == 2 * (whole - top.trained_parameters) + 4 * top.trained_parameters
-    assert few["optimizer states"] * gib == 8 * top.trained_parameters
-    assert few["gradients"] * gib == 4 * top.trained_parameters
-    assert few["activations"] < 0.7 * every["activations"]
-    embedded, below = memory_of(run_config, deep, train=["embeddings"])
-    assert below["activations"] > 0.8 * every["activations"], "gradients pass all layers on their way there"
-    grown, more = memory_of(run_config, deep, add_layers=2)
-    assert grown.parameters == of_kind("llama", num_hidden_layers=14).parameters
-    assert grown.trained_parameters == 2 * (3 * 32 * 48 + 32)
+    few, top = memory_of(deep, (LastLayers(last_layers=1),))
+    every, whole = memory_of(deep, ("*",))
+    assert whole == deep.parameters
+    assert top == whole - of_kind("llama", num_hidden_layers=11).parameters
+    assert (few[STATES], few[GRADIENTS]) == (8 * top, 4 * top)
+    assert few[WEIGHTS] == 2 * (whole - top) + 4 * top
+    below, _ = memory_of(deep, ("embeddings",))
+    assert few[ACTIVATIONS] < 0.5 * below[ACTIVATIONS], "gradients pass all layers on their way to the embeddings"
+    assert below[ACTIVATIONS] < every[ACTIVATIONS], "frozen layers do not keep what their own gradients need"
+    as_full, _ = memory_of(deep, None)
+    assert {item: size for item, size in as_full.items() if size} == every
+
+
+def test_a_plan_counts_new_layers(run_config):
+    config = run_config("partial", strategy="single", partial={"add_layers": 2})
+    plan = planned(config)
+    one = plan.trained_parameters // 2
+    assert one == 3 * TINY.hidden_size * 64 + TINY.hidden_size
+    base = planned(run_config("full", strategy="single"))
+    assert plan.parameters - base.parameters > 2 * one, "with the attention that is switched off"
+    assert plan.memory.disk["models"] > base.memory.disk["models"]
