@@ -139,6 +139,9 @@ class ResumableTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         if not self.is_deepspeed_enabled and self._state_files is None:
             model: Any = self.model
+            if not hasattr(model, "peft_config") and not all(p.requires_grad for p in model.parameters()):
+                save_trained(model, folder)
+                return
             adapter_only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
             model.save_pretrained(folder, **adapter_only)
             if self.method and (tensors := self.method.beside(model)):
@@ -169,6 +172,26 @@ class ResumableTrainer(Trainer):
             return
         self._state_files.load_optimizer(self, Path(checkpoint))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn about trained weights that a checkpoint lacks: all others the model has already."""
+        model: Any = self.model
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
+        super()._issue_warnings_after_load(load_result)
+
+
+def save_trained(model: torch.nn.Module, folder: Path) -> None:
+    """Write the weights of a model that train, under the name by which the Trainer finds them again.
+
+    Args:
+        model: The model.
+        folder: Folder of the checkpoint.
+    """
+    from safetensors.torch import save_file
+
+    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 class CheckpointCallback(TrainerCallback):
