@@ -58,6 +58,8 @@ VARIANTS = {
     "full single, accumulation 4": Variant("full", "single", micro_batch=2),
     "lora single": Variant("lora", "single"),
     "lora layers": Variant("lora", "layers", training=CHECKPOINTING),
+    "lora zero3, 2 ranks": Variant("lora", "zero", 2, 4, "zero3"),
+    "qlora zero3, 2 ranks, checkpointing": Variant("qlora", "zero", 2, 4, "zero3", CHECKPOINTING),
     "qlora single": Variant("qlora", "single"),
     "qlora layers, accumulation 4": Variant("qlora", "layers", micro_batch=2),
 }
