@@ -19,6 +19,7 @@ from thriftune.methods.adapters import (
     without_layer_numbers,
 )
 from thriftune.methods.base import Trained, TrainingMethod
+from thriftune.methods.saved import require_all_saved
 from thriftune.models.adapter_weights import RESUME_FROM, attach, require_alike, require_same_shape
 from thriftune.models.architecture import Architecture
 from thriftune.models.files import ADAPTER_FILES
@@ -107,6 +108,7 @@ class Lora(TrainingMethod):
         what = "saving the adapter"
         with artifacts.writing(destination, what) as directory, tempfile.TemporaryDirectory() as scratch:
             model.save_pretrained(scratch, state_dict=state, save_embedding_layers=False)
+            require_all_saved(model, Path(scratch))
             for name in ADAPTER_FILES:
                 shutil.copy(Path(scratch) / name, directory / name)
             artifacts.write_manifest(directory, "adapter", trained.record)

@@ -15,6 +15,7 @@ from thriftune import distributed
 from thriftune.checkpoints.resumption import Checkpoints
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError, ThriftuneError
+from thriftune.methods.saved import require_all_saved
 from thriftune.strategies import StateFiles
 from thriftune.strategies.zero.frozen import leave_out_frozen
 from thriftune.strategies.zero.universal import separate_steps
@@ -130,13 +131,18 @@ class ResumableTrainer(Trainer):
         """Save what trains.
 
         Where it is sharded, save nothing: the shards in the checkpoint have it, and gathering needs a model's memory.
+        Where every rank has a copy, one of them writes.
         """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.is_deepspeed_enabled and self._state_files is None:
-            model: Any = self.model
-            adapter_only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
-            model.save_pretrained(folder, **adapter_only)
+        if self.is_deepspeed_enabled or self._state_files is not None or not self.args.should_save:
+            return
+        model: Any = self.model
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(folder, save_embedding_layers=False)
+            require_all_saved(model, folder)
+        else:
+            model.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._state_files is None:
