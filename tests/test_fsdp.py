@@ -43,7 +43,8 @@ def job(folder: Path, name: str, model: Path, count: int, method: str, strategy:
     """A training in so many ranks, that goes on from the checkpoints of its store, if there are any."""
     training = {
         "global_batch": 8, "micro_batch": 2, "max_steps": STEPS, "precision": "fp32", "log_every": 1,
-        "learning_rate": 1e-2, "scheduler": "constant", "max_grad_norm": 0.5, "gradient_checkpointing": method != "full",
+        "learning_rate": 1e-2, "scheduler": "constant", "max_grad_norm": 0.5,
+        "gradient_checkpointing": method != "full",
         "save_dtype": "fp32" if method == "full" else "auto", **training,
     }  # fmt: skip
     config = {
