@@ -1,6 +1,6 @@
 """The protocol of a training method, and what a training gives it to save."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,8 @@ from thriftune.models.saving import SavedWeights
 if TYPE_CHECKING:
     import torch
 
+# Tensors by the names of a model's arguments, such as input_ids.
+Batch = Mapping[str, "torch.Tensor"]
 # Gathers the trained weights, rounded to a type by a rounding mode: whole tensors by name on rank 0, none elsewhere.
 # Collective: every rank calls it.
 State = Callable[[Precision, RoundingMode], "dict[str, torch.Tensor]"]
@@ -86,6 +88,33 @@ class TrainingMethod(Protocol):
             AdapterError: The adapter was not made for this model.
         """
 
+    def remarks(self, config: RunConfig, architecture: Architecture) -> list[str]:
+        """Sentences about what trains that the run file alone does not show; most methods have none.
+
+        Args:
+            config: The run, which `check` has accepted.
+            architecture: Its model's.
+        """
+        return []
+
+    def planned(self, config: RunConfig, architecture: Architecture) -> tuple[Section | None, Architecture]:
+        """What is planned with: the section about what trains, and the model that trains.
+
+        Args:
+            config: The run, which `check` has accepted.
+            architecture: Its base model's; another one comes back where a method adds to it.
+        """
+        return self.section(config), architecture
+
+    def traced_as(self, section: Section | None, architecture: Architecture) -> tuple[Section | None, ...]:
+        """For each decoder layer, what trains in a model all of whose layers are like it, to trace a few of them.
+
+        Args:
+            section: What `planned` returned.
+            architecture: What `planned` returned.
+        """
+        return (section,) * len(architecture.layer_kinds)
+
     def trained_parts(self, section: Section | None, architecture: Architecture) -> Mapping[str, int]:
         """Number of parameters that train, by the module of the base model that they are in or on.
 
@@ -102,7 +131,7 @@ class TrainingMethod(Protocol):
 
         Args:
             model: The base model; in 4 bits already if `four_bit` says so.
-            section: What `section` returned.
+            section: What `section` returned, or on the meta device one of those that `traced_as` returned.
             architecture: The architecture of the whole model.
 
         Returns:
@@ -137,6 +166,39 @@ class TrainingMethod(Protocol):
         Returns:
             The model whose `requires_grad` parameters train.
         """
+
+    def begin(self, model: Any, config: RunConfig, batches: Callable[[int, int], Sequence[Batch]]) -> None:
+        """Give what trains its first values, where these are not what `prepare` gave it. Not called on resuming.
+
+        Args:
+            model: What `prepare` returned, on its devices.
+            config: The run.
+            batches: Gives batches of collated rows, the same on every rank; takes their number, and the tokens with a
+                label that each has at least.
+
+        Raises:
+            ConfigError: There are too few rows.
+        """
+
+    def beside(self, model: Any) -> "dict[str, torch.Tensor]":
+        """What a checkpoint needs besides what peft or transformers saves of a model, by name.
+
+        Args:
+            model: The model that trains.
+        """
+        return {}
+
+    def take(self, model: Any, tensors: "Mapping[str, torch.Tensor]") -> bool:
+        """Take back what `beside` gave, before the rest of a checkpoint is loaded.
+
+        Args:
+            model: The model that resumes.
+            tensors: What `beside` gave; empty if the checkpoint has nothing of it.
+
+        Returns:
+            Whether that was everything that trains, so that nothing else is to be loaded into the model.
+        """
+        return False
 
     def save(self, trained: Trained, config: RunConfig, destination: Path) -> None:
         """Write what was trained to a directory, with a manifest. Collective: every rank calls it, rank 0 writes.

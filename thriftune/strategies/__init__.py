@@ -20,4 +20,4 @@ def candidates(config: RunConfig) -> list[Strategy]:
     Args:
         config: The run.
     """
-    return [STRATEGIES[name] for name in strategies_of(config) if name in STRATEGIES]
+    return [STRATEGIES[name] for name in strategies_of(config)]

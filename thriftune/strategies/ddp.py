@@ -12,10 +12,11 @@ from thriftune.config import RunConfig, StrategyName
 from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
 from thriftune.models.loading import Placement, load_model
+from thriftune.strategies import whole
 from thriftune.strategies.base import Machines, Needs
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.items import BUCKETS, GRADIENTS
-from thriftune.strategies.single import Single, held_in
+from thriftune.strategies.single import Single
 from thriftune.training_plan import TrainingPlan
 
 
@@ -54,8 +55,13 @@ class Ddp(Single):
         start: Path | None,
     ) -> Any:
         """Load the model onto this process's device; a weight in 4 bits is quantized there when it is read."""
-        placement = Placement(plan.hardware, held_in(method, plan), method.four_bit(config))
+        import torch
+
         index = distributed.current_rank().local_index
+        if method.facts.trains_weights:
+            device = torch.device("cuda", index) if plan.hardware.is_gpu else torch.device("cpu")
+            return whole.load(model_dir, method, plan, config, architecture, device)
+        placement = Placement(plan.hardware, plan.precision, method.four_bit(config))
         model = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code, only=index)
         return method.prepare(model, config, architecture, start)
 

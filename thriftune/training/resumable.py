@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
@@ -15,7 +16,8 @@ from thriftune import distributed
 from thriftune.checkpoints.resumption import Checkpoints
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError, ThriftuneError
-from thriftune.methods.saved import require_all_saved
+from thriftune.methods import TrainingMethod
+from thriftune.methods.saving import require_all_saved
 from thriftune.strategies import StateFiles
 from thriftune.strategies.zero.frozen import leave_out_frozen
 from thriftune.strategies.zero.universal import separate_steps
@@ -28,6 +30,7 @@ from thriftune.training.schedule import rate_share
 logger = logging.getLogger(__name__)
 
 _SECONDS = 60.0
+_BESIDE = "beside.safetensors"  # what a method has beside the weights that peft or transformers saves
 
 
 class ResumableTrainer(Trainer):
@@ -48,6 +51,7 @@ class ResumableTrainer(Trainer):
         self.skipped_steps = frozenset(skipped_steps)
         self._state_files = state_files
         self.notes: dict[str, Any] = {}  # JSON that every checkpoint contains
+        self.method: TrainingMethod | None = None  # knows what else checkpoints need
         self.seconds_beside = 0.0  # of the training loop, spent on other things than training
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
@@ -138,11 +142,27 @@ class ResumableTrainer(Trainer):
         if self.is_deepspeed_enabled or self._state_files is not None or not self.args.should_save:
             return
         model: Any = self.model
-        if hasattr(model, "peft_config"):
-            model.save_pretrained(folder, save_embedding_layers=False)
-            require_all_saved(model, folder)
+        trained = sum(parameter.requires_grad for parameter in model.parameters())
+        if not hasattr(model, "peft_config"):
+            is_whole = trained == sum(1 for _ in model.parameters())
+            model.save_pretrained(folder) if is_whole else save_trained(model, folder)
+            return
+        model.save_pretrained(folder, save_embedding_layers=False)
+        if self.method and (tensors := self.method.beside(model)):
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _BESIDE)
         else:
-            model.save_pretrained(folder)
+            require_all_saved(folder, trained)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint, and before them what the method has beside them."""
+        folder = Path(resume_from_checkpoint)
+        tensors = load_file(folder / _BESIDE) if (folder / _BESIDE).is_file() else {}
+        if self.method and self.method.take(self.model, tensors):
+            return
+        if self._state_files is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._state_files.load_weights(self, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._state_files is None:
@@ -152,18 +172,32 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._state_files is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self._state_files.load_weights(self, Path(resume_from_checkpoint))
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self._state_files is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         self._state_files.load_optimizer(self, Path(checkpoint))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn about trained weights that a checkpoint lacks: all others the model has already."""
+        model: Any = self.model
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
+        super()._issue_warnings_after_load(load_result)
+
+
+def save_trained(model: torch.nn.Module, folder: Path) -> None:
+    """Write the weights of a model that train, under the name by which the Trainer finds them again.
+
+    Args:
+        model: The model.
+        folder: Folder of the checkpoint.
+    """
+    from safetensors.torch import save_file
+
+    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 class CheckpointCallback(TrainerCallback):
