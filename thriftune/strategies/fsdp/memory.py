@@ -138,7 +138,7 @@ def _units(
     method = method_of(tuned)
     parts = method.trained_parts(tuned, architecture)
     is_own = method.facts.trains_weights
-    names = unit_names(architecture, wrap)
+    names = unit_names(architecture.skeleton, wrap)
     members: dict[str, list[str]] = {name: [] for name in (*names, "")}
     for name in architecture.shapes:
         members[_unit_of(name, names)].append(name)
