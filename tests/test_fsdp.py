@@ -178,3 +178,10 @@ def test_16_bits_compute_and_masters_are_saved_as_measured(folder, tiny_model_di
     assert saved["trained_loss"] == pytest.approx(losses[-1], abs=5e-3)
     assert saved["trained_loss"] != losses[-1], "it was not measured with the masters"
     assert losses[-1] < losses[0] - 0.1
+
+
+def test_an_overflow_in_the_part_of_one_rank_skips_the_step_of_all(tmp_path):
+    """What loss scaling does on a T4: accelerate uses torch's GradScaler there, which knows shards since torch 2.4."""
+    ranks.run(2, WORKER.with_name("scaler_worker.py"), tmp_path / "seen")
+    seen = [json.loads((tmp_path / f"seen.{rank}").read_text()) for rank in range(2)]
+    assert seen[0] == seen[1] == [[2.0**10, True], [2.0**9, False], [2.0**9, True]]

@@ -138,7 +138,7 @@ def _passing(units: tuple[Part, ...], width: int, reduced: int, settings: Settin
 def _units(
     architecture: Architecture, tuned: Section | None, four_bit: FourBit | None, wrap: tuple[str, ...] | None
 ) -> tuple[Part, ...]:
-    """Weights by unit: first the embeddings, unless they are the output head; last what is in no unit, with the head."""
+    """Weights by unit: first the embeddings, unless they are the head; last what is in no unit, with the head."""
     method = method_of(tuned)
     skeleton = architecture.skeleton
     embeddings = skeleton.get_input_embeddings()
