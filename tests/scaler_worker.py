@@ -1,4 +1,4 @@
-"""A step in fp16 whose gradients overflow in the part of one rank alone. Usage: RANKS of tests/scaler_worker.py FILE."""
+"""Steps in fp16; the gradients of one overflow in the part of one rank. Usage: RANKS of tests/scaler_worker.py FILE."""
 
 import json
 import sys
