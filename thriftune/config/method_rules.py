@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from thriftune.config.choices import METHODS
+from thriftune.config.methods import PartialConfig
 from thriftune.errors import Problem
 
 if TYPE_CHECKING:
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 def check(config: "RunConfig") -> Iterator[Problem]:
     """Every problem of the method's section that the file alone shows."""
-    if METHODS[config.method].section == "partial":
+    section = METHODS[config.method].section
+    if section and isinstance(getattr(config, f"{section}_or_default"), PartialConfig):
         yield from _partial(config)
 
 

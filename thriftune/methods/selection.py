@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from thriftune.config import PartialConfig
 from thriftune.config.methods import LastLayers
 from thriftune.errors import ConfigError
 from thriftune.models.architecture import Architecture, layer_of
