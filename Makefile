@@ -8,6 +8,7 @@
 #   make sandbox the image for machines without GPUs, pushed to the registry of `flytectl demo start`
 #   make specifications   the golden files of what is registered
 #   make faults  trainings that are killed, damaged, starved and cut off, and go on: the whole suite
+#   make pairs   every method under every strategy: trained, reloaded, killed, resumed; writes the table of docs/methods.md
 #   make cluster only those tests that register and run the workflows on a control plane on this machine
 
 PYTHON ?= python3.11
@@ -28,7 +29,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults cluster check lint types package format specifications lock image sandbox clean
+.PHONY: help setup demo test faults pairs cluster check lint types package format specifications lock image sandbox clean
 
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
@@ -66,6 +67,9 @@ test: setup $(DEMO)/questions.jsonl
 
 faults: setup $(DEMO)/questions.jsonl
 	$(BIN)/python -m pytest tests/faults tests/checkpoints tests/cluster -m "faults or not faults"
+
+pairs: setup
+	$(BIN)/python scripts/pairs_table.py
 
 cluster: setup
 	$(BIN)/python -m pytest tests/cluster

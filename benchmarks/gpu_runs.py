@@ -28,6 +28,8 @@ from typing import Any
 
 from memory_runs import Run, make_dataset, make_model, run_file
 
+from thriftune.config.choices import STRATEGIES
+
 NEVER = 1_000_000.0
 GIB = 2**30
 RUNS = (
@@ -70,7 +72,8 @@ def start(folder: Path, attempt: int, gib: float) -> subprocess.Popen[bytes]:
         port = str(unused.getsockname()[1])
     _, plan, _ = pickle.loads((folder / "job.pickle").read_bytes())
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    group = {**alone, "MASTER_PORT": port} if plan.strategy == "zero" else {}  # the others have no process group
+    # The others have no process group.
+    group = {**alone, "MASTER_PORT": port} if STRATEGIES[plan.strategy].is_distributed else {}
     command = [sys.executable, __file__, "--worker", str(folder), str(attempt), str(gib)]
     with (folder / f"log-{attempt}").open("w") as log:
         return subprocess.Popen(command, env={**os.environ, **group}, stdout=log, stderr=log)

@@ -83,6 +83,12 @@ ZERO: dict[str, str | dict[str, Any]] = {
     "zero3_offload_all": "zero3_offload",
 }
 ADAPTERS = ("lora", "qlora")
+# What trains in the runs under a named strategy; what is not here is full fine-tuning.
+SECTIONS: dict[str, dict[str, Any]] = {
+    "partial": {"partial": {"train": [{"last_layers": 2}, "norms", "head"]}},
+    "prefix": {"prefix": {"virtual_tokens": 30}},
+    "llama_adapter": {"llama_adapter": {"tokens": 10}},
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Run:
     """One run to measure.
 
     Attributes:
-        method: Key of `ZERO` or `ADAPTERS`.
+        method: Key of `ZERO` or `ADAPTERS`; a method of a run file where there is a strategy.
         model: Key of `MODELS`.
         length: Tokens of every row.
         micro_batch: Rows per rank and forward pass.
@@ -98,6 +104,7 @@ class Run:
         precision: fp32 or bf16; fp16 on a GPU.
         optimizer: As in `TrainingConfig`.
         lora_rank: Rank of the adapters; 0 without any.
+        strategy: A strategy, or a file of ZeRO; empty for full fine-tuning under ZeRO, and adapters in one process.
     """
 
     method: str
@@ -108,11 +115,18 @@ class Run:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     optimizer: str = "adamw"
     lora_rank: int = 0
+    strategy: str = ""
 
     @property
     def name(self) -> str:
         """All fields in one line, which identifies a result."""
-        parts = [self.method, self.model, f"{self.micro_batch}x{self.length}", self.precision]
+        parts = [
+            self.method,
+            *([f"under {self.strategy}"] if self.strategy else []),
+            self.model,
+            f"{self.micro_batch}x{self.length}",
+            self.precision,
+        ]
         parts += ["checkpointing"] * self.checkpointing
         parts += [f"rank {self.lora_rank}", self.optimizer] if self.lora_rank else []
         return " ".join(parts)
@@ -120,7 +134,7 @@ class Run:
     @property
     def ranks(self) -> int:
         """Number of processes that train."""
-        return ZERO_RANKS if self.method in ZERO else 1
+        return ZERO_RANKS if self.method in ZERO or self.strategy not in ("", "single") else 1
 
 
 def _grid() -> Iterator[Run]:
@@ -146,6 +160,24 @@ def _grid() -> Iterator[Run]:
         yield Run(method, "381M", 256, 2, checkpointing=False, optimizer="adamw", lora_rank=16)
     for method in ADAPTERS:
         yield Run(method, "381M", 1024, 1, checkpointing=True, optimizer="paged_adamw_8bit", lora_rank=64)
+    yield from _pairs()
+
+
+def _pairs() -> Iterator[Run]:
+    """The pairs of a method and a strategy beside those above: each small and without checkpointing, and large."""
+    strategies = {
+        "full": ("fsdp", "ddp", "single"),
+        "partial": ("fsdp", "zero3", "ddp", "single"),
+        "lora": ("fsdp", "zero3", "ddp"),
+        "qlora": ("fsdp", "zero3", "ddp"),
+        "prefix": ("ddp", "single"),
+        "llama_adapter": ("ddp", "single"),
+    }
+    for method, names in strategies.items():
+        rank = 16 if method in ADAPTERS else 0
+        for name in names:
+            yield Run(method, "135M", 512, 1, checkpointing=False, lora_rank=rank, strategy=name)
+            yield Run(method, "381M", 256, 1, checkpointing=True, lora_rank=rank, strategy=name)
 
 
 RUNS = tuple(_grid())
@@ -339,11 +371,8 @@ def make_dataset(run: Run, directory: Path) -> None:
 
 def run_file(run: Run) -> dict[str, Any]:
     """The content of a run's YAML file."""
-    method = {"method": "full", "zero": {"config": ZERO[run.method]}} if run.method in ZERO else {
-        "method": run.method, "lora": {"rank": run.lora_rank, "merge": False},
-    }  # fmt: skip
     return {
-        **method,
+        **_method_of(run),
         "name": "memory-run",
         "model": {"source": "random/llama"},
         "data": {"source": "rows.jsonl", "format": "text", "max_length": run.length},
@@ -359,6 +388,17 @@ def run_file(run: Run) -> dict[str, Any]:
         },
         "evaluation": {"every_steps": STEPS, "prompts": ["any"], "max_new_tokens": 1},
     }
+
+
+def _method_of(run: Run) -> dict[str, Any]:
+    """What trains, and the strategy."""
+    if run.method in ZERO:
+        return {"method": "full", "zero": {"config": ZERO[run.method]}}
+    of_lora = {"lora": {"rank": run.lora_rank, "merge": False}} if run.method in ADAPTERS else {}
+    content = {"method": run.method, **of_lora, **SECTIONS.get(run.method, {})}
+    if run.strategy in ZERO:
+        return {**content, "strategy": "zero", "zero": {"config": ZERO[run.strategy]}}
+    return {**content, "strategy": run.strategy} if run.strategy else content
 
 
 def measure(run: Run, work: Path) -> Measurement:

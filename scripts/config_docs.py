@@ -133,10 +133,8 @@ def _type_name(annotation: Any) -> str:
         return _type_name(arguments[0])
     if origin is tuple:
         return "list of sections" if _is_section(arguments[0]) else f"list of {_type_name(arguments[0])}"
-    if _is_section(annotation):
-        return "section"
-    if origin is dict:
-        return "mapping"
+    if _is_section(annotation) or origin is dict:
+        return "section" if _is_section(annotation) else "mapping"
     raise ValueError(f"No plain name for the type {annotation}: add it to scripts/config_docs.py.")
 
 

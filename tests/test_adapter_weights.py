@@ -17,7 +17,8 @@ from thriftune.hardware import DEVICES
 from thriftune.inference.evaluation import evaluate
 from thriftune.inference.generation import generate
 from thriftune.models import architecture as architectures
-from thriftune.models.adapter_weights import WEIGHTS, attach, require_alike, require_same_shape
+from thriftune.models.adapter_resumption import require_alike, require_same_shape
+from thriftune.models.adapter_weights import WEIGHTS, attach
 from thriftune.models.answering import Sampling
 from thriftune.models.loading import Placement, attach_adapters, load_model
 from thriftune.models.merging import merge

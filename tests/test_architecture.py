@@ -6,7 +6,8 @@ import pytest
 
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ModelSourceError
-from thriftune.methods.adapters import adapter_parameters, require_targets
+from thriftune.methods.adapter_checks import require_targets
+from thriftune.methods.adapters import adapter_parameters
 from thriftune.models import architecture
 from thriftune.models.quantization import FourBit
 from thriftune.strategies.memory.activations import StepShape, measure

@@ -9,7 +9,6 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from thriftune.config import HardwareConfig, RunConfig, Section
-from thriftune.config import schema as config_module
 from thriftune.config.choices import METHODS, STRATEGIES, strategies_of
 from thriftune.config.rules import NODE_COUNTS
 from thriftune.errors import ConfigError
@@ -51,11 +50,11 @@ def test_the_smallest_file_is_valid_and_gets_the_documented_defaults():
         ({"name": "Not Valid"}, "name", ["'Not Valid'", "lower-case letters"]),
         ({"name": "a" * 41}, "name", ["aaaa", "at most 40"]),
         ({"seed": -1}, "seed", ["-1", "greater than or equal to 0"]),
-        ({"method": "dora"}, "method", ["'dora'", "'full', 'lora' or 'qlora'"]),
+        ({"method": "dora"}, "method", ["'dora'", "'full', 'partial', 'lora', 'qlora', 'prefix' or 'llama_adapter'"]),
         (
-            {"strategy": "fsdp"},
+            {"strategy": "pipeline"},
             "strategy",
-            ["'fsdp'", "'auto', 'zero', 'layers' or 'single'", "How weights are placed"],
+            ["'pipeline'", "'auto', 'zero', 'fsdp', 'ddp', 'single' or 'layers'", "How weights are placed"],
         ),
         ({"model": {"source": ""}}, "model.source", ["''", "Hub id"]),
         ({"model": "owner/model"}, "model", ["'owner/model'", "The base model."]),
@@ -158,8 +157,18 @@ def test_a_long_value_is_shortened_in_the_message(run_file):
     ("method", "overrides", "field", "texts"),
     [
         ("full", {"lora": {"rank": 8}}, "lora", ["method lora or qlora", "has method full", "Remove it"]),
-        ("qlora", {"zero": {"config": "zero2"}}, "zero", ["method full", "has method qlora", "set method: full"]),
-        ("lora", {"zero": {"config": "zero2"}}, "zero", ["method full", "has method lora", "set method: full"]),
+        (
+            "qlora",
+            {"zero": {"config": "zero2"}, "strategy": "ddp"},
+            "zero",
+            ["belongs to strategy zero", "has strategy ddp", "set strategy: zero"],
+        ),
+        (
+            "full",
+            {"fsdp": {"cpu_offload": True}, "strategy": "zero"},
+            "fsdp",
+            ["belongs to strategy fsdp", "has strategy zero", "set strategy: fsdp"],
+        ),
         (
             "full",
             {"zero": {"config": "zero2"}, "strategy": "single"},
@@ -172,7 +181,12 @@ def test_a_long_value_is_shortened_in_the_message(run_file):
             "lora.double_quantization",
             ["belongs to method qlora", "has method lora", "Remove it, or set method: qlora"],
         ),
-        ("lora", {"hardware": {"nodes": 2, "device": "T4"}}, "hardware.nodes", ["2", "LoRA runs on", "nodes: 1"]),
+        (
+            "lora",
+            {"strategy": "layers", "hardware": {"nodes": 2, "device": "T4"}},
+            "hardware.nodes",
+            ["2", "strategy layers runs on the GPUs of one node", "nodes: 1"],
+        ),
         (
             "full",
             {"strategy": "single", "hardware": {"nodes": 2, "device": "T4"}},
@@ -215,8 +229,6 @@ def test_a_long_value_is_shortened_in_the_message(run_file):
             "hardware.nodes",
             ["5", ", ".join(map(str, NODE_COUNTS))],
         ),
-        ("qlora", {"hardware": {"nodes": 2, "device": "T4"}}, "hardware.nodes", ["2", "one node", "nodes: 1"]),
-        ("qlora", {"hardware": {"devices_per_node": 2}}, "hardware.devices_per_node", ["2", "devices_per_node: 1"]),
         (
             "full",
             {"hardware": {"devices_per_node": 3}, "training": {"global_batch": 16}},
@@ -230,7 +242,12 @@ def test_a_long_value_is_shortened_in_the_message(run_file):
             ["bf16", "T4", "7.5", "'fp16'"],
         ),
         ("full", {"training": {"precision": "fp16"}}, "training.precision", ["fp16", "CPU", "'fp32'"]),
-        ("full", {"training": {"optimizer": "adamw_8bit"}}, "training.optimizer", ["adamw_8bit", "Use 'adamw'"]),
+        (
+            "full",
+            {"zero": {"config": "zero2"}, "training": {"optimizer": "adamw_8bit"}},
+            "training.optimizer",
+            ["adamw_8bit", "Use 'adamw', or strategy: ddp or single"],
+        ),
         (
             "full",
             {"zero": {"config": {"train_batch_size": 8, "zero_optimization": {"stage": 3}}}},
@@ -253,6 +270,8 @@ def test_fields_that_contradict_each_other_are_refused(run_file, method, overrid
         assert text in problems[field]
 
 
+# Sections that a method does not do without.
+OWN = {"partial": {"partial": {"train": ["head"]}}}
 REFUSED = [
     (method, strategy) for strategy, facts in STRATEGIES.items() for method in METHODS if method in facts.refuses
 ]
@@ -260,12 +279,14 @@ TRAINED = [(m, s) for s in STRATEGIES for m in METHODS if (m, s) not in REFUSED]
 
 
 def test_the_pairs_of_method_and_strategy_that_are_refused_are_these():
-    assert sorted(REFUSED) == [("full", "layers"), ("lora", "zero"), ("qlora", "zero")]
+    little = ["llama_adapter", "prefix"]
+    expected = [(method, strategy) for method in little for strategy in ("fsdp", "layers", "zero")]
+    assert sorted(REFUSED) == sorted([("full", "layers"), ("partial", "layers"), *expected])
 
 
 @pytest.mark.parametrize(("method", "strategy"), REFUSED)
 def test_a_strategy_that_cannot_train_the_method_is_refused_with_the_reason_and_the_others(run_file, method, strategy):
-    problems = problems_of(run_file(method, strategy=strategy))
+    problems = problems_of(run_file(method, strategy=strategy, **OWN.get(method, {})))
     assert list(problems) == ["strategy"]
     assert f"strategy = {strategy}: cannot train method {method}: " in problems["strategy"]
     assert STRATEGIES[strategy].refuses[method] in problems["strategy"]
@@ -275,21 +296,36 @@ def test_a_strategy_that_cannot_train_the_method_is_refused_with_the_reason_and_
 
 @pytest.mark.parametrize(("method", "strategy"), [*TRAINED, *((method, "auto") for method in METHODS)])
 def test_the_other_pairs_are_valid(run_config, method, strategy):
-    config = run_config(method, strategy=strategy)
+    config = run_config(method, strategy=strategy, **OWN.get(method, {}))
     assert (config.method, config.strategy) == (method, strategy)
     named = strategies_of(config)
-    assert named == ((strategy,) if strategy != "auto" else tuple(s for m, s in TRAINED if m == method))
+    assert sorted(named) == ([strategy] if strategy != "auto" else sorted(s for m, s in TRAINED if m == method))
 
 
-def test_zero_is_tried_first_for_full_and_one_device_first_for_adapters(run_config):
-    assert strategies_of(run_config("full")) == ("zero", "single")
+def test_what_is_divided_is_tried_first_where_weights_train_and_copies_first_where_adapters_do(run_config):
+    assert strategies_of(run_config("full")) == ("zero", "fsdp", "ddp", "single")
     assert strategies_of(run_config("full", zero={"config": "zero3"})) == ("zero",)
     assert strategies_of(run_config("full", zero={})) == ("zero",)
-    assert strategies_of(run_config("lora")) == strategies_of(run_config("qlora")) == ("single", "layers")
+    assert strategies_of(run_config("full", fsdp={"cpu_offload": True})) == ("fsdp",)
+    assert strategies_of(run_config("lora")) == ("ddp", "single", "zero", "fsdp", "layers")
+    assert strategies_of(run_config("prefix")) == ("ddp", "single")
+
+
+def test_auto_tries_what_suits_the_machines_and_the_optimizer_that_are_named(run_config):
+    """One that cannot use them was tried, and made the whole file wrong."""
+    eight_bit = {"optimizer": "adamw_8bit"}
+    assert strategies_of(run_config("full", training=eight_bit)) == ("ddp", "single")
+    assert strategies_of(run_config("qlora", hardware={"device": "T4", "nodes": 2})) == ("ddp", "zero", "fsdp")
+    assert strategies_of(run_config("qlora", hardware={"device": "CPU", "devices_per_node": 2})) == (
+        "ddp", "zero", "fsdp",
+    )  # fmt: skip
+    assert strategies_of(run_config("qlora", hardware={"device": "T4", "devices_per_node": 2})) == (
+        "ddp", "zero", "fsdp", "layers",
+    )  # fmt: skip
 
 
 def test_of_a_pair_that_is_refused_what_goes_with_neither_is_said_too(run_file):
-    content = run_file("qlora", strategy="zero", zero={"config": "zero2"}, hardware={"devices_per_node": 2})
+    content = run_file("prefix", strategy="zero", zero={"config": "zero2"}, hardware={"devices_per_node": 2})
     assert set(problems_of(content)) == {"strategy", "zero"}
 
 
@@ -376,9 +412,18 @@ def test_nothing_changes_after_reading(run_config):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_survives_json_and_pickle(run_config, method):
-    sections = {"zero": {"config": {"zero_optimization": {"stage": 2}}}} if method == "full" else {}
-    if method != "full":
-        sections = {"strategy": "layers", "lora": {"target_modules": ["q_proj", "v_proj"], "rank": 4}}
+    lora = {
+        "target_modules": ["q_proj", "v_proj"],
+        "rank": 4,
+        "rank_patterns": [{"pattern": "q_proj", "rank": 2}],
+        "modules_to_save": ["lm_head"],
+    }
+    sections = {
+        "full": {"zero": {"config": {"zero_optimization": {"stage": 2}}}, "fsdp": None},
+        "partial": {"partial": {"train": [{"last_layers": 2}, "norms", "*.mlp.*"], "add_layers": 1}, "fsdp": {}},
+        "prefix": {"prefix": {"virtual_tokens": 5}},
+        "llama_adapter": {"llama_adapter": {"layers": 2}},
+    }.get(method, {"strategy": "layers", "lora": lora})
     run = run_config(method, publish={"repository": "me/it"}, evaluation={"prompts": ["Why?"]}, **sections)
     assert_survives(run)
 
@@ -415,12 +460,16 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(run_config):
 
 
 def sections() -> list[type[BaseModel]]:
-    found = [value for value in vars(config_module).values() if isinstance(value, type) and issubclass(value, Section)]
-    return [section for section in found if section is not Section]
+    found, waiting = [], [Section]
+    while waiting:
+        below = [s for s in waiting.pop().__subclasses__() if s.__module__.startswith("thriftune.config")]
+        found += below
+        waiting += below
+    return found
 
 
 def test_every_key_of_every_section_says_what_it_is():
-    assert len(sections()) == 12
+    assert len(sections()) == 19
     for section in sections():
         assert section.__doc__
         for name, field in section.model_fields.items():

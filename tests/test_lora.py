@@ -9,17 +9,16 @@ from test_architecture import shape_of
 
 from thriftune.config import LoraConfig, ModelConfig
 from thriftune.errors import ConfigError
+from thriftune.methods.adapter_checks import require_adapters, require_targets
 from thriftune.methods.adapters import (
     DROPOUT,
     adapter_parameters,
     peft_config,
-    require_adapters,
-    require_targets,
     resolved,
     trainable_share,
 )
 from thriftune.models import architecture as architectures
-from thriftune.models.adapter_weights import require_same_shape
+from thriftune.models.adapter_resumption import require_same_shape
 from thriftune.preflight import adapters
 from thriftune.preflight.base_model import BaseModel
 

@@ -67,7 +67,8 @@ def test_a_full_plan_has_one_process_per_device_and_the_zero_file(run_config):
 
 
 def test_a_plan_by_layers_has_one_process_for_all_devices_and_no_zero(run_config):
-    config = run_config("qlora", strategy="layers", hardware={"device": "A10G", "devices_per_node": 4}, training={"global_batch": 8})
+    hardware = {"device": "A10G", "devices_per_node": 4}
+    config = run_config("qlora", strategy="layers", hardware=hardware, training={"global_batch": 8})
     made = planned(config)
     assert (made.devices_per_node, made.processes_per_node) == (4, 1)
     assert made.accumulation == 4
@@ -120,9 +121,7 @@ def test_of_several_zero_configurations_the_fastest_that_fits_is_taken():
         ("qlora", "g4dn.12xlarge", "ddp", 4, 4),
     ],
 )
-def test_auto_is_zero_for_full_and_for_adapters_a_copy_on_each_device(
-    method, instance, strategy, devices, processes
-):
+def test_auto_is_zero_for_full_and_for_adapters_a_copy_on_each_device(method, instance, strategy, devices, processes):
     made = plan(run(SMOL, method, hardware={"instance": instance, "nodes": 1}))
     assert (made.method, made.strategy) == (method, strategy)
     assert (made.devices_per_node, made.processes_per_node, len(made.memory.devices)) == (devices, processes, devices)

@@ -62,6 +62,7 @@ class StrategyFacts:
         most_devices: Most devices of a machine that it uses; None means all.
         own_optimizer: Why `training.optimizer` must stay adamw; empty if any optimizer works.
         refuses: Methods that it cannot train, each with the reason as a clause.
+        refuses_init: First values of adapters (`lora.init`) that it cannot compute, each with the reason as a clause.
     """
 
     title: str
@@ -72,6 +73,7 @@ class StrategyFacts:
     most_devices: int | None = None
     own_optimizer: str = ""
     refuses: Mapping[Method, str] = field(default_factory=dict)
+    refuses_init: Mapping[str, str] = field(default_factory=dict)
 
 
 METHODS: dict[Method, MethodFacts] = {
@@ -92,6 +94,8 @@ METHODS: dict[Method, MethodFacts] = {
 
 _NOT_DIVIDED = "what it trains is so little that ddp, with the base model whole on each device, does it as well"
 _NOT_OVER_LAYERS = "what it adds to each layer is not placed on the device of that layer"
+_IN_PARTS = "no process has the whole of a weight, from which they are computed"
+_NO_INIT = dict.fromkeys(("pissa", "olora", "eva", "orthogonal"), _IN_PARTS)
 STRATEGIES: dict[StrategyName, StrategyFacts] = {
     "zero": StrategyFacts(
         "DeepSpeed ZeRO",
@@ -100,6 +104,7 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
         may_span_nodes=True,
         own_optimizer="ZeRO partitions AdamW's states itself",
         refuses={"prefix": _NOT_DIVIDED, "llama_adapter": _NOT_DIVIDED},
+        refuses_init=_NO_INIT,
     ),
     "fsdp": StrategyFacts(
         "FSDP",
@@ -109,6 +114,7 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
         may_span_nodes=True,
         own_optimizer="8-bit optimizers cannot step the shards of FSDP",
         refuses={"prefix": _NOT_DIVIDED, "llama_adapter": _NOT_DIVIDED},
+        refuses_init=_NO_INIT,
     ),
     "ddp": StrategyFacts("data parallel", is_distributed=True, needs_others=True, may_span_nodes=True),
     "single": StrategyFacts("one device", most_devices=1),
@@ -120,6 +126,7 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
             "prefix": _NOT_OVER_LAYERS,
             "llama_adapter": _NOT_OVER_LAYERS,
         },
+        refuses_init={"eva": "peft compares the inputs of all layers on one device"},
     ),
 }
 
@@ -134,16 +141,26 @@ _ORDER: dict[Literal["model", "adapter"], tuple[StrategyName, ...]] = {
 def strategies_of(config: "RunConfig") -> tuple[StrategyName, ...]:
     """The strategies that a run may use: the one it names, or all that can train its method, in the order of `auto`.
 
-    A section of the file that is for one of these names it too: what it says would be overlooked by the others.
+    A section of the file that is for one of these names it too: what it says would be overlooked by the others. And of
+    those that are left, `auto` tries only those for the machines and the optimizer that the file names.
 
     Args:
         config: The run.
     """
     if config.strategy != AUTO:
         return (config.strategy,)
-    order = _ORDER[METHODS[config.method].result]
-    able = tuple(name for name in order if config.method not in STRATEGIES[name].refuses)
-    if config.training.optimizer != ADAMW:
-        able = tuple(name for name in able if not STRATEGIES[name].own_optimizer) or able
+    able = [name for name in _ORDER[METHODS[config.method].result] if config.method not in STRATEGIES[name].refuses]
+    able = [name for name in able if config.lora_or_default.init not in STRATEGIES[name].refuses_init]
     given = {facts.section for facts in STRATEGIES.values() if facts.section and getattr(config, facts.section)}
-    return tuple(name for name in able if STRATEGIES[name].section in given) or able
+    named = [name for name in able if STRATEGIES[name].section in given] or able
+    return tuple(name for name in named if _suits(STRATEGIES[name], config)) or tuple(named)
+
+
+def _suits(facts: StrategyFacts, config: "RunConfig") -> bool:
+    """Whether a strategy can use the machines and the optimizer that a run names."""
+    nodes, devices = config.hardware.nodes or 1, config.hardware.devices_per_node or 1
+    if (nodes > 1 and not facts.may_span_nodes) or devices > (facts.most_devices or devices):
+        return False
+    if devices > 1 and config.hardware.device == "CPU" and not facts.is_distributed:
+        return False
+    return config.training.optimizer == ADAMW or not facts.own_optimizer

@@ -46,7 +46,7 @@ class LoraConfig(Section):
         ge=0,
         lt=1,
         description="Dropout on the adapter's input. When left out, 0.05; but 0 if adapters are on fused experts, "
-        "where peft has no dropout.",
+        "where peft has no dropout, and with init pissa or olora, whose adapters hold a part of the model.",
     )
     target_modules: tuple[str, ...] | None = Field(
         default=None,

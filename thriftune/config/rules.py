@@ -159,8 +159,12 @@ def _optimizer(config: "RunConfig") -> Iterator[Problem]:
             "training.optimizer",
             config.training.optimizer,
             f"{why}; the 8-bit optimizers are for other strategies.",
-            "Use 'adamw'; to save memory use zero.config: zero3_offload.",
+            f"Use '{ADAMW}', or strategy: {' or '.join(_with_any_optimizer(config))}.",
         )
+
+
+def _with_any_optimizer(config: "RunConfig") -> list[str]:
+    return [n for n, facts in STRATEGIES.items() if not facts.own_optimizer and config.method not in facts.refuses]
 
 
 def _inline_zero(config: "RunConfig") -> Iterator[Problem]:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thriftune.config import LoraConfig
+from thriftune.config.method_rules import TAKING
 from thriftune.errors import ConfigError, in_a_line
 from thriftune.models.adapter_weights import is_target
 from thriftune.models.architecture import Architecture, layer_of
-from thriftune.models.quantization import FourBit, require_savings
 
 if TYPE_CHECKING:
     import torch
@@ -17,76 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DROPOUT = 0.05  # the default of a run; QLoRA (arXiv 2305.14314), appendix B
+_AS_A_WHOLE = ".modules_to_save.default"  # in the names of modules that train as a whole
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
-
-
-def require_trainable(lora: LoraConfig, architecture: Architecture, four_bit: FourBit | None = None) -> None:
-    """Refuse adapters that cannot be trained on an architecture, or a base that 4 bits do not suit. Needs no weights.
-
-    Args:
-        lora: The LoRA section.
-        architecture: The base model's.
-        four_bit: How the base is quantized to 4 bits; None if it is not.
-
-    Raises:
-        ConfigError: A target does not exist, peft refuses the adapters, or 4 bits save nothing.
-    """
-    require_targets(lora, architecture)
-    require_adapters(lora, architecture)
-    if four_bit is not None:
-        require_savings(four_bit, architecture)
-
-
-def require_targets(lora: LoraConfig, architecture: Architecture) -> None:
-    """Refuse target modules that an architecture does not have. Needs no weights.
-
-    Args:
-        lora: The LoRA section.
-        architecture: The base model's.
-
-    Raises:
-        ConfigError: A name matches no linear layer; the message lists the layers there are.
-    """
-    present = architecture.linear_shapes
-    if not present:
-        raise ConfigError.single(
-            "model.source",
-            architecture.name,
-            "has no linear layers to adapt.",
-            "Use method: full, or another model.",
-            code="lora-target-missing",
-        )
-    absent = [t for t in lora.target_modules or () if not any(is_target(name, (t,)) for name in present)]
-    if absent:
-        short = sorted({name.rpartition(".")[2] for name in present})
-        raise ConfigError.single(
-            "lora.target_modules",
-            ", ".join(absent),
-            f"no linear layer of this model has that name; it has {', '.join(short)}.",
-            "Use those names, or leave target_modules out to adapt every linear layer.",
-            code="lora-target-missing",
-        )
-
-
-def require_adapters(lora: LoraConfig, architecture: Architecture) -> None:
-    """Refuse adapters that peft cannot put on an architecture, such as fused experts with dropout. Needs no weights.
-
-    Args:
-        lora: The LoRA section; its targets exist in the architecture.
-        architecture: The base model's.
-
-    Raises:
-        ConfigError: peft refuses them; the message gives its reason.
-    """
-    if lora.dropout and fused_adapters(lora, architecture):
-        raise ConfigError.single(
-            "lora.dropout",
-            lora.dropout,
-            f"peft has no dropout for the fused experts of {architecture.name}, which get adapters.",
-            "Set lora.dropout: 0 or leave it out; or name other modules in lora.target_modules: q_proj, v_proj.",
-            code="lora-refused",
-        )
-    adapter_parameters(architecture, lora)
 
 
 def resolved(lora: LoraConfig, architecture: Architecture) -> LoraConfig:
@@ -105,7 +37,8 @@ def resolved(lora: LoraConfig, architecture: Architecture) -> LoraConfig:
     decided = lora.model_copy(update={"target_modules": _targets(lora, architecture)})
     if lora.dropout is not None:
         return decided
-    return decided.model_copy(update={"dropout": 0.0 if fused_adapters(lora, architecture) else DROPOUT})
+    has_none = lora.init in TAKING or fused_adapters(lora, architecture)
+    return decided.model_copy(update={"dropout": 0.0 if has_none else DROPOUT})
 
 
 def _targets(lora: LoraConfig, architecture: Architecture) -> tuple[str, ...] | None:
@@ -142,12 +75,16 @@ def adapter_parameters(architecture: Architecture, lora: LoraConfig) -> dict[str
 
 @lru_cache(maxsize=64)
 def _adapters(architecture: Architecture, lora: LoraConfig) -> dict[str, tuple[int, bool]]:
-    """Parameters of the adapter on each module, and whether it is on a parameter instead of a layer.
+    """Parameters that train on or in each module, and whether they are on a parameter instead of a layer.
 
-    Counted on a model with just enough layers to have one of every kind: peft takes seconds for a model of eighty.
+    Counted on a model with just enough layers to have one of every kind: peft takes seconds for a model of eighty. But
+    on all layers if something else than adapters trains, or if layers of a kind may differ.
     """
+    by_number = any(character.isdigit() for pattern in lora.rank_patterns for character in pattern.pattern)
+    if lora.modules_to_save or lora.bias != "none" or by_number:
+        return _counted(architecture, lora, None)
     first = architecture.first_of_kind
-    on_few = _adapters_of_few_layers(architecture, lora, max(first, default=0) + 1)
+    on_few = _counted(architecture, without_layer_numbers(lora), max(first, default=0) + 1)
     found = {}
     for name, adapter in on_few.items():
         layer = layer_of(name)
@@ -159,15 +96,34 @@ def _adapters(architecture: Architecture, lora: LoraConfig) -> dict[str, tuple[i
     return found
 
 
-def _adapters_of_few_layers(architecture: Architecture, lora: LoraConfig, layers: int) -> dict[str, tuple[int, bool]]:
-    import torch
-    from peft import get_peft_model
+def _counted(architecture: Architecture, lora: LoraConfig, layers: int | None) -> dict[str, tuple[int, bool]]:
     from peft.tuners.lora.layer import ParamWrapper
 
-    targets = _targets(lora, architecture)
-    asked = without_layer_numbers(lora.model_copy(update={"target_modules": targets, "dropout": 0.0}))
+    model = _on_meta(architecture, lora, layers)
+    found: dict[str, tuple[int, bool]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        wrapper, is_adapter, _ = name.partition(".lora_")
+        if not is_adapter:  # a bias, or a part of a module that trains as a whole
+            wrapper = name.rpartition(".")[0]
+        module = wrapper.removeprefix("base_model.model.").replace(".base_layer", "").replace(_AS_A_WHOLE, "")
+        count, is_fused = found.get(module, (0, False))
+        is_fused |= isinstance(model.get_submodule(wrapper), ParamWrapper)
+        found[module] = (count + parameter.numel(), is_fused)
+    return found
+
+
+def _on_meta(architecture: Architecture, lora: LoraConfig, layers: int | None) -> Any:
+    """A model on the meta device with the adapters that peft puts on it."""
+    import torch
+    from peft import get_peft_model
+
+    asked = lora.model_copy(update={"target_modules": _targets(lora, architecture), "dropout": 0.0})
+    if layers is not None:
+        asked = without_layer_numbers(asked)
     try:
-        model = get_peft_model(architecture.on_meta(torch.bfloat16, layers=layers), peft_config(asked))
+        return get_peft_model(architecture.on_meta(torch.bfloat16, layers=layers), peft_config(asked))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError.single(
             "lora.target_modules",
@@ -176,16 +132,6 @@ def _adapters_of_few_layers(architecture: Architecture, lora: LoraConfig, layers
             "Name the modules to adapt, such as q_proj, k_proj, v_proj and o_proj.",
             code="lora-refused",
         ) from error
-    found: dict[str, tuple[int, bool]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        wrapper, _, _ = name.partition(".lora_")
-        module = wrapper.removeprefix("base_model.model.").replace(".base_layer", "")
-        count, is_fused = found.get(module, (0, False))
-        is_fused |= isinstance(model.get_submodule(wrapper), ParamWrapper)
-        found[module] = (count + parameter.numel(), is_fused)
-    return found
 
 
 def without_layer_numbers(lora: LoraConfig) -> LoraConfig:
@@ -260,7 +206,11 @@ def _set_aside(parameters: list["torch.nn.Parameter"]) -> Iterator[None]:
 
 
 def peft_config(lora: LoraConfig) -> "PeftLoraConfig":
-    """The LoRA section as peft's own configuration."""
+    """The LoRA section as peft's own configuration, but for first values: `thriftune.methods.initial_values` has them.
+
+    Args:
+        lora: The LoRA section.
+    """
     from peft import LoraConfig as PeftLoraConfig
 
     return PeftLoraConfig(
@@ -268,15 +218,41 @@ def peft_config(lora: LoraConfig) -> "PeftLoraConfig":
         lora_alpha=lora.alpha,
         lora_dropout=DROPOUT if lora.dropout is None else lora.dropout,
         target_modules=list(lora.target_modules) if lora.target_modules else ALL_LINEAR,
+        use_dora=lora.variant == "dora",
+        use_rslora=lora.variant == "rslora",
+        bias=lora.bias,
+        modules_to_save=list(lora.modules_to_save) or None,
+        rank_pattern={pattern.pattern: pattern.rank for pattern in lora.rank_patterns},
+        alpha_pattern={pattern.pattern: pattern.alpha for pattern in lora.rank_patterns if pattern.alpha is not None},
         task_type="CAUSAL_LM",
     )
 
 
+def train_in_fp32(model: Any) -> Any:
+    """Hold what trains in fp32, as mixed precision requires. peft does so for adapters, but not for whole modules.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The same model.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
 def trainable_share(model: "torch.nn.Module") -> float:
-    """Share of the parameters that training changes; a 4-bit weight counts as the two parameters it holds per byte."""
+    """Share of the parameters that training changes; a 4-bit weight counts as the two parameters it holds per byte.
+
+    Args:
+        model: The model. Of a weight that is divided over ranks, DeepSpeed notes the number (`ds_numel`).
+    """
     trainable = total = 0
     for parameter in model.parameters():
-        count = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+        held: int = getattr(parameter, "ds_numel", parameter.numel())
+        count = held * (2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1)
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable / total

@@ -1,6 +1,6 @@
 """The protocol of a training method, and what a training gives it to save."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,8 @@ from thriftune.models.saving import SavedWeights
 if TYPE_CHECKING:
     import torch
 
+# Tensors by the names of a model's arguments, such as input_ids.
+Batch = Mapping[str, "torch.Tensor"]
 # Gathers the trained weights, rounded to a type by a rounding mode: whole tensors by name on rank 0, none elsewhere.
 # Collective: every rank calls it.
 State = Callable[[Precision, RoundingMode], "dict[str, torch.Tensor]"]
@@ -164,6 +166,39 @@ class TrainingMethod(Protocol):
         Returns:
             The model whose `requires_grad` parameters train.
         """
+
+    def begin(self, model: Any, config: RunConfig, batches: Callable[[int, int], Sequence[Batch]]) -> None:
+        """Give what trains its first values, where these are not what `prepare` gave it. Not called on resuming.
+
+        Args:
+            model: What `prepare` returned, on its devices.
+            config: The run.
+            batches: Gives batches of collated rows, the same on every rank; takes their number, and the tokens with a
+                label that each has at least.
+
+        Raises:
+            ConfigError: There are too few rows.
+        """
+
+    def beside(self, model: Any) -> "dict[str, torch.Tensor]":
+        """What a checkpoint needs besides what peft or transformers saves of a model, by name.
+
+        Args:
+            model: The model that trains.
+        """
+        return {}
+
+    def take(self, model: Any, tensors: "Mapping[str, torch.Tensor]") -> bool:
+        """Take back what `beside` gave, before the rest of a checkpoint is loaded.
+
+        Args:
+            model: The model that resumes.
+            tensors: What `beside` gave; empty if the checkpoint has nothing of it.
+
+        Returns:
+            Whether that was everything that trains, so that nothing else is to be loaded into the model.
+        """
+        return False
 
     def save(self, trained: Trained, config: RunConfig, destination: Path) -> None:
         """Write what was trained to a directory, with a manifest. Collective: every rank calls it, rank 0 writes.

@@ -1,35 +1,39 @@
 """LoRA: low-rank adapters train on a frozen base model in 16 bits (fp32 on a CPU), and an adapter comes out."""
 
 import logging
-import shutil
-import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from thriftune import artifacts, damage, distributed
+from thriftune import damage, distributed
 from thriftune.config import LoraConfig, Method, RunConfig, Section
+from thriftune.methods import initial_values
+from thriftune.methods.adapter_checks import require_trainable
 from thriftune.methods.adapters import (
     DROPOUT,
     adapter_parameters,
     fused_adapters,
     peft_config,
-    require_trainable,
     resolved,
+    train_in_fp32,
     trainable_share,
     without_layer_numbers,
 )
-from thriftune.methods.base import Trained, TrainingMethod
-from thriftune.models.adapter_weights import RESUME_FROM, attach, require_alike, require_same_shape
+from thriftune.methods.base import Batch, Trained, TrainingMethod
+from thriftune.methods.saving import PEFT_FOLDER, saving_adapter
+from thriftune.models.adapter_resumption import require_alike, require_same_shape
+from thriftune.models.adapter_weights import RESUME_FROM, attach
 from thriftune.models.architecture import Architecture
-from thriftune.models.files import ADAPTER_FILES
 from thriftune.models.quantization import FourBit
-from thriftune.models.source import kind_of
 from thriftune.redaction import redacted, unsigned
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
 # Keys of the section that decide what a training makes, and that `identity` takes as they are.
-_DECIDING = ("rank", "alpha")
+_DECIDING = ("rank", "alpha", "variant", "init", "bias")
 
 
 class Lora(TrainingMethod):
@@ -60,7 +64,8 @@ class Lora(TrainingMethod):
         from peft import get_peft_model
 
         assert isinstance(section, LoraConfig)
-        return get_peft_model(model, peft_config(without_layer_numbers(resolved(section, architecture))))
+        adapted = get_peft_model(model, peft_config(without_layer_numbers(resolved(section, architecture))))
+        return train_in_fp32(adapted)
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
         """The adapters: their shape, where they are, and what they start from."""
@@ -69,6 +74,8 @@ class Lora(TrainingMethod):
             **{f"lora.{name}": getattr(lora, name) for name in _DECIDING},
             "lora.dropout": DROPOUT if lora.dropout is None else lora.dropout,
             "lora.target_modules": sorted(lora.target_modules) if lora.target_modules else None,
+            "lora.modules_to_save": sorted(lora.modules_to_save),
+            "lora.rank_patterns": [[each.pattern, each.rank, each.alpha] for each in lora.rank_patterns],
             # As a manifest holds it: without secrets, and the same for every signature.
             "lora.resume_from": redacted(unsigned(lora.resume_from)) if lora.resume_from else None,
         }
@@ -91,25 +98,40 @@ class Lora(TrainingMethod):
             logger.info("Adapters of rank %d with dropout %g%s", lora.rank, lora.dropout, on_experts)
             adapted = get_peft_model(base, peft_config(lora))
         logger.info("%.2f %% of the weights train", 100 * trainable_share(adapted))
-        return adapted
+        return train_in_fp32(adapted)
+
+    def begin(self, model: Any, config: RunConfig, batches: Callable[[int, int], Sequence[Batch]]) -> None:
+        """Give new adapters the first values that the run asks for."""
+        from transformers import set_seed
+
+        lora = config.lora_or_default
+        if lora.init == "default":
+            return
+        set_seed(config.seed)
+        initial_values.from_weights(model, lora)
+        if lora.init == "eva":
+            tokens = max([lora.rank, *(pattern.rank for pattern in lora.rank_patterns)])
+            initial_values.from_rows(model, batches(initial_values.EVA_BATCHES, tokens))
+
+    def beside(self, model: Any) -> "dict[str, torch.Tensor]":
+        """The first adapter, where it was taken out of the weights of the base model."""
+        return initial_values.initial_adapter(model)
+
+    def take(self, model: Any, tensors: "Mapping[str, torch.Tensor]") -> bool:
+        """Take the first adapter out of the base model's weights again; peft loads the present one."""
+        initial_values.resume_with(model, tensors)
+        return False
 
     def save(self, trained: Trained, config: RunConfig, destination: Path) -> None:
         """Write the adapter alone, without the base model."""
         state = trained.state("fp32", "none")
         if not distributed.current_rank().is_main:
             return
-        logger.info("Saving the adapter to %s", destination)
-        model = trained.model
-        # Where the base model came from, not its directory on this node.
-        model.peft_config["default"].base_model_name_or_path = redacted(config.model.source)
-        is_on_hub = kind_of(config.model.source) == "hub"
-        model.peft_config["default"].revision = trained.record["model_version"] if is_on_hub else None
-        what = "saving the adapter"
-        with artifacts.writing(destination, what) as directory, tempfile.TemporaryDirectory() as scratch:
-            model.save_pretrained(scratch, state_dict=state, save_embedding_layers=False)
-            for name in ADAPTER_FILES:
-                shutil.copy(Path(scratch) / name, directory / name)
-            artifacts.write_manifest(directory, "adapter", trained.record)
+        model, initial = trained.model, initial_values.initial_adapter(trained.model)
+        with saving_adapter(trained, config, destination) as scratch:
+            # The state has no place for a first adapter; where there is one, this process holds every weight.
+            given = initial_values.saved_as_difference(initial, scratch) or {"state_dict": state}
+            model.save_pretrained(scratch / PEFT_FOLDER, save_embedding_layers=False, **given)
 
     def _frozen(self, model: Any, config: RunConfig) -> Any:
         """The base model as it is: peft freezes it, and the Trainer turns checkpointing on."""

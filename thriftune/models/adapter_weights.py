@@ -1,14 +1,13 @@
 """Putting complete adapters on models. If some weights do not fit, peft loads the others and says next to nothing."""
 
-import json
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune.config import LoraConfig
-from thriftune.errors import AdapterError, ConfigError, Problem
+from thriftune.errors import AdapterError, Problem
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG, examples, wrapper_in
 from thriftune.models.weight_files import Folder, Shapes
@@ -23,12 +22,15 @@ logger = logging.getLogger(__name__)
 
 RESUME_FROM = "lora.resume_from"
 WEIGHTS = "adapter_model.safetensors"
-# Codes of problems: weights are missing or do not fit; the adapter's shape differs from the run's.
-_MISFIT, _DIFFERS = "adapter-weights-misfit", "adapter-shape-differs"
+_MISFIT = "adapter-weights-misfit"  # the code of a problem: weights are missing or do not fit
 _PREFIX = "base_model.model."  # starts every name in an adapter's file
 _LORA = "lora_"  # in the names of a LoRA adapter's weights
-# The same for the adapter types in which every module has its own weights; others share some, so this does not work.
+# The same for the adapter types that are put on modules and in which every module has its own weights; in others that
+# are put on modules they share some, so this does not work.
 _PARTS = {"LORA": _LORA, "IA3": "ia3_"}
+_OF_PREFIX = ("prompt_embeddings",)  # which peft loads apart from the others
+# The types of which peft can say which names their file has to have.
+_NAMED = {*_PARTS, "PREFIX_TUNING", "ADAPTION_PROMPT"}
 _SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")
 
 
@@ -61,6 +63,7 @@ def attach(
     from peft.utils import load_peft_weights
 
     config = _config_of(adapter_dir, field)
+    _require_own_biases(model, config, field, adapter_dir)
     if (adapter_dir / WEIGHTS).is_file():
         shapes_in(Folder(adapter_dir), field, adapter_dir)
     if dropout is not None and isinstance(config, LoraOfPeft):
@@ -69,6 +72,8 @@ def attach(
         attached = _put_on(model, adapter_dir, config, name, is_trainable=is_trainable)
     except (KeyError, TypeError, ValueError) as error:
         raise _refused(error, field, adapter_dir) from error
+    except RuntimeError as error:  # of a type whose weights peft takes as they are
+        raise _of_other_shape(error, name, _remedy(config), field, adapter_dir) from error
     # Loaded again, because peft does not pass on what it found the first time.
     _fill(attached, load_peft_weights(str(adapter_dir), device="cpu"), config, name, field, adapter_dir)
     return attached
@@ -97,23 +102,6 @@ def require_fit(architecture: Architecture, adapter_dir: Path, shapes: Shapes, f
         raise _refused(error, field, value) from error
     tensors = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
     _fill(model, tensors, config, "default", field, value)
-
-
-def require_alike(lora: LoraConfig, architecture: Architecture, adapter_dir: Path) -> None:
-    """Refuse to continue training an adapter of another base model, or on other modules than the run says.
-
-    Args:
-        lora: The LoRA section, whose targets exist in the architecture.
-        architecture: Architecture of the base model.
-        adapter_dir: The adapter.
-
-    Raises:
-        AdapterError: Its weights do not fit.
-        ConfigError: The run names other modules.
-    """
-    shapes = shapes_in(Folder(adapter_dir), RESUME_FROM, adapter_dir)
-    require_fit(architecture, adapter_dir, shapes, RESUME_FROM, adapter_dir)
-    require_same_targets(lora, adapted_modules(shapes), architecture)
 
 
 def shapes_in(folder: Folder, field: str, value: object) -> Shapes:
@@ -203,24 +191,64 @@ def _fill(
 
     kind: Any = config.peft_type
     part = _PARTS.get(str(kind.value))
-    if part is None:
+    if kind.value not in _NAMED:
         return
-    origin = config.base_model_name_or_path
-    remedy = f"Use the base model that it was trained on{f' ({origin})' if origin else ''}, or save it again."
+    remedy = _remedy(config)
     try:
-        loaded: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
+        with _present(model, config, name):
+            loaded: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
+            missing = _without(model, tensors, name, part)
     except KeyError as error:  # of a module that was trained as a whole
         raise AdapterError.single(field, value, f"has no weights for {error}.", remedy, code=_MISFIT) from error
     except RuntimeError as error:
-        found = _SIZE_MISMATCH.findall(str(error))
-        if not found:
-            raise
-        shapes = [f"{_in_file(key, name)} is {stored} and should be {needed}" for key, stored, needed in found]
-        message = f"has weights with other shapes than the model needs: {examples(shapes)}."
-        raise AdapterError.single(field, value, message, remedy, code=_MISFIT) from error
-    missing = [_in_file(key, name) for key in sorted(loaded.missing_keys) if part in key and f".{name}" in key]
-    without_place = [_in_file(key, name) for key in sorted(loaded.unexpected_keys)]
+        raise _of_other_shape(error, name, remedy, field, value) from error
+    if part:
+        missing += [_in_file(key, name) for key in sorted(loaded.missing_keys) if part in key and f".{name}" in key]
+    without_place = [_in_file(key, name) for key in sorted(loaded.unexpected_keys) if key not in _OF_PREFIX]
     _require_all(missing, without_place, remedy, field, value)
+
+
+def _remedy(config: "PeftConfig") -> str:
+    origin = config.base_model_name_or_path
+    return f"Use the base model that it was trained on{f' ({origin})' if origin else ''}, or save it again."
+
+
+def _of_other_shape(error: RuntimeError, name: str, remedy: str, field: str, value: object) -> Exception:
+    """The error for weights of another shape than the model needs; torch's own where it says something else."""
+    found = _SIZE_MISMATCH.findall(str(error))
+    if not found:
+        return error
+    shapes = [f"{_in_file(key, name)} is {stored} and should be {needed}" for key, stored, needed in found]
+    message = f"has weights with other shapes than the model needs: {examples(shapes)}."
+    return AdapterError.single(field, value, message, remedy, code=_MISFIT)
+
+
+def _present(model: "PeftModel", config: "PeftConfig", name: str) -> AbstractContextManager[None]:
+    """Have the parts of an adapter in its model: peft takes LLaMA-Adapter's out of it while another one is active."""
+    if config.is_adaption_prompt:
+        in_it: AbstractContextManager[None] = model.base_model._temporarily_active(name)  # noqa: SLF001 - as peft does
+        return in_it
+    return nullcontext()
+
+
+def _without(model: "PeftModel", tensors: Mapping[str, "torch.Tensor"], name: str, part: str | None) -> list[str]:
+    """Names that an adapter's file has to have and does not, except those with a part; such as biases."""
+    from peft import get_peft_model_state_dict
+
+    needed = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return sorted(key for key in needed if key not in tensors and not (part and part in key))
+
+
+def _require_own_biases(model: Any, config: "PeftConfig", field: str, value: object) -> None:
+    """Refuse an adapter beside others if one of them trained the base model's biases, which all would then have.
+
+    Raises:
+        AdapterError: Names the adapter.
+    """
+    configs = [*getattr(model, "peft_config", {}).values(), config]
+    if len(configs) > 1 and any(getattr(each, "bias", "none") != "none" for each in configs):
+        message = "cannot be on a model beside another: one of them has trained biases of the base model."
+        raise AdapterError.single(field, value, message, "Use one adapter at a time, or merge it.", code=_MISFIT)
 
 
 def _require_all(missing: list[str], without_place: list[str], remedy: str, field: str, value: object) -> None:
@@ -263,63 +291,6 @@ def _refused(error: Exception, field: str, value: object) -> AdapterError:
         f"peft cannot put it on the model: {text}.",
         "Use the base model that it was trained on.",
         code=_MISFIT,
-    )
-
-
-def require_same_shape(lora: LoraConfig, adapter_dir: Path) -> None:
-    """Refuse to continue training an adapter of another shape: peft would use the adapter's shape and ignore the run's.
-
-    Args:
-        lora: The LoRA section.
-        adapter_dir: The adapter.
-
-    Raises:
-        ConfigError: Rank or alpha differ, or there is no adapter.
-    """
-    file = adapter_dir / "adapter_config.json"
-    if not file.is_file():
-        raise ConfigError.single(
-            "lora.resume_from", adapter_dir, "has no adapter_config.json.", "Name an adapter.", code=_DIFFERS
-        )
-    saved = json.loads(file.read_text(encoding="utf-8"))
-    if saved.get("peft_type") != "LORA":
-        message = f"is an adapter of type {saved.get('peft_type')}, but only LoRA can be trained."
-        raise ConfigError.single(
-            "lora.resume_from", adapter_dir, message, "Name a LoRA adapter, or start a new one.", code=_DIFFERS
-        )
-    problems = [
-        Problem(f"lora.{field}", str(value), f"the adapter to resume from has {saved[key]}.", f"Use {saved[key]}.")
-        for field, key, value in (("rank", "r", lora.rank), ("alpha", "lora_alpha", lora.alpha))
-        if saved[key] != value
-    ]
-    if problems:
-        raise ConfigError.of(_DIFFERS, problems)
-
-
-def require_same_targets(lora: LoraConfig, adapted: Collection[str], architecture: Architecture) -> None:
-    """Refuse to continue training an adapter on other modules: peft would use the adapter's and ignore the run's.
-
-    Args:
-        lora: The LoRA section, whose targets exist in the architecture.
-        adapted: Names of the modules that the adapter is on.
-        architecture: Architecture of the base model.
-
-    Raises:
-        ConfigError: The modules differ; it names those to write.
-    """
-    linear = architecture.linear_shapes
-    theirs = set(linear).intersection(adapted)
-    if theirs == {name for name in linear if is_target(name, lora.target_modules)}:
-        return
-    short = sorted({name.rpartition(".")[2] for name in theirs})
-    can_be_said = theirs == {name for name in linear if is_target(name, short)}
-    remedy = f"Write target_modules: [{', '.join(short if can_be_said else sorted(theirs))}]."
-    raise ConfigError.single(
-        "lora.target_modules",
-        ", ".join(lora.target_modules or ()) or "every linear layer",
-        f"the adapter to resume from is on {', '.join(short) or 'none'}{'' if can_be_said else ' of some layers'}.",
-        remedy if theirs else "Start a new adapter.",
-        code=_DIFFERS,
     )
 
 

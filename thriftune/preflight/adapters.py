@@ -10,16 +10,10 @@ from thriftune import damage
 from thriftune.config import LoraConfig, RunConfig
 from thriftune.errors import AdapterError, Problem
 from thriftune.methods import METHODS
-from thriftune.methods.adapters import adapter_parameters, fused_adapters, require_adapters, require_targets
-from thriftune.models.adapter_weights import (
-    RESUME_FROM,
-    WEIGHTS,
-    adapted_modules,
-    require_fit,
-    require_same_shape,
-    require_same_targets,
-    shapes_in,
-)
+from thriftune.methods.adapter_checks import require_adapters, require_targets
+from thriftune.methods.adapters import adapter_parameters, fused_adapters
+from thriftune.models.adapter_resumption import require_same_shape, require_same_targets
+from thriftune.models.adapter_weights import RESUME_FROM, WEIGHTS, adapted_modules, require_fit, shapes_in
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG
 from thriftune.models.files import ADAPTER_FILES, exists, files_of

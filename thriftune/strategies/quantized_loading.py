@@ -12,6 +12,7 @@ Source: https://huggingface.co/docs/bitsandbytes/fsdp_qlora
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from thriftune.models.quantization import FourBit, four_bit_layers, replace_layers
@@ -31,11 +32,13 @@ class Unquantized:
         name: Name of the weight in the base model.
         layer: The layer; its weight is on the meta device. It stays the same object when peft puts adapters on it.
         weight: The weight in the mapped files, of shape [out, in].
+        blank: The weight that the layer was made with, which says how to quantize.
     """
 
     name: str
     layer: "Linear4bit"
     weight: "torch.Tensor"
+    blank: Any
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def with_four_bit_layers(model: Any, dtype: "torch.dtype", four_bit: FourBit) ->
     """
     from transformers.pytorch_utils import Conv1D
 
+    from thriftune.strategies import sharded_product
+
     before = dict(model.named_modules())
     quantizer = replace_layers(model, dtype, four_bit, storage=dtype)
     found = []
@@ -97,8 +102,10 @@ def with_four_bit_layers(model: Any, dtype: "torch.dtype", four_bit: FourBit) ->
         layer, source = model.get_submodule(name), before[name]
         layer.bias, layer.training = source.bias, source.training
         layer.source_cls = type(source)  # as `from_pretrained` notes it
-        weight = source.weight.data
-        found.append(Unquantized(f"{name}.weight", layer, weight.T if isinstance(source, Conv1D) else weight))
+        layer.forward = partial(sharded_product.forward, layer)
+        layer.register_state_dict_post_hook(_forget)
+        weight = source.weight.data.T if isinstance(source, Conv1D) else source.weight.data
+        found.append(Unquantized(f"{name}.weight", layer, weight, layer.weight))
     model.hf_quantizer = quantizer
     quantizer.postprocess_model(model)
     return found
@@ -118,13 +125,18 @@ def packed(layers: Iterable[Unquantized], dtype: "torch.dtype", device: "torch.d
     from bitsandbytes.nn import Params4bit
 
     for each in layers:
-        blank: Any = each.layer.weight
         weight: Any = Params4bit(
             each.weight.to(device=device, dtype=dtype),
             requires_grad=False,
-            compress_statistics=blank.compress_statistics,
-            quant_type=blank.quant_type,
+            compress_statistics=each.blank.compress_statistics,
+            quant_type=each.blank.quant_type,
             quant_storage=dtype,
         ).to(device)
         give_back_pages(each.weight)
         yield Packed(each.name, each.layer, weight.data, weight.quant_state)
+
+
+def _forget(_: Any, state: dict[str, Any], prefix: str, __: Any) -> None:
+    """Leave a layer's weight and constants out of the state of a model: no checkpoint or result holds the base."""
+    for name in [name for name in state if name.startswith(f"{prefix}weight")]:
+        del state[name]

@@ -28,7 +28,7 @@ class Single(Strategy):
     def memory(
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
-        """Adapters: as in `Layers` on one device. Weights of the model that train: in fp32, with their states."""
+        """Adapters: as in `Layers` on one device. The model's own weights: in fp32 with states, where they train."""
         if not method_of(step_shape.tuned).facts.trains_weights:
             return adapters_over(architecture, step_shape, machines, optimizer)
         in_autocast = replace(step_shape, autocast=True)

@@ -20,6 +20,7 @@ from thriftune.models import saving
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.strategies import STRATEGIES
 from thriftune.training.attempt import Attempt, Loaded, Spent
+from thriftune.training.first_batches import first_batches
 from thriftune.training.measuring import Measuring
 from thriftune.training.result import Asked, TrainingResult, logged_losses, logged_validations
 from thriftune.training.run_record import RunRecord
@@ -122,7 +123,12 @@ def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
     is_converted = resumed is not None and resumed.is_converted
     of_strategy = strategy.trainer_arguments(plan, config, model, is_converted=is_converted)
     arguments = training_arguments(config, plan, attempt.folder, of_strategy)
-    trainer = make_trainer(model, arguments, tokenizer, rows, attempt.adjustments.skipped_steps)
+    skipped = attempt.adjustments.skipped_steps
+    trainer = make_trainer(model, arguments, tokenizer, rows, skipped, strategy.state_files)
+    trainer.method = method
+    if resumed is None:
+        with trainer.accelerator.autocast():
+            method.begin(model, config, partial(first_batches, trainer, rows, config.seed))
     validator = Validator(trainer, config, inputs.dataset_dir, attempt.stall.beat)
 
     def begin() -> None:

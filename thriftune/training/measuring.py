@@ -30,7 +30,7 @@ _BASE_LOSS = "base_loss"
 
 
 class Measuring:
-    """Held-out loss of a model whose own weights train, with those that would be saved. Every call is collective.
+    """Held-out loss of a model whose own weights train, with the weights that would be saved. Every call is collective.
 
     Weights that do not train are rounded too, to the nearest number, where the result has them in fewer bits.
 

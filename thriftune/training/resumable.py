@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
 from thriftune import distributed
 from thriftune.checkpoints.resumption import Checkpoints
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError, ThriftuneError
+from thriftune.methods import TrainingMethod
+from thriftune.strategies import StateFiles
+from thriftune.strategies.zero.frozen import leave_out_frozen
 from thriftune.strategies.zero.universal import separate_steps
 from thriftune.training.guards.divergence import DivergenceGuard
 from thriftune.training.guards.stall import StallWatch
@@ -24,22 +29,28 @@ from thriftune.training.schedule import rate_share
 logger = logging.getLogger(__name__)
 
 _SECONDS = 60.0
+_BESIDE = "beside.safetensors"  # what a method has beside the weights that peft or transformers saves
 
 
 class ResumableTrainer(Trainer):
     """A Trainer whose checkpoints contain what a new attempt needs, and nothing twice."""
 
-    def __init__(self, *args: Any, skipped_steps: Collection[int] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, skipped_steps: Collection[int] = (), state_files: StateFiles | None = None, **kwargs: Any
+    ) -> None:
         """Make a Trainer.
 
         Args:
             *args: Arguments of the Trainer.
             skipped_steps: Optimizer steps whose batch is skipped: its rows have no effect.
+            state_files: Writes and reads what trains in a checkpoint; None if the Trainer does.
             **kwargs: Arguments of the Trainer.
         """
         super().__init__(*args, **kwargs)
         self.skipped_steps = frozenset(skipped_steps)
+        self._state_files = state_files
         self.notes: dict[str, Any] = {}  # JSON that every checkpoint contains
+        self.method: TrainingMethod | None = None  # knows what else checkpoints need
         self.seconds_beside = 0.0  # of the training loop, spent on other things than training
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
@@ -115,19 +126,52 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, and note that there is one at this step."""
         self.notes.setdefault("checkpoints", []).append(self.state.global_step)
+        if self.is_deepspeed_enabled:
+            leave_out_frozen(self.model_wrapped)
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what trains. Under DeepSpeed save nothing: its shards have it, and gathering needs a model's memory."""
+        """Save what trains.
+
+        Where it is sharded, save nothing: the shards in the checkpoint have it, and gathering needs a model's memory.
+        """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled and self._state_files is None:
             model: Any = self.model
             if not hasattr(model, "peft_config") and not all(p.requires_grad for p in model.parameters()):
                 save_trained(model, folder)
                 return
             adapter_only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
             model.save_pretrained(folder, **adapter_only)
+            if self.method and (tensors := self.method.beside(model)):
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _BESIDE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights of a checkpoint, and before them what the method has beside them."""
+        folder = Path(resume_from_checkpoint)
+        tensors = load_file(folder / _BESIDE) if (folder / _BESIDE).is_file() else {}
+        if self.method and self.method.take(self.model, tensors):
+            return
+        if self._state_files is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._state_files.load_weights(self, folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._state_files is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self._state_files.save(self, Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._state_files is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        self._state_files.load_optimizer(self, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn about trained weights that a checkpoint lacks: all others the model has already."""

@@ -38,6 +38,8 @@ class StepShape:
         four_bit: How the base under adapters is quantized to 4 bits; None if it is not.
         autocast: Whether weights that train are held in fp32 while products are computed in the precision. The Trainer
             does so where the model's own weights train in one process, and always with adapters.
+        in_precision: Whether all weights but those in 4 bits are held in the precision, and nothing is computed in
+            autocast, also with adapters. DeepSpeed does so.
         masked: Whether attention gets a mask [rows, 1, tokens, tokens], as it does for padded and for packed rows.
             Without it transformers also does not repeat keys and values for grouped queries.
     """
@@ -49,6 +51,7 @@ class StepShape:
     tuned: Section | None = None
     four_bit: FourBit | None = None
     autocast: bool = False
+    in_precision: bool = False
     masked: bool = True
 
 
@@ -194,19 +197,21 @@ def _trace(
 ) -> _Trace:
     import torch
 
-    from thriftune.strategies.memory.tracing import LiveBytes, RealDevice, meta_autocast_ignored
+    from thriftune.strategies.memory.tracing import LiveBytes, RealDevice, dequantized_on_meta, meta_autocast_ignored
 
     dtype = torch_dtype(step_shape.precision)
     # The Trainer's mixed precision; DeepSpeed computes in the weights' own type.
-    autocast = dtype if (step_shape.tuned or step_shape.autocast) and step_shape.precision != "fp32" else None
+    is_mixed = (step_shape.tuned or step_shape.autocast) and not step_shape.in_precision
+    autocast = dtype if is_mixed and step_shape.precision != "fp32" else None
     device = RealDevice(autocast)
-    model = _trainable(architecture, step_shape, layers, device)
+    with dequantized_on_meta(dtype):
+        model = _trainable(architecture, step_shape, layers, device)
     rows, tokens = step_shape.micro_batch, step_shape.sequence
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     shape = {0: (), 2: (rows, tokens), 4: (rows, 1, tokens, tokens)}[mask_dimensions]
     mask = torch.ones(shape, dtype=torch.bool if mask_dimensions == 4 else torch.long, device="meta") if shape else None
     counted = LiveBytes([*model.parameters(), *model.buffers()], small=RETURNED_BLOCK)
-    with meta_autocast_ignored(), device, counted:
+    with meta_autocast_ignored(), dequantized_on_meta(dtype), device, counted:
         if with_head:
             loss = _loss(model, ids, mask, upcast=autocast is not None)
         else:
@@ -247,6 +252,8 @@ def _trainable(architecture: Architecture, step_shape: StepShape, layers: int, d
         _quantize(model, step_shape.four_bit, dtype)
         model = prepare_four_bit(model, gradient_checkpointing=False)
     model = method_of(step_shape.tuned).put_on(model, step_shape.tuned, architecture)
+    if step_shape.in_precision:
+        _convert(model, dtype)
     if step_shape.autocast:
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -262,6 +269,13 @@ def _trainable(architecture: Architecture, step_shape: StepShape, layers: int, d
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     return model
+
+
+def _convert(model: Any, dtype: "torch.dtype") -> None:
+    """Hold the adapters, and what `prepare_four_bit` turned into fp32, in a type."""
+    for parameter in model.parameters():
+        if type(parameter).__name__ != "Params4bit":
+            parameter.data = parameter.data.to(dtype)
 
 
 def _recomputation(autocast: "torch.dtype | None") -> tuple[Any, Any]:

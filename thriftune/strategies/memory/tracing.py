@@ -141,6 +141,34 @@ def meta_autocast_ignored() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def dequantized_on_meta(dtype: torch.dtype) -> Iterator[None]:
+    """Let DoRA have the whole weight of a 4-bit layer on the meta device, in the type of its products.
+
+    peft (0.21) computes the norm of each weight from it, when adapters are made and in every pass.
+
+    Args:
+        dtype: That type.
+    """
+    from peft.tuners.lora import dora
+
+    real = dora.dequantize_module_weight
+
+    def dequantized(module: Any) -> torch.nn.Parameter:
+        if type(module.weight).__name__ != "Params4bit":
+            return real(module)
+        features = (module.out_features, module.in_features)
+        return torch.nn.Parameter(torch.empty(features, dtype=dtype, device="meta"), requires_grad=False)
+
+    with mock.patch.object(dora, "dequantize_module_weight", dequantized), mock.patch.object(dora, "deepcopy", _itself):
+        yield
+
+
+def _itself(module: Any) -> Any:
+    """What stands for a copy of a 4-bit layer, which bitsandbytes cannot make on the meta device."""
+    return module
+
+
 def _address(storage: Any) -> int:
     """An identity of a storage that fake tensors have too; torch has no public name for it."""
     return int(storage._cdata)  # noqa: SLF001
