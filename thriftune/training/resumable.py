@@ -137,7 +137,8 @@ class ResumableTrainer(Trainer):
         """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.is_deepspeed_enabled and self._state_files is None:
+        # Of several processes with copies one writes: another one's file could be half written when it is uploaded.
+        if self.args.should_save and not self.is_deepspeed_enabled and self._state_files is None:
             model: Any = self.model
             if not hasattr(model, "peft_config") and not all(p.requires_grad for p in model.parameters()):
                 save_trained(model, folder)
