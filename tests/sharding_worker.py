@@ -1,42 +1,48 @@
-"""Trainings whose base is looked at on each rank: what it holds of every weight after loading, and after training.
+"""A training whose weights are looked at on each rank: what it holds of every one after loading, and after training.
 
-Usage: RANKS of tests/sharding_worker.py JOB.json, as tests/training_worker.py takes it. Writes `<output>.rank<N>.json`
-beside `<output>.json`.
+Usage: RANKS of tests/sharding_worker.py JOB.json, with what tests/training_worker.py takes, and perhaps a `store` for
+checkpoints. Writes `<output>.json` with what was measured, and `<output>.rank<N>.json` with what the rank held.
 """
 
 import hashlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-import training_worker
+import torch
+from planning import planned
 
 from thriftune import distributed
+from thriftune.checkpoints.location import CheckpointLocation
+from thriftune.config import RunConfig
 from thriftune.methods import METHODS
 from thriftune.strategies import STRATEGIES
+from thriftune.training.fit import Inputs, fit
 
 
 def held(model) -> dict[str, dict]:
     """What this rank holds of each parameter: its shard if it is divided, else all of it."""
     found = {}
     for name, parameter in model.named_parameters():
-        shard = getattr(parameter, "ds_tensor", parameter).data
-        content = shard.detach().contiguous().view(-1).view(dtype=__import__("torch").uint8).numpy().tobytes()
+        shard = getattr(parameter, "ds_tensor", parameter).data.detach().contiguous().view(-1)
         found[name.replace("base_model.model.", "").replace(".base_layer", "")] = {
             "bytes": shard.numel() * shard.element_size(),
-            "whole_bytes": getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size(),
+            "whole": getattr(parameter, "ds_numel", parameter.numel()) * shard.element_size(),
             "gathered": parameter.numel() if hasattr(parameter, "ds_tensor") else 0,
-            "digest": hashlib.sha256(content).hexdigest(),
+            "digest": digest(shard),
             "trains": parameter.requires_grad,
-            "dtype": str(shard.dtype),
         }
     return found
 
 
-def main() -> None:
-    (job,) = json.loads(Path(sys.argv[1]).read_text())
-    seen = {}
-    strategy, method = STRATEGIES[job["config"]["strategy"]], METHODS[job["config"]["method"]]
+def digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def run(job: dict) -> dict:
+    config, seen = RunConfig.model_validate(job["config"]), {}
+    strategy, method = STRATEGIES[config.strategy], METHODS[config.method]
     load, save = strategy.load, method.save
 
     def loading(*arguments):
@@ -49,9 +55,18 @@ def main() -> None:
         save(trained, *arguments)
 
     strategy.load, method.save = loading, saving
-    training_worker.run(job)
-    index = distributed.current_rank().index
-    Path(f"{job['output']}.rank{index}.json").write_text(json.dumps(seen))
+    plan = planned(config, model=Path(job["model"]))
+    place = CheckpointLocation(job["store"], Path(job["output"] + ".scratch"), 5.0) if "store" in job else None
+    result = fit(Inputs(config, plan, Path(job["model"]), Path(job["dataset"]), None, place), Path(job["output"]))
+    if distributed.current_rank().is_main:
+        Path(job["output"] + ".json").write_text(json.dumps(asdict(result)))
+    return seen
+
+
+def main() -> None:
+    (job,) = json.loads(Path(sys.argv[1]).read_text())
+    seen = run(job)
+    Path(f"{job['output']}.rank{distributed.current_rank().index}.json").write_text(json.dumps(seen))
     distributed.leave()
 
 

@@ -100,6 +100,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "license-not-found": ("note", "The base model does not state its license."),
     "other-keys": ("note", "Rows hold other keys that are not read."),
     "lora-on-fused-experts": ("note", "Adapters go on the fused experts of a mixture too, and dropout is 0."),
+    "training-remark": ("note", "What trains is more than the run file says at first sight; the message says what."),
     "first-step-logged-only": ("note", "training.log_every exceeds the number of steps: only the first is logged."),
     "check-skipped": ("note", "A check could not be made; the message says why."),
 }  # fmt: skip

@@ -69,7 +69,7 @@ def join(backend: str) -> Rank:
     """Join the process group of this job, once.
 
     Args:
-        backend: `nccl` on GPUs, `gloo` on CPU.
+        backend: `nccl` on GPUs, `gloo` on CPU, or both by the device of a tensor: `cpu:gloo,cuda:nccl`.
 
     Returns:
         This process's rank.
@@ -77,7 +77,7 @@ def join(backend: str) -> Rank:
     import torch.distributed as dist
 
     device = None
-    if backend == "nccl":
+    if "nccl" in backend:
         import torch
 
         # Without a device NCCL guesses: the same GPU for every rank in the first collective, and in a barrier the GPU

@@ -16,8 +16,9 @@ from thriftune.stores.store import Store
 
 logger = logging.getLogger(__name__)
 
-# Files that belong to one rank: DeepSpeed's shards, and the state of its random numbers.
-_OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
+# Files that belong to one rank: shards of DeepSpeed and of torch.distributed.checkpoint, and the state of its random
+# numbers.
+_OF_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_|^__)(\d+)")
 
 
 def complete(stores: Sequence[Store]) -> list[tuple[Store, Manifest]]:

@@ -88,6 +88,33 @@ class TrainingMethod(Protocol):
             AdapterError: The adapter was not made for this model.
         """
 
+    def remarks(self, config: RunConfig, architecture: Architecture) -> list[str]:
+        """Sentences about what trains that the run file alone does not show; most methods have none.
+
+        Args:
+            config: The run, which `check` has accepted.
+            architecture: Its model's.
+        """
+        return []
+
+    def planned(self, config: RunConfig, architecture: Architecture) -> tuple[Section | None, Architecture]:
+        """What is planned with: the section about what trains, and the model that trains.
+
+        Args:
+            config: The run, which `check` has accepted.
+            architecture: Its base model's; another one comes back where a method adds to it.
+        """
+        return self.section(config), architecture
+
+    def traced_as(self, section: Section | None, architecture: Architecture) -> tuple[Section | None, ...]:
+        """For each decoder layer, what trains in a model all of whose layers are like it, to trace a few of them.
+
+        Args:
+            section: What `planned` returned.
+            architecture: What `planned` returned.
+        """
+        return (section,) * len(architecture.layer_kinds)
+
     def trained_parts(self, section: Section | None, architecture: Architecture) -> Mapping[str, int]:
         """Number of parameters that train, by the module of the base model that they are in or on.
 
@@ -104,7 +131,7 @@ class TrainingMethod(Protocol):
 
         Args:
             model: The base model; in 4 bits already if `four_bit` says so.
-            section: What `section` returned.
+            section: What `section` returned, or on the meta device one of those that `traced_as` returned.
             architecture: The architecture of the whole model.
 
         Returns:

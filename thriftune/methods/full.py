@@ -3,17 +3,23 @@
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts, distributed
-from thriftune.config import Method, RunConfig, Section
+from thriftune.config import Method, ModelConfig, RunConfig, Section
+from thriftune.errors import ThriftuneError
 from thriftune.hardware import torch_dtype
 from thriftune.methods.base import Trained, TrainingMethod
+from thriftune.models import architecture as architectures
 from thriftune.models import saving
 from thriftune.models.architecture import Architecture
+from thriftune.models.base_weights import stored
 from thriftune.models.quantization import FourBit
 from thriftune.models.stopping import save_tokenizer
 from thriftune.models.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +64,7 @@ class Full(TrainingMethod):
         if not distributed.current_rank().is_main:
             return
         model, dtype = trained.model, torch_dtype(kept)
+        state |= self._frozen(trained, config, set(state), dtype)
         logger.info("Saving the model in %s to %s", dtype, destination)
         model.config.dtype = dtype
         model.config.use_cache = True
@@ -67,3 +74,24 @@ class Full(TrainingMethod):
             tokenizer = load_tokenizer(trained.model_dir, trust_remote_code=config.model.trust_remote_code)
             save_tokenizer(tokenizer, directory)
             artifacts.write_manifest(directory, "model", trained.record)
+
+    def _frozen(
+        self, trained: Trained, config: RunConfig, gathered: set[str], dtype: "torch.dtype"
+    ) -> "dict[str, torch.Tensor]":
+        """Weights that do not train, from the files of the base model: memory may hold them in fewer bits."""
+        model = trained.model
+        tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        lacking = model.state_dict().keys() - gathered - tied
+        if lost := sorted(lacking - frozen):
+            raise ThriftuneError(f"{len(lost)} trained weights were not gathered, such as {lost[0]}; nothing is saved.")
+        if not lacking:
+            return {}
+        trust = config.model.trust_remote_code
+        architecture = architectures.of(ModelConfig(source=str(trained.model_dir), trust_remote_code=trust))
+        base = self._untrained(stored(trained.model_dir, trust_remote_code=trust), config, architecture)
+        return {name: tensor.to(dtype) for name, tensor in base.state_dict().items() if name in lacking}
+
+    def _untrained(self, base: Any, config: RunConfig, architecture: Architecture) -> Any:
+        """The model before its first step, from its base model."""
+        return base

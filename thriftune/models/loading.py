@@ -92,15 +92,21 @@ def _limits(device: Device, devices: int | None = None) -> dict[int | str, int]:
 
 
 def load_model(
-    model_dir: Path, placement: Placement, *, trust_remote_code: bool = False, devices: int | None = None
+    model_dir: Path,
+    placement: Placement,
+    *,
+    trust_remote_code: bool = False,
+    devices: int | None = None,
+    only: int | None = None,
 ) -> "PreTrainedModel":
-    """Load a model over the visible devices of this node (`device_map="auto"`).
+    """Load a model over the visible devices of this node (`device_map="auto"`), or whole onto one of them.
 
     Args:
         model_dir: Directory with safetensors.
         placement: How to hold it.
         trust_remote_code: Run model code that the model ships.
         devices: Number of devices that it may use; None means all.
+        only: Index of the one device that gets the whole model; None if several may share it.
 
     Returns:
         The model; a large one is split by layers over the GPUs.
@@ -108,13 +114,17 @@ def load_model(
     Raises:
         ModelSourceError: Some of its weights are missing.
     """
+    spread: dict[str, Any] = {"device_map": "auto"}
+    if only is None:
+        spread["max_memory"] = _limits(placement.device, devices)
+    else:
+        spread["device_map"] = {"": only if placement.device.is_gpu else "cpu"}
     model = load_causal_lm(
         model_dir,
         trust_remote_code=trust_remote_code,
         dtype=torch_dtype(placement.precision),
         quantization_config=_quantization(placement),
-        device_map="auto",
-        max_memory=_limits(placement.device, devices),
+        **spread,
     )
     if placement.four_bit:
         _report_quantized_share(model)

@@ -36,6 +36,15 @@ class FourBit:
 
     double_quantization: bool = True
 
+    @property
+    def constants(self) -> float:
+        """Bytes of the quantization constants for each weight.
+
+        Source:
+            QLoRA (arXiv 2305.14314), section 3.
+        """
+        return 1 / _BLOCK + 4 / (_BLOCK * _NESTED_BLOCK) if self.double_quantization else 4 / _BLOCK
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -64,13 +73,12 @@ class Weights:
             precision: Precision of the weights that are not in 4 bits.
 
         Source:
-            QLoRA (arXiv 2305.14314), sections 2 and 3.
+            QLoRA (arXiv 2305.14314), section 2.
         """
         width = 4 if precision == "fp32" else 2
         if four_bit is None:
             return width * self.all
-        constants = 1 / _BLOCK + 4 / (_BLOCK * _NESTED_BLOCK) if four_bit.double_quantization else 4 / _BLOCK
-        return int(self.quantized * (0.5 + constants)) + width * self.fused + 4 * self.other
+        return int(self.quantized * (0.5 + four_bit.constants)) + width * self.fused + 4 * self.other
 
 
 def configuration(

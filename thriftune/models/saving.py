@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from thriftune import distributed
 from thriftune.config import RunConfig
@@ -15,8 +15,13 @@ from thriftune.config.choices import METHODS
 from thriftune.hardware import Precision
 from thriftune.models.rounding import RoundingMode
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.getLogger(__name__)
 
+# 16-bit types, as torch prints them; all others are saved in fp32.
+_STORED: dict[str, Precision] = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 SaveDtype = Literal["auto", "fp16", "bf16", "fp32"]
 
 # The cost that rounding may have, as a share of the change that training made in the held-out loss.
@@ -101,6 +106,25 @@ def sixteen_bits(trained_in: Precision, base_dtype: str) -> Precision:
     if trained_in != "fp32":
         return trained_in
     return "fp16" if base_dtype == "torch.float16" else "bf16"
+
+
+def lossless(base_dtype: str) -> Precision:
+    """The type of a result that holds weights of the base model as they are: the base model's own.
+
+    Args:
+        base_dtype: Type in which the base model is stored, as torch prints it (torch.float16).
+    """
+    return _STORED.get(base_dtype, "fp32")
+
+
+def mode_of(parameter: "torch.nn.Parameter", mode: RoundingMode) -> RoundingMode:
+    """How a weight is rounded when it is saved: what does not train to the nearest number, which mostly is itself.
+
+    Args:
+        parameter: The weight.
+        mode: How those that train are rounded.
+    """
+    return mode if parameter.requires_grad else "nearest"
 
 
 def bytes_at_most(config: RunConfig) -> int:

@@ -21,12 +21,18 @@ def computing_with(model: "torch.nn.Module", weight_of: WeightOf) -> Iterator[No
         model: The model, as DeepSpeed holds it; every rank runs it in the same way.
         weight_of: Returns the weight, in the parameter's full shape and in the type to compute in.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    # By the place of a parameter, not by itself: FSDP puts another one there while a module runs.
+    names: dict[int, str] = {}
+    placed: dict[tuple[torch.nn.Module, str], str] = {}
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            # A tied weight has the first of its names.
+            placed[module, key] = names.setdefault(id(parameter), f"{path}.{key}" if path else key)
     held: dict[tuple[torch.nn.Module, str], torch.Tensor] = {}
 
     def put_in(module: "torch.nn.Module", *_: Any) -> None:
         for key, parameter in module.named_parameters(recurse=False):
-            weight = weight_of(names[parameter], parameter)
+            weight = weight_of(placed[module, key], parameter)
             held[module, key] = parameter.data
             parameter.data = weight
 
@@ -37,7 +43,7 @@ def computing_with(model: "torch.nn.Module", weight_of: WeightOf) -> Iterator[No
     hooks = []
     for module in model.modules():
         if next(module.parameters(recurse=False), None) is not None:
-            # After DeepSpeed has gathered the module's weights, and before it releases them again.
+            # After DeepSpeed or FSDP has gathered the module's weights, and before it releases them again.
             hooks += [module.register_forward_pre_hook(put_in), module.register_forward_hook(put_back, prepend=True)]
     try:
         yield

@@ -68,7 +68,8 @@ def plan(
     if not fitting:
         changes = changes_that_fit(config, model, catalogue, here)
         raise _nothing_fits(refused, changes)
-    evaluation = planned_evaluation(config, model, catalogue, here)
+    trained = method.planned(config, model)[1]
+    evaluation = planned_evaluation(config, trained, catalogue, here)
     return replace(_plan_of(config, model, catalogue, fitting), evaluation=evaluation)
 
 
@@ -153,7 +154,7 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
         price_per_hour=choice.price_per_hour,
         currency=catalogue.currency,
         prices_as_of=f"{catalogue.as_of}, {catalogue.region}" if is_rented else "",
-        parameters=model.parameters,
+        parameters=METHODS[config.method].planned(config, model)[1].parameters,
         trained_parameters=METHODS[config.method].trained_parameters(config, model),
         alternatives=[_alternative(other) for other in fitting[1:]],
     )

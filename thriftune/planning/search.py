@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from thriftune.batching import Batch
-from thriftune.config import AUTO, RunConfig
+from thriftune.config import AUTO, RunConfig, Section
 from thriftune.config.rules import NODE_COUNTS
 from thriftune.errors import ConfigError
 from thriftune.hardware import Precision, choose_precision
@@ -144,10 +144,11 @@ def search(
     """
     fitting: list[Fitting] = []
     refused: list[Refusal] = []
+    tuned, trained = METHODS[config.method].planned(config, architecture)
     places = [(offer, nodes) for offer in offers for nodes in _node_counts(config, offer, ways)]
     # At an equal price fewer machines first: they have less to communicate.
     for offer, nodes in sorted(places, key=lambda p: (p[0].price_per_hour * p[1], p[1], p[0].name)):
-        found = _fit(config, architecture, offer, nodes, ways)
+        found = _fit(config, trained, tuned, offer, nodes, ways)
         if isinstance(found, Fitting):
             fitting.append(found)
             if len(fitting) == wanted:
@@ -186,7 +187,7 @@ def _node_counts(config: RunConfig, offer: Offer, ways: list[Way]) -> tuple[int,
 
 
 def _fit(
-    config: RunConfig, architecture: Architecture, offer: Offer, nodes: int, ways: list[Way]
+    config: RunConfig, architecture: Architecture, tuned: Section | None, offer: Offer, nodes: int, ways: list[Way]
 ) -> Fitting | list[Refusal]:
     """The fastest way to run on these machines that fits, or the reasons why none does."""
     place = f"{nodes} x {offer.name}"
@@ -208,7 +209,7 @@ def _fit(
             refused.append(Refusal(place, None, reason, math.inf))
         for micro in micro_batches:
             batch = Batch(config.training.global_batch, micro, config.training.global_batch // (micro * ranks), ranks)
-            step_shape = step_shape_of(config, micro, precision)
+            step_shape = replace(step_shape_of(config, micro, precision), tuned=tuned)
             choice = Choice(offer, nodes, devices, way.strategy, way.settings, way.settings_name, batch, precision)
             outcome = _try(config, architecture, choice, step_shape)
             if isinstance(outcome, Fitting):

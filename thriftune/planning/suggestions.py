@@ -104,6 +104,9 @@ def _lighter_method(config: RunConfig, *, is_given: bool) -> Iterator[tuple[str,
         return
     content = config.model_dump()
     content |= dict.fromkeys(facts.section for facts in STRATEGY_FACTS.values() if facts.section)
+    own = METHODS[config.method].facts.section
+    if own and own != METHODS[lighter].facts.section:
+        content[own] = None
     hardware = content["hardware"] | {"nodes": None} | ({"devices_per_node": None} if is_given else {})
     try:
         changed = RunConfig.model_validate(content | {"method": lighter, "strategy": AUTO, "hardware": hardware})

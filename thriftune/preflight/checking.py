@@ -27,6 +27,7 @@ from thriftune.preflight import (
     steps,
     target,
     tokenizer,
+    trained_parts,
 )
 from thriftune.preflight.base_model import BaseModel
 from thriftune.preflight.findings import Facts, Preflight, in_order, skipped
@@ -99,6 +100,7 @@ def run(
         sample = _read_data(config, token, Path(scratch), table, table_version, notes)
         _check_rows(config, base, checked, sample, notes)
         notes.findings += adapters.check(config, base)
+        notes.findings += trained_parts.check(config, base)
     _check_checkpoints(config, plan, notes)
     notes.findings += _check_plan(plan, notes.findings)
     return Preflight(config.name, in_order(notes.findings), notes.facts)

@@ -59,6 +59,34 @@ class Needs:
     nvme: int = 0
 
 
+class StateFiles(Protocol):
+    """Writes and reads what trains, where no rank has all of it. Every call is collective: every rank makes it."""
+
+    def save(self, trainer: "Trainer", folder: Path) -> None:
+        """Write weights and what the optimizer keeps.
+
+        Args:
+            trainer: The trainer, at the end of a step.
+            folder: Folder of the checkpoint, on the disk of this rank's node.
+        """
+
+    def load_weights(self, trainer: "Trainer", folder: Path) -> None:
+        """Read the weights.
+
+        Args:
+            trainer: The trainer, before or after training.
+            folder: Folder of the checkpoint, on the disk of this rank's node.
+        """
+
+    def load_optimizer(self, trainer: "Trainer", folder: Path) -> None:
+        """Read what the optimizer keeps.
+
+        Args:
+            trainer: The trainer, with an optimizer that has not stepped.
+            folder: Folder of the checkpoint, on the disk of this rank's node.
+        """
+
+
 class Strategy(Protocol):
     """Where weights lie, and which processes there are. Each one is a module or a folder, and a row of `STRATEGIES`.
 
@@ -249,6 +277,11 @@ class Strategy(Protocol):
             trainer: The trainer, after training.
         """
         return {}
+
+    @property
+    def state_files(self) -> StateFiles | None:
+        """Writes and reads what trains in a checkpoint; None where transformers' Trainer does, or DeepSpeed for it."""
+        return None
 
     @property
     def reshard(self) -> Callable[[Path], Path] | None:

@@ -17,6 +17,8 @@ def gathered(
 ) -> "dict[str, torch.Tensor]":
     """Trained weights and buffers by name, on rank 0. Collective: every rank calls it.
 
+    Weights that do not train are neither gathered nor returned: the base model has them.
+
     Args:
         trainer: The trainer, after training.
         master: Function that gives the whole weight of a parameter.
@@ -32,7 +34,8 @@ def gathered(
     tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
     state: dict[str, torch.Tensor] = {}
     for key, tensor in _to_save(model).items():
-        if key in tied:
+        is_frozen = isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+        if key in tied or is_frozen:
             continue
         if isinstance(tensor, torch.nn.Parameter):
             name = names[tensor]

@@ -32,11 +32,13 @@ class Unquantized:
         name: Name of the weight in the base model.
         layer: The layer; its weight is on the meta device. It stays the same object when peft puts adapters on it.
         weight: The weight in the mapped files, of shape [out, in].
+        blank: The weight that the layer was made with, which says how to quantize.
     """
 
     name: str
     layer: "Linear4bit"
     weight: "torch.Tensor"
+    blank: Any
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ def with_four_bit_layers(model: Any, dtype: "torch.dtype", four_bit: FourBit) ->
         layer.source_cls = type(source)  # as `from_pretrained` notes it
         layer.forward = partial(sharded_product.forward, layer)
         layer.register_state_dict_post_hook(_forget)
-        weight = source.weight.data
-        found.append(Unquantized(f"{name}.weight", layer, weight.T if isinstance(source, Conv1D) else weight))
+        weight = source.weight.data.T if isinstance(source, Conv1D) else source.weight.data
+        found.append(Unquantized(f"{name}.weight", layer, weight, layer.weight))
     model.hf_quantizer = quantizer
     quantizer.postprocess_model(model)
     return found
@@ -123,19 +125,18 @@ def packed(layers: Iterable[Unquantized], dtype: "torch.dtype", device: "torch.d
     from bitsandbytes.nn import Params4bit
 
     for each in layers:
-        blank: Any = each.layer.weight
         weight: Any = Params4bit(
             each.weight.to(device=device, dtype=dtype),
             requires_grad=False,
-            compress_statistics=blank.compress_statistics,
-            quant_type=blank.quant_type,
+            compress_statistics=each.blank.compress_statistics,
+            quant_type=each.blank.quant_type,
             quant_storage=dtype,
         ).to(device)
         give_back_pages(each.weight)
         yield Packed(each.name, each.layer, weight.data, weight.quant_state)
 
 
-def _forget(layer: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _forget(_: Any, state: dict[str, Any], prefix: str, __: Any) -> None:
     """Leave a layer's weight and constants out of the state of a model: no checkpoint or result holds the base."""
     for name in [name for name in state if name.startswith(f"{prefix}weight")]:
         del state[name]

@@ -1,9 +1,9 @@
 """The product with a weight in 4 bits that is whole only while its layer computes.
 
-bitsandbytes (0.50) keeps a view of the weight from the forward pass to the backward pass. Under DeepSpeed and FSDP2 that
-is a view of what was gathered for this layer: without recomputation every rank would hold the whole base by the end of
-the forward pass, though no parameter shows it. Here the layer is kept instead, whose weight is gathered again before
-its backward pass. Remove when bitsandbytes keeps the parameter.
+bitsandbytes (0.50) keeps a view of the weight from the forward pass to the backward pass. Under DeepSpeed and FSDP2
+that is a view of what was gathered for this layer: without recomputation every rank would hold the whole base by the
+end of the forward pass, though no parameter shows it. Here the layer is kept instead, whose weight is gathered again
+before its backward pass. Remove when bitsandbytes keeps the parameter.
 """
 
 from typing import Any

@@ -5,22 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from thriftune.config import RunConfig, StrategyName
-from thriftune.hardware import Precision
-from thriftune.methods import TrainingMethod
+from thriftune.methods import TrainingMethod, method_of
 from thriftune.models.architecture import Architecture
 from thriftune.models.loading import Placement, load_model
+from thriftune.strategies import whole
 from thriftune.strategies.base import Machines, Needs, Strategy
 from thriftune.strategies.layers import adapters_over
-from thriftune.strategies.memory.activations import StepShape, measure
-from thriftune.strategies.memory.adapters import state_bytes
-from thriftune.strategies.memory.items import AUTOCAST_COPIES, FORWARD_BACKWARD, STATES
-from thriftune.strategies.zero import memory as zero_memory
-from thriftune.strategies.zero.layout import Layout
+from thriftune.strategies.memory import weights
+from thriftune.strategies.memory.activations import StepShape
 from thriftune.training_plan import TrainingPlan
-
-# Where all weights train, they and AdamW's states are in fp32, and autocast computes with copies in 16 bits.
-_MASTERS: Precision = "fp32"
-_HALF = 2
 
 
 class Single(Strategy):
@@ -35,27 +28,11 @@ class Single(Strategy):
     def memory(
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
-        """Adapters: as in `Layers` on one device. All weights: with their gradients and optimizer states, in fp32."""
-        if step_shape.tuned is not None:
+        """Adapters: as in `Layers` on one device. The model's own weights: in fp32 with states, where they train."""
+        if not method_of(step_shape.tuned).facts.trains_weights:
             return adapters_over(architecture, step_shape, machines, optimizer)
         in_autocast = replace(step_shape, autocast=True)
-        activations = measure(architecture, in_autocast).whole()
-        shards = zero_memory.shards(
-            architecture,
-            replace(step_shape, precision=_MASTERS),
-            Layout(0),
-            1,
-            activations,
-            on_gpu=machines.device.is_gpu,
-        )
-        # bitsandbytes keeps the states of embeddings in fp32.
-        embedding = architecture.vocabulary * architecture.hidden_size
-        states = state_bytes(architecture.parameters - embedding, optimizer) + state_bytes(embedding, "adamw")
-        own = {zero_memory.BUFFERS: 0, STATES: states}
-        device = {moment: {**items, **own} for moment, items in shards.device.items()}
-        if step_shape.precision != _MASTERS:
-            device[FORWARD_BACKWARD][AUTOCAST_COPIES] = _HALF * architecture.parameters
-        return Needs([device])
+        return Needs([weights.whole(architecture, in_autocast, optimizer, on_gpu=machines.device.is_gpu)])
 
     def load(
         self,
@@ -67,7 +44,11 @@ class Single(Strategy):
         start: Path | None,
     ) -> Any:
         """Load the model onto the first device; in fp32 where its weights train, as mixed precision requires."""
-        precision = _MASTERS if method.facts.trains_weights else plan.precision
-        placement = Placement(plan.hardware, precision, method.four_bit(config))
+        import torch
+
+        if method.facts.trains_weights:
+            device = torch.device("cuda", 0) if plan.hardware.is_gpu else torch.device("cpu")
+            return whole.load(model_dir, method, plan, config, architecture, device)
+        placement = Placement(plan.hardware, plan.precision, method.four_bit(config))
         model = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code, devices=1)
         return method.prepare(model, config, architecture, start)

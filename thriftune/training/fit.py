@@ -123,7 +123,8 @@ def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
     is_converted = resumed is not None and resumed.is_converted
     of_strategy = strategy.trainer_arguments(plan, config, model, is_converted=is_converted)
     arguments = training_arguments(config, plan, attempt.folder, of_strategy)
-    trainer = make_trainer(model, arguments, tokenizer, rows, attempt.adjustments.skipped_steps)
+    skipped = attempt.adjustments.skipped_steps
+    trainer = make_trainer(model, arguments, tokenizer, rows, skipped, strategy.state_files)
     trainer.method = method
     if resumed is None:
         with trainer.accelerator.autocast():

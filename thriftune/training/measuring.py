@@ -30,7 +30,7 @@ _BASE_LOSS = "base_loss"
 
 
 class Measuring:
-    """Held-out loss of a model whose weights all train, with the weights that would be saved. Every call is collective.
+    """Held-out loss of a model whose own weights train, with the weights that would be saved. Every call is collective.
 
     Args:
         trainer: The trainer, with the model.
@@ -76,7 +76,8 @@ class Measuring:
             model_dir: The base model, whose type the weights are saved in after training in fp32.
 
         Returns:
-            How to save it; None where nothing is measured: the run asks for fp32, or the model cannot be measured.
+            How to save it; None where nothing is measured: the weights are saved in fp32 anyway, or the model cannot
+            be measured.
         """
         from transformers import AutoConfig
 
@@ -86,7 +87,11 @@ class Measuring:
         if asked != "auto":
             return self._decide(asked, config.seed, or_fp32=False)
         stored = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.model.trust_remote_code).dtype
-        return self._decide(saving.sixteen_bits(plan.precision, str(stored)), config.seed, or_fp32=True)
+        model: Any = self._trainer.model
+        if all(parameter.requires_grad for parameter in model.parameters()):
+            return self._decide(saving.sixteen_bits(plan.precision, str(stored)), config.seed, or_fp32=True)
+        kept = saving.lossless(str(stored))
+        return None if kept == "fp32" else self._decide(kept, config.seed, or_fp32=True)
 
     def _decide(self, dtype: Precision, seed: int, *, or_fp32: bool) -> SavedWeights | None:
         """Measure what rounding would do to the trained model, and decide how to save it.
@@ -105,7 +110,9 @@ class Measuring:
         master = self._masters()
 
         def loss_of(dtype: Precision, mode: RoundingMode) -> float:
-            return self._loss(lambda n, p: rounded(master(n, p), torch_dtype(dtype), mode, n, seed).float())
+            return self._loss(
+                lambda n, p: rounded(master(n, p), torch_dtype(dtype), saving.mode_of(p, mode), n, seed).float()
+            )
 
         return saving.decide(
             dtype, len(self._rows), float(base_loss), lambda: self._loss(master), loss_of, or_fp32=or_fp32

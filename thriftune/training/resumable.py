@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
 from thriftune import distributed
 from thriftune.checkpoints.resumption import Checkpoints
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError, ThriftuneError
 from thriftune.methods import TrainingMethod
+from thriftune.strategies import StateFiles
 from thriftune.strategies.zero.frozen import leave_out_frozen
 from thriftune.strategies.zero.universal import separate_steps
 from thriftune.training.guards.divergence import DivergenceGuard
@@ -33,16 +35,20 @@ _BESIDE = "beside.safetensors"  # what a method has beside the weights that peft
 class ResumableTrainer(Trainer):
     """A Trainer whose checkpoints contain what a new attempt needs, and nothing twice."""
 
-    def __init__(self, *args: Any, skipped_steps: Collection[int] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, skipped_steps: Collection[int] = (), state_files: StateFiles | None = None, **kwargs: Any
+    ) -> None:
         """Make a Trainer.
 
         Args:
             *args: Arguments of the Trainer.
             skipped_steps: Optimizer steps whose batch is skipped: its rows have no effect.
+            state_files: Writes and reads what trains in a checkpoint; None if the Trainer does.
             **kwargs: Arguments of the Trainer.
         """
         super().__init__(*args, **kwargs)
         self.skipped_steps = frozenset(skipped_steps)
+        self._state_files = state_files
         self.notes: dict[str, Any] = {}  # JSON that every checkpoint contains
         self.method: TrainingMethod | None = None  # knows what else checkpoints need
         self.seconds_beside = 0.0  # of the training loop, spent on other things than training
@@ -125,11 +131,17 @@ class ResumableTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what trains. Under DeepSpeed save nothing: its shards have it, and gathering needs a model's memory."""
+        """Save what trains.
+
+        Where it is sharded, save nothing: the shards in the checkpoint have it, and gathering needs a model's memory.
+        """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled and self._state_files is None:
             model: Any = self.model
+            if not hasattr(model, "peft_config") and not all(p.requires_grad for p in model.parameters()):
+                save_trained(model, folder)
+                return
             adapter_only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
             model.save_pretrained(folder, **adapter_only)
             if self.method and (tensors := self.method.beside(model)):
@@ -137,10 +149,49 @@ class ResumableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights of a checkpoint, and before them what the method has beside them."""
-        file = Path(resume_from_checkpoint) / _BESIDE
-        tensors = load_file(file) if file.is_file() else {}
-        if not (self.method and self.method.take(self.model, tensors)):
+        folder = Path(resume_from_checkpoint)
+        tensors = load_file(folder / _BESIDE) if (folder / _BESIDE).is_file() else {}
+        if self.method and self.method.take(self.model, tensors):
+            return
+        if self._state_files is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._state_files.load_weights(self, folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._state_files is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self._state_files.save(self, Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._state_files is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        self._state_files.load_optimizer(self, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn about trained weights that a checkpoint lacks: all others the model has already."""
+        model: Any = self.model
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
+        super()._issue_warnings_after_load(load_result)
+
+
+def save_trained(model: torch.nn.Module, folder: Path) -> None:
+    """Write the weights of a model that train, under the name by which the Trainer finds them again.
+
+    Args:
+        model: The model.
+        folder: Folder of the checkpoint.
+    """
+    from safetensors.torch import save_file
+
+    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 class CheckpointCallback(TrainerCallback):

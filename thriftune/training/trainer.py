@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune.batching import PAD_MULTIPLE
 from thriftune.config import RunConfig
 from thriftune.data.prepared import is_packed
+from thriftune.strategies import StateFiles
 from thriftune.training.collation import PackedCollator, PaddingCollator
 from thriftune.training_plan import TrainingPlan
 
@@ -76,6 +77,7 @@ def make_trainer(
     tokenizer: "PreTrainedTokenizerBase",
     rows: "Dataset",
     skipped_steps: Collection[int] = (),
+    state_files: StateFiles | None = None,
 ) -> "ResumableTrainer":
     """Make a Trainer for prepared rows, packed or not. Padding is at the end of each row, and has no loss.
 
@@ -85,6 +87,7 @@ def make_trainer(
         tokenizer: The model's tokenizer.
         rows: Rows to train on.
         skipped_steps: Optimizer steps whose batch is skipped.
+        state_files: Writes and reads what trains in a checkpoint; None if the Trainer does.
     """
     from transformers import PrinterCallback
 
@@ -101,6 +104,7 @@ def make_trainer(
         processing_class=tokenizer,  # without a mask the Trainer needs the pad id to count tokens
         callbacks=[ProgressLines()],
         skipped_steps=skipped_steps,
+        state_files=state_files,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

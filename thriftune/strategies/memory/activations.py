@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,10 @@ class StepShape:
         precision: Precision of the matrix products.
         tuned: The section of the run file about what trains; None where every weight trains.
         four_bit: How the base under adapters is quantized to 4 bits; None if it is not.
-        autocast: Whether weights are held in fp32 while products are computed in the precision. The Trainer does so
-            where all weights train in one process, and always with adapters.
+        autocast: Whether weights that train are held in fp32 while products are computed in the precision. The Trainer
+            does so where the model's own weights train in one process, and always with adapters.
+        in_precision: Whether all weights but those in 4 bits are held in the precision, and nothing is computed in
+            autocast, also with adapters. DeepSpeed does so.
         masked: Whether attention gets a mask [rows, 1, tokens, tokens], as it does for padded and for packed rows.
             Without it transformers also does not repeat keys and values for grouped queries.
     """
@@ -49,6 +51,7 @@ class StepShape:
     tuned: Section | None = None
     four_bit: FourBit | None = None
     autocast: bool = False
+    in_precision: bool = False
     masked: bool = True
 
 
@@ -105,7 +108,7 @@ class Activations:
 
 @lru_cache(maxsize=256)
 def measure(architecture: Architecture, step_shape: StepShape) -> Activations:
-    """Trace the first layers of a model, each time one more, until every kind of layer was once the last one.
+    """Trace the first layers of a model, for each layer with what trains in it.
 
     Args:
         architecture: The model.
@@ -118,6 +121,17 @@ def measure(architecture: Architecture, step_shape: StepShape) -> Activations:
         ModelSourceError: The model's code cannot be traced without data.
         ConfigError: The model cannot compute rows of that length.
     """
+    alike = method_of(step_shape.tuned).traced_as(step_shape.tuned, architecture)
+    measured = {tuned: _measured(architecture, replace(step_shape, tuned=tuned)) for tuned in dict.fromkeys(alike)}
+    one_layer, outside = Peaks(0, 0), Peaks(0, 0)
+    for found in measured.values():
+        one_layer, outside = _larger(one_layer, found.one_layer), _larger(outside, found.outside)
+    return Activations(tuple(measured[tuned].kept[i] for i, tuned in enumerate(alike)), one_layer, outside)
+
+
+@lru_cache(maxsize=256)
+def _measured(architecture: Architecture, step_shape: StepShape) -> Activations:
+    """Trace the first layers of a model, each time one more, until every kind of layer was once the last one."""
     kinds = architecture.layer_kinds
     traces: dict[int, _Trace] = {}
 
@@ -187,7 +201,8 @@ def _trace(
 
     dtype = torch_dtype(step_shape.precision)
     # The Trainer's mixed precision; DeepSpeed computes in the weights' own type.
-    autocast = dtype if (step_shape.tuned or step_shape.autocast) and step_shape.precision != "fp32" else None
+    is_mixed = (step_shape.tuned or step_shape.autocast) and not step_shape.in_precision
+    autocast = dtype if is_mixed and step_shape.precision != "fp32" else None
     device = RealDevice(autocast)
     with dequantized_on_meta(dtype):
         model = _trainable(architecture, step_shape, layers, device)
@@ -204,7 +219,7 @@ def _trace(
             loss = _decoder(inner)(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
         device.leave_autocast()
         kept = Peaks(counted.live, counted.small_live)
-        if loss.requires_grad:  # a prefix is outside of the decoder, which is asked for alone where layers are split
+        if loss.requires_grad:  # without the output head there may be nothing that trains
             loss.backward()
     # From the two-dimensional mask transformers would make the four-dimensional one.
     made = Peaks(rows * tokens**2 * dtype.itemsize if mask_dimensions == 2 else 0, 0)
@@ -237,6 +252,12 @@ def _trainable(architecture: Architecture, step_shape: StepShape, layers: int, d
         _quantize(model, step_shape.four_bit, dtype)
         model = prepare_four_bit(model, gradient_checkpointing=False)
     model = method_of(step_shape.tuned).put_on(model, step_shape.tuned, architecture)
+    if step_shape.in_precision:
+        _convert(model, dtype)
+    if step_shape.autocast:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     if step_shape.gradient_checkpointing:
         # torch leaves a function mode when the backward pass starts, so layers are computed again in a context of ours.
         contexts = partial(_recomputation, device.autocast)
@@ -248,6 +269,13 @@ def _trainable(architecture: Architecture, step_shape: StepShape, layers: int, d
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     return model
+
+
+def _convert(model: Any, dtype: "torch.dtype") -> None:
+    """Hold the adapters, and what `prepare_four_bit` turned into fp32, in a type."""
+    for parameter in model.parameters():
+        if type(parameter).__name__ != "Params4bit":
+            parameter.data = parameter.data.to(dtype)
 
 
 def _recomputation(autocast: "torch.dtype | None") -> tuple[Any, Any]:

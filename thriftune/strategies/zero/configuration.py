@@ -103,6 +103,7 @@ def complete(
     hidden_size: int,
     *,
     is_gpu: bool,
+    packing: int = 1,
 ) -> dict[str, Any]:
     """The configuration DeepSpeed trains with, with every number written out.
 
@@ -113,6 +114,7 @@ def complete(
         optimization: AdamW's numbers.
         hidden_size: Width of the model, which decides the size of the communication buffers.
         is_gpu: Whether it trains on GPUs.
+        packing: Weights of a layer in one element of a tensor: more than one in 4 bits.
 
     Returns:
         A new dictionary. Buffer sizes for "auto" are the ones that transformers documents for ZeRO-3:
@@ -139,18 +141,19 @@ def complete(
             "torch_adam": not compiles_adam(config, is_gpu=is_gpu),
         },
     }
-    with_buffers(section, hidden_size)
+    with_buffers(section, hidden_size, packing)
     if section["stage"] == 3:
         section["stage3_gather_16bit_weights_on_model_save"] = True  # without it no model could be saved
     return result
 
 
-def with_buffers(section: dict[str, Any], hidden_size: int) -> dict[str, Any]:
+def with_buffers(section: dict[str, Any], hidden_size: int, packing: int = 1) -> dict[str, Any]:
     """Write out the size of every buffer that a ZeRO section leaves open, in elements.
 
     Args:
         section: The ZeRO section, which is changed in place.
         hidden_size: Width of the model.
+        packing: As in `complete`.
     """
     _resolve_auto(section, {"reduce_bucket_size": hidden_size**2, "allgather_bucket_size": 2 * hidden_size**2})
     if section["stage"] == 3:
@@ -161,8 +164,8 @@ def with_buffers(section: dict[str, Any], hidden_size: int) -> dict[str, Any]:
                 "stage3_prefetch_bucket_size": int(0.9 * hidden_size**2),
                 "stage3_param_persistence_threshold": 10 * hidden_size,
                 # Two decoder layers of about 12 * hidden**2 parameters: one in use while the next is fetched.
-                "stage3_max_live_parameters": 24 * hidden_size**2,
-                "stage3_max_reuse_distance": 24 * hidden_size**2,
+                "stage3_max_live_parameters": 24 * hidden_size**2 // packing,
+                "stage3_max_reuse_distance": 24 * hidden_size**2 // packing,
             },
         )
     return section

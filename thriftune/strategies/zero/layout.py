@@ -39,14 +39,15 @@ class Layout:
     gradient_width: int = 0
 
 
-def layout(config: dict[str, Any], hidden_size: int) -> Layout:
+def layout(config: dict[str, Any], hidden_size: int, packing: int = 1) -> Layout:
     """Read from a checked configuration where it keeps what, and how large its buffers are.
 
     Args:
         config: A configuration that `check` has accepted.
         hidden_size: Width of the model, which decides the size of "auto" buffers.
+        packing: Weights of a layer in one element of a tensor: more than one in 4 bits.
     """
-    section = with_buffers(copy.deepcopy(config["zero_optimization"]), hidden_size)
+    section = with_buffers(copy.deepcopy(config["zero_optimization"]), hidden_size, packing)
     return Layout(
         stage=int(section["stage"]),
         offloaded_optimizer=offload_device(section, "offload_optimizer"),

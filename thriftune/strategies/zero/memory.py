@@ -1,11 +1,10 @@
-"""Memory of full fine-tuning under ZeRO: what each rank holds on its device and on its host.
+"""Memory of a training under ZeRO: what each rank holds on its device and on its host.
 
 Every term is a buffer of DeepSpeed's own (0.19): runtime/zero/stage_1_and_2.py, runtime/zero/stage3.py, and for stage 0
 runtime/fp16/unfused_optimizer.py. They were compared with measured runs (benchmarks/memory.py, docs/memory.md).
-P is the number of parameters, N the number of ranks.
+P is the number of parameters that train, N the number of ranks. Frozen weights have no states and no gradients.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from thriftune.overhead import RETURNED_BLOCK
 from thriftune.strategies.memory.activations import Peaks, StepShape
 from thriftune.strategies.memory.items import (
     ACTIVATIONS,
+    CONSTANTS,
     FORWARD_BACKWARD,
     GRADIENTS,
     KEPT,
@@ -25,10 +25,11 @@ from thriftune.strategies.memory.items import (
     kept_by_malloc,
 )
 from thriftune.strategies.zero.layout import Layout
+from thriftune.strategies.zero.parts import WIDTHS as _BYTES
+from thriftune.strategies.zero.parts import Parts, parts_of
 
 _MASTER = 4  # fp32
 _MOMENTS = 8  # AdamW's two, fp32
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 BUFFERS = "ZeRO buffers"
 ROUNDING = "page-locked rounding"
@@ -52,7 +53,7 @@ class Shards:
 def shards(
     architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int, activations: Peaks, *, on_gpu: bool
 ) -> Shards:
-    """Memory that one rank of full fine-tuning with AdamW holds.
+    """Memory that one rank of a training with AdamW holds.
 
     Args:
         architecture: The model.
@@ -65,10 +66,11 @@ def shards(
     Returns:
         Its bytes.
     """
-    held = _held(architecture, step_shape, layout, ranks)
-    buffers = _buffers(architecture, step_shape, layout, activations)
-    step = _step_buffers(architecture, step_shape, layout, ranks, on_gpu=on_gpu)
-    moved = _offloaded(architecture, step_shape, layout, ranks)
+    parts = parts_of(architecture, step_shape)
+    held = _held(parts, step_shape, layout, ranks)
+    buffers = _buffers(parts, step_shape, layout, activations)
+    step = _step_buffers(parts, step_shape, layout, ranks, on_gpu=on_gpu)
+    moved = _offloaded(parts, step_shape, layout, ranks)
     while_stepping = {**held, GRADIENTS: _gradients_while_stepping(held[GRADIENTS], layout, ranks)}
     device = {
         FORWARD_BACKWARD: {**held, BUFFERS: buffers, ACTIVATIONS: activations.all},
@@ -76,12 +78,12 @@ def shards(
     }
     for items in device.values():
         items.update(dict.fromkeys(moved, 0))
-    host = _on_host(architecture, step_shape, layout, ranks, moved, on_gpu=on_gpu)
+    host = _on_host(parts, step_shape, layout, ranks, moved, on_gpu=on_gpu)
     if not on_gpu and layout.stage in (1, 2):  # gloo gathers the updated weights into a copy
-        gathered = _BYTES[step_shape.precision] * architecture.parameters
+        gathered = _BYTES[step_shape.precision] * parts.trained
         device[STEP][BUFFERS] = max(0, gathered - device[STEP][STEP_BUFFERS])
     if not on_gpu:
-        kept = _kept_of_gathered(architecture, step_shape, ranks) if layout.stage == 3 else 0
+        kept = _kept_of_gathered(parts, step_shape, ranks) if layout.stage == 3 else 0
         device[FORWARD_BACKWARD][KEPT] = kept
         device[STEP][KEPT] = kept + kept_by_malloc(activations)
     return Shards(device, host)
@@ -92,22 +94,22 @@ def _gradients_while_stepping(gradients: int, layout: Layout, ranks: int) -> int
     return {1: gradients // ranks, 2: 0}.get(layout.stage, gradients)
 
 
-def _offloaded(architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int) -> dict[str, int]:
+def _offloaded(parts: Parts, step_shape: StepShape, layout: Layout, ranks: int) -> dict[str, int]:
     """Bytes that are offloaded from the device, by item, to host memory or to a disk."""
-    width, part = _BYTES[step_shape.precision], -(-architecture.parameters // ranks)
+    width, part = _BYTES[step_shape.precision], -(-parts.trained // ranks)
     moved = {}
     if layout.offloaded_optimizer != "none":
         gradients = (layout.gradient_width or width) * part
         moved = {STATES: (_MASTER + _MOMENTS) * part, GRADIENTS: gradients, STEP_BUFFERS: 4 * part}
         if layout.stage < 3:  # the updated weights in 16 bits on their way back, and one gradient on its way here
-            moved[STEP_BUFFERS] += width * (part + architecture.largest_parameter)
+            moved[STEP_BUFFERS] += width * (part + parts.largest_trained)
     if layout.offloaded_params != "none":
-        moved[WEIGHTS] = width * part
+        moved[WEIGHTS] = width * part + parts.frozen // ranks
     return moved
 
 
 def _on_host(
-    architecture: Architecture,
+    parts: Parts,
     step_shape: StepShape,
     layout: Layout,
     ranks: int,
@@ -117,13 +119,12 @@ def _on_host(
 ) -> dict[str, int]:
     """The part of it in host memory: everything except what goes to a disk, which passes through buffers here."""
     host = dict(moved)
-    staging = _NVME_BUFFERS * architecture.largest_parameter
     if layout.offloaded_optimizer == "nvme":
-        host[STATES] = (_MASTER + _MOMENTS) * staging
+        host[STATES] = (_MASTER + _MOMENTS) * _NVME_BUFFERS * parts.largest_trained
     if layout.offloaded_params == "nvme":
-        host[WEIGHTS] = _BYTES[step_shape.precision] * staging
+        host[WEIGHTS] = _NVME_BUFFERS * parts.largest
     if layout.is_pinned and on_gpu:
-        host[ROUNDING] = sum(_rounding(size) for size in _pinned(architecture, step_shape, layout, ranks, host))
+        host[ROUNDING] = sum(_rounding(size) for size in _pinned(parts, step_shape, layout, ranks, host))
     return host
 
 
@@ -136,16 +137,14 @@ def nvme_bytes(architecture: Architecture, step_shape: StepShape, layout: Layout
         layout: Where ZeRO keeps what.
         ranks: Number of ranks (N).
     """
-    moved = _offloaded(architecture, step_shape, layout, ranks)
+    moved = _offloaded(parts_of(architecture, step_shape), step_shape, layout, ranks)
     states = moved.get(STATES, 0) if layout.offloaded_optimizer == "nvme" else 0
     return states + (moved.get(WEIGHTS, 0) if layout.offloaded_params == "nvme" else 0)
 
 
-def _pinned(
-    architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int, host: dict[str, int]
-) -> Iterator[int]:
+def _pinned(parts: Parts, step_shape: StepShape, layout: Layout, ranks: int, host: dict[str, int]) -> Iterator[int]:
     """Sizes of the page-locked buffers of one rank. AdamW's moments are in ordinary memory."""
-    part = -(-architecture.parameters // ranks)
+    part = -(-parts.trained // ranks)
     if WEIGHTS in host:
         yield host[WEIGHTS]
     if layout.offloaded_optimizer != "cpu":
@@ -163,18 +162,20 @@ def _rounding(size: int) -> int:
     return (1 << (size - 1).bit_length()) - size if size else 0
 
 
-def _held(architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int) -> dict[str, int]:
+def _held(parts: Parts, step_shape: StepShape, layout: Layout, ranks: int) -> dict[str, int]:
     """What lasts from step to step, and the gradients: at least 16 bytes a parameter before anything is sharded.
 
     Source: ZeRO (arXiv 1910.02054), section 3: stage 1 divides the optimizer states by N, stage 2 the gradients too,
     and stage 3 the weights as well. DeepSpeed keeps fp32 master weights also when it trains in fp32.
     """
-    width, whole = _BYTES[step_shape.precision], architecture.parameters
+    width, whole = _BYTES[step_shape.precision], parts.trained
     part = -(-whole // ranks)
     if layout.stage == 0:
-        return _held_undivided(step_shape, whole)
+        held = _held_undivided(step_shape, whole)
+        return {**held, WEIGHTS: held[WEIGHTS] + parts.frozen, CONSTANTS: parts.constants}
     return {
-        WEIGHTS: width * (part if layout.stage == 3 else whole),
+        WEIGHTS: width * part + parts.frozen // ranks if layout.stage == 3 else width * whole + parts.frozen,
+        CONSTANTS: parts.constants,
         STATES: (_MASTER + _MOMENTS) * part,
         GRADIENTS: (layout.gradient_width or width) * (whole if layout.stage == 1 else part),
     }
@@ -187,41 +188,36 @@ def _held_undivided(step_shape: StepShape, whole: int) -> dict[str, int]:
     return {WEIGHTS: width * whole, STATES: (master + _MOMENTS) * whole, GRADIENTS: width * whole}
 
 
-def _step_buffers(
-    architecture: Architecture, step_shape: StepShape, layout: Layout, ranks: int, *, on_gpu: bool
-) -> int:
+def _step_buffers(parts: Parts, step_shape: StepShape, layout: Layout, ranks: int, *, on_gpu: bool) -> int:
     """Gradients in fp32 and AdamW's temporaries for what is updated at once: a shard, in stage 3 a sub-group of it."""
-    width, part = _BYTES[step_shape.precision], -(-architecture.parameters // ranks)
+    width, part = _BYTES[step_shape.precision], -(-parts.trained // ranks)
     temporaries = 4 if on_gpu else 8  # torch's AdamW takes the square root in place on a GPU, but not on a CPU
     if layout.stage == 0:  # parameter by parameter; on a GPU many at once
-        at_once = architecture.parameters if on_gpu else architecture.largest_parameter
-        return temporaries * at_once + (0 if step_shape.precision == "fp32" else 4 * architecture.parameters)
+        at_once = parts.trained if on_gpu else parts.largest_trained
+        return temporaries * at_once + (0 if step_shape.precision == "fp32" else 4 * parts.trained)
     if layout.stage == 3:  # a sub-group ends with the parameter that fills it
-        part = min(part, layout.sub_group + -(-architecture.largest_parameter // ranks))
+        part = min(part, layout.sub_group + -(-parts.largest_trained // ranks))
     return part * max(4 + temporaries, 4 + 2 * width if layout.stage < 3 else 0)
 
 
-def _buffers(architecture: Architecture, step_shape: StepShape, layout: Layout, activations: Peaks) -> int:
+def _buffers(parts: Parts, step_shape: StepShape, layout: Layout, activations: Peaks) -> int:
     """Buckets in which gradients are reduced, and in stage 3 the weights that are gathered at the same time."""
     width = _BYTES[step_shape.precision]
     if layout.stage == 0:  # gradients are flattened and summed over the ranks after activations are freed
-        return max(0, width * architecture.parameters - activations.all)
+        return max(0, width * parts.trained - activations.all)
     # With overlap_comm one bucket is reduced while the next one fills.
-    bucket = max(layout.reduce_bucket * (2 if layout.overlaps else 1), architecture.largest_parameter)
+    bucket = max(layout.reduce_bucket * (2 if layout.overlaps else 1), parts.largest_trained)
     if layout.stage < 3:
-        return width * (bucket + (architecture.largest_parameter if layout.offloaded_optimizer != "none" else 0))
+        return width * (bucket + (parts.largest_trained if layout.offloaded_optimizer != "none" else 0))
     # The head is in use while layers are prefetched, up to the limit of live parameters.
-    live = min(layout.live_parameters, 2 * architecture.layer_parameters)
-    gathered = architecture.largest_parameter + live + layout.prefetch
-    return width * (bucket + gathered)
+    live = min(width * layout.live_parameters, 2 * parts.layer)
+    return width * (bucket + layout.prefetch) + parts.largest + live
 
 
-def _kept_of_gathered(architecture: Architecture, step_shape: StepShape, ranks: int) -> int:
+def _kept_of_gathered(parts: Parts, step_shape: StepShape, ranks: int) -> int:
     """What malloc on a CPU keeps of the weights that stage 3 gathers and frees: the small blocks.
 
     Source: measured. In fp32 two thirds of a shard stay in addition; where they stay is not understood.
     """
-    width = _BYTES[step_shape.precision]
-    sizes = (width * math.prod(shape) for shape in architecture.shapes.values())
-    small = sum(size for size in sizes if size < RETURNED_BLOCK)
-    return small + (2 * width * architecture.parameters // ranks // 3 if step_shape.precision == "fp32" else 0)
+    small = sum(size for size in parts.sizes if size < RETURNED_BLOCK)
+    return small + (2 * sum(parts.sizes) // ranks // 3 if step_shape.precision == "fp32" else 0)

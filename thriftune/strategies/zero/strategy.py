@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deepspeed_configs
 from thriftune import distributed
 from thriftune.config import AUTO, RunConfig, StrategyName
-from thriftune.config.choices import METHODS
 from thriftune.distributed import Rank
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import Precision, torch_dtype
-from thriftune.methods import TrainingMethod
+from thriftune.methods import METHODS, TrainingMethod
 from thriftune.models.architecture import Architecture
+from thriftune.models.quantization import FourBit
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, Strategy
 from thriftune.strategies.mapped import map_model
@@ -71,7 +72,7 @@ class Zero(Strategy):
         except (FileNotFoundError, ValueError) as error:
             remedy = "Name another file, or repair this one."
             raise ConfigError.single(_FIELD, str(named), str(error), remedy, code="zero-config-invalid") from error
-        if named == AUTO and METHODS[config.method].result == "adapter":
+        if named == AUTO and METHODS[config.method].facts.result == "adapter":
             # A frozen base has no states to divide, only weights, which stage 3 alone divides; ddp holds copies too.
             loaded = {name: content for name, content in loaded.items() if configuration.stage(content) == 3}
         return {name: settings_of(name, content) for name, content in loaded.items()}
@@ -93,9 +94,12 @@ class Zero(Strategy):
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
         """What one rank holds; all ranks hold the same. Under ZeRO the optimizer is always AdamW."""
-        placed = layout(config_in(settings), architecture.hidden_size)
+        packing = _packing(step_shape.four_bit, step_shape.precision)
+        placed = layout(config_in(settings), architecture.hidden_size, packing)
         ranks = machines.nodes * machines.devices_per_node
-        activations = measure(architecture, step_shape).whole()
+        # With every weight trained the precision is that of the weights anyhow.
+        traced = replace(step_shape, in_precision=step_shape.tuned is not None)
+        activations = measure(architecture, traced).whole()
         shards = memory.shards(architecture, step_shape, placed, ranks, activations, on_gpu=machines.device.is_gpu)
         nvme = memory.nvme_bytes(architecture, step_shape, placed, ranks)
         return Needs([shards.device] * machines.devices_per_node, shards.host, nvme)
@@ -195,6 +199,11 @@ class Zero(Strategy):
         return universal.to_universal
 
 
+def _packing(four_bit: FourBit | None, precision: Precision) -> int:
+    """Weights in one element of a tensor of the precision, where layers are in 4 bits."""
+    return 1 if four_bit is None else 2 * torch_dtype(precision).itemsize
+
+
 def _complete(plan: TrainingPlan, config: RunConfig, model: Any) -> dict[str, Any]:
     """The configuration of a plan with every number written out."""
     training = config.training
@@ -205,4 +214,5 @@ def _complete(plan: TrainingPlan, config: RunConfig, model: Any) -> dict[str, An
         configuration.Optimization(training.learning_rate, training.weight_decay, training.max_grad_norm),
         model.config.get_text_config().hidden_size,
         is_gpu=plan.hardware.is_gpu,
+        packing=_packing(METHODS[plan.method].four_bit(config), plan.precision),
     )

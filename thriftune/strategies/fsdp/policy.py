@@ -1,0 +1,161 @@
+"""What FSDP decides before there is a model: types, what is gathered together, and which part of a weight is whose."""
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from thriftune.config import AUTO, FsdpConfig
+from thriftune.errors import ConfigError
+from thriftune.hardware import Device, Precision, PrecisionChoice
+from thriftune.models.architecture import Architecture, layer_of
+
+if TYPE_CHECKING:
+    import torch
+
+_FIELD = "fsdp.param_dtype"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The section `fsdp` of a run, as the plan holds it.
+
+    Attributes:
+        param_dtype: Type that gathered weights are computed with, or auto.
+        reduce_dtype: Type that gradients are summed in, or auto.
+        wrap: Classes of the modules whose weights are gathered together; None for the decoder layers.
+        reshard_after_forward: Whether gathered weights are freed between the forward and the backward pass.
+        cpu_offload: Whether shards and optimizer states are in host memory.
+    """
+
+    param_dtype: PrecisionChoice = "auto"
+    reduce_dtype: PrecisionChoice = "auto"
+    wrap: tuple[str, ...] | None = None
+    reshard_after_forward: bool = True
+    cpu_offload: bool = False
+
+    @classmethod
+    def of(cls, section: FsdpConfig) -> Self:
+        """Those of a run file.
+
+        Args:
+            section: Its section.
+        """
+        return cls(**dict(section))
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Those of a plan.
+
+        Args:
+            text: What `write` made; settings by default if it is empty.
+        """
+        content: dict[str, Any] = json.loads(text or "{}")
+        wrap = content.pop("wrap", None)
+        return cls(**content, wrap=None if wrap is None else tuple(wrap))
+
+    def write(self) -> str:
+        """Them as the text that a plan holds."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def offloaded(self) -> Self:
+        """The same with shards in host memory."""
+        return replace(self, cpu_offload=True)
+
+    def offloads(self, device: Device) -> bool:
+        """Whether shards are in another memory than the device's.
+
+        Args:
+            device: Kind of device.
+        """
+        return self.cpu_offload and device.is_gpu
+
+    def computes_in(self, precision: Precision) -> Precision:
+        """The type of gathered weights.
+
+        Args:
+            precision: Precision of the training.
+
+        Raises:
+            ConfigError: The two types do not go together.
+        """
+        asked: Precision = precision if self.param_dtype == AUTO else self.param_dtype
+        if asked == precision or "fp16" not in (asked, precision):
+            return asked
+        why = "fp16 needs loss scaling, which training.precision decides"
+        if precision == "fp16":
+            why = "the passes of a training in fp16 compute in fp16"
+        raise ConfigError.single(
+            _FIELD,
+            asked,
+            f"does not go with training in {precision}: {why}.",
+            f"Leave it out, or set training.precision: {asked}.",
+            code="plan-does-not-fit",
+        )
+
+    @property
+    def reduces_in(self) -> Precision:
+        """The type that gradients are summed in."""
+        return "fp32" if self.reduce_dtype == AUTO else self.reduce_dtype
+
+
+def unit_names(architecture: Architecture, wrap: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Names of the modules whose weights are gathered together: the decoder layers, or those of the named classes.
+
+    Args:
+        architecture: The model.
+        wrap: Names of classes; None for the decoder layers.
+
+    Raises:
+        ConfigError: The model has no module of a class.
+    """
+    if wrap is None:
+        return tuple(dict.fromkeys(layer for name in architecture.shapes if (layer := layer_of(name))))
+    by_class = defaultdict(list)
+    for name, module in architecture.skeleton.named_modules():
+        by_class[type(module).__name__].append(name)
+    for absent in wrap:
+        if not by_class[absent]:
+            layer = architecture.skeleton.get_submodule(unit_names(architecture, None)[0])
+            raise ConfigError.single(
+                "fsdp.wrap",
+                absent,
+                f"{architecture.name} has no module of this class.",
+                f"Name one that it has, such as {type(layer).__name__}, or leave fsdp.wrap out.",
+            )
+    return tuple(name for name, _ in architecture.skeleton.named_modules() if type(_).__name__ in wrap)
+
+
+def rows_of(rank: int, ranks: int, rows: int) -> slice:
+    """The rows of a weight that a rank holds, as `fully_shard` cuts it: equal parts, the last ones shorter or empty.
+
+    Args:
+        rank: The rank.
+        ranks: Number of ranks.
+        rows: Size of the weight's first dimension.
+    """
+    each = -(-rows // ranks)
+    return slice(min(rank * each, rows), min((rank + 1) * each, rows))
+
+
+def held_as(
+    parameter: "torch.nn.Parameter", computes_in: "torch.dtype", *, is_saved: bool, is_quantized: bool = False
+) -> "torch.dtype":
+    """The type that a rank holds its part of a weight in.
+
+    What trains is held in fp32, as master weights. What is frozen is held as it is computed with; but where it is saved
+    with the result, in the type it is stored in, so that saving changes nothing.
+
+    Args:
+        parameter: The weight, as its files hold it.
+        computes_in: Type of gathered weights.
+        is_saved: Whether the result is a model, and not an adapter.
+        is_quantized: Whether it is in 4 bits, in a tensor of whatever type.
+    """
+    import torch
+
+    if is_quantized:
+        return computes_in
+    if parameter.requires_grad:
+        return torch.float32
+    return parameter.dtype if is_saved and computes_in != torch.float32 else computes_in
