@@ -233,7 +233,9 @@ def test_a_model_with_new_layers_computes_what_it_did(kind):
     assert model.config.to_dict() == {**larger.config().to_dict(), "dtype": model.config.to_dict()["dtype"]}
     model(input_ids=ids, labels=ids).loss.backward()
     moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert moved == {name for name in larger.shapes if name.endswith(("2.mlp.down_proj.weight", "3.mlp.down_proj.weight"))}
+    assert moved == {
+        name for name in larger.shapes if name.endswith(("2.mlp.down_proj.weight", "3.mlp.down_proj.weight"))
+    }
 
 
 REFUSED = {
