@@ -22,6 +22,8 @@ EXPECTED = {
     "llama2-7b-full",
     "llama2-13b-full",
     "llama2-7b-qlora",
+    "llama2-7b-prefix",
+    "llama2-7b-adapter",
     "llama2-13b-qlora",
     "llama2-70b-qlora",
     "mistral-7b-qlora",

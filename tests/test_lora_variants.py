@@ -21,6 +21,7 @@ from thriftune.models.adapter_weights import WEIGHTS, attach
 from thriftune.models.merging import merge
 
 VALUE = ({"pattern": "v_proj", "rank": 2, "alpha": 6},)
+RANKS = (RankPattern(pattern=r"layers\.0\..*_proj", rank=6), RankPattern(pattern="v_proj", rank=4))
 VARIANTS = {
     "dora, other ranks and a whole module": {"variant": "dora", "rank_patterns": VALUE, "modules_to_save": ["lm_head"]},
     "pissa with rslora": {"variant": "rslora", "init": "pissa"},
@@ -117,7 +118,7 @@ def test_a_killed_training_goes_on_from_its_own_first_adapter(tiny_model_dir, da
     [
         ("llama", {"variant": "dora", "target_modules": ("layers.1.self_attn.q_proj", "down_proj")}),
         ("llama", {"modules_to_save": ("lm_head", "mlp"), "target_modules": ("q_proj",)}),
-        ("llama", {"rank_patterns": (RankPattern(pattern=r"layers\.0\..*_proj", rank=6), RankPattern(pattern="v_proj", rank=4))}),
+        ("llama", {"rank_patterns": RANKS}),
         ("gpt2", {"bias": "all"}),
         ("qwen2", {"bias": "lora_only", "target_modules": ("layers.0.self_attn.q_proj",)}),
         ("mixtral", {"variant": "rslora", "modules_to_save": ("embed_tokens",)}),
