@@ -139,6 +139,7 @@ class ResumableTrainer(Trainer):
         """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
+        # Of several processes with copies one writes: another one's file could be half written when it is uploaded.
         if self.is_deepspeed_enabled or self._state_files is not None or not self.args.should_save:
             return
         model: Any = self.model

@@ -15,6 +15,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.quantization import FourBit, weights_of
 from thriftune.strategies.base import Machines, Needs
 from thriftune.strategies.fsdp.policy import Settings, unit_names
+from thriftune.strategies.mapped import copied_bytes
 from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.items import (
     ACTIVATIONS,
@@ -95,11 +96,11 @@ def needs(architecture: Architecture, step_shape: StepShape, machines: Machines,
     if not on_gpu:
         device[STEP][KEPT] = kept_by_malloc(activations)
     if not settings.offloads(machines.device):
-        return Needs([device] * machines.devices_per_node)
+        return Needs([device] * machines.devices_per_node, copied=copied_bytes(architecture))
     host = {item: held[item] for item in (WEIGHTS, STATES, GRADIENTS)} | {STEP_BUFFERS: step}
     for items in device.values():
         items.update(dict.fromkeys(items.keys() & host.keys(), 0))
-    return Needs([device] * machines.devices_per_node, host)
+    return Needs([device] * machines.devices_per_node, host, copied=copied_bytes(architecture))
 
 
 def _held(units: Iterable[Part], ranks: int, width: int, step_shape: StepShape) -> dict[str, int]:
