@@ -190,7 +190,9 @@ def test_of_a_model_that_zero_cannot_hold_on_one_device_one_device_may():
 
 
 def test_a_lora_plan_holds_the_base_in_sixteen_bits_and_trains_what_qlora_trains():
-    lora, qlora = (plan(run(method=method, hardware={"instance": "g4dn.metal"})) for method in ("lora", "qlora"))
+    lora, qlora = (
+        plan(run(method=method, strategy="layers", hardware={"instance": "g4dn.metal"})) for method in ("lora", "qlora")
+    )
     held = {made.method: sum(items.get("weights", 0) for items in made.memory.devices) for made in (lora, qlora)}
     adapters = 4 * lora.trained_parameters / 2**30
     assert lora.trained_parameters == qlora.trained_parameters
