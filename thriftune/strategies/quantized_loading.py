@@ -21,7 +21,7 @@ from thriftune.strategies.mapped import give_back_pages
 if TYPE_CHECKING:
     import torch
     from bitsandbytes.functional import QuantState
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Packed:
 
     def put_in_place(self) -> "torch.nn.Parameter":
         """Give the layer its weight, and return it."""
-        from bitsandbytes.nn import Params4bit
+        from bitsandbytes.nn.modules import Params4bit
 
         blank: Any = self.layer.weight
         parameter: Any = Params4bit(
@@ -122,7 +122,7 @@ def packed(layers: Iterable[Unquantized], dtype: "torch.dtype", device: "torch.d
     Yields:
         Each of them, for the caller to put in place, or to shard first.
     """
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     for each in layers:
         weight: Any = Params4bit(
