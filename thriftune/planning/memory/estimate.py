@@ -73,7 +73,8 @@ def estimate(
     host_phases = _host(architecture, devices, needs, processes, on_gpu=on_gpu, gathered=gathered)
     host_phase = max(host_phases, key=lambda name: sum(host_phases[name].values()))
     trained = sum(method_of(step_shape.tuned).trained_parts(step_shape.tuned, architecture).values())
-    writers = 1 if converts and strategy.reshard is not None else machines.nodes
+    is_divided = strategy.reshard is not None or strategy.state_files is not None
+    writers = 1 if converts and is_divided else machines.nodes  # for other ranks every node needs all of it
     checkpoint = strategy.checkpoint_bytes(trained, step_shape.precision, settings, writers)
     on_disk = disk.disk(architecture, result=gathered, offloaded=needs.nvme * processes, checkpoint=checkpoint)
     return Estimate(
