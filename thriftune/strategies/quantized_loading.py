@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from thriftune.methods.adapters import KEEPS_TYPES
 from thriftune.models.quantization import FourBit, four_bit_layers, replace_layers
 from thriftune.strategies.mapped import give_back_pages
 
@@ -81,7 +82,8 @@ class Packed:
 def with_four_bit_layers(model: Any, dtype: "torch.dtype", four_bit: FourBit) -> list[Unquantized]:
     """Replace layers of a mapped model by ones in 4 bits, without reading any weight.
 
-    The same layers as in `from_pretrained`, and the model is marked as quantized as there.
+    The same layers as in `from_pretrained`, and the model is marked as quantized as there. No method converts its other
+    weights before they are sharded.
 
     Args:
         model: The mapped model, which is changed.
@@ -108,6 +110,7 @@ def with_four_bit_layers(model: Any, dtype: "torch.dtype", four_bit: FourBit) ->
         found.append(Unquantized(f"{name}.weight", layer, weight, layer.weight))
     model.hf_quantizer = quantizer
     quantizer.postprocess_model(model)
+    setattr(model, KEEPS_TYPES, True)
     return found
 
 
