@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DROPOUT = 0.05  # the default of a run; QLoRA (arXiv 2305.14314), appendix B
 _AS_A_WHOLE = ".modules_to_save.default"  # in the names of modules that train as a whole
+# Attribute of a base model that a strategy maps and shards: its weights are in the files, and each is converted alone.
+KEEPS_TYPES = "keeps_types"
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the output head
 
 
@@ -141,7 +143,7 @@ def without_layer_numbers(lora: LoraConfig) -> LoraConfig:
 
 
 def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) -> "PreTrainedModel":
-    """Freeze a base model in 4 bits, and convert its other weights to fp32.
+    """Freeze a base model in 4 bits, and convert its other weights to fp32, unless it is marked by `KEEPS_TYPES`.
 
     Args:
         model: The base model.
@@ -154,7 +156,7 @@ def prepare_four_bit(model: "PreTrainedModel", *, gradient_checkpointing: bool) 
     from peft import prepare_model_for_kbit_training
 
     _keep_as_quantized(model)
-    with _set_aside([*fused_experts(model), *_elsewhere(model)]):
+    with _set_aside(_as_they_are(model)):
         prepared: PreTrainedModel = prepare_model_for_kbit_training(
             model,
             use_gradient_checkpointing=gradient_checkpointing,
@@ -183,9 +185,11 @@ def fused_experts(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
     return [p for p in model.parameters() if p.ndim > 2]
 
 
-def _elsewhere(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
-    """Parameters whose weights a strategy has sharded already, in one type: here there is no weight to convert."""
-    return [p for p in model.parameters() if p.numel() == 0]
+def _as_they_are(model: "torch.nn.Module") -> list["torch.nn.Parameter"]:
+    """Parameters that keep their precision."""
+    if getattr(model, KEEPS_TYPES, False):
+        return [p for p in model.parameters() if type(p).__name__ != "Params4bit"]
+    return fused_experts(model)
 
 
 @contextmanager

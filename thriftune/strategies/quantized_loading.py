@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from thriftune.methods.adapters import KEEPS_TYPES
 from thriftune.models.quantization import FourBit, four_bit_layers, replace_layers
 from thriftune.strategies.mapped import give_back_pages
 
 if TYPE_CHECKING:
     import torch
     from bitsandbytes.functional import QuantState
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Packed:
 
     def put_in_place(self) -> "torch.nn.Parameter":
         """Give the layer its weight, and return it."""
-        from bitsandbytes.nn import Params4bit
+        from bitsandbytes.nn.modules import Params4bit
 
         blank: Any = self.layer.weight
         parameter: Any = Params4bit(
@@ -81,7 +82,8 @@ class Packed:
 def with_four_bit_layers(model: Any, dtype: "torch.dtype", four_bit: FourBit) -> list[Unquantized]:
     """Replace layers of a mapped model by ones in 4 bits, without reading any weight.
 
-    The same layers as in `from_pretrained`, and the model is marked as quantized as there.
+    The same layers as in `from_pretrained`, and the model is marked as quantized as there. No method converts its other
+    weights before they are sharded.
 
     Args:
         model: The mapped model, which is changed.
@@ -108,6 +110,7 @@ def with_four_bit_layers(model: Any, dtype: "torch.dtype", four_bit: FourBit) ->
         found.append(Unquantized(f"{name}.weight", layer, weight, layer.weight))
     model.hf_quantizer = quantizer
     quantizer.postprocess_model(model)
+    setattr(model, KEEPS_TYPES, True)
     return found
 
 
@@ -122,7 +125,7 @@ def packed(layers: Iterable[Unquantized], dtype: "torch.dtype", device: "torch.d
     Yields:
         Each of them, for the caller to put in place, or to shard first.
     """
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     for each in layers:
         weight: Any = Params4bit(

@@ -9,8 +9,9 @@ before its backward pass. Remove when bitsandbytes keeps the parameter.
 from typing import Any
 
 import torch
+from bitsandbytes.autograd._functions import matmul_4bit
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 
 
 class Product(torch.autograd.Function):
@@ -28,12 +29,10 @@ class Product(torch.autograd.Function):
         Returns:
             Tensor of shape [..., out].
         """
-        import bitsandbytes
-
-        ctx.layer = layer
+        ctx.layer, constants = layer, layer.quant_state
+        assert constants is not None
         with torch.no_grad():
-            weight = layer.weight.data
-            product: torch.Tensor = bitsandbytes.matmul_4bit(inputs, weight, quant_state=layer.quant_state)
+            product: torch.Tensor = matmul_4bit(inputs, layer.weight.data, quant_state=constants)
         return product
 
     @staticmethod
@@ -55,7 +54,7 @@ def forward(layer: Linear4bit, inputs: torch.Tensor) -> torch.Tensor:
         Tensor of shape [..., out].
     """
     converted = inputs if layer.compute_dtype is None else inputs.to(layer.compute_dtype)
-    result: torch.Tensor = Product.apply(converted, layer)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = Product.apply(converted, layer)
     if layer.bias is not None:
         result = result + layer.bias.to(result.dtype)
     return result.to(inputs.dtype)

@@ -140,8 +140,7 @@ class Zero(Strategy):
     ) -> Any:
         """Map the model's files, and shard the model over the ranks without any of them ever holding a copy.
 
-        A base in 4 bits is sharded before it gets adapters, which peft then puts on shards; with one in 16 bits the
-        adapters are sharded like all other weights.
+        Weights in 4 bits are sharded before they get adapters; everything else after that, together with the adapters.
         """
         import torch
 
@@ -153,11 +152,8 @@ class Zero(Strategy):
         layers = with_four_bit_layers(mapped, dtype, four_bit) if four_bit else []
         if configuration.stage(complete) == 3:
             sharding = loading.Partitioning(complete, dtype, device)
-            if layers:
-                sharding.quantized(layers)
-                sharding.rest_of(mapped)
-            with loading.gathered_by_peft(complete, enabled=bool(layers)):
-                model = method.prepare(mapped, config, architecture, start)
+            sharding.quantized(layers)
+            model = method.prepare(mapped, config, architecture, start)
             sharding.rest_of(model)
         else:
             loading.quantize(layers, dtype, device)
