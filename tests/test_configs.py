@@ -23,6 +23,8 @@ EXPECTED = {
     "llama2-13b-full",
     "llama2-7b-qlora",
     "llama2-7b-top-layers",
+    "llama2-7b-prefix",
+    "llama2-7b-adapter",
     "llama2-13b-qlora",
     "llama2-70b-qlora",
     "mistral-7b-qlora",

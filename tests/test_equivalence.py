@@ -57,11 +57,19 @@ VARIANTS = {
     "full zero3, 2 ranks, checkpointing, packed": Variant("full", "zero", 2, 4, "zero3", CHECKPOINTING, packed=True),
     "full single": Variant("full", "single"),
     "full single, accumulation 4": Variant("full", "single", micro_batch=2),
+    "full fsdp, 2 ranks, accumulation 2": Variant("full", "fsdp", 2, 2),
+    "full ddp, 2 ranks, accumulation 2": Variant("full", "ddp", 2, 2),
+    "lora fsdp, 2 ranks, checkpointing": Variant("lora", "fsdp", 2, 4, training=CHECKPOINTING),
+    "lora ddp, 2 ranks, checkpointing": Variant("lora", "ddp", 2, 4, training=CHECKPOINTING),
+    "qlora fsdp, 2 ranks": Variant("qlora", "fsdp", 2, 4),
+    "qlora ddp, 2 ranks": Variant("qlora", "ddp", 2, 4),
     "partial single": Variant("partial", "single"),
     "partial single, checkpointing, accumulation 4": Variant("partial", "single", 1, 2, training=CHECKPOINTING),
     "partial zero3, 2 ranks": Variant("partial", "zero", 2, 4, "zero3"),
     "lora single": Variant("lora", "single"),
     "lora layers": Variant("lora", "layers", training=CHECKPOINTING),
+    "lora zero3, 2 ranks": Variant("lora", "zero", 2, 4, "zero3"),
+    "qlora zero3, 2 ranks, checkpointing": Variant("qlora", "zero", 2, 4, "zero3", CHECKPOINTING),
     "qlora single": Variant("qlora", "single"),
     "qlora layers, accumulation 4": Variant("qlora", "layers", micro_batch=2),
 }
@@ -94,9 +102,11 @@ def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
         }
         for number, (name, variant) in enumerate(VARIANTS.items())
     }
-    alone = [name for name, variant in VARIANTS.items() if variant.strategy != "zero"]
-    start([jobs[name] for name in alone], folder / "alone.json")
-    for name in jobs.keys() - set(alone):
+    by_deepspeed = [name for name, variant in VARIANTS.items() if variant.strategy == "zero"]
+    together = [name for name, variant in VARIANTS.items() if variant.ranks > 1 and name not in by_deepspeed]
+    start([jobs[name] for name in together], folder / "together.json", 2)
+    start([jobs[name] for name in jobs if name not in {*by_deepspeed, *together}], folder / "alone.json")
+    for name in by_deepspeed:
         start([jobs[name]], Path(f"{jobs[name]['output']}.job"), VARIANTS[name].ranks)
     results = {name: json.loads(Path(f"{job['output']}.json").read_text()) for name, job in jobs.items()}
     return {"results": results, "jobs": jobs, "dataset": folder / "dataset"}
@@ -123,7 +133,7 @@ def config_of(variant: Variant) -> dict:
 
 
 def start(jobs: list[dict], file: Path, count: int = 0) -> None:
-    """Run jobs one after the other in a process, or one job in so many ranks."""
+    """Run jobs one after the other in a process, or in so many ranks; with DeepSpeed one only."""
     file.write_text(json.dumps(jobs))
     if count:
         ranks.run(count, WORKER, file)

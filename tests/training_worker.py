@@ -2,8 +2,8 @@
 
 Usage: [torchrun --nproc_per_node N] tests/training_worker.py JOBS.json, a list of jobs that each name a run
 configuration (`config`), the directories `model`, `dataset` and `output`, and whether transformers' Trainer does it
-alone (`reference`). Writes `<output>.json` with what was measured. Under torchrun there can be one job: DeepSpeed is
-set up once per process.
+alone (`reference`). Writes `<output>.json` with what was measured. With DeepSpeed there can be one job: it is set up
+once per process.
 """
 
 import json

@@ -91,6 +91,17 @@ def _whole_modules(config: "RunConfig") -> Iterator[Problem]:
         yield Problem("lora.modules_to_save", name, message, "Name it in one of the two.")
 
 
+def _in_four_bits(config: "RunConfig") -> Iterator[Problem]:
+    if not METHODS[config.method].quantizes:
+        return
+    variant = config.lora_or_default.variant
+    reasons = [STRATEGIES[name].refuses_in_four_bits.get(variant) for name in strategies_of(config)]
+    if all(reasons):
+        able = [name for name, facts in STRATEGIES.items() if variant not in facts.refuses_in_four_bits]
+        message = f"cannot be trained with method {config.method} and strategy {config.strategy}: {reasons[0]}."
+        yield Problem("lora.variant", variant, message, f"Use strategy {', '.join(able)}, or method lora.")
+
+
 def _packed_prefix(config: "RunConfig") -> Iterator[Problem]:
     if config.data.packing:
         yield Problem(
@@ -104,6 +115,6 @@ def _packed_prefix(config: "RunConfig") -> Iterator[Problem]:
 # The rules of each section.
 _RULES: dict[str, tuple[Callable[["RunConfig"], Iterator[Problem]], ...]] = {
     "partial": (_partial,),
-    "lora": (_first_values, _ranks, _whole_modules),
+    "lora": (_first_values, _ranks, _whole_modules, _in_four_bits),
     "prefix": (_packed_prefix,),
 }

@@ -179,6 +179,7 @@ class TrainingMethod(Protocol):
         Raises:
             ConfigError: There are too few rows.
         """
+        return
 
     def beside(self, model: Any) -> "dict[str, torch.Tensor]":
         """What a checkpoint needs besides what peft or transformers saves of a model, by name.

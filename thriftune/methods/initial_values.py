@@ -15,7 +15,6 @@ from thriftune.config.method_rules import TAKING
 
 if TYPE_CHECKING:
     import torch
-    from peft.tuners.lora import LoraLayer
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ def saved_as_difference(initial: "Mapping[str, torch.Tensor]", scratch: Path) ->
     return {"path_initial_model_for_weight_conversion": str(folder)}
 
 
-def _layers(model: Any) -> "Iterator[tuple[str, LoraLayer]]":
+def _layers(model: Any) -> Iterator[tuple[str, Any]]:
     """Every module with an adapter, by name."""
     from peft.tuners.lora import LoraLayer
 
@@ -141,13 +140,13 @@ def _take_out(model: Any, initial: "Mapping[str, torch.Tensor]") -> None:
     setattr(model, _HELD, dict(initial))
 
 
-def _weight(layer: "LoraLayer") -> "torch.Tensor":
+def _weight(layer: Any) -> "torch.Tensor":
     """The weight under an adapter, [out, in]."""
-    weight: Any = layer.get_base_layer().weight
-    return (weight.T if layer.fan_in_fan_out else weight).float()
+    weight: torch.Tensor = layer.get_base_layer().weight.float()
+    return weight.T if layer.fan_in_fan_out else weight
 
 
-def _principal(layer: "LoraLayer") -> "tuple[torch.Tensor, torch.Tensor]":
+def _principal(layer: Any) -> "tuple[torch.Tensor, torch.Tensor]":
     """PiSSA: the principal singular vectors, [rank, in] and [out, rank]."""
     import torch
 
@@ -157,7 +156,7 @@ def _principal(layer: "LoraLayer") -> "tuple[torch.Tensor, torch.Tensor]":
     return root[:, None] * right[:rank], left[:, :rank] * root
 
 
-def _triangular(layer: "LoraLayer") -> "tuple[torch.Tensor, torch.Tensor]":
+def _triangular(layer: Any) -> "tuple[torch.Tensor, torch.Tensor]":
     """OLoRA: the first columns of Q and the first rows of R, [rank, in] and [out, rank]."""
     import torch
 
@@ -166,7 +165,7 @@ def _triangular(layer: "LoraLayer") -> "tuple[torch.Tensor, torch.Tensor]":
     return triangular[:rank], orthonormal[:, :rank]
 
 
-def _orthogonal(layer: "LoraLayer") -> "tuple[torch.Tensor, torch.Tensor]":
+def _orthogonal(layer: Any) -> "tuple[torch.Tensor, torch.Tensor]":
     """Random matrices with orthogonal row spaces, so that their product is zero, [rank, in] and [out, rank]."""
     import torch
 

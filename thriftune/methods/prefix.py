@@ -39,7 +39,7 @@ class Prefix(TrainingMethod):
         """Refuse a model that cannot compute with a prefix, or whose table of positions ends within its rows."""
         section = config.prefix_or_default
         require_working(self, section, architecture)
-        require_positions(architecture, config.data.max_length + section.virtual_tokens)
+        require_positions(architecture, config.data.max_length, section.virtual_tokens)
 
     def trained_parts(self, section: Section | None, architecture: Architecture) -> dict[str, int]:
         """All of the prefix: it is not in a module of the base model."""

@@ -18,12 +18,12 @@ from thriftune.models.architecture import layer_of
 _REENTRANT = "use_reentrant"  # the implementation says so itself
 
 
-class PrefixModel(PeftModelForCausalLM):  # type: ignore[misc]
+class PrefixModel(PeftModelForCausalLM):
     """What peft makes for prefix tuning, with the recomputation of activations as it has to be done here."""
 
     def get_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """The prefix as a cache; while it trains, one that does not grow."""
-        cache = super().get_prompt(*args, **kwargs)
+        cache: Any = super().get_prompt(*args, **kwargs)
         if not (self.training and torch.is_grad_enabled()):
             return cache
         fixed = DynamicCache()
@@ -55,7 +55,7 @@ class PrefixModel(PeftModelForCausalLM):  # type: ignore[misc]
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
 
-class _Prefix(DynamicLayer):  # type: ignore[misc]
+class _Prefix(DynamicLayer):
     """The cache of one layer: a prefix that stays as it is.
 
     Args:
@@ -66,10 +66,11 @@ class _Prefix(DynamicLayer):  # type: ignore[misc]
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        self.keys, self.values = self._prefix = keys, values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The prefix and the new keys and values, which are not kept."""
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+        keys, values = self._prefix
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)

@@ -10,6 +10,7 @@ from typing import Any
 
 from thriftune import artifacts
 from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS
 from thriftune.errors import ThriftuneError
 from thriftune.methods.base import Trained
 from thriftune.models.adapter_weights import WEIGHTS
@@ -42,6 +43,9 @@ def saving_adapter(
         ThriftuneError: Not as many tensors were saved.
     """
     logger.info("Saving the adapter to %s", destination)
+    facts = METHODS[config.method]
+    if not facts.merges:
+        logger.info("%s cannot be merged into the base model: the adapter is the result", facts.title)
     model: Any = trained.model
     expected = tensors or sum(parameter.requires_grad for parameter in model.parameters())
     # Where the base model came from, not its directory on this node.

@@ -1,18 +1,23 @@
 """Whether a model can compute with what a method adds to it: tried on the meta device, without weights."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thriftune.config import Section
 from thriftune.errors import ConfigError, in_a_line
 from thriftune.methods.base import TrainingMethod
 from thriftune.models.architecture import Architecture
 
+if TYPE_CHECKING:
+    import torch
+
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, NotImplementedError)
 _TOKENS = 8
 
 
 def require_working(method: TrainingMethod, section: Section, architecture: Architecture) -> None:
-    """Refuse an architecture that fails with what a method adds. One pass over the first layers of every kind.
+    """Refuse an architecture that fails with what a method adds, or that does not use it: one pass and its gradients.
+
+    Only over the first layers, with one of every kind; in fp32, or in bf16 where experts need that on the meta device.
 
     Args:
         method: The method.
@@ -22,6 +27,29 @@ def require_working(method: TrainingMethod, section: Section, architecture: Arch
     Raises:
         ConfigError: With the reason that peft or transformers gives.
     """
+    import torch
+
+    reasons = []
+    for dtype in (torch.float32, torch.bfloat16):
+        try:
+            unused = _unused(method, section, architecture, dtype)
+        except _FAILURES as error:
+            reasons.append(in_a_line(error))
+        else:
+            if not unused:
+                return
+            reasons.append(f"its layers do not use {unused}")
+    raise ConfigError.single(
+        "method",
+        method.name,
+        f"{method.facts.title} does not work with {architecture.name} ({reasons[0]}).",
+        "Use method: lora or qlora.",
+        code="lora-refused",
+    )
+
+
+def _unused(method: TrainingMethod, section: Section, architecture: Architecture, dtype: "torch.dtype") -> str:
+    """Name of a parameter that trains and gets no gradient; empty if there is none."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,15 +62,9 @@ def require_working(method: TrainingMethod, section: Section, architecture: Arch
 
     layers = max(architecture.first_of_kind, default=0) + 1
     ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
-    try:
-        model: Any = method.put_on(architecture.on_meta(torch.float32, layers=layers), section, architecture)
-        with Answering():
-            model.train()(input_ids=ids, use_cache=False)
-    except _FAILURES as error:
-        raise ConfigError.single(
-            "method",
-            method.name,
-            f"{method.facts.title} does not work with {architecture.name} ({in_a_line(error)}).",
-            "Use method: lora or qlora.",
-            code="lora-refused",
-        ) from error
+    model: Any = method.put_on(architecture.on_meta(dtype, layers=layers), section, architecture)
+    with Answering():
+        logits = model.train()(input_ids=ids, use_cache=False).logits
+    if logits.requires_grad:
+        logits.sum().backward()
+    return next((name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None), "")

@@ -223,7 +223,7 @@ def _of_other_shape(error: RuntimeError, name: str, remedy: str, field: str, val
     return AdapterError.single(field, value, message, remedy, code=_MISFIT)
 
 
-def _present(model: "PeftModel", config: "PeftConfig", name: str) -> AbstractContextManager[None]:
+def _present(model: Any, config: "PeftConfig", name: str) -> AbstractContextManager[None]:
     """Have the parts of an adapter in its model: peft takes LLaMA-Adapter's out of it while another one is active."""
     if config.is_adaption_prompt:
         in_it: AbstractContextManager[None] = model.base_model._temporarily_active(name)  # noqa: SLF001 - as peft does

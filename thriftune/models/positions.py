@@ -5,7 +5,7 @@ once (GPT-J, CTRL), has an end: a look-up beyond it is an index error, on a GPU 
 """
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thriftune.batching import PAD_MULTIPLE
 from thriftune.errors import ConfigError
@@ -46,25 +46,26 @@ def table_length(model: "PreTrainedModel") -> int | None:
     return min(found, default=None)
 
 
-def require_positions(architecture: Architecture, max_length: int) -> None:
+def require_positions(architecture: Architecture, max_length: int, virtual_tokens: int = 0) -> None:
     """Refuse rows that are longer than a model's position table.
 
     Args:
         architecture: Architecture of the base model.
         max_length: data.max_length, in tokens.
+        virtual_tokens: Positions before a row, of a trained prefix.
 
     Raises:
         ConfigError: Padded rows may be longer than the table.
     """
     length = table_length(architecture.skeleton)
-    if length is None or -(-max_length // PAD_MULTIPLE) * PAD_MULTIPLE <= length:
+    if length is None or -(-max_length // PAD_MULTIPLE) * PAD_MULTIPLE <= length - virtual_tokens:
         return
     raise ConfigError.single(
         "data.max_length",
         max_length,
         f"{architecture.name} has a table of {length} positions, and fails with a longer row (rows are padded to "
-        f"multiples of {PAD_MULTIPLE}).",
-        f"Use at most {length // PAD_MULTIPLE * PAD_MULTIPLE}.",
+        f"multiples of {PAD_MULTIPLE}{f', after {virtual_tokens} of the prefix' if virtual_tokens else ''}).",
+        f"Use at most {(length - virtual_tokens) // PAD_MULTIPLE * PAD_MULTIPLE}.",
         code="max-length-beyond-table",
     )
 
@@ -81,6 +82,8 @@ def answer_room(model: "PreTrainedModel", prompt: int, wanted: int) -> int:
         ConfigError: There is no room for an answer.
     """
     length = table_length(model)
+    configs: Any = getattr(model, "peft_config", {})
+    prompt += max((getattr(each, "num_virtual_tokens", None) or 0 for each in configs.values()), default=0)
     if length is None or prompt + wanted <= length:
         return wanted
     if prompt >= length:

@@ -32,7 +32,7 @@ _CONFIG, _WEIGHTS = ADAPTER_CONFIG, WEIGHTS
 
 
 def check(config: RunConfig, base: BaseModel) -> Iterator[Problem]:
-    """The problems of a run's adapters; none if it trains no adapters.
+    """The problems of a run's adapters, and of what else its method does to the base model.
 
     Args:
         config: The run.
@@ -41,6 +41,8 @@ def check(config: RunConfig, base: BaseModel) -> Iterator[Problem]:
     method = METHODS[config.method]
     lora = method.section(config)
     if not isinstance(lora, LoraConfig):
+        if (architecture := base.architecture) is not None:
+            yield from attempt(lambda: method.check(config, architecture), "method", config.method).findings
         return
     logger.info("Preflight: adapters")
     if base.architecture is None:

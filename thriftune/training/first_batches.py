@@ -1,6 +1,5 @@
 """Batches of rows for first values that depend on rows, before a training."""
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thriftune.data.tokenization import IGNORED
@@ -30,10 +29,10 @@ def first_batches(trainer: "Trainer", rows: "Dataset", seed: int, count: int, to
     """
     shuffled = rows.shuffle(seed=seed, keep_in_memory=True)
     batches: list[Batch] = []
-    part: list[Mapping[str, Any]] = []
+    part: list[dict[str, Any]] = []
     labelled = 0
     for row in shuffled:
-        part.append(row)
+        part.append(dict(row))
         labelled += sum(label != IGNORED for label in row["labels"])
         if len(part) >= trainer.args.per_device_train_batch_size and labelled >= tokens:
             batches.append(_collated(trainer, part))
@@ -51,6 +50,6 @@ def first_batches(trainer: "Trainer", rows: "Dataset", seed: int, count: int, to
     return batches
 
 
-def _collated(trainer: "Trainer", part: Sequence[Mapping[str, Any]]) -> Batch:
-    collated: Batch = trainer.data_collator(list(part))
+def _collated(trainer: "Trainer", part: list[dict[str, Any]]) -> Batch:
+    collated: Batch = trainer.data_collator(part)
     return collated
