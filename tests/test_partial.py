@@ -20,6 +20,9 @@ from thriftune.hardware import DEVICES
 from thriftune.methods import METHODS, added_layers
 from thriftune.models import architecture
 from thriftune.models.tokenizer import load_tokenizer
+from thriftune.planning import suggestions
+from thriftune.preflight import trained_parts
+from thriftune.preflight.base_model import BaseModel
 from thriftune.strategies import STRATEGIES, Machines
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.items import ACTIVATIONS, FORWARD_BACKWARD, GRADIENTS, STATES, WEIGHTS
@@ -148,16 +151,6 @@ def test_a_checkpoint_holds_what_trains_and_a_cut_off_training_goes_on_from_it(t
     ours, theirs = weights_in(again), weights_in(saved)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-@pytest.mark.slow
-def test_checkpointed_layers_pass_gradients_on_to_what_trains(training):
-    """Of a model whose embeddings are frozen nothing that goes into the first layer needs a gradient."""
-    plain = training(["norms"], where="plain")[0]
-    again = training(["norms"], where="again", gradient_checkpointing=True)[0]
-    assert again.losses == pytest.approx(plain.losses, abs=1e-5)
-    assert again.after.loss == pytest.approx(plain.after.loss, abs=1e-5)
-    assert plain.after.loss < plain.before.loss - 0.01
 
 
 @pytest.mark.slow
@@ -309,3 +302,23 @@ def test_a_plan_counts_new_layers(run_config):
     base = planned(run_config("full", strategy="single"))
     assert plan.parameters - base.parameters > 2 * one, "with the attention that is switched off"
     assert plan.memory.disk["models"] > base.memory.disk["models"]
+
+
+def test_the_preflight_says_what_cannot_train_and_what_trains_too(run_config):
+    def found(shape, **partial):
+        config = run_config("partial", partial=partial)
+        problems = trained_parts.check(config, BaseModel(architecture=shape))
+        return [(problem.code, problem.severity, problem.field) for problem in problems]
+
+    assert found(of_kind("llama"), train=["haed"]) == [("config-invalid", "error", "partial.train")]
+    assert found(of_kind("gpt2"), add_layers=1) == [("config-invalid", "error", "partial.add_layers")]
+    assert found(of_kind("llama"), train=HEAD) == []
+    assert found(of_kind("llama", tie_word_embeddings=True), train=HEAD) == [("training-remark", "note", "partial")]
+    assert found(None, train=HEAD) == [("check-skipped", "note", "partial")]
+
+
+def test_the_lighter_method_is_suggested_without_the_section(run_config):
+    """A run file of method qlora with a section for partial is refused, so that nothing was suggested."""
+    config = run_config("partial", partial={"train": HEAD})
+    ((_, what, changed),) = suggestions._lighter_method(config, is_given=False)
+    assert (what, changed.method, changed.partial) == ("method: qlora", "qlora", None)
