@@ -27,7 +27,7 @@ from typing import Any
 
 from zero3_loading import MIB, RollupPeak, make_model
 
-LENGTH, VOCABULARY = 128, 32000
+LENGTH, VOCABULARY = 32, 32000
 _NO_LIMIT_GIB = 1e6
 ALONE = "layers"  # in one process, whatever the number of ranks
 

@@ -324,6 +324,18 @@ def test_auto_tries_what_suits_the_machines_and_the_optimizer_that_are_named(run
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("strategy", ["zero", "fsdp"])
+def test_dora_is_refused_on_a_base_in_four_bits_that_is_divided(run_file, run_config, strategy):
+    """It was found out on the machines, at the first step."""
+    dora = {"variant": "dora"}
+    (problem,) = problems_of(run_file("qlora", strategy=strategy, lora=dora)).items()
+    assert problem[0] == "lora.variant"
+    assert strategy in problem[1]
+    assert "ddp" in problem[1]
+    assert run_config("lora", strategy=strategy, lora=dora).lora_or_default.variant == "dora"
+    assert strategy not in strategies_of(run_config("qlora", lora=dora))
+
+
 def test_of_a_pair_that_is_refused_what_goes_with_neither_is_said_too(run_file):
     content = run_file("prefix", strategy="zero", zero={"config": "zero2"}, hardware={"devices_per_node": 2})
     assert set(problems_of(content)) == {"strategy", "zero"}

@@ -22,6 +22,7 @@ EXPECTED = {
     "llama2-7b-full",
     "llama2-13b-full",
     "llama2-7b-qlora",
+    "llama2-7b-top-layers",
     "llama2-7b-prefix",
     "llama2-7b-adapter",
     "llama2-13b-qlora",

@@ -46,6 +46,7 @@ VARIANTS = {
     "reference full": Variant("full", REFERENCE),
     "reference lora": Variant("lora", REFERENCE),
     "reference qlora": Variant("qlora", REFERENCE),
+    "reference partial": Variant("partial", REFERENCE),
     "reference full, packed": Variant("full", REFERENCE, packed=True),
     "full zero3, 1 rank": Variant("full", "zero", zero="zero3"),
     "full zero3, 2 ranks": Variant("full", "zero", 2, 4, "zero3"),
@@ -56,11 +57,24 @@ VARIANTS = {
     "full zero3, 2 ranks, checkpointing, packed": Variant("full", "zero", 2, 4, "zero3", CHECKPOINTING, packed=True),
     "full single": Variant("full", "single"),
     "full single, accumulation 4": Variant("full", "single", micro_batch=2),
+    "full fsdp, 2 ranks, accumulation 2": Variant("full", "fsdp", 2, 2),
+    "full ddp, 2 ranks, accumulation 2": Variant("full", "ddp", 2, 2),
+    "lora fsdp, 2 ranks, checkpointing": Variant("lora", "fsdp", 2, 4, training=CHECKPOINTING),
+    "lora ddp, 2 ranks, checkpointing": Variant("lora", "ddp", 2, 4, training=CHECKPOINTING),
+    "qlora fsdp, 2 ranks": Variant("qlora", "fsdp", 2, 4),
+    "qlora ddp, 2 ranks": Variant("qlora", "ddp", 2, 4),
+    "partial single": Variant("partial", "single"),
+    "partial single, checkpointing, accumulation 4": Variant("partial", "single", 1, 2, training=CHECKPOINTING),
+    "partial zero3, 2 ranks": Variant("partial", "zero", 2, 4, "zero3"),
     "lora single": Variant("lora", "single"),
     "lora layers": Variant("lora", "layers", training=CHECKPOINTING),
+    "lora zero3, 2 ranks": Variant("lora", "zero", 2, 4, "zero3"),
+    "qlora zero3, 2 ranks, checkpointing": Variant("qlora", "zero", 2, 4, "zero3", CHECKPOINTING),
     "qlora single": Variant("qlora", "single"),
     "qlora layers, accumulation 4": Variant("qlora", "layers", micro_batch=2),
 }
+LORA = {"lora": {"rank": 8, "alpha": 16, "dropout": 0.0}}
+OF_METHOD = {"lora": LORA, "qlora": LORA, "partial": {"partial": {"train": [{"last_layers": 1}, "head"]}}}
 TRAINED = [name for name, variant in VARIANTS.items() if variant.strategy != REFERENCE]
 
 
@@ -88,9 +102,11 @@ def runs(tmp_path_factory, tiny_model_dir, chat_rows_file):
         }
         for number, (name, variant) in enumerate(VARIANTS.items())
     }
-    alone = [name for name, variant in VARIANTS.items() if variant.strategy != "zero"]
-    start([jobs[name] for name in alone], folder / "alone.json")
-    for name in jobs.keys() - set(alone):
+    by_deepspeed = [name for name, variant in VARIANTS.items() if variant.strategy == "zero"]
+    together = [name for name, variant in VARIANTS.items() if variant.ranks > 1 and name not in by_deepspeed]
+    start([jobs[name] for name in together], folder / "together.json", 2)
+    start([jobs[name] for name in jobs if name not in {*by_deepspeed, *together}], folder / "alone.json")
+    for name in by_deepspeed:
         start([jobs[name]], Path(f"{jobs[name]['output']}.job"), VARIANTS[name].ranks)
     results = {name: json.loads(Path(f"{job['output']}.json").read_text()) for name, job in jobs.items()}
     return {"results": results, "jobs": jobs, "dataset": folder / "dataset"}
@@ -112,12 +128,12 @@ def config_of(variant: Variant) -> dict:
         "training": training,
         "evaluation": {"every_steps": 4, "max_new_tokens": 4, "prompts": ["What colour is the sky?"]},
         **({"zero": {"config": variant.zero}} if variant.zero else {}),
-        **({} if variant.method == "full" else {"lora": {"rank": 8, "alpha": 16, "dropout": 0.0}}),
+        **OF_METHOD.get(variant.method, {}),
     }
 
 
 def start(jobs: list[dict], file: Path, count: int = 0) -> None:
-    """Run jobs one after the other in a process, or one job in so many ranks."""
+    """Run jobs one after the other in a process, or in so many ranks; with DeepSpeed one only."""
     file.write_text(json.dumps(jobs))
     if count:
         ranks.run(count, WORKER, file)
@@ -154,7 +170,8 @@ def test_a_validation_is_what_the_saved_model_has(runs, tiny_model_dir, name):
     saved = Path(runs["jobs"][name]["output"])
     base = loss_of(tiny_model_dir, variant, None, runs["dataset"])
     assert result["validations"][0]["loss"] == result["before"]["loss"] == pytest.approx(base, abs=TOLERANCE)
-    trained = loss_of(saved if variant.method == "full" else tiny_model_dir, variant, saved, runs["dataset"])
+    is_model = METHODS[variant.method].facts.trains_weights
+    trained = loss_of(saved if is_model else tiny_model_dir, variant, saved, runs["dataset"])
     assert result["validations"][-1]["loss"] == result["after"]["loss"] == pytest.approx(trained, abs=TOLERANCE)
     plain = runs["results"][reference_of(name)]["held_out_loss"]
     assert trained == pytest.approx(plain, abs=TOLERANCE)
@@ -168,7 +185,7 @@ def loss_of(model_dir: Path, variant: Variant, adapter: Path | None, dataset: Pa
 
     quantized = configuration(torch.float32, FourBit()) if variant.method == "qlora" else None
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, quantization_config=quantized)
-    if variant.method != "full" and adapter is not None:
+    if not METHODS[variant.method].facts.trains_weights and adapter is not None:
         model = attach_adapters(model, {"default": adapter})
     return held_out_loss(model.eval(), load_tokenizer(model_dir), load_split(dataset, VALIDATION), batch=4)[0]
 

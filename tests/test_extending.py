@@ -51,10 +51,10 @@ def test_the_method_trains_the_norms_and_nothing_else(run, tiny_model_dir):
 
 @pytest.mark.slow
 def test_the_strategy_trains_what_one_device_trains(run):
-    (alone, _), (together, saved) = run("full", "single", 1), run("full", "ddp", 2)
+    (alone, _), (together, saved) = run("full", "single", 1), run("full", "copies", 2)
     assert together["plan"]["micro_batch"] * together["plan"]["accumulation"] * 2 == 8  # each rank has half of the rows
     assert len(together["plan"]["memory"]["devices"]) == 2
     assert together["result"]["losses"] == pytest.approx(alone["result"]["losses"], abs=1e-4)
     for one, other in zip(together["result"]["validations"], alone["result"]["validations"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
-    assert json.loads((saved / "manifest.json").read_text())["plan"]["strategy"] == "ddp"
+    assert json.loads((saved / "manifest.json").read_text())["plan"]["strategy"] == "copies"

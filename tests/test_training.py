@@ -1,10 +1,12 @@
-"""What is read from the Trainer's log."""
+"""What is read from the Trainer's log, and the random numbers of ranks."""
 
 import pytest
+import torch
 from transformers import TrainerState
 
 from thriftune.errors import DivergedError
 from thriftune.training.result import Validation, logged_losses, logged_validations
+from thriftune.training.trainer import seed_by_rank
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -24,3 +26,17 @@ def test_held_out_losses_are_those_of_each_step_once_the_last_where_it_was_done_
     ]
     found = logged_validations(TrainerState(log_history=logged))
     assert found == [Validation(0, 0.0, 5.0), Validation(2, 60.0, 3.0)]
+
+
+def test_ranks_drop_out_different_parts_and_the_first_those_of_a_single_process(monkeypatch):
+    """All ranks had the seed of the run, and so the same dropout on their different rows."""
+    drawn = {}
+    for rank in (None, 0, 1, 2):
+        monkeypatch.delenv("RANK", raising=False)
+        if rank is not None:
+            monkeypatch.setenv("RANK", str(rank))
+        torch.manual_seed(3)
+        seed_by_rank(3)
+        drawn[rank] = tuple(torch.rand(4).tolist())
+    assert drawn[None] == drawn[0]
+    assert len(set(drawn.values())) == 3

@@ -2,8 +2,8 @@
 
 Usage: [torchrun --nproc_per_node N] tests/training_worker.py JOBS.json, a list of jobs that each name a run
 configuration (`config`), the directories `model`, `dataset` and `output`, and whether transformers' Trainer does it
-alone (`reference`). Writes `<output>.json` with what was measured. Under torchrun there can be one job: DeepSpeed is
-set up once per process.
+alone (`reference`). Writes `<output>.json` with what was measured. With DeepSpeed there can be one job: it is set up
+once per process.
 """
 
 import json
@@ -36,7 +36,10 @@ def plain_trainer(config: RunConfig, plan: TrainingPlan, job: dict) -> dict:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype, quantization_config=quantized)
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if config.method != "full":
+    if config.method == "partial":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith(("model.layers.1.", "lm_head."))
+    if config.lora is not None:
         lora = config.lora_or_default
         set_seed(config.seed)
         model = get_peft_model(

@@ -19,7 +19,9 @@ from thriftune.data.prepared import TRAIN, load_split
 _ROWS = 55
 STEPS = 20
 INTERVAL = 3
-METHODS = ("qlora", "zero3", "zero2")
+METHODS = ("qlora", "zero3", "zero2", "fsdp", "ddp")
+# Those of full fine-tuning that are no file of ZeRO.
+STRATEGY = {"fsdp": "fsdp", "ddp": "ddp"}
 # Where scripts/fault_table.py wants to find what every case cost.
 RECORD = "FAULT_RECORD"
 
@@ -41,7 +43,8 @@ def run_config(method: str, **sections: Any) -> dict[str, Any]:
         "checkpoints": {"every_steps": INTERVAL},
         "evaluation": {"max_new_tokens": 4},
         # Dropout draws random numbers at every step: a run that does not restore them shows it.
-        **({"zero": {"config": method}} if is_full else {"lora": {"rank": 4, "dropout": 0.1}}),
+        **({} if is_full else {"lora": {"rank": 4, "dropout": 0.1}}),
+        **({"zero": {"config": method}} if method.startswith("zero") else {"strategy": STRATEGY.get(method, "single")}),
     }
     return {**content, **{name: {**content.get(name, {}), **values} for name, values in sections.items()}}
 

@@ -9,7 +9,7 @@ from faults.comparing import note, require_same_training
 from faults.conftest import INTERVAL, run_config
 from faults.job import Plant
 
-METHODS = ("qlora", "zero3")
+METHODS = ("qlora", "zero3", "fsdp", "ddp")
 FAULT_AT = 2 * INTERVAL + 2
 # Passes of another size add up the same numbers in another order.
 TOLERANCE = 1e-4

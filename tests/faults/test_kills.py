@@ -12,7 +12,7 @@ from faults.comparing import note, require_same_training
 from faults.conftest import INTERVAL, METHODS
 from faults.job import Plant
 
-FULL = ("zero3", "zero2")
+FULL = ("zero3", "zero2", "fsdp", "ddp")
 # Steps of a run that is killed many times.
 _LONG = 60
 whole = pytest.mark.faults

@@ -25,7 +25,7 @@ def require_close(expected, run, outcomes) -> None:
     assert run.claims_to_be_finished == [run.output]
 
 
-@pytest.mark.parametrize("method", ["zero3", "zero2"])
+@pytest.mark.parametrize("method", ["zero3", "zero2", "fsdp", "ddp"])
 def test_two_nodes_then_one_then_two_train_as_two_throughout(method, new_run, undisturbed, record):
     sections = SLOWLY
     expected = undisturbed(method, **sections)
@@ -48,7 +48,7 @@ def test_two_nodes_then_one_then_two_train_as_two_throughout(method, new_run, un
     note(record, "two nodes, then one, then two", method, outcomes, limit=INTERVAL + 1, result=CLOSE)
 
 
-@pytest.mark.parametrize("method", ["zero3"])
+@pytest.mark.parametrize("method", ["zero3", "fsdp", "ddp"])
 def test_two_workers_then_one_train_as_two_throughout(method, new_run, undisturbed, record):
     sections = SLOWLY
     expected = undisturbed(method, **sections)

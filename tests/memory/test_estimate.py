@@ -229,3 +229,28 @@ def test_the_estimate_of_a_process_on_a_cpu_is_the_host():
     needed = full(StepShape(1, 128, True, "bf16"), "zero3", devices=2, device=DEVICES["CPU"])
     assert needed.training_host_gib == pytest.approx(2 * needed.device_gib)
     assert needed.shared_memory_gib == 0
+
+
+def divided(model, **shape):
+    """QLoRA under ZeRO-3 on eight T4."""
+    step = StepShape(1, 1024, True, "fp16", tuned=LoraConfig(), four_bit=FourBit(), **shape)
+    settings = settings_of("zero3", STAGES["zero3"])
+    return estimate(STRATEGIES["zero"], model, step, Machines(T4, 14.56, 1, 8), settings=settings)
+
+
+def test_a_base_of_70b_in_four_bits_is_divided_over_eight_t4():
+    made = divided(LLAMA_70B)
+    device = made.devices[0]
+    assert sum(device.values()) < 14.6
+    assert sum(made.host.values()) < 347
+    in_layers = layer_weights(LLAMA_70B).quantized / 2 / 8
+    assert in_layers < device["weights"] * GIB < 1.1 * in_layers, "with embeddings, head and adapters in 16 bits"
+    # Whole on every rank: with double quantization a 64th of a byte and a 256th of four more for each weight.
+    constants = device["constants of the 4-bit weights"] * GIB
+    assert constants == pytest.approx(layer_weights(LLAMA_70B).quantized * FourBit().constants, rel=0.01)
+
+
+def test_experts_that_each_process_joins_while_it_loads_are_in_the_memory_of_the_host():
+    """Mixtral's 84 GiB are copied by every rank that maps its files, and no host has room for eight of them."""
+    assert divided(MIXTRAL).host["loading"] > 8 * 84
+    assert divided(LLAMA_70B).host["loading"] < 1

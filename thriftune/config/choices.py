@@ -63,6 +63,7 @@ class StrategyFacts:
         own_optimizer: Why `training.optimizer` must stay adamw; empty if any optimizer works.
         refuses: Methods that it cannot train, each with the reason as a clause.
         refuses_init: First values of adapters (`lora.init`) that it cannot compute, each with the reason as a clause.
+        refuses_in_four_bits: Variants of LoRA (`lora.variant`) that it cannot train on a base in 4 bits, likewise.
     """
 
     title: str
@@ -74,6 +75,7 @@ class StrategyFacts:
     own_optimizer: str = ""
     refuses: Mapping[Method, str] = field(default_factory=dict)
     refuses_init: Mapping[str, str] = field(default_factory=dict)
+    refuses_in_four_bits: Mapping[str, str] = field(default_factory=dict)
 
 
 METHODS: dict[Method, MethodFacts] = {
@@ -93,6 +95,7 @@ METHODS: dict[Method, MethodFacts] = {
 }
 
 _NOT_DIVIDED = "what it trains is so little that ddp, with the base model whole on each device, does it as well"
+_NO_DORA = {"dora": "peft puts another weight in place of the divided one when it reads its magnitudes"}
 _NOT_OVER_LAYERS = "what it adds to each layer is not placed on the device of that layer"
 _IN_PARTS = "no process has the whole of a weight, from which they are computed"
 _NO_INIT = dict.fromkeys(("pissa", "olora", "eva", "orthogonal"), _IN_PARTS)
@@ -105,6 +108,7 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
         own_optimizer="ZeRO partitions AdamW's states itself",
         refuses={"prefix": _NOT_DIVIDED, "llama_adapter": _NOT_DIVIDED},
         refuses_init=_NO_INIT,
+        refuses_in_four_bits=_NO_DORA,
     ),
     "fsdp": StrategyFacts(
         "FSDP",
@@ -115,6 +119,7 @@ STRATEGIES: dict[StrategyName, StrategyFacts] = {
         own_optimizer="8-bit optimizers cannot step the shards of FSDP",
         refuses={"prefix": _NOT_DIVIDED, "llama_adapter": _NOT_DIVIDED},
         refuses_init=_NO_INIT,
+        refuses_in_four_bits=_NO_DORA,
     ),
     "ddp": StrategyFacts("data parallel", is_distributed=True, needs_others=True, may_span_nodes=True),
     "single": StrategyFacts("one device", most_devices=1),
@@ -151,6 +156,8 @@ def strategies_of(config: "RunConfig") -> tuple[StrategyName, ...]:
         return (config.strategy,)
     able = [name for name in _ORDER[METHODS[config.method].result] if config.method not in STRATEGIES[name].refuses]
     able = [name for name in able if config.lora_or_default.init not in STRATEGIES[name].refuses_init]
+    if METHODS[config.method].quantizes:
+        able = [n for n in able if config.lora_or_default.variant not in STRATEGIES[n].refuses_in_four_bits]
     given = {facts.section for facts in STRATEGIES.values() if facts.section and getattr(config, facts.section)}
     named = [name for name in able if STRATEGIES[name].section in given] or able
     return tuple(name for name in named if _suits(STRATEGIES[name], config)) or tuple(named)

@@ -1,7 +1,7 @@
 """Rules over several fields of the sections about methods."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from thriftune.config.choices import METHODS, STRATEGIES, strategies_of
@@ -16,14 +16,8 @@ TAKING = ("pissa", "olora")
 
 def check(config: "RunConfig") -> Iterator[Problem]:
     """Every problem of the method's section that the file alone shows."""
-    if METHODS[config.method].section == "partial":
-        yield from _partial(config)
-    if METHODS[config.method].section == "lora":
-        yield from _first_values(config)
-        yield from _ranks(config)
-        yield from _whole_modules(config)
-    if METHODS[config.method].section == "prefix" and config.data.packing:
-        yield _packed_prefix()
+    for rule in _RULES.get(METHODS[config.method].section, ()):
+        yield from rule(config)
 
 
 def _partial(config: "RunConfig") -> Iterator[Problem]:
@@ -97,10 +91,30 @@ def _whole_modules(config: "RunConfig") -> Iterator[Problem]:
         yield Problem("lora.modules_to_save", name, message, "Name it in one of the two.")
 
 
-def _packed_prefix() -> Problem:
-    return Problem(
-        "data.packing",
-        "true",
-        "transformers tells packed examples apart only without a cache, which is where a prefix is.",
-        "Use data.packing: false, with training.group_by_length: true.",
-    )
+def _in_four_bits(config: "RunConfig") -> Iterator[Problem]:
+    if not METHODS[config.method].quantizes:
+        return
+    variant = config.lora_or_default.variant
+    reasons = [STRATEGIES[name].refuses_in_four_bits.get(variant) for name in strategies_of(config)]
+    if all(reasons):
+        able = [name for name, facts in STRATEGIES.items() if variant not in facts.refuses_in_four_bits]
+        message = f"cannot be trained with method {config.method} and strategy {config.strategy}: {reasons[0]}."
+        yield Problem("lora.variant", variant, message, f"Use strategy {', '.join(able)}, or method lora.")
+
+
+def _packed_prefix(config: "RunConfig") -> Iterator[Problem]:
+    if config.data.packing:
+        yield Problem(
+            "data.packing",
+            "true",
+            "transformers tells packed examples apart only without a cache, which is where a prefix is.",
+            "Use data.packing: false, with training.group_by_length: true.",
+        )
+
+
+# The rules of each section.
+_RULES: dict[str, tuple[Callable[["RunConfig"], Iterator[Problem]], ...]] = {
+    "partial": (_partial,),
+    "lora": (_first_values, _ranks, _whole_modules, _in_four_bits),
+    "prefix": (_packed_prefix,),
+}

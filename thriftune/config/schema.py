@@ -101,7 +101,8 @@ class TrainingConfig(Section):
         default="auto",
         description="Precision of the saved weights. auto, for full: the 16-bit type it trained in, and after fp32 "
         "training the base model's own (bf16 if it has none); but fp32 if rounding would lose more than 5 % of what "
-        "was learnt, measured on held-out rows. For adapters: the base model's.",
+        "was learnt, measured on held-out rows. For partial: the base model's own, by the same rule. For adapters: the "
+        "base model's.",
     )
     group_by_length: bool = Field(
         default=False,

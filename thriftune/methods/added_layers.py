@@ -66,12 +66,11 @@ def trained(larger: Architecture, count: int) -> frozenset[str]:
     return frozenset(found)
 
 
-def add(model: Any, architecture: Architecture, count: int, seed: int) -> None:
+def add(model: Any, count: int, seed: int) -> None:
     """Add layers to a loaded model, which computes the same as before.
 
     Args:
-        model: The model, which is changed.
-        architecture: Its architecture, without them.
+        model: The model, which is changed; `grown` accepts its architecture.
         count: Number of layers to add.
         seed: Seed of their weights.
     """

@@ -108,7 +108,7 @@ class Partial(Full):
             return _freeze_alike(model, section)
         assert isinstance(section, PartialConfig)
         if section.add_layers:
-            added_layers.add(model, architecture, section.add_layers, seed)
+            added_layers.add(model, section.add_layers, seed)
         names = trained_names(section, architecture)
         for name, parameter in model.named_parameters():
             parameter.requires_grad = name in names

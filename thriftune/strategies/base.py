@@ -52,11 +52,13 @@ class Needs:
         devices: Bytes on each device of a node, at each moment.
         offloaded: Bytes that each process keeps in host memory.
         nvme: Bytes that each process keeps on a local disk.
+        copied: Bytes that each process copies into host memory while it loads the model, beside one weight.
     """
 
     devices: list[Phases]
     offloaded: dict[str, int] = field(default_factory=dict)
     nvme: int = 0
+    copied: int = 0
 
 
 class StateFiles(Protocol):

@@ -24,7 +24,7 @@ from thriftune.training.first_batches import first_batches
 from thriftune.training.measuring import Measuring
 from thriftune.training.result import Asked, TrainingResult, logged_losses, logged_validations
 from thriftune.training.run_record import RunRecord
-from thriftune.training.trainer import make_trainer, training_arguments
+from thriftune.training.trainer import make_trainer, seed_by_rank, training_arguments
 from thriftune.training.validation import Validator
 from thriftune.training_plan import TrainingPlan
 
@@ -129,6 +129,7 @@ def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
     if resumed is None:
         with trainer.accelerator.autocast():
             method.begin(model, config, partial(first_batches, trainer, rows, config.seed))
+    seed_by_rank(config.seed)
     validator = Validator(trainer, config, inputs.dataset_dir, attempt.stall.beat)
 
     def begin() -> None:

@@ -32,6 +32,8 @@ _BASE_LOSS = "base_loss"
 class Measuring:
     """Held-out loss of a model whose own weights train, with the weights that would be saved. Every call is collective.
 
+    Weights that do not train are rounded too, to the nearest number, where the result has them in fewer bits.
+
     Args:
         trainer: The trainer, with the model.
         rows: Held-out rows; the batch is that of a validation.

@@ -17,6 +17,7 @@ from thriftune.checkpoints.resumption import Checkpoints
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError, ThriftuneError
 from thriftune.methods import TrainingMethod
+from thriftune.methods.saving import require_all_saved
 from thriftune.strategies import StateFiles
 from thriftune.strategies.zero.frozen import leave_out_frozen
 from thriftune.strategies.zero.universal import separate_steps
@@ -134,18 +135,24 @@ class ResumableTrainer(Trainer):
         """Save what trains.
 
         Where it is sharded, save nothing: the shards in the checkpoint have it, and gathering needs a model's memory.
+        Where every rank has a copy, one of them writes.
         """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.is_deepspeed_enabled and self._state_files is None:
-            model: Any = self.model
-            if not hasattr(model, "peft_config") and not all(p.requires_grad for p in model.parameters()):
-                save_trained(model, folder)
-                return
-            adapter_only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
-            model.save_pretrained(folder, **adapter_only)
-            if self.method and (tensors := self.method.beside(model)):
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _BESIDE)
+        # Of several processes with copies one writes: another one's file could be half written when it is uploaded.
+        if self.is_deepspeed_enabled or self._state_files is not None or not self.args.should_save:
+            return
+        model: Any = self.model
+        trained = sum(parameter.requires_grad for parameter in model.parameters())
+        if not hasattr(model, "peft_config"):
+            is_whole = trained == sum(1 for _ in model.parameters())
+            model.save_pretrained(folder) if is_whole else save_trained(model, folder)
+            return
+        model.save_pretrained(folder, save_embedding_layers=False)
+        if self.method and (tensors := self.method.beside(model)):
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _BESIDE)
+        else:
+            require_all_saved(folder, trained)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights of a checkpoint, and before them what the method has beside them."""

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune import distributed
 from thriftune.batching import PAD_MULTIPLE
 from thriftune.config import RunConfig
 from thriftune.data.prepared import is_packed
@@ -108,3 +109,17 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def seed_by_rank(seed: int) -> None:
+    """Let every rank draw other random numbers from now on (dropout); rank 0 draws those of a single process.
+
+    A checkpoint holds the state of each rank. Before this the numbers are the same on all, as are new weights.
+
+    Args:
+        seed: The run's.
+    """
+    from transformers import set_seed
+
+    if not distributed.current_rank().is_main:
+        set_seed(seed + distributed.current_rank().index)

@@ -6,7 +6,7 @@ from thriftune.overhead import GIB, GPU_PROCESS_BYTES, MIB, PROCESS, with_overhe
 from thriftune.planning.memory import disk
 from thriftune.planning.memory.validating import lasting
 from thriftune.stores import transfer
-from thriftune.strategies import Machines, Strategy
+from thriftune.strategies import Machines, Needs, Strategy
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.items import ACTIVATIONS, STEP_BUFFERS, Phases
 from thriftune.training_plan import Estimate
@@ -21,8 +21,8 @@ TRANSFERS = "file transfers"
 # NCCL moves data between GPUs without peer access, such as the T4s of a machine, through /dev/shm. Its default buffer
 # is 4 MiB per channel and direction (NCCL_BUFFSIZE); 16 channels in two directions are more than it opens over PCIe.
 _SHARED_BYTES_PER_RANK = 2 * 16 * 4 * MIB
-# Freed before a model is saved.
-_MOMENTARY = (ACTIVATIONS, STEP_BUFFERS)
+# Freed before a model is saved; what GPUs offload to the host goes by other names.
+_MOMENTARY = (ACTIVATIONS, STEP_BUFFERS, LOADING)
 
 
 def estimate(
@@ -70,10 +70,11 @@ def estimate(
     phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))
     devices = [with_overhead(_filled(phases[phase]), on_gpu=on_gpu) for phases in per_device]
     gathered = saved_bytes * architecture.parameters if method_of(step_shape.tuned).facts.trains_weights else 0
-    host_phases = _host(architecture, devices, needs.offloaded, processes, on_gpu=on_gpu, gathered=gathered)
+    host_phases = _host(architecture, devices, needs, processes, on_gpu=on_gpu, gathered=gathered)
     host_phase = max(host_phases, key=lambda name: sum(host_phases[name].values()))
     trained = sum(method_of(step_shape.tuned).trained_parts(step_shape.tuned, architecture).values())
-    writers = 1 if converts and strategy.reshard is not None else machines.nodes
+    is_divided = strategy.reshard is not None or strategy.state_files is not None
+    writers = 1 if converts and is_divided else machines.nodes  # for other ranks every node needs all of it
     checkpoint = strategy.checkpoint_bytes(trained, step_shape.precision, settings, writers)
     on_disk = disk.disk(architecture, result=gathered, offloaded=needs.nvme * processes, checkpoint=checkpoint)
     return Estimate(
@@ -90,7 +91,7 @@ def estimate(
 def _host(
     architecture: Architecture,
     devices: list[dict[str, int]],
-    offloaded: dict[str, int],
+    needs: Needs,
     processes: int,
     *,
     on_gpu: bool,
@@ -101,7 +102,7 @@ def _host(
     Args:
         architecture: The model.
         devices: Bytes by item of each device.
-        offloaded: Bytes by item that each process keeps on the host.
+        needs: What each process keeps on the host, and copies there while it loads.
         processes: Number of processes on the host.
         on_gpu: Whether devices are GPUs.
         gathered: Bytes of the result; 0 for an adapter.
@@ -110,15 +111,16 @@ def _host(
     if on_gpu:
         # Checkpoints are uploaded beside the training, and the result while the model is still held.
         training = {PROCESS: GPU_PROCESS_BYTES * processes, TRANSFERS: int(transfer.MEMORY_GIB * GIB)}
-        training |= {f"offloaded {item}": count * processes for item, count in _filled(offloaded).items()}
-        if not gathered:  # tensors are read one by one; the largest exists twice while it is quantized
-            training[LOADING] = 2 * 2 * architecture.largest_parameter
+        training |= {f"offloaded {item}": count * processes for item, count in _filled(needs.offloaded).items()}
+        # For adapters, tensors are read one by one; the largest exists twice while it is quantized.
+        loading = needs.copied * processes + (0 if gathered else 2 * 2 * architecture.largest_parameter)
+        training |= _filled({LOADING: loading})
     else:
         for items in devices:
             training = _merged(training, items)
     if not gathered:
         return {TRAINING: training}
-    lasting = training if on_gpu else {k: v for k, v in training.items() if k not in _MOMENTARY}
+    lasting = {item: count for item, count in training.items() if item not in _MOMENTARY}
     return {TRAINING: training, SAVING: {**lasting, GATHERED: gathered}}
 
 

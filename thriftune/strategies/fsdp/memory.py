@@ -15,6 +15,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.quantization import FourBit, weights_of
 from thriftune.strategies.base import Machines, Needs
 from thriftune.strategies.fsdp.policy import Settings, unit_names
+from thriftune.strategies.mapped import copied_bytes
 from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.items import (
     ACTIVATIONS,
@@ -95,11 +96,11 @@ def needs(architecture: Architecture, step_shape: StepShape, machines: Machines,
     if not on_gpu:
         device[STEP][KEPT] = kept_by_malloc(activations)
     if not settings.offloads(machines.device):
-        return Needs([device] * machines.devices_per_node)
+        return Needs([device] * machines.devices_per_node, copied=copied_bytes(architecture))
     host = {item: held[item] for item in (WEIGHTS, STATES, GRADIENTS)} | {STEP_BUFFERS: step}
     for items in device.values():
         items.update(dict.fromkeys(items.keys() & host.keys(), 0))
-    return Needs([device] * machines.devices_per_node, host)
+    return Needs([device] * machines.devices_per_node, host, copied=copied_bytes(architecture))
 
 
 def _held(units: Iterable[Part], ranks: int, width: int, step_shape: StepShape) -> dict[str, int]:
@@ -119,13 +120,17 @@ def _held(units: Iterable[Part], ranks: int, width: int, step_shape: StepShape) 
     return part
 
 
-def _passing(units: "tuple[Part, ...]", width: int, reduced: int, settings: Settings) -> dict[str, int]:
-    """What units hold while they compute: the last of them, outside the layers, stays gathered during a whole pass."""
-    *layers, outside = units
+def _passing(units: tuple[Part, ...], width: int, reduced: int, settings: Settings) -> dict[str, int]:
+    """What units hold while layers compute.
+
+    What no unit has stays gathered during a whole pass, and the output head until its backward pass; the embeddings are
+    gathered before and after the others.
+    """
+    embeddings, *layers, outside = units
     largest = max(unit.gathered(width) for unit in layers)
     gathered = (_UNITS_AT_ONCE + _FLAT) * largest
     if not settings.reshard_after_forward:
-        gathered = sum(unit.gathered(width) for unit in layers) + _FLAT * largest
+        gathered = sum(unit.gathered(width) for unit in (embeddings, *layers)) + _FLAT * largest
     trained = max(unit.trained for unit in units)
     return {GATHERED: gathered + outside.gathered(width), REDUCED: (width + _SUMS_AT_ONCE * reduced) * trained}
 
@@ -134,18 +139,23 @@ def _passing(units: "tuple[Part, ...]", width: int, reduced: int, settings: Sett
 def _units(
     architecture: Architecture, tuned: Section | None, four_bit: FourBit | None, wrap: tuple[str, ...] | None
 ) -> tuple[Part, ...]:
-    """Weights by unit; the last part is what no unit has: embeddings, output head and norms."""
+    """Weights by unit: first the embeddings, unless they are the head; last what is in no unit, with the head."""
     method = method_of(tuned)
-    parts = method.trained_parts(tuned, architecture)
-    is_own = method.facts.trains_weights
-    names = unit_names(architecture, wrap)
-    members: dict[str, list[str]] = {name: [] for name in (*names, "")}
+    skeleton = architecture.skeleton
+    embeddings = skeleton.get_input_embeddings()
+    table = next(name for name, module in skeleton.named_modules() if module is embeddings)
+    is_head = architecture.head_name == f"{table}.weight"
+    units = ("" if is_head else table, *unit_names(skeleton, wrap), "")
+    members: dict[str, list[str]] = {name: [] for name in units}
     for name in architecture.shapes:
-        members[_unit_of(name, names)].append(name)
-    trained = dict.fromkeys(members, 0)
-    for module, count in parts.items():
-        trained[_unit_of(f"{module}.weight", names)] += count
-    return tuple(_part(architecture, members[name], trained[name], four_bit, is_own=is_own) for name in members)
+        members[_unit_of(name, units)].append(name)
+    trained = dict.fromkeys(units, 0)
+    for module, count in method.trained_parts(tuned, architecture).items():
+        trained[_unit_of(f"{module}.weight", units)] += count
+    is_own = method.facts.trains_weights
+    parts = {name: _part(architecture, members[name], trained[name], four_bit, is_own=is_own) for name in units}
+    outside = parts.pop("")
+    return (*([Part(0, 0, 0)] if is_head else []), *parts.values(), outside)
 
 
 def _part(
@@ -158,5 +168,5 @@ def _part(
 
 def _unit_of(name: str, units: tuple[str, ...]) -> str:
     """The innermost unit that a parameter is in; empty outside of all."""
-    inside = [unit for unit in units if name.startswith(f"{unit}.")]
+    inside = [unit for unit in units if unit and name.startswith(f"{unit}.")]
     return max(inside, key=len, default="")

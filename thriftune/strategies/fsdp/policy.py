@@ -1,17 +1,17 @@
 """What FSDP decides before there is a model: types, what is gathered together, and which part of a weight is whose."""
 
 import json
-from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from thriftune.config import AUTO, FsdpConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import Device, Precision, PrecisionChoice
-from thriftune.models.architecture import Architecture, layer_of
+from thriftune.models.architecture import layer_of
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 _FIELD = "fsdp.param_dtype"
 
@@ -99,31 +99,28 @@ class Settings:
         return "fp32" if self.reduce_dtype == AUTO else self.reduce_dtype
 
 
-def unit_names(architecture: Architecture, wrap: tuple[str, ...] | None) -> tuple[str, ...]:
+def unit_names(model: "PreTrainedModel", wrap: tuple[str, ...] | None) -> tuple[str, ...]:
     """Names of the modules whose weights are gathered together: the decoder layers, or those of the named classes.
 
     Args:
-        architecture: The model.
+        model: The model, without adapters.
         wrap: Names of classes; None for the decoder layers.
 
     Raises:
         ConfigError: The model has no module of a class.
     """
+    layers = tuple(dict.fromkeys(layer for name, _ in model.named_parameters() if (layer := layer_of(name))))
     if wrap is None:
-        return tuple(dict.fromkeys(layer for name in architecture.shapes if (layer := layer_of(name))))
-    by_class = defaultdict(list)
-    for name, module in architecture.skeleton.named_modules():
-        by_class[type(module).__name__].append(name)
-    for absent in wrap:
-        if not by_class[absent]:
-            layer = architecture.skeleton.get_submodule(unit_names(architecture, None)[0])
-            raise ConfigError.single(
-                "fsdp.wrap",
-                absent,
-                f"{architecture.name} has no module of this class.",
-                f"Name one that it has, such as {type(layer).__name__}, or leave fsdp.wrap out.",
-            )
-    return tuple(name for name, _ in architecture.skeleton.named_modules() if type(_).__name__ in wrap)
+        return layers
+    classes = {name: type(module).__name__ for name, module in model.named_modules()}
+    if absent := [name for name in wrap if name not in classes.values()]:
+        raise ConfigError.single(
+            "fsdp.wrap",
+            ", ".join(absent),
+            f"{type(model).__name__} has no module of this class.",
+            f"Name one that it has, such as {classes[layers[0]]}, or leave fsdp.wrap out.",
+        )
+    return tuple(name for name, kind in classes.items() if kind in wrap)
 
 
 def rows_of(rank: int, ranks: int, rows: int) -> slice:
@@ -138,24 +135,15 @@ def rows_of(rank: int, ranks: int, rows: int) -> slice:
     return slice(min(rank * each, rows), min((rank + 1) * each, rows))
 
 
-def held_as(
-    parameter: "torch.nn.Parameter", computes_in: "torch.dtype", *, is_saved: bool, is_quantized: bool = False
-) -> "torch.dtype":
-    """The type that a rank holds its part of a weight in.
+def held_as(parameter: "torch.nn.Parameter", computes_in: "torch.dtype") -> "torch.dtype":
+    """The type that a rank holds its part of a weight in: what trains in fp32, as master weights.
 
-    What trains is held in fp32, as master weights. What is frozen is held as it is computed with; but where it is saved
-    with the result, in the type it is stored in, so that saving changes nothing.
+    What is frozen is held as it is computed with. It is not saved from here: the base model's files have it.
 
     Args:
         parameter: The weight, as its files hold it.
-        computes_in: Type of gathered weights.
-        is_saved: Whether the result is a model, and not an adapter.
-        is_quantized: Whether it is in 4 bits, in a tensor of whatever type.
+        computes_in: Type of gathered weights, in which 4-bit numbers are stored too.
     """
     import torch
 
-    if is_quantized:
-        return computes_in
-    if parameter.requires_grad:
-        return torch.float32
-    return parameter.dtype if is_saved and computes_in != torch.float32 else computes_in
+    return torch.float32 if parameter.requires_grad else computes_in

@@ -8,12 +8,12 @@ model, on GPUs and on CPUs alike. Through accelerate's own FSDP plugin nothing w
 (accelerate 1.15: its state leaves MULTI_CPU out), without any message.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thriftune import distributed
-from thriftune.strategies.fsdp.policy import held_as, rows_of
+from thriftune.strategies.fsdp.policy import held_as, rows_of, unit_names
 from thriftune.strategies.mapped import give_back_pages
 from thriftune.strategies.quantized_loading import Unquantized, packed
 
@@ -33,7 +33,7 @@ class Sharding:
         computes_in: Type of gathered weights.
         reduces_in: Type that gradients are summed in.
         device: Where this rank computes.
-        is_saved: Whether the result is the model, and not an adapter.
+        wrap: Classes of the modules whose weights are gathered together; None for the decoder layers.
         reshards: Whether gathered weights are freed between the forward and the backward pass.
         offloads: Whether shards are in host memory; only for GPUs.
     """
@@ -41,7 +41,7 @@ class Sharding:
     computes_in: "torch.dtype"
     reduces_in: "torch.dtype"
     device: "torch.device"
-    is_saved: bool
+    wrap: tuple[str, ...] | None = None
     reshards: bool = True
     offloads: bool = False
 
@@ -70,20 +70,19 @@ def make_blank(layers: Iterable[Unquantized], dtype: "torch.dtype") -> None:
         )
 
 
-def shard(model: Any, units: Collection[str], layers: Sequence[Unquantized], sharding: Sharding) -> None:
+def shard(model: Any, layers: Sequence[Unquantized], sharding: Sharding) -> None:
     """Shard a mapped model, whose method has prepared it. Collective: every rank calls it.
 
     Args:
         model: The model; its parameters become DTensors.
-        units: Names, in the base model, of the modules whose weights are gathered together.
         layers: Its layers in 4 bits, after `make_blank`.
         sharding: How.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh = init_device_mesh(sharding.device.type, (distributed.current_rank().world_size,))
-    mapped = _to_meta(model, sharding, {id(each.layer.weight) for each in layers})
-    _fully_shard(model, units, mesh, sharding)
+    mapped = _to_meta(model, sharding)
+    _fully_shard(model, mesh, sharding)
     _fill(model, mapped, layers, sharding)
     base = _base(model)
     base._is_distributed_loading_by_transformers = True  # noqa: SLF001 - see above
@@ -97,7 +96,7 @@ def _places(model: "torch.nn.Module") -> "Iterator[tuple[torch.nn.Module, str, _
             yield module, key, parameter
 
 
-def _to_meta(model: "torch.nn.Module", sharding: Sharding, quantized: Collection[int]) -> "dict[_Place, _Parameter]":
+def _to_meta(model: "torch.nn.Module", sharding: Sharding) -> "dict[_Place, _Parameter]":
     """Put parameters on the meta device, in the type they are held in; returns what each of them was."""
     import torch
 
@@ -106,16 +105,14 @@ def _to_meta(model: "torch.nn.Module", sharding: Sharding, quantized: Collection
     for module, key, parameter in _places(model):
         mapped[module, key] = parameter
         if parameter not in blanks:
-            dtype = held_as(
-                parameter, sharding.computes_in, is_saved=sharding.is_saved, is_quantized=id(parameter) in quantized
-            )
+            dtype = held_as(parameter, sharding.computes_in)
             blank = torch.empty(parameter.shape, dtype=dtype, device="meta")
             blanks[parameter] = torch.nn.Parameter(blank, requires_grad=parameter.requires_grad)
         module.register_parameter(key, blanks[parameter])
     return mapped
 
 
-def _fully_shard(model: Any, units: Collection[str], mesh: "DeviceMesh", sharding: Sharding) -> None:
+def _fully_shard(model: Any, mesh: "DeviceMesh", sharding: Sharding) -> None:
     """Make units of a model. Embeddings and head are units of their own, unless they are one weight."""
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
@@ -132,7 +129,7 @@ def _fully_shard(model: Any, units: Collection[str], mesh: "DeviceMesh", shardin
         "offload_policy": CPUOffloadPolicy() if sharding.offloads else OffloadPolicy(),
     }
     base = _base(model)
-    for name in sorted(units, key=lambda name: -name.count(".")):  # inner units first
+    for name in sorted(unit_names(base, sharding.wrap), key=lambda name: -name.count(".")):  # inner units first
         fully_shard(base.get_submodule(name), **policy, reshard_after_forward=sharding.reshards)
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     if embedding is not None and head is not None and embedding.weight is not head.weight:

@@ -12,7 +12,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, StateFiles, Strategy
 from thriftune.strategies.fsdp import memory, sharding, state
-from thriftune.strategies.fsdp.policy import Settings, unit_names
+from thriftune.strategies.fsdp.policy import Settings
 from thriftune.strategies.mapped import map_model
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.quantized_loading import with_four_bit_layers
@@ -83,7 +83,7 @@ class Fsdp(Strategy):
             computes_in=computes_in,
             reduces_in=torch_dtype(settings.reduces_in),
             device=_device(plan),
-            is_saved=method.facts.trains_weights,
+            wrap=settings.wrap,
             reshards=settings.reshard_after_forward,
             offloads=settings.offloads(plan.hardware),
         )
@@ -92,7 +92,7 @@ class Fsdp(Strategy):
         layers = with_four_bit_layers(mapped, computes_in, four_bit) if four_bit else []
         sharding.make_blank(layers, computes_in)
         model = method.prepare(mapped, config, architecture, start)
-        sharding.shard(model, unit_names(architecture, settings.wrap), layers, how)
+        sharding.shard(model, layers, how)
         return model
 
     def trainer_arguments(

@@ -4,9 +4,9 @@ What trains is held in fp32 with its gradients and the optimizer's states, while
 bits; what is frozen is held in the precision of the training, and has neither.
 """
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from thriftune.config import Section
 from thriftune.methods import method_of
@@ -57,10 +57,9 @@ def counts(architecture: Architecture, tuned: Section | None) -> Counts:
     """
     parts = method_of(tuned).trained_parts(tuned, architecture)
     skeleton = architecture.skeleton
-    table = skeleton.get_input_embeddings()
+    table: Any = skeleton.get_input_embeddings()
     embedding = next(name for name, module in skeleton.named_modules() if module is table)
-    trained = sum(parts.values())
-    of_table = math.prod(table.weight.shape) if embedding in parts else 0
+    trained, of_table = sum(parts.values()), table.weight.numel() if embedding in parts else 0
     largest = min(max(parts.values()), architecture.largest_parameter)  # a part may be a weight and its bias
     return Counts(architecture.parameters - trained, trained, of_table, largest)
 

@@ -7,6 +7,8 @@ as soon as it is partitioned: the peak is one shard and the largest parameter. A
 quantized on the way (`thriftune.strategies.quantized_loading`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from thriftune.strategies.mapped import give_back_pages
@@ -74,6 +76,23 @@ class Partitioning:
         holder.register_parameter("first", parameter)
         deepspeed.zero.Init(module=holder, config_dict_or_path=self._config, dtype=self._dtype)
         self._first = parameter
+
+
+@contextmanager
+def gathered_by_peft(config: dict[str, Any], *, enabled: bool) -> Iterator[None]:
+    """Let peft gather the sharded weights that it copies, of modules that train as a whole (`lora.modules_to_save`).
+
+    It asks transformers whether a DeepSpeed configuration of stage 3 exists, which holds from `TrainingArguments` on.
+
+    Args:
+        config: The complete DeepSpeed configuration.
+        enabled: Whether the model is sharded already.
+    """
+    from transformers.integrations import HfDeepSpeedConfig
+
+    existing = HfDeepSpeedConfig(config) if enabled else None  # transformers holds a weak reference to it
+    yield
+    del existing
 
 
 def quantize(layers: list[Unquantized], dtype: "torch.dtype", device: "torch.device") -> None:

@@ -17,7 +17,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.quantization import FourBit
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, Strategy
-from thriftune.strategies.mapped import map_model
+from thriftune.strategies.mapped import copied_bytes, map_model
 from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.quantized_loading import with_four_bit_layers
 from thriftune.strategies.zero import configuration, loading, memory, operators, universal
@@ -102,7 +102,7 @@ class Zero(Strategy):
         activations = measure(architecture, traced).whole()
         shards = memory.shards(architecture, step_shape, placed, ranks, activations, on_gpu=machines.device.is_gpu)
         nvme = memory.nvme_bytes(architecture, step_shape, placed, ranks)
-        return Needs([shards.device] * machines.devices_per_node, shards.host, nvme)
+        return Needs([shards.device] * machines.devices_per_node, shards.host, nvme, copied_bytes(architecture))
 
     def checkpoint_bytes(self, trained: int, precision: Precision, settings: str, nodes: int) -> int:
         """12 bytes per parameter, spread over the nodes from stage 1 on.
@@ -153,10 +153,11 @@ class Zero(Strategy):
         layers = with_four_bit_layers(mapped, dtype, four_bit) if four_bit else []
         if configuration.stage(complete) == 3:
             sharding = loading.Partitioning(complete, dtype, device)
-            sharding.quantized(layers)
             if layers:
+                sharding.quantized(layers)
                 sharding.rest_of(mapped)
-            model = method.prepare(mapped, config, architecture, start)
+            with loading.gathered_by_peft(complete, enabled=bool(layers)):
+                model = method.prepare(mapped, config, architecture, start)
             sharding.rest_of(model)
         else:
             loading.quantize(layers, dtype, device)
