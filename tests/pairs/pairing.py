@@ -17,6 +17,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "prefix": {"prefix": {"virtual_tokens": 4}},
     "llama_adapter": {"llama_adapter": {"tokens": 4}},
 }
+# What is few and starts at random, or behind a gate that is closed, learns at higher rates.
+RATES = {"prefix": 0.1, "llama_adapter": 0.3}
 # ZeRO's files; where adapters train, only stage 3 divides anything.
 ZERO_FILES = {"model": ("zero1", "zero2", "zero3"), "adapter": ("zero3",)}
 
@@ -50,7 +52,7 @@ class Pair:
         trains_weights = METHODS[self.method].facts.trains_weights
         training = {
             "global_batch": 8, "micro_batch": 2, "max_steps": STEPS, "precision": "fp32", "log_every": 1,
-            "learning_rate": 2e-3, "save_dtype": "fp32" if trains_weights else "auto", "gradient_checkpointing": False,
+            "learning_rate": RATES.get(self.method, 2e-3), "save_dtype": "fp32" if trains_weights else "auto", "gradient_checkpointing": False,
         }  # fmt: skip
         return {
             "name": "pairs",
