@@ -43,6 +43,7 @@ class Format:
         prompt: Turns a bare question into the prompt for a model that was trained on this format.
         optional: Columns that a source may have.
         is_chat: Whether rows are rendered with the tokenizer's chat template.
+        is_labelled: Whether rows have a class, and no answer.
         literal: The text between the fields of a template.
         unread: Returns the keys inside a row's columns that are not read, as column[].key.
     """
@@ -52,6 +53,7 @@ class Format:
     prompt: Callable[[str], str] = str
     optional: tuple[str, ...] = ()
     is_chat: bool = False
+    is_labelled: bool = False
     literal: str = ""
     unread: Callable[[Row], Iterable[str]] = lambda _row: ()
 
@@ -186,7 +188,7 @@ FORMATS: dict[str, Format] = {
     "text": _format("text", _read_text),
     "quotes": _format("quotes", _read_quote, quote_prompt),
     "grammar": _format("grammar", _read_grammar, correction_prompt),
-    "labelled": _format("labelled", partial(labelled.read, labels=())),
+    "labelled": replace(_format("labelled", partial(labelled.read, labels=())), is_labelled=True),
 }
 
 

@@ -7,7 +7,7 @@ embeddings and mixtures of experts are counted as they really are.
 import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -199,11 +199,6 @@ class Architecture:
         return frozenset(name for name in self.shapes if name.rpartition(".")[0] == module)
 
     @cached_property
-    def without_classes(self) -> "Architecture":
-        """The causal language model that a classifier is made of."""
-        return replace(self, labels=())
-
-    @cached_property
     def _text(self) -> "PretrainedConfig":
         return self.config().get_text_config()
 
@@ -213,7 +208,7 @@ class Architecture:
         import torch
 
         model = self.on_meta(torch.float32)
-        _require_causal(model, self.name)
+        decoder_config.require_causal(model, self.name)
         return model
 
 
@@ -255,27 +250,6 @@ def from_content(
     if labels:
         classifier.require_same_classes(content, labels, name)
     return Architecture(name, json.dumps(dict(content), sort_keys=True), trust_remote_code, tuple(labels))
-
-
-def _require_causal(model: "PreTrainedModel", name: str) -> None:
-    """Refuse a model in which every attention looks ahead, such as a BERT that is a decoder only by its class.
-
-    Args:
-        model: The model on the meta device.
-        name: The model's source, for messages.
-
-    Raises:
-        ModelSourceError: It is such a model.
-    """
-    causal = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
-    if causal == {False} and getattr(model.config, "is_decoder", None) is False:
-        raise ModelSourceError.single(
-            _FIELD,
-            name,
-            "its attention looks ahead like an encoder's; it is not a causal language model.",
-            decoder_config.DECODERS,
-            code="model-config-invalid",
-        )
 
 
 def of(model: ModelConfig, token: str | None = None, labels: Sequence[str] = ()) -> Architecture:

@@ -5,12 +5,14 @@ text. The head of a base model that is none yet is new: it is drawn here from th
 every 16-bit type holds exactly, so that each rank of each strategy begins with the same.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from thriftune.config import RunConfig
-from thriftune.errors import ModelSourceError
+from thriftune.errors import ModelSourceError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +152,40 @@ def require_same_classes(content: Mapping[str, Any], labels: Sequence[str], name
             "Name these, in this order, or use its base model.",
             code="model-config-invalid",
         )
+
+
+def require_language(directory: Path, field: str) -> None:
+    """Refuse to ask a classifier, or an adapter of one, for a text.
+
+    Args:
+        directory: The model or adapter, on this disk.
+        field: The argument that names it, for messages.
+
+    Raises:
+        UserError: It is one.
+    """
+    model, adapter = content_of(directory), content_of(directory, "adapter_config.json")
+    if is_classifier(model) or adapter.get("task_type") == peft_task(["any"]):
+        named = f" of the classes {', '.join(labels)}" if (labels := labels_in(model)) else ""
+        remedy = (
+            "Load it with transformers.AutoModelForSequenceClassification (an adapter with "
+            "peft.AutoPeftModelForSequenceClassification); docs/classification.md shows how."
+        )
+        raise UserError.single(field, directory, f"is a classifier{named}, which writes no text.", remedy)
+
+
+def content_of(directory: Path, name: str = "config.json") -> dict[str, Any]:
+    """What a model's directory says in a file; nothing where there is no such file: loading the model says that better.
+
+    Args:
+        directory: The directory of a model or of an adapter.
+        name: Name of the file.
+    """
+    try:
+        content = json.loads((directory / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def peft_task(labels: Sequence[str]) -> str:

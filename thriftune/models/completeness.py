@@ -7,6 +7,7 @@ it loads tensors without data, made from the headers of the files, before any we
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,7 @@ def _is_replaced(name: str, architecture: Architecture) -> bool:
     """Whether a tensor is of the head for the vocabulary, which the head of a classifier stands in place of."""
     if not architecture.labels:
         return False
-    language = architecture.without_classes.skeleton
+    language = replace(architecture, labels=()).skeleton
     head = classifier.head_of(language)
     return any(module is head and name.startswith(f"{of}.") for of, module in language.named_modules())
 

@@ -89,7 +89,9 @@ def too_long_share(tried: Tried, max_length: int) -> float | None:
 
 
 def trained_share(tried: Tried) -> float | None:
-    """Share of the tokens that carry loss; None where there are none."""
+    """Share of the tokens that carry loss; None where there are none, or labels in place of them."""
+    if tried.stats.labels:
+        return None
     tokens = tried.train.tokens + tried.validation.tokens
     return (tried.train.trained_tokens + tried.validation.trained_tokens) / tokens if tokens else None
 

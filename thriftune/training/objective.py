@@ -166,7 +166,8 @@ def _mean_over_step(outputs: Any, labels: "torch.Tensor", num_items_in_batch: An
     logits = outputs["logits"].float()
     classes = class_numbers(labels).to(logits.device)
     summed = torch.nn.functional.cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
-    return summed / num_items_in_batch
+    mean: torch.Tensor = summed / num_items_in_batch
+    return mean
 
 
 LANGUAGE = Language()

@@ -53,8 +53,8 @@ class ResumableTrainer(Trainer):
             objective: What the model learns from rows.
             **kwargs: Arguments of the Trainer.
         """
-        super().__init__(*args, compute_loss_func=objective.loss_function, **kwargs)
-        self.objective = objective
+        super().__init__(*args, **{"compute_loss_func": objective.loss_function, **kwargs})
+        self.objective: Objective = objective
         self.skipped_steps = frozenset(skipped_steps)
         self._state_files = state_files
         self.notes: dict[str, Any] = {}  # JSON that every checkpoint contains
