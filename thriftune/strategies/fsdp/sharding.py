@@ -140,7 +140,8 @@ def _fully_shard(model: Any, units: Collection[str], mesh: "DeviceMesh", shardin
         fully_shard(embedding, **policy, reshard_after_forward=sharding.reshards)
         fully_shard(head, **policy, reshard_after_forward=False)  # its backward pass follows at once
     fully_shard(model, **policy)
-    register_fsdp_forward_method(model, "generate")
+    if hasattr(model, "generate"):  # a classifier writes nothing
+        register_fsdp_forward_method(model, "generate")
 
 
 def _fill(
