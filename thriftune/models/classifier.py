@@ -168,8 +168,8 @@ def require_language(directory: Path, field: str) -> None:
     if is_classifier(model) or adapter.get("task_type") == peft_task(["any"]):
         named = f" of the classes {', '.join(labels)}" if (labels := labels_in(model)) else ""
         remedy = (
-            "Load it with transformers.AutoModelForSequenceClassification (an adapter with "
-            "peft.AutoPeftModelForSequenceClassification); docs/classification.md shows how."
+            "Load it with transformers.AutoModelForSequenceClassification, an adapter then with peft.PeftModel; "
+            "docs/classification.md shows how."
         )
         raise UserError.single(field, directory, f"is a classifier{named}, which writes no text.", remedy)
 
