@@ -10,9 +10,11 @@ from tasks.declaring import TRAIN_CACHE, cache, cpu_task
 from tasks.transfer import download, upload
 from thriftune.config import RunConfig
 from thriftune.models import merging
+from thriftune.models.classifier import Classes
 from thriftune.models.saving import ROWS, SavedWeights
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.training.held_out import HeldOut, held_out_rows
+from thriftune.training.objective import objective_of
 
 # Each pass converts every weight to fp32 once; for a large model only a few rows are measured anyway.
 _ROWS_AT_ONCE = 8
@@ -53,10 +55,11 @@ def merge_adapter(
         model_dir,
         download(adapter),
         place,
-        held_out=HeldOut(held_out_rows(download(dataset), ROWS), tokenizer, _ROWS_AT_ONCE),
+        held_out=HeldOut(held_out_rows(download(dataset), ROWS), tokenizer, _ROWS_AT_ONCE, objective_of(config.labels)),
         save_dtype=config.training.save_dtype,
         seed=config.seed,
         trust_remote_code=config.model.trust_remote_code,
+        classes=Classes.of(config),
     )
     merged = upload(place)
     results.remember(record, merged)

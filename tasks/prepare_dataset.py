@@ -17,7 +17,7 @@ logger = logging.getLogger("thriftune.tasks.prepare_dataset")
 
 # The key of the cache stands for all of these.
 _STOOD_FOR = (
-    "data", "seed", "data_version", "tokenizer", "tokenizer_version", "trust_remote_code", "record", "table",
+    "data", "seed", "data_version", "tokenizer", "tokenizer_version", "trust_remote_code", "record", "table", "labels",
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ def prepare_dataset(
     cache_key: str,
     record: str,
     table: StructuredDataset | None = None,
+    labels: list[str] = [],  # noqa: B006 - as Flyte's interface declares a default
 ) -> FlyteDirectory:
     """Read, select, tokenize, arrange and write a dataset, and show what happened to its rows.
 
@@ -50,6 +51,7 @@ def prepare_dataset(
         cache_key: What Flyte's cache knows the result by, and the local one.
         record: URL to write the place of the result to; empty in a local run.
         table: The rows of source input:table.
+        labels: Names of the classes, for labelled rows.
 
     Returns:
         A directory with train.parquet, validation.parquet, rejected.parquet, samples.json, report.html, report.json and
@@ -75,6 +77,7 @@ def prepare_dataset(
                 token=settings.hub_token(),
                 table=files,
                 processes=None if settings.is_local() else settings.PLATFORM.prepare_cpu,
+                labels=tuple(labels),
             )
     pages.show_deck("Data", (place / report.HTML).read_text(encoding="utf-8"))
     dataset = upload(place)

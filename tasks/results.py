@@ -97,7 +97,7 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
         ResultError: The index may not be read or written.
     """
     base = known_by.model(config.model, versions.model)
-    rows = prepare.fingerprint(config.data, config.seed, versions.data, versions.tokenizer)
+    rows = prepare.fingerprint(config.data, config.seed, versions.data, versions.tokenizer, config.labels)
     trained = known_by.training(config, plan, base=base, dataset=rows, start=versions.start)
     kind = METHODS[config.method].result
     model = _step("model", FETCH_CACHE, base, "the fetched base model")

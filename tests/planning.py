@@ -23,7 +23,7 @@ TINY = architecture.from_content(
 
 def planned(config: RunConfig, deepspeed: dict[str, Any] | None = None, model: Path | None = None) -> TrainingPlan:
     """The plan of a run: for this machine if it asks for the CPU, else for the catalogue's nodes."""
-    shape = architecture.of(ModelConfig(source=str(model))) if model else TINY
+    shape = architecture.of(ModelConfig(source=str(model)), labels=config.labels) if model else TINY
     if deepspeed is not None:
         config = config.model_copy(update={"zero": ZeroConfig(config=deepspeed)})
     hardware = config.hardware

@@ -60,29 +60,44 @@ VARIANTS = {
     "full fsdp, 2 ranks, accumulation 2": Variant("full", "fsdp", 2, 2),
     "full ddp, 2 ranks, accumulation 2": Variant("full", "ddp", 2, 2),
     "lora zero3, 2 ranks": Variant("lora", "zero", 2, 4, "zero3"),
-    "qlora zero3, 2 ranks": Variant("qlora", "zero", 2, 4, "zero3"),
     "lora fsdp, 2 ranks, checkpointing": Variant("lora", "fsdp", 2, 4, training=CHECKPOINTING),
     "lora ddp, 2 ranks, checkpointing": Variant("lora", "ddp", 2, 4, training=CHECKPOINTING),
     "qlora fsdp, 2 ranks": Variant("qlora", "fsdp", 2, 4),
     "qlora ddp, 2 ranks": Variant("qlora", "ddp", 2, 4),
-    "partial single": Variant("partial", "single"),
+    "partial fsdp, 2 ranks, checkpointing": Variant("partial", "fsdp", 2, 4, training=CHECKPOINTING),
+    "partial ddp, 2 ranks": Variant("partial", "ddp", 2, 4),
     "partial single, checkpointing, accumulation 4": Variant("partial", "single", 1, 2, training=CHECKPOINTING),
     "partial zero3, 2 ranks": Variant("partial", "zero", 2, 4, "zero3"),
     "lora single": Variant("lora", "single"),
     "lora layers": Variant("lora", "layers", training=CHECKPOINTING),
-    "lora zero3, 2 ranks": Variant("lora", "zero", 2, 4, "zero3"),
     "qlora zero3, 2 ranks, checkpointing": Variant("qlora", "zero", 2, 4, "zero3", CHECKPOINTING),
     "qlora single": Variant("qlora", "single"),
     "qlora layers, accumulation 4": Variant("qlora", "layers", micro_batch=2),
+    "prefix single": Variant("prefix", "single", training={"learning_rate": 0.1}),
+    "prefix ddp, 2 ranks, checkpointing": Variant(
+        "prefix", "ddp", 2, 4, training=CHECKPOINTING | {"learning_rate": 0.1}
+    ),
+    "llama_adapter single": Variant("llama_adapter", "single", training={"learning_rate": 0.3}),
+    "llama_adapter ddp, 2 ranks": Variant("llama_adapter", "ddp", 2, 4, training={"learning_rate": 0.3}),
 }
+# Nats that six steps gain at least, on rows that are trained and held out; what is few learns less.
+LEARNT = {"prefix": 0.01, "llama_adapter": 0.01}
 LORA = {"lora": {"rank": 8, "alpha": 16, "dropout": 0.0}}
-OF_METHOD = {"lora": LORA, "qlora": LORA, "partial": {"partial": {"train": [{"last_layers": 1}, "head"]}}}
+OF_METHOD = {
+    "lora": LORA,
+    "qlora": LORA,
+    "partial": {"partial": {"train": [{"last_layers": 1}, "head"]}},
+    "prefix": {"prefix": {"virtual_tokens": 8}},
+    "llama_adapter": {"llama_adapter": {"tokens": 8}},
+}
 TRAINED = [name for name, variant in VARIANTS.items() if variant.strategy != REFERENCE]
 
 
 def reference_of(name: str) -> str:
+    """The Trainer with the same rows; for what it cannot train without our code, one process under no strategy."""
     variant = VARIANTS[name]
-    return f"reference {variant.method}" + (", packed" if variant.packed else "")
+    reference = f"reference {variant.method}" + (", packed" if variant.packed else "")
+    return reference if reference in VARIANTS else f"{variant.method} single"
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +161,9 @@ def start(jobs: list[dict], file: Path, count: int = 0) -> None:
 
 
 def test_every_pair_of_the_tables_is_compared_or_refused():
-    """For methods that the plain Trainer has; tests/pairs compares all of them with one process."""
-    plain = {variant.method for variant in VARIANTS.values() if variant.strategy == REFERENCE}
     compared = {(VARIANTS[name].method, VARIANTS[name].strategy) for name in TRAINED}
-    refused = {(method, name) for name, of in STRATEGIES.items() for method in plain & of.facts.refuses.keys()}
-    assert plain <= METHODS.keys()
-    assert compared | refused == {(method, strategy) for method in plain for strategy in STRATEGIES}
+    refused = {(method, name) for name, strategy in STRATEGIES.items() for method in strategy.facts.refuses}
+    assert compared | refused == {(method, strategy) for method in METHODS for strategy in STRATEGIES}
     assert not compared & refused
 
 
@@ -163,7 +175,8 @@ def test_loss_curve_is_that_of_the_plain_trainer(runs, name):
     differences = [b - a for a, b in zip(plain, other, strict=True)]
     assert max(map(abs, differences)) < TOLERANCE
     assert abs(sum(differences) / STEPS) < TOLERANCE / 2  # no drift to one side either
-    assert plain[-1] < plain[0] - 0.1, "the run must train, or the comparison says nothing"
+    learnt = LEARNT.get(VARIANTS[name].method, 0.1)
+    assert plain[-1] < plain[0] - learnt, "the run must train, or the comparison says nothing"
 
 
 @pytest.mark.slow
@@ -178,9 +191,10 @@ def test_a_validation_is_what_the_saved_model_has(runs, tiny_model_dir, name):
     is_model = METHODS[variant.method].facts.trains_weights
     trained = loss_of(saved if is_model else tiny_model_dir, variant, saved, runs["dataset"])
     assert result["validations"][-1]["loss"] == result["after"]["loss"] == pytest.approx(trained, abs=TOLERANCE)
-    plain = runs["results"][reference_of(name)]["held_out_loss"]
-    assert trained == pytest.approx(plain, abs=TOLERANCE)
-    assert result["after"]["loss"] < result["before"]["loss"] - 0.1
+    plain = runs["results"][reference_of(name)]
+    expected = plain["held_out_loss"] if "held_out_loss" in plain else plain["after"]["loss"]
+    assert trained == pytest.approx(expected, abs=TOLERANCE)
+    assert result["after"]["loss"] < result["before"]["loss"] - LEARNT.get(variant.method, 0.1)
 
 
 def loss_of(model_dir: Path, variant: Variant, adapter: Path | None, dataset: Path) -> float:

@@ -93,6 +93,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "warmup-covers-all-steps": ("warning", "The learning rate never reaches its peak."),
     "evaluation-prompt-too-long": ("warning", "A prompt and its answer need more positions than the model has."),
     "quantization-saves-little": ("warning", "Less than half of the weights in the model's layers can be in 4 bits."),
+    "class-without-rows": ("warning", "No training row has one of the classes."),
+    "classes-unbalanced": ("warning", "Some classes have ten times fewer training rows than the largest."),
     "adapter-other-base": ("warning", "The adapter to resume from was trained on another base model."),
     "checkpoint-goes-on-otherwise": ("warning", "The run resumes with other steps, or could not be compared in full."),
     "upload-exceeds-grace": ("warning", "A checkpoint takes longer to upload than a spot node's notice."),

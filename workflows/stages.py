@@ -88,6 +88,7 @@ def fetch_and_prepare(
         tokenizer_version=versions.tokenizer,
         trust_remote_code=config.model.trust_remote_code,
         table=table,
+        labels=list(config.labels),
         **steps.dataset.inputs,
     )
     return Ready(fetched.model, dataset)

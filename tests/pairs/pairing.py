@@ -52,7 +52,8 @@ class Pair:
         trains_weights = METHODS[self.method].facts.trains_weights
         training = {
             "global_batch": 8, "micro_batch": 2, "max_steps": STEPS, "precision": "fp32", "log_every": 1,
-            "learning_rate": RATES.get(self.method, 2e-3), "save_dtype": "fp32" if trains_weights else "auto", "gradient_checkpointing": False,
+            "learning_rate": RATES.get(self.method, 2e-3), "save_dtype": "fp32" if trains_weights else "auto",
+            "gradient_checkpointing": False,
         }  # fmt: skip
         return {
             "name": "pairs",

@@ -110,5 +110,7 @@ class ClassificationConfig(Section):
     """The classes of a classifier, for task classification."""
 
     labels: tuple[str, ...] = Field(
-        min_length=2, description="Names of the classes, as the rows have them, in the order of the model's outputs."
+        min_length=2,
+        description="Names of the classes, as the rows have them, in the order of the model's outputs. Rows may also "
+        "have whole numbers, which count in this order from 0, unless a name is a number itself.",
     )

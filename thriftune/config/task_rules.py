@@ -1,6 +1,6 @@
 """Rules over several fields about the task: what the model learns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from thriftune.config.choices import METHODS
@@ -19,6 +19,10 @@ def check(config: "RunConfig") -> Iterator[Problem]:
     labelled = [source.format == _LABELLED for source in config.data.all_sources]
     if is_classifier != (config.classification is not None):
         yield _section(is_missing=is_classifier)
+    if config.classification is not None:
+        yield from _labels(config.classification.labels)
+    if is_classifier:
+        yield from _rows(config)
     if is_classifier and not METHODS[config.method].classifies:
         able = ", ".join(name for name, facts in METHODS.items() if facts.classifies)
         message = f"cannot train a classifier; {able} can."
@@ -28,6 +32,31 @@ def check(config: "RunConfig") -> Iterator[Problem]:
     if not is_classifier and any(labelled):
         message = "has labels, which task causal_lm does not use."
         yield Problem("data.format", _LABELLED, message, f"Set task: {CLASSIFICATION}, or use another format.")
+
+
+def _labels(labels: Sequence[str]) -> Iterator[Problem]:
+    """Names that cannot be told apart, or that no row can have: white space around a label is not read."""
+    field, named = "classification.labels", [label.strip() for label in labels]
+    if not all(named):
+        yield Problem(field, ", ".join(labels), "has a name that is empty.", "Name every class.")
+    twice = sorted({name for name in named if name and named.count(name) > 1})
+    if twice:
+        yield Problem(field, ", ".join(twice), "is named twice.", "Name every class once.")
+
+
+def _rows(config: "RunConfig") -> Iterator[Problem]:
+    """Settings of the data that have no meaning for rows with one label each."""
+    data = config.data
+    if data.packing:
+        message = "would put several texts into a row, and a classifier reads one class from each."
+        remedy = "Leave it out; training.group_by_length: true saves padding."
+        yield Problem("data.packing", "true", message, remedy)
+    if data.long_rows == "split":
+        message = "would give every piece of a text the label of the whole."
+        yield Problem("data.long_rows", "split", message, "Use truncate or drop.")
+    if data.train_on_inputs:
+        message = "belongs to task causal_lm: of a labelled row the class is learnt, and no token."
+        yield Problem("data.train_on_inputs", "true", message, "Remove it.")
 
 
 def _section(*, is_missing: bool) -> Problem:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config import DataConfig
-from thriftune.data import rendering, unread
+from thriftune.data import labelled, rendering, unread
 from thriftune.data.examples import Conversation, Example, MarkedText, RowError, all_values
 from thriftune.data.formats import Format, format_of
 from thriftune.data.readers import decode
@@ -87,15 +87,16 @@ def schema() -> "pa.Schema":
 class Converter:
     """Converts batches; made once in each worker."""
 
-    def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str] = ()) -> None:
         """Prepare the format of every source.
 
         Args:
             config: The data section of a run.
             tokenizer: The tokenizer to use.
+            labels: Names of the classes, for labelled rows.
         """
-        self._config = config
-        self._formats = formats(config)
+        self._config, self._labels = config, labels
+        self._formats = formats(config, labels)
         self._tokenization = Tokenization(tokenizer, train_on_inputs=config.train_on_inputs)
         self._forbidden = ForbiddenText(tokenizer, allow_special_tokens=config.special_tokens == "keep")
         self._closings = closings(tokenizer)
@@ -189,6 +190,8 @@ class Converter:
             if row.trained_tokens and (held_out or not self._config.packing):
                 return [(0, row)]  # documents are joined before they are cut
         pieces = fit(row, self._config.max_length, policy)
+        if text.label is not None and pieces not in ([row], []):
+            pieces = [labelled.truncated(row, self._config.max_length, self._tokenization.closing)]
         useful = [(number, piece) for number, piece in enumerate(pieces) if piece.trained_tokens]
         if len(row.input_ids) > self._config.max_length:
             counts[held_out, "too_long"] += 1
@@ -201,6 +204,8 @@ class Converter:
 
     def _sample(self, text: MarkedText, row: TokenRow) -> dict[str, Any]:
         """A question for the model to answer before and after training: a row cut where its last answer starts."""
+        if text.label is not None:
+            return {"input_ids": row.input_ids, "question": text.question, "reference": self._labels[text.label]}
         tokens = row.input_ids[: self._config.max_length]
         # If all of a row except BOS is trained on, there is no question: let the model continue from the middle.
         start, end = len(tokens) // 2, len(tokens)
@@ -211,8 +216,13 @@ class Converter:
         return {"input_ids": tokens[:start], "question": text.question, "reference": reference}
 
 
-def formats(config: DataConfig) -> list[Format]:
-    """The format of each source, over its own column names."""
+def formats(config: DataConfig, labels: Sequence[str] = ()) -> list[Format]:
+    """The format of each source, over its own column names.
+
+    Args:
+        config: The data section of a run.
+        labels: Names of the classes, for labelled rows; without any, their labels are not looked at.
+    """
     for number, source in enumerate(config.all_sources):
         if source.format is None:
             field = f"data.sources.{number}.format" if config.sources else "data.format"
@@ -220,7 +230,9 @@ def formats(config: DataConfig) -> list[Format]:
                 field, "", "is missing.", f"Say what the columns of {source.source} mean.", code="config-invalid"
             )
     return [
-        format_of(s.format or "", columns=s.columns, template=s.template, trained_fields=s.trained_fields)
+        format_of(
+            s.format or "", columns=s.columns, template=s.template, trained_fields=s.trained_fields, labels=labels
+        )
         for s in config.all_sources
     ]
 

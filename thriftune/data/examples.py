@@ -38,6 +38,7 @@ class MarkedText:
         question: The part of it that a person would ask, to show next to an answer.
         is_document: Whether it is joined with other documents and cut into blocks, instead of being a separate row.
         is_rendered: Whether a chat template wrote it, including the special tokens at its start.
+        label: Number of its class, for a text that is not written but classified; else None.
     """
 
     text: str
@@ -45,6 +46,7 @@ class MarkedText:
     question: str = ""
     is_document: bool = False
     is_rendered: bool = False
+    label: int | None = None
 
 
 @dataclass(frozen=True)

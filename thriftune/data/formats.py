@@ -3,10 +3,11 @@
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from thriftune.config.formats import COLUMNS, OPTIONAL_COLUMNS, template_fields
-from thriftune.data import chat
+from thriftune.data import chat, labelled
 from thriftune.data.examples import (
     Example,
     MarkedText,
@@ -42,6 +43,7 @@ class Format:
         prompt: Turns a bare question into the prompt for a model that was trained on this format.
         optional: Columns that a source may have.
         is_chat: Whether rows are rendered with the tokenizer's chat template.
+        is_labelled: Whether rows have a class, and no answer.
         literal: The text between the fields of a template.
         unread: Returns the keys inside a row's columns that are not read, as column[].key.
     """
@@ -51,6 +53,7 @@ class Format:
     prompt: Callable[[str], str] = str
     optional: tuple[str, ...] = ()
     is_chat: bool = False
+    is_labelled: bool = False
     literal: str = ""
     unread: Callable[[Row], Iterable[str]] = lambda _row: ()
 
@@ -185,6 +188,7 @@ FORMATS: dict[str, Format] = {
     "text": _format("text", _read_text),
     "quotes": _format("quotes", _read_quote, quote_prompt),
     "grammar": _format("grammar", _read_grammar, correction_prompt),
+    "labelled": replace(_format("labelled", partial(labelled.read, labels=())), is_labelled=True),
 }
 
 
@@ -267,7 +271,12 @@ def with_columns(row_format: Format, columns: Mapping[str, str]) -> Format:
 
 
 def format_of(
-    name: str, *, columns: Mapping[str, str] = {}, template: str | None = None, trained_fields: Sequence[str] = ()
+    name: str,
+    *,
+    columns: Mapping[str, str] = {},
+    template: str | None = None,
+    trained_fields: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Format:
     """The format that a source's configuration describes.
 
@@ -276,11 +285,14 @@ def format_of(
         columns: The data's column names, by the format's column names.
         template: Text of the template, only for format template.
         trained_fields: Fields to train on, only for format template.
+        labels: Names of the classes, only for format labelled.
 
     Returns:
         The format, over the data's own column names.
     """
     row_format = template_format(template or "", trained_fields) if name == "template" else FORMATS[name]
+    if labels:
+        row_format = replace(row_format, read=partial(labelled.read, labels=labels))
     return with_columns(row_format, columns)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +43,14 @@ class Part:
 class Pieces:
     """Pieces in files, written once, then read once in the same order."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, labels: Sequence[str] = ()) -> None:
         """Choose the folder.
 
         Args:
             folder: A scratch folder.
+            labels: Names of the classes, for labelled rows.
         """
+        self.labels = tuple(labels)
         self.counts: Counter[tuple[bool, str]] = Counter()
         self.reasons: dict[str, int] = {}
         self.unread: Counter[tuple[int, str]] = Counter()

@@ -52,6 +52,7 @@ def prepare(
     token: str | None = None,
     table: Sequence[Path] = (),
     processes: int | None = None,
+    labels: tuple[str, ...] = (),
 ) -> DataStats:
     """Read, select, tokenize, arrange and write a dataset.
 
@@ -68,6 +69,7 @@ def prepare(
         token: Hub token, for hub datasets.
         table: Parquet files of the table given to the workflow, for source input:table.
         processes: Number of processes that tokenize; if None, one for each core that this process may use.
+        labels: Names of the classes, for labelled rows.
 
     Returns:
         Statistics of the rows.
@@ -84,7 +86,7 @@ def prepare(
         message = "its tokenizer was changed after the preflight saw it, and before the model was fetched."
         raise ModelSourceError.single("model.source", "", message, "Start the run again, with the model as it is now.")
     require_usable(tokenizer, needs_chat_template=any(f.is_chat for f in formats(config)))
-    workers = Workers(tokenizer_dir, trust_remote_code, processes)
+    workers = Workers(tokenizer_dir, trust_remote_code, processes, labels)
     with (
         artifacts.writing(destination, "preparing the dataset") as directory,
         tempfile.TemporaryDirectory() as scratch_name,
@@ -92,14 +94,14 @@ def prepare(
         scratch = Path(scratch_name)
         opened = _open(config, scratch, token, table)
         selections, coming = chosen(opened, config, seed, scratch)
-        pieces = Pieces(scratch)
+        pieces = Pieces(scratch, labels)
         total = sum(selection.used for selection in selections)
         _convert(coming, total, config, workers, directory, pieces)
         stats = arranged(opened, selections, config, seed, pieces, directory)
         _require_tokens(stats)
         write_samples(pieces.samples(), directory)
         report.write(stats, directory, tokenizer)
-        key = fingerprint(config, seed, data_version, found)
+        key = fingerprint(config, seed, data_version, found, labels)
         about = {"seed": seed, "fingerprint": key, "data_version": data_version, "report": asdict(stats)}
         about |= {"data": config.model_dump(mode="json"), "content_sha256": _content_digest(directory)}
         artifacts.write_manifest(directory, "dataset", about)
@@ -108,7 +110,9 @@ def prepare(
     return stats
 
 
-def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_version: str) -> str:
+def fingerprint(
+    config: DataConfig, seed: int, data_version: str, tokenizer_version: str, labels: Sequence[str] = ()
+) -> str:
     """A SHA-256 of everything that a prepared dataset depends on: rows, their meaning, template, tokenizer and seed.
 
     Args:
@@ -117,12 +121,14 @@ def fingerprint(config: DataConfig, seed: int, data_version: str, tokenizer_vers
         data_version: Result of `sources.versions`.
         tokenizer_version: Result of `thriftune.models.tokenizer.fingerprint`, which includes the chat template
             and, where a run trusts it, the code that the model ships.
+        labels: Names of the classes, for labelled rows.
     """
     # The path of the rows and the name of their revision do not matter; `data_version` identifies them. Nor does the
     # order of columns, which is another each time where a run comes from Flyte's console or a launch plan.
     place = {"source", "revision"}
     meaning = config.model_dump(mode="json", exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}})
     parts = [PREPARATION, json.dumps(meaning, sort_keys=True), str(seed), data_version, tokenizer_version]
+    parts += [json.dumps(list(labels))] if labels else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -212,7 +218,13 @@ def _arrange(pieces: Pieces, config: DataConfig, seed: int, directory: Path) -> 
     with ExitStack() as stack:
         splits = {
             name: stack.enter_context(
-                SplitWriter(directory / name, config.max_length, packing=config.packing and name == TRAIN, seed=seed)
+                SplitWriter(
+                    directory / name,
+                    config.max_length,
+                    packing=config.packing and name == TRAIN,
+                    seed=seed,
+                    classes=len(pieces.labels),
+                )
             )
             for name in (TRAIN, VALIDATION)
         }
@@ -263,6 +275,7 @@ def arranged(
         reasons=pieces.reasons,
         packing=config.packing,
         max_length=config.max_length,
+        labels=pieces.labels,
     )
 
 

@@ -37,6 +37,8 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: Data
             raise DataError.single("prompts", repr(prompt[:_SHOWN]), f"{error}.", remedy) from error
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(question_prompt(style, prompt))["input_ids"])
+    if style in FORMATS and FORMATS[style].is_labelled:
+        return ids  # a text to classify, exactly as the tokenizer makes it
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # a tokenizer that adds EOS to every text would end the answer before it starts
     return ids

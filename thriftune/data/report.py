@@ -57,6 +57,7 @@ class Sample:
         examples: Number of its examples.
         shown: The first examples that fit, as segments.
         left_out: Number of characters after the shown ones.
+        label: Name of its class; empty if it has none.
     """
 
     number: int
@@ -65,6 +66,7 @@ class Sample:
     examples: int
     shown: list[list[Segment]]
     left_out: int
+    label: str = ""
 
 
 def write(stats: DataStats, directory: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -76,7 +78,7 @@ def write(stats: DataStats, directory: Path, tokenizer: "PreTrainedTokenizerBase
         tokenizer: The tokenizer of its rows.
     """
     artifacts.write_text(directory / JSON, json.dumps(asdict(stats), indent=2) + "\n")
-    page = render(stats, read_samples(directory / TRAIN, tokenizer))
+    page = render(stats, read_samples(directory / TRAIN, tokenizer, stats.labels))
     # A file name that is not UTF-8 contains half of a surrogate pair, which UTF-8 cannot encode.
     artifacts.write_text(directory / HTML, page)
 
@@ -119,12 +121,13 @@ def examples_read(split: SplitStats) -> int:
     return split.examples + split.dropped + split.duplicates + split.leaked
 
 
-def read_samples(file: Path, tokenizer: "PreTrainedTokenizerBase") -> list[Sample]:
+def read_samples(file: Path, tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str] = ()) -> list[Sample]:
     """Some rows of a Parquet file, as text. Reads their row groups, one at a time.
 
     Args:
         file: Rows of a split.
         tokenizer: Their tokenizer.
+        labels: Names of the classes of labelled rows; none for other rows.
 
     Returns:
         Rows spread over the whole file, and so from every large source.
@@ -145,7 +148,8 @@ def read_samples(file: Path, tokenizer: "PreTrainedTokenizerBase") -> list[Sampl
             rows = parquet.metadata.row_group(group).num_rows
             if indices := [i - first for i in wanted if first <= i < first + rows]:
                 taken = parquet.read_row_group(group, columns=columns).take(indices).to_pylist()
-                samples += [sample(first + i + 1, row, special, decode) for i, row in zip(indices, taken, strict=True)]
+                for i, row in zip(indices, taken, strict=True):
+                    samples.append(sample(first + i + 1, row, special, decode, labels))
             first += rows
     return samples
 
@@ -156,7 +160,9 @@ def spread(count: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def sample(row_number: int, row: dict[str, list[int]], special: set[int], decode: Decode) -> Sample:
+def sample(
+    row_number: int, row: dict[str, list[int]], special: set[int], decode: Decode, classes: Sequence[str] = ()
+) -> Sample:
     """A row as text.
 
     Args:
@@ -164,15 +170,18 @@ def sample(row_number: int, row: dict[str, list[int]], special: set[int], decode
         row: Its input_ids, labels and, if packed, position_ids.
         special: Ids of the special tokens.
         decode: Returns the text of token ids.
+        classes: Names of the classes of labelled rows; none for other rows.
     """
-    ids, labels = row["input_ids"], row["labels"]
+    ids, labels, name = row["input_ids"], row["labels"], ""
+    if classes:  # of which no token is trained
+        labels, name = [IGNORED] * len(ids), classes[labels[-1]]
     starts = [i for i, position in enumerate(row.get(POSITIONS, [])) if position == 0] or [0]
     examples = [
         list(segments(ids[start:end], labels[start:end], special, decode))
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
     ]
     shown, left_out = shortened(examples)
-    return Sample(row_number, len(ids), len(labels) - labels.count(IGNORED), len(examples), shown, left_out)
+    return Sample(row_number, len(ids), len(labels) - labels.count(IGNORED), len(examples), shown, left_out, name)
 
 
 def segments(ids: list[int], labels: list[int], special: set[int], decode: Decode) -> Iterator[Segment]:

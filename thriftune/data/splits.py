@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class SplitWriter:
     """Takes pieces of examples, leaves out copies, joins documents, packs and writes rows."""
 
-    def __init__(self, file: Path, max_length: int, *, packing: bool, seed: int = 0) -> None:
+    def __init__(self, file: Path, max_length: int, *, packing: bool, seed: int = 0, classes: int = 0) -> None:
         """Open the file.
 
         Args:
@@ -25,8 +25,9 @@ class SplitWriter:
             max_length: Longest row, in tokens.
             packing: Put several examples into a row.
             seed: Seed of the run: it decides which examples share a row, but not the number of rows.
+            classes: Number of classes of labelled rows; 0 for other rows.
         """
-        self.counter = SplitCounter(max_length)
+        self.counter = SplitCounter(max_length, classes)
         self._writer = RowWriter(file, has_positions=packing)
         self._joiner = Joiner(max_length)
         self._packer = Packer(max_length, seed) if packing else None

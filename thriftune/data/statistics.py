@@ -86,6 +86,7 @@ class SplitStats:
         row_lengths: Histogram of the tokens of rows written.
         padding_to_longest: Share of padding if examples were padded to the longest of 8 random ones.
         padding: The same for the rows as written.
+        classes: Number of labelled rows of each class; empty for other rows.
     """
 
     rows: int
@@ -106,6 +107,7 @@ class SplitStats:
     row_lengths: tuple[Bin, ...]
     padding_to_longest: float
     padding: float
+    classes: tuple[int, ...] = ()
 
     @property
     def masked_tokens(self) -> int:
@@ -130,6 +132,7 @@ class DataStats:
         reasons: Number of rejected rows by reason.
         packing: Whether training rows hold several examples.
         max_length: Longest row, in tokens.
+        labels: Names of the classes of labelled rows; empty for other rows.
     """
 
     sources: tuple[SourceStats, ...]
@@ -138,6 +141,7 @@ class DataStats:
     reasons: dict[str, int]
     packing: bool
     max_length: int
+    labels: tuple[str, ...] = ()
 
 
 def where_rows_went(split: SplitStats, reasons: Mapping[str, int]) -> str:
@@ -164,14 +168,20 @@ def where_rows_went(split: SplitStats, reasons: Mapping[str, int]) -> str:
 class SplitCounter:
     """Counts one split while it is written; its memory depends only on the maximum length."""
 
-    def __init__(self, max_length: int) -> None:
-        """Start at zero."""
+    def __init__(self, max_length: int, classes: int = 0) -> None:
+        """Start at zero.
+
+        Args:
+            max_length: Longest row, in tokens.
+            classes: Number of classes of labelled rows; 0 for other rows.
+        """
         import numpy as np
 
         self.examples = self.token_rows = self.tokens = self.trained_tokens = 0
         self.duplicates = self.leaked = 0
         self._lengths = np.zeros(max_length + 1, dtype=np.int64)
         self._row_lengths = np.zeros(max_length + 1, dtype=np.int64)
+        self._classes = np.zeros(classes, dtype=np.int64)
 
     def before_packing(self, rows: "Rows") -> None:
         """Count examples or blocks before packing."""
@@ -186,6 +196,8 @@ class SplitCounter:
         self.token_rows += len(rows.ends) - 1
         self.tokens += len(rows.input_ids)
         self.trained_tokens += int((rows.labels != IGNORED).sum())
+        if len(self._classes):
+            self._classes += np.bincount(rows.labels[rows.labels != IGNORED], minlength=len(self._classes))
         self._row_lengths += np.bincount(rows.lengths, minlength=len(self._row_lengths))
 
     def stats(self, counts: Counter[tuple[bool, str]], *, held_out: bool) -> SplitStats:
@@ -209,6 +221,7 @@ class SplitCounter:
             row_lengths=bins(self._row_lengths),
             padding_to_longest=padding_share(self._lengths, _BATCH),
             padding=padding_share(self._row_lengths, _BATCH),
+            classes=tuple(self._classes.tolist()),
         )
 
 

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from thriftune.data.report import HTML, examples_read, number, percent, share
 from thriftune.data.statistics import DataStats, SourceStats, SplitStats
@@ -24,8 +24,9 @@ def summary(stats: DataStats) -> str:
         table.add_column(name, justify="right")
         table.add_column("share", justify="right")
     has_parts = stats.train.rejected_parts + stats.validation.rejected_parts > 0
-    for train, validation in zip(_lines(stats.train, has_parts), _lines(stats.validation, has_parts), strict=True):
-        table.add_row(*train, *validation[1:])
+    both = (_lines(split, has_parts, stats.labels) for split in (stats.train, stats.validation))
+    for train, validation in zip(*both, strict=True):
+        table.add_row(Text(train[0]), *train[1:], *validation[1:])  # labels may look like markup
     # The log has no colours, whatever the environment asks for.
     console = Console(file=io.StringIO(), width=_LOG_COLUMNS, force_terminal=False)
     console.print(table)
@@ -35,7 +36,7 @@ def summary(stats: DataStats) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def _lines(split: SplitStats, has_parts: bool) -> Iterator[tuple[str, str, str]]:
+def _lines(split: SplitStats, has_parts: bool, labels: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """The lines of the table: label, number, and share of the rows, examples or tokens."""
     read = examples_read(split)
     yield "source rows", number(split.rows), ""
@@ -55,8 +56,12 @@ def _lines(split: SplitStats, has_parts: bool) -> Iterator[tuple[str, str, str]]
         yield label, number(count), percent(share(count, read))
     yield "token rows", number(split.token_rows), ""
     yield "tokens", number(split.tokens), ""
-    yield "  trained on", number(split.trained_tokens), percent(share(split.trained_tokens, split.tokens))
-    yield "  masked", number(split.masked_tokens), percent(share(split.masked_tokens, split.tokens))
+    if labels:
+        for label, count in zip(labels, split.classes, strict=True):
+            yield f"rows of class {label}", number(count), percent(share(count, split.token_rows))
+    else:
+        yield "  trained on", number(split.trained_tokens), percent(share(split.trained_tokens, split.tokens))
+        yield "  masked", number(split.masked_tokens), percent(share(split.masked_tokens, split.tokens))
     yield "padding to the longest of 8 examples", "", percent(split.padding_to_longest)
     yield "padding as written", "", percent(split.padding)
     yield "padding saved", "", percent(split.padding_saved)

@@ -24,7 +24,7 @@ class TokenRow:
     Attributes:
         input_ids: Shape [length].
         labels: Shape [length]; the token id where the model is trained, `IGNORED` elsewhere. The first is always
-            `IGNORED`: there is nothing before it to predict it from.
+            `IGNORED`: there is nothing before it to predict it from. A row with a class has its number at the end.
         answers: Half-open (start, end) token ranges, in order, of the answers that start in the row. Empty for a text
             that is all answer.
     """
@@ -56,7 +56,7 @@ class Tokenization:
         self._backend: Any = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._opening = self._tokens_before_text()
+        self._opening, self.closing = self._tokens_around_text()
 
     def tokenize(self, texts: Sequence[MarkedText]) -> list[TokenRow]:
         """Tokenize a batch of texts, in one call.
@@ -66,9 +66,10 @@ class Tokenization:
 
         Returns:
             A row for each. EOS ends its last answer exactly once; BOS starts it exactly once if the tokenizer uses it.
+            A text with a class has the tokens that the tokenizer makes of it.
         """
         # If everything is trained on, nothing must be located, so the tokenizer need not track offsets.
-        texts = [self._without_space_at_eos(text) for text in texts]
+        texts = [text if text.label is not None else self._without_space_at_eos(text) for text in texts]
         encode = self._backend.encode_batch_fast if all(map(_is_all_answer, texts)) else self._backend.encode_batch
         encodings = encode([text.text for text in texts], add_special_tokens=False)
         return [self._labelled(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
@@ -86,17 +87,22 @@ class Tokenization:
         answers = tuple((start, min(end, len(stripped))) for start, end in text.answers)
         return replace(text, text=stripped, answers=answers)
 
-    def _tokens_before_text(self) -> list[int]:
-        """The tokens that the tokenizer puts before every text: BOS, or none. EOS after a text is added here."""
+    def _tokens_around_text(self) -> tuple[list[int], list[int]]:
+        """The tokens that the tokenizer puts before every text (BOS, or none), and after it.
+
+        Those after it end labelled rows only; after an answer, EOS is added here.
+        """
         bare = self._backend.encode("a", add_special_tokens=False).ids
         dressed = self._backend.encode("a", add_special_tokens=True).ids
         start = next(i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare)
-        return list(dressed[:start])
+        return list(dressed[:start]), list(dressed[start + len(bare) :])
 
     def _labelled(self, encoding: Any, text: MarkedText) -> TokenRow:
         ids: list[int] = encoding.ids
         is_open = text.is_rendered or ids[: len(self._opening)] == self._opening
         opening = [] if is_open else self._opening
+        if text.label is not None:
+            return classified([*opening, *ids, *self.closing], text.label)
         is_all = self._train_on_inputs or _is_all_answer(text)
         labels = list(ids) if is_all else [IGNORED] * len(ids)
         answers = []
@@ -131,6 +137,16 @@ class Tokenization:
         if self._train_on_inputs or rest in ("", str(self.tokenizer.eos_token)):
             labels[-1] = self.eos
         return ids, labels
+
+
+def classified(ids: list[int], label: int) -> TokenRow:
+    """The row of a text with a class: its label stands at the last token, whose output classifiers take.
+
+    Args:
+        ids: Its tokens.
+        label: Number of its class.
+    """
+    return TokenRow(ids, [*[IGNORED] * (len(ids) - 1), label])
 
 
 def _is_all_answer(text: MarkedText) -> bool:
@@ -184,7 +200,8 @@ def _piece(row: TokenRow, start: int, end: int) -> TokenRow:
 def digest(text: MarkedText, piece: int) -> bytes:
     """16 bytes that are equal for two pieces of examples only if their texts and trained parts are equal."""
     hashed = hashlib.blake2b(text.text.encode(), digest_size=16)
-    hashed.update(repr((text.answers, piece)).encode())
+    labelled = (text.label,) if text.label is not None else ()  # a text with two labels is two examples
+    hashed.update(repr((text.answers, piece, *labelled)).encode())
     return hashed.digest()
 
 

@@ -31,15 +31,18 @@ class Workers:
         tokenizer_dir: Directory with the tokenizer.
         trust_remote_code: Run tokenizer code that the model ships.
         processes: Number of processes; if None, one for each core that this process may use.
+        labels: Names of the classes, for labelled rows.
     """
 
     tokenizer_dir: Path
     trust_remote_code: bool = False
     processes: int | None = None
+    labels: tuple[str, ...] = ()
 
     def converter(self, config: DataConfig) -> Converter:
         """A converter for this process."""
-        return Converter(config, load_tokenizer(self.tokenizer_dir, trust_remote_code=self.trust_remote_code))
+        tokenizer = load_tokenizer(self.tokenizer_dir, trust_remote_code=self.trust_remote_code)
+        return Converter(config, tokenizer, self.labels)
 
 
 def convert_all(batches: Iterable[Batch], config: DataConfig, workers: Workers) -> Iterator[Converted]:

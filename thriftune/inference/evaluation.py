@@ -1,15 +1,16 @@
-"""Measure a finished model on held-out rows: loss per trained token, perplexity, and answers to read."""
+"""Measure a finished model on held-out rows: its loss, what that means, and answers to read."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
 from thriftune.config import RunConfig
-from thriftune.models.answering import Sampling, complete
+from thriftune.models.classifier import Classes
 from thriftune.models.loading import Placement, attach_adapters, load_model
 from thriftune.models.tokenizer import load_tokenizer
-from thriftune.training.held_out import EvalReport, held_out_loss, held_out_rows
-from thriftune.training.validation import perplexity_of, questions
+from thriftune.training.held_out import EvalReport, held_out_rows, row_losses
+from thriftune.training.objective import objective_of
+from thriftune.training.validation import questions
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,14 @@ def evaluate(
     """
     trust, evaluation = config.model.trust_remote_code, config.evaluation
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust)
-    base = load_model(model_dir, placement, trust_remote_code=trust)
+    base = load_model(model_dir, placement, trust_remote_code=trust, classes=Classes.of(config))
     model: Any = attach_adapters(base, {"default": adapter_dir} if adapter_dir else {})
     model.eval()
     rows = held_out_rows(dataset_dir, evaluation.max_rows)
-    loss, tokens = held_out_loss(model, tokenizer, rows, evaluation.batch)
+    objective = objective_of(config.labels)
+    losses = row_losses(model, tokenizer, rows, evaluation.batch, objective=objective)
     prompts, encoded = questions(dataset_dir, config, tokenizer)
-    answers = list(complete(model, tokenizer, encoded, Sampling(evaluation.max_new_tokens), evaluation.batch))
-    logger.info("Held-out loss %.4f (perplexity %.2f) over %d tokens", loss, perplexity_of(loss), tokens)
-    return EvalReport(loss, perplexity_of(loss), tokens, prompts, answers)
+    answers = list(objective.answers(model, tokenizer, encoded, evaluation.max_new_tokens, evaluation.batch))
+    report = EvalReport.of(losses, prompts, answers)
+    logger.info("Held-out loss %.4f (%s) over %s", report.loss, report.quality, report.counted)
+    return report

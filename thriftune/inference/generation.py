@@ -11,6 +11,7 @@ from thriftune import damage
 from thriftune.data.questions import encode_prompt, prompt_style
 from thriftune.errors import AdapterError, ModelSourceError
 from thriftune.inference.prompts import require_prompts
+from thriftune.models import classifier
 from thriftune.models.answering import Sampling, complete
 from thriftune.models.completeness import require_no_adapter
 from thriftune.models.files import ADAPTER_FILES, files_of
@@ -62,11 +63,14 @@ def generate(
 
     Raises:
         DataError: There are no prompts, or one is empty.
-        UserError: The model or an adapter is damaged, or contains links out of its directory.
+        UserError: The model or an adapter is damaged, contains links out of its directory, or is a classifier.
     """
     require_prompts(prompts)
     _require_whole(model_dir, adapters.values())
     require_no_adapter(model_dir)
+    classifier.require_language(model_dir, "model_dir")
+    for adapter in adapters.values():
+        classifier.require_language(adapter, "adapters")
     tokenizer = load_tokenizer(model_dir, padding_side="left")
     # torch allows no dot in a module's name, and adapters are named by their paths.
     internal = {name: f"adapter_{number}" for number, name in enumerate(adapters)}

@@ -1,5 +1,6 @@
 """The model card of a result: how it was made and how good it is, from its manifest and the metrics of its run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from thriftune.inference.report import RunMetrics
 from thriftune.methods import METHODS
 from thriftune.models.saving import SavedWeights
 from thriftune.models.source import kind_of
+from thriftune.training.held_out import EvalReport
 from thriftune.training.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -31,6 +33,14 @@ _CARD = """---
 {{ usage }}
 """
 _USAGE_MODEL = "Load it with `transformers.AutoModelForCausalLM.from_pretrained`."
+_USAGE_CLASSIFIER = (
+    "Load it with `transformers.AutoModelForSequenceClassification.from_pretrained`, or ask "
+    '`transformers.pipeline("text-classification", ...)` for the class of a text.'
+)
+_USAGE_CLASSIFIER_ADAPTER = (
+    "Load it onto the base model, as `transformers.AutoModelForSequenceClassification` loads that with "
+    "`num_labels={count}` and the tokenizer's `pad_token_id`, with `peft.PeftModel.from_pretrained`."
+)
 _USAGE_ADAPTER = "Load it onto the base model with `peft.PeftModel.from_pretrained`."
 
 
@@ -70,7 +80,7 @@ def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_ad
         technique=METHODS[record.plan.method].facts.title
         + (", the adapter merged into the model" if is_merged else ""),
         rows=_rows(record, metrics, is_merged=is_merged),
-        usage=_USAGE_ADAPTER if is_adapter else _USAGE_MODEL,
+        usage=_usage(record.config, is_adapter=is_adapter),
     )
     return card
 
@@ -82,7 +92,7 @@ def _card_data(run: RunConfig, *, is_adapter: bool) -> "ModelCardData":
     datasets = {source.source for source in run.data.all_sources if is_hub_source(source.source)}
     return ModelCardData(
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if run.labels else "text-generation",
         tags=["thriftune", run.method],
         base_model=run.model.source if kind_of(run.model.source) == "hub" else None,
         datasets=sorted(datasets) or None,
@@ -112,10 +122,25 @@ def _rows(record: RunRecord, metrics: RunMetrics, *, is_merged: bool) -> list[tu
         (
             "Held-out loss",
             (f"{before.loss:.4f} before, " if before else "")
-            + f"{after.loss:.4f} after training{measured}, over {after.tokens:,} tokens",
+            + f"{after.loss:.4f} after training{measured}, over {after.counted}",
         ),
+        *_of_classifier(run, before, after),
         *([("Saved weights", _saved(saved))] if saved else []),
     ]
+
+
+def _usage(run: RunConfig, *, is_adapter: bool) -> str:
+    """How to load the result."""
+    if not run.labels:
+        return _USAGE_ADAPTER if is_adapter else _USAGE_MODEL
+    return _USAGE_CLASSIFIER_ADAPTER.format(count=len(run.labels)) if is_adapter else _USAGE_CLASSIFIER
+
+
+def _of_classifier(run: RunConfig, before: EvalReport | None, after: EvalReport) -> Iterator[tuple[str, str]]:
+    """The classes of a classifier, and how many of the held-out rows it names rightly."""
+    if run.labels:
+        yield "Classes, in order", ", ".join(map(_code, run.labels))
+        yield "Held-out rows", (f"{before.quality} before, " if before else "") + f"{after.quality} after training"
 
 
 def _saved(saved: SavedWeights) -> str:

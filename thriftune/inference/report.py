@@ -94,7 +94,12 @@ def loss_rows(metrics: RunMetrics) -> Iterator[tuple[str, str, str]]:
     """
     training, before, after = metrics.training, metrics.training.before, metrics.training.after
     yield "held-out loss", f"{before.loss:.4f}" if before else "", f"{after.loss:.4f}"
-    yield "held-out perplexity", f"{before.perplexity:.2f}" if before else "", f"{after.perplexity:.2f}"
+    for name, measure, form in (
+        ("perplexity", "perplexity", ".2f"), ("accuracy", "accuracy", ".1%"), ("macro-F1", "macro_f1", ".3f"),
+    ):  # fmt: skip
+        earlier, later = (getattr(report, measure, None) for report in (before, after))
+        if later is not None:
+            yield f"held-out {name}", "" if earlier is None else f"{earlier:{form}}", f"{later:{form}}"
     for saved, trained_as in (
         (training.saved, "trained, before rounding"),
         (metrics.merged, "adapter, before merging"),
@@ -158,6 +163,7 @@ def page_of(metrics: RunMetrics, fetch: str) -> str:
         folder=folder,
         ask=_asking(folder),
         is_adapter=is_adapter,
+        is_classifier=after.accuracy is not None,
         width=WIDTH,
         height=HEIGHT,
     )

@@ -1,6 +1,6 @@
 """Low-rank adapters: which modules they attach to, and their configuration."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune.config import LoraConfig
 from thriftune.config.method_rules import TAKING
 from thriftune.errors import ConfigError, in_a_line
+from thriftune.models import classifier
 from thriftune.models.adapter_weights import is_target
 from thriftune.models.architecture import Architecture, layer_of
 
@@ -93,7 +94,8 @@ def _adapters(architecture: Architecture, lora: LoraConfig) -> dict[str, tuple[i
         stem, _, number = layer.rpartition(".")
         alike = [i for i, j in enumerate(first) if layer and j == int(number)]
         for other in [f"{stem}.{i}{name.removeprefix(layer)}" for i in alike] or [name]:
-            if adapter[1] or is_target(other, lora.target_modules):
+            is_head = bool(architecture.labels) and f"{other}.weight" == architecture.head_name
+            if adapter[1] or is_head or is_target(other, lora.target_modules):
                 found[other] = adapter
     return found
 
@@ -125,7 +127,8 @@ def _on_meta(architecture: Architecture, lora: LoraConfig, layers: int | None) -
     if layers is not None:
         asked = without_layer_numbers(asked)
     try:
-        return get_peft_model(architecture.on_meta(torch.bfloat16, layers=layers), peft_config(asked))
+        on_meta = architecture.on_meta(torch.bfloat16, layers=layers)
+        return get_peft_model(on_meta, peft_config(asked, architecture.labels))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError.single(
             "lora.target_modules",
@@ -209,11 +212,12 @@ def _set_aside(parameters: list["torch.nn.Parameter"]) -> Iterator[None]:
         parameter.data = data
 
 
-def peft_config(lora: LoraConfig) -> "PeftLoraConfig":
+def peft_config(lora: LoraConfig, labels: Sequence[str] = ()) -> "PeftLoraConfig":
     """The LoRA section as peft's own configuration, but for first values: `thriftune.methods.initial_values` has them.
 
     Args:
         lora: The LoRA section.
+        labels: Names of the classes of a classifier, whose head then trains as a whole.
     """
     from peft import LoraConfig as PeftLoraConfig
 
@@ -228,7 +232,7 @@ def peft_config(lora: LoraConfig) -> "PeftLoraConfig":
         modules_to_save=list(lora.modules_to_save) or None,
         rank_pattern={pattern.pattern: pattern.rank for pattern in lora.rank_patterns},
         alpha_pattern={pattern.pattern: pattern.alpha for pattern in lora.rank_patterns if pattern.alpha is not None},
-        task_type="CAUSAL_LM",
+        task_type=classifier.peft_task(labels),
     )
 
 

@@ -14,6 +14,7 @@ from thriftune.models import architecture as architectures
 from thriftune.models import saving
 from thriftune.models.architecture import Architecture
 from thriftune.models.base_weights import stored
+from thriftune.models.classifier import Classes
 from thriftune.models.quantization import FourBit
 from thriftune.models.stopping import save_tokenizer
 from thriftune.models.tokenizer import load_tokenizer
@@ -88,8 +89,10 @@ class Full(TrainingMethod):
         if not lacking:
             return {}
         trust = config.model.trust_remote_code
-        architecture = architectures.of(ModelConfig(source=str(trained.model_dir), trust_remote_code=trust))
-        base = self._untrained(stored(trained.model_dir, trust_remote_code=trust), config, architecture)
+        source = ModelConfig(source=str(trained.model_dir), trust_remote_code=trust)
+        architecture = architectures.of(source, labels=config.labels)
+        base = stored(trained.model_dir, trust_remote_code=trust, classes=Classes.of(config))
+        base = self._untrained(base, config, architecture)
         return {name: tensor.to(dtype) for name, tensor in base.state_dict().items() if name in lacking}
 
     def _untrained(self, base: Any, config: RunConfig, architecture: Architecture) -> Any:

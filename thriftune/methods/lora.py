@@ -64,8 +64,8 @@ class Lora(TrainingMethod):
         from peft import get_peft_model
 
         assert isinstance(section, LoraConfig)
-        adapted = get_peft_model(model, peft_config(without_layer_numbers(resolved(section, architecture))))
-        return train_in_fp32(adapted)
+        config = peft_config(without_layer_numbers(resolved(section, architecture)), architecture.labels)
+        return train_in_fp32(get_peft_model(model, config))
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
         """The adapters: their shape, where they are, and what they start from."""
@@ -96,7 +96,7 @@ class Lora(TrainingMethod):
                 " (they are on fused experts, where peft has no dropout)" if fused_adapters(lora, architecture) else ""
             )
             logger.info("Adapters of rank %d with dropout %g%s", lora.rank, lora.dropout, on_experts)
-            adapted = get_peft_model(base, peft_config(lora))
+            adapted = get_peft_model(base, peft_config(lora, architecture.labels))
         logger.info("%.2f %% of the weights train", 100 * trainable_share(adapted))
         return train_in_fp32(adapted)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from thriftune.config import LoraConfig
 from thriftune.errors import ConfigError, Problem
+from thriftune.models import classifier
 from thriftune.models.adapter_weights import RESUME_FROM, adapted_modules, is_target, require_fit, shapes_in
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG
@@ -72,7 +73,10 @@ def _shapes(lora: LoraConfig, saved: Mapping[str, Any]) -> Iterator[tuple[str, A
     yield "alpha", lora.alpha, saved["lora_alpha"]
     yield "variant", lora.variant, variant
     yield "bias", lora.bias, saved.get("bias", "none")
-    yield "modules_to_save", sorted(lora.modules_to_save), sorted(saved.get("modules_to_save") or ())
+    # Of a classifier peft names the head by itself.
+    named = set(classifier.HEADS) if saved.get("task_type") == classifier.peft_task(["any"]) else set()
+    whole = {name for name in saved.get("modules_to_save") or () if name in lora.modules_to_save or name not in named}
+    yield "modules_to_save", sorted(set(lora.modules_to_save)), sorted(whole)
     mine = {each.pattern: (each.rank, each.alpha) for each in lora.rank_patterns}
     theirs = {name: (ranks.get(name), alphas.get(name)) for name in {**ranks, **alphas} if name not in own}
     yield "rank_patterns", mine, theirs

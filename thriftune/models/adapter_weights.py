@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.errors import AdapterError, Problem
+from thriftune.models import classifier
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG, examples, wrapper_in
 from thriftune.models.weight_files import Folder, Shapes
@@ -96,6 +97,12 @@ def require_fit(architecture: Architecture, adapter_dir: Path, shapes: Shapes, f
     from peft import get_peft_model
 
     config = _config_of(adapter_dir, field)
+    task = classifier.peft_task(architecture.labels)
+    if config.task_type != task and classifier.peft_task(["any"]) in (task, config.task_type):
+        remedy = "Name an adapter of the same task, or start a new one."
+        raise AdapterError.single(
+            field, value, f"was trained for task {config.task_type}, not {task}.", remedy, code=_MISFIT
+        )
     try:
         model = get_peft_model(architecture.on_meta(torch.bfloat16), config)
     except (KeyError, TypeError, ValueError, NotImplementedError) as error:

@@ -6,15 +6,15 @@ embeddings and mixtures of experts are counted as they really are.
 
 import json
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, in_a_line
+from thriftune.models import classifier, decoder_config
 from thriftune.models import config_json as model_config
-from thriftune.models import decoder_config
 
 if TYPE_CHECKING:
     import torch
@@ -35,11 +35,13 @@ class Architecture:
         name: The model's source, for messages.
         content: Its config.json.
         trust_remote_code: Whether model code that the repository ships may run.
+        labels: Names of the classes of a classifier; none for a causal language model.
     """
 
     name: str
     content: str
     trust_remote_code: bool = False
+    labels: tuple[str, ...] = ()
 
     def config(self, layers: int | None = None) -> "PretrainedConfig":
         """The configuration for transformers.
@@ -54,6 +56,10 @@ class Architecture:
             for name, value in vars(text).items():  # for example layer_types: one entry per layer
                 if isinstance(value, list) and len(value) == self.layers:
                     setattr(text, name, value[:layers])
+        if self.labels:
+            for name, value in classifier.configuration(self.labels).items():
+                setattr(config, name, value)
+            classifier.set_pad(config, None)
         return config
 
     def on_meta(self, dtype: "torch.dtype", layers: int | None = None) -> "PreTrainedModel":
@@ -67,18 +73,18 @@ class Architecture:
             ModelSourceError: transformers cannot build it from this configuration.
         """
         import torch
-        from transformers import AutoModelForCausalLM
 
         try:
             with torch.device("meta"):
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                model: PreTrainedModel = classifier.auto_class(self.labels).from_config(
                     self.config(layers), dtype=dtype, trust_remote_code=self.trust_remote_code
                 )
         except _UNBUILDABLE as error:
             raise ModelSourceError.single(
                 _FIELD,
                 self.name,
-                f"no causal language model can be built from its config.json ({in_a_line(error)}).",
+                f"no {'classifier' if self.labels else 'causal language model'} can be built from its config.json "
+                f"({in_a_line(error)}).",
                 "Repair config.json, or use another model.",
                 code="model-config-invalid",
             ) from error
@@ -176,8 +182,21 @@ class Architecture:
     @cached_property
     def head_name(self) -> str:
         """The parameter that the output head multiplies by: its own, or the embedding's if they are tied."""
-        head = self.skeleton.get_output_embeddings().weight
+        head = classifier.head_of(self.skeleton).weight
         return next(name for name, parameter in self.skeleton.named_parameters() if parameter is head)
+
+    @cached_property
+    def outputs(self) -> int:
+        """Numbers that the output head gives for a token: one per class, or per token of the vocabulary."""
+        return len(self.labels) or self.vocabulary
+
+    @cached_property
+    def new_head(self) -> frozenset[str]:
+        """Parameters of a classifier's head that its base model does not have; none if that is a classifier itself."""
+        if not self.labels or classifier.is_classifier(json.loads(self.content)):
+            return frozenset()
+        module = self.head_name.rpartition(".")[0]
+        return frozenset(name for name in self.shapes if name.rpartition(".")[0] == module)
 
     @cached_property
     def _text(self) -> "PretrainedConfig":
@@ -189,20 +208,24 @@ class Architecture:
         import torch
 
         model = self.on_meta(torch.float32)
-        _require_causal(model, self.name)
+        decoder_config.require_causal(model, self.name)
         return model
 
 
-def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bool = False) -> Architecture:
+def from_content(
+    content: Mapping[str, Any], name: str, *, trust_remote_code: bool = False, labels: Sequence[str] = ()
+) -> Architecture:
     """An architecture from the content of a config.json.
 
     Args:
         content: The parsed file.
         name: The model's source, for messages.
         trust_remote_code: Run model code that the repository ships.
+        labels: Names of the classes of a classifier; none for a causal language model.
 
     Raises:
-        ModelSourceError: The architecture is unknown, or fields that determine its size are missing.
+        ModelSourceError: The architecture is unknown, or fields that determine its size are missing; or it is a
+            classifier of other classes.
     """
     text = content.get("text_config", content)
     if not isinstance(text, dict) or not isinstance(content.get("model_type", ""), str):
@@ -224,43 +247,25 @@ def from_content(content: Mapping[str, Any], name: str, *, trust_remote_code: bo
             code="model-config-invalid",
         )
     decoder_config.require_sizes(text, config.get_text_config(), name)
-    return Architecture(name, json.dumps(dict(content), sort_keys=True), trust_remote_code)
+    if labels:
+        classifier.require_same_classes(content, labels, name)
+    return Architecture(name, json.dumps(dict(content), sort_keys=True), trust_remote_code, tuple(labels))
 
 
-def _require_causal(model: "PreTrainedModel", name: str) -> None:
-    """Refuse a model in which every attention looks ahead, such as a BERT that is a decoder only by its class.
-
-    Args:
-        model: The model on the meta device.
-        name: The model's source, for messages.
-
-    Raises:
-        ModelSourceError: It is such a model.
-    """
-    causal = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
-    if causal == {False} and getattr(model.config, "is_decoder", None) is False:
-        raise ModelSourceError.single(
-            _FIELD,
-            name,
-            "its attention looks ahead like an encoder's; it is not a causal language model.",
-            decoder_config.DECODERS,
-            code="model-config-invalid",
-        )
-
-
-def of(model: ModelConfig, token: str | None = None) -> Architecture:
+def of(model: ModelConfig, token: str | None = None, labels: Sequence[str] = ()) -> Architecture:
     """The architecture of a run's base model; no weights are read.
 
     Args:
         model: The model section of a run.
         token: Hub token, for a hub id whose architecture is not shipped with this package.
+        labels: Names of the classes of a classifier; none for a causal language model.
 
     Raises:
         ModelSourceError: There is no such model, or its config.json is unusable.
         TransientError: The hub or the store did not answer.
     """
     content = model_config.shipped(model.source) or model_config.read(model, token)
-    return from_content(content, model.source, trust_remote_code=model.trust_remote_code)
+    return from_content(content, model.source, trust_remote_code=model.trust_remote_code, labels=labels)
 
 
 def linear_layers(model: "PreTrainedModel") -> dict[str, tuple[int, int]]:
@@ -268,7 +273,7 @@ def linear_layers(model: "PreTrainedModel") -> dict[str, tuple[int, int]]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    head, found = model.get_output_embeddings(), {}
+    head, found = classifier.head_of(model), {}
     for name, module in model.named_modules():
         if module is head:
             continue

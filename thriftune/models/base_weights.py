@@ -5,18 +5,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune.models.classifier import Classes
 from thriftune.models.completeness import load_causal_lm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def stored(model_dir: Path, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def stored(model_dir: Path, *, trust_remote_code: bool = False, classes: Classes | None = None) -> "PreTrainedModel":
     """Load a model whose weights are memory-mapped from its files, in the type they are stored in.
 
     Args:
         model_dir: Directory with safetensors.
         trust_remote_code: Whether to run code that the model ships.
+        classes: Classes of the classifier that was made of it; None for a causal language model.
 
     Returns:
         The model on the CPU, also in one rank of a job under ZeRO-3. Nothing may write to its weights.
@@ -25,7 +27,7 @@ def stored(model_dir: Path, *, trust_remote_code: bool = False) -> "PreTrainedMo
         ModelSourceError: Some of its weights are missing.
     """
     with _outside_zero():
-        return load_causal_lm(model_dir, trust_remote_code=trust_remote_code, dtype="auto")
+        return load_causal_lm(model_dir, trust_remote_code=trust_remote_code, classes=classes, dtype="auto")
 
 
 @contextmanager

@@ -7,14 +7,18 @@ it loads tensors without data, made from the headers of the files, before any we
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config import ModelConfig
 from thriftune.errors import ModelSourceError, Problem
 from thriftune.models import architecture as architectures
+from thriftune.models import classifier
 from thriftune.models import config_json as model_config
 from thriftune.models.architecture import Architecture, layer_of
+from thriftune.models.classifier import Classes
+from thriftune.models.tokenizer import load_tokenizer
 from thriftune.models.weight_files import Folder, Shapes, weights_in
 
 if TYPE_CHECKING:
@@ -52,7 +56,8 @@ def require_complete(directory: Path, source: str, *, trust_remote_code: bool = 
     weights = weights_in(Folder(directory), source)
     content = model_config.read(ModelConfig(source=str(directory)), token=None)
     name = str(directory) if trust_remote_code else source  # transformers looks for code in this directory
-    shape = architectures.from_content(content, name, trust_remote_code=trust_remote_code)
+    theirs = classifier.labels_in(content)  # a base model that is a classifier has no head for the vocabulary
+    shape = architectures.from_content(content, name, trust_remote_code=trust_remote_code, labels=theirs)
     require_fit(shape, weights.shapes, source)
     if weights.unread:
         logger.warning("%s %s", source, NOT_READ.format(examples(weights.unread)))
@@ -81,45 +86,62 @@ def require_fit(architecture: Architecture, shapes: Shapes, source: str) -> tupl
             type(model),
             None,
             source,
+            new=architecture.new_head,
             config=model.config,
             state_dict=tensors,
             device_map={"": "meta"},
             dtype=torch.bfloat16,
         )
-    return unexpected
+    return tuple(name for name in unexpected if not _is_replaced(name, architecture))
 
 
-def load_causal_lm(model_dir: Path, *, trust_remote_code: bool = False, **options: Any) -> "PreTrainedModel":
-    """`AutoModelForCausalLM.from_pretrained` without its silent repairs: the only way that a model is loaded.
+def load_causal_lm(
+    model_dir: Path, *, trust_remote_code: bool = False, classes: Classes | None = None, **options: Any
+) -> "PreTrainedModel":
+    """`from_pretrained` of transformers without its silent repairs: the only way that a model is loaded.
 
     Args:
         model_dir: Model directory.
         trust_remote_code: Run model code that the model ships.
+        classes: Classes of the classifier to make of it, with a head of its own; None for a causal language model.
         **options: Further arguments, such as `dtype` and `device_map`.
 
     Returns:
-        The model, with all weights read from the directory.
+        The model, with all weights read from the directory; of a classifier, all but those of a new head.
 
     Raises:
         ModelSourceError: Weights are missing, of another shape or truncated, or an adapter lies next to them.
     """
-    from transformers import AutoModelForCausalLM
-
     require_no_adapter(model_dir)
     weights_in(Folder(model_dir), str(model_dir))
-    model, _ = load_checked(
-        AutoModelForCausalLM,
-        model_dir,
-        str(model_dir),
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
-        **options,
-    )
+    options |= {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    if classes is None:
+        return load_checked(classifier.auto_class(()), model_dir, str(model_dir), **options)[0]
+    source = ModelConfig(source=str(model_dir), trust_remote_code=trust_remote_code)
+    shape = architectures.of(source, labels=classes.labels)
+    options |= classifier.configuration(classes.labels)
+    model_class, new = classifier.auto_class(classes.labels), shape.new_head
+    with _quiet():  # of what is new, transformers warns at length
+        model, unexpected = load_checked(model_class, model_dir, str(model_dir), new=new, **options)
+    if unused := [name for name in unexpected if not _is_replaced(name, shape)]:
+        logger.warning("%s: %s", model_dir, NO_PLACE.format(examples(unused)))
+    classifier.set_pad(model, load_tokenizer(model_dir, trust_remote_code=trust_remote_code).pad_token_id)
+    if new:
+        classifier.draw_head(model, classes.seed)
     return model
 
 
+def _is_replaced(name: str, architecture: Architecture) -> bool:
+    """Whether a tensor is of the head for the vocabulary, which the head of a classifier stands in place of."""
+    if not architecture.labels:
+        return False
+    language = replace(architecture, labels=()).skeleton
+    head = classifier.head_of(language)
+    return any(module is head and name.startswith(f"{of}.") for of, module in language.named_modules())
+
+
 def load_checked(
-    model_class: Any, place: Path | None, source: str, **options: Any
+    model_class: Any, place: Path | None, source: str, *, new: Collection[str] = (), **options: Any
 ) -> tuple["PreTrainedModel", tuple[str, ...]]:
     """`from_pretrained`, with a check of what it reports about the loaded weights.
 
@@ -129,6 +151,7 @@ def load_checked(
         model_class: The class, or an auto class.
         place: What to load; None if `options` has the tensors.
         source: The model's source, for messages.
+        new: Names of the weights that may be missing, of a new head.
         **options: Further arguments of `from_pretrained`.
 
     Returns:
@@ -155,9 +178,10 @@ def load_checked(
             code="model-weights-missing",
         ) from error
     unexpected = tuple(sorted(info["unexpected_keys"]))
-    if problems := _problems(model, info["missing_keys"], info["mismatched_keys"], unexpected, source):
+    missing = set(info["missing_keys"]).difference(new)
+    if problems := _problems(model, missing, info["mismatched_keys"], unexpected, source):
         raise ModelSourceError.of("model-weights-missing", problems)
-    if unexpected:
+    if unexpected and not new:
         logger.warning("%s: %s", source, NO_PLACE.format(examples(unexpected)))
     return model, unexpected
 
@@ -231,7 +255,7 @@ def _remedy(model: "PreTrainedModel", missing: Collection[str], unexpected: Coll
         is_adapted = any(".base_layer." in name or "lora_" in name for name in unexpected)
         what = "Merge the adapter into the model" if is_adapted else "Unwrap the model"
         return f"{wrapped} {what} before saving it, or remove that part from every name."
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = classifier.head_of(model)
     if head is not None and all(model.get_parameter(name) is head.weight for name in missing):
         return (
             "Save the model with its head; if its head is its embedding, set tie_word_embeddings: true in config.json."

@@ -10,7 +10,7 @@ from thriftune.errors import ModelSourceError, in_a_line
 from thriftune.models import config_json as model_config
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _FIELD = model_config.FIELD
 # Every decoder has these, under these names or names that its configuration class maps to them. If one is missing,
@@ -95,6 +95,27 @@ def require_language_model(
     raise ModelSourceError.single(
         _FIELD, name, f"{what}; it is not a causal language model.", DECODERS + other, code="model-config-invalid"
     )
+
+
+def require_causal(model: "PreTrainedModel", name: str) -> None:
+    """Refuse a model in which every attention looks ahead, such as a BERT that is a decoder only by its class.
+
+    Args:
+        model: The model on the meta device.
+        name: The model's source, for messages.
+
+    Raises:
+        ModelSourceError: It is such a model.
+    """
+    causal = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
+    if causal == {False} and getattr(model.config, "is_decoder", None) is False:
+        raise ModelSourceError.single(
+            _FIELD,
+            name,
+            "its attention looks ahead like an encoder's; it is not a causal language model.",
+            DECODERS,
+            code="model-config-invalid",
+        )
 
 
 def require_sizes(given: Mapping[str, Any], config: "PretrainedConfig", name: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune.hardware import Device, Precision, torch_dtype
 from thriftune.models import quantization
 from thriftune.models.adapter_weights import attach
+from thriftune.models.classifier import Classes
 from thriftune.models.completeness import load_causal_lm
 from thriftune.models.quantization import FourBit
 from thriftune.overhead import GIB, WEIGHTS_SHARE
@@ -98,6 +99,7 @@ def load_model(
     trust_remote_code: bool = False,
     devices: int | None = None,
     only: int | None = None,
+    classes: Classes | None = None,
 ) -> "PreTrainedModel":
     """Load a model over the visible devices of this node (`device_map="auto"`), or whole onto one of them.
 
@@ -107,6 +109,7 @@ def load_model(
         trust_remote_code: Run model code that the model ships.
         devices: Number of devices that it may use; None means all.
         only: Index of the one device that gets the whole model; None if several may share it.
+        classes: Classes of the classifier to make of it; None for a causal language model.
 
     Returns:
         The model; a large one is split by layers over the GPUs.
@@ -122,6 +125,7 @@ def load_model(
     model = load_causal_lm(
         model_dir,
         trust_remote_code=trust_remote_code,
+        classes=classes,
         dtype=torch_dtype(placement.precision),
         quantization_config=_quantization(placement),
         **spread,

@@ -10,6 +10,7 @@ from thriftune import artifacts, damage
 from thriftune.hardware import Precision, torch_dtype
 from thriftune.models import saving
 from thriftune.models.adapter_weights import attach
+from thriftune.models.classifier import Classes
 from thriftune.models.completeness import load_causal_lm
 from thriftune.models.rounding import RoundingMode, rounded
 from thriftune.models.saving import SaveDtype, SavedWeights
@@ -44,6 +45,7 @@ def merge(
     save_dtype: SaveDtype = "auto",
     seed: int = 0,
     trust_remote_code: bool = False,
+    classes: Classes | None = None,
 ) -> SavedWeights | None:
     """Add an adapter's weights to those of the base model, and save the sum.
 
@@ -58,6 +60,7 @@ def merge(
         save_dtype: Precision of the saved weights; `auto` keeps the base model's.
         seed: Seed of stochastic rounding.
         trust_remote_code: Run model code that the model ships.
+        classes: Classes of the classifier that the adapter makes of it; None for a causal language model.
 
     Returns:
         What was measured on the held-out rows.
@@ -71,7 +74,7 @@ def merge(
     dtype: Any = "auto" if save_dtype == "auto" else torch_dtype(save_dtype)
 
     def load() -> Any:
-        base = load_causal_lm(model_dir, trust_remote_code=trust_remote_code, dtype=dtype)
+        base = load_causal_lm(model_dir, trust_remote_code=trust_remote_code, classes=classes, dtype=dtype)
         logger.info("Merging %s into %s (%s)", adapter_dir, model_dir, base.dtype)
         return attach(base, adapter_dir).eval()
 

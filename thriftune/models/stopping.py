@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune.errors import ModelSourceError
 from thriftune.limits import is_too_deep
 from thriftune.models.chat_template import turn_end
+from thriftune.models.classifier import content_of, is_classifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ def before_stop(tokens: Sequence[int], stops: Collection[int]) -> list[int]:
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> None:
-    """Save a tokenizer with a model, and add the tokens that end its turns to the model's stop tokens.
+    """Save a tokenizer with a model, and add the tokens that end its turns to the stop tokens of one that answers.
 
     In the file, not in the model object: transformers refuses to save a changed generation_config if anything else in
     it is invalid, as in many published ones.
@@ -83,6 +84,8 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: Path) -> Non
         directory: Directory of the saved model.
     """
     tokenizer.save_pretrained(directory)
+    if is_classifier(content_of(directory)):
+        return
     file = directory / _FILE
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     listed = content.get("eos_token_id")

@@ -56,7 +56,7 @@ def plan(
     """
     method, found = METHODS[config.method], ErrorCollector()
     ways = found.take(lambda: ways_of(config)) or []
-    model = found.take(lambda: architecture or architectures.of(config.model, token))
+    model = found.take(lambda: architecture or architectures.of(config.model, token, config.labels))
     machines = found.take(lambda: _machines(config, catalogue, here)) or []
     if model is not None:
         found.take(lambda: require_positions(model, config.data.max_length))

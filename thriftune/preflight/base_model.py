@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,13 +48,14 @@ class BaseModel:
     findings: tuple[Problem, ...] = ()
 
 
-def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
+def check(model: ModelConfig, token: str | None, scratch: Path, labels: Sequence[str] = ()) -> BaseModel:
     """Find a base model, and bring all of it except the weights to this disk.
 
     Args:
         model: The model section of a run.
         token: Hub token.
         scratch: Folder to write to.
+        labels: Names of the classes of a classifier; none for a causal language model.
 
     Returns:
         As much of it as could be had, and what is wrong.
@@ -76,7 +77,7 @@ def check(model: ModelConfig, token: str | None, scratch: Path) -> BaseModel:
     lacking = attempt(lambda: contents.require_files(names, source), FIELD, source)
     if lacking.failed:
         return dataclasses.replace(base, findings=base.findings + lacking.findings)
-    shape = attempt(lambda: _architecture(model, directory), FIELD, source)
+    shape = attempt(lambda: _architecture(model, directory, labels), FIELD, source)
     named = tuple(_in_words_of(found, directory, source) for found in shape.findings)
     base = dataclasses.replace(base, architecture=shape.value, findings=base.findings + named)
     store = None if is_gguf(source) else weights.store_of(source, version.value, token, directory, names)
@@ -161,7 +162,7 @@ def _unpack_gguf(file: Path, source: str, directory: Path) -> None:
     licenses.keep(directory, gguf_file.license_of(file))
 
 
-def _architecture(model: ModelConfig, directory: Path) -> Architecture:
+def _architecture(model: ModelConfig, directory: Path, labels: Sequence[str]) -> Architecture:
     """The architecture of the model whose files are here; its class is built to prove that it can be.
 
     Raises:
@@ -169,7 +170,7 @@ def _architecture(model: ModelConfig, directory: Path) -> Architecture:
     """
     stopping.require_readable(directory, model.source)
     try:
-        shape = architecture.of(model.model_copy(update={"source": str(directory)}))
+        shape = architecture.of(model.model_copy(update={"source": str(directory)}), labels=labels)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of configuration classes
         raise ModelSourceError.single(
             FIELD,

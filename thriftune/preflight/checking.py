@@ -107,7 +107,7 @@ def run(
 
 
 def _check_model(config: RunConfig, token: str | None, scratch: Path, notes: _Notes) -> BaseModel:
-    base = base_model.check(config.model, token, scratch)
+    base = base_model.check(config.model, token, scratch, config.labels)
     notes.findings += base.findings
     notes.findings += base_model.check_length(base, config.data.max_length)
     notes.learn(model_version=base.version, license=base.license)
@@ -204,7 +204,7 @@ def _check_checkpoints(config: RunConfig, plan: TrainingPlan | ThriftuneError, n
     """Check another run's checkpoints against this run's model and rows."""
     facts, dataset = notes.facts, ""
     if facts.tokenizer_version and facts.data_version:
-        dataset = fingerprint(config.data, config.seed, facts.data_version, facts.tokenizer_version)
+        dataset = fingerprint(config.data, config.seed, facts.data_version, facts.tokenizer_version, config.labels)
     rows = facts.training_rows if facts.is_whole else None
     notes.findings += resuming.check(config, plan, model=facts.model_version, dataset=dataset, rows=rows)
 

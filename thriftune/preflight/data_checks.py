@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SOURCE, _LENGTH, _REJECTED = "data.source", "data.max_length", "data.max_rejected"
+_LABELS = "classification.labels"
 # If so large a share of the sample cannot be used, the format is wrong.
 _SURELY = 0.5
+# A class with so many times fewer rows than the largest is called rare.
+_RARE = 10
 _MOST = 0.95
 _SHOWN_KEYS = 10
 _LONGEST_SHOWN = 4  # times max_length: one book among short answers must not flatten the histogram
@@ -48,7 +51,10 @@ def check(
     yield from _lengths(tried, sample, data)
     if not _all_dropped(tried):
         yield from _left(tried, sample)
-    yield from _trained(tried, sample, data, tokenizer)
+    if tried.stats.labels:
+        yield from _classes(tried, sample)
+    else:
+        yield from _trained(tried, sample, data, tokenizer)
     if tried.largest_token >= architecture.vocabulary:
         yield Problem.coded(
             "token-outside-embedding",
@@ -83,7 +89,9 @@ def too_long_share(tried: Tried, max_length: int) -> float | None:
 
 
 def trained_share(tried: Tried) -> float | None:
-    """Share of the tokens that carry loss; None where there are none."""
+    """Share of the tokens that carry loss; None where there are none, or labels in place of them."""
+    if tried.stats.labels:
+        return None
     tokens = tried.train.tokens + tried.validation.tokens
     return (tried.train.trained_tokens + tried.validation.trained_tokens) / tokens if tokens else None
 
@@ -196,6 +204,25 @@ def _trained(tried: Tried, sample: Sample, data: DataConfig, tokenizer: "PreTrai
             f"{tried.trained_pad} of {_scope(sample, 'examples')} train the pad token {tokenizer.pad_token!r}.",
             "Remove it from the answers, or give the tokenizer a pad token that no text makes.",
         )
+
+
+def _classes(tried: Tried, sample: Sample) -> Iterator[Problem]:
+    """Classes that no row, or next to no row, would train."""
+    counted = dict(zip(tried.stats.labels, tried.train.classes, strict=True))
+    most = max(counted.values())
+    absent = [label for label, count in counted.items() if not count]
+    if absent and most:
+        message = f"has classes that no row in {_scope(sample, 'training rows')} has: {', '.join(absent)}."
+        remedy = "Look at the labels of the rows; a model does not learn a class without rows."
+        yield Problem.coded("class-without-rows", _LABELS, ", ".join(absent), message, remedy)
+    rare = [f"{label} ({number(count)})" for label, count in counted.items() if 0 < count * _RARE < most]
+    if rare:
+        label = max(counted, key=counted.__getitem__)
+        message = (
+            f"of {_scope(sample, 'training rows')}, few have the classes {', '.join(rare)}; {label} has {number(most)}."
+        )
+        remedy = "Read the macro-F1 beside the accuracy, or give more rows of them."
+        yield Problem.coded("classes-unbalanced", _LABELS, ", ".join(rare), message, remedy)
 
 
 def _scope(sample: Sample, what: str) -> str:

@@ -81,7 +81,7 @@ def convert(sample: Sample, config: RunConfig, tokenizer: "PreTrainedTokenizerBa
     logger.info("Preflight: tokenizing %d rows", sample.count)
     data = config.data if sample.is_whole else _unmixed(config.data)
     with tempfile.TemporaryDirectory() as scratch:
-        return attempt(lambda: _tried(sample, data, config.seed, tokenizer, Path(scratch)), "data.source", "")
+        return attempt(lambda: _tried(sample, data, config, tokenizer, Path(scratch)), "data.source", "")
 
 
 def _unmixed(data: DataConfig) -> DataConfig:
@@ -90,12 +90,15 @@ def _unmixed(data: DataConfig) -> DataConfig:
     return data.model_copy(update={"sources": mixed, "max_rows": None})
 
 
-def _tried(sample: Sample, data: DataConfig, seed: int, tokenizer: "PreTrainedTokenizerBase", scratch: Path) -> Tried:
+def _tried(
+    sample: Sample, data: DataConfig, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", scratch: Path
+) -> Tried:
+    seed, labels = config.seed, config.labels
     opened = [source.opened() for source in sample.sources]
     selections, coming = prepare.chosen(opened, data, seed, scratch)
-    converter = Converter(data, tokenizer)
-    uncut = Converter(data.model_copy(update={"max_length": _UNCUT, "long_rows": "truncate"}), tokenizer)
-    pieces, lengths, seen = Pieces(scratch), list[int](), _Seen(tokenizer)
+    converter = Converter(data, tokenizer, labels)
+    uncut = Converter(data.model_copy(update={"max_length": _UNCUT, "long_rows": "truncate"}), tokenizer, labels)
+    pieces, lengths, seen = Pieces(scratch, labels), list[int](), _Seen(tokenizer)
     with Rejections(scratch / REJECTED) as rejections, pieces.writing() as write:
         for batch in coming:
             converted = converter.convert(batch)

@@ -120,7 +120,7 @@ def check_prompts(
             yield Problem.coded(
                 "evaluation-prompt-unusable", field, prompt[:80], f"{reason}.", "Write another, or remove it."
             )
-        elif positions is not None and len(ids) + evaluation.max_new_tokens > positions:
+        elif positions is not None and not config.labels and len(ids) + evaluation.max_new_tokens > positions:
             yield Problem.coded(
                 "evaluation-prompt-too-long",
                 field,

@@ -11,6 +11,7 @@ from thriftune import distributed
 from thriftune.config import RunConfig, StrategyName
 from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
+from thriftune.models.classifier import Classes
 from thriftune.models.loading import Placement, load_model
 from thriftune.strategies import whole
 from thriftune.strategies.base import Machines, Needs
@@ -62,7 +63,8 @@ class Ddp(Single):
             device = torch.device("cuda", index) if plan.hardware.is_gpu else torch.device("cpu")
             return whole.load(model_dir, method, plan, config, architecture, device)
         placement = Placement(plan.hardware, plan.precision, method.four_bit(config))
-        model = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code, only=index)
+        trust, classes = config.model.trust_remote_code, Classes.of(config)
+        model = load_model(model_dir, placement, trust_remote_code=trust, only=index, classes=classes)
         return method.prepare(model, config, architecture, start)
 
     def trainer_arguments(

@@ -6,6 +6,7 @@ from typing import Any
 from thriftune.config import RunConfig, StrategyName
 from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
+from thriftune.models.classifier import Classes
 from thriftune.models.loading import Placement, load_model
 from thriftune.overhead import usable_for_weights
 from thriftune.strategies.base import Machines, Needs, Strategy
@@ -42,7 +43,8 @@ class Layers(Strategy):
         """Load the base model onto the devices, and put adapters on it."""
         placement = Placement(plan.hardware, plan.precision, method.four_bit(config))
         trust, devices = config.model.trust_remote_code, plan.devices_per_node if plan.hardware.is_gpu else None
-        base = load_model(model_dir, placement, trust_remote_code=trust, devices=devices)
+        classes = Classes.of(config)
+        base = load_model(model_dir, placement, trust_remote_code=trust, devices=devices, classes=classes)
         return method.prepare(base, config, architecture, start)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune.models.architecture import Architecture
+from thriftune.models.classifier import Classes
 from thriftune.models.completeness import load_causal_lm
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def map_model(model_dir: Path, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def map_model(model_dir: Path, *, trust_remote_code: bool = False, classes: Classes | None = None) -> "PreTrainedModel":
     """Load a model whose weights are memory-mapped from its files, in the precision they are stored in.
 
     Must run before `TrainingArguments` exist: after that, transformers wraps every load in `zero.Init`.
@@ -26,6 +27,7 @@ def map_model(model_dir: Path, *, trust_remote_code: bool = False) -> "PreTraine
     Args:
         model_dir: Directory with safetensors.
         trust_remote_code: Whether to run code that the model ships.
+        classes: Classes of the classifier to make of it; None for a causal language model.
 
     Returns:
         The model on the CPU. Nothing may write to its weights.
@@ -33,7 +35,7 @@ def map_model(model_dir: Path, *, trust_remote_code: bool = False) -> "PreTraine
     Raises:
         ModelSourceError: Some of its weights are missing.
     """
-    return load_causal_lm(model_dir, trust_remote_code=trust_remote_code, dtype="auto")
+    return load_causal_lm(model_dir, trust_remote_code=trust_remote_code, classes=classes, dtype="auto")
 
 
 def copied_bytes(architecture: Architecture) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from thriftune.config import RunConfig, StrategyName
 from thriftune.methods import TrainingMethod, method_of
 from thriftune.models.architecture import Architecture
+from thriftune.models.classifier import Classes
 from thriftune.models.loading import Placement, load_model
 from thriftune.strategies import whole
 from thriftune.strategies.base import Machines, Needs, Strategy
@@ -50,5 +51,6 @@ class Single(Strategy):
             device = torch.device("cuda", 0) if plan.hardware.is_gpu else torch.device("cpu")
             return whole.load(model_dir, method, plan, config, architecture, device)
         placement = Placement(plan.hardware, plan.precision, method.four_bit(config))
-        model = load_model(model_dir, placement, trust_remote_code=config.model.trust_remote_code, devices=1)
+        trust, classes = config.model.trust_remote_code, Classes.of(config)
+        model = load_model(model_dir, placement, trust_remote_code=trust, devices=1, classes=classes)
         return method.prepare(model, config, architecture, start)

@@ -7,6 +7,7 @@ from thriftune.config import RunConfig
 from thriftune.hardware import torch_dtype
 from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
+from thriftune.models.classifier import Classes
 from thriftune.strategies.mapped import give_back_pages, map_model
 from thriftune.training_plan import TrainingPlan
 
@@ -37,7 +38,7 @@ def load(
     """
     import torch
 
-    mapped = map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
+    mapped = map_model(model_dir, trust_remote_code=config.model.trust_remote_code, classes=Classes.of(config))
     model = method.prepare(mapped, config, architecture, None)
     frozen = torch_dtype(plan.precision)
     for parameter in model.parameters():

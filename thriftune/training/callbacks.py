@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from thriftune import distributed
-from thriftune.training.validation import Validator, perplexity_of
+from thriftune.training.validation import Validator
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ class ValidationCallback(TrainerCallback):
             "before training" if not step else "the lowest so far" if lowest == step else f"lowest at step {lowest}"
         )
         logger.info(
-            "step %d/%d  held-out loss %.4f  perplexity %.2f  (%s)",
-            step, state.max_steps, losses.mean, perplexity_of(losses.mean), so_far,
+            "step %d/%d  held-out loss %.4f  %s  (%s)",
+            step, state.max_steps, losses.mean, losses.quality, so_far,
         )  # fmt: skip
 
     def _stop_if_in_vain(self, control: TrainerControl) -> None:

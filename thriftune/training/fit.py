@@ -22,6 +22,7 @@ from thriftune.strategies import STRATEGIES
 from thriftune.training.attempt import Attempt, Loaded, Spent
 from thriftune.training.first_batches import first_batches
 from thriftune.training.measuring import Measuring
+from thriftune.training.objective import objective_of
 from thriftune.training.result import Asked, TrainingResult, logged_losses, logged_validations
 from thriftune.training.run_record import RunRecord
 from thriftune.training.trainer import make_trainer, seed_by_rank, training_arguments
@@ -115,7 +116,8 @@ def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
     config, plan = inputs.config, attempt.plan
     method, strategy = METHODS[plan.method], STRATEGIES[plan.strategy]
     trust = config.model.trust_remote_code
-    shape = architectures.of(ModelConfig(source=str(inputs.model_dir), trust_remote_code=trust))
+    source = ModelConfig(source=str(inputs.model_dir), trust_remote_code=trust)
+    shape = architectures.of(source, labels=config.labels)
     method.check(config, shape, inputs.start)
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(inputs.model_dir, trust_remote_code=trust)
     rows: Dataset = load_split(inputs.dataset_dir, TRAIN)
@@ -123,8 +125,8 @@ def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
     is_converted = resumed is not None and resumed.is_converted
     of_strategy = strategy.trainer_arguments(plan, config, model, is_converted=is_converted)
     arguments = training_arguments(config, plan, attempt.folder, of_strategy)
-    skipped = attempt.adjustments.skipped_steps
-    trainer = make_trainer(model, arguments, tokenizer, rows, skipped, strategy.state_files)
+    skipped, objective = attempt.adjustments.skipped_steps, objective_of(config.labels)
+    trainer = make_trainer(model, arguments, tokenizer, rows, skipped, strategy.state_files, objective)
     trainer.method = method
     if resumed is None:
         with trainer.accelerator.autocast():

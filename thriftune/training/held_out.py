@@ -1,22 +1,26 @@
 """Measure the loss on the held-out rows of a prepared dataset, in the same way during and after training."""
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from thriftune import distributed
 from thriftune.data.prepared import VALIDATION, load_split
-from thriftune.data.tokenization import IGNORED
 from thriftune.distributed import Rank
 from thriftune.training.collation import PaddingCollator
+from thriftune.training.objective import LANGUAGE, Objective
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 _ALONE = Rank(index=0, local_index=0, world_size=1)
+_LARGEST_EXPONENT = 700  # exp() of more overflows a float
+# Keys in the Trainer's log.
+ACCURACY, MACRO_F1 = "eval_accuracy", "eval_macro_f1"
 
 
 @dataclass(frozen=True)
@@ -24,18 +28,44 @@ class EvalReport:
     """The measurements of one model.
 
     Attributes:
-        loss: Mean negative log-likelihood per trained token of the held-out rows, in nats.
-        perplexity: exp(loss).
-        tokens: Number of tokens in the mean.
+        loss: Mean negative log-likelihood per trained token of the held-out rows, in nats; of a classifier, per row.
+        perplexity: exp(loss); None for a classifier.
+        tokens: Number of tokens in the mean; of a classifier, of rows.
         prompts: The prompts.
         answers: The model's answer to each prompt.
+        accuracy: Share of the rows whose class was named; None for a language model.
+        macro_f1: F1 of each class, and then the mean over the classes; None for a language model.
     """
 
     loss: float
-    perplexity: float
+    perplexity: float | None
     tokens: int
     prompts: list[str]
     answers: list[str]
+    accuracy: float | None = None
+    macro_f1: float | None = None
+
+    @classmethod
+    def of(cls, losses: "RowLosses", prompts: list[str], answers: list[str]) -> Self:
+        """The report of what was measured.
+
+        Args:
+            losses: The losses of the rows.
+            prompts: The prompts.
+            answers: The model's answer to each.
+        """
+        accuracy, macro_f1 = losses.accuracy, losses.macro_f1
+        return cls(losses.mean, losses.perplexity, losses.count, prompts, answers, accuracy, macro_f1)
+
+    @property
+    def quality(self) -> str:
+        """What the loss means, in words: the perplexity, or how many classes were right."""
+        return in_words(self.perplexity, self.accuracy, self.macro_f1)
+
+    @property
+    def counted(self) -> str:
+        """What the loss is a mean of, in words."""
+        return f"{self.tokens:,} {'tokens' if self.accuracy is None else 'rows'}"
 
 
 @dataclass(frozen=True)
@@ -44,11 +74,15 @@ class RowLosses:
 
     Attributes:
         sums: Summed negative log-likelihood of the trained tokens of each row, in nats.
-        tokens: Number of trained tokens of each row.
+        tokens: Number of trained tokens of each row; of a classifier, 1.
+        guesses: Likeliest class of each row; empty for a language model.
+        classes: The class of each row's label; empty for a language model.
     """
 
     sums: tuple[float, ...]
     tokens: tuple[int, ...]
+    guesses: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -66,7 +100,63 @@ class RowLosses:
         Args:
             rows: Number of rows.
         """
-        return RowLosses(self.sums[:rows], self.tokens[:rows])
+        return RowLosses(self.sums[:rows], self.tokens[:rows], self.guesses[:rows], self.classes[:rows])
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp() of the mean loss; None for a classifier, of which it says nothing."""
+        return None if self.classes else perplexity_of(self.mean)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the rows whose class is the likeliest; None for a language model."""
+        if not self.classes:
+            return None
+        return sum(guess == true for guess, true in zip(self.guesses, self.classes, strict=True)) / len(self.classes)
+
+    @property
+    def macro_f1(self) -> float | None:
+        """Mean of the F1 of every class that a label or a guess has; None for a language model.
+
+        As scikit-learn's f1_score(average="macro"), so that a rare class counts as much as a common one.
+        """
+        if not self.classes:
+            return None
+        right = Counter(true for guess, true in zip(self.guesses, self.classes, strict=True) if guess == true)
+        named = Counter(self.guesses) + Counter(self.classes)
+        return sum(2 * right[number] / count for number, count in named.items()) / len(named)
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """What the log says beside the loss."""
+        measures = {"eval_perplexity": self.perplexity, ACCURACY: self.accuracy, MACRO_F1: self.macro_f1}
+        return {name: value for name, value in measures.items() if value is not None}
+
+    @property
+    def quality(self) -> str:
+        """What the loss means, in words."""
+        return in_words(self.perplexity, self.accuracy, self.macro_f1)
+
+
+def in_words(perplexity: float | None, accuracy: float | None, macro_f1: float | None) -> str:
+    """The measures of a model beside its loss, those that it has.
+
+    Args:
+        perplexity: exp() of its loss.
+        accuracy: Share of the classes that it names rightly, from 0 to 1.
+        macro_f1: Mean of the F1 of the classes.
+    """
+    measures = [("perplexity", perplexity, ".2f"), ("accuracy", accuracy, ".1%"), ("macro-F1", macro_f1, ".3f")]
+    return ", ".join(f"{name} {value:{form}}" for name, value, form in measures if value is not None)
+
+
+def perplexity_of(loss: float) -> float:
+    """exp() of a loss in nats; infinite where the result is too large for a float.
+
+    Args:
+        loss: Mean negative log-likelihood per token.
+    """
+    return math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf
 
 
 def held_out_rows(dataset_dir: Path, at_most: int) -> "Dataset":
@@ -90,16 +180,18 @@ def row_losses(
     batch: int,
     rank: Rank = _ALONE,
     on_batch: Callable[[], None] = lambda: None,
+    objective: Objective = LANGUAGE,
 ) -> RowLosses:
     """Measure the loss of each row, with rows of similar length in a batch.
 
     Args:
-        model: A causal language model in evaluation mode.
+        model: The model, in evaluation mode.
         tokenizer: Its tokenizer, for padding.
         rows: Rows with input_ids and labels, each a list of `length` ints.
         batch: Rows per forward pass.
         rank: This process among those that share the rows; all of them run the model equally often.
         on_batch: Called after each batch of this process.
+        objective: What the model has learnt from rows.
 
     Returns:
         The losses of all rows in their order, on every rank.
@@ -109,58 +201,43 @@ def row_losses(
     lengths = [len(ids) for ids in rows["input_ids"]]
     by_length = sorted(range(len(rows)), key=lengths.__getitem__)
     batches = [by_length[start : start + batch] for start in range(0, len(rows), batch)]
-    found: dict[int, tuple[float, int]] = {}
+    found: dict[int, tuple[float, ...]] = {}
     for first in range(0, len(batches), rank.world_size):
         mine = first + rank.index
         part = batches[min(mine, len(batches) - 1)]
         inputs = {name: tensor.to(device) for name, tensor in collate([rows[i] for i in part]).items()}
-        sums, counts = _losses(model, inputs)
+        columns = objective.measure(model, inputs)
         if mine < len(batches):  # else another rank has measured it
-            found.update(zip(part, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
+            found.update(zip(part, zip(*(column.tolist() for column in columns), strict=True), strict=True))
         on_batch()
     if rank.world_size > 1:
         found = {row: loss for part in distributed.gather_objects(found) for row, loss in part.items()}
-    ordered = [found[row] for row in range(len(rows))]
-    return RowLosses(tuple(total for total, _ in ordered), tuple(count for _, count in ordered))
-
-
-def _losses(model: Any, inputs: "dict[str, torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor]":
-    """Summed loss and number of trained tokens of each row of a batch.
-
-    Args:
-        model: A causal language model.
-        inputs: Tensors of shape [rows, tokens], including the labels.
-
-    Returns:
-        Two tensors of shape [rows].
-    """
-    import torch
-
-    labels = inputs.pop("labels")[:, 1:]
-    with torch.no_grad():
-        logits = model(**inputs).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-    return losses.view(labels.shape).double().sum(1), (labels != IGNORED).sum(1)
+    measured: Any = zip(*(found[row] for row in range(len(rows))), strict=True)
+    return RowLosses(*measured)
 
 
 def held_out_loss(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", rows: "Dataset", batch: int, rank: Rank = _ALONE
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: "Dataset",
+    batch: int,
+    rank: Rank = _ALONE,
+    objective: Objective = LANGUAGE,
 ) -> tuple[float, int]:
-    """Measure the mean loss per trained token.
+    """Measure the mean loss per trained token, or of a classifier per row.
 
     Args:
-        model: A causal language model in evaluation mode.
+        model: The model, in evaluation mode.
         tokenizer: Its tokenizer, for padding.
         rows: Rows with input_ids and labels, each a list of `length` ints.
         batch: Rows per forward pass.
         rank: This process among those that share the rows.
+        objective: What the model has learnt from rows.
 
     Returns:
         Mean loss in nats over all ranks, and the number of tokens in the mean.
     """
-    losses = row_losses(model, tokenizer, rows, batch, rank)
+    losses = row_losses(model, tokenizer, rows, batch, rank, objective=objective)
     return losses.mean, losses.count
 
 
@@ -171,10 +248,13 @@ class HeldOut:
         rows: Rows with input_ids and labels.
         tokenizer: The model's tokenizer, for padding.
         batch: Rows per forward pass.
+        objective: What the model has learnt from rows.
     """
 
-    def __init__(self, rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", batch: int) -> None:
-        self._rows, self._tokenizer, self._batch = rows, tokenizer, batch
+    def __init__(
+        self, rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", batch: int, objective: Objective = LANGUAGE
+    ) -> None:
+        self._rows, self._tokenizer, self._batch, self._objective = rows, tokenizer, batch, objective
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -191,12 +271,12 @@ class HeldOut:
             if taken and count < 0:
                 break
             taken += 1
-        return HeldOut(self._rows.select(range(taken)), self._tokenizer, self._batch)
+        return HeldOut(self._rows.select(range(taken)), self._tokenizer, self._batch, self._objective)
 
     def loss(self, model: Any) -> float:
-        """Mean negative log-likelihood per trained token, in nats.
+        """Mean negative log-likelihood per trained token, or per row, in nats.
 
         Args:
-            model: A causal language model in evaluation mode.
+            model: The model, in evaluation mode.
         """
-        return held_out_loss(model, self._tokenizer, self._rows, self._batch)[0]
+        return held_out_loss(model, self._tokenizer, self._rows, self._batch, objective=self._objective)[0]

@@ -128,8 +128,8 @@ class Measuring:
         tokenizer: Any = self._trainer.processing_class
         model.eval()
         with _without_autocast(model), computing_with(model, weight_of):
-            batch = self._trainer.args.per_device_eval_batch_size
-            return held_out_loss(model, tokenizer, self._rows, batch, distributed.current_rank())[0]
+            batch, objective = self._trainer.args.per_device_eval_batch_size, self._trainer.objective
+            return held_out_loss(model, tokenizer, self._rows, batch, distributed.current_rank(), objective)[0]
 
 
 @contextmanager

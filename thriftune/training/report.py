@@ -95,12 +95,14 @@ class Curve:
         validations: Held-out losses.
         tokens: Step, and number of tokens trained on up to it.
         kept_step: Step whose weights are the result; None if not known yet.
+        unit: What the losses are means over.
     """
 
     losses: list[tuple[int, float]]
     validations: list[Validation] = field(default_factory=list)
     tokens: list[tuple[int, float]] = field(default_factory=list)
     kept_step: int | None = None
+    unit: str = "tokens"
 
 
 def curve_of(result: TrainingResult) -> Curve:
@@ -111,7 +113,8 @@ def curve_of(result: TrainingResult) -> Curve:
     """
     losses = list(zip(result.loss_steps, result.losses, strict=True))
     tokens = list(zip(result.loss_steps, result.loss_tokens, strict=True))
-    return Curve(losses, result.validations, tokens, result.kept_step if result.validations else None)
+    kept = result.kept_step if result.validations else None
+    return Curve(losses, result.validations, tokens, kept, "tokens" if result.after.accuracy is None else "rows")
 
 
 def html(title: str, curve: Curve, samples: Samples | None, events: list[Event]) -> str:
@@ -158,7 +161,7 @@ def loss_chart(curve: Curve, events: Sequence[Event]) -> Chart:
     first, last = int(min(step for step, _ in points)), int(max(step for step, _ in points))
     box = (float(first), float(last), low, high)
     lines = [("dropped", path(thinned(track), box)) for track in dropped]
-    note = "mean over tokens, in nats"
+    note = f"mean over {curve.unit}, in nats"
     if len(kept) < _FEWEST_TO_SMOOTH:
         lines.append(("main", path(thinned(kept), box)))
     else:

@@ -12,7 +12,7 @@ from thriftune.models.saving import SavedWeights
 from thriftune.overhead import START_GIB
 from thriftune.training.guards.oom import Halvings
 from thriftune.training.guards.resources import FillWarning, Samples
-from thriftune.training.held_out import EvalReport
+from thriftune.training.held_out import ACCURACY, MACRO_F1, EvalReport
 from thriftune.training.memory_watch import MemoryUse, PeakMemory, warn_if_far_off
 from thriftune.training_plan import TrainingPlan
 
@@ -43,12 +43,16 @@ class Validation:
     Attributes:
         step: Optimizer steps done.
         tokens: Tokens trained on until then, without padding, over all ranks.
-        loss: Mean negative log-likelihood per trained token of the held-out rows, in nats.
+        loss: Mean negative log-likelihood per trained token of the held-out rows, in nats; of a classifier, per row.
+        accuracy: Share of the rows whose class was named; None for a language model.
+        macro_f1: Mean of the F1 of the classes; None for a language model.
     """
 
     step: int
     tokens: float
     loss: float
+    accuracy: float | None = None
+    macro_f1: float | None = None
 
     @property
     def rank(self) -> float:
@@ -164,7 +168,11 @@ def logged_validations(state: "TrainerState") -> list[Validation]:
     """
     by_step = {
         int(entry["step"]): Validation(
-            int(entry["step"]), float(entry.get("num_input_tokens_seen", 0)), float(entry[HELD_OUT_LOSS])
+            int(entry["step"]),
+            float(entry.get("num_input_tokens_seen", 0)),
+            float(entry[HELD_OUT_LOSS]),
+            entry.get(ACCURACY),
+            entry.get(MACRO_F1),
         )
         for entry in state.log_history
         if HELD_OUT_LOSS in entry

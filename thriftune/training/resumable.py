@@ -24,6 +24,7 @@ from thriftune.strategies.zero.universal import separate_steps
 from thriftune.training.guards.divergence import DivergenceGuard
 from thriftune.training.guards.stall import StallWatch
 from thriftune.training.notice import Notice
+from thriftune.training.objective import LANGUAGE, Objective
 from thriftune.training.row_order import ByLength, RowOrder, filler
 from thriftune.training.schedule import rate_share
 
@@ -37,7 +38,12 @@ class ResumableTrainer(Trainer):
     """A Trainer whose checkpoints contain what a new attempt needs, and nothing twice."""
 
     def __init__(
-        self, *args: Any, skipped_steps: Collection[int] = (), state_files: StateFiles | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        skipped_steps: Collection[int] = (),
+        state_files: StateFiles | None = None,
+        objective: Objective = LANGUAGE,
+        **kwargs: Any,
     ) -> None:
         """Make a Trainer.
 
@@ -45,9 +51,11 @@ class ResumableTrainer(Trainer):
             *args: Arguments of the Trainer.
             skipped_steps: Optimizer steps whose batch is skipped: its rows have no effect.
             state_files: Writes and reads what trains in a checkpoint; None if the Trainer does.
+            objective: What the model learns from rows.
             **kwargs: Arguments of the Trainer.
         """
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"compute_loss_func": objective.loss_function, **kwargs})
+        self.objective: Objective = objective
         self.skipped_steps = frozenset(skipped_steps)
         self._state_files = state_files
         self.notes: dict[str, Any] = {}  # JSON that every checkpoint contains

@@ -10,6 +10,7 @@ from thriftune.config import RunConfig
 from thriftune.data.prepared import is_packed
 from thriftune.strategies import StateFiles
 from thriftune.training.collation import PackedCollator, PaddingCollator
+from thriftune.training.objective import LANGUAGE, Objective
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def make_trainer(
     rows: "Dataset",
     skipped_steps: Collection[int] = (),
     state_files: StateFiles | None = None,
+    objective: Objective = LANGUAGE,
 ) -> "ResumableTrainer":
     """Make a Trainer for prepared rows, packed or not. Padding is at the end of each row, and has no loss.
 
@@ -89,6 +91,7 @@ def make_trainer(
         rows: Rows to train on.
         skipped_steps: Optimizer steps whose batch is skipped.
         state_files: Writes and reads what trains in a checkpoint; None if the Trainer does.
+        objective: What the model learns from rows.
     """
     from transformers import PrinterCallback
 
@@ -106,6 +109,7 @@ def make_trainer(
         callbacks=[ProgressLines()],
         skipped_steps=skipped_steps,
         state_files=state_files,
+        objective=objective,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -1,7 +1,6 @@
 """Validate a model where it trains: held-out loss and answers of a sharded, split or 4-bit model, by all ranks."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from thriftune import distributed
 from thriftune.config import RunConfig
 from thriftune.data.prepared import load_samples
 from thriftune.data.questions import encode_prompt
-from thriftune.models.answering import Sampling, complete
 from thriftune.models.separation import require_separation
 from thriftune.training.held_out import EvalReport, RowLosses, held_out_rows, row_losses
 from thriftune.training.result import HELD_OUT_LOSS, Validation, logged_validations
@@ -27,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 # Number of validations if the run's file does not set the interval.
 _USUAL_NUMBER = 10
-_LARGEST_EXPONENT = 700  # exp() of more overflows a float
 # Key in the trainer's notes, which every checkpoint holds.
 _BEFORE = "before"
 
@@ -112,7 +109,8 @@ class Validator:
         tokenizer: Any = self._trainer.processing_class
         with self._evaluating() as model:
             batch = self._trainer.args.per_device_eval_batch_size
-            losses = row_losses(model, tokenizer, self.rows, batch, distributed.current_rank(), self._on_batch)
+            rank, objective = distributed.current_rank(), self._trainer.objective
+            losses = row_losses(model, tokenizer, self.rows, batch, rank, self._on_batch, objective)
         if is_logged:
             self._measured = (self._trainer.state.global_step, losses)
             self._log(losses)
@@ -121,7 +119,7 @@ class Validator:
     def _log(self, losses: RowLosses) -> None:
         """Log the held-out loss, without the Trainer taking the step's training loss for logged (transformers 5.23)."""
         is_due = self._trainer.control.should_log
-        self._trainer.log({HELD_OUT_LOSS: losses.mean, "eval_perplexity": perplexity_of(losses.mean)})
+        self._trainer.log({HELD_OUT_LOSS: losses.mean, **losses.logged})
         self._trainer.control.should_log = is_due
 
     def report(self, losses: RowLosses) -> EvalReport:
@@ -131,7 +129,7 @@ class Validator:
             losses: The losses of the model.
         """
         prompts, answers = self._answers()
-        return EvalReport(losses.mean, perplexity_of(losses.mean), losses.count, prompts, answers)
+        return EvalReport.of(losses, prompts, answers)
 
     def ranked(self) -> list[Validation]:
         """The validations of trained weights so far, the lowest loss first; of equal losses, the earlier first.
@@ -157,7 +155,8 @@ class Validator:
         prompts, encoded = questions(self._dataset_dir, self._config, tokenizer)
         answers = []
         with self._evaluating() as model:
-            for answer in complete(model, tokenizer, encoded, Sampling(evaluation.max_new_tokens), batch):
+            longest, objective = evaluation.max_new_tokens, self._trainer.objective
+            for answer in objective.answers(model, tokenizer, encoded, longest, batch):
                 answers.append(answer)
                 self._on_batch()
         return prompts, answers
@@ -189,12 +188,3 @@ def questions(dataset_dir: Path, config: RunConfig, tokenizer: Any) -> tuple[lis
         return prompts, [encode_prompt(prompt, tokenizer, style) for prompt in prompts]
     samples = load_samples(dataset_dir)
     return [sample["question"] for sample in samples], [sample["input_ids"] for sample in samples]
-
-
-def perplexity_of(loss: float) -> float:
-    """exp() of a loss in nats; infinite where the result is too large for a float.
-
-    Args:
-        loss: Mean negative log-likelihood per token.
-    """
-    return math.exp(loss) if loss < _LARGEST_EXPONENT else math.inf

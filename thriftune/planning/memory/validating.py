@@ -58,6 +58,8 @@ def held_by_rows(config: RunConfig, architecture: Architecture, precision: Preci
         precision: Precision of the products.
     """
     width, tokens = _WIDTHS[precision], config.data.max_length
-    loss = (width + _COPIES) * tokens * architecture.vocabulary
+    loss = (width + _COPIES) * tokens * architecture.outputs
+    if architecture.labels:  # which answers with a class, and needs no cache for that
+        return loss
     answer = width * (tokens + config.evaluation.max_new_tokens) * architecture.cached_per_token
     return max(loss, answer)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thriftune import distributed
+from thriftune.models.classifier import head_of
 from thriftune.strategies.fsdp.policy import held_as, rows_of, unit_names
 from thriftune.strategies.mapped import give_back_pages
 from thriftune.strategies.quantized_loading import Unquantized, packed
@@ -131,12 +132,13 @@ def _fully_shard(model: Any, mesh: "DeviceMesh", sharding: Sharding) -> None:
     base = _base(model)
     for name in sorted(unit_names(base, sharding.wrap), key=lambda name: -name.count(".")):  # inner units first
         fully_shard(base.get_submodule(name), **policy, reshard_after_forward=sharding.reshards)
-    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    embedding, head = base.get_input_embeddings(), head_of(base)
     if embedding is not None and head is not None and embedding.weight is not head.weight:
         fully_shard(embedding, **policy, reshard_after_forward=sharding.reshards)
         fully_shard(head, **policy, reshard_after_forward=False)  # its backward pass follows at once
     fully_shard(model, **policy)
-    register_fsdp_forward_method(model, "generate")
+    if hasattr(model, "generate"):  # a classifier writes nothing
+        register_fsdp_forward_method(model, "generate")
 
 
 def _fill(

@@ -9,6 +9,7 @@ from thriftune.distributed import Rank
 from thriftune.hardware import torch_dtype
 from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
+from thriftune.models.classifier import Classes
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, StateFiles, Strategy
 from thriftune.strategies.fsdp import memory, sharding, state
@@ -87,7 +88,7 @@ class Fsdp(Strategy):
             reshards=settings.reshard_after_forward,
             offloads=settings.offloads(plan.hardware),
         )
-        mapped = map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
+        mapped = map_model(model_dir, trust_remote_code=config.model.trust_remote_code, classes=Classes.of(config))
         four_bit = method.four_bit(config)
         layers = with_four_bit_layers(mapped, computes_in, four_bit) if four_bit else []
         sharding.make_blank(layers, computes_in)

@@ -12,6 +12,7 @@ from thriftune.hardware import Precision, torch_dtype
 from thriftune.methods import method_of
 from thriftune.methods.adapters import prepare_four_bit
 from thriftune.models.architecture import Architecture
+from thriftune.models.classifier import head_of
 from thriftune.models.quantization import FourBit, replace_layers
 from thriftune.overhead import RETURNED_BLOCK
 
@@ -213,7 +214,8 @@ def _trace(
     counted = LiveBytes([*model.parameters(), *model.buffers()], small=RETURNED_BLOCK)
     with meta_autocast_ignored(), dequantized_on_meta(dtype), device, counted:
         if with_head:
-            loss = _loss(model, ids, mask, upcast=autocast is not None)
+            labels = ids[:, 0] if architecture.labels else ids  # of a classifier, one class a row
+            loss = _loss(model, ids, labels, mask, upcast=autocast is not None)
         else:
             inner = model.get_base_model() if hasattr(model, "peft_config") else model
             loss = _decoder(inner)(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
@@ -228,13 +230,13 @@ def _trace(
 
 def _decoder(model: Any) -> Any:
     """A model without its output head; Llama 4 (transformers 5.23) returns itself when it is asked for its decoder."""
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder, head = model.get_decoder(), head_of(model)
     return decoder if decoder is not model else next(part for part in model.children() if part is not head)
 
 
-def _loss(model: Any, ids: "torch.Tensor", mask: "torch.Tensor | None", *, upcast: bool) -> Any:
+def _loss(model: Any, ids: "torch.Tensor", labels: "torch.Tensor", mask: "torch.Tensor | None", *, upcast: bool) -> Any:
     """The loss as the Trainer computes it: accelerate returns fp32 copies of what autocast made."""
-    output = model(input_ids=ids, attention_mask=mask, labels=ids)
+    output = model(input_ids=ids, attention_mask=mask, labels=labels)
     if upcast:
         output.logits = output.logits.float()
     return output.loss

@@ -14,6 +14,7 @@ from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import Precision, torch_dtype
 from thriftune.methods import METHODS, TrainingMethod
 from thriftune.models.architecture import Architecture
+from thriftune.models.classifier import Classes
 from thriftune.models.quantization import FourBit
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, Strategy
@@ -144,7 +145,8 @@ class Zero(Strategy):
         """
         import torch
 
-        mapped = map_model(model_dir, trust_remote_code=config.model.trust_remote_code)
+        trust, classes = config.model.trust_remote_code, Classes.of(config)
+        mapped = map_model(model_dir, trust_remote_code=trust, classes=classes)
         index = distributed.current_rank().local_index
         device = torch.device("cuda", index) if plan.hardware.is_gpu else torch.device("cpu")
         complete, dtype = _complete(plan, config, mapped), torch_dtype(plan.precision)
