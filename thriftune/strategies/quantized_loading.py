@@ -63,7 +63,7 @@ class Packed:
         from bitsandbytes.nn.modules import Params4bit
 
         blank: Any = self.layer.weight
-        parameter: Any = Params4bit(
+        parameter: torch.nn.Parameter = Params4bit(
             self.weight,
             requires_grad=False,
             quant_state=self.quant_state,
@@ -134,7 +134,8 @@ def packed(layers: Iterable[Unquantized], dtype: "torch.dtype", device: "torch.d
             compress_statistics=each.blank.compress_statistics,
             quant_type=each.blank.quant_type,
             quant_storage=dtype,
-        ).to(device)
+        )
+        weight = weight.to(device)  # which quantizes it
         give_back_pages(each.weight)
         yield Packed(each.name, each.layer, weight.data, weight.quant_state)
 
