@@ -39,6 +39,7 @@ REACHES_STORES = {"fsspec", "s3fs", "gcsfs", "adlfs", "obstore", "botocore", "ai
 READS_ENVIRONMENT = {"tasks/settings.py", "thriftune/distributed.py"}
 # Subclasses of the Trainer's callback and of torch's modes need their base classes; the modules are imported late.
 IMPORTS_HEAVY = {
+    "thriftune/methods/prefix_model.py", "thriftune/strategies/sharded_product.py",
     "thriftune/strategies/memory/tracing.py", "thriftune/training/callbacks.py", "thriftune/training/guarding.py",
     "thriftune/training/resumable.py",
 }  # fmt: skip

@@ -103,11 +103,8 @@ def _peft_config(section: PrefixConfig) -> "PrefixTuningConfig":
 
 @lru_cache(maxsize=64)
 def _parameters(section: PrefixConfig, architecture: Architecture) -> int:
-    """Trained parameters: counted in the encoder that peft makes, on the meta device."""
+    """Trained parameters: counted in the model that peft makes, on the meta device."""
     import torch
-    from peft import PrefixEncoder
-    from peft.utils.other import _prepare_prompt_learning_config
 
-    with torch.device("meta"):
-        encoder = PrefixEncoder(_prepare_prompt_learning_config(_peft_config(section), architecture.config()))
-    return sum(parameter.numel() for parameter in encoder.parameters())
+    model = Prefix().put_on(architecture.on_meta(torch.float32), section, architecture)
+    return sum(parameter.numel() for parameter in _trained(model).values())
