@@ -81,6 +81,7 @@ VARIANTS = {
     "llama_adapter ddp, 2 ranks": Variant("llama_adapter", "ddp", 2, 4, training={"learning_rate": 0.3}),
 }
 # Nats that six steps gain at least, on rows that are trained and held out; what is few learns less.
+STARTS_OTHERWISE = {"prefix"}  # with random keys and values before every row
 LEARNT = {"prefix": 0.01, "llama_adapter": 0.01}
 LORA = {"lora": {"rank": 8, "alpha": 16, "dropout": 0.0}}
 OF_METHOD = {
@@ -187,7 +188,9 @@ def test_a_validation_is_what_the_saved_model_has(runs, tiny_model_dir, name):
     assert [validation["step"] for validation in result["validations"]] == [0, 4, 6]
     saved = Path(runs["jobs"][name]["output"])
     base = loss_of(tiny_model_dir, variant, None, runs["dataset"])
-    assert result["validations"][0]["loss"] == result["before"]["loss"] == pytest.approx(base, abs=TOLERANCE)
+    assert result["validations"][0]["loss"] == result["before"]["loss"]
+    if variant.method not in STARTS_OTHERWISE:
+        assert result["before"]["loss"] == pytest.approx(base, abs=TOLERANCE)
     is_model = METHODS[variant.method].facts.trains_weights
     trained = loss_of(saved if is_model else tiny_model_dir, variant, saved, runs["dataset"])
     assert result["validations"][-1]["loss"] == result["after"]["loss"] == pytest.approx(trained, abs=TOLERANCE)
