@@ -178,15 +178,17 @@ class ResumableTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         self._state_files.save(self, Path(output_dir))
+        scheduler: Any = self.lr_scheduler
         if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self._state_files is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         self._state_files.load_optimizer(self, Path(checkpoint))
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        scheduler: Any = self.lr_scheduler
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn about trained weights that a checkpoint lacks: all others the model has already."""

@@ -57,7 +57,7 @@ def make_blank(layers: Iterable[Unquantized], dtype: "torch.dtype") -> None:
         dtype: Type that 4-bit numbers are stored in.
     """
     import torch
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     for each in layers:
         stored = torch.zeros(1, 1, dtype=dtype).expand((each.weight.numel() + 1) // (2 * dtype.itemsize), 1)
@@ -154,9 +154,9 @@ def _fill(
     for module, key, parameter in _places(model):
         source = mapped[module, key]
         if id(source) not in done:
-            rows = source.data[rows_of(rank.index, rank.world_size, len(source))]
-            done[id(source)] = _held(parameter, rows, sharding)
-            give_back_pages(rows)
+            own = source.data[rows_of(rank.index, rank.world_size, len(source))]
+            done[id(source)] = _held(parameter, own, sharding)
+            give_back_pages(own)
         module.register_parameter(key, done[id(source)])
 
 
@@ -168,7 +168,7 @@ def _held(blank: Any, rows: "torch.Tensor", sharding: Sharding) -> "torch.nn.Par
     device = torch.device("cpu") if sharding.offloads else sharding.device
     local = rows.to(device=device, dtype=blank.dtype, copy=True)
     # As `fully_shard` itself makes them; `DTensor.from_local` would move what is offloaded to the mesh's device.
-    whole = DTensor(local, blank._spec, requires_grad=False)  # type: ignore[call-arg]  # noqa: SLF001
+    whole = DTensor(local, blank._spec, requires_grad=False)  # noqa: SLF001
     return torch.nn.Parameter(whole, requires_grad=blank.requires_grad)
 
 

@@ -50,7 +50,7 @@ def save(trainer: "Trainer", folder: Path) -> None:
         trainer: The trainer, at the end of a step.
         folder: Folder of the checkpoint, on the disk of this rank's node.
     """
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import filesystem, state_dict_saver
     from torch.distributed.tensor import DTensor
 
     optimizer = _optimizer(trainer)
@@ -61,7 +61,7 @@ def save(trainer: "Trainer", folder: Path) -> None:
         kept = optimizer.state.get(parameter, {})
         tensors |= {f"{key}.{name}": value for key, value in kept.items() if isinstance(value, DTensor)}
         numbers[name] = {key: float(value) for key, value in kept.items() if not isinstance(value, DTensor)}
-    checkpoint.save(tensors, storage_writer=checkpoint.FileSystemWriter(folder / _FOLDER))
+    state_dict_saver.save(tensors, storage_writer=filesystem.FileSystemWriter(folder / _FOLDER))
     if distributed.current_rank().is_main:
         groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         content = {"numbers": numbers, "groups": groups, "tensors": sorted(tensors)}
@@ -89,7 +89,8 @@ def load_optimizer(trainer: "Trainer", folder: Path) -> None:
     import torch
 
     content = json.loads((folder / _NUMBERS).read_text(encoding="utf-8"))
-    optimizer, tensors = _optimizer(trainer), {}
+    optimizer = _optimizer(trainer)
+    tensors: dict[str, Any] = {}
     for name, parameter in _trained(trainer).items():
         suffix = f".{name}"
         keys = [full.removesuffix(suffix) for full in content["tensors"] if full.endswith(suffix)]
@@ -104,9 +105,9 @@ def load_optimizer(trainer: "Trainer", folder: Path) -> None:
 
 
 def _read_into(tensors: dict[str, Any], folder: Path) -> None:
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import filesystem, state_dict_loader
 
-    checkpoint.load(tensors, storage_reader=checkpoint.FileSystemReader(folder / _FOLDER))
+    state_dict_loader.load(tensors, storage_reader=filesystem.FileSystemReader(folder / _FOLDER))
 
 
 def _trained(trainer: "Trainer") -> "dict[str, torch.nn.Parameter]":

@@ -150,8 +150,9 @@ def dequantized_on_meta(dtype: torch.dtype) -> Iterator[None]:
     Args:
         dtype: That type.
     """
-    from peft.tuners.lora import dora
+    from peft.tuners.lora import dora as peft_dora
 
+    dora: Any = peft_dora
     real = dora.dequantize_module_weight
 
     def dequantized(module: Any) -> torch.nn.Parameter:
