@@ -73,6 +73,23 @@ def test_a_job_of_two_nodes_trains_what_a_local_run_trains(full_run, cluster, ti
     assert loss(model_of(run, cluster, tmp_path)) == pytest.approx(loss(saved), abs=0.02)
 
 
+def test_a_job_of_two_nodes_under_fsdp_goes_on_after_a_pod_is_killed(full_run, cluster, pyflyte, sources, tmp_path):
+    """Parts of a checkpoint are on both nodes; the next attempt reads them, and trains what ZeRO trains."""
+    hardware = {"nodes": 2, "devices_per_node": 1}
+    sections = {"hardware": hardware, "training": TRAINING, "checkpoints": CHECKPOINTS, "strategy": "fsdp"}
+    config = write_config(tmp_path, "full", *sources, **sections)
+    with whenever(cluster, SAVED, *struck(cluster, signal.SIGKILL)):
+        pyflyte("run", "--remote", *IN_CLUSTER, *FULL, "--config", str(config), settings=SECRETS)
+    run = done(cluster)
+    assert (output(run, "plan")["strategy"], output(run, "plan")["nodes"]) == ("fsdp", 2)
+    assert attempts_of(run)["train_2"] == 2
+    there, by_zero = (output(one, "metrics")["training"] for one in (run, full_run[0]))
+    assert there["resumed_at"] >= CHECKPOINTS["every_steps"]
+    assert there["before"]["loss"] == pytest.approx(by_zero["before"]["loss"], abs=1e-4)
+    assert there["after"]["loss"] == pytest.approx(by_zero["after"]["loss"], abs=0.01)
+    assert loss(model_of(run, cluster, tmp_path)) == pytest.approx(there["after"]["loss"], abs=0.02)
+
+
 def test_the_run_has_one_set_of_pods_on_the_plan_s_nodes(full_run):
     """There were three: one before and one after the training."""
     assert on_the_plan_s_nodes(full_run[0]) == {"train_2"}

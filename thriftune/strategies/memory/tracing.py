@@ -157,7 +157,8 @@ def dequantized_on_meta(dtype: torch.dtype) -> Iterator[None]:
 
     def dequantized(module: Any) -> torch.nn.Parameter:
         if type(module.weight).__name__ != "Params4bit":
-            return real(module)
+            whole: torch.nn.Parameter = real(module)
+            return whole
         features = (module.out_features, module.in_features)
         return torch.nn.Parameter(torch.empty(features, dtype=dtype, device="meta"), requires_grad=False)
 
