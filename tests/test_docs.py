@@ -60,6 +60,7 @@ NO_KEYS = {
     "model.gguf",
     "lora.four_bit",
     "data.md",
+    "classification.md",
 }
 # Read by a local run beside the settings of a platform.
 LOCAL_VARIABLES = set(LOCAL_ONLY)

@@ -89,7 +89,8 @@ def smollm2(tmp_path_factory):
 
 def converted(tokenizer, row, **data):
     """The (input_ids, labels) of each piece that a row becomes, and the reasons why parts of it are refused."""
-    converter = Converter(DataConfig(source="rows.jsonl", **data), tokenizer)
+    labels = ("no", "yes") if data["format"] == "labelled" else ()
+    converter = Converter(DataConfig(source="rows.jsonl", **data), tokenizer, labels)
     result = converter.convert(Batch(0, [NumberedRow("rows.jsonl", 1, row)], [False]))
     pieces = [(piece["input_ids"], piece["labels"]) for piece in result.table.to_pylist()]
     return pieces, [rejected.reason for rejected in result.rejected]
@@ -106,6 +107,7 @@ ROWS = {
     "alpaca without input": ({"format": "alpaca"}, {"instruction": "Add.", "output": "3"}),
     "prompt_completion": ({"format": "prompt_completion"}, {"prompt": "Question: why", "completion": " yes"}),
     "text": ({"format": "text"}, {"text": "I have it.\nBe so."}),
+    "labelled": ({"format": "labelled"}, {"text": "I have it.\nBe so.", "label": "yes"}),
     "text in blocks": ({"format": "text", "packing": True, "max_length": 5}, {"text": "I have it.\nBe so."}),
     "quotes": ({"format": "quotes"}, {"quote": "Be so.", "author": "Wilde,"}),
     "grammar": ({"format": "grammar"}, {"sentence": "I has it.", "corrections": ["I have it.", "I had it."]}),
@@ -145,6 +147,8 @@ LLAMA = {
     "prompt_completion": [([1, 428, 470, 393, 394, 2], [_, _, _, _, 394, 2])],
     # <s> | ▁I ▁have ▁it . \n Be ▁so . </s>
     "text": [([1, 267, 404, 282, 469, 13, 286, 373, 469, 2], [_, 267, 404, 282, 469, 13, 286, 373, 469, 2])],
+    # What the tokenizer makes of the text, without an end that it does not put there; class 1 at the last token.
+    "labelled": [([1, 267, 404, 282, 469, 13, 286, 373, 469], [*[_] * 8, 1])],
     "text in blocks": [
         ([1, 267, 404, 282, 469], [_, 267, 404, 282, 469]),
         ([469, 13, 286, 373, 469], [_, 13, 286, 373, 469]),
@@ -202,6 +206,7 @@ SMOLLM2 = {
     "prompt_completion": [([17872, 42, 1701, 9805, 2], [_, _, _, 9805, 2])],
     # I Ġhave Ġit . \n Be Ġso . <|im_end|>: all is trained but the first token, which nothing comes before
     "text": [([57, 457, 357, 30, 198, 6077, 588, 30, 2], [_, 457, 357, 30, 198, 6077, 588, 30, 2])],
+    "labelled": [([57, 457, 357, 30, 198, 6077, 588, 30], [*[_] * 7, 1])],
     "text in blocks": [
         ([57, 457, 357, 30, 198], [_, 457, 357, 30, 198]),
         ([198, 6077, 588, 30, 2], [_, 6077, 588, 30, 2]),

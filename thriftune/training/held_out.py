@@ -118,7 +118,7 @@ class RowLosses:
     def macro_f1(self) -> float | None:
         """Mean of the F1 of every class that a label or a guess has; None for a language model.
 
-        As scikit-learn's f1_score(average="macro"), so that a rare class counts as much as a common one.
+        As scikit-learn counts it, so that a rare class counts as much as a common one.
         """
         if not self.classes:
             return None
