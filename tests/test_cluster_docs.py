@@ -180,7 +180,7 @@ def test_the_table_of_sizes_is_the_planners(plans):
         expected = [f"{plan.nodes} x {plan.instance}", training.cpu, training.mem, training.gpu]
         expected.append(training.ephemeral_storage)
         run = GPU_RUNS[name]
-        if run.method == "qlora" and run.lora_or_default.merge:
+        if run.merges:
             merging = asked(pod_requests.merging(run, plan), plan)
             expected += [merging.mem, merging.ephemeral_storage]
         else:
