@@ -75,7 +75,11 @@ def test_the_smallest_file_is_valid_and_gets_the_documented_defaults():
         ({"data": {"max_rows": "1e6"}}, "data.max_rows", ["'1e6'", "as text; write max_rows: 1000000. Use only"]),
         ({"data": {"max_rows": "0o17"}}, "data.max_rows", ["'0o17'", "write max_rows: 15."]),
         ({"data": {"max_rows": "10,000"}}, "data.max_rows", ["'10,000'", "write max_rows: 10000."]),
-        ({"data": {"sources": "rows.jsonl"}}, "data.sources", ["'rows.jsonl'", "valid tuple", "a list of {source"]),
+        (
+            {"data": {"sources": "rows.jsonl"}},
+            "data.sources",
+            ["'rows.jsonl'", "should be a list", "a list of {source"],
+        ),
         ({"data": {"template": ""}}, "data.template", ["''", "at least 1 character", "columns in braces"]),
         ({"data": {"sample_by": "word"}}, "data.sample_by", ["'word'", "'line', 'paragraph' or 'document'"]),
         ({"data": {"long_rows": "cut"}}, "data.long_rows", ["'cut'", "'truncate', 'drop' or 'split'"]),
@@ -500,3 +504,32 @@ def test_master_weights_may_be_saved_in_fp32(run_config):
     """It was refused: "the weights train in fp16", which is true of their copy only."""
     config = run_config("full", hardware={"device": "T4"}, training={"save_dtype": "fp32"})
     assert config.training.save_dtype == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("method", "sections", "field", "texts"),
+    [
+        ("full", {"fsdp": {}, "zero": {}}, "fsdp", ["sections of two strategies: zero and fsdp"]),
+        (
+            "lora",
+            {"lora": {"rank_patterns": [{"pattern": "v_proj", "rank": 2}, {"pattern": "v_proj", "rank": 4}]}},
+            "lora.rank_patterns",
+            ["v_proj", "is there twice"],
+        ),
+        ("partial", {"partial": {"train": "head"}}, "partial.train", ["should be a list", "Write train: [head]"]),
+        ("partial", {"partial": {"train": [2]}}, "partial.train.0", ["no mapping", "`last_layers: 2` (the last two"]),
+        (
+            "lora",
+            {"task": "classification", "classification": {"labels": [0, 1]}, "data": {"format": "labelled"}},
+            "classification.labels.0",
+            ["valid string", "put it in quotes"],
+        ),
+    ],
+)
+def test_what_overlooks_or_repeats_itself_is_said_once(run_file, method, sections, field, texts):
+    """The second of two sections was not read; a list with a wrong item was also too short, or named nothing."""
+    problems = problems_of(run_file(method, **sections))
+    assert {name.rpartition(".")[0] if name[-1].isdigit() else name for name in problems} == {
+        field.rpartition(".")[0] if field[-1].isdigit() else field
+    }
+    assert all(text in problems[field] for text in texts), problems[field]

@@ -1,9 +1,11 @@
 """What FSDP decides before there is a model, and what it counts; no process is started."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from planning import TINY
 
 from thriftune.checkpoints.restoring import needed_by
 from thriftune.config import FsdpConfig, LoraConfig
@@ -146,3 +148,26 @@ def test_copies_need_what_one_device_needs_and_a_bucket_for_every_gradient(llama
     assert len(copies) == 4
     for moment, items in alone.devices[0].items():
         assert copies[0][moment] == {**items, "gradient buckets": items[GRADIENTS]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision", "device", "text"),
+    [
+        (Settings(reduce_dtype="fp16"), "bf16", "A10G", "fsdp.reduce_dtype = fp16: has too small a range"),
+        (Settings(reduce_dtype="bf16"), "fp16", "T4", "fsdp.reduce_dtype = bf16: T4 has no bfloat16"),
+        (Settings(param_dtype="bf16"), "fp32", "T4", "fsdp.param_dtype = bf16: T4 has no bfloat16"),
+    ],
+)
+def test_types_that_a_device_or_loss_scaling_does_not_bear_are_refused(settings, precision, device, text):
+    """They were planned: small gradients became 0 without a word, or torch emulated bfloat16."""
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        settings.require_types(precision, DEVICES[device])
+    Settings().require_types(precision, DEVICES[device])
+
+
+@pytest.mark.parametrize("kind", ["Embedding", "Linear", "LlamaModel"])
+def test_a_class_that_cannot_be_a_unit_is_refused(kind):
+    """The planner took it, and the training failed on GPUs that were paid for."""
+    with pytest.raises(ConfigError, match=f"fsdp.wrap = {kind}: is the class of .* neither a decoder layer nor a part"):
+        unit_names(TINY.skeleton, ("LlamaDecoderLayer", kind))
+    assert unit_names(TINY.skeleton, ("LlamaMLP",)) == ("model.layers.0.mlp", "model.layers.1.mlp")

@@ -10,6 +10,7 @@ from planning import planned
 
 from thriftune.checkpoints import identity
 from thriftune.config import LoraConfig, RunConfig, TrainingConfig
+from thriftune.methods import METHODS
 from thriftune.strategies import STRATEGIES
 from thriftune.strategies.zero.strategy import settings_of
 
@@ -185,3 +186,13 @@ def test_what_an_older_version_noted_is_compared_and_the_rest_is_a_remark(own):
     (remark,) = found.remarks
     assert "written by an older version, without training.precision, training.learning_rate" in remark
     assert "seed" not in remark
+
+
+@pytest.mark.parametrize(("init", "default"), [("default", 0.05), ("pissa", 0.0), ("eva", 0.05)])
+def test_the_dropout_that_is_left_out_is_the_one_that_trains(run_config, init, default):
+    """A training with dropout was served to a run whose first values have none."""
+    left_out, given = (
+        METHODS["lora"].identity(run_config("lora", lora={"init": init, **more})) for more in ({}, {"dropout": default})
+    )
+    assert left_out == given
+    assert left_out["lora.dropout"] == default

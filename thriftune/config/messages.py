@@ -4,6 +4,7 @@ import copy
 import datetime
 import difflib
 import re
+from collections.abc import Collection
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -43,7 +44,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
         names = _field_names(detail, model)
         field = ".".join(names) or "the file"
         problems.setdefault(field, _problem(field, names, detail, model))
-    return list(problems.values())
+    return [problem for field, problem in problems.items() if not _is_in_parts(field, problems)]
+
+
+def _is_in_parts(field: str, problems: Collection[str]) -> bool:
+    """Whether items of a list are wrong themselves: that it is then too short says nothing new."""
+    return any(other.startswith(f"{field}.") for other in problems)
 
 
 def intended_fields(problems: list[Problem]) -> set[str]:
@@ -53,6 +59,16 @@ def intended_fields(problems: list[Problem]) -> set[str]:
         for problem in problems
         if (match := _MEANT.fullmatch(problem.remedy))
     }
+
+
+def is_named(field: str, named: Collection[str]) -> bool:
+    """Whether a field, or a part of its value, is among fields with problems.
+
+    Args:
+        field: The field.
+        named: The fields with problems.
+    """
+    return field in named or _is_in_parts(field, named)
 
 
 def without_errors(data: Any, error: ValidationError) -> Any:
@@ -78,7 +94,7 @@ def _problem(field: str, names: list[str], detail: ErrorDetails, model: type[Bas
     if detail["type"] == "model_type":
         return Problem(field, _shown(detail["input"]), "is no mapping of keys to values.", _description(model, names))
     remedy = f"{_as_yaml(names[-1], detail)}{_description(model, names)}" if names else _description(model, names)
-    message = detail["msg"][0].lower() + detail["msg"][1:] + "."
+    message = detail["msg"][0].lower() + detail["msg"][1:].replace("a valid tuple", "a list") + "."
     return Problem(field, _shown(detail["input"]), message, remedy)
 
 
@@ -89,6 +105,8 @@ def _as_yaml(name: str, detail: ErrorDetails) -> str:
         written = f": {name}: '...'" if name == detail["loc"][-1] else ""  # not for an item of a list
         reads = next((reads for kind, reads in _YAML_READS.items() if isinstance(value, kind)), "")
         return f"YAML reads {reads}; put it in quotes to keep it as text{written}. " if reads else ""
+    if detail["type"] == "tuple_type" and isinstance(value, str):
+        return f"Write {name}: [{value}]. "
     if detail["type"] == "int_parsing" and isinstance(value, str) and (number := _whole_number(value)) is not None:
         return f"YAML reads it as text; write {name}: {number}. "
     return ""
@@ -134,6 +152,8 @@ def _model_at(model: type[BaseModel], names: list[str]) -> type[BaseModel] | Non
 
 
 def _description(model: type[BaseModel], names: list[str]) -> str:
+    while names and names[-1].isdigit():  # an item of a list
+        names = names[:-1]
     parent = _model_at(model, names[:-1])
     if not names or parent is None or names[-1] not in parent.model_fields:
         return "docs/configuration.md lists the keys."

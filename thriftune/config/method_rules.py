@@ -68,6 +68,9 @@ def _init(config: "RunConfig", message: str, remedy: str) -> Problem:
 def _ranks(config: "RunConfig") -> Iterator[Problem]:
     """Patterns that are none, and ranks that orthogonal matrices cannot have."""
     lora = config.lora_or_default
+    patterns = [each.pattern for each in lora.rank_patterns]
+    for twice in sorted({pattern for pattern in patterns if patterns.count(pattern) > 1}):
+        yield Problem("lora.rank_patterns", twice, "is there twice, and only one of the two counts.", "Remove one.")
     for each in lora.rank_patterns:
         try:
             re.compile(each.pattern)

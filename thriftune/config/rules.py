@@ -27,7 +27,18 @@ def check(config: "RunConfig") -> list[Problem]:
     Returns:
         The problems; empty if the run can be planned.
     """
-    rules = (_places, _sections, _strategy, _nodes, _machines, _batch, _precision, _optimizer, _inline_zero)
+    rules = (
+        _places,
+        _sections,
+        _one_strategy,
+        _strategy,
+        _nodes,
+        _machines,
+        _batch,
+        _precision,
+        _optimizer,
+        _inline_zero,
+    )
     of_parts = (data_rules.check, method_rules.check, task_rules.check)
     return [problem for rule in (*of_parts, *rules) for problem in rule(config)]
 
@@ -88,6 +99,14 @@ def _sections(config: "RunConfig") -> Iterator[Problem]:
             yield _misplaced(section, "method", trained, config.method)
         elif not set(strategies) & set(strategies_of(config)):
             yield _misplaced(section, "strategy", strategies, config.strategy)
+
+
+def _one_strategy(config: "RunConfig") -> Iterator[Problem]:
+    """Sections of several strategies: the one that is not chosen would be overlooked."""
+    given = [facts.section for facts in STRATEGIES.values() if facts.section and getattr(config, facts.section)]
+    if len(given) > 1 and config.strategy == AUTO:
+        message = f"is one of the sections of two strategies: {' and '.join(given)}."
+        yield Problem(given[1], "given", message, "Remove one of them.")
 
 
 def _misplaced(field: str, kind: str, owners: Sequence[str], given: str, value: str = "given") -> Problem:

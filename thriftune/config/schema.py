@@ -295,7 +295,7 @@ class RunConfig(Section):
             named = config_errors.intended_fields(problems) | {problem.field for problem in problems}
             if any(field.startswith("data.sources") for field in named):  # each of them has its own
                 named |= {f"data.{name}" for name in DataSource.model_fields}
-            problems += [p for p in config_rules.check(rest) if p.field not in named]
+            problems += [p for p in config_rules.check(rest) if not config_errors.is_named(p.field, named)]
             raise ConfigError(problems) from None
         problems = config_rules.check(config)
         if problems:

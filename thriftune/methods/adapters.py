@@ -40,8 +40,19 @@ def resolved(lora: LoraConfig, architecture: Architecture) -> LoraConfig:
     decided = lora.model_copy(update={"target_modules": _targets(lora, architecture)})
     if lora.dropout is not None:
         return decided
-    has_none = lora.init in TAKING or fused_adapters(lora, architecture)
-    return decided.model_copy(update={"dropout": 0.0 if has_none else DROPOUT})
+    return decided.model_copy(update={"dropout": 0.0 if fused_adapters(lora, architecture) else dropout_of(lora)})
+
+
+def dropout_of(lora: LoraConfig) -> float:
+    """The dropout of adapters: the file's, or the default for their first values.
+
+    Adapters on fused experts have none, whatever this says; a file that asks for some there is refused.
+
+    Args:
+        lora: The LoRA section.
+    """
+    default = 0.0 if lora.init in TAKING else DROPOUT
+    return default if lora.dropout is None else lora.dropout
 
 
 def _targets(lora: LoraConfig, architecture: Architecture) -> tuple[str, ...] | None:

@@ -10,8 +10,8 @@ from thriftune.config import LoraConfig, Method, RunConfig, Section
 from thriftune.methods import initial_values
 from thriftune.methods.adapter_checks import require_trainable
 from thriftune.methods.adapters import (
-    DROPOUT,
     adapter_parameters,
+    dropout_of,
     fused_adapters,
     peft_config,
     resolved,
@@ -72,10 +72,10 @@ class Lora(TrainingMethod):
         lora = config.lora_or_default
         return {
             **{f"lora.{name}": getattr(lora, name) for name in _DECIDING},
-            "lora.dropout": DROPOUT if lora.dropout is None else lora.dropout,
+            "lora.dropout": dropout_of(lora),
             "lora.target_modules": sorted(lora.target_modules) if lora.target_modules else None,
             "lora.modules_to_save": sorted(lora.modules_to_save),
-            "lora.rank_patterns": [[each.pattern, each.rank, each.alpha] for each in lora.rank_patterns],
+            "lora.rank_patterns": [[each.pattern, each.rank, each.alpha or lora.alpha] for each in lora.rank_patterns],
             # As a manifest holds it: without secrets, and the same for every signature.
             "lora.resume_from": redacted(unsigned(lora.resume_from)) if lora.resume_from else None,
         }

@@ -7,6 +7,7 @@ from typing import Any
 
 from thriftune.config import Method, PartialConfig, RunConfig, Section
 from thriftune.config.methods import LastLayers
+from thriftune.errors import ConfigError
 from thriftune.methods import added_layers, selection
 from thriftune.methods.full import Full
 from thriftune.models.architecture import Architecture, layer_of
@@ -36,8 +37,12 @@ class Partial(Full):
     def check(self, config: RunConfig, architecture: Architecture, start: Path | None = None) -> None:
         """Refuse names that match nothing, and new layers where they cannot be added."""
         section = config.partial_or_default
-        selection.chosen(section.train, architecture)
+        names = selection.chosen(section.train, architecture)
         added_layers.grown(architecture, section.add_layers)
+        if not architecture.new_head <= names:
+            written = ", ".join(map(str, section.train)) or "new layers"
+            message = "leaves out the new output head of the classifier, which would stay at random."
+            raise ConfigError.single(selection.FIELD, written, message, "Add head to the list.")
 
     def remarks(self, config: RunConfig, architecture: Architecture) -> list[str]:
         """That head and embeddings train together, where one is the other."""

@@ -120,6 +120,9 @@ def _named(entry: str, architecture: Architecture) -> set[str]:
         found = {entry}
     else:
         found = {name for name in architecture.shapes if fnmatchcase(name, entry)}
+    if entry.startswith("last_layers"):
+        message = "is a text, and names no weight."
+        raise ConfigError.single(FIELD, entry, message, "Write it without quotes: [last_layers: 2].")
     if not found:
         there = dict.fromkeys(_NUMBER.sub(".*", name) for name in architecture.shapes)
         raise ConfigError.single(

@@ -32,7 +32,7 @@ _CONFIG, _WEIGHTS = ADAPTER_CONFIG, WEIGHTS
 
 
 def check(config: RunConfig, base: BaseModel) -> Iterator[Problem]:
-    """The problems of a run's adapters, and of what else its method does to the base model.
+    """The problems of a run's low-rank adapters; `thriftune.preflight.trained_parts` has those of other methods.
 
     Args:
         config: The run.
@@ -41,8 +41,6 @@ def check(config: RunConfig, base: BaseModel) -> Iterator[Problem]:
     method = METHODS[config.method]
     lora = method.section(config)
     if not isinstance(lora, LoraConfig):
-        if (architecture := base.architecture) is not None:
-            yield from attempt(lambda: method.check(config, architecture), "method", config.method).findings
         return
     logger.info("Preflight: adapters")
     if base.architecture is None:

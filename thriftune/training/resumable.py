@@ -157,9 +157,10 @@ class ResumableTrainer(Trainer):
             model.save_pretrained(folder) if is_whole else save_trained(model, folder)
             return
         model.save_pretrained(folder, save_embedding_layers=False)
-        if self.method and (tensors := self.method.beside(model)):
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _BESIDE)
-        else:
+        beside = self.method.beside(model) if self.method else {}
+        if beside:
+            save_file({name: tensor.contiguous() for name, tensor in beside.items()}, folder / _BESIDE)
+        if not beside or (self.method and self.method.facts.merges):  # else all that trains is beside what peft saves
             require_all_saved(folder, trained)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

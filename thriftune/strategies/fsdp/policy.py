@@ -70,6 +70,28 @@ class Settings:
         """
         return self.cpu_offload and device.is_gpu
 
+    def require_types(self, precision: Precision, device: Device) -> None:
+        """Refuse types that a device computes slowly in, or that do not go with loss scaling.
+
+        Args:
+            precision: Precision of the training.
+            device: Kind of device.
+
+        Raises:
+            ConfigError: Names the key.
+        """
+        self.computes_in(precision)
+        types = {_FIELD: self.param_dtype, "fsdp.reduce_dtype": self.reduce_dtype}
+        for field, asked in types.items():
+            if asked == "bf16" and device.is_gpu and not device.has_bf16:
+                message = f"{device.name} has no bfloat16; torch would emulate it slowly."
+                raise ConfigError.single(field, asked, message, "Leave it out.", code="plan-does-not-fit")
+        if self.reduce_dtype == "fp16" and precision != "fp16":
+            message = f"has too small a range for gradients that are not scaled, as in {precision}."
+            raise ConfigError.single(
+                "fsdp.reduce_dtype", "fp16", message, "Leave it out: they are summed in fp32.", code="plan-does-not-fit"
+            )
+
     def computes_in(self, precision: Precision) -> Precision:
         """The type of gathered weights.
 
@@ -103,11 +125,11 @@ def unit_names(model: "PreTrainedModel", wrap: tuple[str, ...] | None) -> tuple[
     """Names of the modules whose weights are gathered together: the decoder layers, or those of the named classes.
 
     Args:
-        model: The model, without adapters.
+        model: The model. Adapters replace modules without parts, none of which is a unit.
         wrap: Names of classes; None for the decoder layers.
 
     Raises:
-        ConfigError: The model has no module of a class.
+        ConfigError: The model has no module of a class, or one that cannot be a unit.
     """
     layers = tuple(dict.fromkeys(layer for name, _ in model.named_parameters() if (layer := layer_of(name))))
     if wrap is None:
@@ -120,7 +142,13 @@ def unit_names(model: "PreTrainedModel", wrap: tuple[str, ...] | None) -> tuple[
             f"{type(model).__name__} has no module of this class.",
             f"Name one that it has, such as {classes[layers[0]]}, or leave fsdp.wrap out.",
         )
-    return tuple(name for name, kind in classes.items() if kind in wrap)
+    found = tuple(name for name, kind in classes.items() if kind in wrap)
+    for name in found:
+        if not layer_of(name) or not any(True for _ in model.get_submodule(name).children()):
+            message = f"is the class of {name}, which is neither a decoder layer nor a part of one with modules in it."
+            remedy = f"Name {classes[layers[0]]}, a class of modules inside it, or leave fsdp.wrap out."
+            raise ConfigError.single("fsdp.wrap", classes[name], message, remedy)
+    return found
 
 
 def rows_of(rank: int, ranks: int, rows: int) -> slice:

@@ -52,7 +52,9 @@ class Fsdp(Strategy):
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
         """What one rank holds; all ranks hold the same."""
-        return memory.needs(architecture, step_shape, machines, Settings.read(settings))
+        read = Settings.read(settings)
+        read.require_types(step_shape.precision, machines.device)
+        return memory.needs(architecture, step_shape, machines, read)
 
     def identity(self, settings: str) -> dict[str, Any]:
         """The types, which change its numbers; checkpoints fit any number of ranks."""
@@ -60,7 +62,7 @@ class Fsdp(Strategy):
         return {
             "strategy": self.name,
             "fsdp.param_dtype": read.param_dtype,
-            "fsdp.reduce_dtype": read.reduce_dtype,
+            "fsdp.reduce_dtype": read.reduces_in,
         }
 
     def join(self, plan: TrainingPlan) -> Rank:
