@@ -1,7 +1,8 @@
 """A training whose shards are written slowly at one step, and at another one not at all.
 
-Usage: RANKS of tests/saving_worker.py JOBS.json, with one job for tests/sharding_worker.py. Writing step 2 waits for the
-end of step 3; writing step 3 fails on rank 1. Writes `<output>.seen.json`: what was there of step 2 at the end of step 3.
+Usage: RANKS of tests/saving_worker.py JOBS.json, with one job for tests/sharding_worker.py. Writing step 2 waits for
+the end of step 3; writing step 3 fails on rank 1. Writes `<output>.seen.json`: what there was of step 2 at the end of
+step 3.
 """
 
 import errno

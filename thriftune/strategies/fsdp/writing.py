@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.staging import AsyncStager
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from thriftune import distributed
 from thriftune.disk import writing_to
@@ -64,10 +64,8 @@ class _Writer(FileSystemWriter):
             return super().write_data(*args, **kwargs)
 
 
-class _HostCopies(AsyncStager):
-    """Copies tensors once; torch's own stagers copy those of a GPU twice."""
-
-    _synchronize_after_execute = False
+class _HostCopies(BlockingAsyncStager):
+    """Copies tensors once; torch's own class copies those of a GPU twice."""
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Copies of the tensors in host memory."""
