@@ -94,6 +94,8 @@ def off(value: float | None, truth: float) -> str:
 
 def main() -> None:
     """Print the table and a summary of it."""
+    from thriftune.planning.memory.estimate import CHECKPOINT
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="what memory_runs.py wrote")
     parser.add_argument("--by-item", action="store_true", help="also show each prediction item by item")
@@ -104,7 +106,8 @@ def main() -> None:
     for measured in load_measurements(options.results):
         truth = max(rank.peak_rss for rank in measured.ranks) / MIB
         estimate = predicted(measured)
-        ours, process = estimate.device_gib * 1024, estimate.device["Python and libraries"] * 1024
+        at_checkpoints = estimate.device.get(CHECKPOINT, 0.0)  # the measured runs save none
+        ours, process = (estimate.device_gib - at_checkpoints) * 1024, estimate.device["Python and libraries"] * 1024
         theirs = deepspeed_says(measured)
         others = [None if theirs is None else theirs + process, accelerate_says(measured) + process]
         errors.append(ours / truth - 1)

@@ -11,6 +11,9 @@ import pytest
 import ranks
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from thriftune.config import DataConfig
 from thriftune.data import prepare
@@ -163,6 +166,58 @@ def test_it_goes_on_from_a_checkpoint_on_as_many_ranks_and_on_others(whole, resu
         assert again["held"] == [
             {**held, "loaded": mine["loaded"]} for held, mine in zip(expected["held"], again["held"], strict=True)
         ]
+
+
+@pytest.fixture(scope="module")
+def slowly(folder, tiny_model_dir):
+    """A training like full-fsdp that saves every step, of which one is written late and one cannot be."""
+    of = job(folder, "slowly", tiny_model_dir, 2, "full")
+    of["config"]["checkpoints"] = {"every_steps": 1, "keep_checkpoints": STEPS}
+    file = folder / "slowly.jobs"
+    file.write_text(json.dumps([of]))
+    ranks.run(2, WORKER.with_name("saving_worker.py"), file)
+    return {"store": folder / "slowly.store", "log": file.with_suffix(".log").read_text(), "output": of["output"]}
+
+
+def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What all ranks wrote of a checkpoint."""
+    found: dict[str, torch.Tensor] = {}
+    _load_state_dict(
+        found,
+        storage_reader=FileSystemReader(checkpoint / "files" / "node-0" / "sharded"),
+        planner=_EmptyStateDictLoadPlanner(),
+        no_dist=True,
+    )
+    return found
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_it_is_of_its_own_step(whole, slowly):
+    """It would be of a later step if it were not a copy, and would look whole if its upload did not wait for it."""
+    seen = json.loads(Path(slowly["output"] + ".seen.json").read_text())
+    assert "optimizer.json" in seen["written"], "the step was not saved yet"
+    assert not any(".metadata" in name or name.endswith(".distcp") for name in seen["written"])
+    assert seen["in_store"] == []
+    late, in_time, last = (
+        tensors_of(folder.with_suffix(".store") / f"checkpoint-{step}")
+        for folder, step in (
+            (Path(slowly["output"]), SAVED_AT),
+            (whole["full-fsdp"]["output"], SAVED_AT),
+            (whole["full-fsdp"]["output"], STEPS),
+        )
+    )
+    assert late.keys() == in_time.keys() == last.keys()
+    assert any(name.startswith("exp_avg_sq.") for name in late)
+    assert all(late[name].equal(in_time[name]) for name in late)
+    assert not any(late[name].equal(last[name]) for name in late)
+    numbers = json.loads((slowly["store"] / f"checkpoint-{SAVED_AT}/files/node-0/optimizer.json").read_text())
+    assert {kept["step"] for kept in numbers["numbers"].values()} == {SAVED_AT}
+
+
+def test_a_checkpoint_that_one_rank_cannot_write_costs_that_checkpoint_and_not_the_training(slowly):
+    whole_ones = {path.parent.name for path in slowly["store"].glob("checkpoint-*/manifest.json")}
+    assert whole_ones == {f"checkpoint-{step}" for step in (1, SAVED_AT, STEPS)}
+    assert "The checkpoint of step 3 could not be saved, training goes on" in slowly["log"]
+    assert "no space left on the disk" in slowly["log"]
 
 
 def test_16_bits_compute_and_masters_are_saved_as_measured(folder, tiny_model_dir):

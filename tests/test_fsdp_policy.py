@@ -14,6 +14,9 @@ from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
 from thriftune.models import architecture as architectures
 from thriftune.models.quantization import FourBit
+from thriftune.overhead import GIB
+from thriftune.planning.memory import estimate
+from thriftune.planning.memory.estimate import CHECKPOINT
 from thriftune.strategies import STRATEGIES, Machines
 from thriftune.strategies.fsdp.memory import GATHERED
 from thriftune.strategies.fsdp.policy import Settings, held_as, rows_of, unit_names
@@ -139,6 +142,19 @@ def test_what_is_offloaded_is_in_host_memory_of_a_gpu_s_process_only(llama):
     assert moved.devices[0][FORWARD_BACKWARD][STATES] == 0
     assert moved.devices[0][FORWARD_BACKWARD][GATHERED] == here[GATHERED]
     assert not memory_of(llama, 4, offload=True, device=CPU, precision="fp32").offloaded
+
+
+def test_a_checkpoint_needs_a_copy_of_each_rank_s_part_of_what_trains_on_the_host(llama):
+    machines, settings = Machines(T4, 14.6, 1, 4), Settings().write()
+    for offload in (False, True):
+        assert memory_of(llama, 4, offload=offload).saved == 12 * llama.parameters // 4
+    planned = {
+        device: estimate(STRATEGIES["fsdp"], llama, SHAPE, replace(machines, device=device), settings=settings)
+        for device in (T4, CPU)
+    }
+    assert planned[T4].host[CHECKPOINT] == pytest.approx(12 * llama.parameters / GIB)
+    assert CHECKPOINT not in planned[T4].devices[0]
+    assert planned[CPU].devices[0][CHECKPOINT] == pytest.approx(3 * llama.parameters / GIB)
 
 
 def test_copies_need_what_one_device_needs_and_a_bucket_for_every_gradient(llama):

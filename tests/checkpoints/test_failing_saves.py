@@ -3,6 +3,7 @@
 import logging
 import re
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,31 @@ def test_a_store_that_refuses_is_the_users_after_three_times(local, tmp_path):
     with pytest.raises(UserError, match="NotADirectoryError"):
         saver.save(write_checkpoint(tmp_path / "7", 7), 7, {})
     saver.close()
+
+
+def test_nothing_is_uploaded_of_files_that_are_still_written_or_could_not_be(local, tmp_path):
+    """A failed write counts like a failed upload."""
+    gate = threading.Event()
+    gate.set()
+    store = GatedStore(local.prefix, gate)
+    saver = lone_saver(store)
+    written = Future()
+    saver.save(write_checkpoint(tmp_path / "1", 1), 1, {}, written=written)
+    assert not saver.wait(0.2)
+    assert store.begun == []
+    written.set_result(None)
+    assert saver.wait(20)
+    assert whole_steps(local, tmp_path) == [1]
+    for step in (2, 3, 4):
+        written = Future()
+        saver.save(write_checkpoint(tmp_path / str(step), step), step, {}, written=written)
+        written.set_exception(TransientError("Rank 1 could not write."))
+        assert saver.wait(20)
+        assert not (tmp_path / str(step)).exists()
+    with pytest.raises(TransientError, match=r"The last 3 checkpoints .*: step 4: TransientError: Rank 1 could not"):
+        saver.save(write_checkpoint(tmp_path / "5", 5), 5, {})
+    saver.close()
+    assert whole_steps(local, tmp_path) == [1]
 
 
 def test_a_bug_in_the_thread_is_logged_with_its_trace_and_the_next_save_works(local, tmp_path, caplog):

@@ -117,6 +117,24 @@ def test_a_run_killed_while_it_uploads_goes_on_from_the_checkpoint_before(method
 
 
 @whole
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata.tmp"])
+def test_a_run_killed_while_its_shards_are_written_goes_on_from_the_checkpoint_before(
+    file, new_run, undisturbed, record
+):
+    expected = undisturbed("fsdp")
+    run = new_run("fsdp")
+    place = f"written/checkpoint-{2 * INTERVAL}/sharded/{file}"
+    killed = run.start([Plant("kill", file=place, once=str(run.folder / "killed"))])
+    killed.until((run.folder / "killed").exists)
+    outcomes = [killed.kill().wait()]
+    assert run.claims_to_be_finished == []
+    outcomes.append(run.finish())
+    assert outcomes[1].begins == [INTERVAL]
+    require_same_training(expected, run, outcomes)
+    note(record, "kill -9 while shards are written", "fsdp", outcomes, limit=INTERVAL + 1)
+
+
+@whole
 @pytest.mark.parametrize("method", ["qlora", "zero3"])
 def test_an_attempt_that_dies_before_its_first_checkpoint_hides_none_of_those_before(
     method, new_run, undisturbed, record

@@ -7,7 +7,8 @@ there, by a lease.
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.checkpoints.manifest import Manifest
 from thriftune.checkpoints.ownership import Ownership
 from thriftune.checkpoints.resume_from import OR_ELSE, none_whole
+from thriftune.checkpoints.resumed import Resumed
 from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError, TransientError
@@ -31,25 +33,6 @@ REMARKS = "remarks"
 BEST = "best"
 # Another key: who wrote it.
 _WRITTEN_BY = "written_by"
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """A checkpoint to resume from.
-
-    Attributes:
-        step: Optimizer steps done.
-        directory: Its directory on this disk, in the form that transformers' Trainer reads.
-        is_converted: Whether it was converted, because another number of ranks wrote it.
-        content: Its manifest without the files.
-        remarks: Sentences about the differences from the run that wrote it, with the value that is used.
-    """
-
-    step: int
-    directory: Path
-    is_converted: bool
-    content: dict[str, Any]
-    remarks: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -76,6 +59,7 @@ class Checkpoints:
         self._place, self._config, self._own, self._convert = place, config, own, convert
         self._rank = distributed.current_rank()
         self._saver: BackgroundSaver | None = None
+        self._written: Future[None] | None = None
         self._restored = True
         self._store = Store(place.here)
         self._ownership = Ownership(self._store, place)
@@ -178,21 +162,23 @@ class Checkpoints:
             )
         distributed.barrier()  # the saver of each node removes what it left behind before any of them saves
 
-    def save(self, directory: Path, step: int, content: dict[str, Any]) -> None:
+    def save(self, directory: Path, step: int, content: dict[str, Any], written: Future[None] | None = None) -> None:
         """Hand over what the Trainer wrote. Collective: every rank calls it after writing its own files.
 
         Args:
             directory: The checkpoint that the Trainer wrote.
             step: Optimizer steps done.
             content: Values for JSON that the manifest gets in addition.
+            written: Done when the files of all ranks are whole; None if this rank's are. Uploading begins then.
 
         Raises:
             LeaseError: Another attempt has taken over.
         """
+        self._written = written
         distributed.barrier()
         if self._saver is not None:
             noted = {**in_manifest(self._own), _WRITTEN_BY: self._ownership.execution, **content}
-            self._saver.save(directory, step, noted, best=content.get(BEST, ()))
+            self._saver.save(directory, step, noted, best=content.get(BEST, ()), written=written)
 
     def forget_restored(self) -> None:
         """Remove the restored files, which are loaded by now."""
@@ -209,10 +195,22 @@ class Checkpoints:
         Returns:
             Whether it is there, as far as this process knows.
         """
-        return self._saver.wait(seconds) if self._saver is not None else True
+        return self._saver.wait(seconds) if self._saver is not None else self.wait_for_files(seconds)
+
+    def wait_for_files(self, seconds: float | None = None) -> bool:
+        """Wait until the files of what was handed over are written, or could not be.
+
+        Args:
+            seconds: Longest wait; None to wait as long as it takes.
+
+        Returns:
+            Whether they are.
+        """
+        return self._written is None or not wait_for([self._written], seconds).not_done
 
     def stop_saving(self) -> None:
         """Wait for the uploads of what was handed over, and accept no more."""
+        self.wait_for_files()  # those of this rank too, before its process group goes
         if self._saver is not None:
             self._saver.close()
             self._saver = None

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class _Save:
     step: int
     content: dict[str, Any]
     best: Sequence[int]
+    written: Future[None] | None
 
 
 class BackgroundSaver:
@@ -98,14 +100,24 @@ class BackgroundSaver:
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def save(self, directory: Path, step: int, content: dict[str, Any], best: Sequence[int] = ()) -> None:
+    def save(
+        self,
+        directory: Path,
+        step: int,
+        content: dict[str, Any],
+        best: Sequence[int] = (),
+        written: Future[None] | None = None,
+    ) -> None:
         """Hand over a checkpoint and return at once. A checkpoint that is still waiting is skipped for this one.
 
         Args:
-            directory: What this node's ranks wrote, complete. From now on it belongs to the saver.
+            directory: What this node's ranks wrote, complete when `written` is done. From now on it belongs to the
+                saver.
             step: Optimizer steps done.
             content: Any JSON for the manifest, which gets that of node 0.
             best: Steps by falling worth. The first of them that is complete is kept even when newer ones exist.
+            written: Done when all files are written; its error counts as a failure to upload. Those of all checkpoints
+                before must be done. None if they are written already.
 
         Raises:
             TransientError: The last three saves of this node failed; this one was not started.
@@ -114,7 +126,7 @@ class BackgroundSaver:
         """
         if not directory.is_dir():
             raise NotADirectoryError(f"{directory}: a checkpoint is a directory.")
-        job = _Save(directory, step, as_json(content), tuple(best))
+        job = _Save(directory, step, as_json(content), tuple(best), written)
         with self._changed:
             if self._closing:
                 raise RuntimeError("The saver was closed.")
@@ -185,6 +197,8 @@ class BackgroundSaver:
             self._note_success(job, manifest, time.monotonic() - started)
 
     def _upload(self, job: _Save) -> Manifest:
+        if job.written is not None:
+            job.written.result()
         self._require_held()  # before anything of an older checkpoint of this step is removed
         with self._changed:
             left_out, self._left_out = self._left_out, []

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts
 from thriftune.config import RunConfig
@@ -18,6 +18,9 @@ from thriftune.models.files import ADAPTER_FILES
 from thriftune.models.source import kind_of
 from thriftune.models.weight_files import Folder
 from thriftune.redaction import redacted
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -74,3 +77,16 @@ def require_all_saved(adapter_dir: Path, expected: int) -> None:
     found = len(Folder(adapter_dir).shapes(WEIGHTS))
     if found != expected:
         raise ThriftuneError(f"{found} tensors were saved of an adapter of {expected}. Please report this.")
+
+
+def save_trained(model: "torch.nn.Module", folder: Path) -> None:
+    """Write the weights of a model that train, under the name by which the Trainer finds them again.
+
+    Args:
+        model: The model.
+        folder: Folder of the checkpoint.
+    """
+    from safetensors.torch import save_file
+
+    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})

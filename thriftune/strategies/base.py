@@ -1,6 +1,7 @@
 """The protocol of a strategy, and the types that planning passes to it."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,23 +54,30 @@ class Needs:
         offloaded: Bytes that each process keeps in host memory.
         nvme: Bytes that each process keeps on a local disk.
         copied: Bytes that each process copies into host memory while it loads the model, beside one weight.
+        saved: Bytes that each process copies into host memory for a checkpoint that is written while it trains on.
     """
 
     devices: list[Phases]
     offloaded: dict[str, int] = field(default_factory=dict)
     nvme: int = 0
     copied: int = 0
+    saved: int = 0
 
 
 class StateFiles(Protocol):
     """Writes and reads what trains, where no rank has all of it. Every call is collective: every rank makes it."""
 
-    def save(self, trainer: "Trainer", folder: Path) -> None:
-        """Write weights and what the optimizer keeps.
+    def save(self, trainer: "Trainer", folder: Path) -> Future[None]:
+        """Copy weights and what the optimizer keeps, and begin to write the copies, while training goes on.
+
+        The checkpoint before is done when this returns.
 
         Args:
             trainer: The trainer, at the end of a step.
             folder: Folder of the checkpoint, on the disk of this rank's node.
+
+        Returns:
+            Done when the files of all ranks are whole. Where one could not be written, it holds a ThriftuneError.
         """
 
     def load_weights(self, trainer: "Trainer", folder: Path) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Self
 from thriftune import artifacts, distributed
 from thriftune.checkpoints import identity
 from thriftune.checkpoints.location import CheckpointLocation
-from thriftune.checkpoints.resumption import BEST, REMARKS, Checkpoints, Resumed
+from thriftune.checkpoints.resumed import Resumed
+from thriftune.checkpoints.resumption import BEST, REMARKS, Checkpoints
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, count_rows
 from thriftune.disk import writing_to
@@ -257,7 +258,8 @@ class Attempt:
             return keeps_best and validation.improved_at == step
 
         self._notice = Notice.listen_for_sigterm()
-        trainer.add_callback(CheckpointCallback(self._checkpoints, self._notice, content, self.stall, guard, is_best))
+        given = (self._checkpoints, self._notice, content, self.stall, guard, is_best)
+        trainer.add_callback(CheckpointCallback(*given, lambda: trainer.written))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

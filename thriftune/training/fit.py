@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from thriftune import artifacts
 from thriftune.checkpoints.location import CheckpointLocation
-from thriftune.checkpoints.resumption import Resumed
+from thriftune.checkpoints.resumed import Resumed
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError

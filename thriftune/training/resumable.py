@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from thriftune.checkpoints.resumption import Checkpoints
 from thriftune.data.tokenization import IGNORED
 from thriftune.errors import PreemptedError, ThriftuneError
 from thriftune.methods import TrainingMethod
-from thriftune.methods.saving import require_all_saved
+from thriftune.methods.saving import require_all_saved, save_trained
 from thriftune.strategies import StateFiles
 from thriftune.strategies.zero.frozen import leave_out_frozen
 from thriftune.strategies.zero.universal import separate_steps
@@ -60,6 +61,7 @@ class ResumableTrainer(Trainer):
         self._state_files = state_files
         self.notes: dict[str, Any] = {}  # JSON that every checkpoint contains
         self.method: TrainingMethod | None = None  # knows what else checkpoints need
+        self.written: Future[None] | None = None  # done when the files of the last checkpoint are whole
         self.seconds_beside = 0.0  # of the training loop, spent on other things than training
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
@@ -178,7 +180,7 @@ class ResumableTrainer(Trainer):
         if self._state_files is None:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        self._state_files.save(self, Path(output_dir))
+        self.written = self._state_files.save(self, Path(output_dir))
         scheduler: Any = self.lr_scheduler
         if self.args.should_save:
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -199,19 +201,6 @@ class ResumableTrainer(Trainer):
         super()._issue_warnings_after_load(load_result)
 
 
-def save_trained(model: torch.nn.Module, folder: Path) -> None:
-    """Write the weights of a model that train, under the name by which the Trainer finds them again.
-
-    Args:
-        model: The model.
-        folder: Folder of the checkpoint.
-    """
-    from safetensors.torch import save_file
-
-    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 class CheckpointCallback(TrainerCallback):
     """Saves checkpoints when they are due: by steps or by minutes, at the last step, and before the node goes away.
 
@@ -222,6 +211,7 @@ class CheckpointCallback(TrainerCallback):
         stall: The stall watch, which must not count the time that saving takes.
         guard: Knows whether the loss is suspicious, so that nothing should be saved.
         is_wanted: Whether a step needs a checkpoint for another reason.
+        written: Gives what is done when the files that the Trainer writes in the background are whole.
     """
 
     def __init__(
@@ -232,9 +222,10 @@ class CheckpointCallback(TrainerCallback):
         stall: StallWatch,
         guard: DivergenceGuard,
         is_wanted: Callable[[int], bool],
+        written: Callable[[], Future[None] | None],
     ) -> None:
         self._checkpoints, self._notice, self._content = checkpoints, notice, content
-        self._is_wanted = is_wanted
+        self._is_wanted, self._written = is_wanted, written
         self._stall, self._guard = stall, guard
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._preempted = False
@@ -276,7 +267,7 @@ class CheckpointCallback(TrainerCallback):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         self._stall.beat()
         try:
-            self._checkpoints.save(folder, state.global_step, self._content())
+            self._checkpoints.save(folder, state.global_step, self._content(), self._written())
         except ThriftuneError as error:
             if state.global_step < state.max_steps and not control.should_training_stop:
                 raise
@@ -285,8 +276,10 @@ class CheckpointCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After a notice, wait for the last checkpoint and raise PreemptedError."""
-        if self._preempted:
+        """Wait for the files of the last checkpoint; after a notice also for its upload, then raise PreemptedError."""
+        if not self._preempted:
+            self._checkpoints.wait_for_files()  # the result is then made in the memory that they were copied into
+        else:
             with self._stall.paused():
                 in_store = self._checkpoints.wait(self._checkpoints.grace_seconds)
             distributed.barrier()

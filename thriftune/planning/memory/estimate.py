@@ -17,12 +17,13 @@ VALIDATION = "validation"
 SAVING = "saving"
 GATHERED = "gathered model"
 TRANSFERS = "file transfers"
+CHECKPOINT = "copy for a checkpoint"
 
 # NCCL moves data between GPUs without peer access, such as the T4s of a machine, through /dev/shm. Its default buffer
 # is 4 MiB per channel and direction (NCCL_BUFFSIZE); 16 channels in two directions are more than it opens over PCIe.
 _SHARED_BYTES_PER_RANK = 2 * 16 * 4 * MIB
 # Freed before a model is saved; what GPUs offload to the host goes by other names.
-_MOMENTARY = (ACTIVATIONS, STEP_BUFFERS, LOADING)
+_MOMENTARY = (ACTIVATIONS, STEP_BUFFERS, LOADING, CHECKPOINT)
 
 
 def estimate(
@@ -63,10 +64,9 @@ def estimate(
     per_device = [
         {**phases, VALIDATION: {**lasting(phases), ACTIVATIONS: validation_bytes}} for phases in needs.devices
     ]
-    if not on_gpu:  # what is offloaded stays in the memory of the same process
-        per_device = [
-            {name: _merged(items, needs.offloaded) for name, items in phases.items()} for phases in per_device
-        ]
+    if not on_gpu:  # what is offloaded, or copied for a checkpoint, stays in the memory of the same process
+        beside = {**needs.offloaded, CHECKPOINT: needs.saved}
+        per_device = [{name: _merged(items, beside) for name, items in phases.items()} for phases in per_device]
     phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))
     devices = [with_overhead(_filled(phases[phase]), on_gpu=on_gpu) for phases in per_device]
     gathered = saved_bytes * architecture.parameters if method_of(step_shape.tuned).facts.trains_weights else 0
@@ -114,7 +114,9 @@ def _host(
         training |= {f"offloaded {item}": count * processes for item, count in _filled(needs.offloaded).items()}
         # For adapters, tensors are read one by one; the largest exists twice while it is quantized.
         loading = needs.copied * processes + (0 if gathered else 2 * 2 * architecture.largest_parameter)
-        training |= _filled({LOADING: loading})
+        # What is copied to load is gone before the first checkpoint.
+        item, most = max((LOADING, loading), (CHECKPOINT, needs.saved * processes), key=lambda one: one[1])
+        training |= _filled({item: most})
     else:
         for items in devices:
             training = _merged(training, items)

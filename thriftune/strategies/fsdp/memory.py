@@ -95,12 +95,13 @@ def needs(architecture: Architecture, step_shape: StepShape, machines: Machines,
     }
     if not on_gpu:
         device[STEP][KEPT] = kept_by_malloc(activations)
+    copied, saved = copied_bytes(architecture), held[STATES] + _MASTER * trained // ranks
     if not settings.offloads(machines.device):
-        return Needs([device] * machines.devices_per_node, copied=copied_bytes(architecture))
+        return Needs([device] * machines.devices_per_node, copied=copied, saved=saved)
     host = {item: held[item] for item in (WEIGHTS, STATES, GRADIENTS)} | {STEP_BUFFERS: step}
     for items in device.values():
         items.update(dict.fromkeys(items.keys() & host.keys(), 0))
-    return Needs([device] * machines.devices_per_node, host, copied=copied_bytes(architecture))
+    return Needs([device] * machines.devices_per_node, host, copied=copied, saved=saved)
 
 
 def _held(units: Iterable[Part], ranks: int, width: int, step_shape: StepShape) -> dict[str, int]:

@@ -2,10 +2,11 @@
 
 Only what trains is written: its weights and what the optimizer keeps of each. Parts are found by the name of the weight
 and the rows they hold, so that another number of ranks reads them as they are. Numbers that all ranks have (the count
-of steps, the learning rate) are in one JSON file of rank 0.
+of steps, the learning rate) are in one JSON file of rank 0. Training goes on while copies of the tensors are written.
 """
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from thriftune import distributed
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
+
+    from thriftune.strategies.fsdp.writing import ShardWriter
 
 _FOLDER = "sharded"
 _NUMBERS = "optimizer.json"
@@ -43,14 +46,69 @@ def shards(model: "torch.nn.Module") -> "dict[str, torch.nn.Parameter]":
     return dict(model.named_parameters())
 
 
-def save(trainer: "Trainer", folder: Path) -> None:
-    """Write what trains. Collective: every rank calls it; all files are complete when it returns.
+class ShardFiles:
+    """The checkpoints of one training, as `StateFiles` says."""
 
-    Args:
-        trainer: The trainer, at the end of a step.
-        folder: Folder of the checkpoint, on the disk of this rank's node.
-    """
-    from torch.distributed.checkpoint import filesystem, state_dict_saver
+    def __init__(self) -> None:
+        self._writer: ShardWriter | None = None
+
+    def save(self, trainer: "Trainer", folder: Path) -> Future[None]:
+        """Copy what trains, and begin to write it. Waits for the checkpoint before, if that is not written yet.
+
+        Args:
+            trainer: The trainer, at the end of a step.
+            folder: Folder of the checkpoint, on the disk of this rank's node.
+
+        Returns:
+            Done when the files of all ranks are whole.
+        """
+        from thriftune.strategies.fsdp.writing import ShardWriter
+
+        self._writer = self._writer or ShardWriter()
+        self._writer.wait()
+        tensors, numbers = _content(trainer)
+        if distributed.current_rank().is_main:
+            text = json.dumps({**numbers, "tensors": sorted(tensors)})
+            (folder / _NUMBERS).write_text(text, encoding="utf-8")
+        return self._writer.start(tensors, folder / _FOLDER)
+
+    def load_weights(self, trainer: "Trainer", folder: Path) -> None:
+        """Read the weights that train.
+
+        Args:
+            trainer: The trainer, before or after training.
+            folder: Folder of the checkpoint, on the disk of this rank's node.
+        """
+        tensors = {f"{_WEIGHT}.{name}": parameter.detach() for name, parameter in _trained(trainer).items()}
+        _read_into(tensors, folder)
+
+    def load_optimizer(self, trainer: "Trainer", folder: Path) -> None:
+        """Read what the optimizer keeps.
+
+        Args:
+            trainer: The trainer, with an optimizer that has not stepped.
+            folder: Folder of the checkpoint, on the disk of this rank's node.
+        """
+        import torch
+
+        content = json.loads((folder / _NUMBERS).read_text(encoding="utf-8"))
+        optimizer = _optimizer(trainer)
+        tensors: dict[str, Any] = {}
+        for name, parameter in _trained(trainer).items():
+            suffix = f".{name}"
+            keys = [full.removesuffix(suffix) for full in content["tensors"] if full.endswith(suffix)]
+            kept = {key: torch.zeros_like(parameter.detach()) for key in keys if "." not in key and key != _WEIGHT}
+            tensors |= {f"{key}{suffix}": value for key, value in kept.items()}
+            numbers = {key: torch.tensor(value) for key, value in content["numbers"][name].items()}
+            if kept or numbers:
+                optimizer.state[parameter] = {**numbers, **kept}
+        _read_into(tensors, folder)
+        for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
+            group.update(saved)
+
+
+def _content(trainer: "Trainer") -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint has of this moment: tensors that are divided, by name, and the numbers beside them."""
     from torch.distributed.tensor import DTensor
 
     optimizer = _optimizer(trainer)
@@ -61,47 +119,8 @@ def save(trainer: "Trainer", folder: Path) -> None:
         kept = optimizer.state.get(parameter, {})
         tensors |= {f"{key}.{name}": value for key, value in kept.items() if isinstance(value, DTensor)}
         numbers[name] = {key: float(value) for key, value in kept.items() if not isinstance(value, DTensor)}
-    state_dict_saver.save(tensors, storage_writer=filesystem.FileSystemWriter(folder / _FOLDER))
-    if distributed.current_rank().is_main:
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-        content = {"numbers": numbers, "groups": groups, "tensors": sorted(tensors)}
-        (folder / _NUMBERS).write_text(json.dumps(content), encoding="utf-8")
-
-
-def load_weights(trainer: "Trainer", folder: Path) -> None:
-    """Read the weights that train into the model. Collective: every rank calls it.
-
-    Args:
-        trainer: The trainer, before or after training.
-        folder: Folder of the checkpoint, on the disk of this rank's node.
-    """
-    tensors = {f"{_WEIGHT}.{name}": parameter.detach() for name, parameter in _trained(trainer).items()}
-    _read_into(tensors, folder)
-
-
-def load_optimizer(trainer: "Trainer", folder: Path) -> None:
-    """Read what the optimizer keeps. Collective: every rank calls it.
-
-    Args:
-        trainer: The trainer, with an optimizer that has not stepped.
-        folder: Folder of the checkpoint, on the disk of this rank's node.
-    """
-    import torch
-
-    content = json.loads((folder / _NUMBERS).read_text(encoding="utf-8"))
-    optimizer = _optimizer(trainer)
-    tensors: dict[str, Any] = {}
-    for name, parameter in _trained(trainer).items():
-        suffix = f".{name}"
-        keys = [full.removesuffix(suffix) for full in content["tensors"] if full.endswith(suffix)]
-        kept = {key: torch.zeros_like(parameter.detach()) for key in keys if "." not in key and key != _WEIGHT}
-        tensors |= {f"{key}{suffix}": value for key, value in kept.items()}
-        numbers = {key: torch.tensor(value) for key, value in content["numbers"][name].items()}
-        if kept or numbers:
-            optimizer.state[parameter] = {**numbers, **kept}
-    _read_into(tensors, folder)
-    for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
-        group.update(saved)
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return tensors, {"numbers": numbers, "groups": groups}
 
 
 def _read_into(tensors: dict[str, Any], folder: Path) -> None:

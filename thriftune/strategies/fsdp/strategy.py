@@ -117,12 +117,12 @@ class Fsdp(Strategy):
 
     def load_trained(self, trainer: "Trainer", checkpoint: Path, *, is_converted: bool) -> None:
         """Read each rank's parts of what trains."""
-        state.load_weights(trainer, checkpoint)
+        self.state_files.load_weights(trainer, checkpoint)
 
     @property
     def state_files(self) -> StateFiles:
-        """Torch's distributed checkpoint, whose parts any number of ranks reads."""
-        return state
+        """Torch's distributed checkpoint, whose parts any number of ranks reads; one such object for each training."""
+        return state.ShardFiles()
 
     def record(self, trainer: "Trainer") -> dict[str, Any]:
         """The settings and the number of ranks of the training."""
