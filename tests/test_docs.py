@@ -21,9 +21,9 @@ from thriftune.config import RunConfig
 # Names of other people's things, which our code does not mention outside of comments; by whose they are.
 FOREIGN = {
     "deepspeed": {"DS_BUILD_FUSED_ADAM", "inference_all_reduce", "load_hp_checkpoint_state_from_checkpoint_dir_stage3"},
-    "torch": {"LayerNorm", "MemTracker", "is_bf16_supported", "ProcessGroupNCCL",
+    "torch": {"LayerNorm", "MemTracker", "is_bf16_supported", "ProcessGroupNCCL", "from_local",
               "ncclGetErrorString", "prctl"},
-    "bitsandbytes": {"_functions", "MatMul4Bit"},
+    "bitsandbytes": {"MatMul4Bit"},
     "transformers and accelerate": {"auto_find_batch_size", "find_executable_batch_size", "accepts_loss_kwargs"},
     "flytekit": {"HashMethod", "map_task", "conditional", "SecretsManager"},
     "Flyte's engine": {"AdjustOrDefaultResource", "ensureResourceRange", "ApplyGPUNodeSelectors", "EntityNotExist",
@@ -61,6 +61,7 @@ NO_KEYS = {
     "lora.four_bit",
     "data.md",
     "classification.md",
+    "partial.md",
 }
 # Read by a local run beside the settings of a platform.
 LOCAL_VARIABLES = set(LOCAL_ONLY)
