@@ -102,10 +102,8 @@ class Classification(Objective):
         labels: Names of the classes.
     """
 
-    unit = "rows"
-
     def __init__(self, labels: Sequence[str]) -> None:
-        self._labels = tuple(labels)
+        self._labels, self.unit = tuple(labels), "rows"
         self.loss_function: LossFunction | None = _mean_over_step
 
     def measure(self, model: Any, inputs: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, ...]":

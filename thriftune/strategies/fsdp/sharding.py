@@ -167,7 +167,7 @@ def _held(blank: Any, rows: "torch.Tensor", sharding: Sharding) -> "torch.nn.Par
 
     device = torch.device("cpu") if sharding.offloads else sharding.device
     local = rows.to(device=device, dtype=blank.dtype, copy=True)
-    # As `fully_shard` itself makes them; the `from_local` of a DTensor would move what is offloaded to the mesh's device.
+    # As `fully_shard` itself makes them; `from_local` would move what is offloaded to the device of the mesh.
     whole = DTensor(local, blank._spec, requires_grad=False)  # noqa: SLF001
     return torch.nn.Parameter(whole, requires_grad=blank.requires_grad)
 
