@@ -42,6 +42,22 @@ RUNS = (
 TOO_LITTLE = 0.9
 
 
+def content_for_t4(run: Run, steps: int, every: int | None) -> dict[str, Any]:
+    """The run file of a run on one T4.
+
+    Args:
+        run: The run.
+        steps: Optimizer steps.
+        every: Steps between two checkpoints; None for no checkpoints.
+    """
+    content = run_file(run)
+    content["hardware"] = {"device": "T4", "instance": "g4dn.2xlarge"}
+    content["training"] |= {"max_steps": steps, "log_every": 1, "learning_rate": 1e-3, "save_dtype": "auto"}
+    content["evaluation"] |= {"every_steps": steps}  # a validation in between would count as a part of a step
+    content["checkpoints"] = {"every_minutes": NEVER} | ({"every_steps": every} if every else {})
+    return content
+
+
 @contextmanager
 def prepared(run: Run, work: Path, steps: int, every: int | None) -> Iterator[Path]:
     """A folder with everything that a training needs, removed at the end."""
@@ -49,12 +65,7 @@ def prepared(run: Run, work: Path, steps: int, every: int | None) -> Iterator[Pa
     from thriftune.models import architecture
     from thriftune.planning import catalogue, planner
 
-    content = run_file(run)
-    content["hardware"] = {"device": "T4", "instance": "g4dn.2xlarge"}
-    content["training"] |= {"max_steps": steps, "log_every": 1, "learning_rate": 1e-3}
-    content["evaluation"] |= {"every_steps": steps}  # a validation in between would count as a part of a step
-    content["checkpoints"] = {"every_minutes": NEVER} | ({"every_steps": every} if every else {})
-    config = RunConfig.model_validate(content)
+    config = RunConfig.model_validate(content_for_t4(run, steps, every))
     make_model(run.model, work / run.model)
     shape = architecture.of(ModelConfig(source=str(work / run.model)))
     plan = planner.plan(config, catalogue.load(), architecture=shape)

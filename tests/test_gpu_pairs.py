@@ -24,10 +24,10 @@ def test_every_pair_that_the_tables_allow_is_trained(runs):
     assert pairs == {(m, name) for name, facts in STRATEGIES.items() for m in METHODS if m not in facts.refuses}
 
 
-def test_every_run_is_planned_for_one_t4_in_fp16(runs, monkeypatch):
-    memory_runs = importlib.import_module("memory_runs")
+def test_every_run_is_planned_for_one_t4_in_fp16(runs):
+    content_for_t4 = importlib.import_module("gpu_runs").content_for_t4
     for run in runs:
-        content = memory_runs.run_file(run) | {"hardware": {"device": "T4", "instance": "g4dn.2xlarge"}}
+        content = content_for_t4(run, 12, None)
         plan = planner.plan(RunConfig.model_validate(content), catalogue.load(), architecture=TINY)
         assert (plan.method, plan.precision, plan.devices_per_node) == (run.method, "fp16", 1), run.name
         assert STRATEGIES[plan.strategy] in (STRATEGIES.get(run.strategy), STRATEGIES["zero"]), run.name

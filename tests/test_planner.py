@@ -361,7 +361,7 @@ def test_another_strategy_is_suggested_where_one_device_is_too_small(method):
     text = " ".join(str(caught.value).split())
     assert "strategy: auto (1 x g4dn.metal" in text
     made = plan(config.model_copy(update={"strategy": "auto"}))
-    assert (made.instance, made.strategy) == ("g4dn.metal", "zero" if method == "full" else "layers")
+    assert (made.instance, made.strategy) == ("g4dn.metal", "zero")
 
 
 def test_where_answers_need_more_than_training_shorter_ones_are_suggested():

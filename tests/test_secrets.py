@@ -34,7 +34,7 @@ TOKEN = f"hf_{PLANTED}AbCdEfGhIjKlMnOpQr"
 # Texts that are no places. Who adds a text to the run file says here that it is none, or marks it with PATH_OR_URL.
 NO_PLACES = {
     "name", "model.revision", "hardware.instance", "zero.config", "lora.target_modules", "evaluation.prompts",
-    "publish.repository",
+    "publish.repository", "fsdp.wrap", "lora.modules_to_save", "lora.rank_patterns.pattern", "classification.labels",
     *(f"data.{part}{name}" for part in ("", "sources.")
       for name in ("subset", "split", "revision", "columns", "template", "trained_fields")),
 }  # fmt: skip
@@ -277,6 +277,7 @@ OTHER_WRITERS = {
     ("thriftune/preflight/adapters.py", "write_bytes"): "a copy of the adapter's configuration, removed at once",
     ("thriftune/preflight/base_model.py", "write_text"): "a copy of the model's configuration, removed at once",
     ("thriftune/models/stopping.py", "write_text"): "the model's generation_config.json",
+    ("thriftune/strategies/fsdp/state.py", "write_text"): "numbers of an optimizer, and names of weights",
     ("tasks/elastic.py", "write_text"): "an error of ours that a worker tells its agent, removed at once",
     ("tasks/elastic.py", "to_json"): "the same",
     ("thriftune/models/gguf_head.py", "open"): "the start of a model's file, removed at once",

@@ -13,8 +13,8 @@ from thriftune.errors import ConfigError
     ("method", "other", "runs", "workflow"),
     [
         ("full", "qlora_finetune", "lora and qlora", "full_finetune"),
-        ("lora", "full_finetune", "full", "qlora_finetune"),
-        ("qlora", "full_finetune", "full", "qlora_finetune"),
+        ("lora", "full_finetune", "full and partial", "qlora_finetune"),
+        ("qlora", "full_finetune", "full and partial", "qlora_finetune"),
     ],
 )
 def test_the_other_workflow_is_refused_with_the_command_to_run(run_config, method, other, runs, workflow):
@@ -26,7 +26,8 @@ def test_the_other_workflow_is_refused_with_the_command_to_run(run_config, metho
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_workflow_runs_every_method(run_config, method):
-    assert require_workflow(run_config(method), "finetune") is None
+    own = {"partial": {"partial": {"train": ["head"]}}}.get(method, {})
+    assert require_workflow(run_config(method, **own), "finetune") is None
 
 
 def test_a_table_goes_with_the_source_that_names_it(run_config):

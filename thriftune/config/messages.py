@@ -106,7 +106,7 @@ def _as_yaml(name: str, detail: ErrorDetails) -> str:
         reads = next((reads for kind, reads in _YAML_READS.items() if isinstance(value, kind)), "")
         return f"YAML reads {reads}; put it in quotes to keep it as text{written}. " if reads else ""
     if detail["type"] == "tuple_type" and isinstance(value, str):
-        return f"Write {name}: [{value}]. "
+        return f"Write {name}: [{redacted(value)}]. "
     if detail["type"] == "int_parsing" and isinstance(value, str) and (number := _whole_number(value)) is not None:
         return f"YAML reads it as text; write {name}: {number}. "
     return ""
