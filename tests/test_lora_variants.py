@@ -6,6 +6,7 @@ import pytest
 import torch
 from adapting import EXACT, loss, plain, prepared, run_of, train
 from peft import get_peft_model
+from planning import TINY
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_architecture import shape_of
@@ -205,3 +206,12 @@ def test_each_of_these_settings_makes_another_training(run_config):
         {"rank_patterns": VALUE},
     ):
         assert METHODS["lora"].identity(run_config("lora", lora=lora)) != plain_run
+
+
+@pytest.mark.parametrize("module", ["q_proj", "mlp"])
+def test_what_is_held_in_four_bits_does_not_train_as_a_whole(run_config, module):
+    """The message blamed the model: its memory could not be planned."""
+    config = run_config("qlora", lora={"target_modules": ["v_proj"], "modules_to_save": [module]})
+    with pytest.raises(ConfigError, match=f"lora.modules_to_save = {module}: is held in 4 bits, or has parts"):
+        METHODS["qlora"].check(config, TINY)
+    METHODS["lora"].check(run_config("lora", lora=config.lora.model_dump()), TINY)

@@ -5,7 +5,7 @@ from thriftune.errors import ConfigError
 from thriftune.methods.adapters import adapter_parameters, fused_adapters
 from thriftune.models.adapter_weights import is_target
 from thriftune.models.architecture import Architecture
-from thriftune.models.quantization import FourBit, require_savings
+from thriftune.models.quantization import FourBit, quantized_layers, require_savings
 
 _MISSING, _REFUSED = "lora-target-missing", "lora-refused"
 
@@ -22,9 +22,29 @@ def require_trainable(lora: LoraConfig, architecture: Architecture, four_bit: Fo
         ConfigError: A target does not exist, peft refuses the adapters, or 4 bits save nothing.
     """
     require_targets(lora, architecture)
+    if four_bit is not None:
+        require_trainable_modules(lora, architecture)
     require_adapters(lora, architecture)
     if four_bit is not None:
         require_savings(four_bit, architecture)
+
+
+def require_trainable_modules(lora: LoraConfig, architecture: Architecture) -> None:
+    """Refuse modules that would train as a whole and are held in 4 bits. Needs no weights.
+
+    Args:
+        lora: The LoRA section.
+        architecture: The base model's.
+
+    Raises:
+        ConfigError: Names the module.
+    """
+    quantized = quantized_layers(architecture)
+    for wanted in lora.modules_to_save:
+        if any(f".{wanted}." in f".{name}." for name in quantized):
+            message = "is held in 4 bits, or has parts that are, which cannot train."
+            remedy = "Use method: lora, or name modules that are not: lm_head, embed_tokens or norms."
+            raise ConfigError.single("lora.modules_to_save", wanted, message, remedy, code=_REFUSED)
 
 
 def require_targets(lora: LoraConfig, architecture: Architecture) -> None:

@@ -10,7 +10,7 @@ from thriftune import damage
 from thriftune.config import LoraConfig, RunConfig
 from thriftune.errors import AdapterError, Problem
 from thriftune.methods import METHODS
-from thriftune.methods.adapter_checks import require_adapters, require_targets
+from thriftune.methods.adapter_checks import require_adapters, require_targets, require_trainable_modules
 from thriftune.methods.adapters import adapter_parameters, fused_adapters
 from thriftune.models.adapter_resumption import require_same_shape, require_same_targets
 from thriftune.models.adapter_weights import RESUME_FROM, WEIGHTS, adapted_modules, require_fit, shapes_in
@@ -57,6 +57,11 @@ def _targets(lora: LoraConfig, four_bit: FourBit | None, architecture: Architect
     yield from missing.findings
     if missing.failed:
         return
+    if four_bit is not None:
+        whole = attempt(lambda: require_trainable_modules(lora, architecture), "lora.modules_to_save", named)
+        yield from whole.findings
+        if whole.failed:
+            return
     refused = attempt(lambda: require_adapters(lora, architecture), _TARGETS, named)
     yield from refused.findings
     if not refused.failed and fused_adapters(lora, architecture):

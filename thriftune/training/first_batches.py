@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def first_batches(trainer: "Trainer", rows: "Dataset", seed: int, count: int, tokens: int) -> list[Batch]:
-    """Collate some of the rows to train on, the same on every rank, into batches of at least a micro batch each.
+    """Collate some of the rows to train on, the same on every rank, into batches.
 
     Args:
         trainer: The trainer, which collates them.
@@ -34,7 +34,7 @@ def first_batches(trainer: "Trainer", rows: "Dataset", seed: int, count: int, to
     for row in shuffled:
         part.append(dict(row))
         labelled += sum(label != IGNORED for label in row["labels"])
-        if len(part) >= trainer.args.per_device_train_batch_size and labelled >= tokens:
+        if labelled >= tokens:  # not of a micro batch, which may differ from one attempt to the next
             batches.append(_collated(trainer, part))
             part, labelled = [], 0
         if len(batches) == count:
