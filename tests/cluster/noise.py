@@ -18,7 +18,7 @@ _ABOUT_THE_RUN = re.compile(
     r" WARNING (THRIFTUNE_NOTIFY is not set"
     r"|Told to stop \("
     r"|An earlier run has trained this"
-    r"|The checkpoint of step \d+ could not be saved, training goes on: node 1 uploaded no part"
+    r"|The checkpoint of step \d+ could not be saved, training goes on: (node 1 uploaded no part|The ranks lost each other)"
     r"|A checkpoint cannot be used: .* its upload was never finished"
     r"|The plan cannot be served from the cache"
     r"|.* may not be read, and is made anew)"

@@ -145,7 +145,6 @@ class ResumableTrainer(Trainer):
         """Save what trains.
 
         Where it is sharded, save nothing: the shards in the checkpoint have it, and gathering needs a model's memory.
-        Where every rank has a copy, one of them writes.
         """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
