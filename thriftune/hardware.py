@@ -25,6 +25,37 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast a device computes and moves data, as far as training reaches it.
+
+    Attributes:
+        fp32: FLOP/s that large matrix products reach in fp32.
+        fp16: The same in fp16; 0 where it has none.
+        bf16: The same in bf16; 0 where it has none.
+        bandwidth: Bytes per second of its own memory that element-wise operations reach.
+        launch: Seconds that an operation takes at least, for Python and the device to start it.
+        pcie: Bytes per second and direction between the device and its host.
+        nvlink: Bytes per second and direction between two devices; 0 without such a link.
+    """
+
+    fp32: float
+    fp16: float
+    bf16: float
+    bandwidth: float
+    launch: float
+    pcie: float = 0.0
+    nvlink: float = 0.0
+
+    def of(self, precision: Precision) -> float:
+        """FLOP/s of large matrix products in a precision.
+
+        Args:
+            precision: The precision.
+        """
+        return {"fp32": self.fp32, "fp16": self.fp16, "bf16": self.bf16}[precision]
+
+
+@dataclass(frozen=True)
 class Device:
     """One kind of device to train on.
 

@@ -58,6 +58,70 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class StepTime:
+    """Time of one optimizer step.
+
+    Attributes:
+        parts: Seconds by what the devices do, such as matrix products or exchange between devices.
+        waiting: Share of the devices that wait at any time, because one computes after the other; from 0 to 1.
+    """
+
+    parts: dict[str, float]
+    waiting: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the step."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """How long a run takes, and what it costs.
+
+    Attributes:
+        step: One optimizer step.
+        error: Factor by which the time of a step may be longer or shorter; 1.5 for a third less to a half more.
+        tokens_per_step: Tokens of one step, without padding.
+        tokens_from: Where their number comes from, as text.
+        leans_on: Where the speed comes from, as text.
+        steps: Optimizer steps; 0 where the number of rows is not known.
+        beside: Seconds by what is done once: start, loading, validations, checkpoints.
+    """
+
+    step: StepTime
+    error: float
+    tokens_per_step: float
+    tokens_from: str
+    leans_on: str
+    steps: int
+    beside: dict[str, float]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all devices in a second of training."""
+        return self.tokens_per_step / self.step.seconds
+
+    @property
+    def hours(self) -> float:
+        """Hours of the GPUs' nodes, from their start to the result."""
+        return self._hours(1.0)
+
+    @property
+    def hours_low(self) -> float:
+        """Hours if steps take as little time as they may."""
+        return self._hours(1 / self.error)
+
+    @property
+    def hours_high(self) -> float:
+        """Hours if steps take as much time as they may."""
+        return self._hours(self.error)
+
+    def _hours(self, factor: float) -> float:
+        return (factor * self.steps * self.step.seconds + sum(self.beside.values())) / 3600
+
+
+@dataclass(frozen=True)
 class Alternative:
     """Another plan that fits.
 

@@ -16,8 +16,10 @@ from thriftune.methods import TrainingMethod
 from thriftune.models.architecture import Architecture
 from thriftune.models.rounding import RoundingMode
 from thriftune.models.substitution import WeightOf
+from thriftune.strategies.coordination import Coordination
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.items import Phases
+from thriftune.strategies.memory.weights import counts
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -173,6 +175,20 @@ class Strategy(Protocol):
         Returns:
             The bytes by item; None where the weights alone do not fit on the devices of a node.
         """
+
+    def coordination(
+        self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, accumulation: int
+    ) -> Coordination:
+        """What each device does besides computing in one optimizer step.
+
+        Args:
+            architecture: The model.
+            step_shape: What one forward and backward pass of a process computes.
+            machines: The machines it runs on.
+            settings: As `options` gives them.
+            accumulation: Forward and backward passes in one optimizer step.
+        """
+        return Coordination(updated=counts(architecture, step_shape.tuned).trained)
 
     def checkpoint_bytes(self, trained: int, precision: Precision, settings: str, nodes: int) -> int:
         """Bytes of one checkpoint that the first node writes, which writes most: fp32 weights and AdamW's moments.

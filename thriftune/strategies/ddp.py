@@ -15,10 +15,13 @@ from thriftune.models.classifier import Classes
 from thriftune.models.loading import Placement, load_model
 from thriftune.strategies import whole
 from thriftune.strategies.base import Machines, Needs
+from thriftune.strategies.coordination import OVERLAPPED, Coordination, of_ring
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.items import BUCKETS, GRADIENTS
 from thriftune.strategies.single import Single
 from thriftune.training_plan import TrainingPlan
+
+_GRADIENT = 4  # bytes: what trains is in fp32
 
 
 class Ddp(Single):
@@ -45,6 +48,14 @@ class Ddp(Single):
             return None
         device = {moment: {**items, BUCKETS: items[GRADIENTS]} for moment, items in needs.devices[0].items()}
         return replace(needs, devices=[device] * machines.devices_per_node)
+
+    def coordination(
+        self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, accumulation: int
+    ) -> Coordination:
+        """Gradients, in fp32, are summed over all devices once in a step, while the backward pass goes on."""
+        alone = super().coordination(architecture, step_shape, machines, settings, accumulation)
+        summed = of_ring(_GRADIENT * alone.updated, machines.nodes * machines.devices_per_node)
+        return replace(alone, between=2 * summed, overlapped=OVERLAPPED)
 
     def load(
         self,

@@ -1,5 +1,6 @@
 """Split by layers over the devices of one node, in one process: each device computes while the others wait."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from thriftune.models.classifier import Classes
 from thriftune.models.loading import Placement, load_model
 from thriftune.overhead import usable_for_weights
 from thriftune.strategies.base import Machines, Needs, Strategy
+from thriftune.strategies.coordination import Coordination
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.memory.adapters import phases, split
 from thriftune.training_plan import TrainingPlan
@@ -30,6 +32,13 @@ class Layers(Strategy):
     ) -> Needs | None:
         """The layers of the base model on each device, with their adapters."""
         return adapters_over(architecture, step_shape, machines, optimizer)
+
+    def coordination(
+        self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, accumulation: int
+    ) -> Coordination:
+        """One device computes, and the others wait for it; what passes from one to the next is small."""
+        alone = super().coordination(architecture, step_shape, machines, settings, accumulation)
+        return replace(alone, at_a_time=1)
 
     def load(
         self,

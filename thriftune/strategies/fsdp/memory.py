@@ -1,4 +1,4 @@
-"""Memory of a training under FSDP: what each rank holds on its device and on its host.
+"""Memory of a training under FSDP: what each rank holds on its device and on its host; and what ranks exchange.
 
 Terms are buffers of torch 2.13 (torch/distributed/fsdp/_fully_shard). They have not been compared with runs on GPUs.
 N is the number of ranks.
@@ -14,6 +14,7 @@ from thriftune.methods import method_of
 from thriftune.models.architecture import Architecture
 from thriftune.models.quantization import FourBit, weights_of
 from thriftune.strategies.base import Machines, Needs
+from thriftune.strategies.coordination import OVERLAPPED, Coordination, of_ring
 from thriftune.strategies.fsdp.policy import Settings, unit_names
 from thriftune.strategies.mapped import copied_bytes
 from thriftune.strategies.memory.activations import StepShape, measure
@@ -102,6 +103,33 @@ def needs(architecture: Architecture, step_shape: StepShape, machines: Machines,
     for items in device.values():
         items.update(dict.fromkeys(items.keys() & host.keys(), 0))
     return Needs([device] * machines.devices_per_node, host, copied=copied, saved=saved)
+
+
+def coordination(
+    architecture: Architecture, step_shape: StepShape, machines: Machines, settings: Settings, accumulation: int
+) -> Coordination:
+    """What each device does besides computing in one optimizer step.
+
+    Units are gathered for the forward pass, and again for the backward pass if they were freed; gradients are summed
+    and divided in every pass.
+
+    Args:
+        architecture: The model.
+        step_shape: What one forward and backward pass of a process computes.
+        machines: The machines it runs on.
+        settings: The strategy's.
+        accumulation: Passes in one optimizer step.
+    """
+    ranks = machines.nodes * machines.devices_per_node
+    units = _units(architecture, step_shape.tuned, step_shape.four_bit, settings.wrap)
+    gathered = sum(unit.gathered(_BYTES[settings.computes_in(step_shape.precision)]) for unit in units)
+    trained = sum(unit.trained for unit in units)
+    gathers = 2 if settings.reshard_after_forward else 1
+    sent = gathers * of_ring(gathered, ranks) + of_ring(_BYTES[settings.reduces_in] * trained, ranks)
+    if not settings.offloads(machines.device):
+        return Coordination(accumulation * sent, updated=trained // ranks, overlapped=OVERLAPPED)
+    moved = accumulation * max(gathers * gathered, _MASTER * trained) // ranks
+    return Coordination(accumulation * sent, moved, updated_on_host=trained // ranks, overlapped=OVERLAPPED)
 
 
 def _held(units: Iterable[Part], ranks: int, width: int, step_shape: StepShape) -> dict[str, int]:

@@ -12,6 +12,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.classifier import Classes
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, StateFiles, Strategy
+from thriftune.strategies.coordination import Coordination
 from thriftune.strategies.fsdp import memory, sharding, state
 from thriftune.strategies.fsdp.policy import Settings
 from thriftune.strategies.mapped import map_model
@@ -55,6 +56,12 @@ class Fsdp(Strategy):
         read = Settings.read(settings)
         read.require_types(step_shape.precision, machines.device)
         return memory.needs(architecture, step_shape, machines, read)
+
+    def coordination(
+        self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, accumulation: int
+    ) -> Coordination:
+        """Gathered units and divided gradients, in every pass."""
+        return memory.coordination(architecture, step_shape, machines, Settings.read(settings), accumulation)
 
     def identity(self, settings: str) -> dict[str, Any]:
         """The types, which change its numbers; checkpoints fit any number of ranks."""

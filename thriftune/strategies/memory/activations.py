@@ -1,4 +1,4 @@
-"""Memory of one forward and backward pass, from running the model's own code on the meta device."""
+"""Memory and work of one forward and backward pass, from running the model's own code on the meta device."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -15,6 +15,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.classifier import head_of
 from thriftune.models.quantization import FourBit, replace_layers
 from thriftune.overhead import RETURNED_BLOCK
+from thriftune.strategies.memory.work import PassWork, Work
 
 if TYPE_CHECKING:
     import torch
@@ -80,18 +81,20 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Activations:
-    """Memory of one pass, in parts that lie on different devices when a model is split by layers.
+    """Memory and work of one pass, in parts that lie on different devices when a model is split by layers.
 
     Attributes:
         kept: What each decoder layer keeps for its backward pass, in order.
         one_layer: What the layer being computed needs for a moment, in addition to what it keeps.
         outside: The peak of everything else: logits, their fp32 copy and their gradient, or the layer being computed
             if that is more. It includes the embedding's output and the mask.
+        work: What all layers and everything else compute.
     """
 
     kept: tuple[Peaks, ...]
     one_layer: Peaks
     outside: Peaks
+    work: PassWork = PassWork()
 
     def of(self, layers: Iterable[int], *, has_head: bool) -> Peaks:
         """The memory on one device.
@@ -126,12 +129,30 @@ def measure(architecture: Architecture, step_shape: StepShape) -> Activations:
     measured = {tuned: _measured(architecture, replace(step_shape, tuned=tuned)) for tuned in dict.fromkeys(alike)}
     one_layer, outside = Peaks(0, 0), Peaks(0, 0)
     for found in measured.values():
-        one_layer, outside = _larger(one_layer, found.one_layer), _larger(outside, found.outside)
-    return Activations(tuple(measured[tuned].kept[i] for i, tuned in enumerate(alike)), one_layer, outside)
+        one_layer = _larger(one_layer, found.activations.one_layer)
+        outside = _larger(outside, found.activations.outside)
+    kept = tuple(measured[tuned].activations.kept[i] for i, tuned in enumerate(alike))
+    work = sum((measured[tuned].layers[i] for i, tuned in enumerate(alike)), measured[alike[0]].beside)
+    return Activations(kept, one_layer, outside, work)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was traced for a model in all of whose layers the same trains.
+
+    Attributes:
+        activations: Memory.
+        layers: Work of each decoder layer.
+        beside: Work of everything else.
+    """
+
+    activations: Activations
+    layers: tuple[PassWork, ...]
+    beside: PassWork
 
 
 @lru_cache(maxsize=256)
-def _measured(architecture: Architecture, step_shape: StepShape) -> Activations:
+def _measured(architecture: Architecture, step_shape: StepShape) -> _Measured:
     """Trace the first layers of a model, each time one more, until every kind of layer was once the last one."""
     kinds = architecture.layer_kinds
     traces: dict[int, _Trace] = {}
@@ -141,26 +162,30 @@ def _measured(architecture: Architecture, step_shape: StepShape) -> Activations:
             traces[layers] = _traced(architecture, step_shape, layers, with_head=True)
         return traces[layers]
 
-    by_kind, outside, beside = {}, Peaks(0, 0), Peaks(0, 0)
+    by_kind, work, outside, beside = {}, {}, Peaks(0, 0), Peaks(0, 0)
     for kind in dict.fromkeys(kinds):
         # The second layer of a model, not its first, for which the embedding's output is kept as well.
         last = next((i for i, other in enumerate(kinds) if i and other == kind), 0)
         by_kind[kind] = trace(last + 1).kept - trace(last).kept if last else trace(1).kept
+        work[kind] = trace(last + 1).work - trace(last).work if last else PassWork()
     for kind in by_kind:
         first = kinds.index(kind)
         others = sum((by_kind[other] for other in kinds[: first + 1]), Peaks(0, 0))
         outside = _larger(outside, trace(first + 1).peak - others)
         bare = _traced(architecture, step_shape, first + 1, with_head=False)
         beside = _larger(beside, bare.peak - others)
-    return Activations(tuple(by_kind[kind] for kind in kinds), beside, outside)
+    whole = Activations(tuple(by_kind[kind] for kind in kinds), beside, outside)
+    # A kind that occurs in the first layer alone is counted with what is outside of the layers.
+    return _Measured(whole, tuple(work[kind] for kind in kinds), trace(1).work - work[kinds[0]])
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """One traced pass: the highest sum of bytes, and what the forward pass left for the backward pass."""
+    """One traced pass: the highest sum of bytes, what the forward pass left for the backward pass, and the work."""
 
     peak: Peaks
     kept: Peaks
+    work: PassWork
 
 
 def _larger(first: Peaks, second: Peaks) -> Peaks:
@@ -220,12 +245,13 @@ def _trace(
             inner = model.get_base_model() if hasattr(model, "peft_config") else model
             loss = _decoder(inner)(input_ids=ids, attention_mask=mask).last_hidden_state.sum()
         device.leave_autocast()
-        kept = Peaks(counted.live, counted.small_live)
+        kept, forward = Peaks(counted.live, counted.small_live), Work.of(counted.operations)
         if loss.requires_grad:  # without the output head there may be nothing that trains
             loss.backward()
     # From the two-dimensional mask transformers would make the four-dimensional one.
     made = Peaks(rows * tokens**2 * dtype.itemsize if mask_dimensions == 2 else 0, 0)
-    return _Trace(Peaks(counted.peak, counted.small_peak) + made, kept)
+    work = PassWork(forward, Work.of(counted.operations) - forward)
+    return _Trace(Peaks(counted.peak, counted.small_peak) + made, kept, work)
 
 
 def _decoder(model: Any) -> Any:
@@ -295,7 +321,7 @@ def _quantize(model: "PreTrainedModel", four_bit: FourBit, dtype: "torch.dtype")
     """Put bitsandbytes' 4-bit layers into a model on the meta device, with a product that needs no data."""
     from bitsandbytes.nn.modules import Linear4bit
 
-    from thriftune.strategies.memory.tracing import FourBitProduct
+    from thriftune.strategies.memory.stand_ins import FourBitProduct
 
     replace_layers(model, dtype, four_bit)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Count the bytes of tensors that are alive while code runs on torch's meta device, where tensors have no data.
+"""Count live bytes and operations while code runs on torch's meta device, where tensors have no data.
 
 The model's own forward and backward pass are executed, so that the count is right for every architecture of
 transformers, with what grouped-query attention, tied embeddings or experts keep for their backward pass. Four
@@ -19,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from thriftune.strategies.memory import stand_ins
+from thriftune.strategies.memory.operations import Operations
+
 # The operations of language models that torch.autocast runs in 16 bits.
 # Source: https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float16".
 _IN_16_BITS: frozenset[Callable[..., Any]] = frozenset(
@@ -30,15 +33,17 @@ _IN_16_BITS: frozenset[Callable[..., Any]] = frozenset(
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside the block that are still alive, and their highest sum.
+    """Counts operations, the bytes of all tensors made inside the block that are still alive, and their highest sum.
 
     Attributes:
+        operations: The operations until now.
         live: Bytes alive now.
         peak: Highest value of `live` so far.
         small_live: Bytes of tensors below `small` that are alive now.
         small_peak: Highest value of `small_live` so far.
     """
 
+    operations: Operations
     live: int
     peak: int
     small_live: int
@@ -52,6 +57,7 @@ class LiveBytes(TorchDispatchMode):
             small: Bytes below which a tensor is small.
         """
         super().__init__()
+        self.operations = Operations()
         self.live = 0
         self.peak = 0
         self.small_peak = 0
@@ -65,10 +71,20 @@ class LiveBytes(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:  # noqa: SLF001 - what `.item()` calls
             return True  # transformers asks whether rows have no padding and are not packed, to leave out the mask
         result = func(*args, **(kwargs or {}))
+        self.operations.add(func, args, kwargs or {}, result)
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
         return result
+
+    def __enter__(self) -> "LiveBytes":
+        stand_ins.told.append(self.operations)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        stand_ins.told.pop()
 
     def _count(self, storage: Any) -> None:
         key = _address(storage)
@@ -114,9 +130,9 @@ class RealDevice(TorchFunctionMode):
         if self.autocast and (is_attention or func in _IN_16_BITS):
             args, kwargs = tree_map(self._cast, (args, kwargs))
         if is_attention:
-            return _fused_attention(*args, **kwargs)
+            return stand_ins.fused_attention(*args, **kwargs)
         if func is torch._grouped_mm:  # noqa: SLF001 - what transformers calls for experts
-            return _grouped_product(*args, **kwargs)
+            return stand_ins.grouped_product(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _cast(self, value: Any) -> Any:
@@ -174,86 +190,3 @@ def _itself(module: Any) -> Any:
 def _address(storage: Any) -> int:
     """An identity of a storage that fake tensors have too; torch has no public name for it."""
     return int(storage._cdata)  # noqa: SLF001
-
-
-def _fused_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, **_: Any
-) -> torch.Tensor:
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype, device="meta")  # torch turns it into a bias
-    result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)
-    return result
-
-
-class _Attention(torch.autograd.Function):
-    """What a fused attention kernel keeps: its inputs, its output and one number per query, but no scores.
-
-    Source: FlashAttention (arXiv 2205.14135), section 3.1; torch's memory-efficient CUDA kernel and its CPU kernel keep
-    the same.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        rows, heads, tokens, _ = query.shape
-        # [rows, tokens, heads, width] in memory, so that the projection after it needs no copy.
-        output = query.new_empty((rows, tokens, heads, value.shape[-1])).transpose(1, 2)
-        ctx.save_for_backward(query, key, value, bias, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> Any:
-        query, key, value = ctx.saved_tensors[:3]
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
-
-
-def _grouped_product(inputs: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor, **_: Any) -> torch.Tensor:
-    """Multiply rows [tokens, in], sorted by expert, with the weights [experts, in, out] of each expert: [tokens, out].
-
-    In fp16, which is used on GPUs without bf16, transformers loops over the experts itself, since torch's kernel needs
-    compute capability 8; its backward pass makes the gradient of all experts even where they are frozen.
-
-    Source: transformers 5.23, integrations/moe.py, the condition for using the grouped product.
-    """
-    from transformers.integrations import moe  # noqa: F401  # registers the operator
-
-    if weights.dtype == torch.float16:
-        return torch.ops.transformers.grouped_mm_fallback(inputs, weights, offs)  # type: ignore[no-any-return]
-    result: torch.Tensor = _GroupedProduct.apply(inputs, weights)
-    return result
-
-
-class _GroupedProduct(torch.autograd.Function):
-    """What torch's grouped product keeps: its inputs, and in the backward pass the gradients that are needed."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(inputs, weights)
-        return inputs.new_empty((inputs.shape[0], weights.shape[2]))
-
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> Any:
-        kept = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        return tuple(torch.empty_like(tensor) if needed else None for tensor, needed in kept)
-
-
-class FourBitProduct(torch.autograd.Function):
-    """What bitsandbytes' product with a 4-bit weight keeps: nothing. While it works it holds the weight in 16 bits.
-
-    Source: `bitsandbytes.autograd._functions.MatMul4Bit`, 0.50.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, features: tuple[int, int]) -> torch.Tensor:
-        """Inputs [..., in_features] to outputs [..., out_features]; `features` is (out, in)."""
-        ctx.features = features
-        inputs.new_empty(features)  # the dequantized weight
-        return inputs.new_empty((*inputs.shape[:-1], features[0]))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """The gradient of the inputs only: the weight is frozen."""
-        gradient = gradients[0]
-        gradient.new_empty(ctx.features)
-        return gradient.new_empty((*gradient.shape[:-1], ctx.features[1])), None

@@ -18,12 +18,13 @@ from thriftune.models.classifier import Classes
 from thriftune.models.quantization import FourBit
 from thriftune.models.substitution import WeightOf
 from thriftune.strategies.base import Machines, Needs, Strategy
+from thriftune.strategies.coordination import Coordination
 from thriftune.strategies.mapped import copied_bytes, map_model
 from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.quantized_loading import with_four_bit_layers
-from thriftune.strategies.zero import configuration, loading, memory, operators, universal
+from thriftune.strategies.zero import configuration, exchange, loading, memory, operators, universal
 from thriftune.strategies.zero.frozen import may_lack_frozen
-from thriftune.strategies.zero.layout import layout
+from thriftune.strategies.zero.layout import Layout, layout
 from thriftune.strategies.zero.masters import masters_of
 from thriftune.training_plan import TrainingPlan
 
@@ -95,8 +96,7 @@ class Zero(Strategy):
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
         """What one rank holds; all ranks hold the same. Under ZeRO the optimizer is always AdamW."""
-        packing = _packing(step_shape.four_bit, step_shape.precision)
-        placed = layout(config_in(settings), architecture.hidden_size, packing)
+        placed = _placed(architecture, step_shape, settings)
         ranks = machines.nodes * machines.devices_per_node
         # With every weight trained the precision is that of the weights anyhow.
         traced = replace(step_shape, in_precision=step_shape.tuned is not None)
@@ -104,6 +104,13 @@ class Zero(Strategy):
         shards = memory.shards(architecture, step_shape, placed, ranks, activations, on_gpu=machines.device.is_gpu)
         nvme = memory.nvme_bytes(architecture, step_shape, placed, ranks)
         return Needs([shards.device] * machines.devices_per_node, shards.host, nvme, copied_bytes(architecture))
+
+    def coordination(
+        self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, accumulation: int
+    ) -> Coordination:
+        """Summed gradients and gathered weights, as the stage asks for them, and what is offloaded."""
+        placed = _placed(architecture, step_shape, settings)
+        return exchange.coordination(architecture, step_shape, machines, placed, accumulation)
 
     def checkpoint_bytes(self, trained: int, precision: Precision, settings: str, nodes: int) -> int:
         """12 bytes per parameter, spread over the nodes from stage 1 on.
@@ -196,6 +203,12 @@ class Zero(Strategy):
     def reshard(self) -> Callable[[Path], Path] | None:
         """Shards fit one number of ranks only; DeepSpeed's universal format fits any."""
         return universal.to_universal
+
+
+def _placed(architecture: Architecture, step_shape: StepShape, settings: str) -> Layout:
+    """Where the settings keep what, for a model."""
+    packing = _packing(step_shape.four_bit, step_shape.precision)
+    return layout(config_in(settings), architecture.hidden_size, packing)
 
 
 def _packing(four_bit: FourBit | None, precision: Precision) -> int:
