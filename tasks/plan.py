@@ -60,12 +60,9 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
         on_this_machine: Whether to plan for the machine that this task runs on, instead of the catalogue.
     """
     with transient_errors_retried():
-        made = planner.plan(
-            config,
-            catalogue.load(settings.PLATFORM.catalogue),
-            token=settings.hub_token(),
-            here=offers.this_machine(settings.local_root()) if on_this_machine else None,
-        )
+        nodes = catalogue.load(settings.PLATFORM.catalogue)
+        here = offers.this_machine(settings.local_root(), nodes.devices) if on_this_machine else None
+        made = planner.plan(config, nodes, token=settings.hub_token(), here=here)
     logger.info("\n%s", plan_report.plan_table(made, config.name))
     page, content = plan_report.plan_html(made, config.name), plan_report.plan_json(made, config.name)
     pages.show("plan", config.name, page, content)

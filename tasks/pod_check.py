@@ -9,7 +9,6 @@ from tasks import settings
 from tasks.settings import PLATFORM
 from tasks.transfer import transient_errors_retried
 from thriftune.errors import PodError
-from thriftune.hardware import DEVICES
 from thriftune.planning import catalogue, pod
 from thriftune.planning.pod import Promise
 from thriftune.pod_reading import read_pod
@@ -66,8 +65,9 @@ def require_for_generating() -> None:
     if not PLATFORM.generate_instance:
         _require(Promise(request))
         return
-    node = catalogue.load(PLATFORM.catalogue).get(PLATFORM.generate_instance)
-    _require(Promise(request, DEVICES[node.device], node.gpu_gib))
+    nodes = catalogue.load(PLATFORM.catalogue)
+    node = nodes.get(PLATFORM.generate_instance)
+    _require(Promise(request, nodes.device(node.device), node.gpu_gib))
 
 
 def _require(promise: Promise) -> None:

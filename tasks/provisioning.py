@@ -3,7 +3,7 @@
 from typing import Any
 
 from flytekit import PodTemplate, Resources, current_context
-from flytekit.extras.accelerators import A10G, A100, A100_80GB, H100, L4, T4, V100, GPUAccelerator
+from flytekit.extras.accelerators import GPUAccelerator
 
 from pod_templates import (
     in_one_zone,
@@ -20,15 +20,6 @@ from thriftune.planning.offers import THIS_MACHINE
 from thriftune.planning.pod_requests import PodRequest
 from thriftune.training_plan import TrainingPlan
 
-ACCELERATORS: dict[str, GPUAccelerator] = {
-    "T4": T4,
-    "V100": V100,
-    "A10G": A10G,
-    "L4": L4,
-    "A100-40GB": A100,
-    "A100-80GB": A100_80GB,
-    "H100": H100,
-}
 _LONGEST_LABEL = 63
 
 
@@ -46,11 +37,11 @@ def on_planned_node(node: Any, plan: TrainingPlan, *, as_job: bool = False) -> A
     """
     if plan.instance == THIS_MACHINE:
         return node
-    resources = node_resources(plan)
+    resources, accelerator = node_resources(plan), plan.hardware.accelerator
     return node.with_overrides(
         requests=resources,
         limits=resources,
-        accelerator=ACCELERATORS.get(plan.device) if PLATFORM.accelerator else None,
+        accelerator=GPUAccelerator(accelerator) if accelerator and PLATFORM.accelerator else None,
         pod_template=node_pod(plan, as_job=as_job),
     )
 

@@ -90,7 +90,7 @@ def test_the_smallest_file_is_valid_and_gets_the_documented_defaults():
         ({"data": {"validation_share": 1}}, "data.validation_share", ["1", "less than 1"]),
         ({"data": {"validation_share": 0}}, "data.validation_share", ["0", "greater than 0"]),
         ({"data": {"train_on_inputs": "perhaps"}}, "data.train_on_inputs", ["'perhaps'", "boolean"]),
-        ({"hardware": {"device": "RTX"}}, "hardware.device", ["'RTX'", "'T4'", "Kind of GPU"]),
+        ({"hardware": {"device": 4090}}, "hardware.device", ["4090", "in quotes", "Kind of GPU"]),
         ({"hardware": {"nodes": 0}}, "hardware.nodes", ["0", "Number of machines"]),
         ({"hardware": {"devices_per_node": 1.5}}, "hardware.devices_per_node", ["1.5", "valid integer"]),
         ({"training": {"global_batch": "many"}}, "training.global_batch", ["'many'", "valid integer", "Rows per"]),
@@ -239,13 +239,6 @@ def test_a_long_value_is_shortened_in_the_message(run_file):
             "training.global_batch",
             ["16", "multiple of 6", "12 or 18"],
         ),
-        (
-            "full",
-            {"hardware": {"device": "T4"}, "training": {"precision": "bf16"}},
-            "training.precision",
-            ["bf16", "T4", "7.5", "'fp16'"],
-        ),
-        ("full", {"training": {"precision": "fp16"}}, "training.precision", ["fp16", "CPU", "'fp32'"]),
         (
             "full",
             {"zero": {"config": "zero2"}, "training": {"optimizer": "adamw_8bit"}},

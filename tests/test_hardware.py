@@ -7,8 +7,8 @@ import pytest
 from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES, bf16_flag, choose_precision, detect_device, device_of
 
-WITHOUT_BF16 = ("T4", "V100")
-WITH_BF16 = ("A10G", "L4", "A100-40GB", "A100-80GB", "H100")
+WITHOUT_BF16 = ("T4", "V100", "V100-32GB")
+WITH_BF16 = ("A10G", "L4", "L40S", "RTX-4090", "A100-40GB", "A100-80GB", "H100", "H200")
 
 
 def test_the_tables_of_this_test_cover_every_device():
@@ -44,7 +44,7 @@ def test_fp16_is_refused_on_the_cpu():
 
 def test_every_gpu_has_memory_and_talks_nccl():
     gpus = [device for device in DEVICES.values() if device.is_gpu]
-    assert len(gpus) == 7
+    assert len(gpus) == 11
     for device in gpus:
         assert device.memory_gib >= 16
         assert device.backend == "nccl"
@@ -61,7 +61,14 @@ def test_each_device_is_found_under_its_own_name():
         (("NVIDIA A100-SXM4-40GB", 39.4, (8, 0)), "A100-40GB"),
         (("NVIDIA A100-SXM4-80GB", 79.2, (8, 0)), "A100-80GB"),
         (("NVIDIA A100-SXM4-80GB", 80.0, (8, 0)), "A100-80GB"),  # NVML counts what the driver takes, too
-        (("NVIDIA H200", 139.8, (9, 0)), "NVIDIA H200"),
+        (("NVIDIA H200", 139.8, (9, 0)), "H200"),
+        (("Tesla V100-SXM2-32GB", 31.7, (7, 0)), "V100-32GB"),
+        # These have the same capability and memory: the driver's name says which it is.
+        (("NVIDIA L4", 22.0, (8, 9)), "L4"),
+        (("NVIDIA GeForce RTX 4090", 23.5, (8, 9)), "RTX-4090"),
+        (("NVIDIA RTX 5000 Ada", 23.5, (8, 9)), "L4"),  # a name that nobody told
+        (("Tesla T4", 14.6, (8, 9)), "Tesla T4"),  # a name that is another's
+        (("NVIDIA A10", 22.1, (8, 6)), "A10G"),
         (("a part of an A100", 9.5, (8, 0)), "a part of an A100"),
     ],
 )

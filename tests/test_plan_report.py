@@ -20,7 +20,7 @@ LONG = "very-long-name-" * 12
 
 FULL = TrainingPlan(
     method="full", strategy="zero", settings=settings_of("zero3_offload", {"zero_optimization": {"stage": 3}}),
-    device="T4", instance="g4dn.metal", nodes=3, devices_per_node=8,
+    hardware=DEVICES["T4"], instance="g4dn.metal", nodes=3, devices_per_node=8,
     precision="fp16", global_batch=48, micro_batch=1, accumulation=2, validation_batch=4,
     memory=Estimate(
         phase="forward and backward",
@@ -53,7 +53,7 @@ QLORA = replace(
     alternatives=[Alternative("g6.12xlarge", 1, 4, "layers", "", 2, 20.8, 21.96, 9.0)],
 )  # fmt: skip
 CPU = replace(
-    FULL, device="CPU", instance=THIS_MACHINE, nodes=1, devices_per_node=2, precision="fp32",
+    FULL, hardware=DEVICES["CPU"], instance=THIS_MACHINE, nodes=1, devices_per_node=2, precision="fp32",
     global_batch=4, settings=settings_of("", {"zero_optimization": {"stage": 2}}),
     memory=replace(
         FULL.memory,
@@ -283,7 +283,8 @@ def test_json_has_every_field_and_what_follows(plan):
     text = plan_report.plan_json(plan, "llama")
     content = json.loads(text)
     derived, host_gib = content.pop("derived"), plan.memory.host_gib + plan.memory.shared_memory_gib
-    assert content == {"name": "llama", **asdict(plan)}
+    assert content == {"name": "llama", **json.loads(json.dumps(asdict(plan)))}  # tuples are lists in JSON
+    assert content["hardware"]["name"] == derived["device"] == plan.device
     assert derived["ranks"] * plan.micro_batch * plan.accumulation == plan.global_batch
     assert derived["device_gib"] == pytest.approx(max(sum(items.values()) for items in plan.memory.devices))
     assert derived["device_gib"] + derived["device_free_gib"] == pytest.approx(plan.device_limit_gib)

@@ -63,7 +63,7 @@ def test_a_full_plan_has_one_process_per_device_and_the_zero_file(run_config):
     assert config_in(made.settings) == zero3
     assert json.loads(made.settings)["name"] == ""
     assert made.batch.world_size == 8
-    assert made.hardware is DEVICES["T4"]
+    assert made.hardware == DEVICES["T4"]
 
 
 def test_a_plan_by_layers_has_one_process_for_all_devices_and_no_zero(run_config):
@@ -299,6 +299,9 @@ def test_this_machine_is_one_machine_even_where_two_would_do():
             ["hardware.devices_per_node = 2", "training.precision = bf16"],
         ),
         ({"hardware": {"device": "T4", "devices_per_node": 16}}, ["devices_per_node = 16", "no node of the catalogue"]),
+        ({"hardware": {"device": "A100"}}, ["hardware.device = A100: is no known device. Did you mean A100-40GB or"]),
+        ({"hardware": {"device": "cpu"}}, ["hardware.device = cpu: is no known device. Did you mean CPU"]),
+        ({"hardware": {"device": "V100"}}, ["hardware.device = V100: no node of the catalogue has it"]),
         (
             {"hardware": {"instance": "g4dn.metal"}, "training": {"global_batch": 12}},
             ["1 x g4dn.metal: training.global_batch 12 is not a multiple of 8"],
@@ -324,6 +327,17 @@ def test_contradictions_and_misfits_name_every_reason(sections, expected):
     text = " ".join(str(caught.value).split())
     for part in expected:
         assert part in text, text
+
+
+def test_a_precision_that_a_device_lacks_is_the_only_problem():
+    """That nodes with other devices have not this one was said too, of a device that many nodes have."""
+    with pytest.raises(ConfigError) as caught:
+        plan(run(hardware={"device": "T4"}, training={"precision": "bf16"}))
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.value) == ("training.precision", "bf16")
+    assert "T4 (compute capability 7.5)" in problem.message
+    with pytest.raises(ConfigError, match=r"training\.precision = fp16: fp16 does not train on the CPU"):
+        planner.plan(run(hardware={"device": "CPU"}, training={"precision": "fp16"}), CATALOGUE, here=this_machine())
 
 
 def test_a_change_that_is_suggested_does_fit():

@@ -24,7 +24,7 @@ from tasks.train import train_1, train_2, train_in_one_process
 from thriftune.codes import CODES
 from thriftune.errors import PodError, TransientError, chain_of
 from thriftune.gpu_readings import DrivenGpu, Driver, Trial, TriedGpu, read_driver
-from thriftune.hardware import DEVICES
+from thriftune.hardware import DEVICES, Device
 from thriftune.planning.node_types import NodeType
 from thriftune.planning.pod import Promise, differences, job_problem, passing, promise_of, require_none
 from thriftune.pod_reading import PodReading
@@ -200,7 +200,7 @@ def test_where_gpus_are_hidden_the_driver_s_problems_are_named_too(readings, cod
 RTX_3060 = TriedGpu("NVIDIA GeForce RTX 3060", 11.63, (8, 6))
 RTX_2080_TI = TriedGpu("NVIDIA GeForce RTX 2080 Ti", 10.57, (7, 5))
 A6000 = TriedGpu("NVIDIA RTX A6000", 47.4, (8, 6))
-H200 = TriedGpu("NVIDIA H200", 139.8, (9, 0))
+H100_NVL = TriedGpu("NVIDIA H100 NVL", 93.1, (9, 0))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,9 @@ H200 = TriedGpu("NVIDIA H200", 139.8, (9, 0))
         (RTX_3060, "A10G", 11.6, []),
         (RTX_2080_TI, "T4", 10.6, []),
         (A6000, "A10G", 24.0, []),
-        (H200, "H100", 80.0, []),
+        (H100_NVL, "H100", 80.0, []),
+        (TriedGpu("NVIDIA H200", 139.8, (9, 0)), "H100", 80.0, ["gpu-other-kind"]),
+        (TriedGpu("NVIDIA GeForce RTX 4090", 23.5, (8, 9)), "L4", 21.96, ["gpu-other-kind"]),  # alike but for the name
         (RTX_3060, "A10G", 21.98, ["gpu-too-little-memory"]),  # the catalogue's own entry, not one for this card
         (RTX_3060, "T4", 11.6, ["gpu-other-kind"]),  # of another compute capability
         (A10G, "T4", 14.56, ["gpu-other-kind"]),  # cards in the table
@@ -218,7 +220,7 @@ H200 = TriedGpu("NVIDIA H200", 139.8, (9, 0))
     ids=lambda given: getattr(given, "name", None),
 )
 def test_a_card_of_no_known_kind_is_used_as_the_kind_that_its_catalogue_calls_it(card, planned_as, gpu_gib, codes):
-    """The catalogue takes the known kinds only, so the advice to correct it could not be followed."""
+    """A catalogue need not tell its devices: a card may stand for a shipped kind, as catalogues had to say it once."""
     hardware = {"device": planned_as, "gpus": 1, "gpu_gib": gpu_gib, "bf16": planned_as != "T4", "interconnect": "none"}
     host = {"host_gib": 64, "vcpus": 16, "disk_gb": 500, "network_gbps": 1, "own": True, "price_per_hour": 0}
     node = NodeType.model_validate({"name": "under-the-desk", **hardware, **host})
@@ -228,6 +230,17 @@ def test_a_card_of_no_known_kind_is_used_as_the_kind_that_its_catalogue_calls_it
     if not codes:
         said = f"{card.name} is of no known kind, and used as the {planned_as} of the catalogue."
         assert passing(promise, found) == [said]
+
+
+@pytest.mark.parametrize("names", [(), (RTX_3060.name,)])
+def test_a_card_of_the_catalogue_s_own_kind_is_as_planned_and_another_is_not(names):
+    """The pod asks no catalogue: the plan brings the kind that it is to have."""
+    own = Device("RTX-3060", 12, (8, 6), driver_names=names)
+    promise = Promise(PROMISE.request, own, 11.6)
+    found = replace(FOUND, driver=NO_NVML, trial=tried(RTX_3060, RTX_3060))
+    assert (differences(promise, found), passing(promise, found)) == ([], [])
+    others = replace(found, trial=tried(A10G, A10G))
+    assert codes_of(differences(promise, others)) == ["gpu-other-kind"]
 
 
 def test_of_a_known_card_nothing_more_is_said():

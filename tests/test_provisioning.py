@@ -1,13 +1,14 @@
 """What the plan chose is what the nodes ask for, compiled as Flyte compiles what follows a plan."""
 
 import pytest
+from flytekit.extras import accelerators
 from planning import compiled, planned
 
 from pod_templates import JOB_LABEL
 from tasks import declaring, provisioning
 from tasks.declaring import PREPARE_POD
 from tasks.platform import Platform
-from tasks.provisioning import ACCELERATORS, node_pod, node_resources
+from tasks.provisioning import node_pod, node_resources
 from thriftune.hardware import DEVICES
 from thriftune.planning import pod_requests
 from workflows.finetune import train_on_plan
@@ -214,8 +215,17 @@ def test_a_node_of_the_plan_is_asked_for_whole(run_config):
     assert 160 < int(resources.mem.removesuffix("Gi")) < 192
 
 
-def test_every_gpu_of_the_table_has_a_flyte_accelerator():
-    assert set(ACCELERATORS) == {name for name, device in DEVICES.items() if device.is_gpu}
+def test_the_accelerators_of_the_devices_are_those_of_flyte():
+    """A wrong value would select no node, and a pod would wait forever. Flyte has none for a consumer's card."""
+    known = {
+        given.to_flyte_idl().device
+        for given in vars(accelerators).values()
+        if isinstance(given, accelerators.BaseAccelerator) and type(given) is not accelerators.BaseAccelerator
+    }
+    assert len(known) > 10
+    named = {name: device.accelerator for name, device in DEVICES.items() if device.accelerator}
+    assert set(named.values()) <= known
+    assert {name for name in DEVICES if name not in named} == {"RTX-4090", "CPU"}
 
 
 def test_another_price_is_the_same_run_to_the_cache(three_nodes):

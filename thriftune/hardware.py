@@ -1,21 +1,25 @@
-"""The GPUs people can get, and what each one implies: memory, precision, attention, backend.
+"""The devices that runs train on, and what each one implies: precision, backend, what the driver shows of it.
 
-Sources: NVIDIA's data sheets for memory and compute capability. Which machines carry them:
-thriftune/planning/catalogue.yaml.
+Their figures are data: thriftune/devices.yaml. Which machines carry them: thriftune/planning/catalogue.yaml.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from thriftune import devices
+from thriftune.devices import CPU, Device, Speed
 from thriftune.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-DeviceName = Literal["T4", "V100", "A10G", "L4", "A100-40GB", "A100-80GB", "H100", "CPU"]
-# A driver reports a little less than the data sheet: a 16 GB T4 shows 14.6 GiB.
-_LEAST_SHOWN = 0.85
+__all__ = [
+    "CPU", "DEVICES", "Device", "Precision", "PrecisionChoice", "Speed", "bf16_flag", "choose_precision",
+    "detect_device", "device_of", "gpu_count", "torch_dtype",
+]  # fmt: skip
+
 Precision = Literal["fp32", "fp16", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
 # Linux's names for the instructions for products in bfloat16, on x86 and on ARM. With them a step takes a quarter of
@@ -23,89 +27,8 @@ PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 _CPUINFO = Path("/proc/cpuinfo")
 
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast a device computes and moves data, as far as training reaches it.
-
-    Attributes:
-        fp32: FLOP/s that large matrix products reach in fp32.
-        fp16: The same in fp16; 0 where it has none.
-        bf16: The same in bf16; 0 where it has none.
-        bandwidth: Bytes per second of its own memory that element-wise operations reach.
-        launch: Seconds that an operation takes at least, for Python and the device to start it.
-        pcie: Bytes per second and direction between the device and its host.
-        nvlink: Bytes per second and direction between two devices; 0 without such a link.
-    """
-
-    fp32: float
-    fp16: float
-    bf16: float
-    bandwidth: float
-    launch: float
-    pcie: float = 0.0
-    nvlink: float = 0.0
-
-    def of(self, precision: Precision) -> float:
-        """FLOP/s of large matrix products in a precision.
-
-        Args:
-            precision: The precision.
-        """
-        return {"fp32": self.fp32, "fp16": self.fp16, "bf16": self.bf16}[precision]
-
-
-@dataclass(frozen=True)
-class Device:
-    """One kind of device to train on.
-
-    Attributes:
-        name: Key in `DEVICES`, or the driver's name for a GPU that is not in the table.
-        memory_gib: Memory per device; 0 for the CPU, whose memory is the host's.
-        compute_capability: NVIDIA's (major, minor); (0, 0) for the CPU.
-        bf16_flag: Instructions of a CPU for products in bfloat16; empty where it has none, or this is not known.
-    """
-
-    name: str
-    memory_gib: int
-    compute_capability: tuple[int, int]
-    bf16_flag: str = ""
-
-    @property
-    def is_gpu(self) -> bool:
-        """Whether this is a CUDA device."""
-        return self.compute_capability > (0, 0)
-
-    @property
-    def has_bf16(self) -> bool:
-        """Whether it can train in bfloat16: compute capability 8 and later, and every CPU (slowly without the flag).
-
-        Not torch's own `is_bf16_supported`: it says yes on a T4, because it counts emulation.
-        """
-        return not self.is_gpu or self.compute_capability >= (8, 0)
-
-    @property
-    def backend(self) -> str:
-        """The collective backend of torch.distributed."""
-        return "nccl" if self.is_gpu else "gloo"
-
-
-def _device(name: DeviceName, memory_gib: int, capability: tuple[int, int]) -> tuple[str, Device]:
-    return name, Device(name, memory_gib, capability)
-
-
-DEVICES: dict[str, Device] = dict(
-    (
-        _device("T4", 16, (7, 5)),
-        _device("V100", 16, (7, 0)),
-        _device("A10G", 24, (8, 6)),
-        _device("L4", 24, (8, 9)),
-        _device("A100-40GB", 40, (8, 0)),
-        _device("A100-80GB", 80, (8, 0)),
-        _device("H100", 80, (9, 0)),
-        _device("CPU", 0, (0, 0)),
-    )
-)
+# The shipped devices by name. A catalogue may have others: ask it for those of a run.
+DEVICES: dict[str, Device] = devices.shipped()
 
 
 def choose_precision(requested: PrecisionChoice, device: Device) -> Precision:
@@ -153,30 +76,38 @@ def torch_dtype(precision: Precision) -> "torch.dtype":
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
-def detect_device() -> Device:
-    """The device of this machine: the table's entry for its first GPU, a generic entry for an unknown one, or CPU."""
+def detect_device(known: Mapping[str, Device] = DEVICES) -> Device:
+    """The device of this machine: the known one that its first GPU is, a generic entry for an unknown one, or CPU.
+
+    Args:
+        known: The known devices by name.
+    """
     import torch
 
     if not torch.cuda.is_available():
         cpuinfo = _CPUINFO.read_text(encoding="utf-8") if _CPUINFO.is_file() else ""
-        return replace(DEVICES["CPU"], bf16_flag=bf16_flag(cpuinfo))
+        return replace(known[CPU], bf16_flag=bf16_flag(cpuinfo))
     properties = torch.cuda.get_device_properties(0)
-    return device_of(properties.name, properties.total_memory / 2**30, (properties.major, properties.minor))
+    capability = (properties.major, properties.minor)
+    return device_of(properties.name, properties.total_memory / 2**30, capability, known)
 
 
-def device_of(name: str, memory_gib: float, capability: tuple[int, int]) -> Device:
-    """The table's entry for a GPU, or a generic one.
+def device_of(
+    name: str, memory_gib: float, capability: tuple[int, ...], known: Mapping[str, Device] = DEVICES
+) -> Device:
+    """The kind of a GPU: the one that its driver names, else the first with its capability and memory, else its own.
+
+    RTX 4090, L4 and others have the same capability and memory, and differ in speed and in their drivers' names alone.
 
     Args:
         name: The driver's name for it.
         memory_gib: Memory that the driver shows, in GiB.
         capability: Compute capability.
+        known: The known devices by name.
     """
-    shown = round(memory_gib)
-    for device in DEVICES.values():
-        if device.is_gpu and device.compute_capability == capability and _LEAST_SHOWN <= shown / device.memory_gib <= 1:
-            return device
-    return Device(name, shown, capability)
+    named = (d for d in known.values() if name in d.driver_names and d.compute_capability == capability)
+    alike = (d for d in known.values() if d.is_like(memory_gib, capability))
+    return next(named, None) or next(alike, None) or Device(name, round(memory_gib), capability)
 
 
 def bf16_flag(cpuinfo: str) -> str:

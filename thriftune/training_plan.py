@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, replace
 
 from thriftune.batching import Batch
-from thriftune.hardware import DEVICES, Device, Precision
+from thriftune.hardware import Device, Precision
 from thriftune.overhead import CONTEXT, MARGIN
 
 
@@ -173,7 +173,7 @@ class EvaluationNode:
 
     Attributes:
         instance: Node type of the catalogue.
-        device: Key of the device in `thriftune.hardware.DEVICES`.
+        hardware: The device.
         devices: GPUs of it that are used.
         gpu_gib: GiB of each GPU; 0 on a CPU.
         precision: Precision to compute in.
@@ -184,13 +184,18 @@ class EvaluationNode:
     """
 
     instance: str
-    device: str
+    hardware: Device
     devices: int
     gpu_gib: float
     precision: Precision
     request: NodeRequest
     price_per_hour: float
     is_asked: bool = True
+
+    @property
+    def device(self) -> str:
+        """Name of the device."""
+        return self.hardware.name
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,7 @@ class TrainingPlan:
         method: What trains: a name in `thriftune.methods.METHODS`.
         strategy: How weights are placed on devices: a name in `thriftune.strategies.STRATEGIES`.
         settings: The strategy's own settings, as JSON text; empty where it has none.
-        device: Key of the device in `thriftune.hardware.DEVICES`.
+        hardware: The device to train on, with all that is known of it: a catalogue may have devices of its own.
         instance: Node type of the catalogue, or this machine.
         nodes: Number of machines.
         devices_per_node: GPUs per machine (worker processes on CPU).
@@ -226,7 +231,7 @@ class TrainingPlan:
     method: str
     strategy: str
     settings: str
-    device: str
+    hardware: Device
     instance: str
     nodes: int
     devices_per_node: int
@@ -265,7 +270,7 @@ class TrainingPlan:
         return replace(
             self,
             instance=node.instance,
-            device=node.device,
+            hardware=node.hardware,
             nodes=1,
             devices_per_node=node.devices,
             device_limit_gib=node.gpu_gib,
@@ -286,6 +291,6 @@ class TrainingPlan:
         return self.batch.world_size // self.nodes
 
     @property
-    def hardware(self) -> Device:
-        """The device to train on."""
-        return DEVICES[self.device]
+    def device(self) -> str:
+        """Name of the device to train on."""
+        return self.hardware.name

@@ -10,6 +10,7 @@ from thriftune.checkpoints import identity, known_by
 from thriftune.checkpoints.known_by import DECIDED
 from thriftune.config import LoraConfig, ModelConfig, RunConfig, ZeroConfig
 from thriftune.config.schema import PublishConfig
+from thriftune.hardware import DEVICES
 
 SECTIONS = {"zero": ZeroConfig, "lora": LoraConfig, "publish": PublishConfig}
 # Another value for each key that counts by itself or not at all.
@@ -168,7 +169,7 @@ def test_rows_base_start_and_plan_count(known, plan):
         known("lora.resume_from", "s3://bucket/adapter", start="1"),
         known("lora.resume_from", "s3://bucket/adapter", start="2"),
         known(plan=replace(plan, micro_batch=plan.micro_batch * 2)),
-        known(plan=replace(plan, device="A10G")),
+        known(plan=replace(plan, hardware=DEVICES["A10G"])),
         known(plan=replace(plan, precision="fp32")),
     ]
     assert len({known(), *others}) == 1 + len(others)

@@ -8,6 +8,7 @@ from preflighting import Checking, plan_for
 import deepspeed_configs
 from thriftune.config import TrainingConfig
 from thriftune.errors import ConfigError, ModelSourceError, Problem, TransientError
+from thriftune.hardware import DEVICES
 from thriftune.preflight import platform, steps
 from thriftune.strategies.zero.strategy import settings_of
 
@@ -108,7 +109,9 @@ def test_an_upload_that_takes_longer_than_the_notice_is_a_warning():
 
 
 def test_a_plan_in_a_line(plan):
-    line = platform.plan_line(replace(plan, nodes=2, instance="g4dn.12xlarge", devices_per_node=4, device="T4"))
+    line = platform.plan_line(
+        replace(plan, nodes=2, instance="g4dn.12xlarge", devices_per_node=4, hardware=DEVICES["T4"])
+    )
     assert line.startswith("2 x g4dn.12xlarge (4 T4 each), ")
     assert "fp16" in line
 

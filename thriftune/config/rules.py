@@ -8,7 +8,6 @@ from thriftune.config import data_rules, method_rules, task_rules, zero_file
 from thriftune.config.choices import ADAMW, AUTO, METHODS, STRATEGIES, strategies_of
 from thriftune.config.data import places
 from thriftune.errors import ConfigError, Problem
-from thriftune.hardware import DEVICES, choose_precision
 from thriftune.redaction import names_user
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ def check(config: "RunConfig") -> list[Problem]:
         _nodes,
         _machines,
         _batch,
-        _precision,
         _optimizer,
         _inline_zero,
     )
@@ -159,15 +157,6 @@ def _batch(config: "RunConfig") -> Iterator[Problem]:
     is_distributed = all(STRATEGIES[name].is_distributed for name in strategies_of(config))
     ranks = (hardware.nodes or 1) * (hardware.devices_per_node or 1) if is_distributed else 1
     yield from _raised(lambda: split_batch(training.global_batch, training.micro_batch or 1, ranks))
-
-
-def _precision(config: "RunConfig") -> Iterator[Problem]:
-    yield from _raised_by_precision(config)
-
-
-def _raised_by_precision(config: "RunConfig") -> list[Problem]:
-    device = config.hardware.device
-    return _raised(lambda: choose_precision(config.training.precision, DEVICES[device])) if device else []
 
 
 def _optimizer(config: "RunConfig") -> Iterator[Problem]:

@@ -26,7 +26,7 @@ from thriftune.config.methods import (
 )
 from thriftune.config.strategies import FsdpConfig, ZeroConfig
 from thriftune.errors import ConfigError
-from thriftune.hardware import DeviceName, PrecisionChoice
+from thriftune.hardware import PrecisionChoice
 
 __all__ = [
     "AUTO", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource", "EvaluationConfig",
@@ -54,7 +54,11 @@ class ModelConfig(Section):
 class HardwareConfig(Section):
     """What to run on. The planner fills in what is left out: the cheapest that fits, or this machine in a local run."""
 
-    device: DeviceName | None = Field(default=None, description="Kind of GPU, or CPU.")
+    device: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Kind of GPU that the catalogue knows, such as T4, A10G, L4, A100-80GB or one of its own; or CPU.",
+    )
     instance: str | None = Field(
         default=None, min_length=1, description="Node type of the catalogue, such as g4dn.metal; it implies the device."
     )

@@ -6,25 +6,34 @@ Prices are set by the provider, so they are in a file that can be replaced, neve
 import datetime
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from thriftune import urls
 from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
 from thriftune.config import Section
 from thriftune.config import messages as config_errors
+from thriftune.devices import DeviceEntry, hint
 from thriftune.errors import ConfigError, Problem
+from thriftune.hardware import DEVICES, Device
 from thriftune.planning.node_types import NodeProperties, NodeType
 from thriftune.stores import failures, remote
 
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _EXAMPLE = "thriftune/planning/catalogue.yaml is an example."
+_DEVICE_EXAMPLE = "thriftune/devices.yaml is an example."
+_NAMES = {
+    "devices": "cannot be the name of a device.",
+    "nodes": "cannot be the name of a node type: pods select nodes by it, as the value of a label.",
+}
+
+_Made = TypeVar("_Made")
 
 
 class Catalogue(Section):
@@ -35,6 +44,10 @@ class Catalogue(Section):
     as_of: datetime.date = Field(description="Day on which the prices were read, such as 2026-01-31.")
     source: str = Field(default="", description="Where the prices were read.")
     nodes: tuple[NodeType, ...] = Field(description="The node types: a mapping of names to their properties.")
+    devices: dict[str, Device] = Field(
+        default=DEVICES,
+        description="Devices besides the shipped ones, or in place of these: a mapping of names to figures.",
+    )
 
     def get(self, name: str) -> NodeType:
         """Look up a node type by its name.
@@ -57,11 +70,29 @@ class Catalogue(Section):
             "hardware.instance", name, "is not a node type of the catalogue.", remedy, code="plan-does-not-fit"
         )
 
+    def device(self, name: str, field: str = "hardware.device") -> Device:
+        """Look up a device by its name.
+
+        Args:
+            name: Its name, such as T4.
+            field: The key that names it, for the error.
+
+        Returns:
+            The device.
+
+        Raises:
+            ConfigError: No device has that name, shipped or of this catalogue; the remedy suggests similar names.
+        """
+        if name in self.devices:
+            return self.devices[name]
+        remedy = hint(name, self.devices)
+        raise ConfigError.single(field, name, "is no known device.", remedy, code="plan-does-not-fit")
+
     def for_device(self, device: str) -> tuple[NodeType, ...]:
         """The node types that have a device, cheapest first; none for a device that the catalogue does not offer.
 
         Args:
-            device: Key of `thriftune.hardware.DEVICES`.
+            device: Its name.
         """
         return tuple(sorted((n for n in self.nodes if n.device == device), key=lambda n: n.price_per_hour))
 
@@ -82,13 +113,17 @@ def load(place: str | None = None) -> Catalogue:
     shipped = resources.files("thriftune.planning") / "catalogue.yaml"
     content = shipped.read_bytes() if place is None else _fetch(place)
     data, problems = _parse(content, place or str(shipped))
-    nodes, of_nodes = _nodes(data)
+    own, of_devices = _devices(data)
+    # The catalogue's own come first: they are what is meant where a GPU may be either.
+    known = {**own, **{name: device for name, device in DEVICES.items() if name not in own}}
+    nodes, of_nodes = _nodes(data, known)
+    given = {"nodes": nodes} if "nodes" in data else {}
     try:
-        catalogue = Catalogue.model_validate(data | ({"nodes": nodes} if "nodes" in data else {}))
+        catalogue = Catalogue.model_validate(data | given | {"devices": {n: d for n, d in known.items() if d}})
     except ValidationError as error:
         problems += _explain(error, Catalogue, "catalogue")
-    if problems or of_nodes:
-        raise ConfigError([*problems, *of_nodes])
+    if problems or of_devices or of_nodes:
+        raise ConfigError([*problems, *of_devices, *of_nodes])
     return catalogue
 
 
@@ -147,31 +182,62 @@ def _repeated_keys(node: yaml.Node | None, field: str, seen: set[int]) -> Iterat
         yield from _repeated_keys(value, f"{field}.{name}", seen)
 
 
-def _nodes(data: dict[str, Any]) -> tuple[list[NodeType], list[Problem]]:
-    """The valid node types of a file, and the problems of the others."""
-    nodes: list[NodeType] = []
-    problems: list[Problem] = []
-    entries = data.get("nodes", {})
+def _devices(data: dict[str, Any]) -> tuple[dict[str, Device | None], list[Problem]]:
+    """The devices of a file by name, None for those that are wrong, and the problems of these."""
+    entries = data.get("devices") or {}
+    if not isinstance(entries, dict):
+        message = "is not a mapping of names to properties."
+        return {}, [Problem("catalogue.devices", repr(entries)[:80], message, _DEVICE_EXAMPLE)]
+    made, problems = _made(
+        entries, "devices", DeviceEntry, lambda name, given: DeviceEntry.of(name, given).device(name)
+    )
+    return {str(name): made.get(str(name)) for name in entries}, problems
+
+
+def _nodes(data: dict[str, Any], devices: Mapping[str, Device | None]) -> tuple[list[NodeType], list[Problem]]:
+    """The valid node types of a file, and the problems of the others.
+
+    Args:
+        data: The file.
+        devices: The devices that nodes may have; None for one that is wrong itself.
+    """
+    entries, problems = data.get("nodes", {}), []
     if "nodes" in data and not (isinstance(entries, dict) and entries):
         message = "lists no node type." if not entries else "is not a mapping of names to properties."
         problems.append(Problem("catalogue.nodes", "" if not entries else repr(entries)[:80], message, _EXAMPLE))
         entries = {}
+
+    def checked(name: str, given: dict[str, Any]) -> NodeType:
+        properties = NodeProperties.model_validate(given, context={"devices": devices})
+        return NodeType.model_validate({**dict(properties), "name": name}, context={"devices": devices})
+
+    made, of_entries = _made(entries, "nodes", NodeProperties, checked)
+    return list(made.values()), [*problems, *of_entries]
+
+
+def _made(
+    entries: dict[Any, Any],
+    section: str,
+    model: type[BaseModel],
+    make: Callable[[str, dict[str, Any]], _Made],
+) -> tuple[dict[str, _Made], list[Problem]]:
+    """What is made of the entries of a section, by name, and the problems of those of which nothing can be made."""
+    made: dict[str, _Made] = {}
+    problems: list[Problem] = []
     for name, properties in entries.items():
-        field = f"catalogue.nodes.{name}"
+        field = f"catalogue.{section}.{name}"
         if not _LABEL_VALUE.fullmatch(str(name)):
-            message = "cannot be the name of a node type: pods select nodes by it, as the value of a label."
-            problems.append(Problem(field, "", message, "Use letters, digits, dots and dashes, at most 63."))
+            problems.append(Problem(field, "", _NAMES[section], "Use letters, digits, dots and dashes, at most 63."))
         elif not isinstance(properties, dict):
-            remedy = f"Its keys are {', '.join(NodeProperties.model_fields)}."
+            remedy = f"Its keys are {', '.join(model.model_fields)}."
             problems.append(Problem(field, repr(properties)[:80], "is not a mapping.", remedy))
         else:
             try:
-                checked = NodeProperties.model_validate({str(key): value for key, value in properties.items()})
-                nodes.append(NodeType(**dict(checked), name=str(name)))
+                made[str(name)] = make(str(name), {str(key): value for key, value in properties.items()})
             except ValidationError as error:
-                problems += _explain(error, NodeProperties, field)
-    return nodes, problems
+                problems += _explain(error, model, field)
+    return made, problems
 
 
-def _explain(error: ValidationError, model: type[Section], field: str) -> list[Problem]:
+def _explain(error: ValidationError, model: type[BaseModel], field: str) -> list[Problem]:
     return [replace(problem, field=f"{field}.{problem.field}") for problem in config_errors.explain(error, model)]

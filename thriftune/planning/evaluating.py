@@ -92,7 +92,7 @@ def _node(
         gpus=devices if offer.gpus else 0,
     )
     name, price = offer.name, offer.price_per_hour
-    return EvaluationNode(name, offer.device.name, devices, offer.gpu_gib, precision, request, price, is_asked)
+    return EvaluationNode(name, offer.device, devices, offer.gpu_gib, precision, request, price, is_asked)
 
 
 def planned_evaluation(

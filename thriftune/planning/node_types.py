@@ -1,12 +1,13 @@
 """What is known of a kind of node: hardware, price, and what a pod can have of it."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from thriftune.config import Section
-from thriftune.hardware import DEVICES, Device, DeviceName
+from thriftune.devices import contradiction, hint
+from thriftune.hardware import DEVICES, Device
 
 Interconnect = Literal["none", "pcie", "nvlink", "nvswitch"]
 
@@ -23,9 +24,13 @@ _DAEMONS_VCPUS = 1
 
 
 class NodeProperties(Section):
-    """Hardware and price of a kind of machine: an entry of the file, without its name."""
+    """Hardware and price of a kind of machine: an entry of the file, without its name.
 
-    device: DeviceName = Field(description="Kind of GPU, a key of thriftune.hardware.DEVICES.")
+    The devices that there are come as the validation's context `devices`, None for one that is wrong itself; without a
+    context they are the shipped ones.
+    """
+
+    device: str = Field(description="Kind of GPU: a shipped one, or one of the catalogue's own section `devices`.")
     gpus: NonNegativeInt = Field(description="GPUs per node: at least 1; 0 only for device CPU.")
     gpu_gib: NonNegativeFloat = Field(
         description="Memory per GPU that the driver shows, in GiB: less than the data sheet says; 0 only for CPU."
@@ -78,14 +83,22 @@ class NodeProperties(Section):
         """
         return max(0, self.vcpus - _DAEMONS_VCPUS)
 
+    @field_validator("device")
+    @classmethod
+    def _is_known(cls, device: str, info: ValidationInfo) -> str:
+        known = _devices(info)
+        if device not in known:
+            raise contradiction(f"is no known device. {hint(device, known).rstrip('.')}")
+        return device
+
     @field_validator("gpus")
     @classmethod
     def _fits_the_device(cls, gpus: int, info: ValidationInfo) -> int:
         device = _device(info)
         if device and device.is_gpu and gpus == 0:
-            raise _contradiction(f"leaves a node for {device.name} without a GPU")
+            raise contradiction(f"leaves a node for {device.name} without a GPU")
         if device and not device.is_gpu and gpus > 0:
-            raise _contradiction(f"gives GPUs to a node whose device is {device.name}")
+            raise contradiction(f"gives GPUs to a node whose device is {device.name}")
         return gpus
 
     @field_validator("gpu_gib")
@@ -93,16 +106,16 @@ class NodeProperties(Section):
     def _is_no_more_than_there_is(cls, gpu_gib: float, info: ValidationInfo) -> float:
         device = _device(info)
         if device and gpu_gib > device.memory_gib:
-            raise _contradiction(f"is more than the {device.memory_gib} GiB of {device.name}")
+            raise contradiction(f"is more than the {device.memory_gib} GiB of {device.name}")
         if device and device.is_gpu and gpu_gib == 0:
-            raise _contradiction(f"leaves {device.name} without memory")
+            raise contradiction(f"leaves {device.name} without memory")
         return gpu_gib
 
     @field_validator("price_per_hour")
     @classmethod
     def _is_paid_unless_own(cls, price: float, info: ValidationInfo) -> float:
         if price == 0 and not info.data.get("own"):
-            raise _contradiction("makes a node free that is not your own")
+            raise contradiction("makes a node free that is not your own")
         return price
 
     @field_validator("bf16")
@@ -111,7 +124,7 @@ class NodeProperties(Section):
         device = _device(info)
         if device and bf16 != device.has_bf16:
             has = "has bfloat16" if device.has_bf16 else "has no bfloat16"
-            raise _contradiction(f"contradicts thriftune.hardware: {device.name} {has}")
+            raise contradiction(f"contradicts the device: {device.name} {has}")
         return bf16
 
     @field_validator("interconnect")
@@ -119,7 +132,7 @@ class NodeProperties(Section):
     def _joins_several_gpus(cls, interconnect: Interconnect, info: ValidationInfo) -> Interconnect:
         gpus = info.data.get("gpus")
         if gpus is not None and (gpus > 1) != (interconnect != "none"):
-            raise _contradiction(f"does not go with {gpus} GPU{'s' if gpus != 1 else ''}")
+            raise contradiction(f"does not go with {gpus} GPU{'s' if gpus != 1 else ''}")
         return interconnect
 
 
@@ -129,10 +142,11 @@ class NodeType(NodeProperties):
     name: str = Field(description="The provider's name for it, such as g4dn.12xlarge.")
 
 
+def _devices(info: ValidationInfo) -> Mapping[str, Device | None]:
+    devices: Mapping[str, Device | None] = (info.context or {}).get("devices", DEVICES)
+    return devices
+
+
 def _device(info: ValidationInfo) -> Device | None:
     """The device of the node that is being validated; None if the device itself was wrong."""
-    return DEVICES.get(info.data.get("device", ""))
-
-
-def _contradiction(message: str) -> PydanticCustomError:
-    return PydanticCustomError("contradiction", "{message}", {"message": message})
+    return _devices(info).get(info.data.get("device", ""))

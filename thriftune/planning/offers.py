@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +55,16 @@ class Offer:
     is_own: bool = False
 
 
-def of_node(node: NodeType) -> Offer:
-    """The offer of a node type of the catalogue."""
+def of_node(node: NodeType, device: Device) -> Offer:
+    """The offer of a node type of the catalogue.
+
+    Args:
+        node: The node type.
+        device: Its device.
+    """
     return Offer(
         name=node.name,
-        device=DEVICES[node.device],
+        device=device,
         gpus=node.gpus,
         gpu_gib=node.gpu_gib,
         host_gib=node.allocatable_host_gib,
@@ -69,24 +75,27 @@ def of_node(node: NodeType) -> Offer:
     )
 
 
-def this_machine(folder: Path = Path()) -> Offer:
+def this_machine(folder: Path = Path(), devices: Mapping[str, Device] = DEVICES) -> Offer:
     """The machine that this process runs on, with the memory and the disk that are free now.
 
     Args:
         folder: Where results will be written; it need not exist yet.
+        devices: The known devices by name: the catalogue's.
 
     Raises:
-        ConfigError: The machine has a GPU that this package does not know.
+        ConfigError: The machine has a GPU that is not known.
     """
     import psutil
 
-    device = detect_device()
-    if device.name not in DEVICES:
+    device = detect_device(devices)
+    if device.name not in devices:
+        capability = ".".join(map(str, device.compute_capability))
         raise ConfigError.single(
             "hardware.device",
             device.name,
-            "is this machine's GPU, which this package does not know.",
-            f"Hide it (CUDA_VISIBLE_DEVICES='') to train on the CPU; known devices are {', '.join(DEVICES)}.",
+            f"is this machine's GPU ({device.memory_gib} GiB, compute capability {capability}), which is not known.",
+            "Add it to a catalogue's devices (docs/planning.md), or hide it (CUDA_VISIBLE_DEVICES='') to train on the "
+            f"CPU. Known are {', '.join(devices)}.",
             code="plan-does-not-fit",
         )
     if not device.is_gpu:
@@ -112,22 +121,25 @@ def matching(config: RunConfig, catalogue: Catalogue) -> list[Offer]:
         catalogue: Node types to choose among.
 
     Raises:
-        ConfigError: It allows none; all reasons are given at once.
+        ConfigError: It allows none, with all reasons at once; or the device that it names is not known.
     """
+    if config.hardware.device is not None:
+        catalogue.device(config.hardware.device)
     problems: dict[str, Problem] = {}
     offers = []
     for node in _candidates(config, catalogue):
-        found = list(_contradictions(config, node))
+        device = catalogue.device(node.device)
+        found = list(_contradictions(config, node, device))
         problems |= {problem.field: problem for problem in found}
         if not found:
-            offers.append(of_node(node))
+            offers.append(of_node(node, device))
     if not offers:
         raise ConfigError.of("plan-does-not-fit", list(problems.values()))
     return sorted(offers, key=lambda offer: (offer.price_per_hour, offer.name))
 
 
 def _candidates(config: RunConfig, catalogue: Catalogue) -> list[NodeType]:
-    """The node that a run names; else those that are not one's own, and of these a CPU only where one is asked for.
+    """The node that a run names; else those that are not one's own and have the device that it names, or a GPU.
 
     The planner never chooses a CPU by itself: a model that trains on CPUs trains for weeks.
 
@@ -138,34 +150,34 @@ def _candidates(config: RunConfig, catalogue: Catalogue) -> list[NodeType]:
     if hardware.instance:
         return [catalogue.get(hardware.instance)]
     rented = [node for node in catalogue.nodes if not node.own]
-    nodes = [node for node in rented if node.has_gpu or hardware.device == "CPU"]
+    nodes = [node for node in rented if (node.device == hardware.device if hardware.device else node.has_gpu)]
     if nodes:
         return nodes
-    message, remedy = "only CPUs are left to choose from.", "Set device: CPU."
     if not rented:
         message = "the catalogue has only machines of your own, on which no run is planned that does not name one."
         remedy = f"Set hardware.instance to {' or '.join(node.name for node in catalogue.nodes)}."
+    elif hardware.device:
+        message = "no node of the catalogue has it."
+        remedy = "Use another device, or add such a node to the catalogue."
+    else:
+        message, remedy = "only CPUs are left to choose from.", "Set device: CPU."
     raise ConfigError.single("hardware.device", str(hardware.device or ""), message, remedy, code="plan-does-not-fit")
 
 
-def _contradictions(config: RunConfig, node: NodeType) -> list[Problem]:
+def _contradictions(config: RunConfig, node: NodeType, device: Device) -> list[Problem]:
     """The problems of a node type for a run: what the run's file asks for and the node does not have."""
     hardware, training = config.hardware, config.training
     problems = []
     if hardware.device not in (None, node.device):
-        what, remedy = "no node of the catalogue has it.", "Use another device, or add such a node to the catalogue."
-        if hardware.instance:
-            what = f"{hardware.instance} has {node.device}."
-            remedy = f"Use device: {node.device}, or leave one of the two out."
-        problems.append(Problem("hardware.device", str(hardware.device), what, remedy))
-        return problems
+        remedy = f"Use device: {node.device}, or leave one of the two out."
+        return [Problem("hardware.device", str(hardware.device), f"{node.name} has {node.device}.", remedy)]
     if hardware.devices_per_node and node.has_gpu and hardware.devices_per_node > node.gpus:
         what = f"{node.name} has {node.gpus}." if hardware.instance else "no node of the catalogue has that many GPUs."
         problems.append(
             Problem("hardware.devices_per_node", str(hardware.devices_per_node), what, "Use fewer, or another node.")
         )
     try:
-        precision = choose_precision(training.precision, DEVICES[node.device])
+        precision = choose_precision(training.precision, device)
     except ConfigError as error:
         problems += error.problems
     else:

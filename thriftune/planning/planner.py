@@ -138,7 +138,7 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
         method=config.method,
         strategy=choice.strategy.name,
         settings=choice.settings,
-        device=choice.offer.device.name,
+        hardware=choice.offer.device,
         instance=choice.offer.name,
         nodes=choice.nodes,
         devices_per_node=choice.devices_per_node,

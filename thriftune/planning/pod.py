@@ -228,11 +228,10 @@ def _of_driven(gpu: DrivenGpu, trial: Trial | None) -> Iterator[Problem]:
 def _of_whole(gpu: Gpu, promise: Promise, trial: Trial | None) -> Iterator[Problem]:
     """What is wrong with a GPU that is not divided, as torch sees it, or else the driver."""
     value = f"{gpu.name} ({gpu.memory_gib:.1f} GiB, compute capability {_dotted(gpu.capability)})"
-    kind = device_of(gpu.name, gpu.memory_gib, gpu.capability)
-    if promise.device and kind.name != promise.device.name and not _passes_for(gpu, promise.device):
+    if promise.device and not (_is_of(gpu, promise.device) or _passes_for(gpu, promise.device)):
         remedy = (
             "Let pods select their nodes, by THRIFTUNE_INSTANCE_LABEL or THRIFTUNE_ACCELERATOR and the nodes' labels; "
-            "or correct the node type in THRIFTUNE_CATALOGUE."
+            "or correct the node type or the device in THRIFTUNE_CATALOGUE."
         )
         yield Problem.coded("gpu-other-kind", "", value, f"{promise.device.name} planned.", remedy)
     elif gpu.memory_gib < _SHOWN * promise.gpu_gib:
@@ -248,10 +247,24 @@ def _of_whole(gpu: Gpu, promise: Promise, trial: Trial | None) -> Iterator[Probl
         yield _unusable("", gpu.name, f"torch cannot use it: {gpu.error}")
 
 
+def _is_of(gpu: Gpu, device: Device) -> bool:
+    """Whether it is a GPU of this kind, which may be the catalogue's own and tell no names."""
+    if not device.driver_names and device.is_like(gpu.memory_gib, gpu.capability):
+        return True
+    return _kind(gpu, device).name == device.name
+
+
 def _passes_for(gpu: Gpu, device: Device) -> bool:
-    """Whether it is of no kind in the table, and runs what the kind runs that the catalogue calls it."""
-    is_known = device_of(gpu.name, gpu.memory_gib, gpu.capability).name in DEVICES
+    """Whether it is of no known kind, and runs what the kind runs that the catalogue calls it."""
+    is_known = _kind(gpu, device).name in {device.name, *DEVICES}
     return not is_known and gpu.capability == device.compute_capability
+
+
+def _kind(gpu: Gpu, planned: Device) -> Device:
+    """The kind of a GPU: the planned one rather than one that is shipped, where it may be either."""
+    return device_of(
+        gpu.name, gpu.memory_gib, gpu.capability, {planned.name: planned} | DEVICES | {planned.name: planned}
+    )
 
 
 def _numbered(problems_of_each: Iterable[Iterable[Problem]]) -> Iterator[Problem]:

@@ -112,6 +112,7 @@ def plan_json(plan: TrainingPlan, name: str) -> str:
     """
     memory, host = plan.memory, host_load(plan)
     derived = {
+        "device": plan.device,
         "ranks": plan.batch.world_size,
         "devices": plan.nodes * plan.devices_per_node,
         "device_gib": memory.device_gib,
