@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from thriftune.hardware import Speed
+from thriftune.devices import Speed
 from thriftune.strategies.coordination import Coordination
 from thriftune.strategies.memory.work import Work
 from thriftune.training_plan import StepTime

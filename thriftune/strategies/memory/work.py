@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thriftune.hardware import Speed
+from thriftune.devices import Speed
 
 if TYPE_CHECKING:
     from thriftune.strategies.memory.operations import Operation
