@@ -13,9 +13,10 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.positions import require_positions
 from thriftune.planning import offers
 from thriftune.planning.catalogue import Catalogue
+from thriftune.planning.choices import Choice, Fitting, Refusal
 from thriftune.planning.evaluating import planned_evaluation
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
-from thriftune.planning.search import Choice, Fitting, Refusal, search, ways_of
+from thriftune.planning.search import search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
 from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
 

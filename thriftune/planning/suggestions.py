@@ -45,7 +45,7 @@ def changes_that_fit(
             fitting, _ = search(changed, model, machines, ways_of(changed), 1)
         except UserError:
             continue
-        if fitting:
+        if fitting and fitting[0].is_sure:
             choice = fitting[0].choice
             price = f", {choice.price_per_hour:.2f} {catalogue.currency}/h" if choice.price_per_hour else ""
             found[kind] = f"{what} ({choice.machines}{price})."

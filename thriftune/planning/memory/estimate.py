@@ -1,5 +1,7 @@
 """Memory of one run: GiB per GPU and per host, item by item, at the moment that needs the most."""
 
+from functools import partial
+
 from thriftune.methods import method_of
 from thriftune.models.architecture import Architecture
 from thriftune.overhead import GIB, GPU_PROCESS_BYTES, MIB, PROCESS, with_overhead
@@ -8,7 +10,7 @@ from thriftune.planning.memory.validating import lasting
 from thriftune.stores import transfer
 from thriftune.strategies import Machines, Needs, Strategy
 from thriftune.strategies.memory.activations import StepShape
-from thriftune.strategies.memory.items import ACTIVATIONS, STEP_BUFFERS, Phases
+from thriftune.strategies.memory.items import ACTIVATIONS, LASTING, STEP_BUFFERS, Phases
 from thriftune.training_plan import Estimate
 
 LOADING = "loading"
@@ -67,8 +69,10 @@ def estimate(
     if not on_gpu:  # what is offloaded, or copied for a checkpoint, stays in the memory of the same process
         beside = {**needs.offloaded, CHECKPOINT: needs.saved}
         per_device = [{name: _merged(items, beside) for name, items in phases.items()} for phases in per_device]
-    phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))
-    devices = [with_overhead(_filled(phases[phase]), on_gpu=on_gpu) for phases in per_device]
+    around = partial(with_overhead, device=machines.device, lasting=LASTING, processes=processes * machines.nodes)
+    loads = [{name: around(_filled(items)) for name, items in phases.items()} for phases in per_device]
+    phase = max(loads[0], key=lambda name: max(sum(phases[name].values()) for phases in loads))
+    devices = [phases[phase] for phases in loads]
     gathered = saved_bytes * architecture.parameters if method_of(step_shape.tuned).facts.trains_weights else 0
     host_phases = _host(architecture, devices, needs, processes, on_gpu=on_gpu, gathered=gathered)
     host_phase = max(host_phases, key=lambda name: sum(host_phases[name].values()))

@@ -71,7 +71,9 @@ def phases(
     needed = measure(architecture, step_shape).of(share.layers, has_head=share.has_head)
     weights = share.weights.held_bytes(step_shape.four_bit, step_shape.precision) + 4 * share.adapters
     held = {WEIGHTS: weights, STATES: state_bytes(share.adapters, optimizer), GRADIENTS: 4 * share.adapters}
-    forward, step = {**held, ACTIVATIONS: needed.all}, {**held, STEP_BUFFERS: 4 * share.adapters}
+    in_place = on_gpu and is_8_bit(optimizer)
+    forward = {**held, ACTIVATIONS: needed.all}
+    step = {**held, STEP_BUFFERS: 0 if in_place else 4 * share.adapters}
     if not on_gpu:
         forward[KEPT] = _kept_in_autocast(share, step_shape, architecture)
         step[KEPT] = kept_by_malloc(needed)
@@ -103,6 +105,17 @@ def state_bytes(parameters: int, optimizer: str) -> int:
     Source: 8-bit optimizers (arXiv 2110.02861): one byte per state and an fp32 absmax per block of 256.
     """
     return int(parameters * _STATE_BYTES.get(optimizer, _EIGHT_BIT))
+
+
+def is_8_bit(optimizer: str) -> bool:
+    """Whether an optimizer is one of bitsandbytes', which steps weight by weight; on a GPU in place.
+
+    Args:
+        optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd.
+
+    Source: bitsandbytes 0.50, `optimizer_update_8bit_blockwise` for CUDA.
+    """
+    return optimizer not in _STATE_BYTES
 
 
 @lru_cache(maxsize=256)
