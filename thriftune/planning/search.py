@@ -196,7 +196,12 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_sha
     machines = Machines(choice.offer.device, choice.offer.gpu_gib, choice.nodes, choice.devices_per_node)
     optimizer = config.training.optimizer
     needs = choice.strategy.memory(architecture, step_shape, machines, choice.settings, optimizer)
-    rows = batch_of(config, architecture, step_shape, needs.devices) if needs else 1
+    if needs is None:
+        reason = (
+            f"the weights cannot be split by layers over {choice.devices_per_node} x {choice.offer.gpu_gib:.1f} GiB"
+        )
+        return Refusal(choice.machines, choice, reason, math.inf)
+    rows = batch_of(config, architecture, step_shape, needs.devices)
     needed = estimate(
         choice.strategy,
         architecture,
@@ -207,12 +212,9 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_sha
         validation_bytes=bytes_of(config, architecture, step_shape, rows),
         converts=config.checkpoints.resume_from is not None,
         saved_bytes=saving.bytes_at_most(config),
+        needs=needs,
     )
-    if needed is None:
-        reason = (
-            f"the weights cannot be split by layers over {choice.devices_per_node} x {choice.offer.gpu_gib:.1f} GiB"
-        )
-        return Refusal(choice.machines, choice, reason, math.inf)
+    assert needed is not None
     verdict = judge(
         needed,
         choice.device_limit_gib,

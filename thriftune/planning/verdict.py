@@ -5,7 +5,7 @@ was measured; activations follow the model's own code; what torch's allocator ho
 of sizes that it is asked for, and is the least certain part. See docs/memory.md.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from thriftune.overhead import COLLECTIVES, CONTEXT, FRAGMENTATION, MARGIN
 from thriftune.strategies.memory.items import LASTING
@@ -75,6 +75,16 @@ def _of(where: str, items: Mapping[str, float], limit: float, micro_batch: int) 
     return Verdict(answer, where, low, high, limit, _settling(answer, where, micro_batch))
 
 
+def sentence(verdict: Verdict) -> str:
+    """The numbers behind a verdict, and what would settle an uncertain one.
+
+    Args:
+        verdict: The verdict.
+    """
+    numbers = f"{verdict.where} needs {verdict.low_gib:.1f} to {verdict.high_gib:.1f} of {verdict.limit_gib:.1f} GiB"
+    return f"{numbers}; {verdict.settles}" if verdict.settles else numbers
+
+
 def _settling(answer: Answer, where: str, micro_batch: int) -> str:
     """What would settle an uncertain answer, as a clause; empty for the others."""
     if answer != "uncertain":
@@ -101,5 +111,5 @@ def largest(items: Mapping[str, float], count: int = 3) -> str:
         items: GiB by item.
         count: How many.
     """
-    ordered: Iterable[tuple[str, float]] = sorted(items.items(), key=lambda item: -item[1])[:count]
+    ordered = sorted(items.items(), key=lambda item: -item[1])[:count]
     return ", ".join(f"{name} {gib:.1f}" for name, gib in ordered if gib >= 0.05)

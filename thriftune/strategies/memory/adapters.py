@@ -140,6 +140,9 @@ def split(
     Returns:
         The share of each device; None where the weights do not fit.
     """
+    # Known at once, where placing hundreds of layers takes seconds.
+    if devices > 1 and _least_bytes(architecture, four_bit) > devices * usable_bytes:
+        return None
     placed = {"": 0} if devices == 1 else _device_map(architecture, four_bit, precision, devices, usable_bytes)
     if placed is None:
         return None
@@ -158,6 +161,13 @@ def split(
         )
         for device in range(devices)
     )
+
+
+@lru_cache(maxsize=64)
+def _least_bytes(architecture: Architecture, four_bit: FourBit | None) -> int:
+    """What the weights take at least while they are loaded: nothing but 4 bits and 16 bits, and no constants."""
+    weights = weights_of(architecture, architecture.shapes)
+    return weights.quantized // 2 + 2 * (weights.fused + weights.other) if four_bit else 2 * weights.all
 
 
 def _device_of(name: str, placed: dict[str, int]) -> int:
