@@ -43,6 +43,9 @@ def run(method="lora", **sections) -> RunConfig:
     return RunConfig.model_validate(content | sections)
 
 
+ALONE = run(strategy="single")
+
+
 def on_a_t4_of(gib, config):
     here = Offer(THIS_MACHINE, DEVICES["T4"], 1, gib, 99.0, 4, 500.0, 0.0)
     return planner.plan(config, CATALOGUE, architecture=SMOL, here=here)
@@ -80,20 +83,20 @@ def test_an_uncertain_answer_says_what_would_settle_it():
 
 
 def test_a_plan_takes_what_fits_and_does_not_fill_the_uncertain_part():
-    """The largest micro batch was taken up to 5 % below the limit, where one run in four had no memory left."""
-    made = on_a_t4_of(14.56, run())
+    """The largest micro batch was taken up to 5 % below the limit, of an estimate that torch exceeded by up to 20 %."""
+    made = on_a_t4_of(14.56, ALONE)
     assert made.memory.verdict.answer == "fits"
     assert made.micro_batch > 1
-    smallest = on_a_t4_of(14.56, run(training={"micro_batch": 1})).memory
+    smallest = on_a_t4_of(14.56, run(strategy="single", training={"micro_batch": 1})).memory
     low, high = band(smallest.device)
-    tight = on_a_t4_of((low + high) / 2, run())
+    tight = on_a_t4_of((low + high) / 2, ALONE)
     assert (tight.memory.verdict.answer, tight.micro_batch) == ("uncertain", 1)
-    assert "training.max_steps: 3" in plan_report.plan_table(tight, "run").replace("\n", " ")
+    assert "training.max_steps: 3" in " ".join(plan_report.plan_table(tight, "run").split())
     assert "uncertain" in plan_report.plan_html(tight, "run")
     assert json.loads(plan_report.plan_json(tight, "run"))["memory"]["verdict"]["answer"] == "uncertain"
-    assert on_a_t4_of(high + 0.01, run()).memory.verdict.answer == "fits"
+    assert on_a_t4_of(high + 0.01, ALONE).memory.verdict.answer == "fits"
     with pytest.raises(ConfigError, match="does-not-fit|nothing fits"):
-        on_a_t4_of(low - 0.01, run())
+        on_a_t4_of(low - 0.01, ALONE)
 
 
 def fitting(answer):
