@@ -26,7 +26,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def cell(method: str, strategy: str, model: str) -> str:
-    """GiB of the fullest GPU, with the settings that the planner chose; or a dash where it does not fit.
+    """GiB of the fullest GPU, with the settings that the planner chose and a remark where it is uncertain; or a dash.
 
     Args:
         method: The method.
@@ -48,7 +48,9 @@ def cell(method: str, strategy: str, model: str) -> str:
     except UserError:
         return "-"
     how = STRATEGY[plan.strategy].short(plan)
-    return f"{plan.memory.device_gib:.1f}" + (f" ({how})" if how else "")
+    assert plan.memory.verdict is not None
+    remarks = [remark for remark in (how, "" if plan.memory.verdict.answer == "fits" else "uncertain") if remark]
+    return f"{plan.memory.device_gib:.1f}" + (f" ({', '.join(remarks)})" if remarks else "")
 
 
 def table() -> str:

@@ -28,6 +28,16 @@ PLATFORM = platform.read(os.environ)
 # Root of the paths of run files that launch plans name.
 CHECKOUT = Path(__file__).parent.parent
 
+# torch's names of the settings of its allocator, the present one first.
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def default_allocator() -> None:
+    """Let torch's allocator use segments that grow, unless its settings are there already."""
+    if not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
+
+
 _NOT_FOR_PODS = {*platform.LOCAL_ONLY, *(platform.variable(name) for name in platform.REGISTRATION_ONLY)}
 _SETTINGS = {platform.variable(name) for name in type(PLATFORM).model_fields} - _NOT_FOR_PODS
 # Environment of every pod, where this module is imported again and `@dynamic` declares its nodes from the settings.
@@ -51,6 +61,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not has_driver_files():
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+else:
+    # Segments that grow keep what torch holds close to what it uses. Read when a process first uses a GPU; workers
+    # inherit it. torch has two names for the variable, of which one may be set: then this is somebody's choice.
+    default_allocator()
 # Project for runs in Weights & Biases; transformers' own default is "huggingface".
 os.environ.setdefault("WANDB_PROJECT", "thriftune")
 # Which local run this process belongs to: its start time and a unique id. Removed from the environment, so that another

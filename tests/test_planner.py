@@ -41,6 +41,13 @@ def plan(config: RunConfig):
     return planner.plan(config, CATALOGUE)
 
 
+def fits_for_sure(config: RunConfig) -> bool:
+    try:
+        return plan(config).memory.verdict.answer == "fits"
+    except ConfigError:
+        return False
+
+
 def zero_name(made) -> str:
     return json.loads(made.settings)["name"]
 
@@ -98,9 +105,7 @@ def test_what_the_file_leaves_open_is_the_cheapest_that_fits():
     assert len(made.alternatives) == 4
     cheaper = [n for n in CATALOGUE.nodes if n.has_gpu and n.price_per_hour < made.price_per_hour]
     assert cheaper
-    for node in cheaper:
-        with pytest.raises(ConfigError):
-            plan(run(hardware={"instance": node.name, "nodes": 1}))
+    assert not any(fits_for_sure(run(hardware={"instance": node.name, "nodes": 1})) for node in cheaper)
 
 
 def test_of_several_zero_configurations_the_fastest_that_fits_is_taken():
@@ -185,8 +190,8 @@ def test_of_a_model_that_zero_cannot_hold_on_one_device_one_device_may():
     assert planner.plan(auto, CATALOGUE, here=this_machine(host_gib=between / 0.95)).strategy == "single"
     assert planner.plan(auto, CATALOGUE, here=this_machine()).strategy == "zero"
     with_section = auto.model_copy(update={"zero": ZeroConfig()})
-    with pytest.raises(ConfigError, match="1 x this machine: with zero"):  # it asks for ZeRO, and is not overridden
-        planner.plan(with_section, CATALOGUE, here=this_machine(host_gib=between / 0.95))
+    asked = planner.plan(with_section, CATALOGUE, here=this_machine(host_gib=between / 0.95))
+    assert (asked.strategy, asked.memory.verdict.answer) == ("zero", "uncertain")  # it is not overridden
 
 
 def test_a_lora_plan_holds_the_base_in_sixteen_bits_and_trains_what_qlora_trains():
@@ -279,7 +284,7 @@ def test_this_machine_is_one_machine_even_where_two_would_do():
         ).memory.host_gib
     ]
     small = Offer(
-        THIS_MACHINE, DEVICES["CPU"], 0, 0.0, host_gib=0.9 * needed[0], cpus=2, disk_gib=99.0, price_per_hour=0.0
+        THIS_MACHINE, DEVICES["CPU"], 0, 0.0, host_gib=0.8 * needed[0], cpus=2, disk_gib=99.0, price_per_hour=0.0
     )
     with pytest.raises(ConfigError, match="1 x this machine"):
         planner.plan(config, CATALOGUE, here=small)

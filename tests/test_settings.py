@@ -187,6 +187,25 @@ def test_what_is_set_already_is_left_alone(monkeypatch):
     assert os.environ["NCCL_IB_DISABLE"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:128"}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:128"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}),
+    ],
+)
+def test_segments_of_torchs_allocator_grow_unless_it_is_told_otherwise_by_either_name(monkeypatch, given, made):
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that what the function sets is undone
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    settings.default_allocator()
+    assert {name: os.environ[name] for name in names if name in os.environ} == made
+
+
 _ASK = """
 import sys
 from tasks import settings

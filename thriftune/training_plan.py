@@ -3,10 +3,39 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from thriftune.batching import Batch
 from thriftune.hardware import Device, Precision
-from thriftune.overhead import CONTEXT, MARGIN
+from thriftune.overhead import OVERHEAD
+
+Answer = Literal["fits", "uncertain", "does not fit"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run fits, as far as an estimate can say.
+
+    Attributes:
+        answer: It fits even if it needs the most that it may need; only if it needs less; or not even with the least.
+        where: What is nearest to its limit, or furthest beyond: each GPU or worker, the host, or the local disk.
+        low_gib: The least GiB that may be needed there.
+        high_gib: The most GiB that may be needed there.
+        limit_gib: GiB that there are.
+        settles: What would settle an uncertain answer, as a clause; empty for the others.
+    """
+
+    answer: Answer
+    where: str
+    low_gib: float
+    high_gib: float
+    limit_gib: float
+    settles: str = ""
+
+    @property
+    def share(self) -> float:
+        """The most that may be needed, as a share of what there is; above 1 where it may be too much."""
+        return self.high_gib / self.limit_gib
 
 
 @dataclass(frozen=True)
@@ -21,6 +50,7 @@ class Estimate:
         training_host_gib: GiB of one host while it trains; saving may need more.
         shared_memory_gib: GiB of the host's memory that must fit /dev/shm.
         disk: GiB of a node's local disk by item.
+        verdict: Whether it fits the machines that it was made for; None where it was made for none.
     """
 
     phase: str
@@ -30,6 +60,7 @@ class Estimate:
     training_host_gib: float
     shared_memory_gib: float
     disk: dict[str, float]
+    verdict: Verdict | None = None
 
     @property
     def device(self) -> dict[str, float]:
@@ -44,7 +75,7 @@ class Estimate:
     @property
     def allocated_gib(self) -> float:
         """GiB of the fullest device as `torch.cuda.max_memory_allocated` counts them."""
-        return sum(gib for item, gib in self.device.items() if item not in (CONTEXT, MARGIN))
+        return sum(gib for item, gib in self.device.items() if item not in OVERHEAD)
 
     @property
     def host_gib(self) -> float:

@@ -254,3 +254,29 @@ def test_experts_that_each_process_joins_while_it_loads_are_in_the_memory_of_the
     """Mixtral's 84 GiB are copied by every rank that maps its files, and no host has room for eight of them."""
     assert divided(MIXTRAL).host["loading"] > 8 * 84
     assert divided(LLAMA_70B).host["loading"] < 1
+
+
+@pytest.mark.parametrize("tuned", [None, LoraConfig(rank=8)])
+def test_an_8_bit_optimizer_has_no_temporaries_on_a_gpu(tuned):
+    """It was charged AdamW's fp32 copy of all that trains, though its kernel steps each weight in place."""
+
+    def working(optimizer, device):
+        shape, machines = StepShape(1, 64, True, "bf16", tuned), Machines(device, 14.56, 1, 1)
+        needs = STRATEGIES["single"].memory(SMOL, shape, machines, "", optimizer)
+        return needs.devices[0]["optimizer step"]["optimizer's working memory"]
+
+    trained = SMOL.parameters if tuned is None else sum(adapter_parameters(SMOL, tuned).values())
+    assert working("adamw", T4) == 4 * trained
+    assert working("paged_adamw_8bit", T4) == working("adamw_8bit", T4) == 0
+    assert working("adamw_8bit", DEVICES["CPU"]) > 0
+
+
+def test_a_t4_has_the_context_that_was_measured_and_processes_that_talk_have_buffers():
+    step_shape = StepShape(1, 64, True, "fp16")
+    one, four = alone(step_shape).device, full(step_shape, "zero2").device
+    assert one["CUDA context"] == four["CUDA context"] == pytest.approx(141 / 1024)
+    assert "collectives" not in one
+    assert four["collectives"] == pytest.approx(0.25)
+    lasting = {"weights", "gradients", "optimizer states"}
+    passing = sum(gib for item, gib in one.items() if item not in {*lasting, "CUDA context", "fragmentation"})
+    assert one["fragmentation"] == pytest.approx(0.3 * passing)

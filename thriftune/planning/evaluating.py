@@ -12,12 +12,14 @@ from thriftune.overhead import GIB, usable_for_weights, with_overhead
 from thriftune.planning import offers
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.memory.validating import held_by_rows
-from thriftune.planning.offers import DISK_BESIDE_GIB, FILLED, Offer
+from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
+from thriftune.planning.verdict import fits
 from thriftune.strategies.memory.adapters import split
+from thriftune.strategies.memory.items import LASTING, WEIGHTS
 from thriftune.training_plan import EvaluationNode, NodeRequest
 
 _HALF = 2  # bytes of a weight in 16 bits
-_WEIGHTS, _ROWS = "weights", "rows"
+_ROWS = "rows"
 
 
 def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Catalogue) -> EvaluationNode:
@@ -71,13 +73,13 @@ def _fits(
     four_bit: FourBit | None,
 ) -> bool:
     """Whether the fullest device has room for its weights and for the rows that are measured at once."""
-    shares = split(architecture, None, four_bit, precision, devices, usable_for_weights(offer.gpu_gib))
+    shares = split(architecture, None, four_bit, precision, devices, usable_for_weights(offer.gpu_gib, offer.device))
     if shares is None:
         return False
     weights = max(share.weights.held_bytes(four_bit, precision) for share in shares)
     rows = config.evaluation.batch * held_by_rows(config, architecture, precision)
-    needed = sum(with_overhead({_WEIGHTS: weights, _ROWS: rows}, on_gpu=offer.device.is_gpu).values())
-    return needed <= FILLED * (offer.gpu_gib or offer.host_gib) * GIB
+    needed = with_overhead({WEIGHTS: weights, _ROWS: rows}, offer.device, lasting=LASTING)
+    return fits(needed, (offer.gpu_gib or offer.host_gib) * GIB)
 
 
 def _node(

@@ -21,8 +21,6 @@ _GIB = 2**30
 # Disk of a node for everything besides models and checkpoints: prepared rows and their mapped copy, logs, compiled
 # kernels. An assumption.
 DISK_BESIDE_GIB = 10
-# Share of a limit that a plan may fill. Not all of it: the overhead on GPUs is estimated, not measured.
-FILLED = 0.95
 # Share of its disk that a kubelet keeps free by evicting pods.
 # Source: https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/ (nodefs.available)
 _EVICTION = 0.1

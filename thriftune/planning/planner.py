@@ -1,5 +1,6 @@
 """The planner: find the cheapest machines, and the fastest way to use them, that fit; or say why nothing fits."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +14,15 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.positions import require_positions
 from thriftune.planning import offers
 from thriftune.planning.catalogue import Catalogue
+from thriftune.planning.choices import Choice, Fitting, Refusal
 from thriftune.planning.evaluating import planned_evaluation
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
-from thriftune.planning.search import Choice, Fitting, Refusal, search, ways_of
+from thriftune.planning.search import search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
+from thriftune.planning.verdict import sentence
 from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
+
+logger = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 _ALTERNATIVES = 4
@@ -37,7 +42,8 @@ def plan(
     """Find the cheapest plan that fits. What the run's file fixes is kept and checked, never overridden.
 
     The cheapest plan has the lowest price per hour; at an equal price it has the fewest machines, then the first
-    strategy with the fastest of its settings, then the largest micro batch.
+    strategy with the fastest of its settings, then the largest micro batch. It fits even if it needs the most that it
+    may need; where nothing does, the plan is one that may fit, with the smallest micro batch, and its verdict says so.
 
     Args:
         config: The run.
@@ -68,6 +74,8 @@ def plan(
     if not fitting:
         changes = changes_that_fit(config, model, catalogue, here)
         raise _nothing_fits(refused, changes)
+    if not fitting[0].is_sure:
+        logger.warning("It is uncertain whether the run fits: %s", sentence(fitting[0].verdict))
     trained = method.planned(config, model)[1]
     evaluation = planned_evaluation(config, trained, catalogue, here)
     return replace(_plan_of(config, model, catalogue, fitting), evaluation=evaluation)

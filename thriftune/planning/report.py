@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from thriftune import pages
 from thriftune.methods import METHODS
 from thriftune.planning.offers import THIS_MACHINE
+from thriftune.planning.verdict import sentence
 from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import Alternative, TrainingPlan
 
@@ -165,6 +166,8 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
     if plan.evaluation and plan.evaluation.is_asked:
         node, price = plan.evaluation, f"{plan.evaluation.price_per_hour:,.2f} {plan.currency} per hour"
         yield "result measured on", _place(1, node.instance), f"{_counted(node.devices, node.device)}, {price}"
+    if (verdict := plan.memory.verdict) is not None:
+        yield "memory", verdict.answer, sentence(verdict)
     items = ", ".join(f"{item} {gib(size)}" for item, size in plan.memory.disk.items())
     yield "disk", f"{gib(plan.memory.disk_gib)} GiB", f"of each node: {items}"
 

@@ -74,7 +74,7 @@ def adapters_over(
         step_shape.four_bit,
         step_shape.precision,
         machines.devices_per_node,
-        usable_for_weights(machines.gpu_gib),
+        usable_for_weights(machines.gpu_gib, machines.device),
     )
     if shares is None:
         return None

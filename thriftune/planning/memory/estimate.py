@@ -1,5 +1,8 @@
 """Memory of one run: GiB per GPU and per host, item by item, at the moment that needs the most."""
 
+from functools import lru_cache, partial
+
+from thriftune.config import Section
 from thriftune.methods import method_of
 from thriftune.models.architecture import Architecture
 from thriftune.overhead import GIB, GPU_PROCESS_BYTES, MIB, PROCESS, with_overhead
@@ -8,7 +11,7 @@ from thriftune.planning.memory.validating import lasting
 from thriftune.stores import transfer
 from thriftune.strategies import Machines, Needs, Strategy
 from thriftune.strategies.memory.activations import StepShape
-from thriftune.strategies.memory.items import ACTIVATIONS, STEP_BUFFERS, Phases
+from thriftune.strategies.memory.items import ACTIVATIONS, LASTING, STEP_BUFFERS, Phases
 from thriftune.training_plan import Estimate
 
 LOADING = "loading"
@@ -37,6 +40,7 @@ def estimate(
     validation_bytes: int = 0,
     converts: bool = False,
     saved_bytes: int = 4,
+    needs: Needs | None = None,
 ) -> Estimate | None:
     """Estimate the memory of a run.
 
@@ -50,6 +54,7 @@ def estimate(
         validation_bytes: Bytes that a validation holds beside the model, gradients and optimizer states.
         converts: Whether it may resume from a checkpoint of other ranks, which every node then converts as a whole.
         saved_bytes: Bytes of a saved weight, at most, where every weight trains.
+        needs: What the strategy's `memory` returned, where that is known already.
 
     Returns:
         The estimate; None where the weights alone do not fit on the devices of a node.
@@ -58,7 +63,7 @@ def estimate(
         `thriftune.strategies` for the items; docs/memory.md for the accuracy.
     """
     on_gpu, processes = machines.device.is_gpu, strategy.processes(machines.devices_per_node)
-    needs = strategy.memory(architecture, step_shape, machines, settings, optimizer)
+    needs = needs or strategy.memory(architecture, step_shape, machines, settings, optimizer)
     if needs is None:
         return None
     per_device = [
@@ -67,12 +72,14 @@ def estimate(
     if not on_gpu:  # what is offloaded, or copied for a checkpoint, stays in the memory of the same process
         beside = {**needs.offloaded, CHECKPOINT: needs.saved}
         per_device = [{name: _merged(items, beside) for name, items in phases.items()} for phases in per_device]
-    phase = max(per_device[0], key=lambda name: max(sum(phases[name].values()) for phases in per_device))
-    devices = [with_overhead(_filled(phases[phase]), on_gpu=on_gpu) for phases in per_device]
+    around = partial(with_overhead, device=machines.device, lasting=LASTING, processes=processes * machines.nodes)
+    loads = [{name: around(_filled(items)) for name, items in phases.items()} for phases in per_device]
+    phase = max(loads[0], key=lambda name: max(sum(phases[name].values()) for phases in loads))
+    devices = [phases[phase] for phases in loads]
     gathered = saved_bytes * architecture.parameters if method_of(step_shape.tuned).facts.trains_weights else 0
     host_phases = _host(architecture, devices, needs, processes, on_gpu=on_gpu, gathered=gathered)
     host_phase = max(host_phases, key=lambda name: sum(host_phases[name].values()))
-    trained = sum(method_of(step_shape.tuned).trained_parts(step_shape.tuned, architecture).values())
+    trained = _trained(architecture, step_shape.tuned)
     is_divided = strategy.reshard is not None or strategy.state_files is not None
     writers = 1 if converts and is_divided else machines.nodes  # for other ranks every node needs all of it
     checkpoint = strategy.checkpoint_bytes(trained, step_shape.precision, settings, writers)
@@ -86,6 +93,12 @@ def estimate(
         shared_memory_gib=_SHARED_BYTES_PER_RANK * processes / GIB if on_gpu and processes > 1 else 0.0,
         disk=_in_gib(on_disk),
     )
+
+
+@lru_cache(maxsize=64)
+def _trained(architecture: Architecture, tuned: Section | None) -> int:
+    """Number of parameters that train."""
+    return sum(method_of(tuned).trained_parts(tuned, architecture).values())
 
 
 def _host(

@@ -44,6 +44,7 @@ class StepShape:
             autocast, also with adapters. DeepSpeed does so.
         masked: Whether attention gets a mask [rows, 1, tokens, tokens], as it does for padded and for packed rows.
             Without it transformers also does not repeat keys and values for grouped queries.
+        mixed: Whether adapters are computed in autocast, as the Trainer does; not so in the scripts of some others.
     """
 
     micro_batch: int
@@ -55,6 +56,7 @@ class StepShape:
     autocast: bool = False
     in_precision: bool = False
     masked: bool = True
+    mixed: bool = True
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def _trace(
 
     dtype = torch_dtype(step_shape.precision)
     # The Trainer's mixed precision; DeepSpeed computes in the weights' own type.
-    is_mixed = (step_shape.tuned or step_shape.autocast) and not step_shape.in_precision
+    is_mixed = step_shape.mixed and (step_shape.tuned or step_shape.autocast) and not step_shape.in_precision
     autocast = dtype if is_mixed and step_shape.precision != "fp32" else None
     device = RealDevice(autocast)
     with dequantized_on_meta(dtype):

@@ -71,7 +71,9 @@ def phases(
     needed = measure(architecture, step_shape).of(share.layers, has_head=share.has_head)
     weights = share.weights.held_bytes(step_shape.four_bit, step_shape.precision) + 4 * share.adapters
     held = {WEIGHTS: weights, STATES: state_bytes(share.adapters, optimizer), GRADIENTS: 4 * share.adapters}
-    forward, step = {**held, ACTIVATIONS: needed.all}, {**held, STEP_BUFFERS: 4 * share.adapters}
+    in_place = on_gpu and is_8_bit(optimizer)
+    forward = {**held, ACTIVATIONS: needed.all}
+    step = {**held, STEP_BUFFERS: 0 if in_place else 4 * share.adapters}
     if not on_gpu:
         forward[KEPT] = _kept_in_autocast(share, step_shape, architecture)
         step[KEPT] = kept_by_malloc(needed)
@@ -105,6 +107,17 @@ def state_bytes(parameters: int, optimizer: str) -> int:
     return int(parameters * _STATE_BYTES.get(optimizer, _EIGHT_BIT))
 
 
+def is_8_bit(optimizer: str) -> bool:
+    """Whether an optimizer is one of bitsandbytes', which steps weight by weight; on a GPU in place.
+
+    Args:
+        optimizer: adamw, adamw_8bit, paged_adamw_8bit or sgd.
+
+    Source: bitsandbytes 0.50, `optimizer_update_8bit_blockwise` for CUDA.
+    """
+    return optimizer not in _STATE_BYTES
+
+
 @lru_cache(maxsize=256)
 def split(
     architecture: Architecture,
@@ -127,6 +140,9 @@ def split(
     Returns:
         The share of each device; None where the weights do not fit.
     """
+    # Known at once, where placing hundreds of layers takes seconds.
+    if devices > 1 and _least_bytes(architecture, four_bit) > devices * usable_bytes:
+        return None
     placed = {"": 0} if devices == 1 else _device_map(architecture, four_bit, precision, devices, usable_bytes)
     if placed is None:
         return None
@@ -145,6 +161,13 @@ def split(
         )
         for device in range(devices)
     )
+
+
+@lru_cache(maxsize=64)
+def _least_bytes(architecture: Architecture, four_bit: FourBit | None) -> int:
+    """What the weights take at least while they are loaded: nothing but 4 bits and 16 bits, and no constants."""
+    weights = weights_of(architecture, architecture.shapes)
+    return weights.quantized // 2 + 2 * (weights.fused + weights.other) if four_bit else 2 * weights.all
 
 
 def _device_of(name: str, placed: dict[str, int]) -> int:

@@ -15,6 +15,8 @@ STEP_BUFFERS = "optimizer's working memory"
 ACTIVATIONS = "activations"
 AUTOCAST_COPIES = "copies in 16 bits"
 KEPT = "freed, kept by malloc"
+# What stays from step to step; gradients do not, but come in the same pieces each time.
+LASTING = (WEIGHTS, CONSTANTS, GRADIENTS, STATES, BUCKETS)
 # Share of large freed blocks that a process on a CPU keeps; fitted, see `kept_by_malloc`.
 _HOLES = 0.3
 

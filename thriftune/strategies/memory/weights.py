@@ -12,7 +12,7 @@ from thriftune.config import Section
 from thriftune.methods import method_of
 from thriftune.models.architecture import Architecture
 from thriftune.strategies.memory.activations import StepShape, measure
-from thriftune.strategies.memory.adapters import state_bytes
+from thriftune.strategies.memory.adapters import is_8_bit, state_bytes
 from thriftune.strategies.memory.items import (
     ACTIVATIONS,
     AUTOCAST_COPIES,
@@ -85,8 +85,18 @@ def whole(architecture: Architecture, step_shape: StepShape, optimizer: str, *, 
     forward = {**held, ACTIVATIONS: activations.all}
     if is_mixed:
         forward[AUTOCAST_COPIES] = _HALF * count.trained
-    # torch's AdamW takes the square root in place on a GPU, for all parameters at once; on a CPU one after another.
-    step = {**held, STEP_BUFFERS: _MASTER * count.trained if on_gpu else 2 * _MASTER * count.largest}
+    step = {**held, STEP_BUFFERS: _step_buffers(count, optimizer, on_gpu=on_gpu)}
     if not on_gpu:
         step[KEPT] = kept_by_malloc(activations)
     return {FORWARD_BACKWARD: forward, STEP: step}
+
+
+def _step_buffers(count: Counts, optimizer: str, *, on_gpu: bool) -> int:
+    """Temporaries of AdamW, and none of bitsandbytes' optimizers on a GPU.
+
+    torch's takes the square root of the second moment, in place from there: on a GPU for all weights at once, on a CPU
+    for one after another.
+    """
+    if not on_gpu:
+        return 2 * _MASTER * count.largest
+    return 0 if is_8_bit(optimizer) else _MASTER * count.trained

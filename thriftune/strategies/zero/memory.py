@@ -124,7 +124,8 @@ def _on_host(
     if layout.offloaded_params == "nvme":
         host[WEIGHTS] = _NVME_BUFFERS * parts.largest
     if layout.is_pinned and on_gpu:
-        host[ROUNDING] = sum(_rounding(size) for size in _pinned(parts, step_shape, layout, ranks, host))
+        pinned = _pinned(parts, step_shape, layout, ranks, host)
+        host[ROUNDING] = sum(count * _rounding(size) for size, count in pinned)
     return host
 
 
@@ -142,19 +143,21 @@ def nvme_bytes(architecture: Architecture, step_shape: StepShape, layout: Layout
     return states + (moved.get(WEIGHTS, 0) if layout.offloaded_params == "nvme" else 0)
 
 
-def _pinned(parts: Parts, step_shape: StepShape, layout: Layout, ranks: int, host: dict[str, int]) -> Iterator[int]:
-    """Sizes of the page-locked buffers of one rank. AdamW's moments are in ordinary memory."""
+def _pinned(
+    parts: Parts, step_shape: StepShape, layout: Layout, ranks: int, host: dict[str, int]
+) -> Iterator[tuple[int, int]]:
+    """Sizes of the page-locked buffers of one rank, each with their number. AdamW's moments are in ordinary memory."""
     part = -(-parts.trained // ranks)
     if WEIGHTS in host:
-        yield host[WEIGHTS]
+        yield host[WEIGHTS], 1
     if layout.offloaded_optimizer != "cpu":
         return
     if layout.stage < 3:
-        yield from (_MASTER * part, 4 * part, _BYTES[step_shape.precision] * part)
+        yield from ((size, 1) for size in (_MASTER * part, 4 * part, _BYTES[step_shape.precision] * part))
         return
-    yield host[GRADIENTS]
-    for start in range(0, part, layout.sub_group):  # master weights and fp32 gradients, in one buffer per sub-group
-        yield from (4 * min(layout.sub_group, part - start),) * 2
+    yield host[GRADIENTS], 1
+    whole, rest = divmod(part, layout.sub_group)  # master weights and fp32 gradients, in one buffer per sub-group
+    yield from ((4 * layout.sub_group, 2 * whole), (4 * rest, 2))
 
 
 def _rounding(size: int) -> int:

@@ -1,0 +1,119 @@
+"""What the search tries, and what comes of it: ways to run on machines, those that fit, and those that do not."""
+
+from dataclasses import dataclass
+
+from thriftune.batching import Batch
+from thriftune.hardware import Precision
+from thriftune.planning.offers import Offer
+from thriftune.strategies import Strategy
+from thriftune.training_plan import Estimate, Verdict
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run.
+
+    Attributes:
+        offer: The kind of machine.
+        nodes: Number of machines.
+        devices_per_node: GPUs of each machine, or worker processes on a CPU.
+        strategy: The strategy.
+        settings: Settings of the strategy, as JSON text.
+        settings_name: A name to show for them; empty where there is none.
+        batch: The batch, with micro batch and accumulation.
+        precision: Precision of the matrix products.
+        validation_batch: Rows per rank in one forward pass of a validation.
+    """
+
+    offer: Offer
+    nodes: int
+    devices_per_node: int
+    strategy: Strategy
+    settings: str
+    settings_name: str
+    batch: Batch
+    precision: Precision
+    validation_batch: int = 1
+
+    @property
+    def price_per_hour(self) -> float:
+        """Price of all nodes per hour."""
+        return self.nodes * self.offer.price_per_hour
+
+    @property
+    def share(self) -> float:
+        """Share of a node that the pod takes: the GPUs it uses, out of all of them."""
+        return self.devices_per_node / self.offer.gpus if self.offer.gpus else 1.0
+
+    @property
+    def host_limit_gib(self) -> float:
+        """Host memory that the pod can have, in GiB."""
+        return self.offer.host_gib * self.share
+
+    @property
+    def device_limit_gib(self) -> float:
+        """Memory of a GPU, or a worker process's part of the host memory on a CPU; in GiB."""
+        if self.offer.device.is_gpu:
+            return self.offer.gpu_gib
+        return self.offer.host_gib / self.devices_per_node
+
+    @property
+    def machines(self) -> str:
+        """The machines, as text."""
+        return f"{self.nodes} x {self.offer.name}"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A strategy with settings.
+
+    Attributes:
+        strategy: The strategy.
+        settings: Settings of the strategy, as JSON text.
+        settings_name: A name to show for them.
+    """
+
+    strategy: Strategy
+    settings: str
+    settings_name: str
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A choice that fits, or that may fit.
+
+    Attributes:
+        choice: The choice.
+        memory: The memory it needs.
+    """
+
+    choice: Choice
+    memory: Estimate
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it fits."""
+        assert self.memory.verdict is not None
+        return self.memory.verdict
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it fits even if it needs the most that it may need."""
+        return self.verdict.answer == "fits"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A choice that does not fit.
+
+    Attributes:
+        machines: The machines, as text.
+        choice: What was tried; None if the machines were refused before anything could be tried.
+        reason: Why it does not fit, as a clause.
+        excess: How far it is from fitting: what it needs divided by what there is; infinite where there is no number.
+    """
+
+    machines: str
+    choice: Choice | None
+    reason: str
+    excess: float
