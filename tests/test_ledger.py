@@ -63,7 +63,7 @@ def test_a_known_bias_is_recovered(bias, seed):
 
 
 def test_three_runs_are_most_of_the_way():
-    """A plan that is 30 % too low is within 7 % after three runs: what the second user of a machine has of the first."""
+    """A plan that is 30 % too low is within 7 % after three runs: what later users of a machine have of the first."""
     errors = [abs(corrected([run_of(1.3)] * count).factor / 1.3 - 1) for count in range(4)]
     assert errors == sorted(errors, reverse=True)
     assert errors[3] < 0.07
