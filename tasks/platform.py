@@ -168,6 +168,11 @@ class Platform(Section):
         default=None,
         description="Bucket and prefix of the checkpoints of trainings; if left out, below the prefix of outputs.",
     )
+    ledger: Annotated[Bucket | None, PATH_OR_URL] = Field(
+        default=None,
+        description="Bucket and prefix where trainings leave what was planned and measured, for later plans. If left "
+        "out, beside what Flyte keeps of the project's executions, and for local runs in outputs/ledger.",
+    )
     restarts: NonNegativeInt = Field(
         default=3,
         description="Number of times that the worker processes of a node are started again within an attempt.",

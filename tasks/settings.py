@@ -170,11 +170,14 @@ def results_root() -> str:
 
     Source: flyteorg/flyte, flytepropeller/pkg/controller/workflow/executor.go and nodes/task/handler.go
     """
-    if is_local():
-        return ""
+    return "" if is_local() else f"{project_root()}/results"
+
+
+def project_root() -> str:
+    """URL of what all executions of a project share; not for a local run."""
     execution, (parts, own) = current_context().execution_id, _metadata_parts()
     above = parts[: _BUCKET if own is None else own]
-    return "/".join([*above, "thriftune", f"{execution.project}-{execution.domain}", "results"])
+    return "/".join([*above, "thriftune", f"{execution.project}-{execution.domain}"])
 
 
 def output_url(name: str) -> str:

@@ -1,5 +1,6 @@
 """Training tasks: one body, declared once per number of nodes, and once for a single process."""
 
+import time
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import checkpoints, interruption, pages, pod_check, results, settings
+from tasks import checkpoints, interruption, ledger, pages, pod_check, results, settings
 from tasks.declaring import TRAIN_CACHE, cache, training_node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
@@ -76,15 +77,17 @@ def _trained(
     strategy = STRATEGIES[plan.strategy]
     rank = strategy.join(plan)
     there = checkpoints.checkpoint_location(config.name, cache_key)
+    began, start = time.monotonic(), start_of(config)
     model_dir, dataset_dir = download_once_per_node(model, dataset)
-    start = start_of(config)
     place = settings.result_path(config.name, METHODS[plan.method].facts.result)
     inputs = Inputs(config, plan, model_dir, dataset_dir, download(start) if start else None, there)
+    fetching_seconds = time.monotonic() - began
     result = fit(inputs, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
         results.remember(record, output, facts=Asked.of(config).facts)
         checkpoints.mark_done(cache_key)
+        ledger.remember(config, plan, model_dir, result, fetching_seconds)
         pages.show_training(config.name, result)
     distributed.leave()
     return Trained(model=output, training=result)

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from refusing_hub import refusing_hub
 
 from thriftune.inference.report import metrics_from_json
+from thriftune.planning import ledger
 from thriftune.strategies.zero.configuration import stage
 from thriftune.strategies.zero.strategy import config_in
 from thriftune.training_plan import TrainingPlan
@@ -119,6 +120,12 @@ def test_held_out_loss_falls_and_everything_is_reported(which, validated, reques
     assert 0.4 < memory["device"] <= memory["host"]
     # Nearly all of it is Python and its libraries, which a process of QLoRA has fewer of.
     assert 0.9 < memory["predicted_device"] / memory["device"] < 1.4
+    record = ledger.read(str(folder / "outputs" / "ledger"))[0]
+    assert (record.run, record.setup.family, record.setup.instance) == ("tiny", "llama", "this machine")
+    assert record.planned.allocated_gib == memory["predicted_device"]
+    assert record.measured.allocated_gib == memory["device"]
+    assert record.measured.seconds_per_step == training["pace"]["seconds_per_step"] > 0
+    assert record.measured.startup_seconds > training["pace"]["loading_seconds"] > 0
     assert before["prompts"] == after["prompts"]
     assert "colour" in before["prompts"][0]
     assert Path(metrics["outputs"]["model"]).is_dir()

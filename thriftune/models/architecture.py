@@ -97,6 +97,11 @@ class Architecture:
         return int(json.loads(self.content).get("num_hidden_layers") or self._text.num_hidden_layers)
 
     @cached_property
+    def family(self) -> str:
+        """Kind of model, as transformers names it; empty if the configuration does not say."""
+        return str(json.loads(self.content).get("model_type") or "")
+
+    @cached_property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         return int(self._text.hidden_size)

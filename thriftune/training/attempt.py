@@ -29,7 +29,7 @@ from thriftune.training.result import Effort, memory_use
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
-    from thriftune.training.callbacks import ValidationCallback
+    from thriftune.training.callbacks import StepClock, ValidationCallback
     from thriftune.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,12 @@ class Loaded:
     Attributes:
         trainer: The trainer, with the model.
         validation: Measures the held-out loss.
+        clock: Times loading and steps.
     """
 
     trainer: "ResumableTrainer"
     validation: "ValidationCallback"
+    clock: "StepClock"
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ class Attempt:
             self._notice.stop()
 
     def _add_callbacks(self, loaded: Loaded, resumed: Resumed | None, effort: Callable[[], Effort]) -> None:
-        """Add the callbacks that check each step, then validate, then save."""
+        """Add the callbacks that check each step, which waits for the GPU, then time it, validate and save."""
         from thriftune.training.guarding import Guarding
         from thriftune.training.resumable import CheckpointCallback
 
@@ -238,6 +240,7 @@ class Attempt:
         divergence = self._config.training.on_divergence
         # First the guard: a step that diverged is neither validated nor saved.
         trainer.add_callback(Guarding(trainer, guard, self.stall, divergence, self.adjustments, self._checkpoints))
+        trainer.add_callback(loaded.clock)
         trainer.add_callback(validation)
         if not self._checkpoints:
             return

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from thriftune import distributed
+from thriftune.training.result import Pace
 from thriftune.training.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,45 @@ class ProgressLines(TrainerCallback):
             elapsed / max(done, 1),
             f"{remaining // 60:.0f} min {remaining % 60:.0f} s",
         )
+
+
+class StepClock(TrainerCallback):
+    """Times loading, and each step from its first pass to the end of its update, without what is done between steps.
+
+    Make it when loading begins. Its place is behind the callback that reads the losses of a step, which waits for the
+    GPU, and before those that validate and save.
+    """
+
+    def __init__(self) -> None:
+        self._began = self._loaded = self._step_began = time.monotonic()
+        self._seconds: list[float] = []
+        self._tokens: list[float] = []
+
+    @property
+    def pace(self) -> Pace:
+        """What was measured so far."""
+        seconds, tokens = math.fsum(self._seconds[1:]), math.fsum(self._tokens[1:])
+        steps = len(self._seconds[1:])
+        per_step, per_second = (seconds / steps, tokens / seconds) if seconds else (0.0, 0.0)
+        return Pace(steps, per_step, per_second, self._loaded - self._began)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note that everything is loaded."""
+        self._loaded = time.monotonic()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note when a step begins, and the tokens until then."""
+        self._step_began = time.monotonic()
+        self._tokens.append(-float(state.num_input_tokens_seen))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note when it ends, and its tokens."""
+        self._seconds.append(time.monotonic() - self._step_began)
+        self._tokens[-1] += float(state.num_input_tokens_seen)
 
 
 class ValidationCallback(TrainerCallback):

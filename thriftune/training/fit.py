@@ -111,8 +111,9 @@ def _attempts(inputs: Inputs, scratch: Path, ended: ExitStack) -> tuple[Attempt,
 
 def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
     """The trainer of an attempt, with the model loaded and a validation callback."""
-    from thriftune.training.callbacks import ValidationCallback
+    from thriftune.training.callbacks import StepClock, ValidationCallback
 
+    clock = StepClock()
     config, plan = inputs.config, attempt.plan
     method, strategy = METHODS[plan.method], STRATEGIES[plan.strategy]
     trust = config.model.trust_remote_code
@@ -139,10 +140,10 @@ def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
         if method.facts.trains_weights and config.training.save_dtype != "fp32":
             with attempt.stall.paused():
                 known = losses.first(saving.ROWS).mean if plan.precision == "fp32" else None
-                _measuring(inputs, Loaded(trainer, validation)).note_base_loss(known)
+                _measuring(inputs, loaded).note_base_loss(known)
 
-    validation = ValidationCallback(validator, begin, config.training.patience)
-    return Loaded(trainer, validation)
+    loaded = Loaded(trainer, ValidationCallback(validator, begin, config.training.patience), clock)
+    return loaded
 
 
 def _measuring(inputs: Inputs, loaded: Loaded) -> Measuring:
@@ -181,6 +182,7 @@ def _result(inputs: Inputs, attempt: Attempt, loaded: Loaded, spent: Spent, kept
         warnings=list(spent.resources.warnings),
         saved=saved,
         asked=Asked.of(config),
+        pace=loaded.clock.pace,
     )
 
 

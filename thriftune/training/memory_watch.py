@@ -30,16 +30,21 @@ class PeakMemory:
         start_gib: Resident memory of the process at the start, in GiB.
         process_gib: Peak resident memory of the process, in GiB.
         device_gib: Peak memory allocated by torch on the fullest of this process's GPUs, in GiB.
+        reserved_gib: Peak memory that torch's allocator took from one of these GPUs, in GiB.
+        context_gib: Memory of one of these GPUs that is held at the end, and not by torch's allocator, in GiB: CUDA's
+            context, the libraries' own, and what other processes hold there.
     """
 
     start_gib: float
     process_gib: float
     device_gib: float
+    reserved_gib: float
+    context_gib: float
 
     def __init__(self) -> None:
         self.start_gib = 0.0
         self.process_gib = 0.0
-        self.device_gib = 0.0
+        self.device_gib = self.reserved_gib = self.context_gib = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -63,7 +68,11 @@ class PeakMemory:
         self._stop.set()
         self._thread.join()
         if torch.cuda.is_available():
-            self.device_gib = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / _GIB
+            # Others than this process's own belong to other ranks, which measure them.
+            own = [i for i in range(torch.cuda.device_count()) if torch.cuda.max_memory_allocated(i)]
+            self.device_gib = max((torch.cuda.max_memory_allocated(i) for i in own), default=0) / _GIB
+            self.reserved_gib = max((torch.cuda.max_memory_reserved(i) for i in own), default=0) / _GIB
+            self.context_gib = max(map(_held_beside, own), default=0) / _GIB
 
     def _sample(self) -> None:
         import psutil
@@ -75,6 +84,14 @@ class PeakMemory:
                 return
 
 
+def _held_beside(gpu: int) -> int:
+    """Bytes of a GPU that are held, and not by torch's allocator in this process."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(gpu)
+    return max(0, total - free - torch.cuda.memory_reserved(gpu))
+
+
 @dataclass(frozen=True)
 class MemoryUse:
     """The peak memory of a run and the prediction of its plan, in GiB.
@@ -84,12 +101,16 @@ class MemoryUse:
         predicted_device: The same, predicted.
         host: Resident memory of all processes on the fullest node.
         predicted_host: The same, predicted.
+        reserved: Memory that torch's allocator took from the fullest GPU; 0 on a CPU.
+        context: Memory of a GPU that was held beside torch's allocator; 0 on a CPU.
     """
 
     device: float
     predicted_device: float
     host: float
     predicted_host: float
+    reserved: float = 0.0
+    context: float = 0.0
 
     @property
     def remarks(self) -> list[str]:

@@ -37,6 +37,24 @@ class Effort:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How fast the last attempt at a training was.
+
+    Attributes:
+        steps: Optimizer steps that were timed: all but the first of the attempt, in which libraries warm up.
+        seconds_per_step: Mean seconds of these steps, without validation and checkpoints; 0 if none was timed.
+        tokens_per_second: Tokens trained on per second of them, without padding, over all ranks; 0 if none was timed.
+        loading_seconds: From the model's files on this disk to the first validation or step: loading, quantizing,
+            making the trainer, and restoring its state.
+    """
+
+    steps: int
+    seconds_per_step: float
+    tokens_per_second: float
+    loading_seconds: float
+
+
+@dataclass(frozen=True)
 class Validation:
     """The held-out loss at one step.
 
@@ -110,6 +128,7 @@ class TrainingResult:
         saved: How the weights are saved, and what rounding does to the loss; None where nothing is rounded: adapters,
             and weights that the run asks for in fp32.
         asked: What it was asked; None in results of older versions.
+        pace: How fast the last attempt was; None in results of older versions.
     """
 
     steps: int
@@ -132,6 +151,7 @@ class TrainingResult:
     remarks: list[str] = field(default_factory=list)
     saved: SavedWeights | None = None
     asked: Asked | None = None
+    pace: Pace | None = None
 
 
 def logged_losses(state: "TrainerState", learning_rate: float) -> tuple[list[int], list[float], list[float]]:
@@ -198,6 +218,8 @@ def memory_use(peak: PeakMemory, plan: TrainingPlan, *, has_trained: bool) -> Me
         predicted_device=plan.memory.allocated_gib + (0.0 if plan.hardware.is_gpu else held),
         host=max(sum(processes[first : first + per_node]) for first in range(0, len(processes), per_node)),
         predicted_host=predicted + (0.0 if plan.hardware.is_gpu else held * per_node),
+        reserved=max(distributed.gather_objects(peak.reserved_gib)),
+        context=max(distributed.gather_objects(peak.context_gib)),
     )
     if has_trained and distributed.current_rank().is_main:
         warn_if_far_off(use)

@@ -1,0 +1,40 @@
+"""Where this platform keeps its ledger, and what a training leaves there for later plans."""
+
+from pathlib import Path
+
+from tasks import settings
+from thriftune.config import ModelConfig, RunConfig
+from thriftune.models import architecture
+from thriftune.planning import ledger
+from thriftune.training.recording import record_of
+from thriftune.training.result import TrainingResult
+from thriftune.training_plan import TrainingPlan
+
+
+def remember(
+    config: RunConfig, plan: TrainingPlan, model_dir: Path, result: TrainingResult, fetching_seconds: float
+) -> None:
+    """Write down what a training was planned to take and what it took. If that fails, the log says so.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        model_dir: The base model, on this disk.
+        result: What was measured.
+        fetching_seconds: How long model and rows took to be there.
+    """
+    source = ModelConfig(source=str(model_dir), trust_remote_code=config.model.trust_remote_code)
+    family = architecture.of(source, labels=config.labels).family
+    record = record_of(config, plan, family, result, fetching_seconds)
+    if record is not None:
+        ledger.write(place(), record)
+
+
+def place() -> str:
+    """Path or URL of the ledger.
+
+    Without a setting it lies beside the index of results, and in a local run beside the results themselves.
+    """
+    if settings.PLATFORM.ledger:
+        return settings.PLATFORM.ledger.rstrip("/")
+    return str(settings.local_root() / "ledger") if settings.is_local() else f"{settings.project_root()}/ledger"

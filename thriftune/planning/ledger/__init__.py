@@ -1,0 +1,7 @@
+"""The ledger: what runs were planned to take and what they took, and how it corrects the next plan."""
+
+from thriftune.planning.ledger.correcting import FROM_DATASHEETS, Correction, correct
+from thriftune.planning.ledger.keeping import read, write
+from thriftune.planning.ledger.record import Quantities, Quantity, Record, Setup
+
+__all__ = ["FROM_DATASHEETS", "Correction", "Quantities", "Quantity", "Record", "Setup", "correct", "read", "write"]

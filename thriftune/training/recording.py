@@ -1,0 +1,61 @@
+"""What a finished training leaves in the ledger: its plan and its measurements, beside each other."""
+
+from thriftune.config import RunConfig
+from thriftune.overhead import CONTEXT, MARGIN
+from thriftune.planning.ledger import Quantities, Record, Setup
+from thriftune.planning.ledger.record import now
+from thriftune.training.memory_watch import MemoryUse
+from thriftune.training.result import TrainingResult
+from thriftune.training_plan import TrainingPlan
+
+
+def record_of(
+    config: RunConfig, plan: TrainingPlan, family: str, result: TrainingResult, fetching_seconds: float
+) -> Record | None:
+    """The record of a training, of the steps of its last attempt.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        family: `model_type` of its model.
+        result: What was measured.
+        fetching_seconds: How long model and rows took to be there, before anything was loaded.
+
+    Returns:
+        The record; None if the last attempt did no step, so that it measured nothing.
+    """
+    if result.pace is None or result.steps <= result.resumed_at:
+        return None
+    # With a smaller micro batch than planned, memory and time are those of another plan.
+    is_as_planned = not result.halvings.count
+    return Record(
+        when=now(),
+        run=config.name,
+        setup=Setup.of(plan, family),
+        planned=planned(plan, result.memory) if is_as_planned else Quantities(),
+        measured=Quantities.known(
+            allocated_gib=result.memory.device,
+            reserved_gib=result.memory.reserved,
+            context_gib=result.memory.context,
+            seconds_per_step=result.pace.seconds_per_step,
+            tokens_per_second=result.pace.tokens_per_second,
+            startup_seconds=fetching_seconds + result.pace.loading_seconds,
+        ),
+    )
+
+
+def planned(plan: TrainingPlan, memory: MemoryUse) -> Quantities:
+    """What a plan says of the quantities that a record compares. Plans say nothing of time yet.
+
+    Args:
+        plan: The plan.
+        memory: Has the plan's prediction as it can be compared with what this process measured.
+    """
+    if not plan.hardware.is_gpu:
+        return Quantities.known(allocated_gib=memory.predicted_device)
+    items = plan.memory.device
+    return Quantities.known(
+        allocated_gib=memory.predicted_device,
+        reserved_gib=memory.predicted_device + items.get(MARGIN, 0.0),
+        context_gib=items.get(CONTEXT),
+    )
