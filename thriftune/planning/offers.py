@@ -40,6 +40,7 @@ class Offer:
         disk_gib: Local disk for models and checkpoints, in GiB; 0 where it is not known.
         price_per_hour: Price of one machine per hour; 0 for this machine.
         is_own: Whether it is a node of one's own, of which there may be no second one.
+        network_gbps: Network that lasts, in Gbit/s; 0 where it is not known.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Offer:
     disk_gib: float
     price_per_hour: float
     is_own: bool = False
+    network_gbps: float = 0.0
 
 
 def of_node(node: NodeType, device: Device) -> Offer:
@@ -70,6 +72,7 @@ def of_node(node: NodeType, device: Device) -> Offer:
         disk_gib=max(0.0, node.disk_gb * 1e9 / _GIB * (1 - _EVICTION) - DISK_BESIDE_GIB),
         price_per_hour=node.price_per_hour,
         is_own=node.own,
+        network_gbps=node.network_gbps,
     )
 
 

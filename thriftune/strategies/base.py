@@ -176,6 +176,14 @@ class Strategy(Protocol):
             The bytes by item; None where the weights alone do not fit on the devices of a node.
         """
 
+    def computed(self, step_shape: StepShape) -> StepShape:
+        """A pass as this strategy computes it: in autocast, or with all weights in the precision.
+
+        Args:
+            step_shape: What one forward and backward pass of a process computes.
+        """
+        return step_shape
+
     def coordination(
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, accumulation: int
     ) -> Coordination:

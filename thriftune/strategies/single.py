@@ -32,8 +32,12 @@ class Single(Strategy):
         """Adapters: as in `Layers` on one device. The model's own weights: in fp32 with states, where they train."""
         if not method_of(step_shape.tuned).facts.trains_weights:
             return adapters_over(architecture, step_shape, machines, optimizer)
-        in_autocast = replace(step_shape, autocast=True)
-        return Needs([weights.whole(architecture, in_autocast, optimizer, on_gpu=machines.device.is_gpu)])
+        on_gpu = machines.device.is_gpu
+        return Needs([weights.whole(architecture, self.computed(step_shape), optimizer, on_gpu=on_gpu)])
+
+    def computed(self, step_shape: StepShape) -> StepShape:
+        """In autocast, where the model's own weights train."""
+        return replace(step_shape, autocast=method_of(step_shape.tuned).facts.trains_weights)
 
     def load(
         self,

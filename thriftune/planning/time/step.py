@@ -1,6 +1,6 @@
 """Seconds of one optimizer step: what the model computes, what devices exchange, and the update of the weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from thriftune.devices import Speed
 from thriftune.strategies.coordination import Coordination
@@ -101,17 +101,6 @@ def of_step(
     parts = {**passes, UPDATE: update, HOST_UPDATE: on_host, EXCHANGE: shown * between, HOST: shown * host}
     waiting = 1 - coordination.at_a_time / devices_per_node if coordination.at_a_time else 0.0
     return StepTime({part: seconds for part, seconds in parts.items() if seconds}, waiting)
-
-
-def shortened(step: StepTime, fill: float) -> StepTime:
-    """A step whose rows have fewer tokens than those that were counted.
-
-    Args:
-        step: The step with full rows.
-        fill: Tokens that are computed, as a share of full rows.
-    """
-    grows = (PRODUCTS, MEMORY)
-    return replace(step, parts={part: s * fill if part in grows else s for part, s in step.parts.items()})
 
 
 def _seconds(count: int, speed: float) -> float:

@@ -98,12 +98,14 @@ class Zero(Strategy):
         """What one rank holds; all ranks hold the same. Under ZeRO the optimizer is always AdamW."""
         placed = _placed(architecture, step_shape, settings)
         ranks = machines.nodes * machines.devices_per_node
-        # With every weight trained the precision is that of the weights anyhow.
-        traced = replace(step_shape, in_precision=step_shape.tuned is not None)
-        activations = measure(architecture, traced).whole()
+        activations = measure(architecture, self.computed(step_shape)).whole()
         shards = memory.shards(architecture, step_shape, placed, ranks, activations, on_gpu=machines.device.is_gpu)
         nvme = memory.nvme_bytes(architecture, step_shape, placed, ranks)
         return Needs([shards.device] * machines.devices_per_node, shards.host, nvme, copied_bytes(architecture))
+
+    def computed(self, step_shape: StepShape) -> StepShape:
+        """With every weight trained the precision is that of the weights anyhow."""
+        return replace(step_shape, in_precision=step_shape.tuned is not None)
 
     def coordination(
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, accumulation: int

@@ -1,0 +1,75 @@
+"""How fast this machine's CPU computes: measured, as cores and instructions differ from one machine to another."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+from thriftune.hardware import Device, Precision, torch_dtype
+from thriftune.devices import Speed
+
+# Rows, and features of a small model's layer: large enough that a product computes, small enough to be done at once.
+_ROWS, _FEATURES = 128, 768
+# Elements of a tensor that is larger than the caches.
+_LARGE = 16_000_000
+_LEAST_SECONDS = 0.1
+_SMALL_OPERATIONS = 2000
+
+
+@lru_cache(maxsize=8)
+def measured(precision: Precision, processes: int) -> Speed:
+    """Measure the speed that one of several processes on this CPU has. It takes about a second.
+
+    Args:
+        precision: Precision to compute in; products in fp32 are measured in any case.
+        processes: Number of processes among which the cores are divided.
+    """
+    import torch
+
+    products = {"fp32": _products("fp32"), "fp16": 0.0, "bf16": 0.0}
+    products[precision] = _products(precision)
+    large = torch.ones(_LARGE)
+    target = torch.empty_like(large)
+    copied = _per_second(lambda: torch.add(large, 1.0, out=target)) * 2 * large.nbytes
+    small = torch.ones(8)
+    started = 1 / _per_second(lambda: torch.add(small, 1.0), at_least=_SMALL_OPERATIONS)
+    shared = {name: flops / processes for name, flops in products.items()}
+    # Processes exchange through memory that both write to and read from.
+    exchanged = copied / processes / 2
+    return Speed(**shared, bandwidth=copied / processes, launch=started, pcie=exchanged, nvlink=0.0)
+
+
+def with_speed(device: Device, precision: Precision, processes: int) -> Device:
+    """A CPU with its measured speed; a GPU as it is.
+
+    Args:
+        device: The device.
+        precision: Precision to compute in.
+        processes: Number of processes that train on it.
+    """
+    return device if device.is_gpu else replace(device, speed=measured(precision, processes))
+
+
+def _products(precision: Precision) -> float:
+    """FLOP/s of the three products of a linear layer: its output, and the gradients of its input and of its weight."""
+    import torch
+
+    dtype = torch_dtype(precision)
+    rows, weight = torch.ones(_ROWS, _FEATURES, dtype=dtype), torch.ones(_FEATURES, _FEATURES, dtype=dtype)
+
+    def layer() -> None:
+        torch.nn.functional.linear(rows, weight)
+        rows @ weight
+        rows.t() @ rows
+
+    return _per_second(layer) * 3 * 2 * _ROWS * _FEATURES**2
+
+
+def _per_second(run: Callable[[], object], at_least: int = 3) -> float:
+    """How often something runs in a second, after it has run once."""
+    run()
+    count, began = 0, time.perf_counter()
+    while count < at_least or time.perf_counter() - began < _LEAST_SECONDS:
+        run()
+        count += 1
+    return count / (time.perf_counter() - began)
