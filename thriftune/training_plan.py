@@ -168,6 +168,7 @@ class Alternative:
         device_gib: GiB of the fullest GPU.
         device_limit_gib: GiB that a GPU has.
         price_per_hour: Price of all nodes.
+        time: How long it takes; None where that is not known.
     """
 
     instance: str
@@ -179,6 +180,7 @@ class Alternative:
     device_gib: float
     device_limit_gib: float
     price_per_hour: float
+    time: RunTime | None = None
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,7 @@ class TrainingPlan:
         trained_parameters: Number of parameters that training changes.
         alternatives: The next best plans.
         evaluation: What the result is measured on; None on this machine, or if no node holds it.
+        time: How long it takes; None where that is not known.
     """
 
     method: str
@@ -284,6 +287,7 @@ class TrainingPlan:
     trained_parameters: int
     alternatives: list[Alternative]
     evaluation: EvaluationNode | None = None
+    time: RunTime | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -72,6 +72,26 @@ class HardwareConfig(Section):
     )
 
 
+class PlanConfig(Section):
+    """What the planner looks for among the machines that a run fits on."""
+
+    minimize: Literal["cost", "time", "price_per_hour"] = Field(
+        default="cost",
+        description="cost: the price of the whole run. time: the hours until it is done. price_per_hour: the price of "
+        "an hour, however many it takes. Where the speed of a device is not known, the price per hour counts.",
+    )
+    deadline_hours: float | None = Field(
+        default=None,
+        gt=0,
+        description="Only plans that are expected to be done in so many hours; no limit when left out.",
+    )
+    budget: float | None = Field(
+        default=None,
+        gt=0,
+        description="Only plans that are expected to cost no more, in the catalogue's currency; no limit when left out.",
+    )
+
+
 class TrainingConfig(Section):
     """The optimization, for every method."""
 
@@ -215,6 +235,7 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig
     hardware: HardwareConfig = HardwareConfig()
+    plan: PlanConfig = PlanConfig()
     training: TrainingConfig = TrainingConfig()
     zero: ZeroConfig | None = Field(
         default=None, description="Only for strategy zero; the planner chooses if left out."

@@ -6,7 +6,7 @@ from thriftune.batching import Batch
 from thriftune.hardware import Precision
 from thriftune.planning.offers import Offer
 from thriftune.strategies import Strategy
-from thriftune.training_plan import Estimate, Verdict
+from thriftune.training_plan import Estimate, RunTime, Verdict
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,25 @@ class Fitting:
     Attributes:
         choice: The choice.
         memory: The memory it needs.
+        time: The time it takes; None where that is not known.
     """
 
     choice: Choice
     memory: Estimate
+    time: RunTime | None = None
 
     @property
     def verdict(self) -> Verdict:
         """Whether it fits."""
         assert self.memory.verdict is not None
         return self.memory.verdict
+
+    @property
+    def cost(self) -> float | None:
+        """Price of the whole run, or of one step where their number is not known; None where time is not known."""
+        if self.time is None:
+            return None
+        return self.choice.price_per_hour * (self.time.hours if self.time.steps else self.time.step.seconds / 3600)
 
     @property
     def is_sure(self) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -16,9 +16,11 @@ from thriftune.planning import offers
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.choices import Choice, Fitting, Refusal
 from thriftune.planning.evaluating import planned_evaluation
+from thriftune.planning.ledger import Record
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
 from thriftune.planning.search import search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
+from thriftune.planning.time.run import Size, Times, full_rows
 from thriftune.planning.verdict import sentence
 from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
 
@@ -38,11 +40,13 @@ def plan(
     architecture: Architecture | None = None,
     here: Offer | None = None,
     token: str | None = None,
+    size: Size | None = None,
+    records: Sequence[Record] = (),
 ) -> TrainingPlan:
-    """Find the cheapest plan that fits. What the run's file fixes is kept and checked, never overridden.
+    """Find the best plan that fits. What the run's file fixes is kept and checked, never overridden.
 
-    The cheapest plan has the lowest price per hour; at an equal price it has the fewest machines, then the first
-    strategy with the fastest of its settings, then the largest micro batch. It fits even if it needs the most that it
+    The best plan is the one that `plan.minimize` names; on the same machines it has the fastest strategy and settings,
+    with the largest micro batch. It fits even if it needs the most that it
     may need; where nothing does, the plan is one that may fit, with the smallest micro batch, and its verdict says so.
 
     Args:
@@ -51,6 +55,8 @@ def plan(
         architecture: The model's architecture; read from its config.json when left out.
         here: This machine, for a run on it; the catalogue is then ignored.
         token: Hub token, to read the config.json of a model whose configuration is not shipped.
+        size: The run's rows; rows of full length when left out.
+        records: The ledger.
 
     Returns:
         The plan.
@@ -70,13 +76,14 @@ def plan(
         found.take(lambda: method.check(config, model))
     found.raise_all()
     assert model is not None
-    fitting, refused = search(config, model, machines, ways, 1 + (_ALTERNATIVES if here is None else 0))
+    trained = method.planned(config, model)[1]
+    times = Times(config, trained, size or full_rows(config), tuple(records))
+    fitting, refused = search(config, model, machines, ways, 1 + (_ALTERNATIVES if here is None else 0), times)
     if not fitting:
         changes = changes_that_fit(config, model, catalogue, here)
         raise _nothing_fits(refused, changes)
     if not fitting[0].is_sure:
         logger.warning("It is uncertain whether the run fits: %s", sentence(fitting[0].verdict))
-    trained = method.planned(config, model)[1]
     evaluation = planned_evaluation(config, trained, catalogue, here)
     return replace(_plan_of(config, model, catalogue, fitting), evaluation=evaluation)
 
@@ -165,6 +172,7 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
         parameters=METHODS[config.method].planned(config, model)[1].parameters,
         trained_parameters=METHODS[config.method].trained_parameters(config, model),
         alternatives=[_alternative(other) for other in fitting[1:]],
+        time=fitting[0].time,
     )
 
 
@@ -191,4 +199,5 @@ def _alternative(fitting: Fitting) -> Alternative:
         device_gib=fitting.memory.device_gib,
         device_limit_gib=choice.device_limit_gib,
         price_per_hour=choice.price_per_hour,
+        time=fitting.time,
     )

@@ -16,7 +16,9 @@ from thriftune.planning.choices import Choice, Fitting, Refusal, Way
 from thriftune.planning.memory import estimate
 from thriftune.planning.memory.estimate import VALIDATION
 from thriftune.planning.memory.validating import batch_of, bytes_of
+from thriftune.planning.objectives import fastest, in_order, within
 from thriftune.planning.offers import THIS_MACHINE, Offer
+from thriftune.planning.time.run import Times
 from thriftune.planning.verdict import judge, largest
 from thriftune.strategies import Machines, Strategy, candidates
 from thriftune.strategies.memory.activations import StepShape
@@ -32,8 +34,9 @@ def search(
     offers: list[Offer],
     ways: list[Way],
     wanted: int,
+    times: Times | None = None,
 ) -> tuple[list[Fitting], list[Refusal]]:
-    """The cheapest ways to run that fit, one per kind and number of machines.
+    """The best ways to run that fit, one per kind and number of machines.
 
     Args:
         config: The run.
@@ -41,9 +44,10 @@ def search(
         offers: Kinds of machines to choose among.
         ways: Strategies with their settings, the fastest first.
         wanted: Number of choices to find.
+        times: Plans their time; None to take the lowest price per hour.
 
     Returns:
-        The choices that fit, cheapest first, or where nothing fits for sure those that may; and why the others that
+        The choices that fit, best first, or where nothing fits for sure those that may; and why the others that
         were tried do not fit.
     """
     sure: list[Fitting] = []
@@ -51,15 +55,20 @@ def search(
     refused: list[Refusal] = []
     tuned, trained = METHODS[config.method].planned(config, architecture)
     places = [(offer, nodes) for offer in offers for nodes in _node_counts(config, offer, ways)]
+    minimize = config.plan.minimize if times is not None else "price_per_hour"
     # At an equal price fewer machines first: they have less to communicate.
     for offer, nodes in sorted(places, key=lambda p: (p[0].price_per_hour * p[1], p[1], p[0].name)):
-        found, others = _fit(config, trained, tuned, offer, nodes, ways)
+        found, others = _fit(config, trained, tuned, offer, nodes, ways, times)
         refused += others
         if found is not None:
             (sure if found.is_sure else unsure).append(found)
-        if len(sure) == wanted:
+        if len(sure) == wanted and minimize == "price_per_hour":
             break
-    return sure or unsure[:wanted], refused
+    if times is not None:
+        sure, late = within(config, sure)
+        refused += late
+        unsure, _ = within(config, unsure)
+    return in_order(sure, minimize)[:wanted] or in_order(unsure, minimize)[:wanted], refused
 
 
 def ways_of(config: RunConfig) -> list[Way]:
@@ -91,7 +100,13 @@ def _node_counts(config: RunConfig, offer: Offer, ways: list[Way]) -> tuple[int,
 
 
 def _fit(
-    config: RunConfig, architecture: Architecture, tuned: Section | None, offer: Offer, nodes: int, ways: list[Way]
+    config: RunConfig,
+    architecture: Architecture,
+    tuned: Section | None,
+    offer: Offer,
+    nodes: int,
+    ways: list[Way],
+    times: Times | None,
 ) -> tuple[Fitting | None, list[Refusal]]:
     """The fastest way to run on these machines that fits, or else the one that fits most likely; and why others do not.
 
@@ -100,6 +115,7 @@ def _fit(
     if offer.host_gib <= 0:
         return None, [Refusal(f"{nodes} x {offer.name}", None, "the node leaves no host memory for a pod", math.inf)]
     refused: list[Refusal] = []
+    sure: list[Fitting] = []
     unsure: list[Fitting] = []
     for way in ways:
         facts, devices = way.strategy.facts, _devices(config, offer, way.strategy)
@@ -110,11 +126,22 @@ def _fit(
         outcome = _fit_way(config, architecture, tuned, offer, nodes, way)
         if isinstance(outcome, Refusal):
             refused.append(outcome)
-        elif outcome.is_sure:
-            return outcome, list(dict.fromkeys(refused))
-        else:
-            unsure.append(outcome)
-    return min(unsure, key=lambda found: found.verdict.share, default=None), list(dict.fromkeys(refused))
+            continue
+        outcome = _timed(config, tuned, outcome, times)
+        (sure if outcome.is_sure else unsure).append(outcome)
+        if outcome.is_sure and outcome.time is None:  # the first one is taken for the fastest
+            break
+    least = min(unsure, key=lambda found: found.verdict.share, default=None)
+    return fastest(sure) or least, list(dict.fromkeys(refused))
+
+
+def _timed(config: RunConfig, tuned: Section | None, found: Fitting, times: Times | None) -> Fitting:
+    """A choice that fits, with its time."""
+    choice = found.choice
+    if times is None:
+        return found
+    step_shape = step_shape_of(config, choice.batch.micro_batch, choice.precision)
+    return replace(found, time=times.of(choice, replace(step_shape, tuned=tuned)))
 
 
 def _fit_way(

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from thriftune.hardware import Device, Precision, torch_dtype
 from thriftune.devices import Speed
+from thriftune.hardware import Device, Precision, torch_dtype
 
 # Rows, and features of a small model's layer: large enough that a product computes, small enough to be done at once.
 _ROWS, _FEATURES = 128, 768

@@ -57,8 +57,8 @@ def full_rows(config: RunConfig) -> Size:
 
 
 @dataclass(frozen=True)
-class Planner:
-    """Plans the time of a run's choices.
+class Times:
+    """The times of a run on the machines that it may have.
 
     Attributes:
         config: The run.
@@ -72,7 +72,7 @@ class Planner:
     size: Size
     records: Sequence[Record] = ()
 
-    def time(self, choice: Choice, step_shape: StepShape) -> RunTime | None:
+    def of(self, choice: Choice, step_shape: StepShape) -> RunTime | None:
         """The time of a run on some machines; None where the speed of their devices is not known.
 
         Args:
