@@ -83,12 +83,12 @@ class PlanConfig(Section):
     deadline_hours: float | None = Field(
         default=None,
         gt=0,
-        description="Only plans that are expected to be done in so many hours; no limit when left out.",
+        description="Only plans expected to be done in so many hours; no limit when left out.",
     )
     budget: float | None = Field(
         default=None,
         gt=0,
-        description="Only plans that are expected to cost no more, in the catalogue's currency; no limit when left out.",
+        description="Only plans expected to cost no more, in the catalogue's currency; no limit when left out.",
     )
 
 

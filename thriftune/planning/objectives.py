@@ -21,12 +21,15 @@ def fastest(ways: Sequence[Fitting]) -> Fitting | None:
     """
     best: Fitting | None = None
     for way in ways:
-        if best is None:
+        if best is None or _is_clearly_faster(way, best):
             best = way
-        elif way.time is not None and best.time is not None:
-            if way.time.step.seconds < _CLEARLY * best.time.step.seconds:
-                best = way
     return best
+
+
+def _is_clearly_faster(one: Fitting, other: Fitting) -> bool:
+    if one.time is None or other.time is None:
+        return False
+    return one.time.step.seconds < _CLEARLY * other.time.step.seconds
 
 
 def in_order(found: Sequence[Fitting], minimize: Minimize) -> list[Fitting]:

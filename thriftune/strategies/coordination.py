@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-# Share of the exchange that runs beside computation where a strategy begins it early. An assumption: collectives of GPUs
-# without links of their own take part of the memory's time, and the first and the last one have nothing to run beside.
+# Share of the exchange that runs beside computation where a strategy begins it early. An assumption: collectives of
+# GPUs without links of their own take part of the memory's time, and the first and the last one run beside nothing.
 OVERLAPPED = 0.7
 
 

@@ -15,7 +15,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.classifier import head_of
 from thriftune.models.quantization import FourBit, replace_layers
 from thriftune.overhead import RETURNED_BLOCK
-from thriftune.strategies.memory.work import PassWork, Work
+from thriftune.strategies.memory.work import NOTHING, PassWork, Work
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ class Activations:
     kept: tuple[Peaks, ...]
     one_layer: Peaks
     outside: Peaks
-    work: PassWork = PassWork()
+    work: PassWork = NOTHING
 
     def of(self, layers: Iterable[int], *, has_head: bool) -> Peaks:
         """The memory on one device.
@@ -169,7 +169,7 @@ def _measured(architecture: Architecture, step_shape: StepShape) -> _Measured:
         # The second layer of a model, not its first, for which the embedding's output is kept as well.
         last = next((i for i, other in enumerate(kinds) if i and other == kind), 0)
         by_kind[kind] = trace(last + 1).kept - trace(last).kept if last else trace(1).kept
-        work[kind] = trace(last + 1).work - trace(last).work if last else PassWork()
+        work[kind] = trace(last + 1).work - trace(last).work if last else NOTHING
     for kind in by_kind:
         first = kinds.index(kind)
         others = sum((by_kind[other] for other in kinds[: first + 1]), Peaks(0, 0))

@@ -7,7 +7,7 @@ A device is then either busy computing, or waiting for its memory (the roofline 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_iter
@@ -21,7 +21,8 @@ _WITHOUT_WORK = frozenset(
     {
         torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default,
         torch.ops.aten.new_empty.default, torch.ops.aten.new_empty_strided.default,
-        torch.ops.aten._unsafe_view.default, torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten._unsafe_view.default,  # noqa: SLF001 - torch's own names
+        torch.ops.aten._local_scalar_dense.default,  # noqa: SLF001
         torch.ops.aten.lift_fresh.default,
     }
 )  # fmt: skip
@@ -56,7 +57,7 @@ class Operations(Counter[Operation]):
             kwargs: Its keyword arguments.
             result: What it returned.
         """
-        operator = cast("torch._ops.OpOverload", func)
+        operator: Any = func
         if operator in _WITHOUT_WORK or operator.is_view:
             return
         flops = flop_registry.get(operator.overloadpacket)

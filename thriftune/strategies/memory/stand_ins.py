@@ -17,7 +17,7 @@ told: list[Operations] = []
 def fused_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, **_: Any
 ) -> torch.Tensor:
-    """Attention of queries, keys and values [rows, heads, tokens, width], in place of torch's own; masks may be boolean."""
+    """Attention of queries, keys and values [rows, heads, tokens, width], in place of torch's own."""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype, device="meta")  # torch turns it into a bias
     result: torch.Tensor = _Attention.apply(query, key, value, attn_mask)

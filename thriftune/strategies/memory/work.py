@@ -70,6 +70,9 @@ class Work:
         return self.traffic / speed.bandwidth
 
 
+_NONE = Work()
+
+
 @dataclass(frozen=True)
 class PassWork:
     """The work of one pass over a model.
@@ -79,8 +82,8 @@ class PassWork:
         backward: The backward pass, with the layers that are computed again.
     """
 
-    forward: Work = Work()
-    backward: Work = Work()
+    forward: Work = _NONE
+    backward: Work = _NONE
 
     @property
     def whole(self) -> Work:
@@ -95,3 +98,6 @@ class PassWork:
 
     def __rmul__(self, times: int) -> "PassWork":
         return PassWork(times * self.forward, times * self.backward)
+
+
+NOTHING = PassWork()
