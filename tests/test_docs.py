@@ -192,7 +192,7 @@ _IN_FILE = re.compile(r"`(\w+)`(?: \(| in | of |, in )`([\w./]+\.py)`")
 
 
 def test_symbols_are_defined_in_the_file_that_is_named_with_them():
-    """`ACCELERATORS` was said to be in tasks/settings.py, and a format's name to be in thriftune/config/schema.py."""
+    """A table was said to be in a file that had none, and a format's name to be in thriftune/config/schema.py."""
     pairs = [(name, *pair) for name, text in EVERYTHING.items() for pair in _IN_FILE.findall(" ".join(text.split()))]
     assert len(pairs) >= 4
     assert [pair for pair in pairs if pair[2] in files() and pair[1] not in defined_in(pair[2])] == []
