@@ -16,7 +16,7 @@ _OF_ITEMS = {
     **dict.fromkeys(LASTING, (0.01, 0.01)),
     CONTEXT: (0.25, 0.25),
     COLLECTIVES: (1.0, 1.0),
-    # 0.05 to 0.47 of what comes and goes was seen; what it was asked for again, torch gave back from the rest of that.
+    # 0.05 to 0.47 of what comes and goes was seen; over 0.40 only where the GPU had room, so that torch gave none back.
     MARGIN: (1 - 0.05 / FRAGMENTATION, 0.40 / FRAGMENTATION - 1),
 }
 # Runs of this stack on GPUs were from 1 % below to 4 % above what was predicted (docs/memory.md).
