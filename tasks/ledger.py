@@ -6,6 +6,7 @@ from tasks import settings
 from thriftune.config import ModelConfig, RunConfig
 from thriftune.models import architecture
 from thriftune.planning import ledger
+from thriftune.planning.ledger import Record
 from thriftune.training.recording import record_of
 from thriftune.training.result import TrainingResult
 from thriftune.training_plan import TrainingPlan
@@ -28,6 +29,11 @@ def remember(
     record = record_of(config, plan, family, result, fetching_seconds)
     if record is not None:
         ledger.write(place(), record)
+
+
+def records() -> list[Record]:
+    """What earlier runs left there. If it cannot be read, the log says so."""
+    return ledger.read(place())
 
 
 def place() -> str:

@@ -4,12 +4,13 @@ import logging
 
 from flytekit import task
 
-from tasks import pages, settings
+from tasks import ledger, pages, settings
 from tasks.declaring import PLAN_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried
 from thriftune.config import RunConfig, workflow_rules
 from thriftune.planning import catalogue, offers, planner
 from thriftune.planning import report as plan_report
+from thriftune.preflight import sizing
 from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger("thriftune.tasks.plan")
@@ -53,16 +54,18 @@ def show_plan(config: RunConfig) -> str:
 
 
 def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
-    """Plan a run, and show the plan.
+    """Plan a run, by its first rows and by what earlier runs took, and show the plan.
 
     Args:
         config: The run.
         on_this_machine: Whether to plan for the machine that this task runs on, instead of the catalogue.
     """
+    token = settings.hub_token()
     with transient_errors_retried():
         nodes = catalogue.load(settings.PLATFORM.catalogue)
         here = offers.this_machine(settings.local_root(), nodes.devices) if on_this_machine else None
-        made = planner.plan(config, nodes, token=settings.hub_token(), here=here)
+        size, records = sizing.size_of(config, token), ledger.records()
+        made = planner.plan(config, nodes, token=token, here=here, size=size, records=records)
     logger.info("\n%s", plan_report.plan_table(made, config.name))
     page, content = plan_report.plan_html(made, config.name), plan_report.plan_json(made, config.name)
     pages.show("plan", config.name, page, content)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from thriftune import pages
 from thriftune.methods import METHODS
 from thriftune.planning.offers import THIS_MACHINE
+from thriftune.planning.time import report as times
 from thriftune.planning.verdict import sentence
 from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import Alternative, TrainingPlan
@@ -150,6 +151,7 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
         each = f"{_price_per_device(plan):,.3f} {plan.currency} per {_kind(plan)}-hour"
         day = f", prices of {plan.prices_as_of}" if plan.prices_as_of else ""
         yield "price", f"{plan.price_per_hour:,.2f} {plan.currency} per hour", each + day
+    yield from times.facts(plan.time, plan.price_per_hour, plan.currency)
     yield "method", METHODS[plan.method].facts.title, STRATEGIES[plan.strategy].describe(plan)
     yield "precision", plan.precision, ""
     parts = f"micro batch {batch.micro_batch} x accumulation {batch.accumulation}"
@@ -192,9 +194,10 @@ def alternatives(plan: TrainingPlan) -> list[list[str]]:
     """A table of the plan and its alternatives: a row of headers, then the plan itself, then the alternatives."""
     chosen = Alternative(
         plan.instance, plan.nodes, plan.devices_per_node, plan.strategy, STRATEGIES[plan.strategy].short(plan),
-        plan.micro_batch, plan.memory.device_gib, plan.device_limit_gib, plan.price_per_hour,
+        plan.micro_batch, plan.memory.device_gib, plan.device_limit_gib, plan.price_per_hour, plan.time,
     )  # fmt: skip
     kind = _kind(plan)
+    has_times = any(other.time for other in (chosen, *plan.alternatives))
     has_settings = any(other.settings for other in (chosen, *plan.alternatives))
     rows = [
         [
@@ -204,11 +207,10 @@ def alternatives(plan: TrainingPlan) -> list[list[str]]:
             "micro batch",
             f"GiB of a {kind}",
             "per hour",
-            "price",
+            *(times.COLUMNS if has_times else []),
         ]
     ]
     for other in (chosen, *plan.alternatives):
-        more = other.price_per_hour / plan.price_per_hour - 1 if plan.price_per_hour else 0.0
         rows.append([
             _place(other.nodes, other.instance),
             str(other.devices_per_node),
@@ -216,7 +218,7 @@ def alternatives(plan: TrainingPlan) -> list[list[str]]:
             str(other.micro_batch),
             f"{gib(other.device_gib)} of {gib(other.device_limit_gib)}",
             f"{other.price_per_hour:,.2f} {plan.currency}",
-            "chosen" if other is chosen else f"{100 * more:+.1f} %" if more else "the same",
+            *(times.cells(other.time, other.price_per_hour) if has_times else []),
         ])  # fmt: skip
     return rows
 

@@ -4,9 +4,10 @@ from thriftune.config import RunConfig
 from thriftune.overhead import CONTEXT, MARGIN
 from thriftune.planning.ledger import Quantities, Record, Setup
 from thriftune.planning.ledger.record import now
+from thriftune.planning.time.run import FETCH, LOAD
 from thriftune.training.memory_watch import MemoryUse
 from thriftune.training.result import TrainingResult
-from thriftune.training_plan import TrainingPlan
+from thriftune.training_plan import RunTime, TrainingPlan
 
 
 def record_of(
@@ -33,6 +34,7 @@ def record_of(
         run=config.name,
         setup=Setup.of(plan, family),
         planned=planned(plan, result.memory) if is_as_planned else Quantities(),
+        corrected_by=Quantities.known(seconds_per_step=plan.time.correction if plan.time else None),
         measured=Quantities.known(
             allocated_gib=result.memory.device,
             reserved_gib=result.memory.reserved,
@@ -45,17 +47,27 @@ def record_of(
 
 
 def planned(plan: TrainingPlan, memory: MemoryUse) -> Quantities:
-    """What a plan says of the quantities that a record compares. Plans say nothing of time yet.
+    """What a plan says of the quantities that a record compares.
 
     Args:
         plan: The plan.
         memory: Has the plan's prediction as it can be compared with what this process measured.
     """
+    time = {} if plan.time is None else _times(plan.time)
     if not plan.hardware.is_gpu:
-        return Quantities.known(allocated_gib=memory.predicted_device)
+        return Quantities.known(allocated_gib=memory.predicted_device, **time)
     items = plan.memory.device
     return Quantities.known(
+        **time,
         allocated_gib=memory.predicted_device,
         reserved_gib=memory.predicted_device + items.get(MARGIN, 0.0),
         context_gib=items.get(CONTEXT),
     )
+
+
+def _times(time: RunTime) -> dict[str, float | None]:
+    return {
+        "seconds_per_step": time.step.seconds,
+        "tokens_per_second": time.tokens_per_second,
+        "startup_seconds": sum(time.beside.get(what, 0.0) for what in (FETCH, LOAD)),
+    }

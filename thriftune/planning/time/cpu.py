@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 
 from thriftune.devices import Speed
-from thriftune.hardware import Device, Precision, torch_dtype
+from thriftune.hardware import Precision, torch_dtype
 
 # Rows, and features of a small model's layer: large enough that a product computes, small enough to be done at once.
 _ROWS, _FEATURES = 128, 768
@@ -37,17 +36,6 @@ def measured(precision: Precision, processes: int) -> Speed:
     # Processes exchange through memory that both write to and read from.
     exchanged = copied / processes / 2
     return Speed(**shared, bandwidth=copied / processes, launch=started, pcie=exchanged, nvlink=0.0)
-
-
-def with_speed(device: Device, precision: Precision, processes: int) -> Device:
-    """A CPU with its measured speed; a GPU as it is.
-
-    Args:
-        device: The device.
-        precision: Precision to compute in.
-        processes: Number of processes that train on it.
-    """
-    return device if device.is_gpu else replace(device, speed=measured(precision, processes))
 
 
 def _products(precision: Precision) -> float:

@@ -7,11 +7,13 @@ from functools import lru_cache
 
 from thriftune.batching import Batch
 from thriftune.config import RunConfig
+from thriftune.devices import Speed
 from thriftune.models.architecture import Architecture
 from thriftune.planning.choices import Choice
 from thriftune.planning.ledger import Correction, Record, Setup, correct
 from thriftune.planning.ledger.record import present_versions
 from thriftune.planning.offers import THIS_MACHINE
+from thriftune.planning.time import cpu
 from thriftune.planning.time.step import links, of_step, pass_seconds
 from thriftune.strategies import Machines
 from thriftune.strategies.memory.activations import StepShape, measure
@@ -37,8 +39,8 @@ class Size:
     """How many rows a run has, and how long they are.
 
     Attributes:
-        rows: Training rows; 0 where this is not known.
-        lengths: Tokens of some of them, in the order of the data, each at most the longest that the run allows.
+        rows: Rows that are trained on, packed ones where the run packs; 0 where this is not known.
+        lengths: Tokens of some examples, in the order of the data, each at most the longest that the run allows.
         said: Where this is known from, as text.
     """
 
@@ -79,14 +81,13 @@ class Times:
             choice: The machines, and how they are used.
             step_shape: What one forward and backward pass of a process computes.
         """
-        speed = choice.offer.device.speed
+        speed = _speed(choice)
         if speed is None or not speed.of(choice.precision):
             return None
         work = _scaled(self._work(choice, step_shape), self._fill(choice.batch))
-        step = self._step(choice, step_shape, work)
+        step = self._step(choice, step_shape, work, speed)
         correction = self.correction(choice)
         step = StepTime({part: correction.factor * s for part, s in step.parts.items()}, step.waiting)
-        beside = self._beside(choice, work) if self._steps() else {}
         return RunTime(
             step=step,
             error=(correction.low / correction.factor, correction.high / correction.factor),
@@ -95,7 +96,7 @@ class Times:
             tokens_from=self.size.said,
             leans_on=correction.leans_on,
             steps=self._steps(),
-            beside=beside,
+            beside=self._beside(choice, work, speed),
         )
 
     def correction(self, choice: Choice) -> Correction:
@@ -120,21 +121,20 @@ class Times:
     def _work(self, choice: Choice, step_shape: StepShape) -> PassWork:
         return measure(self.architecture, choice.strategy.computed(step_shape)).work
 
-    def _step(self, choice: Choice, step_shape: StepShape, work: PassWork) -> StepTime:
+    def _step(self, choice: Choice, step_shape: StepShape, work: PassWork, speed: Speed) -> StepTime:
         device = choice.offer.device
         machines = Machines(device, choice.offer.gpu_gib, choice.nodes, choice.devices_per_node)
         batch = choice.batch
         coordination = choice.strategy.coordination(
             self.architecture, step_shape, machines, choice.settings, batch.accumulation
         )
-        assert device.speed is not None
         cpus = choice.offer.cpus * choice.share / choice.devices_per_node
         network = choice.offer.network_gbps * 1e9 / 8
         return of_step(
             work.whole,
             coordination,
-            device.speed,
-            links(device.speed, nodes=choice.nodes, network=network, cpus=cpus),
+            speed,
+            links(speed, nodes=choice.nodes, network=network, cpus=cpus),
             accumulation=batch.accumulation,
             devices_per_node=choice.devices_per_node,
             eight_bit="8bit" in self.config.training.optimizer,
@@ -160,19 +160,16 @@ class Times:
         training = self.config.training
         if training.max_steps:
             return training.max_steps
-        rows: float = self.size.rows
-        if self.config.data.packing:
-            rows *= sum(self.size.lengths) / len(self.size.lengths) / self.config.data.max_length
-        return math.ceil(training.epochs * rows / training.global_batch)
+        return math.ceil(training.epochs * self.size.rows / training.global_batch)
 
-    def _beside(self, choice: Choice, work: PassWork) -> dict[str, float]:
+    def _beside(self, choice: Choice, work: PassWork, speed: Speed) -> dict[str, float]:
         """Seconds by what is done once, besides the steps."""
-        speed, batch, evaluation = choice.offer.device.speed, choice.batch, self.config.evaluation
-        assert speed is not None
+        batch, evaluation = choice.batch, self.config.evaluation
         held = _HALF * self.architecture.parameters
         is_here = choice.offer.name == THIS_MACHINE
         network = min(choice.offer.network_gbps * 1e9 / 8 or _FETCHED_PER_SECOND, _FETCHED_PER_SECOND)
-        rows = min(evaluation.max_rows, math.ceil(self.config.data.validation_share * (self.size.rows or math.inf)))
+        held_out = self.config.data.validation_share * self.size.rows or evaluation.max_rows
+        rows = min(evaluation.max_rows, held_out)
         times = 2 + self._steps() // evaluation.every_steps if evaluation.every_steps else _VALIDATIONS
         forward = sum(pass_seconds(work.forward, speed, is_queued=choice.offer.device.is_gpu).values())
         found = {
@@ -182,6 +179,14 @@ class Times:
             VALIDATE: times * math.ceil(rows / (batch.micro_batch * batch.world_size)) * forward,
         }
         return {what: seconds for what, seconds in found.items() if seconds}
+
+
+def _speed(choice: Choice) -> Speed | None:
+    """The device's speed: of this machine's CPU as it is measured now; None where it is not known."""
+    device = choice.offer.device
+    if device.speed is None and not device.is_gpu and choice.offer.name == THIS_MACHINE:
+        return cpu.measured(choice.precision, choice.devices_per_node)
+    return device.speed
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,76 @@
+"""The time of a plan for people: what a step and the run take, what they cost, and what that leans on."""
+
+from collections.abc import Iterator
+
+from thriftune.training_plan import RunTime
+
+COLUMNS = ("s per step", "hours", "cost")
+_UNKNOWN = "-"
+_SHOWN_SHARE = 0.01
+
+
+def facts(time: RunTime | None, price_per_hour: float, currency: str) -> Iterator[tuple[str, str, str]]:
+    """What a plan says of time and cost: a name, a value, and a note each.
+
+    Args:
+        time: The time; None where it is not known.
+        price_per_hour: Of all nodes.
+        currency: Of the price.
+    """
+    if time is None:
+        yield "time", "unknown", "the speed of the device is not known"
+        return
+    yield "step", f"{duration(time.step.seconds)}, {time.tokens_per_second:,.0f} tokens/s", shares(time)
+    if not time.steps:
+        yield "run", "unknown", f"how many rows there are is not known; a step counts {time.tokens_from}"
+        return
+    span = f"{hours(time.hours_low)} to {hours(time.hours_high)}"
+    yield "run", f"{hours(time.hours)} for {time.steps:,} steps", f"{span}, {time.leans_on}; {time.tokens_from}"
+    if price_per_hour:
+        low, high = (price_per_hour * value for value in (time.hours_low, time.hours_high))
+        yield "cost of the run", f"{price_per_hour * time.hours:,.2f} {currency}", f"{low:,.2f} to {high:,.2f}"
+
+
+def cells(time: RunTime | None, price_per_hour: float) -> list[str]:
+    """A row's cells under `COLUMNS`.
+
+    Args:
+        time: The time; None where it is not known.
+        price_per_hour: Of all nodes.
+    """
+    if time is None:
+        return [_UNKNOWN] * len(COLUMNS)
+    step = f"{time.step.seconds:,.3g}"
+    if not time.steps:
+        return [step, _UNKNOWN, f"{1000 * time.step.seconds / 3600 * price_per_hour:,.2f} per 1,000 steps"]
+    return [step, f"{time.hours:,.1f}", f"{price_per_hour * time.hours:,.2f}"]
+
+
+def shares(time: RunTime) -> str:
+    """What the devices do in a step, as shares of their time; waiting for other layers in plain words.
+
+    Args:
+        time: The time.
+    """
+    busy, step = 1 - time.step.waiting, time.step
+    found = [(part, busy * seconds / step.seconds) for part, seconds in step.parts.items()]
+    found += [("waiting for other layers", step.waiting)]
+    return ", ".join(f"{part} {100 * share:.0f} %" for part, share in found if share >= _SHOWN_SHARE)
+
+
+def hours(value: float) -> str:
+    """Hours as text, or minutes below two hours.
+
+    Args:
+        value: Hours.
+    """
+    return f"{value:,.1f} hours" if value >= 2 else f"{60 * value:.0f} min"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text, with two digits.
+
+    Args:
+        seconds: The seconds.
+    """
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s"
