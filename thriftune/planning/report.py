@@ -210,8 +210,8 @@ def alternatives(plan: TrainingPlan) -> list[list[str]]:
             *(times.COLUMNS if has_times else []),
         ]
     ]
-    for other in (chosen, *plan.alternatives):
-        rows.append([
+    return rows + [
+        [
             _place(other.nodes, other.instance),
             str(other.devices_per_node),
             *([_settings(other)] if has_settings else []),
@@ -219,8 +219,9 @@ def alternatives(plan: TrainingPlan) -> list[list[str]]:
             f"{gib(other.device_gib)} of {gib(other.device_limit_gib)}",
             f"{other.price_per_hour:,.2f} {plan.currency}",
             *(times.cells(other.time, other.price_per_hour) if has_times else []),
-        ])  # fmt: skip
-    return rows
+        ]
+        for other in (chosen, *plan.alternatives)
+    ]
 
 
 def _settings(other: Alternative) -> str:
