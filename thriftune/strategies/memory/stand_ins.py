@@ -88,10 +88,10 @@ class _GroupedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *received: torch.Tensor) -> Any:
-        inputs, weights = ctx.saved_tensors
+        inputs, weights = ctx.saved_tensors  # which recomputation gives once
         gradients = tuple(
             torch.empty_like(tensor) if needed else None
-            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+            for tensor, needed in zip((inputs, weights), ctx.needs_input_grad, strict=True)
         )
         for other, gradient in zip((weights, inputs), gradients, strict=True):
             if gradient is not None:
