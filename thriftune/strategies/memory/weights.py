@@ -83,7 +83,7 @@ def whole(architecture: Architecture, step_shape: StepShape, optimizer: str, *, 
     }
     activations = measure(architecture, step_shape).whole()
     forward = {**held, ACTIVATIONS: activations.all}
-    if is_mixed:
+    if is_mixed and step_shape.gradient_checkpointing:  # without, they are among what layers keep
         forward[AUTOCAST_COPIES] = _HALF * count.trained
     step = {**held, STEP_BUFFERS: _step_buffers(count, optimizer, on_gpu=on_gpu)}
     if not on_gpu:
