@@ -1,0 +1,146 @@
+"""Time of a plan: counted work is that of the real model, speeds are near published ones, and the best choice is taken."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from planning import TINY
+from torch.utils.flop_counter import FlopCounterMode
+
+from thriftune.batching import Batch
+from thriftune.config import LoraConfig, ModelConfig
+from thriftune.hardware import DEVICES
+from thriftune.models import architecture
+from thriftune.models.quantization import FourBit
+from thriftune.planning.choices import Choice, Fitting
+from thriftune.planning.objectives import fastest, in_order
+from thriftune.planning.offers import Offer
+from thriftune.planning.time.step import EXCHANGE, PRODUCTS, Links, of_step, pass_seconds
+from thriftune.strategies import STRATEGIES
+from thriftune.strategies.coordination import Coordination, of_ring
+from thriftune.strategies.memory.activations import StepShape, measure
+from thriftune.training_plan import Estimate, RunTime, StepTime, Verdict
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+SMOLLM_17B = {
+    "model_type": "llama", "vocab_size": 49152, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": True, "max_position_embeddings": 8192,
+}  # fmt: skip
+QWEN_15B = {
+    "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
+    "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    "max_position_embeddings": 32768,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_products_that_are_counted_are_those_of_the_real_model(checkpointing):
+    from transformers import AutoModelForCausalLM
+
+    rows, tokens = 2, 48
+    model = AutoModelForCausalLM.from_config(TINY.config(), dtype=torch.float32, attn_implementation="eager").train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.randint(0, TINY.vocabulary, (rows, tokens))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    work = measure(TINY, StepShape(rows, tokens, checkpointing, "fp32")).work
+    # A fused kernel computes the scores again in the backward pass, which eager attention keeps.
+    assert work.whole.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert work.forward.flops < work.backward.flops
+
+
+def test_frozen_weights_have_no_products_for_their_gradients():
+    full, adapters = (
+        measure(TINY, StepShape(2, 64, False, "fp32", tuned)).work for tuned in (None, LoraConfig(rank=2))
+    )
+    assert adapters.backward.flops < 0.7 * full.backward.flops
+
+
+def test_a_base_in_four_bits_is_read_and_written_once_more_in_every_pass():
+    plain, quantized = (
+        measure(TINY, StepShape(1, 32, False, "bf16", LoraConfig(rank=2), bits)).work.whole
+        for bits in (None, FourBit())
+    )
+    assert quantized.traffic > plain.traffic
+    assert quantized.flops == pytest.approx(plain.flops, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens", "four_bit", "published"),
+    [
+        ("meta-llama/Llama-3.2-1B", 1024, True, 1181),
+        ("meta-llama/Llama-3.2-3B", 1024, True, 450),
+        ("mistralai/Mistral-7B-v0.1", 1024, True, 262),
+        (QWEN_15B, 1024, True, 893),
+        (SMOLLM_17B, 2048, True, 814),
+        (SMOLLM_17B, 2048, False, 1383),
+    ],
+)
+def test_tokens_per_second_of_a_t4_are_near_published_ones(model, tokens, four_bit, published):
+    """Anassbzdd/fitcheck, measured on a Tesla T4: LoRA of the attention, fp16, recomputed activations, batch 1."""
+    if isinstance(model, dict):
+        shape = architecture.from_content(model, "model")
+    else:
+        shape = architecture.of(ModelConfig(source=model))
+    tuned = LoraConfig(rank=16, target_modules=ATTENTION)
+    bits = FourBit(double_quantization=False) if four_bit else None
+    work = measure(shape, StepShape(1, tokens, True, "fp16", tuned, bits, masked=False)).work.whole
+    seconds = sum(pass_seconds(work, DEVICES["T4"].speed, is_queued=True).values())
+    assert tokens / seconds == pytest.approx(published, rel=0.35)
+
+
+def step(work, coordination, **options) -> StepTime:
+    speed = DEVICES["T4"].speed
+    return of_step(
+        work,
+        coordination,
+        speed,
+        Links(between=6e9, host=12e9, cpus=12.0),
+        accumulation=2,
+        devices_per_node=8,
+        **options,
+    )
+
+
+def test_layers_that_wait_for_each_other_are_said_and_exchange_hides_behind_computing_in_part():
+    work = measure(TINY, StepShape(1, 64, True, "fp16", LoraConfig(rank=2))).work.whole
+    assert step(work, Coordination(at_a_time=1)).waiting == pytest.approx(7 / 8)
+    shown, hidden = (step(work, Coordination(between=10**9, overlapped=share)).parts[EXCHANGE] for share in (0.0, 0.7))
+    computing = step(work, Coordination()).seconds
+    assert shown == pytest.approx(1e9 / 6e9)
+    # No more can be hidden than there is computing to hide it behind.
+    assert hidden == pytest.approx(shown - min(0.7 * shown, 0.7 * computing), rel=0.01)
+
+
+def test_a_ring_sends_all_but_ones_own_part():
+    assert of_ring(800, 8) == 700
+    assert of_ring(800, 1) == 0
+
+
+def test_the_fastest_way_is_taken_only_if_it_is_clearly_faster(fitting):
+    usual, slightly, clearly = fitting(10.0), fitting(9.8), fitting(9.0)
+    assert fastest([usual, slightly]) is usual
+    assert fastest([usual, slightly, clearly]) is clearly
+    assert fastest([replace(usual, time=None), clearly]).time is None
+
+
+def test_the_order_is_by_what_is_minimized_and_unknown_times_come_last(fitting):
+    cheap, quick, unknown = fitting(100.0, price=1.0), fitting(10.0, price=8.0), replace(fitting(1.0), time=None)
+    assert in_order([unknown, cheap, quick], "cost") == [quick, cheap, unknown]
+    assert in_order([unknown, quick, cheap], "time") == [quick, cheap, unknown]
+    assert in_order([quick, cheap], "price_per_hour") == [cheap, quick]
+
+
+@pytest.fixture
+def fitting():
+    """Make a choice whose steps take so many seconds on nodes of a price."""
+    memory = Estimate("step", [{}], "training", {}, 0.0, 0.0, {}, Verdict("fits", "each GPU", 1.0, 1.0, 2.0))
+
+    def of(seconds: float, price: float = 1.0) -> Fitting:
+        offer = Offer("node", DEVICES["T4"], 1, 14.5, 64.0, 8, 100.0, price)
+        choice = Choice(offer, 1, 1, STRATEGIES["single"], "", "", Batch(2, 1, 2, 1), "fp16")
+        time = RunTime(StepTime({PRODUCTS: seconds}), (0.6, 1.6), 1.0, 64.0, "rows", "data sheets", 1000, {})
+        return Fitting(choice, memory, time)
+
+    return of
