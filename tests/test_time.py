@@ -1,4 +1,4 @@
-"""Time of a plan: counted work is that of the real model, speeds are near published ones, and the best choice is taken."""
+"""Time of a plan: counted work is the real model's, speeds are near published ones, and the best choice is taken."""
 
 from dataclasses import replace
 
