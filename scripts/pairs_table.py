@@ -46,14 +46,15 @@ def table(lines: list[dict[str, Any]]) -> str:
     Args:
         lines: What the tests wrote: method, strategy, what, result.
     """
-    from thriftune.config.choices import STRATEGIES
+    from thriftune.config.choices import METHODS, STRATEGIES
 
     did: dict[tuple[str, str], dict[str, str]] = {}
     for line in lines:
         did.setdefault((line["method"], line["strategy"]), {})[line["what"]] = line["result"]
     head = ["Method", "Strategy", *_COLUMNS.values()]
     rows = [head, ["---"] * len(head)]
-    rows += [[f"`{m}`", f"`{s}`", *(found.get(what, "-") for what in _COLUMNS)] for (m, s), found in did.items()]
+    pairs = [(method, name) for method in METHODS for name in STRATEGIES if (method, name) in did]
+    rows += [[f"`{m}`", f"`{s}`", *(did[m, s].get(what, "-") for what in _COLUMNS)] for m, s in pairs]
     refused = [
         f"- `{method}` under `{name}`: {why}."
         for name, facts in STRATEGIES.items()

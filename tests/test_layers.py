@@ -40,8 +40,8 @@ READS_ENVIRONMENT = {"tasks/settings.py", "thriftune/distributed.py"}
 # Subclasses of the Trainer's callback and of torch's modes need their base classes; the modules are imported late.
 IMPORTS_HEAVY = {
     "thriftune/methods/prefix_model.py", "thriftune/strategies/sharded_product.py",
-    "thriftune/strategies/memory/tracing.py", "thriftune/training/callbacks.py", "thriftune/training/guarding.py",
-    "thriftune/training/resumable.py",
+    "thriftune/strategies/fsdp/writing.py", "thriftune/strategies/memory/tracing.py",
+    "thriftune/training/callbacks.py", "thriftune/training/guarding.py", "thriftune/training/resumable.py",
 }  # fmt: skip
 
 # The line that something is named in, and its name.

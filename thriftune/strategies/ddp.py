@@ -16,9 +16,11 @@ from thriftune.models.loading import Placement, load_model
 from thriftune.strategies import whole
 from thriftune.strategies.base import Machines, Needs
 from thriftune.strategies.memory.activations import StepShape
-from thriftune.strategies.memory.items import BUCKETS, GRADIENTS
+from thriftune.strategies.memory.items import BUCKETS, FORWARD_BACKWARD, GRADIENTS, SENT, SHARING, WEIGHTS
 from thriftune.strategies.single import Single
 from thriftune.training_plan import TrainingPlan
+
+_SENT_AT_ONCE = 250 * 2**20  # broadcast_bucket_size
 
 
 class Ddp(Single):
@@ -37,13 +39,15 @@ class Ddp(Single):
         """As on one device, and the buckets in which gradients are summed, which stay from step to step.
 
         Source: torch.nn.parallel.DistributedDataParallel without gradient_as_bucket_view: its buckets hold a copy of
-        every gradient.
+        every gradient. When it is made, all weights are sent from the first rank, two buckets of them at a time.
         """
         alone = replace(machines, nodes=1, devices_per_node=1)
         needs = super().memory(architecture, step_shape, alone, settings, optimizer)
         if needs is None:
             return None
         device = {moment: {**items, BUCKETS: items[GRADIENTS]} for moment, items in needs.devices[0].items()}
+        weights = device[FORWARD_BACKWARD][WEIGHTS]
+        device[SHARING] = {WEIGHTS: weights, SENT: min(weights, 2 * _SENT_AT_ONCE)}
         return replace(needs, devices=[device] * machines.devices_per_node)
 
     def load(

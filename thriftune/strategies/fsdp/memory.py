@@ -17,6 +17,7 @@ from thriftune.strategies.base import Machines, Needs
 from thriftune.strategies.fsdp.policy import Settings, unit_names
 from thriftune.strategies.mapped import copied_bytes
 from thriftune.strategies.memory.activations import StepShape, measure
+from thriftune.strategies.memory.adapters import kept_small
 from thriftune.strategies.memory.items import (
     ACTIVATIONS,
     CONSTANTS,
@@ -95,6 +96,8 @@ def needs(architecture: Architecture, step_shape: StepShape, machines: Machines,
     }
     if not on_gpu:
         device[STEP][KEPT] = kept_by_malloc(activations)
+        if step_shape.precision == "fp32" and not method_of(step_shape.tuned).facts.trains_weights:
+            device[FORWARD_BACKWARD][KEPT] = kept_small(architecture, step_shape)
     copied, saved = copied_bytes(architecture), held[STATES] + _MASTER * trained // ranks
     if not settings.offloads(machines.device):
         return Needs([device] * machines.devices_per_node, copied=copied, saved=saved)

@@ -84,11 +84,23 @@ def _kept_in_autocast(share: DeviceShare, step_shape: StepShape, architecture: A
     Source: fitted to the measured runs; a GPU's allocator reuses such blocks for the next tensor.
     """
     if step_shape.precision == "fp32":
-        return 0
+        return kept_small(architecture, step_shape)
     whole = measure(architecture, replace(step_shape, gradient_checkpointing=False))
     activations = whole.of(share.layers, has_head=share.has_head)
     copies = min(_AUTOCAST_COPIES * activations.all, _AUTOCAST_SMALL * activations.small)
     return int(copies) + 2 * share.adapters
+
+
+def kept_small(architecture: Architecture, step_shape: StepShape) -> int:
+    """The small blocks among all activations of a pass, also those that are computed again: malloc on a CPU keeps them.
+
+    Args:
+        architecture: The model.
+        step_shape: What one forward and backward pass computes.
+
+    Source: fitted to the measured runs.
+    """
+    return measure(architecture, replace(step_shape, gradient_checkpointing=False)).whole().small
 
 
 def state_bytes(parameters: int, optimizer: str) -> int:

@@ -4,6 +4,7 @@ from thriftune.strategies.memory.activations import Peaks
 
 # Bytes by item, for each moment of a training.
 Phases = dict[str, dict[str, int]]
+SHARING = "start on all devices"
 FORWARD_BACKWARD = "forward and backward"
 STEP = "optimizer step"
 WEIGHTS = "weights"
@@ -14,6 +15,7 @@ BUCKETS = "gradient buckets"
 STEP_BUFFERS = "optimizer's working memory"
 ACTIVATIONS = "activations"
 AUTOCAST_COPIES = "copies in 16 bits"
+SENT = "copies being sent"
 KEPT = "freed, kept by malloc"
 # Share of large freed blocks that a process on a CPU keeps; fitted, see `kept_by_malloc`.
 _HOLES = 0.3

@@ -83,7 +83,7 @@ def whole(architecture: Architecture, step_shape: StepShape, optimizer: str, *, 
     }
     activations = measure(architecture, step_shape).whole()
     forward = {**held, ACTIVATIONS: activations.all}
-    if is_mixed:
+    if is_mixed and step_shape.gradient_checkpointing:  # without, they are among what layers keep
         forward[AUTOCAST_COPIES] = _HALF * count.trained
     # torch's AdamW takes the square root in place on a GPU, for all parameters at once; on a CPU one after another.
     step = {**held, STEP_BUFFERS: _MASTER * count.trained if on_gpu else 2 * _MASTER * count.largest}

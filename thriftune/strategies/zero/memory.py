@@ -8,9 +8,11 @@ P is the number of parameters that train, N the number of ranks. Frozen weights 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from thriftune.methods import method_of
 from thriftune.models.architecture import Architecture
 from thriftune.overhead import RETURNED_BLOCK
 from thriftune.strategies.memory.activations import Peaks, StepShape
+from thriftune.strategies.memory.adapters import kept_small
 from thriftune.strategies.memory.items import (
     ACTIVATIONS,
     CONSTANTS,
@@ -83,7 +85,9 @@ def shards(
         gathered = _BYTES[step_shape.precision] * parts.trained
         device[STEP][BUFFERS] = max(0, gathered - device[STEP][STEP_BUFFERS])
     if not on_gpu:
-        kept = _kept_of_gathered(parts, step_shape, ranks) if layout.stage == 3 else 0
+        kept = _kept_of_gathered(parts, step_shape, ranks, architecture.parameters) if layout.stage == 3 else 0
+        if not method_of(step_shape.tuned).facts.trains_weights:
+            kept += kept_small(architecture, step_shape)
         device[FORWARD_BACKWARD][KEPT] = kept
         device[STEP][KEPT] = kept + kept_by_malloc(activations)
     return Shards(device, host)
@@ -214,10 +218,11 @@ def _buffers(parts: Parts, step_shape: StepShape, layout: Layout, activations: P
     return width * (bucket + layout.prefetch) + parts.largest + live
 
 
-def _kept_of_gathered(parts: Parts, step_shape: StepShape, ranks: int) -> int:
+def _kept_of_gathered(parts: Parts, step_shape: StepShape, ranks: int, parameters: int) -> int:
     """What malloc on a CPU keeps of the weights that stage 3 gathers and frees: the small blocks.
 
-    Source: measured. In fp32 two thirds of a shard stay in addition; where they stay is not understood.
+    Source: measured. In fp32 two thirds of a shard stay in addition, also where weights are gathered in 4 bits; where
+    they stay is not understood.
     """
     small = sum(size for size in parts.sizes if size < RETURNED_BLOCK)
-    return small + (2 * sum(parts.sizes) // ranks // 3 if step_shape.precision == "fp32" else 0)
+    return small + (2 * _MASTER * parameters // ranks // 3 if step_shape.precision == "fp32" else 0)
