@@ -53,7 +53,14 @@ def table(lines: list[dict[str, Any]]) -> str:
         did.setdefault((line["method"], line["strategy"]), {})[line["what"]] = line["result"]
     head = ["Method", "Strategy", *_COLUMNS.values()]
     rows = [head, ["---"] * len(head)]
-    pairs = [(method, name) for method in METHODS for name in STRATEGIES if (method, name) in did]
+    # A name may go on with a stage: zero3.
+    pairs = [
+        (method, name)
+        for method in METHODS
+        for strategy in STRATEGIES
+        for of, name in sorted(did)
+        if of == method and name.startswith(strategy)
+    ]
     rows += [[f"`{m}`", f"`{s}`", *(did[m, s].get(what, "-") for what in _COLUMNS)] for m, s in pairs]
     refused = [
         f"- `{method}` under `{name}`: {why}."
