@@ -41,7 +41,9 @@ def main() -> None:
             if state.global_step == SLOW + 1:
                 assert begun.wait(60)
                 look(Path(str(args.output_dir)) / f"checkpoint-{SLOW}")
+                deadline = time.monotonic() + 60
                 while not seen.is_file():  # else the other rank would write before the first one has looked
+                    assert time.monotonic() < deadline
                     time.sleep(0.01)
                 may_write.set()
 

@@ -258,3 +258,12 @@ def test_experts_that_each_process_joins_while_it_loads_are_in_the_memory_of_the
     """Mixtral's 84 GiB are copied by every rank that maps its files, and no host has room for eight of them."""
     assert divided(MIXTRAL).host["loading"] > 8 * 84
     assert divided(LLAMA_70B).host["loading"] < 1
+
+
+def test_copies_of_a_model_begin_with_two_buckets_of_its_weights():
+    """For adapters on a small model that is more than training takes, and a plan without it is too low."""
+    step_shape, machines = StepShape(1, 16, True, "fp32", LoraConfig(rank=2)), Machines(DEVICES["CPU"], 0.0, 1, 2)
+    (start, _) = [
+        d["start on all devices"] for d in STRATEGIES["ddp"].memory(SMOL, step_shape, machines, "", "adamw").devices
+    ]
+    assert start["weights"] > start["copies being sent"] == 2 * 250 * 2**20
