@@ -4,9 +4,9 @@
 
 Trains random Llamas of 42M, 135M and 381M parameters, and a Falcon, a GPT-2 and a Mixtral, on the CPU through
 `thriftune.training.fit.fit`, two optimizer steps of two micro batches each, every row exactly as long as the run
-allows. ZeRO runs have two gloo ranks, the others one process; every process is a fresh one. Each result is appended to
-RESULTS.jsonl as soon as it is there, and runs that the file already holds are skipped: delete a line to repeat it.
-All of them take about an hour on two cores and at most 20 GB. Linux only: it reads /proc.
+allows. Runs under ZeRO, FSDP and DDP have two gloo ranks, the others one process; every process is a fresh one. Each
+result is appended to RESULTS.jsonl as soon as it is there, and runs that the file already holds are skipped: delete a
+line to repeat it. All of them take about an hour on two cores and at most 20 GB. Linux only: it reads /proc.
 
 What is measured of each rank, from /proc/self/status, until the last step (saving is not part of it):
 

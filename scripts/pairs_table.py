@@ -46,14 +46,22 @@ def table(lines: list[dict[str, Any]]) -> str:
     Args:
         lines: What the tests wrote: method, strategy, what, result.
     """
-    from thriftune.config.choices import STRATEGIES
+    from thriftune.config.choices import METHODS, STRATEGIES
 
     did: dict[tuple[str, str], dict[str, str]] = {}
     for line in lines:
         did.setdefault((line["method"], line["strategy"]), {})[line["what"]] = line["result"]
     head = ["Method", "Strategy", *_COLUMNS.values()]
     rows = [head, ["---"] * len(head)]
-    rows += [[f"`{m}`", f"`{s}`", *(found.get(what, "-") for what in _COLUMNS)] for (m, s), found in did.items()]
+    # A name may go on with a stage: zero3.
+    pairs = [
+        (method, name)
+        for method in METHODS
+        for strategy in STRATEGIES
+        for of, name in sorted(did)
+        if of == method and name.startswith(strategy)
+    ]
+    rows += [[f"`{m}`", f"`{s}`", *(did[m, s].get(what, "-") for what in _COLUMNS)] for m, s in pairs]
     refused = [
         f"- `{method}` under `{name}`: {why}."
         for name, facts in STRATEGIES.items()

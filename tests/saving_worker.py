@@ -9,6 +9,7 @@ import errno
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 
 from sharding_worker import run
@@ -22,6 +23,7 @@ SLOW, FAILING = 2, 3
 
 def main() -> None:
     (job,) = json.loads(Path(sys.argv[1]).read_text())
+    seen = Path(job["output"] + ".seen.json")
     begun, may_write = threading.Event(), threading.Event()
     write = FileSystemWriter.write_data
 
@@ -39,13 +41,17 @@ def main() -> None:
             if state.global_step == SLOW + 1:
                 assert begun.wait(60)
                 look(Path(str(args.output_dir)) / f"checkpoint-{SLOW}")
+                deadline = time.monotonic() + 60
+                while not seen.is_file():  # else the other rank would write before the first one has looked
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
                 may_write.set()
 
     def look(folder: Path) -> None:
         if distributed.current_rank().is_main:
             names = [path.name for path in (folder, *folder.rglob("*")) if path.is_file()]
             in_store = [path.name for path in (Path(job["store"]) / folder.name).rglob("*")]
-            Path(job["output"] + ".seen.json").write_text(json.dumps({"written": names, "in_store": in_store}))
+            seen.write_text(json.dumps({"written": names, "in_store": in_store}))
 
     FileSystemWriter.write_data = writing
     trainer.DEFAULT_CALLBACKS.append(Looks)

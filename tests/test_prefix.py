@@ -21,7 +21,7 @@ from thriftune.models.adapter_weights import WEIGHTS, attach
 from thriftune.models.answering import Sampling, complete
 from thriftune.models.loading import Placement
 from thriftune.models.tokenizer import load_tokenizer
-from thriftune.preflight import adapters
+from thriftune.preflight import trained_parts
 from thriftune.preflight.base_model import BaseModel
 from thriftune.strategies.memory.activations import StepShape, measure
 
@@ -120,10 +120,10 @@ def test_virtual_tokens_lengthen_attention_in_the_plan():
 @pytest.mark.parametrize("kind", ["mamba", "falcon"])
 def test_models_that_do_not_use_a_prefix_are_refused_by_the_preflight(run_config, kind):
     """Mamba's layers overlook it: the training ran, and nothing trained."""
-    (found,) = adapters.check(run_config("prefix"), BaseModel(architecture=shape_of(kind)))
+    (found,) = trained_parts.check(run_config("prefix"), BaseModel(architecture=shape_of(kind)))
     assert (found.code, found.field) == ("lora-refused", "method")
     assert "prefix tuning does not work with" in found.message
-    assert list(adapters.check(run_config("prefix"), BaseModel(architecture=TINY))) == []
+    assert list(trained_parts.check(run_config("prefix"), BaseModel(architecture=TINY))) == []
 
 
 def test_a_prefix_takes_positions_of_a_table(run_config):

@@ -165,9 +165,12 @@ def test_a_mixture_of_experts_is_traced_in_every_precision():
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_one_device_holds_all_weights_and_states_in_fp32_and_autocast_their_copies(precision):
-    """Gradients are fp32 as the weights are; the copies in 16 bits are there while products are computed."""
+    """Gradients are fp32 as the weights are; the copies in 16 bits are there while products are computed.
+
+    Where activations are not recomputed, layers keep the copies for their backward pass, and they are among these.
+    """
     whole = SMOL.parameters / GIB
-    needed = alone(StepShape(64, 512, False, precision))  # so many rows that the backward pass is the peak
+    needed = alone(StepShape(64, 512, True, precision))  # so many rows that the backward pass is the peak
     assert needed.phase == "forward and backward"
     bytes_each = {item: gib / whole for item, gib in needed.device.items()}
     lasting = ("weights", "gradients", "optimizer states")
@@ -175,6 +178,7 @@ def test_one_device_holds_all_weights_and_states_in_fp32_and_autocast_their_copi
     assert bytes_each.get("copies in 16 bits", 0) == pytest.approx(0 if precision == "fp32" else 2)
     assert "ZeRO buffers" not in needed.device
     assert len(needed.devices) == 1
+    assert "copies in 16 bits" not in alone(StepShape(64, 512, False, precision)).device
 
 
 def test_activations_of_one_device_are_those_of_autocast():
@@ -280,3 +284,12 @@ def test_a_t4_has_the_context_that_was_measured_and_processes_that_talk_have_buf
     lasting = {"weights", "gradients", "optimizer states"}
     passing = sum(gib for item, gib in one.items() if item not in {*lasting, "CUDA context", "fragmentation"})
     assert one["fragmentation"] == pytest.approx(0.3 * passing)
+
+
+def test_copies_of_a_model_begin_with_two_buckets_of_its_weights():
+    """For adapters on a small model that is more than training takes, and a plan without it is too low."""
+    step_shape, machines = StepShape(1, 16, True, "fp32", LoraConfig(rank=2)), Machines(DEVICES["CPU"], 0.0, 1, 2)
+    (start, _) = [
+        d["start on all devices"] for d in STRATEGIES["ddp"].memory(SMOL, step_shape, machines, "", "adamw").devices
+    ]
+    assert start["weights"] > start["copies being sent"] == 2 * 250 * 2**20

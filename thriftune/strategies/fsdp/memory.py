@@ -98,7 +98,7 @@ def needs(architecture: Architecture, step_shape: StepShape, machines: Machines,
     if not on_gpu:
         device[STEP][KEPT] = kept_by_malloc(activations)
         if step_shape.precision == "fp32" and not method_of(step_shape.tuned).facts.trains_weights:
-            device[FORWARD_BACKWARD][KEPT] = kept_small(architecture, step_shape)
+            device[FORWARD_BACKWARD][KEPT] = kept_small(architecture, step_shape) + kept_by_malloc(activations)
     copied, saved = copied_bytes(architecture), held[STATES] + _MASTER * trained // ranks
     if not settings.offloads(machines.device):
         return Needs([device] * machines.devices_per_node, copied=copied, saved=saved)
