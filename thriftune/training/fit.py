@@ -21,6 +21,7 @@ from thriftune.models.tokenizer import load_tokenizer
 from thriftune.strategies import STRATEGIES
 from thriftune.training.attempt import Attempt, Loaded, Spent
 from thriftune.training.first_batches import first_batches
+from thriftune.training.lines import Journal, journal_in, told
 from thriftune.training.measuring import Measuring
 from thriftune.training.objective import objective_of
 from thriftune.training.result import Asked, TrainingResult, logged_losses, logged_validations
@@ -47,6 +48,7 @@ class Inputs:
         dataset_dir: Prepared dataset, on this node.
         start: Adapter to continue training, on this node; None if there is none.
         checkpoints: Where checkpoints are; None if none are saved.
+        lines: Folder for the lines that the training tells of itself; None for none.
     """
 
     config: RunConfig
@@ -55,6 +57,7 @@ class Inputs:
     dataset_dir: Path
     start: Path | None = None
     checkpoints: CheckpointLocation | None = None
+    lines: Path | None = None
 
 
 def fit(inputs: Inputs, destination: Path) -> TrainingResult:
@@ -77,28 +80,33 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
     """
     strategy = STRATEGIES[inputs.plan.strategy]
     strategy.join(inputs.plan)
+    journal = journal_in(inputs.lines)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
-        attempt, loaded, spent = _attempts(inputs, Path(scratch), ended)
-        kept_step = attempt.take_best(loaded)
-        result = _result(inputs, attempt, loaded, spent, kept_step)
-        _save(inputs, loaded, result, destination)
-        attempt.finish()
+        attempt, loaded, spent = _attempts(inputs, journal, Path(scratch), ended)
+        with told(journal):
+            kept_step = attempt.take_best(loaded)
+            result = _result(inputs, attempt, loaded, spent, kept_step)
+            _save(inputs, loaded, result, destination)
+            attempt.finish()
     return result
 
 
-def _attempts(inputs: Inputs, scratch: Path, ended: ExitStack) -> tuple[Attempt, Loaded, Spent]:
+def _attempts(inputs: Inputs, journal: Journal, scratch: Path, ended: ExitStack) -> tuple[Attempt, Loaded, Spent]:
     """Train to the end. After a change, a training without an agent starts again in this process.
 
     Whatever ends it, others may then train the same: `ended` gets what has to be done for that.
     """
     strategy = STRATEGIES[inputs.plan.strategy]
     while True:
-        attempt = Attempt.begin(
-            inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.checkpoints, scratch
-        )
+        journal.write("loading")
+        with told(journal):
+            attempt = Attempt.begin(
+                inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.checkpoints, scratch
+            )
         ended.callback(attempt.leave)
         try:
-            loaded, spent = attempt.train(partial(_load, inputs, attempt))
+            with told(journal):
+                loaded, spent = attempt.train(partial(_load, inputs, attempt, journal))
         except StartAgainError as again:
             if strategy.facts.is_distributed:  # its agent starts all processes again
                 raise
@@ -109,12 +117,14 @@ def _attempts(inputs: Inputs, scratch: Path, ended: ExitStack) -> tuple[Attempt,
         _free_memory()
 
 
-def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
-    """The trainer of an attempt, with the model loaded and a validation callback."""
+def _load(inputs: Inputs, attempt: Attempt, journal: Journal, resumed: Resumed | None) -> Loaded:
+    """The trainer of an attempt, with the model loaded and its callbacks."""
     from thriftune.training.callbacks import StepClock, ValidationCallback
+    from thriftune.training.telling import Telling
 
     clock = StepClock()
     config, plan = inputs.config, attempt.plan
+    telling = Telling(journal, clock, plan)
     method, strategy = METHODS[plan.method], STRATEGIES[plan.strategy]
     trust = config.model.trust_remote_code
     source = ModelConfig(source=str(inputs.model_dir), trust_remote_code=trust)
@@ -142,7 +152,7 @@ def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
                 known = losses.first(saving.ROWS).mean if plan.precision == "fp32" else None
                 _measuring(inputs, loaded).note_base_loss(known)
 
-    loaded = Loaded(trainer, ValidationCallback(validator, begin, config.training.patience), clock)
+    loaded = Loaded(trainer, ValidationCallback(validator, begin, config.training.patience), clock, telling)
     return loaded
 
 

@@ -35,6 +35,7 @@ def record_of(
         setup=Setup.of(plan, family),
         planned=planned(plan, result.memory) if is_as_planned else Quantities(),
         corrected_by=Quantities.known(seconds_per_step=plan.time.correction if plan.time else None),
+        hours=result.gpu_hours,
         measured=Quantities.known(
             allocated_gib=result.memory.device,
             reserved_gib=result.memory.reserved,

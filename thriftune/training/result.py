@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 from thriftune import artifacts, distributed
 from thriftune.config import RunConfig
 from thriftune.errors import DivergedError
+from thriftune.gpu_hours import GpuHours
 from thriftune.models.saving import SavedWeights
 from thriftune.overhead import START_GIB
 from thriftune.training.guards.oom import Halvings
@@ -129,6 +130,7 @@ class TrainingResult:
             and weights that the run asks for in fp32.
         asked: What it was asked; None in results of older versions.
         pace: How fast the last attempt was; None in results of older versions.
+        gpu_hours: GPU-hours of all attempts; None where no lines were kept.
     """
 
     steps: int
@@ -152,6 +154,7 @@ class TrainingResult:
     saved: SavedWeights | None = None
     asked: Asked | None = None
     pace: Pace | None = None
+    gpu_hours: GpuHours | None = None
 
 
 def logged_losses(state: "TrainerState", learning_rate: float) -> tuple[list[int], list[float], list[float]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import AwareDatetime, Field, TypeAdapter
 
 import thriftune
+from thriftune.gpu_hours import GpuHours
 from thriftune.hardware import Precision
 from thriftune.redaction import redacted
 from thriftune.training_plan import TrainingPlan
@@ -118,6 +119,7 @@ class Record:
         measured: What was measured in its last attempt.
         corrected_by: Factors by which earlier records had corrected what the plan said. Corrections are made of what
             the plan would have said without them, or each would take back the one before.
+        hours: GPU-hours of all its attempts; None where they are not known.
         format: Which fields there are.
     """
 
@@ -127,6 +129,7 @@ class Record:
     planned: Quantities
     measured: Quantities
     corrected_by: Quantities = Quantities()
+    hours: GpuHours | None = None
     format: Literal["thriftune-run-1"] = _FORMAT
 
     def ratio(self, quantity: Quantity) -> float | None:
