@@ -6,6 +6,7 @@ Usage: python scripts/gpu_hours.py LEDGER [NAME ...]
 """
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -52,7 +53,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     asked = parser.parse_args()
     found = by_name(ledger.read(asked.ledger))
-    print(table({name: hours for name, hours in found.items() if not asked.names or name in asked.names}))
+    sys.stdout.write(
+        table({name: hours for name, hours in found.items() if not asked.names or name in asked.names}) + "\n"
+    )
 
 
 if __name__ == "__main__":

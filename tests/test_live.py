@@ -105,7 +105,8 @@ def test_work_that_is_done_again_and_attempts_that_left_nothing_are_lost_to_faul
 def test_a_restart_in_the_same_task_holds_its_devices_and_is_lost():
     lines = [
         *attempt(0), *steps(1, 30, 101), *told((130.5, "saved", 30, {})), *steps(31, 40, 131),
-        *told((160, "loading", 0, {}), (200, "training", 30, {})), *steps(31, 100, 201), *told((271, "finished", 100, {})),
+        *told((160, "loading", 0, {}), (200, "training", 30, {})), *steps(31, 100, 201),
+        *told((271, "finished", 100, {})),
     ]  # fmt: skip
     found = gpu_hours(attempts_of(lines))
     assert (found.used, found.between) == (hours(271), 0.0)
@@ -168,7 +169,7 @@ def test_a_page_says_how_far_it_is_and_loads_nothing(plan):
 @pytest.mark.parametrize(
     "lines",
     [
-        [], told((0, "began", 0, {})), attempt(0), attempt(0)[1:], steps(5, 5, 0), steps(1, 3, 0, loss=math.nan),
+        [], told((0, "alive", 0, {})), told((0, "began", 0, {})), attempt(0), attempt(0)[1:], steps(5, 5, 0), steps(1, 3, 0, loss=math.nan),
         told((0, "step", 1, {})), told((9, "finished", 9, {})), told((0, "validation", 0, {"loss": math.nan})),
         [*steps(1, 9, 100), *steps(1, 9, 0)],
     ],

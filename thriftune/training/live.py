@@ -195,5 +195,5 @@ def _status(own: Sequence[Line], last: Line | None, step: int, steps: int) -> st
         if step == next(line.step for line in own if line.kind == "training"):
             return "Loaded; the first step is on its way."
         return f"Training: step {step:,} of {steps:,}." if steps else f"Training: step {step:,}."
-    newest = next(line for line in reversed(own) if line.kind != "alive")
-    return _SAID.get(newest.kind, "")
+    newest = next((line.kind for line in reversed(own) if line.kind != "alive"), "began")
+    return _SAID.get(newest, "")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from thriftune.overhead import MARGIN
 from thriftune.training.charts import (
     Chart,
     Point,
@@ -103,7 +104,8 @@ def memory_chart(plan: TrainingPlan, lines: Sequence[Line], ranks: Sequence[Line
     held = ""
     if reserved:
         drawn.append(("held-out", path(thinned(reserved), box)))
-        held = f", {gib(reserved[-1][1])} held by torch"
+        expected = planned + plan.memory.device.get(MARGIN, 0.0)
+        held = f", {gib(reserved[-1][1])} held by torch ({gib(expected)} planned)"
     of = f" of {gib(limit)}" if is_gpu else ""
     note = f"{gib(planned)} GiB planned, {gib(allocated[-1][1])} measured{held}{of}"
     title = "Memory of the fullest GPU" if is_gpu else "Memory of the largest process"

@@ -187,8 +187,8 @@ def _waits(hours: GpuHours) -> str:
 
 def _hours(hours: float) -> str:
     """Hours of devices as text, or minutes or seconds of them below one."""
-    if hours >= 1:
-        return f"{hours:,.1f} h"
+    if hours >= 1 or not hours:
+        return f"{hours:,.1f} h" if hours else "0"
     return f"{60 * hours:.0f} min" if hours >= 0.05 else f"{3600 * hours:.0f} s"
 
 
