@@ -13,6 +13,7 @@ import torch
 from conftest import run_dict
 from html_page import Page
 from planning import planned
+from told import START, attempt, steps, timed, told
 
 from tasks import checkpoints as checkpoints_of_tasks
 from tasks import live as live_of_tasks
@@ -21,17 +22,14 @@ from thriftune.checkpoints import layout
 from thriftune.checkpoints.location import CheckpointLocation, Writer
 from thriftune.config import DataConfig, RunConfig
 from thriftune.data import prepare
-from thriftune.gpu_hours import GpuHours
 from thriftune.stores.store import Store
 from thriftune.training import live_report
-from thriftune.training.attempts_made import attempts_of, devices_of, gpu_hours, hours_of
+from thriftune.training.attempts_made import devices_of
 from thriftune.training.fit import Inputs, fit
 from thriftune.training.lines import EARLIER, LINES, Journal, Line, by_step, parsed, read, read_folder
 from thriftune.training.live import progress_of
 from thriftune.training.resumable import ResumableTrainer
-from thriftune.training_plan import RunTime, StepTime
 
-START = 1_700_000_000.0
 HOSTILE = '</p><script>alert("x")</script>'
 SECRET = "https://u:pl4nted@h/x?X-Amz-Signature=pl4ntedS1gnature"
 RUN = RunConfig.model_validate(run_dict("full", hardware={"device": "CPU"}))
@@ -39,95 +37,7 @@ RUN = RunConfig.model_validate(run_dict("full", hardware={"device": "CPU"}))
 
 @pytest.fixture(scope="module")
 def plan():
-    made = planned(RUN)
-    time_of = RunTime(
-        StepTime({"matrix products": 2.0}, 0.25),
-        (0.5, 2.0),
-        1.0,
-        100.0,
-        "told",
-        "from datasheets",
-        0,
-        {"loading": 100.0},
-    )
-    return replace(made, nodes=1, devices_per_node=4, price_per_hour=3.6, currency="USD", time=time_of)
-
-
-def told(*lines):
-    """Lines at seconds since the start: each a kind, seconds, a step and values."""
-    return [Line(START + at, kind, step, values) for at, kind, step, values in lines]
-
-
-def steps(first, last, begin, each=1.0, **values):
-    """Lines of steps, one after the other, the first ending after `begin` seconds."""
-    return [
-        Line(START + begin + each * number, "step", step,
-             {"loss": 3.0 - step / 1000, "tokens": 100.0 * step, "busy_seconds": each * (number + 1), **values})
-        for number, step in enumerate(range(first, last + 1))
-    ]  # fmt: skip
-
-
-def attempt(at, resumed=0, devices=4):
-    """The lines of an attempt until its first step, which begins 100 s later."""
-    return told(
-        (at, "began", 0, {"devices": devices}), (at + 40, "loading", 0, {}),
-        (at + 100, "training", resumed, {"steps": 100, "planned_gib": 2.0}),
-    )  # fmt: skip
-
-
-def hours(seconds):
-    return pytest.approx(4 * seconds / 3600)
-
-
-def test_hours_of_a_training_without_faults_are_used_or_waited():
-    lines = [*attempt(0), *steps(1, 100, 101), *told((210, "finished", 100, {}))]
-    found = gpu_hours(attempts_of(lines), waiting=0.25, planned=1.0)
-    assert found.used == hours(210)
-    assert (found.faults, found.between) == (0.0, 0.0)
-    assert (found.starting, found.layers) == (hours(100), hours(0.25 * 110))
-    assert found.working == pytest.approx(found.used - found.starting - found.layers)
-
-
-def test_work_that_is_done_again_and_attempts_that_left_nothing_are_lost_to_faults():
-    """Killed at step 50 with a checkpoint of step 30; then once while loading; then done, 60 s later each."""
-    lines = [
-        *attempt(0), *steps(1, 30, 101), *told((130.5, "saved", 30, {})), *steps(31, 50, 131),
-        *attempt(210)[:2],
-        *attempt(310, resumed=30), *steps(31, 100, 411), *told((480, "finished", 100, {})),
-    ]  # fmt: skip
-    found = gpu_hours(attempts_of(lines))
-    assert found.used == hours(150 + 40 + 170)
-    assert found.faults == hours(20 + 40), "20 steps again, and all of the second attempt"
-    assert found.between == hours(60 + 60)
-    assert found.starting == hours(100 + 100)
-
-
-def test_a_restart_in_the_same_task_holds_its_devices_and_is_lost():
-    lines = [
-        *attempt(0), *steps(1, 30, 101), *told((130.5, "saved", 30, {})), *steps(31, 40, 131),
-        *told((160, "loading", 0, {}), (200, "training", 30, {})), *steps(31, 100, 201),
-        *told((271, "finished", 100, {})),
-    ]  # fmt: skip
-    found = gpu_hours(attempts_of(lines))
-    assert (found.used, found.between) == (hours(271), 0.0)
-    assert found.faults == hours(160 - 130)
-
-
-def test_hours_that_go_on_are_those_until_now(plan):
-    lines = [*attempt(0), *steps(1, 10, 101)]
-    found = hours_of(plan, lines, START + 200)
-    assert (found.used, found.faults) == (hours(200), 0.0)
-    assert found.planned == hours(100 * 2.0 + 100), "100 steps, as counted, of 2 s"
-    assert hours_of(plan, []) is None
-    ended = hours_of(plan, [*lines, *told((110, "failed", 0, {}))], START + 200)
-    assert (ended.used, ended.faults) == (hours(110), hours(110)), "without a checkpoint, nothing is left of it"
-
-
-def test_hours_of_several_runs_add_up():
-    one, other = GpuHours(4.0, 1.0, 0.5, 0.25, 2.0, 3.0), GpuHours(1.0, planned=1.0)
-    assert GpuHours.total([one, other]) == GpuHours(5.0, 1.0, 0.5, 0.25, 2.0, 4.0)
-    assert GpuHours.total([one, GpuHours(1.0)]).planned is None
-    assert (one.waiting, one.working) == (2.75, 2.25)
+    return timed(planned(RUN))
 
 
 def test_the_time_that_is_left_comes_from_the_plan_and_then_from_what_is_measured(plan):
@@ -169,7 +79,8 @@ def test_a_page_says_how_far_it_is_and_loads_nothing(plan):
 @pytest.mark.parametrize(
     "lines",
     [
-        [], told((0, "alive", 0, {})), told((0, "began", 0, {})), attempt(0), attempt(0)[1:], steps(5, 5, 0), steps(1, 3, 0, loss=math.nan),
+        [], told((0, "alive", 0, {})),
+        told((0, "began", 0, {})), attempt(0), attempt(0)[1:], steps(5, 5, 0), steps(1, 3, 0, loss=math.nan),
         told((0, "step", 1, {})), told((9, "finished", 9, {})), told((0, "validation", 0, {"loss": math.nan})),
         [*steps(1, 9, 100), *steps(1, 9, 0)],
     ],
