@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from thriftune import distributed
-from thriftune.errors import PreemptedError, StartAgainError, UserError, in_a_line
+from thriftune.errors import PreemptedError, StartAgainError, ThriftuneError, UserError, in_a_line
 from thriftune.redaction import redacted
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,9 @@ def told(journal: Journal) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        journal.write(_kind_of(error), 0, in_a_line(error, _LONGEST_ERROR))
+        text = in_a_line(error, _LONGEST_ERROR)
+        # Ours say what happened in words.
+        journal.write(_kind_of(error), 0, text.partition(": ")[2] if isinstance(error, ThriftuneError) else text)
         raise
 
 
