@@ -5,7 +5,7 @@ A device is then either busy computing, or waiting for its memory (the roofline 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,7 @@ class Operations(Counter[Operation]):
         self[Operation(precision, flops, traffic)] += 1
 
 
-def product(rows: int, features: tuple[int, int]) -> int:
+def product(rows: int, features: Sequence[int]) -> int:
     """FLOPs of the product of rows with a weight: a multiplication and an addition for each element.
 
     Args:
