@@ -267,6 +267,7 @@ def hint(name: str, known: Iterable[str]) -> str:
         known: Those that are known.
     """
     by_lower = {each.lower(): each for each in known}
-    close = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.5)]
+    begins = [each for each in by_lower if each.startswith(name.lower())]
+    close = [by_lower[each] for each in begins or difflib.get_close_matches(name.lower(), by_lower, cutoff=0.5)]
     meant = f"Did you mean {' or '.join(close)}?" if close else f"Known are {', '.join(by_lower.values())}."
     return f"{meant} Others can be added to the catalogue (docs/planning.md)."

@@ -9,6 +9,9 @@ from thriftune.batching import Batch
 from thriftune.hardware import Device, Precision
 from thriftune.overhead import OVERHEAD
 
+# Hours and cost are those of so many steps where it is not known how many a run has.
+ASSUMED_STEPS = 1000
+
 Answer = Literal["fits", "uncertain", "does not fit"]
 
 
@@ -117,7 +120,7 @@ class RunTime:
         tokens_per_step: Tokens of one step, without padding.
         tokens_from: Where their number comes from, as text.
         leans_on: Where the speed comes from, as text.
-        steps: Optimizer steps; 0 where the number of rows is not known.
+        steps: Optimizer steps; 0 where the number of rows is not known, and hours are those of `ASSUMED_STEPS`.
         beside: Seconds by what is done once: start, loading, validations, checkpoints.
     """
 
@@ -151,7 +154,8 @@ class RunTime:
         return self._hours(self.error[1])
 
     def _hours(self, factor: float) -> float:
-        return (factor * self.steps * self.step.seconds + sum(self.beside.values())) / 3600
+        steps = self.steps or ASSUMED_STEPS
+        return (factor * steps * self.step.seconds + sum(self.beside.values())) / 3600
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,8 @@ class Fitting:
 
     @property
     def cost(self) -> float | None:
-        """Price of the whole run, or of one step where their number is not known; None where time is not known."""
-        if self.time is None:
-            return None
-        return self.choice.price_per_hour * (self.time.hours if self.time.steps else self.time.step.seconds / 3600)
+        """Price of the whole run; None where its time is not known."""
+        return None if self.time is None else self.choice.price_per_hour * self.time.hours
 
     @property
     def is_sure(self) -> bool:

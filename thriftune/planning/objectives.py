@@ -5,12 +5,13 @@ from typing import Literal
 
 from thriftune.config import RunConfig
 from thriftune.planning.choices import Fitting, Refusal
+from thriftune.planning.time.run import ERROR
 
 Minimize = Literal["cost", "time", "price_per_hour"]
 
-# The ways to run on some machines come with the usually fastest one first. Another one has to be faster by this factor,
-# as times are estimates.
-_CLEARLY = 0.95
+# The ways to run on some machines come with the usually fastest one first. Another one has to be faster by as much as
+# the time of a step may be off.
+_CLEARLY = ERROR[0]
 
 
 def fastest(ways: Sequence[Fitting]) -> Fitting | None:
@@ -45,8 +46,8 @@ def in_order(found: Sequence[Fitting], minimize: Minimize) -> list[Fitting]:
             return False, choice.choice.price_per_hour, 0.0
         if choice.time is None or choice.cost is None:
             return True, choice.choice.price_per_hour, 0.0
-        hours = choice.time.hours if choice.time.steps else choice.time.step.seconds
-        return (False, choice.cost, hours) if minimize == "cost" else (False, hours, choice.cost)
+        hours, cost = choice.time.hours, choice.cost
+        return (False, cost, hours) if minimize == "cost" else (False, hours, cost)
 
     return sorted(found, key=by)
 

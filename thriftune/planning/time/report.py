@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from thriftune.training_plan import RunTime
+from thriftune.training_plan import ASSUMED_STEPS, RunTime
 
 COLUMNS = ("s per step", "hours", "cost")
 _UNKNOWN = "-"
@@ -21,11 +21,11 @@ def facts(time: RunTime | None, price_per_hour: float, currency: str) -> Iterato
         yield "time", "unknown", "the speed of the device is not known"
         return
     yield "step", f"{duration(time.step.seconds)}, {time.tokens_per_second:,.0f} tokens/s", shares(time)
+    counted = f"{time.steps or ASSUMED_STEPS:,} steps"
     if not time.steps:
-        yield "run", "unknown", f"how many rows there are is not known; a step counts {time.tokens_from}"
-        return
+        counted += ", as the number of rows is not known"
     span = f"{hours(time.hours_low)} to {hours(time.hours_high)}"
-    yield "run", f"{hours(time.hours)} for {time.steps:,} steps", f"{span}, {time.leans_on}; {time.tokens_from}"
+    yield "run", f"{hours(time.hours)} for {counted}", f"{span}, {time.leans_on}; {time.tokens_from}"
     if price_per_hour:
         low, high = (price_per_hour * value for value in (time.hours_low, time.hours_high))
         yield "cost of the run", f"{price_per_hour * time.hours:,.2f} {currency}", f"{low:,.2f} to {high:,.2f}"
@@ -40,10 +40,7 @@ def cells(time: RunTime | None, price_per_hour: float) -> list[str]:
     """
     if time is None:
         return [_UNKNOWN] * len(COLUMNS)
-    step = f"{time.step.seconds:,.3g}"
-    if not time.steps:
-        return [step, _UNKNOWN, f"{1000 * time.step.seconds / 3600 * price_per_hour:,.2f} per 1,000 steps"]
-    return [step, f"{time.hours:,.1f}", f"{price_per_hour * time.hours:,.2f}"]
+    return [f"{time.step.seconds:,.3g}", f"{time.hours:,.1f}", f"{price_per_hour * time.hours:,.2f}"]
 
 
 def shares(time: RunTime) -> str:
