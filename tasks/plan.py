@@ -54,7 +54,21 @@ def show_plan(config: RunConfig) -> str:
 
 
 def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
-    """Plan a run, by its first rows and by what earlier runs took, and show the plan.
+    """Plan a run as `planned` does, and show the plan.
+
+    Args:
+        config: The run.
+        on_this_machine: Whether to plan for the machine that this task runs on, instead of the catalogue.
+    """
+    made = planned(config, on_this_machine=on_this_machine)
+    logger.info("\n%s", plan_report.plan_table(made, config.name))
+    page, content = plan_report.plan_html(made, config.name), plan_report.plan_json(made, config.name)
+    pages.show("plan", config.name, page, content)
+    return made
+
+
+def planned(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
+    """Plan a run, by its first rows and by what earlier runs took.
 
     Args:
         config: The run.
@@ -65,11 +79,7 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
         nodes = catalogue.load(settings.PLATFORM.catalogue)
         here = offers.this_machine(settings.local_root(), nodes.devices) if on_this_machine else None
         size, records = sizing.size_of(config, token), ledger.records()
-        made = planner.plan(config, nodes, token=token, here=here, size=size, records=records)
-    logger.info("\n%s", plan_report.plan_table(made, config.name))
-    page, content = plan_report.plan_html(made, config.name), plan_report.plan_json(made, config.name)
-    pages.show("plan", config.name, page, content)
-    return made
+        return planner.plan(config, nodes, token=token, here=here, size=size, records=records)
 
 
 def is_for_this_machine(config: RunConfig) -> bool:

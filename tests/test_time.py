@@ -119,7 +119,7 @@ def test_a_ring_sends_all_but_ones_own_part():
 
 
 def test_the_fastest_way_is_taken_only_if_it_is_clearly_faster(fitting):
-    usual, slightly, clearly = fitting(10.0), fitting(9.8), fitting(9.0)
+    usual, slightly, clearly = fitting(10.0), fitting(7.0), fitting(5.0)
     assert fastest([usual, slightly]) is usual
     assert fastest([usual, slightly, clearly]) is clearly
     assert fastest([replace(usual, time=None), clearly]).time is None

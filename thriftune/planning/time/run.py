@@ -29,6 +29,7 @@ ERROR = (0.6, 1.6)
 # reads weights and puts them where they train; and of a store's connection, where the network is faster.
 _START_SECONDS, _LOADED_PER_SECOND, _FETCHED_PER_SECOND = 300.0, 1e9, 0.5e9
 _IMPORT_SECONDS = 10.0
+_FROM_CPU = "from this CPU's speed, measured a moment ago"
 _HALF = 2
 # A validation each tenth of the run, and one before and one after it.
 _VALIDATIONS = 12
@@ -94,7 +95,7 @@ class Times:
             correction=correction.factor,
             tokens_per_step=self.config.training.global_batch * self._tokens_per_row(),
             tokens_from=self.size.said,
-            leans_on=correction.leans_on,
+            leans_on=correction.leans_on if correction.count or choice.offer.device.speed else _FROM_CPU,
             steps=self._steps(),
             beside=self._beside(choice, work, speed),
         )
