@@ -96,7 +96,9 @@ def of_step(
     update = per_parameter * coordination.updated / speed.bandwidth
     on_host = coordination.updated_on_host / (_UPDATED_PER_CPU * links.cpus)
     between, host = _seconds(coordination.between, links.between), _seconds(coordination.host, links.host)
-    hidden = min(coordination.overlapped * (between + host), coordination.overlapped * sum(passes.values()))
+    # On a CPU the same cores exchange and compute.
+    overlapped = coordination.overlapped if is_queued else 0.0
+    hidden = overlapped * min(between + host, sum(passes.values()))
     shown = 1 - hidden / (between + host) if hidden else 1.0
     parts = {**passes, UPDATE: update, HOST_UPDATE: on_host, EXCHANGE: shown * between, HOST: shown * host}
     waiting = 1 - coordination.at_a_time / devices_per_node if coordination.at_a_time else 0.0
