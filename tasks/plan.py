@@ -65,7 +65,15 @@ def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
         nodes = catalogue.load(settings.PLATFORM.catalogue)
         here = offers.this_machine(settings.local_root(), nodes.devices) if on_this_machine else None
         size, records = sizing.size_of(config, token), ledger.records()
-        made = planner.plan(config, nodes, token=token, here=here, size=size, records=records)
+        made = planner.plan(
+            config,
+            nodes,
+            token=token,
+            here=here,
+            size=size,
+            records=records,
+            interruptible=settings.PLATFORM.interruptible,
+        )
     logger.info("\n%s", plan_report.plan_table(made, config.name))
     page, content = plan_report.plan_html(made, config.name), plan_report.plan_json(made, config.name)
     pages.show("plan", config.name, page, content)

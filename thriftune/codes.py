@@ -97,7 +97,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "classes-unbalanced": ("warning", "Some classes have ten times fewer training rows than the largest."),
     "adapter-other-base": ("warning", "The adapter to resume from was trained on another base model."),
     "checkpoint-goes-on-otherwise": ("warning", "The run resumes with other steps, or could not be compared in full."),
-    "upload-exceeds-grace": ("warning", "A checkpoint takes longer to upload than a spot node's notice."),
+    "upload-exceeds-grace": ("warning", "A last checkpoint takes longer to save than a node's notice."),
     "turn-end-is-not-eos": ("note", "The chat template ends an answer with a token other than EOS."),
     "license-not-found": ("note", "The base model does not state its license."),
     "other-keys": ("note", "Rows hold other keys that are not read."),

@@ -6,7 +6,7 @@ from thriftune.batching import Batch
 from thriftune.hardware import Precision
 from thriftune.planning.offers import Offer
 from thriftune.strategies import Strategy
-from thriftune.training_plan import Estimate, RunTime, Verdict
+from thriftune.training_plan import Estimate, RunTime, SpotTime, Verdict
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,13 @@ class Fitting:
         choice: The choice.
         memory: The memory it needs.
         time: The time it takes; None where that is not known.
+        spot: What it is expected to take on spot nodes; None elsewhere, and where that is not known.
     """
 
     choice: Choice
     memory: Estimate
     time: RunTime | None = None
+    spot: SpotTime | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -103,7 +105,16 @@ class Fitting:
         """Price of the whole run, or of one step where their number is not known; None where time is not known."""
         if self.time is None:
             return None
+        if self.spot is not None:
+            return self.spot.cost
         return self.choice.price_per_hour * (self.time.hours if self.time.steps else self.time.step.seconds / 3600)
+
+    @property
+    def hours(self) -> float | None:
+        """Hours that its nodes run, or of one step where the number of steps is not known; None without a time."""
+        if self.time is None or self.spot is not None:
+            return self.spot.billed_hours if self.spot else None
+        return self.time.hours if self.time.steps else self.time.step.seconds / 3600
 
     @property
     def is_sure(self) -> bool:
