@@ -26,8 +26,8 @@ def run(**sections):
     return RunConfig.model_validate(content | sections)
 
 
-def plan(config, *, nodes=CATALOGUE, interruptible=True):
-    return planner.plan(config, nodes, size=ROWS, interruptible=interruptible)
+def plan(config, *, nodes=CATALOGUE, interruptible=True, size=ROWS):
+    return planner.plan(config, nodes, size=size, interruptible=interruptible)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_prices_of_the_spot_market_are_used_where_the_catalogue_has_them(made):
 def test_a_run_that_would_hardly_ever_finish_is_refused_with_the_arithmetic():
     often = with_nodes(interruptions_per_month=730.0)  # one an hour
     with pytest.raises(ConfigError) as caught:
-        plan(run(checkpoints={"every_minutes": 600}), nodes=often)
+        plan(run(checkpoints={"every_minutes": 600}), nodes=often, size=replace(ROWS, rows=1_000_000))
     text = str(caught.value)
     assert "hardly ever finish" in text
     assert "One interruption is expected every 1.00 h" in text
