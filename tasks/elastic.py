@@ -36,7 +36,7 @@ from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
 from tasks.settings import PLATFORM
 from thriftune import errors
-from thriftune.errors import PreemptedError, ThriftuneError, UserError
+from thriftune.errors import EndedAtOnceError, PreemptedError, ThriftuneError, UserError
 from thriftune.planning.node_environment import node_environment
 from thriftune.training.guards.faults import kind_of_text
 
@@ -54,8 +54,8 @@ _NEW_STORE_FOR_EACH_START = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 # Signals that torch's agent handles itself: its defaults without SIGTERM, and without SIGINT, since in a local run
 # Ctrl-C is handled elsewhere (tasks/interruption.py).
 _SIGNALS_OF_AGENT = "SIGHUP,SIGQUIT"
-# File for the message, in the folder where workers leave it.
-_SAID = "said.json"
+# Files in the folder where workers leave messages: the message; and that the agent's pod was told to end.
+_SAID, _TOLD = "said.json", "told"
 
 
 @dataclass
@@ -116,7 +116,7 @@ class _RunsPlannedWorkers(PytorchElasticFunctionTask):
                 settings.run_handed_down(words),
             ):
                 try:
-                    with _listening():
+                    with _listening(Path(words)):
                         return super().execute(**kwargs)
                 except _WorkerSpokeError:
                     _raise_what_was_said(Path(words))
@@ -167,10 +167,31 @@ def in_worker(work: Callable[[], _Result]) -> _Result:
     """
     interruption.left_to_parent()
     try:
+        if _is_told():  # before this worker could listen; its agent started it again
+            raise PreemptedError("The node is going away; this worker had not begun.")
         return work()
+    except EndedAtOnceError as error:
+        # Also when the agent ends its workers to start them again, which it then must not be kept from.
+        if _is_told(_UNTIL_HEARD_SECONDS):
+            _tell_agent(error)
+        raise
     except (UserError, PreemptedError) as error:
         _tell_agent(error)
         raise
+
+
+def _is_told(seconds: float = 0.0) -> bool:
+    """Whether the agent's pod was told to end, which the agent writes down before it passes that on.
+
+    Args:
+        seconds: Time to wait for it, where both were told by somebody else.
+    """
+    folder, until = settings.words_of_workers(), time.monotonic() + seconds
+    if folder is None:
+        return False
+    while not (found := (folder / _TOLD).exists()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
 
 
 def _tell_agent(error: ThriftuneError) -> None:
@@ -198,10 +219,15 @@ def _raise_what_was_said(folder: Path) -> NoReturn:
 
 
 @contextmanager
-def _listening() -> Iterator[None]:
-    """While workers run, pass a SIGTERM on to them, and handle their signals."""
+def _listening(words: Path) -> Iterator[None]:
+    """While workers run, pass a SIGTERM on to them, and handle their signals.
+
+    Args:
+        words: Folder for messages between this process and its workers.
+    """
 
     def hand_on(number: int, _: FrameType | None) -> None:
+        (words / _TOLD).touch()
         for child in psutil.Process().children():
             child.send_signal(number)
 

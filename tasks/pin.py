@@ -21,7 +21,9 @@ logger = logging.getLogger("thriftune.tasks.pin")
 
 @task(**marking_registration(hub_task()))
 def pin(config: RunConfig) -> str:
-    """Make a digest of what a plan depends on: the run, its model, the catalogue, deepspeed_configs/ and this release.
+    """Make a digest of what a plan depends on: the run, its model, the catalogue, deepspeed_configs/, this release.
+
+    And whether nodes are from the spot market.
 
     Args:
         config: The run.
@@ -40,4 +42,5 @@ def pin(config: RunConfig) -> str:
     # Of the run as it was read: a file, a dict and Flyte's console send the same run in different encodings. Keys are
     # sorted, also of mappings that a person names: those of a Struct come in another order in each process.
     run = json.dumps(config.model_dump(mode="json"), sort_keys=True)
-    return artifacts.key_of(run, model, prices, settings_there, thriftune.__version__)
+    market = "spot" if settings.PLATFORM.interruptible else "on demand"
+    return artifacts.key_of(run, model, prices, settings_there, market, thriftune.__version__)

@@ -79,7 +79,15 @@ def planned(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
         nodes = catalogue.load(settings.PLATFORM.catalogue)
         here = offers.this_machine(settings.local_root(), nodes.devices) if on_this_machine else None
         size, records = sizing.size_of(config, token), ledger.records()
-        return planner.plan(config, nodes, token=token, here=here, size=size, records=records)
+        return planner.plan(
+            config,
+            nodes,
+            token=token,
+            here=here,
+            size=size,
+            records=records,
+            interruptible=settings.PLATFORM.interruptible,
+        )
 
 
 def is_for_this_machine(config: RunConfig) -> bool:

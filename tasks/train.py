@@ -80,8 +80,9 @@ def _trained(
     began, start = time.monotonic(), start_of(config)
     model_dir, dataset_dir = download_once_per_node(model, dataset)
     place = settings.result_path(config.name, METHODS[plan.method].facts.result)
-    inputs = Inputs(config, plan, model_dir, dataset_dir, download(start) if start else None, there)
+    own = download(start) if start else None
     fetching_seconds = time.monotonic() - began
+    inputs = Inputs(config, plan, model_dir, dataset_dir, own, there, fetching_seconds)
     result = fit(inputs, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails

@@ -159,6 +159,37 @@ class RunTime:
 
 
 @dataclass(frozen=True)
+class SpotTime:
+    """What a run is expected to take on spot nodes, on average over many such runs.
+
+    Attributes:
+        billed_hours: Hours that its nodes run, with what is done again after interruptions.
+        interruptions: Number of interruptions.
+        cost: Price of the billed hours.
+        every_minutes: Minutes of training between two checkpoints that this counts with.
+        best_minutes: Those with which it would cost least.
+        best_cost: What it would cost then.
+        saving_seconds: Seconds to write and upload a checkpoint.
+        saved_gib: Its size on the node that saves the most.
+        interruptions_per_month: Interruptions of one such node in a month.
+        rate_from: Where that is from.
+        has_spot_price: Whether prices are of the spot market; else those on demand.
+    """
+
+    billed_hours: float
+    interruptions: float
+    cost: float
+    every_minutes: float
+    best_minutes: float
+    best_cost: float
+    saving_seconds: float
+    saved_gib: float
+    interruptions_per_month: float
+    rate_from: str
+    has_spot_price: bool
+
+
+@dataclass(frozen=True)
 class Alternative:
     """Another plan that fits.
 
@@ -173,6 +204,7 @@ class Alternative:
         device_limit_gib: GiB that a GPU has.
         price_per_hour: Price of all nodes.
         time: How long it takes; None where that is not known.
+        spot: What it is expected to take on spot nodes; None elsewhere, and where that is not known.
     """
 
     instance: str
@@ -185,6 +217,7 @@ class Alternative:
     device_limit_gib: float
     price_per_hour: float
     time: RunTime | None = None
+    spot: SpotTime | None = None
 
 
 @dataclass(frozen=True)
@@ -266,6 +299,8 @@ class TrainingPlan:
         alternatives: The next best plans.
         evaluation: What the result is measured on; None on this machine, or if no node holds it.
         time: How long it takes; None where that is not known.
+        is_spot: Whether its nodes are from the spot market, which may take them back at any time.
+        spot: What it is expected to take there; None elsewhere, and where that is not known.
     """
 
     method: str
@@ -292,6 +327,8 @@ class TrainingPlan:
     alternatives: list[Alternative]
     evaluation: EvaluationNode | None = None
     time: RunTime | None = None
+    is_spot: bool = False
+    spot: SpotTime | None = None
 
     @property
     def fingerprint(self) -> str:

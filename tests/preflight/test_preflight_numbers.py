@@ -9,8 +9,11 @@ import deepspeed_configs
 from thriftune.config import TrainingConfig
 from thriftune.errors import ConfigError, ModelSourceError, Problem, TransientError
 from thriftune.hardware import DEVICES
+from thriftune.planning.saving import checkpoint_bytes, upload_seconds
 from thriftune.preflight import platform, steps
+from thriftune.preflight.platform import LastSave
 from thriftune.strategies.zero.strategy import settings_of
+from thriftune.training_plan import RunTime, StepTime
 
 
 def training(**values):
@@ -91,21 +94,31 @@ def plan(tiny_model_dir):
 
 def test_a_node_uploads_what_trains_there(plan):
     zero1, zero3 = (settings_of(name, deepspeed_configs.load(name)) for name in ("zero1", "zero3"))
-    assert platform.checkpoint_bytes(replace(plan, nodes=4, settings=zero3)) == 21_000_000_000
-    assert platform.checkpoint_bytes(replace(plan, nodes=4, settings=zero1)) == 35_000_000_000
+    assert checkpoint_bytes(replace(plan, nodes=4, settings=zero3)) == 21_000_000_000
+    assert checkpoint_bytes(replace(plan, nodes=4, settings=zero1)) == 35_000_000_000
     adapters = replace(plan, method="qlora", strategy="single", settings="", trained_parameters=1_000_000)
-    assert platform.checkpoint_bytes(adapters) == 12_000_000
+    assert checkpoint_bytes(adapters) == 12_000_000
 
 
 def test_an_upload_uses_half_of_the_network():
-    assert platform.upload_seconds(50_000_000_000, 100) == pytest.approx(8.0)
+    assert upload_seconds(50_000_000_000, 100) == pytest.approx(8.0)
 
 
-def test_an_upload_that_takes_longer_than_the_notice_is_a_warning():
-    assert list(platform.check_upload(120, 1, 120)) == []
-    (warning,) = platform.check_upload(392.0, 98 * 2**30, 120)
+def test_a_last_save_that_takes_longer_than_the_notice_is_a_warning():
+    """A step of minutes left no time to save anything, and nothing said so."""
+    assert list(platform.check_last_save(LastSave(30 * 10**9, 20), 120)) == []
+    (warning,) = platform.check_last_save(LastSave(98 * 2**30, 4), 120)
     assert (warning.code, warning.severity) == ("upload-exceeds-grace", "warning")
-    assert "98 GiB per node and takes 392 s" in warning.message
+    assert "98.0 GiB per node" in warning.message
+    assert "105 s to write, 421 s to upload at 0.25 GB/s: 526 s, and its pod has 120 s" in warning.message
+    (warning,) = platform.check_last_save(LastSave(10**6, 5, step_seconds=352), 120)
+    assert "352 s until its step is done" in warning.message
+
+
+def test_a_step_counts_on_spot_nodes_which_get_a_notice(plan):
+    time = RunTime(StepTime({"all": 90.0}), (0.6, 1.6), 1.0, 1.0, "", "", 10, {})
+    assert platform.last_save(replace(plan, time=time), 10).step_seconds == 0
+    assert platform.last_save(replace(plan, time=time, is_spot=True), 10).step_seconds == 90
 
 
 def test_a_plan_in_a_line(plan):

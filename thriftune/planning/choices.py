@@ -6,7 +6,7 @@ from thriftune.batching import Batch
 from thriftune.hardware import Precision
 from thriftune.planning.offers import Offer
 from thriftune.strategies import Strategy
-from thriftune.training_plan import Estimate, RunTime, Verdict
+from thriftune.training_plan import Estimate, RunTime, SpotTime, Verdict
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,13 @@ class Fitting:
         choice: The choice.
         memory: The memory it needs.
         time: The time it takes; None where that is not known.
+        spot: What it is expected to take on spot nodes; None elsewhere, and where that is not known.
     """
 
     choice: Choice
     memory: Estimate
     time: RunTime | None = None
+    spot: SpotTime | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -101,7 +103,16 @@ class Fitting:
     @property
     def cost(self) -> float | None:
         """Price of the whole run; None where its time is not known."""
-        return None if self.time is None else self.choice.price_per_hour * self.time.hours
+        if self.time is None:
+            return None
+        return self.spot.cost if self.spot else self.choice.price_per_hour * self.time.hours
+
+    @property
+    def hours(self) -> float | None:
+        """Hours that its nodes run; None where its time is not known."""
+        if self.time is None:
+            return None
+        return self.spot.billed_hours if self.spot else self.time.hours
 
     @property
     def is_sure(self) -> bool:

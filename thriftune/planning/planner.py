@@ -22,7 +22,7 @@ from thriftune.planning.search import search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
 from thriftune.planning.time.run import Size, Times, full_rows
 from thriftune.planning.verdict import sentence
-from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
+from thriftune.training_plan import Alternative, Estimate, NodeRequest, SpotTime, TrainingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def plan(
     token: str | None = None,
     size: Size | None = None,
     records: Sequence[Record] = (),
+    interruptible: bool = False,
 ) -> TrainingPlan:
     """Find the best plan that fits. What the run's file fixes is kept and checked, never overridden.
 
@@ -57,6 +58,7 @@ def plan(
         token: Hub token, to read the config.json of a model whose configuration is not shipped.
         size: The run's rows; rows of full length when left out.
         records: The ledger.
+        interruptible: Whether tasks on GPUs run on spot nodes.
 
     Returns:
         The plan.
@@ -69,7 +71,7 @@ def plan(
     method, found = METHODS[config.method], ErrorCollector()
     ways = found.take(lambda: ways_of(config)) or []
     model = found.take(lambda: architecture or architectures.of(config.model, token, config.labels))
-    machines = found.take(lambda: _machines(config, catalogue, here)) or []
+    machines = found.take(lambda: _machines(config, catalogue, here, interruptible=interruptible)) or []
     if model is not None:
         found.take(lambda: require_positions(model, config.data.max_length))
     if model is not None:
@@ -114,9 +116,10 @@ class ErrorCollector:
             raise ConfigError([problem for error in self._errors for problem in error.problems])
 
 
-def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None) -> list[Offer]:
+def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None, *, interruptible: bool) -> list[Offer]:
     if here is None:
-        return offers.matching(config, catalogue)
+        found = offers.matching(config, catalogue)
+        return [offers.on_spot(offer) for offer in found] if interruptible else found
     offers.require_allowed_here(config, here)
     return [here]
 
@@ -173,7 +176,16 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
         trained_parameters=METHODS[config.method].trained_parameters(config, model),
         alternatives=[_alternative(other) for other in fitting[1:]],
         time=fitting[0].time,
+        is_spot=choice.offer.is_spot,
+        spot=_sourced(fitting[0].spot, catalogue),
     )
+
+
+def _sourced(spot: SpotTime | None, catalogue: Catalogue) -> SpotTime | None:
+    """With where the rate of interruptions is from, if that is the catalogue's own one."""
+    if spot is None or spot.interruptions_per_month != catalogue.interruptions_per_month:
+        return spot
+    return replace(spot, rate_from=catalogue.interruptions_source or spot.rate_from)
 
 
 def _request(choice: Choice, memory: Estimate) -> NodeRequest:
@@ -200,4 +212,5 @@ def _alternative(fitting: Fitting) -> Alternative:
         device_limit_gib=choice.device_limit_gib,
         price_per_hour=choice.price_per_hour,
         time=fitting.time,
+        spot=fitting.spot,
     )

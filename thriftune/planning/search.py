@@ -12,6 +12,7 @@ from thriftune.hardware import Precision, choose_precision
 from thriftune.methods import METHODS
 from thriftune.models import saving
 from thriftune.models.architecture import Architecture
+from thriftune.planning import on_spot
 from thriftune.planning.choices import Choice, Fitting, Refusal, Way
 from thriftune.planning.memory import estimate
 from thriftune.planning.memory.estimate import VALIDATION
@@ -65,8 +66,10 @@ def search(
         if len(sure) == wanted and minimize == "price_per_hour":
             break
     if times is not None:
+        sure, endless = on_spot.finishing(config, architecture, sure)
+        unsure, _ = on_spot.finishing(config, architecture, unsure)
         sure, late = within(config, sure)
-        refused += late
+        refused += [*endless, *late]
         unsure, _ = within(config, unsure)
     return in_order(sure, minimize)[:wanted] or in_order(unsure, minimize)[:wanted], refused
 

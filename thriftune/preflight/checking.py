@@ -220,7 +220,6 @@ def _check_upload(
         if plan.hardware.is_gpu:
             notes.findings.append(skipped("checkpoint upload", "the network of the nodes is not known"))
         return
-    size = platform.checkpoint_bytes(plan)
-    seconds = platform.upload_seconds(size, network_gbps)
-    notes.findings += platform.check_upload(seconds, size, grace_seconds)
-    notes.learn(upload_seconds=seconds)
+    save = platform.last_save(plan, network_gbps)
+    notes.findings += platform.check_last_save(save, grace_seconds)
+    notes.learn(upload_seconds=save.upload_seconds)

@@ -19,11 +19,11 @@ from thriftune.models import architecture as architectures
 from thriftune.models import saving
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.strategies import STRATEGIES
-from thriftune.training.attempt import Attempt, Loaded, Spent
+from thriftune.training.attempt import Attempt, Loaded
 from thriftune.training.first_batches import first_batches
 from thriftune.training.measuring import Measuring
 from thriftune.training.objective import objective_of
-from thriftune.training.result import Asked, TrainingResult, logged_losses, logged_validations
+from thriftune.training.result import Asked, Spent, TrainingResult, logged_losses, logged_validations
 from thriftune.training.run_record import RunRecord
 from thriftune.training.trainer import make_trainer, seed_by_rank, training_arguments
 from thriftune.training.validation import Validator
@@ -47,6 +47,7 @@ class Inputs:
         dataset_dir: Prepared dataset, on this node.
         start: Adapter to continue training, on this node; None if there is none.
         checkpoints: Where checkpoints are; None if none are saved.
+        fetching_seconds: Seconds that this process took to fetch them.
     """
 
     config: RunConfig
@@ -55,6 +56,7 @@ class Inputs:
     dataset_dir: Path
     start: Path | None = None
     checkpoints: CheckpointLocation | None = None
+    fetching_seconds: float = 0.0
 
 
 def fit(inputs: Inputs, destination: Path) -> TrainingResult:
@@ -71,6 +73,7 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
         ConfigError: The model cannot be trained in this way.
         AdapterError: The adapter to continue was not made for this model.
         DivergedError: The loss diverged.
+        BudgetError: Going on would cost more than the run may cost.
         LeaseError: Another execution trains the same at this moment.
         StartAgainError: The training was changed so that it can continue: its agent starts all processes again.
         TransientError: Another attempt may succeed.
@@ -79,10 +82,11 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
     strategy.join(inputs.plan)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
         attempt, loaded, spent = _attempts(inputs, Path(scratch), ended)
-        kept_step = attempt.take_best(loaded)
-        result = _result(inputs, attempt, loaded, spent, kept_step)
-        _save(inputs, loaded, result, destination)
-        attempt.finish()
+        with attempt.ending():
+            kept_step = attempt.take_best(loaded)
+            result = _result(inputs, attempt, loaded, spent, kept_step)
+            _save(inputs, loaded, result, destination)
+            attempt.finish()
     return result
 
 
@@ -92,10 +96,10 @@ def _attempts(inputs: Inputs, scratch: Path, ended: ExitStack) -> tuple[Attempt,
     Whatever ends it, others may then train the same: `ended` gets what has to be done for that.
     """
     strategy = STRATEGIES[inputs.plan.strategy]
+    fetching_seconds = inputs.fetching_seconds
     while True:
-        attempt = Attempt.begin(
-            inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.checkpoints, scratch
-        )
+        given = (inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.checkpoints)
+        attempt = Attempt.begin(*given, scratch, fetching_seconds)
         ended.callback(attempt.leave)
         try:
             loaded, spent = attempt.train(partial(_load, inputs, attempt))
@@ -104,6 +108,7 @@ def _attempts(inputs: Inputs, scratch: Path, ended: ExitStack) -> tuple[Attempt,
                 raise
             logger.warning("%s", again)
             attempt.stop()
+            fetching_seconds = 0.0
         else:
             return attempt, loaded, spent
         _free_memory()
