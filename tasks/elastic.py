@@ -17,7 +17,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -60,7 +60,10 @@ _SAID, _TOLD = "said.json", "told"
 
 @dataclass
 class PlannedElastic(Elastic):
-    """Elastic for a training task, with the arguments `config` (RunConfig), `plan` (TrainingPlan) and `cache_key`."""
+    """Elastic for a task with the arguments `config` (RunConfig) and `plan` (TrainingPlan).
+
+    One that saves checkpoints, which its attempts go on from, also has `cache_key`.
+    """
 
 
 class _WorkerSpokeError(Exception):
@@ -88,7 +91,7 @@ class _RunsPlannedWorkers(PytorchElasticFunctionTask):
         """Start the workers of this node and wait for them.
 
         Args:
-            **kwargs: The task's inputs, among them `config`, `plan` and `cache_key`.
+            **kwargs: The task's inputs, among them `config` and `plan`, and `cache_key` if it saves checkpoints.
 
         Raises:
             FlyteRecoverableException: Another attempt may succeed: the nodes did not find each other, or one is going
@@ -96,7 +99,8 @@ class _RunsPlannedWorkers(PytorchElasticFunctionTask):
             UserError: A worker found an error in the run, or this pod is not what was planned; neither is tried again.
         """
         pod_check.require_job(self.task_config.nnodes)
-        with checkpoints.attempt(kwargs.get("cache_key", "")):
+        key = kwargs.get("cache_key")
+        with checkpoints.attempt(key) if key is not None else nullcontext():
             return self._run_workers(**kwargs)
 
     def _run_workers(self, **kwargs: Any) -> Any:

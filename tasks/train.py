@@ -1,15 +1,12 @@
 """Training tasks: one body, declared once per number of nodes, and once for a single process."""
 
 import time
-import types
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import checkpoints, interruption, ledger, pages, pod_check, results, settings
-from tasks.declaring import TRAIN_CACHE, cache, training_node_task, wandb_secrets
+from tasks.declaring import TRAIN_CACHE, cache, declared_as, training_node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
 from tasks.transfer import download, download_once_per_node, transient_errors_retried, upload
@@ -118,14 +115,8 @@ def start_version(config: RunConfig) -> str:
 
 
 def _declare(name: str, task_config: Any = None) -> Any:
-    """Declare a task with the common body, as a function of another name: Flyte identifies a task by that name."""
     options = training_node_task(task_config, *wandb_secrets())
-    decorate: Callable[..., Any] = task(
-        **options, cache=cache(TRAIN_CACHE, *_STOOD_FOR), enable_deck=True, deck_fields=()
-    )
-    body = types.FunctionType(_train.__code__, _train.__globals__, name)
-    body.__annotations__, body.__doc__, body.__qualname__ = _train.__annotations__, _train.__doc__, name
-    return decorate(body)
+    return declared_as(name, _train, **options, cache=cache(TRAIN_CACHE, *_STOOD_FOR))
 
 
 train_1 = _declare("train_1", elastic(1))

@@ -56,6 +56,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "checkpoint-not-found": ("error", "There is no complete checkpoint at checkpoints.resume_from."),
     "checkpoint-differs": ("error", "The checkpoint to resume from belongs to another training."),
     "plan-does-not-fit": ("error", "No plan works: memory, disk, /dev/shm, batch, or missing hardware."),
+    "plan-uncertain": ("error", "The run may not fit its machines, and plan.accept_uncertain does not allow to try."),
     "zero-config-invalid": ("error", "The DeepSpeed configuration is unknown, contradictory or misspelt."),
     "wrong-workflow": ("error", "The run is written for another method's workflow."),
     "evaluation-prompt-unusable": ("error", "An evaluation prompt is empty, or the chat template refuses it."),

@@ -26,6 +26,7 @@ class Verdict:
         high_gib: The most GiB that may be needed there.
         limit_gib: GiB that there are.
         settles: What would settle an uncertain answer, as a clause; empty for the others.
+        leans_on: The runs that corrected what was computed, as text; empty if none did.
     """
 
     answer: Answer
@@ -34,6 +35,7 @@ class Verdict:
     high_gib: float
     limit_gib: float
     settles: str = ""
+    leans_on: str = ""
 
     @property
     def share(self) -> float:
@@ -122,6 +124,7 @@ class RunTime:
         leans_on: Where the speed comes from, as text.
         steps: Optimizer steps; 0 where the number of rows is not known, and hours are those of `ASSUMED_STEPS`.
         beside: Seconds by what is done once: start, loading, validations, checkpoints.
+        full_seconds: Seconds of a step whose rows are all as long as the run allows, as a calibration has them.
     """
 
     step: StepTime
@@ -132,6 +135,7 @@ class RunTime:
     leans_on: str
     steps: int
     beside: dict[str, float]
+    full_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:

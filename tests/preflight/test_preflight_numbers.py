@@ -9,11 +9,12 @@ import deepspeed_configs
 from thriftune.config import TrainingConfig
 from thriftune.errors import ConfigError, ModelSourceError, Problem, TransientError
 from thriftune.hardware import DEVICES
+from thriftune.planning.offers import THIS_MACHINE
 from thriftune.planning.saving import checkpoint_bytes, upload_seconds
 from thriftune.preflight import platform, steps
 from thriftune.preflight.platform import LastSave
 from thriftune.strategies.zero.strategy import settings_of
-from thriftune.training_plan import RunTime, StepTime
+from thriftune.training_plan import RunTime, StepTime, Verdict
 
 
 def training(**values):
@@ -138,6 +139,20 @@ def test_each_problem_of_a_plan_is_a_finding():
 
 def test_a_plan_that_is_there_has_no_problem(plan):
     assert list(platform.check_plan(plan)) == []
+
+
+def test_gpus_are_not_started_for_a_plan_that_may_not_fit_unless_the_run_accepts_it(plan, run_config):
+    """Nodes were bought for a run that ran out of memory at its first step."""
+    verdict = Verdict("uncertain", "each GPU", 10.0, 15.0, 14.6, "a calibration measures it")
+    there = replace(plan, instance="g4dn.xlarge", memory=replace(plan.memory, verdict=verdict))
+    (refused,) = platform.check_certain(run_config(), there)
+    assert (refused.code, refused.severity, refused.field) == ("plan-uncertain", "error", "plan.accept_uncertain")
+    assert "1 x g4dn.xlarge: each GPU needs 10.0 to 15.0 of 14.6 GiB" in refused.message
+    assert refused.remedy.startswith("A calibration measures it. To try all the same: plan.accept_uncertain: true")
+    assert list(platform.check_certain(run_config(plan={"accept_uncertain": True}), there)) == []
+    sure = replace(there, memory=replace(plan.memory, verdict=replace(verdict, answer="fits")))
+    for other in (sure, replace(there, instance=THIS_MACHINE), ConfigError.single("hardware", "", "nothing fits.", "")):
+        assert list(platform.check_certain(run_config(), other)) == []
 
 
 def test_what_the_planner_says_of_a_bad_model_again_is_left_out(tiny_model_dir, chat_rows_file):

@@ -21,7 +21,7 @@ from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
 from thriftune.planning.search import search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
 from thriftune.planning.time.run import Size, Times, full_rows
-from thriftune.planning.verdict import sentence
+from thriftune.planning.verdict import advising, sentence
 from thriftune.training_plan import Alternative, Estimate, NodeRequest, SpotTime, TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ def plan(
         changes = changes_that_fit(config, model, catalogue, here)
         raise _nothing_fits(refused, changes)
     if not fitting[0].is_sure:
+        fitting[0] = _advised(fitting[0], changes_that_fit(config, model, catalogue, here))
         logger.warning("It is uncertain whether the run fits: %s", sentence(fitting[0].verdict))
     evaluation = planned_evaluation(config, trained, catalogue, here)
     return replace(_plan_of(config, model, catalogue, fitting), evaluation=evaluation)
@@ -122,6 +123,12 @@ def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None, *, in
         return [offers.on_spot(offer) for offer in found] if interruptible else found
     offers.require_allowed_here(config, here)
     return [here]
+
+
+def _advised(found: Fitting, changes: list[str]) -> Fitting:
+    """A choice that may fit, with changes of the run that surely do."""
+    verdict = advising(found.verdict, changes)
+    return replace(found, memory=replace(found.memory, verdict=verdict))
 
 
 def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:

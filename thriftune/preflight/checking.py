@@ -89,6 +89,7 @@ def run(
         return Preflight(config.name, in_order(notes.findings), notes.facts)
     notes.findings += target.check(config.publish, token)
     notes.findings += platform.check_settings(config, plan)
+    notes.findings += platform.check_certain(config, plan)
     _check_upload(plan, network_gbps, grace_seconds, notes)
     with tempfile.TemporaryDirectory() as scratch:
         base = _check_model(config, token, Path(scratch), notes)

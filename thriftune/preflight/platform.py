@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from thriftune.config import RunConfig
 from thriftune.errors import ConfigError, Problem, ThriftuneError, TransientError, UserError
 from thriftune.methods import METHODS
+from thriftune.planning.offers import THIS_MACHINE
+from thriftune.planning.report import machines
 from thriftune.planning.saving import checkpoint_bytes, upload_seconds, write_seconds
 from thriftune.planning.search import ways_of
+from thriftune.planning.verdict import numbers
 from thriftune.preflight.outcome import unreachable
 from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import TrainingPlan
@@ -32,6 +35,26 @@ def check_plan(plan: Plan) -> Iterator[Problem]:
         yield unreachable(plan, "plan", "")
     elif isinstance(plan, UserError):
         yield from plan.problems
+
+
+def check_certain(config: RunConfig, plan: Plan) -> Iterator[Problem]:
+    """Whether a run surely fits the machines of a cluster; on this machine, trying costs nothing.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+    """
+    if not isinstance(plan, TrainingPlan) or plan.instance == THIS_MACHINE or config.plan.accept_uncertain:
+        return
+    verdict = plan.memory.verdict
+    if verdict is not None and verdict.answer == "uncertain":
+        yield Problem.coded(
+            "plan-uncertain",
+            "plan.accept_uncertain",
+            "false",
+            f"it is uncertain whether the run fits {machines(plan)}: {numbers(verdict)}.",
+            f"{verdict.settles[:1].upper()}{verdict.settles[1:]}. To try all the same: plan.accept_uncertain: true.",
+        )
 
 
 def plan_line(plan: TrainingPlan) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +23,9 @@ from thriftune.strategies import STRATEGIES
 from thriftune.training.attempt import Attempt, Loaded
 from thriftune.training.first_batches import first_batches
 from thriftune.training.measuring import Measuring
+from thriftune.training.memory_watch import MemoryUse
 from thriftune.training.objective import objective_of
-from thriftune.training.result import Asked, Spent, TrainingResult, logged_losses, logged_validations
+from thriftune.training.result import Asked, Pace, Spent, TrainingResult, logged_losses, logged_validations
 from thriftune.training.run_record import RunRecord
 from thriftune.training.trainer import make_trainer, seed_by_rank, training_arguments
 from thriftune.training.validation import Validator
@@ -90,7 +92,58 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
     return result
 
 
-def _attempts(inputs: Inputs, scratch: Path, ended: ExitStack) -> tuple[Attempt, Loaded, Spent]:
+@dataclass(frozen=True)
+class TriedOut:
+    """What a few steps of a training took.
+
+    Attributes:
+        updates: Steps that changed weights.
+        memory: Peak memory of all ranks, with the plan's prediction.
+        pace: How fast they were.
+    """
+
+    updates: int
+    memory: MemoryUse
+    pace: Pace
+
+
+def try_out(inputs: Inputs, updates: int) -> TriedOut:
+    """Train some steps to measure them, and write nothing. Runs in each process of the job.
+
+    Args:
+        inputs: The inputs of the training; its checkpoints are None.
+        updates: Steps that change weights, after which the training ends, if it does not end before.
+
+    Returns:
+        What was measured; the same on every rank.
+
+    Raises:
+        ConfigError: The model cannot be trained in this way.
+        TransientError: Another attempt may succeed.
+    """
+    from thriftune.training.callbacks import EndAfterUpdates
+
+    counts: list[EndAfterUpdates] = []
+
+    def load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
+        loaded = _load(inputs, attempt, resumed)
+        accelerator = loaded.trainer.accelerator
+        counts.append(EndAfterUpdates(lambda: bool(accelerator.optimizer_step_was_skipped), updates))
+        loaded.trainer.add_callback(counts[-1])
+        return loaded
+
+    STRATEGIES[inputs.plan.strategy].join(inputs.plan)
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
+        _, loaded, spent = _attempts(inputs, Path(scratch), ended, load)
+    return TriedOut(counts[-1].done, spent.memory, loaded.clock.pace)
+
+
+Load = Callable[[Inputs, Attempt, Resumed | None], Loaded]
+
+
+def _attempts(
+    inputs: Inputs, scratch: Path, ended: ExitStack, load: Load | None = None
+) -> tuple[Attempt, Loaded, Spent]:
     """Train to the end. After a change, a training without an agent starts again in this process.
 
     Whatever ends it, others may then train the same: `ended` gets what has to be done for that.
@@ -102,7 +155,7 @@ def _attempts(inputs: Inputs, scratch: Path, ended: ExitStack) -> tuple[Attempt,
         attempt = Attempt.begin(*given, scratch, fetching_seconds)
         ended.callback(attempt.leave)
         try:
-            loaded, spent = attempt.train(partial(_load, inputs, attempt))
+            loaded, spent = attempt.train(partial(load or _load, inputs, attempt))
         except StartAgainError as again:
             if strategy.facts.is_distributed:  # its agent starts all processes again
                 raise

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from thriftune.batching import Batch
 from thriftune.config import RunConfig
 from thriftune.devices import Speed
 from thriftune.models.architecture import Architecture
 from thriftune.planning.choices import Choice
-from thriftune.planning.ledger import Correction, Record, Setup, correct
+from thriftune.planning.ledger import Correction, Evidence, Experience, Record, Setup, Trial, run_key
 from thriftune.planning.ledger.record import present_versions
 from thriftune.planning.offers import THIS_MACHINE
 from thriftune.planning.time import cpu
@@ -85,7 +85,8 @@ class Times:
         speed = _speed(choice)
         if speed is None or not speed.of(choice.precision):
             return None
-        work = _scaled(self._work(choice, step_shape), self._fill(choice.batch))
+        whole = self._work(choice, step_shape)
+        work = _scaled(whole, self._fill(choice.batch))
         step = self._step(choice, step_shape, work, speed)
         correction = self.correction(choice)
         step = StepTime({part: correction.factor * s for part, s in step.parts.items()}, step.waiting)
@@ -98,6 +99,7 @@ class Times:
             leans_on=correction.leans_on if correction.count or choice.offer.device.speed else _FROM_CPU,
             steps=self._steps(),
             beside=self._beside(choice, work, speed),
+            full_seconds=correction.factor * self._step(choice, step_shape, whole, speed).seconds,
         )
 
     def correction(self, choice: Choice) -> Correction:
@@ -106,7 +108,34 @@ class Times:
         Args:
             choice: The machines, and how they are used.
         """
-        setup = Setup(
+        return self._experience.correction(self._setup(choice), "seconds_per_step", ERROR)
+
+    def evidence(self, choice: Choice) -> Evidence | None:
+        """What earlier runs say of a way to run; None if there are none.
+
+        Args:
+            choice: The machines, and how they are used.
+        """
+        if not self.records:
+            return None
+        batch = choice.batch
+        tried = Trial(self._run_key, choice.settings, batch.micro_batch, batch.accumulation)
+        return Evidence(self._experience, self._setup(choice), tried)
+
+    @cached_property
+    def _experience(self) -> Experience:
+        return Experience.of(self.records)
+
+    @cached_property
+    def _run_key(self) -> str:
+        return run_key(self.config)
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return present_versions() if self.records else {}
+
+    def _setup(self, choice: Choice) -> Setup:
+        return Setup(
             device=choice.offer.device.name,
             instance=choice.offer.name,
             nodes=choice.nodes,
@@ -115,9 +144,8 @@ class Times:
             method=self.config.method,
             family=self.architecture.family,
             precision=choice.precision,
-            versions=present_versions() if self.records else {},
+            versions=self._versions,
         )
-        return correct(self.records, setup, "seconds_per_step", ERROR)
 
     def _work(self, choice: Choice, step_shape: StepShape) -> PassWork:
         return measure(self.architecture, choice.strategy.computed(step_shape)).work
