@@ -2,7 +2,7 @@
 
 pyflyte run workflows/plan.py plan --config configs/llama2-7b-full.yaml
 pyflyte run workflows/plan.py preflight --config configs/llama2-7b-full.yaml
-pyflyte run workflows/plan.py calibrate --config configs/demo-lora.yaml
+pyflyte run workflows/plan.py calibrate --config configs/demo-qlora.yaml
 """
 
 from flytekit import dynamic, workflow

@@ -39,7 +39,6 @@ DECIDED: Mapping[str, Counts] = {
     "hardware.instance": "plan",  # as its kind of device
     "hardware.nodes": "plan",
     "hardware.devices_per_node": "plan",
-    "plan": "plan",  # its limits stop a run or choose its machines, and change no number
     "training.global_batch": "plan",
     "training.micro_batch": "plan",
     "training.epochs": "itself",

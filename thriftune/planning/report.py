@@ -301,7 +301,7 @@ def _alternative_table(plan: TrainingPlan) -> "Table":
     header, *rows = alternatives(plan)
     table = Table()
     for index, label in enumerate(header):
-        table.add_column(label, justify="right" if index else "left", overflow="fold")
+        table.add_column(label, justify="right" if index else "left", overflow="fold", no_wrap=not index)
     for row in rows:
         table.add_row(*(Text(_printable(cell)) for cell in row))
     return table
