@@ -126,8 +126,8 @@ class Reached(_Entry):
     """Shares of the peaks that training reaches, from 0 to 1."""
 
     fp32: float = Field(default=0.6, gt=0, le=1, description="Share of the products in fp32, above 0 and at most 1.")
-    fp16: float = Field(default=0.45, gt=0, le=1, description="Share of the products in fp16, above 0 and at most 1.")
-    bf16: float = Field(default=0.45, gt=0, le=1, description="Share of the products in bf16, above 0 and at most 1.")
+    fp16: float = Field(default=0.6, gt=0, le=1, description="Share of the products in fp16, above 0 and at most 1.")
+    bf16: float = Field(default=0.6, gt=0, le=1, description="Share of the products in bf16, above 0 and at most 1.")
     memory: float = Field(
         default=0.8, gt=0, le=1, description="Share of the memory's bandwidth, above 0 and at most 1."
     )
