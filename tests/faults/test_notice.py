@@ -107,7 +107,7 @@ _PARTS = {
     "uploading": ("uploading", 0, None),
     "writing the result": ("result", 0, STEPS),
 }
-_ALWAYS = [("loading", "qlora"), ("saving", "qlora"), ("loading", "ddp")]
+_ALWAYS = [("loading", "qlora"), ("saving", "qlora")]
 _REST = [(part, method) for part in _PARTS for method in ("qlora", "zero3", "ddp") if (part, method) not in _ALWAYS]
 
 

@@ -111,7 +111,7 @@ def test_a_last_save_that_takes_longer_than_the_notice_is_a_warning():
     (warning,) = platform.check_last_save(LastSave(98 * 2**30, 4), 120)
     assert (warning.code, warning.severity) == ("upload-exceeds-grace", "warning")
     assert "98.0 GiB per node" in warning.message
-    assert "105 s to write, 421 s to upload at 0.25 GB/s: 526 s, and its pod has 120 s" in warning.message
+    assert "181 s to write, 421 s to upload at 0.25 GB/s: 602 s, and its pod has 120 s" in warning.message
     (warning,) = platform.check_last_save(LastSave(10**6, 5, step_seconds=352), 120)
     assert "352 s until its step is done" in warning.message
 

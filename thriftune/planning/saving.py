@@ -3,9 +3,9 @@
 from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import TrainingPlan
 
-# Bytes per second at which a process writes what trains to the node's disk: an assumption, as for reading it
-# (thriftune/planning/time/run.py). And the share of a network's rate that an upload to an object store keeps up.
-_WRITTEN_PER_SECOND = 1e9
+# Bytes per second at which what trains is written to the node's disk: 4.3 GiB took 7.9 s under ZeRO-3 on an H100
+# (docs/resilience.md). And the share of a network's rate that an upload to an object store keeps up: an assumption.
+_WRITTEN_PER_SECOND = 0.58e9
 _EFFICIENCY = 0.5
 _GIGABIT_BYTES = 1e9 / 8
 
