@@ -18,7 +18,7 @@ from flytekit.exceptions.user import FlyteRecoverableException
 from tasks import settings
 from tasks.transfer import transient_errors_retried
 from thriftune import artifacts, distributed
-from thriftune.checkpoints import attempts, lease
+from thriftune.checkpoints import attempts, layout, lease
 from thriftune.checkpoints.errors import NoProgressError
 from thriftune.checkpoints.location import CheckpointLocation, Writer
 from thriftune.errors import ThriftuneError, UserError, in_a_line
@@ -45,6 +45,15 @@ def checkpoint_location(run_name: str, training: str) -> CheckpointLocation:
         logger.info("Checkpoints go to %s", here)
     scratch = Path(tempfile.gettempdir()) / f"thriftune-checkpoints-{artifacts.key_of(here)}"
     return CheckpointLocation(here, scratch, settings.PLATFORM.grace_seconds, writer)
+
+
+def place_of(training: str) -> tuple[Store, Writer]:
+    """Where everything of a training lies, and who writes there in this attempt; not for a local run.
+
+    Args:
+        training: What Flyte's cache knows it by.
+    """
+    return Store(_prefix(training)), _writer()
 
 
 @contextmanager
@@ -158,16 +167,19 @@ def _tried_again_or_not(error: FlyteRecoverableException, store: Store, writer: 
 
 def _ways_on(store: Store) -> str:
     """Where the newest checkpoint is, and how to go on from it."""
+    seen = ""
     try:
         step = attempts.newest_step(store)
+        if store.sizes(layout.PAGE):
+            seen = f". What it did until then is on this page: {store.prefix}/{layout.PAGE}"
     except (ThriftuneError, OSError):  # the error that is on its way says more than this one
         step = 0
     execution = current_context().execution_id
     recover = f"-p {execution.project} -d {execution.domain} --execution-id {execution.name} recover"
     both = f"start the same run file again, or recover this execution: `pyflyte execution {recover}`"
     if not step:
-        return f"No checkpoint is known in {store.prefix}. To begin again, {both}."
+        return f"No checkpoint is known in {store.prefix}. To begin again, {both}{seen}."
     return (
         f"The newest checkpoint is that of step {step}, in {store.prefix}. To go on from there, {both}. With other "
-        f"values in the run file, name it there, as far as they allow it: checkpoints.resume_from: {store.prefix}"
+        f"values in the run file, name it there, as far as they allow it: checkpoints.resume_from: {store.prefix}{seen}"
     )

@@ -29,7 +29,7 @@ from flytekit.exceptions.user import FlyteRecoverableException, FlyteUserRuntime
 from flytekit.extend import TaskPlugins
 from flytekitplugins.kfpytorch.task import Elastic, PytorchElasticFunctionTask
 
-from tasks import checkpoints, interruption, pod_check, settings
+from tasks import checkpoints, interruption, live, pod_check, settings
 from tasks.connections import ClosesConnections
 from tasks.failures import ExplainsErrors
 from tasks.image import RequiresImage
@@ -118,6 +118,7 @@ class _RunsPlannedWorkers(PytorchElasticFunctionTask):
                 interruption.training(kwargs["config"], in_workers=True),
                 tempfile.TemporaryDirectory() as words,
                 settings.run_handed_down(words),
+                live.watching(kwargs["config"], plan, kwargs["cache_key"]),
             ):
                 try:
                     with _listening(Path(words)):

@@ -2,9 +2,10 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from flytekit import Deck
+from flytekit import Deck, current_context
 
 from tasks import settings
 from thriftune import artifacts
@@ -12,20 +13,27 @@ from thriftune.disk import DiskFullError, NotWritableError, writing_to
 from thriftune.inference import report as result_report
 from thriftune.inference.report import RunMetrics
 from thriftune.redaction import redacted
-from thriftune.training import report as training_report
+from thriftune.training import live_report
+from thriftune.training.lines import Line
 from thriftune.training.result import TrainingResult
+from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger("thriftune.tasks.pages")
 
 
-def show_training(run_name: str, result: TrainingResult) -> None:
-    """Show the page of a training: loss, memory and disk over time, and its events.
+def show_training(
+    run_name: str, plan: TrainingPlan, result: TrainingResult, lines: Sequence[Line], ranks: Sequence[Line]
+) -> None:
+    """Show the page of a finished training: loss, memory and disk over time, and its events.
 
     Args:
         run_name: Name of the run.
+        plan: Its plan.
         result: What was measured.
+        lines: What it told of itself while it went on.
+        ranks: What other ranks of this node told.
     """
-    page = training_report.page_of(run_name, result)
+    page = live_report.page_of_result(run_name, plan, result, lines, ranks)
     show("training", run_name, page, json.dumps(asdict(result), indent=2) + "\n")
 
 
@@ -46,6 +54,21 @@ def show_deck(name: str, page: str) -> None:
         page: HTML.
     """
     Deck(name, redacted(page))
+
+
+def publish_deck(name: str, page: str) -> None:
+    """Show a page as a deck of the running task, in place of the one of that name, and let people see it at once.
+
+    In a worker of a training this does nothing, as only the task's own process can.
+
+    Args:
+        name: Name of the deck.
+        page: HTML.
+    """
+    decks = current_context().decks
+    decks[:] = [deck for deck in decks if deck.name != name]
+    show_deck(name, page)
+    Deck.publish()
 
 
 def show(what: str, run_name: str, page: str, content: str = "") -> None:

@@ -150,6 +150,17 @@ def words_of_workers() -> Path | None:
     return Path(folder) if folder else None
 
 
+def lines_path(run_name: str) -> Path:
+    """Folder for what a training tells of itself: the same for its workers and the process that waits for them.
+
+    Args:
+        run_name: Name of the run.
+    """
+    if is_local():
+        return result_path(run_name, "training")
+    return (words_of_workers() or Path(tempfile.mkdtemp())) / "lines"
+
+
 def use_for_temporary_files(folder: Path) -> None:
     """Make this process, and those it starts, put temporary files into a folder."""
     os.environ["TMPDIR"] = str(folder)

@@ -1,11 +1,12 @@
 """Training tasks: one body, declared once per number of nodes, and once for a single process."""
 
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import checkpoints, interruption, ledger, pages, pod_check, results, settings
+from tasks import checkpoints, interruption, ledger, live, pod_check, results, settings
 from tasks.declaring import TRAIN_CACHE, cache, declared_as, training_node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
@@ -56,11 +57,16 @@ def _train(
     """
     if STRATEGIES[plan.strategy].facts.is_distributed:
         with explained("a worker of the training"), transient_errors_retried():
-            return in_worker(lambda: _trained(config, plan, cache_key, record, model, dataset))
+            lines = settings.lines_path(config.name)
+            return in_worker(lambda: _trained(config, plan, cache_key, record, model, dataset, lines))
     with checkpoints.attempt(cache_key):
         pod_check.require_planned(plan)  # the agent has looked at the pod of workers
-        with transient_errors_retried(), interruption.training(config, in_workers=False):
-            return _trained(config, plan, cache_key, record, model, dataset)
+        with (
+            transient_errors_retried(),
+            interruption.training(config, in_workers=False),
+            live.watching(config, plan, cache_key) as lines,
+        ):
+            return _trained(config, plan, cache_key, record, model, dataset, lines)
 
 
 def _trained(
@@ -70,23 +76,27 @@ def _trained(
     record: str,
     model: FlyteDirectory,
     dataset: FlyteDirectory,
+    lines: Path,
 ) -> Trained:
     strategy = STRATEGIES[plan.strategy]
     rank = strategy.join(plan)
+    if rank.is_main:
+        live.say_joined(lines)
     there = checkpoints.checkpoint_location(config.name, cache_key)
     began, start = time.monotonic(), start_of(config)
     model_dir, dataset_dir = download_once_per_node(model, dataset)
     place = settings.result_path(config.name, METHODS[plan.method].facts.result)
     own = download(start) if start else None
     fetching_seconds = time.monotonic() - began
-    inputs = Inputs(config, plan, model_dir, dataset_dir, own, there, fetching_seconds)
+    inputs = Inputs(config, plan, model_dir, dataset_dir, own, there, fetching_seconds, lines)
     result = fit(inputs, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
+        result = live.with_hours(plan, lines, result)
         results.remember(record, output, facts=Asked.of(config).facts)
         checkpoints.mark_done(cache_key)
         ledger.remember(config, plan, model_dir, result, fetching_seconds)
-        pages.show_training(config.name, result)
+        live.finish(config, plan, lines, result)
     distributed.leave()
     return Trained(model=output, training=result)
 

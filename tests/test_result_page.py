@@ -7,6 +7,7 @@ from html_page import Page
 from planning import planned
 from test_results import AFTER, BEFORE, TRAINED
 
+from thriftune.gpu_hours import GpuHours
 from thriftune.inference import side_by_side
 from thriftune.inference.cost import Cost
 from thriftune.inference.report import RunMetrics, page_of, remarks_of
@@ -60,6 +61,16 @@ def test_a_page_names_each_place_once_and_as_what_it_is(outputs, fetch, said, un
     text = Page(page_of(replace(METRICS, outputs=outputs), fetch)).said
     assert [one for one in said if one not in text] == []
     assert [one for one in unsaid if one in text] == []
+
+
+def test_a_page_shows_the_gpu_hours_of_all_attempts():
+    training = replace(
+        TRAINED, gpu_hours=GpuHours(40.0, faults=2.0, starting=1.0, layers=3.0, between=0.5, planned=30.0)
+    )
+    said = Page(page_of(replace(METRICS, training=training), FETCH)).said
+    for text in ("planned 30.0 h", "used 40.0 h", "lost to faults 2.0 h", "lost to waiting 4.5 h", "30 min between"):
+        assert text in said, text
+    assert "GPU-hours" not in Page(page_of(METRICS, FETCH)).said, "results of older versions have none"
 
 
 def test_what_a_model_says_stays_text():

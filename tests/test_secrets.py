@@ -297,6 +297,8 @@ OTHER_WRITERS = {
     ("thriftune/stores/store.py", "pipe_file"): "what is given to put_bytes",
     ("thriftune/gpu_trial.py", "print"): "readings of GPUs, to the process that started it",
     ("tasks/pages.py", "Deck"): "the one that shows decks",
+    ("tasks/live.py", "put_bytes"): "the page, redacted there, and lines, redacted where they are made",
+    ("thriftune/training/lines.py", "open"): "numbers, and texts that are redacted there",
 }
 WRITERS = {
     "write_text", "write_bytes", "dump", "to_parquet", "to_csv", "to_json", "write_table", "put_bytes",

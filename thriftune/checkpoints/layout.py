@@ -3,6 +3,9 @@
 import re
 
 LEASES = "lease"
+# The page of the training while it goes on, and the folder of the lines that it is drawn of.
+PAGE = "training.html"
+LINES = "lines"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -44,6 +47,11 @@ def attempts_name(owner: str) -> str:
 def attempt_name(owner: str, number: int) -> str:
     """Where one attempt says at which step it begins."""
     return f"{attempts_name(owner)}/{number:05}.json"
+
+
+def lines_name(owner: str, number: int) -> str:
+    """The lines that one attempt left."""
+    return f"{LINES}/{owner}/{number:05}.jsonl"
 
 
 def lease_name(number: int) -> str:

@@ -18,6 +18,7 @@ from thriftune.planning.time.report import duration as spent
 from thriftune.training import report as training_report
 from thriftune.training.charts import HEIGHT, WIDTH, duration
 from thriftune.training.held_out import EvalReport
+from thriftune.training.live_report import hours_rows
 from thriftune.training.memory_watch import MemoryUse
 from thriftune.training.result import TrainingResult
 from thriftune.urls import WEB
@@ -84,6 +85,10 @@ def summary_table(metrics: RunMetrics) -> str:
     table.add_row("peak memory (predicted)", "", _memory(training.memory))
     if metrics.cost and metrics.cost.price_per_hour:
         table.add_row("cost", "", metrics.cost.short)
+    if training.gpu_hours:
+        table.add_row(
+            "GPU-hours", "", ", ".join(f"{name} {hours}" for name, hours, _ in hours_rows(training.gpu_hours))
+        )
     console = Console(file=io.StringIO(), width=_TABLE_COLUMNS, force_terminal=False)
     console.print(table)
     for name, place in metrics.outputs.items():
@@ -170,6 +175,7 @@ def page_of(metrics: RunMetrics, fetch: str) -> str:
         ask=_asking(folder),
         is_adapter=is_adapter,
         is_classifier=after.accuracy is not None,
+        hours=hours_rows(training.gpu_hours) if training.gpu_hours else [],
         width=WIDTH,
         height=HEIGHT,
     )

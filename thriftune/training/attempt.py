@@ -31,6 +31,7 @@ from thriftune.training_plan import TrainingPlan
 if TYPE_CHECKING:
     from thriftune.training.callbacks import StepClock, ValidationCallback
     from thriftune.training.resumable import ResumableTrainer
+    from thriftune.training.telling import Telling
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,13 @@ class Loaded:
         trainer: The trainer, with the model.
         validation: Measures the held-out loss.
         clock: Times loading and steps.
+        telling: Writes the lines of the training.
     """
 
     trainer: "ResumableTrainer"
     validation: "ValidationCallback"
     clock: "StepClock"
+    telling: "Telling"
 
 
 class Attempt:
@@ -161,8 +164,7 @@ class Attempt:
             self._notice.end_at_once()
         resumed_at = resumed.step if resumed else 0
         memory = memory_use(peak, self._planned, has_trained=trainer.state.global_step > resumed_at)
-        remarks = list(resumed.remarks) if resumed else []
-        return loaded, Spent(spent, memory, resources, resumed_at, remarks)
+        return loaded, Spent(spent, memory, resources, resumed_at, list(resumed.remarks) if resumed else [])
 
     def take_best(self, loaded: Loaded) -> int:
         """Load the weights with the lowest held-out loss, if the run keeps those. Collective: every rank calls it.
@@ -208,10 +210,7 @@ class Attempt:
         self._stop_listening()
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is in the store, and remove everything from this disk. Collective.
-
-        Call it after writing the result: an attempt that is killed before resumes from that checkpoint, and writes it.
-        """
+        """Wait for the last upload, and clear this disk. Collective; until the result is written it is needed."""
         if self._checkpoints:
             self._checkpoints.finish()
 
@@ -236,7 +235,7 @@ class Attempt:
             self._notice.stop()
 
     def _add_callbacks(self, loaded: Loaded, resumed: Resumed | None, effort: Callable[[], Effort]) -> None:
-        """Add the callbacks that check each step, which waits for the GPU, then time it, validate and save."""
+        """Add the callbacks that check each step, which waits for the GPU, then time, tell, validate and save."""
         from thriftune.training.budget_stop import BudgetCallback
         from thriftune.training.guarding import Guarding
         from thriftune.training.resumable import CheckpointCallback
@@ -248,6 +247,7 @@ class Attempt:
         # First the guard: a step that diverged is neither validated nor saved.
         trainer.add_callback(Guarding(trainer, guard, self.stall, divergence, self.adjustments, self._checkpoints))
         trainer.add_callback(loaded.clock)
+        trainer.add_callback(loaded.telling.watching(trainer))
         trainer.add_callback(validation)
         if not self._checkpoints:
             return

@@ -74,6 +74,7 @@ class StepClock(TrainerCallback):
         self._began = self._loaded = self._step_began = time.monotonic()
         self._seconds: list[float] = []
         self._tokens: list[float] = []
+        self._busy = 0.0
 
     @property
     def pace(self) -> Pace:
@@ -82,6 +83,11 @@ class StepClock(TrainerCallback):
         steps = len(self._seconds[1:])
         per_step, per_second = (seconds / steps, tokens / seconds) if seconds else (0.0, 0.0)
         return Pace(steps, per_step, per_second, self._loaded - self._began)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds of all steps so far, also of the first."""
+        return self._busy
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -99,6 +105,7 @@ class StepClock(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note when it ends, and its tokens."""
         self._seconds.append(time.monotonic() - self._step_began)
+        self._busy += self._seconds[-1]
         self._tokens[-1] += float(state.num_input_tokens_seen)
 
 

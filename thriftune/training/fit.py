@@ -22,6 +22,7 @@ from thriftune.models.tokenizer import load_tokenizer
 from thriftune.strategies import STRATEGIES
 from thriftune.training.attempt import Attempt, Loaded
 from thriftune.training.first_batches import first_batches
+from thriftune.training.lines import Journal, journal_in, told
 from thriftune.training.measuring import Measuring
 from thriftune.training.memory_watch import MemoryUse
 from thriftune.training.objective import objective_of
@@ -50,6 +51,7 @@ class Inputs:
         start: Adapter to continue training, on this node; None if there is none.
         checkpoints: Where checkpoints are; None if none are saved.
         fetching_seconds: Seconds that this process took to fetch them.
+        lines: Folder for the lines that the training tells of itself; None for none.
     """
 
     config: RunConfig
@@ -59,6 +61,7 @@ class Inputs:
     start: Path | None = None
     checkpoints: CheckpointLocation | None = None
     fetching_seconds: float = 0.0
+    lines: Path | None = None
 
 
 def fit(inputs: Inputs, destination: Path) -> TrainingResult:
@@ -82,9 +85,10 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
     """
     strategy = STRATEGIES[inputs.plan.strategy]
     strategy.join(inputs.plan)
+    journal = journal_in(inputs.lines)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
-        attempt, loaded, spent = _attempts(inputs, Path(scratch), ended)
-        with attempt.ending():
+        attempt, loaded, spent = _attempts(inputs, journal, Path(scratch), ended)
+        with told(journal), attempt.ending():
             kept_step = attempt.take_best(loaded)
             result = _result(inputs, attempt, loaded, spent, kept_step)
             _save(inputs, loaded, result, destination)
@@ -125,8 +129,8 @@ def try_out(inputs: Inputs, updates: int) -> TriedOut:
 
     counts: list[EndAfterUpdates] = []
 
-    def load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
-        loaded = _load(inputs, attempt, resumed)
+    def load(inputs: Inputs, attempt: Attempt, journal: Journal, resumed: Resumed | None) -> Loaded:
+        loaded = _load(inputs, attempt, journal, resumed)
         accelerator = loaded.trainer.accelerator
         counts.append(EndAfterUpdates(lambda: bool(accelerator.optimizer_step_was_skipped), updates))
         loaded.trainer.add_callback(counts[-1])
@@ -134,15 +138,15 @@ def try_out(inputs: Inputs, updates: int) -> TriedOut:
 
     STRATEGIES[inputs.plan.strategy].join(inputs.plan)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
-        _, loaded, spent = _attempts(inputs, Path(scratch), ended, load)
+        _, loaded, spent = _attempts(inputs, journal_in(inputs.lines), Path(scratch), ended, load)
     return TriedOut(counts[-1].done, spent.memory, loaded.clock.pace)
 
 
-Load = Callable[[Inputs, Attempt, Resumed | None], Loaded]
+Load = Callable[[Inputs, Attempt, Journal, Resumed | None], Loaded]
 
 
 def _attempts(
-    inputs: Inputs, scratch: Path, ended: ExitStack, load: Load | None = None
+    inputs: Inputs, journal: Journal, scratch: Path, ended: ExitStack, load: Load | None = None
 ) -> tuple[Attempt, Loaded, Spent]:
     """Train to the end. After a change, a training without an agent starts again in this process.
 
@@ -152,10 +156,13 @@ def _attempts(
     fetching_seconds = inputs.fetching_seconds
     while True:
         given = (inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.checkpoints)
-        attempt = Attempt.begin(*given, scratch, fetching_seconds)
+        journal.write("loading")
+        with told(journal):
+            attempt = Attempt.begin(*given, scratch, fetching_seconds)
         ended.callback(attempt.leave)
         try:
-            loaded, spent = attempt.train(partial(load or _load, inputs, attempt))
+            with told(journal):
+                loaded, spent = attempt.train(partial(load or _load, inputs, attempt, journal))
         except StartAgainError as again:
             if strategy.facts.is_distributed:  # its agent starts all processes again
                 raise
@@ -167,12 +174,14 @@ def _attempts(
         _free_memory()
 
 
-def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
-    """The trainer of an attempt, with the model loaded and a validation callback."""
+def _load(inputs: Inputs, attempt: Attempt, journal: Journal, resumed: Resumed | None) -> Loaded:
+    """The trainer of an attempt, with the model loaded and its callbacks."""
     from thriftune.training.callbacks import StepClock, ValidationCallback
+    from thriftune.training.telling import Telling
 
     clock = StepClock()
     config, plan = inputs.config, attempt.plan
+    telling = Telling(journal, clock, plan)
     method, strategy = METHODS[plan.method], STRATEGIES[plan.strategy]
     trust = config.model.trust_remote_code
     source = ModelConfig(source=str(inputs.model_dir), trust_remote_code=trust)
@@ -200,7 +209,7 @@ def _load(inputs: Inputs, attempt: Attempt, resumed: Resumed | None) -> Loaded:
                 known = losses.first(saving.ROWS).mean if plan.precision == "fp32" else None
                 _measuring(inputs, loaded).note_base_loss(known)
 
-    loaded = Loaded(trainer, ValidationCallback(validator, begin, config.training.patience), clock)
+    loaded = Loaded(trainer, ValidationCallback(validator, begin, config.training.patience), clock, telling)
     return loaded
 
 

@@ -52,7 +52,7 @@ class Guarding(TrainerCallback):
 
         Else DeepSpeed (0.19.8) raises a plain `Exception` at the first overflow there, before the guard sees anything.
         """
-        scaler: Any = getattr(self._optimizer_of_deepspeed(), "loss_scaler", None)
+        scaler: Any = getattr(_optimizer_of_deepspeed(self._trainer), "loss_scaler", None)
         if hasattr(scaler, "raise_error_at_min_scale"):
             scaler.raise_error_at_min_scale = False
 
@@ -69,13 +69,14 @@ class Guarding(TrainerCallback):
         """
         self._stall.beat()
         losses = self._trainer.pop_losses()
+        self._trainer.step_loss = math.nan
         if state.global_step in self._trainer.skipped_steps:
             return
         own = sum(losses)
-        mean = distributed.mean(own)
+        mean = self._trainer.step_loss = distributed.mean(own)
         if not math.isfinite(own):
             self._name_batch(state.global_step, losses)
-        divergence = self._guard.observe(state.global_step, mean, self._loss_scale())
+        divergence = self._guard.observe(state.global_step, mean, loss_scale(self._trainer))
         if divergence is not None:
             self._act(divergence)
 
@@ -98,17 +99,6 @@ class Guarding(TrainerCallback):
             "rollback, which skips the batch.",
         )
 
-    def _loss_scale(self) -> float | None:
-        """The present loss scale of fp16; None where there is none or it is fixed."""
-        optimizer = self._optimizer_of_deepspeed()
-        if self._trainer.args.fp16 and getattr(optimizer, "dynamic_loss_scale", False):
-            return float(optimizer.loss_scale)
-        scaler = getattr(self._trainer.accelerator, "scaler", None)
-        return float(scaler.get_scale()) if scaler is not None else None
-
-    def _optimizer_of_deepspeed(self) -> Any:
-        return getattr(getattr(self._trainer, "deepspeed", None), "optimizer", None)
-
     def _name_batch(self, step: int, losses: list[float]) -> None:
         """Log the rows of the passes whose loss is not finite, on every rank that has some."""
         for number, (loss, rows) in enumerate(zip(losses, self._trainer.last_rows, strict=False)):
@@ -117,3 +107,20 @@ class Guarding(TrainerCallback):
                 text = tokenizer.decode(rows, skip_special_tokens=True)[:_SHOWN_CHARACTERS]
                 rank = distributed.current_rank().index
                 logger.error("Rank %d: the loss is %s in pass %d of step %d: %r ...", rank, loss, number, step, text)
+
+
+def loss_scale(trainer: "ResumableTrainer") -> float | None:
+    """The present loss scale of fp16; None where there is none or it is fixed.
+
+    Args:
+        trainer: The trainer.
+    """
+    optimizer = _optimizer_of_deepspeed(trainer)
+    if trainer.args.fp16 and getattr(optimizer, "dynamic_loss_scale", False):
+        return float(optimizer.loss_scale)
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None else None
+
+
+def _optimizer_of_deepspeed(trainer: "ResumableTrainer") -> Any:
+    return getattr(getattr(trainer, "deepspeed", None), "optimizer", None)

@@ -37,6 +37,7 @@ def record_of(
         setup=Setup.of(plan, family),
         planned=planned(plan, result.memory) if is_as_planned else Quantities(),
         corrected_by=Quantities.known(seconds_per_step=plan.time.correction if plan.time else None),
+        hours=result.gpu_hours,
         measured=measured(result.memory, result.pace, fetching_seconds),
     )
 

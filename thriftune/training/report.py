@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from thriftune import pages
 from thriftune.training.charts import (
@@ -28,15 +28,22 @@ from thriftune.training.charts import (
 from thriftune.training.guards.resources import THRESHOLDS, Samples
 from thriftune.training.result import TrainingResult, Validation
 
+if TYPE_CHECKING:
+    from thriftune.training.live_report import Live
+
 # Two losses make a line; from three on, the smoothed line is drawn over them.
 _FEWEST_TO_SMOOTH = 3
 # Weight of the past in the smoothed line: TensorBoard's default, and more where there are many losses, up to a lag of a
 # hundredth of the chart.
 _LEAST_WEIGHT, _LAG_SHARE = 0.6, 100
+# A page shows the newest.
+_MOST_EVENTS = 200
 # Not for GPUs, which are full by design.
 _NEARLY_FULL = THRESHOLDS[0]
 
-EventKind = Literal["resumed", "checkpoint", "halved", "rolled back", "warning"]
+EventKind = Literal[
+    "resumed", "checkpoint", "halved", "rolled back", "warning", "started", "interrupted", "stopped", "finished"
+]
 # Events with a line in the charts. There are too many checkpoints, and a warning concerns only one chart.
 _MARKED: tuple[EventKind, ...] = ("resumed", "halved", "rolled back")
 
@@ -47,7 +54,7 @@ class Event:
 
     Attributes:
         step: Optimizer step; None if not known.
-        seconds: Seconds since the start of this attempt; None if not known.
+        seconds: Seconds since the start, of this attempt or of the first one; None if not known.
         kind: What it was.
         text: Description.
     """
@@ -117,7 +124,14 @@ def curve_of(result: TrainingResult) -> Curve:
     return Curve(losses, result.validations, tokens, kept, "tokens" if result.after.accuracy is None else "rows")
 
 
-def html(title: str, curve: Curve, samples: Samples | None, events: list[Event]) -> str:
+def html(
+    title: str,
+    curve: Curve,
+    samples: Samples | None,
+    events: list[Event],
+    live: "Live | None" = None,
+    of_attempt: list[Event] | None = None,
+) -> str:
     """The page, without external resources and without scripts. Texts are escaped.
 
     Args:
@@ -125,7 +139,10 @@ def html(title: str, curve: Curve, samples: Samples | None, events: list[Event])
         curve: Its loss.
         samples: Memory and disk over time; None if not known.
         events: Events, in any order.
+        live: What is drawn of the training's lines; None where there are none.
+        of_attempt: Events at seconds of the attempt that `samples` is of; None where those of `events` are.
     """
+    marks = events if of_attempt is None else of_attempt
     final, _ = _split(curve.losses)
     held_out = sorted(curve.validations, key=lambda validation: validation.step)
     return pages.render(
@@ -138,9 +155,12 @@ def html(title: str, curve: Curve, samples: Samples | None, events: list[Event])
         lowest=min(held_out, key=lambda validation: validation.rank) if held_out else None,
         kept_step=curve.kept_step,
         loss=loss_chart(curve, events) if curve.losses or held_out else None,
-        resources=resource_charts(samples, events) if samples and samples.seconds else [],
-        events=sorted(events, key=lambda event: (event.seconds or 0.0, event.step or 0)),
-        seconds=max([*(samples.seconds if samples else []), *_times(events)], default=None),
+        resources=resource_charts(samples, marks) if samples and samples.seconds else [],
+        has_samples=samples is not None or live is None,
+        events=sorted(events, key=lambda event: (event.seconds or 0.0, event.step or 0))[-_MOST_EVENTS:],
+        left_out=max(0, len(events) - _MOST_EVENTS),
+        seconds=max([*(samples.seconds if samples else []), *_times(marks)], default=None),
+        live=live,
         width=WIDTH,
         height=HEIGHT,
     )

@@ -11,6 +11,7 @@ from thriftune import artifacts, distributed
 from thriftune.checkpoints.resumed import Resumed
 from thriftune.config import RunConfig
 from thriftune.errors import DivergedError
+from thriftune.gpu_hours import GpuHours
 from thriftune.models.saving import SavedWeights
 from thriftune.overhead import START_GIB
 from thriftune.training.guards.oom import Halvings
@@ -155,6 +156,7 @@ class TrainingResult:
             and weights that the run asks for in fp32.
         asked: What it was asked; None in results of older versions.
         pace: How fast the last attempt was; None in results of older versions.
+        gpu_hours: GPU-hours of all attempts; None where no lines were kept.
     """
 
     steps: int
@@ -178,6 +180,7 @@ class TrainingResult:
     saved: SavedWeights | None = None
     asked: Asked | None = None
     pace: Pace | None = None
+    gpu_hours: GpuHours | None = None
 
 
 def effort_so_far(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[], Effort]:

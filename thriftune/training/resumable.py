@@ -1,6 +1,7 @@
 """transformers' Trainer, with checkpoints for new attempts: by steps and by minutes, and before a node goes away."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -63,6 +64,7 @@ class ResumableTrainer(Trainer):
         self.method: TrainingMethod | None = None  # knows what else checkpoints need
         self.written: Future[None] | None = None  # done when the files of the last checkpoint are whole
         self.seconds_beside = 0.0  # of the training loop, spent on other things than training
+        self.step_loss = math.nan  # of the last step, the mean over all ranks
         self.last_rows: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
         rows: Any = self.train_dataset
@@ -87,6 +89,11 @@ class ResumableTrainer(Trainer):
         loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
         # Computed on the device, so that nothing waits for it.
         return torch.where(is_labelled.to(loss.device), loss, 0.0 * loss.nan_to_num())
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self._get_learning_rate())
 
     def pop_losses(self) -> list[float]:
         """The loss of each pass since the last call; their sum is the loss of the step. Waits for the GPU once."""

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, Field, TypeAdapter
 import thriftune
 from thriftune import artifacts
 from thriftune.config import RunConfig
+from thriftune.gpu_hours import GpuHours
 from thriftune.hardware import Precision
 from thriftune.redaction import redacted, unsigned
 from thriftune.training_plan import TrainingPlan
@@ -161,6 +162,7 @@ class Record:
         corrected_by: Factors by which earlier records had corrected what the plan said. Corrections are made of what
             the plan would have said without them, or each would take back the one before.
         trial: What a calibration tried; None for a training.
+        hours: GPU-hours of all its attempts; None where they are not known.
         format: Which fields there are.
     """
 
@@ -171,6 +173,7 @@ class Record:
     measured: Quantities
     corrected_by: Quantities = Quantities()
     trial: Trial | None = None
+    hours: GpuHours | None = None
     format: Literal["thriftune-run-1"] = _FORMAT
 
     def ratio(self, quantity: Quantity) -> float | None:
