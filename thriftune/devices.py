@@ -32,6 +32,8 @@ class Speed:
         launch: Seconds that one operation takes at least, on the host and the device together.
         pcie: Bytes/s per direction between the device and its host.
         nvlink: Bytes/s per direction between two devices; 0 without NVLink.
+        draw: Seconds to draw a random number, of which dropout needs one for each element; 0 on a GPU, whose memory is
+            slower.
     """
 
     fp32: float
@@ -41,6 +43,7 @@ class Speed:
     launch: float
     pcie: float
     nvlink: float
+    draw: float = 0.0
 
     def of(self, precision: str) -> float:
         """FLOP/s of large matrix products in a precision.

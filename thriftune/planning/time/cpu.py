@@ -14,6 +14,7 @@ _ROWS, _FEATURES = 128, 768
 # Elements of a tensor that is larger than the caches.
 _LARGE = 16_000_000
 _LEAST_SECONDS = 0.1
+_DRAWN = 500_000
 _SENT = 64_000_000
 # Share of the loopback's speed at which two ranks under gloo gather or scatter. Measured: 0.24 to 0.29 GB/s for tensors
 # of 64 and 256 MiB where a socket had 1.5 GB/s; sums over all ranks had 1.0.
@@ -40,7 +41,10 @@ def measured(precision: Precision, processes: int) -> Speed:
     started = 1 / _per_second(lambda: torch.add(small, 1.0), at_least=_SMALL_OPERATIONS)
     shared = {name: flops / processes for name, flops in products.items()}
     exchanged = _OF_LOOPBACK * _loopback() * 2 / max(2, processes)
-    return Speed(**shared, bandwidth=copied / processes, launch=started, pcie=copied / processes, nvlink=exchanged)
+    bandwidth = copied / processes
+    # torch draws in one thread, however many cores there are.
+    draw = 1 / (_per_second(lambda: target[:_DRAWN].bernoulli_(0.5)) * _DRAWN)
+    return Speed(**shared, bandwidth=bandwidth, launch=started, pcie=bandwidth, nvlink=exchanged, draw=draw)
 
 
 def _loopback() -> float:

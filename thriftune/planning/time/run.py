@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from thriftune.batching import Batch
@@ -225,9 +225,4 @@ def _scaled(work: PassWork, fill: float) -> PassWork:
 
 
 def _shortened(work: Work, fill: float) -> Work:
-    return Work(
-        tuple(
-            (replace(operation, flops=int(fill * operation.flops), traffic=int(fill * operation.traffic)), count)
-            for operation, count in work.operations
-        )
-    )
+    return Work(tuple((operation.scaled(fill), count) for operation, count in work.operations))
