@@ -164,6 +164,10 @@ def test_a_local_page_is_there_at_once_is_renewed_and_says_how_it_ended(plan, he
         assert 'http-equiv="refresh"' in first
         Journal(folder / LINES).write("training", 0, steps=9)
         until(lambda: "the first step is on its way" in file.read_text())
+        Journal(folder / LINES).write("failed", 0, "a worker")
+        until(lambda: "Failed. a worker" in file.read_text())
+        assert 'http-equiv="refresh"' in file.read_text(), "its agent may start the workers again"
+        Journal(folder / LINES).write("loading")
         raise RuntimeError("a worker was lost")
     last = file.read_text()
     assert "Failed. RuntimeError: a worker was lost" in last

@@ -71,12 +71,12 @@ def page_of(
         lines: Its lines.
         now: The present time, in seconds since 1970.
         ranks: Lines of other ranks of the same node, which have their memory.
-        refresh_seconds: After how long a browser loads the page again while the training goes on; 0 for never.
+        refresh_seconds: After how long a browser loads the page again; 0 for never.
     """
     progress = progress_of(plan, lines, now)
     live = Live(
         status=progress.status,
-        refresh_seconds=0 if progress.is_over else refresh_seconds,
+        refresh_seconds=refresh_seconds,
         made=f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M:%S} UTC",
         cards=list(_cards(plan, progress)),
         charts=charts_of(lines),
