@@ -1,12 +1,16 @@
 """What the search tries, and what comes of it: ways to run on machines, those that fit, and those that do not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thriftune.batching import Batch
 from thriftune.hardware import Precision
 from thriftune.planning.offers import Offer
 from thriftune.strategies import Strategy
 from thriftune.training_plan import Estimate, RunTime, Verdict
+
+# Steps of a run for which choices are compared where it is not known how many there are: with none, what is done once
+# would not count, and eight GPUs be started for a training of a minute.
+_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,16 @@ class Fitting:
         return self.memory.verdict
 
     @property
-    def cost(self) -> float | None:
-        """Price of the whole run, or of one step where their number is not known; None where time is not known."""
+    def hours(self) -> float | None:
+        """Hours of the run, of 1,000 steps where their number is not known; None where time is not known."""
         if self.time is None:
             return None
-        return self.choice.price_per_hour * (self.time.hours if self.time.steps else self.time.step.seconds / 3600)
+        return (self.time if self.time.steps else replace(self.time, steps=_STEPS)).hours
+
+    @property
+    def cost(self) -> float | None:
+        """Price of these hours; None where time is not known."""
+        return None if self.hours is None else self.choice.price_per_hour * self.hours
 
     @property
     def is_sure(self) -> bool:
