@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import published_fit  # noqa: E402
 import published_rows as rows  # noqa: E402
 import published_speed  # noqa: E402
 
@@ -23,19 +24,19 @@ SMALL = {rows.LLAMA_1B, "SmolLM2-1.7B", "deepseek-coder-1.3b", "Qwen2.5-1.5B", "
 def few_rows(monkeypatch):
     """Rows of small models on two devices, in place of all."""
     found = [
-        row for row in published_speed.ROWS if (row.model if isinstance(row.model, str) else row.model["name"]) in SMALL
+        row for row in published_fit.ROWS if (row.model if isinstance(row.model, str) else row.model["name"]) in SMALL
     ]
-    monkeypatch.setattr(published_speed, "ROWS", tuple(found))
-    for cached in (published_speed.timed, published_speed.architecture):
+    monkeypatch.setattr(published_fit, "ROWS", tuple(found))
+    for cached in (published_fit.timed, published_fit.architecture):
         cached.cache_clear()
     yield found
-    for cached in (published_speed.timed, published_speed.architecture):
+    for cached in (published_fit.timed, published_fit.architecture):
         cached.cache_clear()
 
 
 def test_rows_are_predicted_without_themselves(few_rows):
     """The figures on the page cannot rot: the same code still predicts some of its rows."""
-    predictions = [published_speed.predict(index) for index in range(len(few_rows))]
+    predictions = [published_fit.predict(index) for index in range(len(few_rows))]
     assert len(predictions) >= 8
     assert all(one.others for one in predictions)
     assert published_speed.median_error(predictions) < 15

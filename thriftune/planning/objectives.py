@@ -44,10 +44,10 @@ def in_order(found: Sequence[Fitting], minimize: Minimize) -> list[Fitting]:
     def by(choice: Fitting) -> tuple[bool, float, float]:
         if minimize == "price_per_hour":
             return False, choice.choice.price_per_hour, 0.0
-        hours = choice.hours
-        if hours is None or choice.cost is None:
+        hours, cost = choice.hours, choice.cost
+        if hours is None or cost is None:
             return True, choice.choice.price_per_hour, 0.0
-        return (False, choice.cost, hours) if minimize == "cost" else (False, hours, choice.cost)
+        return (False, cost, hours) if minimize == "cost" else (False, hours, cost)
 
     return sorted(found, key=by)
 
