@@ -1,6 +1,6 @@
 """What the search tries, and what comes of it: ways to run on machines, those that fit, and those that do not."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from thriftune.batching import Batch
 from thriftune.hardware import Precision
