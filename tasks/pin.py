@@ -28,9 +28,7 @@ logger = logging.getLogger("thriftune.tasks.pin")
 def pin(config: RunConfig) -> str:
     """Make a digest of what a plan depends on: the run, its model, the catalogue, deepspeed_configs/, this release.
 
-    And whether nodes are from the spot market.
-
-    Also the calibrations that were made for it.
+    And whether nodes are from the spot market, and the calibrations that were made for the run.
 
     Args:
         config: The run.

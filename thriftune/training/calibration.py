@@ -83,6 +83,7 @@ def of_few_steps(config: RunConfig, plan: TrainingPlan) -> RunConfig:
         "training": {**training, "on_divergence": "stop"},
         "evaluation": {"every_steps": 1, "max_rows": rows, "prompts": (), "max_new_tokens": 1},
         "checkpoints": {"resume_from": None},
+        "plan": {"budget": None},
     }
     sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
     return config.model_copy(update=sections)
