@@ -107,7 +107,7 @@ class _RunsPlannedWorkers(PytorchElasticFunctionTask):
         from torch.distributed.elastic.rendezvous import RendezvousError
 
         declared: Any = self.task_config
-        plan = kwargs["plan"]
+        plan, key = kwargs["plan"], kwargs.get("cache_key")
         pod_check.require_planned(plan)
         self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
         if plan.hardware.is_gpu:
@@ -118,7 +118,7 @@ class _RunsPlannedWorkers(PytorchElasticFunctionTask):
                 interruption.training(kwargs["config"], in_workers=True),
                 tempfile.TemporaryDirectory() as words,
                 settings.run_handed_down(words),
-                live.watching(kwargs["config"], plan, kwargs["cache_key"]),
+                live.watching(kwargs["config"], plan, key) if key is not None else nullcontext(),
             ):
                 try:
                     with _listening(Path(words)):
