@@ -32,20 +32,22 @@ class NodeProperties(Section):
     """
 
     device: str = Field(description="Kind of GPU: a shipped one, or one of the catalogue's own section `devices`.")
-    gpus: NonNegativeInt = Field(description="GPUs per node: at least 1; 0 only for device CPU.")
+    gpus: NonNegativeInt = Field(le=1_000, description="GPUs per node: at least 1; 0 only for device CPU.")
     gpu_gib: NonNegativeFloat = Field(
         description="Memory per GPU that the driver shows, in GiB: less than the data sheet says; 0 only for CPU."
     )
-    host_gib: float = Field(gt=0, description="Memory of the host that the provider states, in GiB.")
-    vcpus: PositiveInt = Field(description="Virtual CPUs of the host.")
-    disk_gb: NonNegativeFloat = Field(description="Local NVMe disk, in GB; 0 for none.")
-    network_gbps: float = Field(gt=0, description="Sustained network bandwidth (not burst), in Gbit/s.")
+    # Bounds are far above any machine, and below what comes of another unit: MiB, Mbit/s, cents.
+    host_gib: float = Field(gt=0, le=100_000, description="Memory of the host that the provider states, in GiB.")
+    vcpus: PositiveInt = Field(le=10_000, description="Virtual CPUs of the host.")
+    disk_gb: NonNegativeFloat = Field(le=10_000_000, description="Local NVMe disk, in GB; 0 for none.")
+    network_gbps: float = Field(gt=0, le=20_000, description="Sustained network bandwidth (not burst), in Gbit/s.")
     own: bool = Field(
         default=False,
         description="A machine of your own: only runs that name it (hardware.instance) are planned on it.",
     )
     price_per_hour: NonNegativeFloat = Field(
-        description="Price of one node for one hour, in the catalogue's currency; 0 only for a machine of your own."
+        le=100_000,
+        description="Price of one node for one hour, in the catalogue's currency; 0 only for a machine of your own.",
     )
     spot_price_per_hour: float | None = Field(
         default=None, description="The same on the spot market; that on demand is taken when left out."
