@@ -96,6 +96,7 @@ def test_a_run_that_would_hardly_ever_finish_is_refused_with_the_arithmetic():
     assert "One interruption is expected every 1.00 h" in text
     assert "10.00 h of training" in text
     assert "save every" in text
+    assert "Nearest changes that do" not in text  # they were tried for memory alone, and would not end either
 
 
 def test_limits_hold_for_what_is_expected_on_spot_nodes(made):

@@ -129,9 +129,11 @@ class Refusal:
         choice: What was tried; None if the machines were refused before anything could be tried.
         reason: Why it does not fit, as a clause.
         excess: How far it is from fitting: what it needs divided by what there is; infinite where there is no number.
+        has_room: Whether memory is enough: it takes too long, costs too much, or would not end.
     """
 
     machines: str
     choice: Choice | None
     reason: str
     excess: float
+    has_room: bool = False

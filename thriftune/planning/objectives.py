@@ -69,7 +69,7 @@ def within(config: RunConfig, found: Sequence[Fitting]) -> tuple[list[Fitting], 
         over = _over(one, limits.deadline_hours, budget)
         if over:
             excess, reason = max(over)
-            refused.append(Refusal(one.choice.machines, one.choice, reason, excess))
+            refused.append(Refusal(one.choice.machines, one.choice, reason, excess, has_room=True))
         else:
             kept.append(one)
     return kept, refused

@@ -82,8 +82,8 @@ def plan(
     times = Times(config, trained, size or full_rows(config), tuple(records))
     fitting, refused = search(config, model, machines, ways, 1 + (_ALTERNATIVES if here is None else 0), times)
     if not fitting:
-        changes = changes_that_fit(config, model, catalogue, here)
-        raise _nothing_fits(refused, changes)
+        is_room = any(refusal.has_room for refusal in refused)
+        raise _nothing_fits(refused, None if is_room else changes_that_fit(config, model, catalogue, here))
     if not fitting[0].is_sure:
         fitting[0] = _advised(fitting[0], changes_that_fit(config, model, catalogue, here))
         logger.warning("It is uncertain whether the run fits: %s", sentence(fitting[0].verdict))
@@ -131,20 +131,29 @@ def _advised(found: Fitting, changes: list[str]) -> Fitting:
     return replace(found, memory=replace(found.memory, verdict=verdict))
 
 
-def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
-    """The error that nothing fits: the closest attempt on each kind of machine, the nearest first."""
+def _nothing_fits(refused: list[Refusal], changes: list[str] | None) -> ConfigError:
+    """The error that nothing fits: the closest attempt on each kind of machine, the nearest first.
+
+    Args:
+        refused: Why what was tried does not fit.
+        changes: Changes of the run that would fit; None where memory is not what is wrong.
+    """
     closest: dict[str, Refusal] = {}
     for refusal in refused:
         if refusal.machines not in closest or refusal.excess < closest[refusal.machines].excess:
             closest[refusal.machines] = refusal
     ordered = sorted(closest.values(), key=lambda refusal: refusal.excess)
-    remedy = " Or: ".join(changes) if changes else "none of those that were tried."
     problems = [Problem("hardware", r.machines, f"{_described(r)}.", "") for r in ordered[:_REASONS]]
     if len(ordered) > _REASONS:
         problems.append(
             Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further from fitting.", "")
         )
-    problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
+    if changes is None:  # changes that need less memory would not help
+        message = "of what fits, nothing keeps to the run's limits and comes to an end."
+        problems.append(Problem("plan", "", message, "Change what the nearest one names."))
+    else:
+        remedy = " Or: ".join(changes) if changes else "none of those that were tried."
+        problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
     return ConfigError.of("plan-does-not-fit", problems)
 
 
