@@ -1,11 +1,13 @@
 """How every task is declared: image, resources, pod, retries, time limit, secrets; one function per kind of task."""
 
 import json
+import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from flytekit import Cache, PodTemplate, PythonFunctionTask, Resources, Secret
+from flytekit import Cache, PodTemplate, PythonFunctionTask, Resources, Secret, task
 from flytekit.extend import TaskPlugins
 
 from pod_templates import (
@@ -130,6 +132,20 @@ def training_node_task(task_config: Any, *secrets: Secret) -> dict[str, Any]:
         *secrets: Secrets that it may read.
     """
     return node_task(task_config, *secrets) | {"retries": PLATFORM.training_retries}
+
+
+def declared_as(name: str, body: Callable[..., Any], **options: Any) -> Any:
+    """Declare a task with a common body, as a function of another name: Flyte identifies a task by that name.
+
+    Args:
+        name: The name; the task has to be a variable of this name in the module of the body.
+        body: The body.
+        **options: Options of the task.
+    """
+    decorate: Callable[..., Any] = task(**options, enable_deck=True, deck_fields=())
+    function = types.FunctionType(body.__code__, body.__globals__, name)
+    function.__annotations__, function.__doc__, function.__qualname__ = body.__annotations__, body.__doc__, name
+    return decorate(function)
 
 
 def generating_task() -> dict[str, Any]:

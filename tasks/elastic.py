@@ -17,7 +17,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -36,7 +36,7 @@ from tasks.image import RequiresImage
 from tasks.interruption import EndsWhenInterrupted
 from tasks.settings import PLATFORM
 from thriftune import errors
-from thriftune.errors import PreemptedError, ThriftuneError, UserError
+from thriftune.errors import EndedAtOnceError, PreemptedError, ThriftuneError, UserError
 from thriftune.planning.node_environment import node_environment
 from thriftune.training.guards.faults import kind_of_text
 
@@ -54,13 +54,16 @@ _NEW_STORE_FOR_EACH_START = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 # Signals that torch's agent handles itself: its defaults without SIGTERM, and without SIGINT, since in a local run
 # Ctrl-C is handled elsewhere (tasks/interruption.py).
 _SIGNALS_OF_AGENT = "SIGHUP,SIGQUIT"
-# File for the message, in the folder where workers leave it.
-_SAID = "said.json"
+# Files in the folder where workers leave messages: the message; and that the agent's pod was told to end.
+_SAID, _TOLD = "said.json", "told"
 
 
 @dataclass
 class PlannedElastic(Elastic):
-    """Elastic for a training task, with the arguments `config` (RunConfig), `plan` (TrainingPlan) and `cache_key`."""
+    """Elastic for a task with the arguments `config` (RunConfig) and `plan` (TrainingPlan).
+
+    One that saves checkpoints, which its attempts go on from, also has `cache_key`.
+    """
 
 
 class _WorkerSpokeError(Exception):
@@ -88,7 +91,7 @@ class _RunsPlannedWorkers(PytorchElasticFunctionTask):
         """Start the workers of this node and wait for them.
 
         Args:
-            **kwargs: The task's inputs, among them `config`, `plan` and `cache_key`.
+            **kwargs: The task's inputs, among them `config` and `plan`, and `cache_key` if it saves checkpoints.
 
         Raises:
             FlyteRecoverableException: Another attempt may succeed: the nodes did not find each other, or one is going
@@ -96,14 +99,15 @@ class _RunsPlannedWorkers(PytorchElasticFunctionTask):
             UserError: A worker found an error in the run, or this pod is not what was planned; neither is tried again.
         """
         pod_check.require_job(self.task_config.nnodes)
-        with checkpoints.attempt(kwargs.get("cache_key", "")):
+        key = kwargs.get("cache_key")
+        with checkpoints.attempt(key) if key is not None else nullcontext():
             return self._run_workers(**kwargs)
 
     def _run_workers(self, **kwargs: Any) -> Any:
         from torch.distributed.elastic.rendezvous import RendezvousError
 
         declared: Any = self.task_config
-        plan = kwargs["plan"]
+        plan, key = kwargs["plan"], kwargs.get("cache_key")
         pod_check.require_planned(plan)
         self._task_config = dataclasses.replace(declared, nproc_per_node=plan.processes_per_node)
         if plan.hardware.is_gpu:
@@ -114,10 +118,10 @@ class _RunsPlannedWorkers(PytorchElasticFunctionTask):
                 interruption.training(kwargs["config"], in_workers=True),
                 tempfile.TemporaryDirectory() as words,
                 settings.run_handed_down(words),
-                live.watching(kwargs["config"], plan, kwargs["cache_key"]),
+                live.watching(kwargs["config"], plan, key) if key is not None else nullcontext(),
             ):
                 try:
-                    with _listening():
+                    with _listening(Path(words)):
                         return super().execute(**kwargs)
                 except _WorkerSpokeError:
                     _raise_what_was_said(Path(words))
@@ -168,10 +172,31 @@ def in_worker(work: Callable[[], _Result]) -> _Result:
     """
     interruption.left_to_parent()
     try:
+        if _is_told():  # before this worker could listen; its agent started it again
+            raise PreemptedError("The node is going away; this worker had not begun.")
         return work()
+    except EndedAtOnceError as error:
+        # Also when the agent ends its workers to start them again, which it then must not be kept from.
+        if _is_told(_UNTIL_HEARD_SECONDS):
+            _tell_agent(error)
+        raise
     except (UserError, PreemptedError) as error:
         _tell_agent(error)
         raise
+
+
+def _is_told(seconds: float = 0.0) -> bool:
+    """Whether the agent's pod was told to end, which the agent writes down before it passes that on.
+
+    Args:
+        seconds: Time to wait for it, where both were told by somebody else.
+    """
+    folder, until = settings.words_of_workers(), time.monotonic() + seconds
+    if folder is None:
+        return False
+    while not (found := (folder / _TOLD).exists()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
 
 
 def _tell_agent(error: ThriftuneError) -> None:
@@ -199,10 +224,15 @@ def _raise_what_was_said(folder: Path) -> NoReturn:
 
 
 @contextmanager
-def _listening() -> Iterator[None]:
-    """While workers run, pass a SIGTERM on to them, and handle their signals."""
+def _listening(words: Path) -> Iterator[None]:
+    """While workers run, pass a SIGTERM on to them, and handle their signals.
+
+    Args:
+        words: Folder for messages between this process and its workers.
+    """
 
     def hand_on(number: int, _: FrameType | None) -> None:
+        (words / _TOLD).touch()
         for child in psutil.Process().children():
             child.send_signal(number)
 

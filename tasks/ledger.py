@@ -24,11 +24,20 @@ def remember(
         result: What was measured.
         fetching_seconds: How long model and rows took to be there.
     """
-    source = ModelConfig(source=str(model_dir), trust_remote_code=config.model.trust_remote_code)
-    family = architecture.of(source, labels=config.labels).family
-    record = record_of(config, plan, family, result, fetching_seconds)
+    record = record_of(config, plan, family_of(config, model_dir), result, fetching_seconds)
     if record is not None:
         ledger.write(place(), record)
+
+
+def family_of(config: RunConfig, model_dir: Path) -> str:
+    """Kind of a run's model.
+
+    Args:
+        config: The run.
+        model_dir: The base model, on this disk.
+    """
+    source = ModelConfig(source=str(model_dir), trust_remote_code=config.model.trust_remote_code)
+    return architecture.of(source, labels=config.labels).family
 
 
 def records() -> list[Record]:

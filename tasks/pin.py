@@ -1,4 +1,8 @@
-"""The first task of a run: a digest of it and of the present content behind its URLs, so that plans can be cached."""
+"""The first task of a run: a digest of it and of the present content behind its URLs, so that plans can be cached.
+
+Calibrations of the run count, and no other records of the ledger do: a run that is started again must find the plan,
+and with it the checkpoints, of its first start, whatever others have run meanwhile.
+"""
 
 import json
 import logging
@@ -7,13 +11,14 @@ import uuid
 from flytekit import task
 
 import thriftune
-from tasks import settings
+from tasks import ledger, settings
 from tasks.declaring import hub_task, marking_registration
 from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.errors import ThriftuneError
 from thriftune.models import fetching as models
 from thriftune.planning import catalogue
+from thriftune.planning.ledger import run_key
 from thriftune.strategies import candidates
 
 logger = logging.getLogger("thriftune.tasks.pin")
@@ -21,7 +26,9 @@ logger = logging.getLogger("thriftune.tasks.pin")
 
 @task(**marking_registration(hub_task()))
 def pin(config: RunConfig) -> str:
-    """Make a digest of what a plan depends on: the run, its model, the catalogue, deepspeed_configs/ and this release.
+    """Make a digest of what a plan depends on: the run, its model, the catalogue, deepspeed_configs/, this release.
+
+    And whether nodes are from the spot market, and the calibrations that were made for the run.
 
     Args:
         config: The run.
@@ -40,4 +47,7 @@ def pin(config: RunConfig) -> str:
     # Of the run as it was read: a file, a dict and Flyte's console send the same run in different encodings. Keys are
     # sorted, also of mappings that a person names: those of a Struct come in another order in each process.
     run = json.dumps(config.model_dump(mode="json"), sort_keys=True)
-    return artifacts.key_of(run, model, prices, settings_there, thriftune.__version__)
+    market = "spot" if settings.PLATFORM.interruptible else "on demand"
+    key = run_key(config)
+    tried = sorted(record.as_json().decode() for record in ledger.records() if record.trial and record.trial.run == key)
+    return artifacts.key_of(run, model, prices, settings_there, market, thriftune.__version__, *tried)

@@ -1,6 +1,7 @@
 """Plan a run before anything is fetched: what it needs, and which machines it fits on."""
 
 import logging
+from typing import NamedTuple
 
 from flytekit import task
 
@@ -8,8 +9,10 @@ from tasks import ledger, pages, settings
 from tasks.declaring import PLAN_CACHE, cache, hub_task
 from tasks.transfer import transient_errors_retried
 from thriftune.config import RunConfig, workflow_rules
+from thriftune.models import fetching
 from thriftune.planning import catalogue, offers, planner
 from thriftune.planning import report as plan_report
+from thriftune.planning.ledger import Record
 from thriftune.preflight import sizing
 from thriftune.training_plan import TrainingPlan
 
@@ -53,23 +56,67 @@ def show_plan(config: RunConfig) -> str:
     return plan_report.plan_json(made, config.name)
 
 
-def make_plan(config: RunConfig, *, on_this_machine: bool) -> TrainingPlan:
-    """Plan a run, by its first rows and by what earlier runs took, and show the plan.
+class ToCalibrate(NamedTuple):
+    """A plan to calibrate, and the present version of its model."""
+
+    plan: TrainingPlan
+    model_version: str
+
+
+@task(**hub_task(), enable_deck=True, deck_fields=())
+def plan_to_calibrate(config: RunConfig) -> ToCalibrate:
+    """Plan a run for the machines that it would run on, by what is known now: this is never served from the cache.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The plan, which may be uncertain, and the version of the model to fetch.
+    """
+    made = make_plan(config, on_this_machine=settings.is_local())
+    with transient_errors_retried():
+        version = fetching.version(config.model.source, config.model.revision, settings.hub_token())
+    return ToCalibrate(made, version)
+
+
+def make_plan(config: RunConfig, *, on_this_machine: bool, found: Record | None = None) -> TrainingPlan:
+    """Plan a run as `planned` does, and show the plan.
 
     Args:
         config: The run.
         on_this_machine: Whether to plan for the machine that this task runs on, instead of the catalogue.
+        found: A record that the ledger may not have yet.
+    """
+    made = planned(config, on_this_machine=on_this_machine, found=found)
+    logger.info("\n%s", plan_report.plan_table(made, config.name))
+    page, content = plan_report.plan_html(made, config.name), plan_report.plan_json(made, config.name)
+    pages.show("plan", config.name, page, content)
+    return made
+
+
+def planned(config: RunConfig, *, on_this_machine: bool, found: Record | None = None) -> TrainingPlan:
+    """Plan a run, by its first rows and by what earlier runs took.
+
+    Args:
+        config: The run.
+        on_this_machine: Whether to plan for the machine that this task runs on, instead of the catalogue.
+        found: What a run has just measured, in case the ledger could not be written.
     """
     token = settings.hub_token()
     with transient_errors_retried():
         nodes = catalogue.load(settings.PLATFORM.catalogue)
         here = offers.this_machine(settings.local_root(), nodes.devices) if on_this_machine else None
         size, records = sizing.size_of(config, token), ledger.records()
-        made = planner.plan(config, nodes, token=token, here=here, size=size, records=records)
-    logger.info("\n%s", plan_report.plan_table(made, config.name))
-    page, content = plan_report.plan_html(made, config.name), plan_report.plan_json(made, config.name)
-    pages.show("plan", config.name, page, content)
-    return made
+        records += [found] if found is not None and found not in records else []
+        return planner.plan(
+            config,
+            nodes,
+            token=token,
+            here=here,
+            size=size,
+            records=records,
+            interruptible=settings.PLATFORM.interruptible,
+        )
 
 
 def is_for_this_machine(config: RunConfig) -> bool:

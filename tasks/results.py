@@ -96,11 +96,10 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     Raises:
         ResultError: The index may not be read or written.
     """
-    base = known_by.model(config.model, versions.model)
+    base, model = step_of_model(config, versions.model)
     rows = prepare.fingerprint(config.data, config.seed, versions.data, versions.tokenizer, config.labels)
     trained = known_by.training(config, plan, base=base, dataset=rows, start=versions.start)
     kind = METHODS[config.method].result
-    model = _step("model", FETCH_CACHE, base, "the fetched base model")
     dataset = _step("dataset", PREPARE_CACHE, rows, "the prepared dataset")
     training = _step("training", TRAIN_CACHE, trained, f"the trained {kind}")
     merged = None
@@ -111,6 +110,20 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
             "An earlier run has trained this: unless it is trained anew, nothing is reported to Weights & Biases."
         )
     return Steps(model, dataset, training, merged, artifacts.key_of(base, versions.start), rows)
+
+
+def step_of_model(config: RunConfig, version: str) -> tuple[str, Step]:
+    """What a run's base model is known by, and the step that fetches it.
+
+    Args:
+        config: The run.
+        version: Present version of the model's source.
+
+    Raises:
+        ResultError: The index may not be read or written.
+    """
+    base = known_by.model(config.model, version)
+    return base, _step("model", FETCH_CACHE, base, "the fetched base model")
 
 
 def remember(record: str, *results: FlyteDirectory, facts: Mapping[str, Any] | None = None) -> None:

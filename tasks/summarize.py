@@ -15,6 +15,7 @@ from thriftune.config import RunConfig
 from thriftune.disk import writing_to
 from thriftune.inference.cost import Cost
 from thriftune.inference.report import RunMetrics, summary_table
+from thriftune.inference.timing import Timing
 from thriftune.models.saving import SavedWeights
 from thriftune.training.held_out import EvalReport
 from thriftune.training.result import Asked, TrainingResult
@@ -69,7 +70,9 @@ def summarize(
         logger.warning(remark)
     cost = Cost.of(plan, training, is_of_another_run=settings.is_of_another_run(uri_of(adapter or model)))
     answering = _answering(training, asked, before, after)
-    metrics = RunMetrics(config.name, config.method, answering, outputs, merged, saved_model, cost, remarks)
+    metrics = RunMetrics(
+        config.name, config.method, answering, outputs, merged, saved_model, cost, remarks, Timing.of(plan, training)
+    )
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)
     pages.show_result(metrics)

@@ -1,16 +1,13 @@
 """Training tasks: one body, declared once per number of nodes, and once for a single process."""
 
 import time
-import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import checkpoints, interruption, ledger, live, pod_check, results, settings
-from tasks.declaring import TRAIN_CACHE, cache, training_node_task, wandb_secrets
+from tasks.declaring import TRAIN_CACHE, cache, declared_as, training_node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
 from tasks.transfer import download, download_once_per_node, transient_errors_retried, upload
@@ -89,8 +86,9 @@ def _trained(
     began, start = time.monotonic(), start_of(config)
     model_dir, dataset_dir = download_once_per_node(model, dataset)
     place = settings.result_path(config.name, METHODS[plan.method].facts.result)
-    inputs = Inputs(config, plan, model_dir, dataset_dir, download(start) if start else None, there, lines)
+    own = download(start) if start else None
     fetching_seconds = time.monotonic() - began
+    inputs = Inputs(config, plan, model_dir, dataset_dir, own, there, fetching_seconds, lines)
     result = fit(inputs, place)
     output = upload(place) if rank.is_main else FlyteDirectory(str(place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
@@ -127,14 +125,8 @@ def start_version(config: RunConfig) -> str:
 
 
 def _declare(name: str, task_config: Any = None) -> Any:
-    """Declare a task with the common body, as a function of another name: Flyte identifies a task by that name."""
     options = training_node_task(task_config, *wandb_secrets())
-    decorate: Callable[..., Any] = task(
-        **options, cache=cache(TRAIN_CACHE, *_STOOD_FOR), enable_deck=True, deck_fields=()
-    )
-    body = types.FunctionType(_train.__code__, _train.__globals__, name)
-    body.__annotations__, body.__doc__, body.__qualname__ = _train.__annotations__, _train.__doc__, name
-    return decorate(body)
+    return declared_as(name, _train, **options, cache=cache(TRAIN_CACHE, *_STOOD_FOR))
 
 
 train_1 = _declare("train_1", elastic(1))

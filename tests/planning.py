@@ -31,8 +31,8 @@ def planned(config: RunConfig, deepspeed: dict[str, Any] | None = None, model: P
     return planner.plan(config, catalogue.load(), architecture=shape, here=here)
 
 
-def compiled(part, config, plan):
-    """The nodes of a `@dynamic` part of a workflow, as a pod on a cluster makes them."""
+def compiled(part, config, plan, **versions):
+    """The nodes of a `@dynamic` part of a workflow, as a pod on a cluster makes them; by default those of a run."""
     image = ImageConfig.auto(img_name=PLATFORM.image or "registry/thriftune:1")
     settings = SerializationSettings(project="p", domain="d", version="v", image_config=image, env={})
     context = FlyteContextManager.current_context()
@@ -40,7 +40,7 @@ def compiled(part, config, plan):
     running = context.with_serialization_settings(settings).with_execution_state(
         state.with_params(mode=state.Mode.TASK_EXECUTION)
     )
-    versions = {"model_version": "1", "tokenizer_version": "1", "data_version": "1", "table": None}
+    versions = versions or {"model_version": "1", "tokenizer_version": "1", "data_version": "1", "table": None}
     part._wf = None  # flytekit keeps what it compiled first; a pod compiles once
     with FlyteContextManager.with_context(running) as inside:
         return part.compile_into_workflow(inside, part._task_function, config=config, plan=plan, **versions).nodes

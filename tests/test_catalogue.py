@@ -184,6 +184,11 @@ def test_a_file_and_a_url_replace_the_shipped_one(tmp_path):
         ({"host_gib": 0}, "host_gib", ["0", "greater than 0", "GiB"]),
         ({"disk_gb": -5}, "disk_gb", ["-5", "greater than or equal to 0"]),
         ({"max_pods": 0}, "max_pods", ["0", "greater than 0"]),
+        # Figures in another unit, of which absurd times and costs would come without a word: MiB, Mbit/s.
+        ({"host_gib": 196_608}, "host_gib", ["196608", "less than or equal to 100000", "in GiB"]),
+        ({"network_gbps": 50_000}, "network_gbps", ["50000", "less than or equal to 20000", "in Gbit/s"]),
+        ({"price_per_hour": 1e9}, "price_per_hour", ["1000000000", "less than or equal to 100000", "for one hour"]),
+        ({"vcpus": 10**6}, "vcpus", ["1000000", "less than or equal to 10000"]),
     ],
 )
 def test_a_wrong_property_is_named_with_its_value_and_a_remedy(tmp_path, changes, key, texts):

@@ -31,6 +31,7 @@ def test_there_are_errors_to_test():
         "DivergedError",
         "ResultError",
         "PodError",
+        "BudgetError",
     }
     assert TransientError in ALL
 

@@ -35,7 +35,7 @@ def plan_of(config) -> TrainingPlan:
 
 
 def test_a_result_that_trains_on_a_whole_machine_is_measured_on_a_part_of_a_smaller_one():
-    plan = plan_of(run())
+    plan = plan_of(run(evaluation={"saved_model": True, "batch": 32}))
     node = plan.evaluation
     assert (plan.instance, node.instance, node.device, node.devices) == ("g4dn.metal", "g4dn.12xlarge", "T4", 2)
     assert node.price_per_hour < plan.price_per_hour
@@ -46,9 +46,9 @@ def test_a_result_that_trains_on_a_whole_machine_is_measured_on_a_part_of_a_smal
 
 
 def test_a_merged_model_needs_more_than_its_base_in_4_bits():
-    merged = plan_of(run("qlora", hardware={"device": "T4"}))
-    unmerged = plan_of(run("qlora", hardware={"device": "T4"}, lora={"merge": False}))
-    assert (merged.instance, merged.evaluation.devices) == ("g4dn.xlarge", 2)
+    large = {"model": "meta-llama/Llama-2-13b-hf", "hardware": {"device": "T4"}}
+    merged, unmerged = (plan_of(run("qlora", **large, lora={"merge": merge})) for merge in (True, False))
+    assert (merged.evaluation.instance, merged.evaluation.devices) == ("g4dn.12xlarge", 2)
     assert (unmerged.evaluation.instance, unmerged.evaluation.devices) == ("g4dn.xlarge", 1)
 
 
@@ -94,5 +94,5 @@ def test_the_task_that_measures_the_result_gets_the_node_and_the_training_its_ow
         name: nodes[name].task_node.overrides.pod_template.pod_spec["nodeSelector"]["node.kubernetes.io/instance-type"]
         for name in ("evaluate", "train_1")
     }
-    assert selected == {"evaluate": "g4dn.12xlarge", "train_1": "g4dn.metal"}
+    assert selected == {"evaluate": "g4dn.xlarge", "train_1": "g4dn.metal"}
     assert evaluate.name.endswith("evaluate")

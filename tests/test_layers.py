@@ -42,8 +42,8 @@ IMPORTS_HEAVY = {
     "thriftune/methods/prefix_model.py", "thriftune/strategies/sharded_product.py",
     "thriftune/strategies/fsdp/writing.py", "thriftune/strategies/memory/operations.py",
     "thriftune/strategies/memory/stand_ins.py", "thriftune/strategies/memory/tracing.py",
-    "thriftune/training/callbacks.py", "thriftune/training/guarding.py", "thriftune/training/resumable.py",
-    "thriftune/training/telling.py",
+    "thriftune/training/budget_stop.py", "thriftune/training/callbacks.py", "thriftune/training/guarding.py",
+    "thriftune/training/resumable.py", "thriftune/training/telling.py",
 }  # fmt: skip
 
 # The line that something is named in, and its name.

@@ -97,7 +97,7 @@ def test_what_the_file_fixes_is_kept():
 
 
 def test_what_the_file_leaves_open_is_the_cheapest_that_fits():
-    made = plan(run())
+    made = plan(run(plan={"minimize": "price_per_hour"}))
     assert made.memory.device_gib < made.device_limit_gib
     assert made.memory.host_gib < made.host_limit_gib
     prices = [made.price_per_hour, *(a.price_per_hour for a in made.alternatives)]
@@ -106,6 +106,18 @@ def test_what_the_file_leaves_open_is_the_cheapest_that_fits():
     cheaper = [n for n in CATALOGUE.nodes if n.has_gpu and n.price_per_hour < made.price_per_hour]
     assert cheaper
     assert not any(fits_for_sure(run(hardware={"instance": node.name, "nodes": 1})) for node in cheaper)
+
+
+def test_the_default_is_what_costs_least_by_the_run_though_it_costs_more_per_hour():
+    made, cheapest = plan(run()), plan(run(plan={"minimize": "price_per_hour"}))
+    costs = [a.price_per_hour * a.time.hours for a in (made, *made.alternatives)]
+    assert costs == sorted(costs)
+    assert costs[0] < cheapest.price_per_hour * cheapest.time.hours
+    assert made.price_per_hour > cheapest.price_per_hour
+    soonest = plan(run(plan={"minimize": "time"}))
+    hours = [a.time.hours for a in (soonest, *soonest.alternatives)]
+    assert hours == sorted(hours)
+    assert hours[0] < made.time.hours
 
 
 def test_of_several_zero_configurations_the_fastest_that_fits_is_taken():
@@ -425,7 +437,7 @@ def test_the_planner_tries_every_shipped_zero_configuration_as_its_file_has_it()
 @pytest.mark.parametrize("hardware", [{}, {"device": None}, {"devices_per_node": 1}])
 def test_a_run_that_asks_for_no_cpu_gets_none_though_they_cost_less(hardware):
     made = plan(run(SMOL, "qlora", hardware=hardware))
-    assert made.instance == "g4dn.xlarge"
+    assert CATALOGUE.get(made.instance).has_gpu
     places = {node.name for node in CATALOGUE.nodes if node.has_gpu}
     assert {alternative.instance for alternative in made.alternatives} <= places
 
@@ -448,14 +460,14 @@ def test_a_machine_of_ones_own_is_planned_on_where_it_is_named_and_there_is_one(
     assert (made.instance, made.nodes, made.device, made.price_per_hour) == ("k3s", 1, "CPU", 0)
     assert (made.prices_as_of, made.alternatives) == ("", [])
     assert made.evaluation.instance == "k3s"
-    small = CATALOGUE.get("k3s").model_copy(update={"host_gib": 6.5})
+    small = CATALOGUE.get("k3s").model_copy(update={"host_gib": 6.0})
     config = run(SMOL, training={"global_batch": 8}, hardware={"instance": "k3s"})
     with pytest.raises(ConfigError, match="1 x k3s") as caught:
         planner.plan(config, CATALOGUE.model_copy(update={"nodes": (small,)}))
     assert "2 x k3s" not in str(caught.value)
     assert "leave hardware" not in str(caught.value), "who has that machine has no other"
     rented = small.model_copy(update={"own": False, "price_per_hour": 0.1})
-    assert planner.plan(config, CATALOGUE.model_copy(update={"nodes": (rented,)})).nodes == 2
+    assert planner.plan(config, CATALOGUE.model_copy(update={"nodes": (rented,)})).nodes > 1
 
 
 def test_a_catalogue_of_ones_own_machines_says_which_to_name():

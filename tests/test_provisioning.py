@@ -12,6 +12,7 @@ from tasks.provisioning import node_pod, node_resources
 from thriftune.hardware import DEVICES
 from thriftune.planning import pod_requests
 from workflows.finetune import train_on_plan
+from workflows.plan import calibrate_plan
 
 _RESOURCES = {1: "cpu", 2: "gpu", 3: "memory", 5: "ephemeral-storage"}
 
@@ -91,6 +92,30 @@ def test_gpu_nodes_ask_for_what_the_plan_says(run_config, method, hardware, trai
             "dshm": {"medium": "Memory", "sizeLimit": f"{its.request.shared_memory_gib}Gi"},
             "scratch": {"sizeLimit": f"{its.request.disk_gib}Gi"},
         }
+
+
+@pytest.mark.parametrize(
+    ("method", "hardware", "name"),
+    [
+        ("full", {"instance": "g4dn.metal", "nodes": 3}, "calibrate_3"),
+        ("qlora", {"instance": "g6.xlarge"}, "calibrate_in_one_process"),
+    ],
+)
+def test_a_calibration_runs_on_the_nodes_of_the_plan(run_config, method, hardware, name):
+    training = {"global_batch": 24, "micro_batch": 1, "precision": "fp16"}
+    strategy = "zero" if name == "calibrate_3" else "layers"
+    config = run_config(method, hardware={"device": None, **hardware}, training=training, strategy=strategy)
+    plan = planned(config)
+    nodes = compiled(calibrate_plan, config, plan, model_version="1")
+    assert [task_of(node) for node in nodes if node.task_node] == ["fetch_model", name, "show_calibrated"]
+    (trained,) = (node for node in nodes if has_gpus(node))
+    requests, limits, accelerator, pod = overridden(trained)
+    assert task_of(trained) == name
+    assert requests == limits
+    assert requests["gpu"] == str(plan.request.gpus)
+    assert accelerator == plan.hardware.accelerator
+    assert pod.pod_spec["nodeSelector"] == {"node.kubernetes.io/instance-type": plan.instance}
+    assert (JOB_LABEL in (pod.labels or {})) == (plan.nodes > 1)
 
 
 def test_only_the_pods_of_the_job_on_several_nodes_stay_together(three_nodes):

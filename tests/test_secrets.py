@@ -35,6 +35,7 @@ TOKEN = f"hf_{PLANTED}AbCdEfGhIjKlMnOpQr"
 NO_PLACES = {
     "name", "model.revision", "hardware.instance", "zero.config", "lora.target_modules", "evaluation.prompts",
     "publish.repository", "fsdp.wrap", "lora.modules_to_save", "lora.rank_patterns.pattern", "classification.labels",
+    "hardware.device",
     *(f"data.{part}{name}" for part in ("", "sources.")
       for name in ("subset", "split", "revision", "columns", "template", "trained_fields")),
 }  # fmt: skip
@@ -271,6 +272,7 @@ OTHER_WRITERS = {
     ("thriftune/data/held_out.py", "open"): "digests",
     ("thriftune/data/held_out.py", "write_bytes"): "marks of rows",
     ("thriftune/data/pieces.py", "open"): "tokens and digests",
+    ("thriftune/training/calibration.py", "write_table"): "random tokens",
     ("thriftune/data/rejection.py", "write_table"): "rejected rows, redacted there",
     ("thriftune/inference/generation.py", "write_table"): "prompts and answers, which are the user's",
     ("thriftune/inference/generation.py", "write_text"): "prompts and answers, which are the user's",
@@ -288,6 +290,8 @@ OTHER_WRITERS = {
     ("thriftune/checkpoints/changes.py", "put_bytes"): "steps, numbers of rows, and the name of an execution",
     ("thriftune/checkpoints/lease.py", "put_bytes"): "the name of an execution, and times",
     ("thriftune/checkpoints/attempts.py", "put_bytes"): "a step",
+    ("thriftune/checkpoints/spent.py", "put_bytes"): "seconds",
+    ("thriftune/planning/ledger/keeping.py", "put_bytes"): "records, redacted in thriftune/planning/ledger/record.py",
     ("thriftune/stores/remote.py", "pipe_file"): "nothing: whether it can be written",
     ("thriftune/stores/index.py", "put_bytes"): "places that this package made, and digests",
     ("thriftune/stores/store.py", "pipe_file"): "what is given to put_bytes",

@@ -78,16 +78,19 @@ def test_a_base_in_four_bits_is_read_and_written_once_more_in_every_pass():
     ],
 )
 def test_tokens_per_second_of_a_t4_are_near_published_ones(model, tokens, four_bit, published):
-    """Anassbzdd/fitcheck, measured on a Tesla T4: LoRA of the attention, fp16, recomputed activations, batch 1."""
+    """Anassbzdd/fitcheck, measured on a Tesla T4: LoRA of the attention, fp16, recomputed activations, batch 1.
+
+    Their script computes adapters in fp32, without autocast (docs/time.md has all rows).
+    """
     if isinstance(model, dict):
         shape = architecture.from_content(model, "model")
     else:
         shape = architecture.of(ModelConfig(source=model))
     tuned = LoraConfig(rank=16, target_modules=ATTENTION)
     bits = FourBit(double_quantization=False) if four_bit else None
-    work = measure(shape, StepShape(1, tokens, True, "fp16", tuned, bits, masked=False)).work.whole
+    work = measure(shape, StepShape(1, tokens, True, "fp16", tuned, bits, masked=False, mixed=False)).work.whole
     seconds = sum(pass_seconds(work, DEVICES["T4"].speed, is_queued=True).values())
-    assert tokens / seconds == pytest.approx(published, rel=0.35)
+    assert tokens / seconds == pytest.approx(published, rel=0.25)
 
 
 def step(work, coordination, **options) -> StepTime:
@@ -119,7 +122,7 @@ def test_a_ring_sends_all_but_ones_own_part():
 
 
 def test_the_fastest_way_is_taken_only_if_it_is_clearly_faster(fitting):
-    usual, slightly, clearly = fitting(10.0), fitting(9.8), fitting(9.0)
+    usual, slightly, clearly = fitting(10.0), fitting(7.0), fitting(5.0)
     assert fastest([usual, slightly]) is usual
     assert fastest([usual, slightly, clearly]) is clearly
     assert fastest([replace(usual, time=None), clearly]).time is None

@@ -1,10 +1,13 @@
 """Whether a plan fits is one of three answers, by the error of each item; and few trials find the largest that fits."""
 
 import json
+import math
+import random
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thriftune.config import ModelConfig, RunConfig
@@ -14,8 +17,10 @@ from thriftune.models import architecture
 from thriftune.planning import catalogue, planner, search, suggestions
 from thriftune.planning import report as plan_report
 from thriftune.planning.choices import Fitting, Refusal
+from thriftune.planning.ledger import Evidence, Experience, Quantities, Record, Setup, Trial, run_key
+from thriftune.planning.ledger.record import present_versions
 from thriftune.planning.offers import THIS_MACHINE, Offer
-from thriftune.planning.verdict import band, judge, sentence
+from thriftune.planning.verdict import band, judge, needs, numbers, sentence
 from thriftune.strategies.memory import activations
 from thriftune.training_plan import Estimate, Verdict
 
@@ -78,7 +83,7 @@ def test_the_answer_is_that_of_the_worst_place(gpu, host, answer, where):
 def test_an_uncertain_answer_says_what_would_settle_it():
     verdict = judge(needing([ON_GPU]), 12.0, 50.0, 100.0, micro_batch=4)
     assert sentence(verdict).startswith("each GPU needs 10.4 to 13.0 of 12.0 GiB; a smaller training.micro_batch")
-    assert "training.max_steps: 3" in verdict.settles
+    assert "workflows/plan.py calibrate" in verdict.settles
     assert "micro_batch" not in judge(needing([ON_GPU]), 12.0, 50.0, 100.0).settles
 
 
@@ -91,12 +96,116 @@ def test_a_plan_takes_what_fits_and_does_not_fill_the_uncertain_part():
     low, high = band(smallest.device)
     tight = on_a_t4_of((low + high) / 2, ALONE)
     assert (tight.memory.verdict.answer, tight.micro_batch) == ("uncertain", 1)
-    assert "training.max_steps: 3" in " ".join(plan_report.plan_table(tight, "run").split())
+    shown = " ".join(plan_report.plan_table(tight, "run").split())
+    assert "workflows/plan.py calibrate" in shown
+    settles = tight.memory.verdict.settles
+    assert "nearest changes that surely fit: strategy: auto (1 x this machine), or data.max_length: 256" in settles
     assert "uncertain" in plan_report.plan_html(tight, "run")
     assert json.loads(plan_report.plan_json(tight, "run"))["memory"]["verdict"]["answer"] == "uncertain"
     assert on_a_t4_of(high + 0.01, ALONE).memory.verdict.answer == "fits"
     with pytest.raises(ConfigError, match="does-not-fit|nothing fits"):
         on_a_t4_of(low - 0.01, ALONE)
+
+
+SETUP = Setup("T4", "g4dn.metal", 1, 8, "zero", "qlora", "llama", "fp16", {"torch": "2.13.0"})
+TRIED = Trial("key", "", 4, 1)
+WHEN = datetime(2026, 11, 30, 12, tzinfo=UTC)
+
+
+def held(reserved, context=1.0, setup=SETUP, **more):
+    """The record of a run that held other parts of what was planned."""
+    said = Quantities(reserved_gib=10.0, context_gib=0.2)
+    return Record(WHEN, "run", setup, said, Quantities(reserved_gib=10 * reserved, context_gib=0.2 * context), **more)
+
+
+def evidence(*records):
+    return Evidence(Experience.of(records), SETUP, TRIED)
+
+
+def width(span):
+    return span.high - span.low
+
+
+@pytest.mark.parametrize("records", [(), (held(1.5, setup=replace(SETUP, device="L4")),)])
+def test_no_evidence_changes_no_verdict(records):
+    for items in (ON_GPU, {"Python and libraries": 0.7, "weights": 4.0}):
+        assert needs(items, evidence(*records)) == needs(items, None)
+    assert judge(needing([ON_GPU]), 12.0, 50.0, 100.0, evidence=evidence(*records)) == judge(
+        needing([ON_GPU]), 12.0, 50.0, 100.0
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0.8, 1.2), st.floats(0.7, 1.4), st.integers(0, 2**32))
+def test_a_known_bias_of_memory_is_recovered(bias, of_context, seed):
+    noise = random.Random(seed)
+    runs = [held(bias * math.exp(noise.gauss(0, 0.01)), of_context) for _ in range(40)]
+    found = needs(ON_GPU, evidence(*runs))
+    assert found.low < bias * 11.8 + of_context * 0.2 < found.high
+    assert width(found) < 0.6 * width(needs(ON_GPU, None))
+    assert found.leans_on == "measured: 40 runs on g4dn.metal"
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0.9, 1.1), st.floats(0.2, 5.0))
+def test_one_outlier_of_memory_moves_little(bias, outlier):
+    calm = needs(ON_GPU, evidence(*[held(bias)] * 5))
+    disturbed = needs(ON_GPU, evidence(*[held(bias)] * 4, held(outlier)))
+    assert disturbed.low / calm.low == pytest.approx(1, abs=0.05)
+    assert disturbed.high / calm.high == pytest.approx(1, abs=0.08)
+
+
+def test_runs_of_other_software_say_less_of_memory():
+    same = needs(ON_GPU, evidence(held(0.9)))
+    other = needs(ON_GPU, evidence(held(0.9, setup=replace(SETUP, versions={"torch": "2.12.0"}))))
+    assert same.high < other.high < needs(ON_GPU, None).high
+    assert width(same) < width(other)
+
+
+def test_what_runs_have_shown_settles_an_uncertain_answer():
+    runs = evidence(*[held(0.9)] * 8)
+    assert judge(needing([ON_GPU]), 12.0, 50.0, 100.0).answer == "uncertain"
+    sure = judge(needing([ON_GPU]), 12.0, 50.0, 100.0, evidence=runs)
+    assert (sure.answer, sure.settles) == ("fits", "")
+    assert "measured: 8 runs on g4dn.metal" in numbers(sure)
+    assert judge(needing([ON_GPU]), 12.0, 50.0, 100.0, evidence=evidence(*[held(1.2)] * 8)).answer == "does not fit"
+
+
+@pytest.mark.parametrize(
+    ("ran_out", "gib", "answer"), [(False, 12.1, "fits"), (True, 12.1, "does not fit"), (False, 11.5, "does not fit")]
+)
+def test_a_calibration_of_the_same_plan_is_the_answer(ran_out, gib, answer):
+    """Three steps that ran with 11.9 of 12.1 GiB are no estimate, whatever its error would be."""
+    tried = held(1.17, trial=replace(TRIED, ran_out=ran_out))
+    found = judge(needing([ON_GPU]), gib, 50.0, 100.0, evidence=evidence(tried))
+    assert found.answer == answer
+    assert "a calibration on g4dn.metal, 2026-11-30" in found.leans_on
+    others = [replace(TRIED, run="other"), replace(TRIED, micro_batch=2), replace(TRIED, settings="{}")]
+    for other in others:
+        of_another = evidence(held(1.0, trial=replace(other, ran_out=ran_out)))
+        assert "a calibration" not in judge(needing([ON_GPU]), gib, 50.0, 100.0, evidence=of_another).leans_on
+    newer = replace(tried, when=WHEN.replace(day=1, month=12), trial=replace(TRIED, ran_out=not ran_out))
+    told = judge(needing([ON_GPU]), 12.1, 50.0, 100.0, evidence=evidence(newer, tried))
+    assert told.answer == ("fits" if ran_out else "does not fit")
+
+
+@pytest.mark.parametrize("ran_out", [True, False])
+def test_a_plan_that_was_uncertain_is_sure_or_refused_once_it_was_calibrated(ran_out):
+    smallest = on_a_t4_of(14.56, run(strategy="single", training={"micro_batch": 1})).memory
+    gib = sum(band(smallest.device)) / 2
+    plan = on_a_t4_of(gib, ALONE)
+    trial = Trial(run_key(ALONE), plan.settings, plan.micro_batch, plan.accumulation, ran_out=ran_out)
+    measured = Quantities() if ran_out else Quantities(reserved_gib=gib - 0.2, context_gib=0.15)
+    setup = Setup("T4", THIS_MACHINE, 1, 1, "single", "lora", "llama", "fp16", present_versions())
+    record = Record(WHEN, "run", setup, Quantities(), measured, trial=trial)
+    here = Offer(THIS_MACHINE, DEVICES["T4"], 1, gib, 99.0, 4, 500.0, 0.0)
+    if ran_out:
+        with pytest.raises(ConfigError, match="a calibration on this machine, 2026-11-30, ran out of memory"):
+            planner.plan(ALONE, CATALOGUE, architecture=SMOL, here=here, records=[record])
+        return
+    sure = planner.plan(ALONE, CATALOGUE, architecture=SMOL, here=here, records=[record])
+    assert (sure.memory.verdict.answer, sure.micro_batch) == ("fits", 1)
+    assert "measured: a calibration on this machine" in plan_report.plan_html(sure, "run")
 
 
 def fitting(answer):

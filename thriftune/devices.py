@@ -32,6 +32,8 @@ class Speed:
         launch: Seconds that one operation takes at least, on the host and the device together.
         pcie: Bytes/s per direction between the device and its host.
         nvlink: Bytes/s per direction between two devices; 0 without NVLink.
+        draw: Seconds to draw a random number, of which dropout needs one for each element; 0 on a GPU, whose memory is
+            slower.
     """
 
     fp32: float
@@ -41,6 +43,7 @@ class Speed:
     launch: float
     pcie: float
     nvlink: float
+    draw: float = 0.0
 
     def of(self, precision: str) -> float:
         """FLOP/s of large matrix products in a precision.
@@ -126,8 +129,8 @@ class Reached(_Entry):
     """Shares of the peaks that training reaches, from 0 to 1."""
 
     fp32: float = Field(default=0.6, gt=0, le=1, description="Share of the products in fp32, above 0 and at most 1.")
-    fp16: float = Field(default=0.45, gt=0, le=1, description="Share of the products in fp16, above 0 and at most 1.")
-    bf16: float = Field(default=0.45, gt=0, le=1, description="Share of the products in bf16, above 0 and at most 1.")
+    fp16: float = Field(default=0.6, gt=0, le=1, description="Share of the products in fp16, above 0 and at most 1.")
+    bf16: float = Field(default=0.6, gt=0, le=1, description="Share of the products in bf16, above 0 and at most 1.")
     memory: float = Field(
         default=0.8, gt=0, le=1, description="Share of the memory's bandwidth, above 0 and at most 1."
     )
@@ -267,6 +270,7 @@ def hint(name: str, known: Iterable[str]) -> str:
         known: Those that are known.
     """
     by_lower = {each.lower(): each for each in known}
-    close = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.5)]
+    begins = [each for each in by_lower if each.startswith(name.lower())]
+    close = [by_lower[each] for each in begins or difflib.get_close_matches(name.lower(), by_lower, cutoff=0.5)]
     meant = f"Did you mean {' or '.join(close)}?" if close else f"Known are {', '.join(by_lower.values())}."
     return f"{meant} Others can be added to the catalogue (docs/planning.md)."

@@ -163,6 +163,13 @@ class DivergedError(UserError):
     code = "training-diverged"
 
 
+class BudgetError(UserError):
+    """Going on would cost more than the run may cost. Progress is saved."""
+
+    headline = "The budget is spent"
+    code = "budget-spent"
+
+
 class TransientError(ThriftuneError):
     """Something outside failed that may work in a minute (network, hub, blob store). Tasks make it retryable."""
 
@@ -173,6 +180,10 @@ class StartAgainError(TransientError):
 
 class PreemptedError(TransientError):
     """The node is being taken away. Progress is saved, and another attempt resumes from it."""
+
+
+class EndedAtOnceError(PreemptedError):
+    """A process was told to end where it had nothing to save: by its node, or by the agent that starts it again."""
 
 
 def to_json(error: ThriftuneError) -> str:

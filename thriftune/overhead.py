@@ -30,7 +30,7 @@ START_GIB = 500 / 1024
 GPU_PROCESS_BYTES = 2 * GIB
 # By compute capability: kernels that were loaded and the driver's own structures after a step, which are neither free
 # nor torch's. Sources: T4, 140.9 MiB in each of 69 runs (Anassbzdd/fitcheck, data/measurements); H100, docs/memory.md.
-_CONTEXT_BYTES = {(7, 5): 141 * MIB, (9, 0): 1536 * MIB}
+_CONTEXT_BYTES: dict[tuple[int, ...], int] = {(7, 5): 141 * MIB, (9, 0): 1536 * MIB}
 # An assumption for the GPUs between these two.
 _OTHER_CONTEXT_BYTES = 600 * MIB
 # An assumption: NCCL's buffers (NCCL_BUFFSIZE, 4 MiB, for 16 channels in two directions), and as much for its kernels.
@@ -65,4 +65,4 @@ def usable_for_weights(gpu_gib: float, device: Device) -> int:
 
 
 def _context_bytes(device: Device) -> int:
-    return _CONTEXT_BYTES.get(device.compute_capability or (0, 0), _OTHER_CONTEXT_BYTES)
+    return _CONTEXT_BYTES.get(device.compute_capability, _OTHER_CONTEXT_BYTES)

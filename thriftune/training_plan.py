@@ -9,6 +9,9 @@ from thriftune.batching import Batch
 from thriftune.hardware import Device, Precision
 from thriftune.overhead import OVERHEAD
 
+# Hours and cost are those of so many steps where it is not known how many a run has.
+ASSUMED_STEPS = 1000
+
 Answer = Literal["fits", "uncertain", "does not fit"]
 
 
@@ -23,6 +26,7 @@ class Verdict:
         high_gib: The most GiB that may be needed there.
         limit_gib: GiB that there are.
         settles: What would settle an uncertain answer, as a clause; empty for the others.
+        leans_on: The runs that corrected what was computed, as text; empty if none did.
     """
 
     answer: Answer
@@ -31,6 +35,7 @@ class Verdict:
     high_gib: float
     limit_gib: float
     settles: str = ""
+    leans_on: str = ""
 
     @property
     def share(self) -> float:
@@ -117,8 +122,9 @@ class RunTime:
         tokens_per_step: Tokens of one step, without padding.
         tokens_from: Where their number comes from, as text.
         leans_on: Where the speed comes from, as text.
-        steps: Optimizer steps; 0 where the number of rows is not known.
+        steps: Optimizer steps; 0 where the number of rows is not known, and hours are those of `ASSUMED_STEPS`.
         beside: Seconds by what is done once: start, loading, validations, checkpoints.
+        full_seconds: Seconds of a step whose rows are all as long as the run allows, as a calibration has them.
     """
 
     step: StepTime
@@ -129,6 +135,7 @@ class RunTime:
     leans_on: str
     steps: int
     beside: dict[str, float]
+    full_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -151,7 +158,39 @@ class RunTime:
         return self._hours(self.error[1])
 
     def _hours(self, factor: float) -> float:
-        return (factor * self.steps * self.step.seconds + sum(self.beside.values())) / 3600
+        steps = self.steps or ASSUMED_STEPS
+        return (factor * steps * self.step.seconds + sum(self.beside.values())) / 3600
+
+
+@dataclass(frozen=True)
+class SpotTime:
+    """What a run is expected to take on spot nodes, on average over many such runs.
+
+    Attributes:
+        billed_hours: Hours that its nodes run, with what is done again after interruptions.
+        interruptions: Number of interruptions.
+        cost: Price of the billed hours.
+        every_minutes: Minutes of training between two checkpoints that this counts with.
+        best_minutes: Those with which it would cost least.
+        best_cost: What it would cost then.
+        saving_seconds: Seconds to write and upload a checkpoint.
+        saved_gib: Its size on the node that saves the most.
+        interruptions_per_month: Interruptions of one such node in a month.
+        rate_from: Where that is from.
+        has_spot_price: Whether prices are of the spot market; else those on demand.
+    """
+
+    billed_hours: float
+    interruptions: float
+    cost: float
+    every_minutes: float
+    best_minutes: float
+    best_cost: float
+    saving_seconds: float
+    saved_gib: float
+    interruptions_per_month: float
+    rate_from: str
+    has_spot_price: bool
 
 
 @dataclass(frozen=True)
@@ -169,6 +208,7 @@ class Alternative:
         device_limit_gib: GiB that a GPU has.
         price_per_hour: Price of all nodes.
         time: How long it takes; None where that is not known.
+        spot: What it is expected to take on spot nodes; None elsewhere, and where that is not known.
     """
 
     instance: str
@@ -181,6 +221,7 @@ class Alternative:
     device_limit_gib: float
     price_per_hour: float
     time: RunTime | None = None
+    spot: SpotTime | None = None
 
 
 @dataclass(frozen=True)
@@ -262,6 +303,8 @@ class TrainingPlan:
         alternatives: The next best plans.
         evaluation: What the result is measured on; None on this machine, or if no node holds it.
         time: How long it takes; None where that is not known.
+        is_spot: Whether its nodes are from the spot market, which may take them back at any time.
+        spot: What it is expected to take there; None elsewhere, and where that is not known.
     """
 
     method: str
@@ -288,6 +331,8 @@ class TrainingPlan:
     alternatives: list[Alternative]
     evaluation: EvaluationNode | None = None
     time: RunTime | None = None
+    is_spot: bool = False
+    spot: SpotTime | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -17,6 +17,7 @@ SECTIONS = {"zero": ZeroConfig, "lora": LoraConfig, "publish": PublishConfig}
 OTHERS = {
     "name": "another",
     "seed": 7,
+    "plan": {"minimize": "time", "accept_uncertain": True, "budget": 9.0, "deadline_hours": 3.0},
     "training.epochs": 2.0,
     "training.max_steps": 11,
     "training.learning_rate": 3e-3,

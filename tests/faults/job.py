@@ -12,11 +12,11 @@ class Plant:
 
     Attributes:
         kind: stall, memory, nan, overflow (of all gradients), uphill (from this step on the training goes up the loss),
-            or kill (when `file` is opened for writing).
+            kill (when `file` is opened for writing), or pause (when the part of an attempt that `file` names begins).
         step: Optimizer step during which it happens; 1 is the first.
         rank: Global rank that it happens to.
         size: Rows of a micro batch that are too many (memory).
-        file: Part of the path of a file (kill), or fingerprint of the batch (nan).
+        file: Part of the path of a file (kill), fingerprint of the batch (nan), or a key of `recording.PARTS` (pause).
         once: File that says that it has happened, so that it does not happen again; empty: it happens every time.
     """
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ import torch
 from transformers import TrainerCallback
 
 from faults.job import Job, Plant
+from thriftune.stores.store import Store
+from thriftune.training import fit
+from thriftune.training.resumable import ResumableTrainer
+from thriftune.training.validation import Validator
+
+# Longer than it takes until a test has seen it, and told the process to end.
+_PAUSE_S = 3.0
 
 
 class Events:
@@ -92,9 +100,35 @@ def happened(plant: Plant) -> bool:
     return False
 
 
+# What an attempt does, by the function that does it, and by the Trainer's or the validator's step if there is one.
+PARTS: dict[str, tuple[Any, str, Callable[[Any], int]]] = {
+    "loading": (fit, "load_tokenizer", lambda _: 0),
+    "step": (ResumableTrainer, "training_step", lambda trainer: trainer.state.global_step + 1),
+    "validation": (Validator, "losses", lambda validator: validator._trainer.state.global_step),
+    "saving": (ResumableTrainer, "_save_checkpoint", lambda trainer: trainer.state.global_step),
+    "uploading": (Store, "upload", lambda _: 0),
+    "result": (fit, "_save", lambda _: 0),
+}
+
+
+def _pause(plant: Plant) -> None:
+    """Stand still for some seconds when a part of the attempt begins, so that something can happen there."""
+    place, name, step_of = PARTS[plant.file]
+    function = getattr(place, name)
+
+    def paused(first: Any, *arguments: Any, **options: Any) -> Any:
+        if step_of(first) == plant.step and not happened(plant):
+            time.sleep(_PAUSE_S)
+        return function(first, *arguments, **options)
+
+    setattr(place, name, paused)
+
+
 def plant_in_process(job: Job) -> None:
-    """Let happen what has nothing to do with a step: kills at a file."""
+    """Let happen what has nothing to do with a step: kills at a file, and pauses."""
     for plant in job.plants:
+        if plant.kind == "pause" and plant.rank == int(os.environ.get("RANK", "0")):
+            _pause(plant)
         if plant.kind == "kill" and plant.rank == int(os.environ.get("RANK", "0")):
             sys.addaudithook(_killer(plant))
 

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from faults.comparing import note, require_same_training
-from faults.conftest import INTERVAL, METHODS
+from faults.conftest import INTERVAL, METHODS, STEPS
+from faults.job import Plant
 
 whole = pytest.mark.faults
 # Far less than the grace period, far more than a checkpoint of the tiny model takes.
@@ -92,3 +93,43 @@ def test_sigterm_in_the_last_step_ends_the_run_as_finished(method, new_run, undi
     assert outcomes[-1].ended == "finished", outcomes[-1].log[-4000:]
     require_same_training(expected, run, outcomes)
     note(record, "SIGTERM before the last step", method, outcomes, faults=1, limit=0)
+
+
+# Each part of an attempt, a step in which it happens, and the step that the next attempt goes on from. What has begun
+# is ended: a step, a validation after it, and a checkpoint, after which there is not one step more.
+_PARTS = {
+    "loading": ("loading", 0, 0),
+    "validation before the first step": ("validation", 0, 0),
+    "first step": ("step", 1, 1),
+    "step in the middle": ("step", 8, 8),
+    "validation": ("validation", 10, 10),
+    "saving": ("saving", 2 * INTERVAL, 2 * INTERVAL),
+    "uploading": ("uploading", 0, None),
+    "writing the result": ("result", 0, STEPS),
+}
+_ALWAYS = [("loading", "qlora"), ("saving", "qlora")]
+_REST = [(part, method) for part in _PARTS for method in ("qlora", "zero3", "ddp") if (part, method) not in _ALWAYS]
+
+
+@pytest.mark.parametrize(
+    ("part", "method"), [*_ALWAYS, *(pytest.param(part, method, marks=whole) for part, method in _REST)]
+)
+def test_sigterm_in_every_part_of_an_attempt_is_tried_again(part, method, new_run, undisturbed, record):
+    """While a model was loaded or a result written, a process died without a word, and workers were started again."""
+    expected = undisturbed(method)
+    run = new_run(method)
+    name, step, goes_on_at = _PARTS[part]
+    begun = run.folder / "begun"
+    attempt = run.start([Plant("pause", step=step, file=name, once=str(begun))], pause=0.0)
+    attempt.until(begun.exists)
+    told_at = time.time()
+    attempt.notify()
+    outcomes = [attempt.wait()]
+    assert outcomes[0].ended == "recoverable", (outcomes[0].message, outcomes[0].log[-4000:])
+    assert "The node is going away" in outcomes[0].message
+    assert time.time() - told_at < _SOON
+    assert run.claims_to_be_finished == []
+    outcomes.append(run.finish(pause=0.0))
+    assert outcomes[1].begins == [outcomes[0].last_step if goes_on_at is None else goes_on_at]
+    require_same_training(expected, run, outcomes)
+    note(record, f"SIGTERM: {part}", method, outcomes, limit=0)

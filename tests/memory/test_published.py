@@ -13,7 +13,9 @@ Left out, because another thing was measured than what this package does:
   QLoRA: it kept the input of every 4-bit layer (fixed upstream; 16.24 GB is more than 16-bit LoRA for that reason);
 - tiny-llama's LoRA on every layer: litgpt adapts query, key and value as one layer with one dropout, peft as three;
 - llama-3.2-1b full on one GPU, 8.70 GB: weights, gradients and Adam's states alone are 9.9 GB there;
-- peft's LoRA under ZeRO-3, which this package does not run; int8, which it does not offer.
+- peft's LoRA of 70B under ZeRO-3 and its QLoRA on two GPUs: where the base was quantized, and what was measured, is
+  not said; int8, which this package does not offer;
+- falcon-7b's QLoRA, 9.44 GB: bitsandbytes leaves its linear layers alone in transformers, so the run is refused.
 """
 
 import pytest
@@ -32,7 +34,7 @@ from thriftune.strategies.memory.adapters import split
 from thriftune.strategies.zero.strategy import settings_of
 
 GB, GIB = 1e9, 2**30
-AGREEMENT = 0.15
+AGREEMENT, NEVER_LOWER = 0.15, 0.05
 LLAMA_7B, LLAMA_13B = "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf"
 ATTENTION = ("q_proj", "v_proj")
 EVERYTHING = None
@@ -65,6 +67,15 @@ def test_adapters_agree_with_litgpt(model, rows, tokens, adapters, four_bit, pea
     step_shape = StepShape(rows, tokens, False, "bf16", adapters, four_bit, masked=False)
     needed = estimate(STRATEGIES["single"], of(model), step_shape, Machines(DEVICES["A100-80GB"], 79.0, 1, 1))
     assert needed.allocated_gib * GIB / GB == pytest.approx(peak_gb, rel=AGREEMENT)
+    assert needed.allocated_gib * GIB / GB > (1 - NEVER_LOWER) * peak_gb
+
+
+@pytest.mark.parametrize(("rows", "peak_gb"), [(1, 9.69), (2, 12.10), (4, 16.92)])
+def test_a_layer_with_attention_and_feed_forward_side_by_side_is_not_predicted_too_low(rows, peak_gb):
+    """resource-tables.md, StableLM-3B (GPT-NeoX). Its tokenizer's longest row is not given, so 1304 may be too many."""
+    step_shape = StepShape(rows, 1304, False, "bf16", lora(8, ("query_key_value",)), masked=False)
+    needed = estimate(STRATEGIES["single"], STABLE_3B, step_shape, Machines(DEVICES["A100-80GB"], 79.0, 1, 1))
+    assert (1 - NEVER_LOWER) * peak_gb < needed.allocated_gib * GIB / GB < 1.2 * peak_gb
 
 
 def decoder(kind, width, layers, heads, key_heads, inner, vocabulary, *, tied, head=None):
@@ -88,7 +99,8 @@ SMOL_135M, SMOL_1B = (
     decoder("llama", 2048, 24, 32, 32, 8192, 49152, tied=True),
 )
 TINY_1B = decoder("llama", 2048, 22, 32, 4, 5632, 32000, tied=False)
-T4_MIB, CLOSE, NEVER_LOWER = 14912, 0.01, 0.05
+STABLE_3B = decoder("gpt_neox", 4096, 16, 32, 32, 16384, 50688, tied=False)
+T4_MIB, CLOSE = 14912, 0.01
 
 
 def on_t4(shape, rows, tokens, rank, four_bit):

@@ -23,7 +23,7 @@ from thriftune.planning import catalogue, planner
 from thriftune.planning.offers import THIS_MACHINE, Offer
 from thriftune.preflight import SecretState
 from thriftune.preflight.outputs import RAW_OUTPUT
-from thriftune.training_plan import TrainingPlan
+from thriftune.training_plan import TrainingPlan, Verdict
 
 MIXTRAL = {
     "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
@@ -83,6 +83,12 @@ class Run:
 def outputs_in_a_file(world: World) -> Path:
     (world.folder / "file").touch()
     return world.folder / "file/outputs"
+
+
+def that_may_not_fit(world: World) -> TrainingPlan:
+    plan = plan_for("full", world.tiny_model)
+    verdict = Verdict("uncertain", "each GPU", 10.0, 15.0, 14.6, "a calibration measures it")
+    return replace(plan, instance="g4dn.xlarge", memory=replace(plan.memory, verdict=verdict))
 
 
 def larger_than_the_disk(world: World) -> TrainingPlan:
@@ -361,6 +367,7 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     "half of an adapter's weights": ("adapter-weights-misfit", half_an_adapter),
     "nothing fits": ("plan-does-not-fit", without_plan),
     "two nodes on one machine": ("plan-does-not-fit", lambda w: without_plan(w, hardware={"nodes": 2})),
+    "a plan that may not fit": ("plan-uncertain", lambda w: Run(options={"plan": that_may_not_fit(w)})),
     "an unknown ZeRO file": ("zero-config-invalid", lambda w: without_plan(w, zero={"config": "zero9"})),
     "a misspelt ZeRO setting": (
         "zero-config-invalid",
@@ -433,7 +440,7 @@ def test_there_are_enough_cases_and_every_code_but_the_hub_s_has_one():
     elsewhere = {
         "model-gated", "model-revision-not-found", "data-gated", "data-revision-not-found", "data-split-not-found",
         "hub-token-refused", "publish-no-write-access", "checkpoint-not-found", "checkpoint-differs",
-        "config-invalid", "input-unusable", "training-diverged", "training-no-progress",
+        "config-invalid", "input-unusable", "training-diverged", "budget-spent", "training-no-progress",
         "checkpoints-in-use", "result-missing",  # of other tasks
     }  # fmt: skip
     of_pods = {code for code in errors if code.startswith(("gpu-", "pod-"))}  # tests/test_pods.py has these

@@ -9,8 +9,12 @@ import deepspeed_configs
 from thriftune.config import TrainingConfig
 from thriftune.errors import ConfigError, ModelSourceError, Problem, TransientError
 from thriftune.hardware import DEVICES
+from thriftune.planning.offers import THIS_MACHINE
+from thriftune.planning.saving import checkpoint_bytes, upload_seconds
 from thriftune.preflight import platform, steps
+from thriftune.preflight.platform import LastSave
 from thriftune.strategies.zero.strategy import settings_of
+from thriftune.training_plan import RunTime, StepTime, Verdict
 
 
 def training(**values):
@@ -91,21 +95,31 @@ def plan(tiny_model_dir):
 
 def test_a_node_uploads_what_trains_there(plan):
     zero1, zero3 = (settings_of(name, deepspeed_configs.load(name)) for name in ("zero1", "zero3"))
-    assert platform.checkpoint_bytes(replace(plan, nodes=4, settings=zero3)) == 21_000_000_000
-    assert platform.checkpoint_bytes(replace(plan, nodes=4, settings=zero1)) == 35_000_000_000
+    assert checkpoint_bytes(replace(plan, nodes=4, settings=zero3)) == 21_000_000_000
+    assert checkpoint_bytes(replace(plan, nodes=4, settings=zero1)) == 35_000_000_000
     adapters = replace(plan, method="qlora", strategy="single", settings="", trained_parameters=1_000_000)
-    assert platform.checkpoint_bytes(adapters) == 12_000_000
+    assert checkpoint_bytes(adapters) == 12_000_000
 
 
 def test_an_upload_uses_half_of_the_network():
-    assert platform.upload_seconds(50_000_000_000, 100) == pytest.approx(8.0)
+    assert upload_seconds(50_000_000_000, 100) == pytest.approx(8.0)
 
 
-def test_an_upload_that_takes_longer_than_the_notice_is_a_warning():
-    assert list(platform.check_upload(120, 1, 120)) == []
-    (warning,) = platform.check_upload(392.0, 98 * 2**30, 120)
+def test_a_last_save_that_takes_longer_than_the_notice_is_a_warning():
+    """A step of minutes left no time to save anything, and nothing said so."""
+    assert list(platform.check_last_save(LastSave(30 * 10**9, 20), 120)) == []
+    (warning,) = platform.check_last_save(LastSave(98 * 2**30, 4), 120)
     assert (warning.code, warning.severity) == ("upload-exceeds-grace", "warning")
-    assert "98 GiB per node and takes 392 s" in warning.message
+    assert "98.0 GiB per node" in warning.message
+    assert "181 s to write, 421 s to upload at 0.25 GB/s: 602 s, and its pod has 120 s" in warning.message
+    (warning,) = platform.check_last_save(LastSave(10**6, 5, step_seconds=352), 120)
+    assert "352 s until its step is done" in warning.message
+
+
+def test_a_step_counts_on_spot_nodes_which_get_a_notice(plan):
+    time = RunTime(StepTime({"all": 90.0}), (0.6, 1.6), 1.0, 1.0, "", "", 10, {})
+    assert platform.last_save(replace(plan, time=time), 10).step_seconds == 0
+    assert platform.last_save(replace(plan, time=time, is_spot=True), 10).step_seconds == 90
 
 
 def test_a_plan_in_a_line(plan):
@@ -125,6 +139,20 @@ def test_each_problem_of_a_plan_is_a_finding():
 
 def test_a_plan_that_is_there_has_no_problem(plan):
     assert list(platform.check_plan(plan)) == []
+
+
+def test_gpus_are_not_started_for_a_plan_that_may_not_fit_unless_the_run_accepts_it(plan, run_config):
+    """Nodes were bought for a run that ran out of memory at its first step."""
+    verdict = Verdict("uncertain", "each GPU", 10.0, 15.0, 14.6, "a calibration measures it")
+    there = replace(plan, instance="g4dn.xlarge", memory=replace(plan.memory, verdict=verdict))
+    (refused,) = platform.check_certain(run_config(), there)
+    assert (refused.code, refused.severity, refused.field) == ("plan-uncertain", "error", "plan.accept_uncertain")
+    assert "1 x g4dn.xlarge: each GPU needs 10.0 to 15.0 of 14.6 GiB" in refused.message
+    assert refused.remedy.startswith("A calibration measures it. To try all the same: plan.accept_uncertain: true")
+    assert list(platform.check_certain(run_config(plan={"accept_uncertain": True}), there)) == []
+    sure = replace(there, memory=replace(plan.memory, verdict=replace(verdict, answer="fits")))
+    for other in (sure, replace(there, instance=THIS_MACHINE), ConfigError.single("hardware", "", "nothing fits.", "")):
+        assert list(platform.check_certain(run_config(), other)) == []
 
 
 def test_what_the_planner_says_of_a_bad_model_again_is_left_out(tiny_model_dir, chat_rows_file):

@@ -34,6 +34,7 @@ DECIDED: Mapping[str, Counts] = {
     "model.revision": "model",  # as the version that it stands for
     "model.trust_remote_code": "model",
     "data": "data",
+    "plan": "not",  # what it leads to is the plan's
     "hardware.device": "plan",
     "hardware.instance": "plan",  # as its kind of device
     "hardware.nodes": "plan",

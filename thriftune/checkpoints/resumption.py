@@ -21,6 +21,7 @@ from thriftune.checkpoints.ownership import Ownership
 from thriftune.checkpoints.resume_from import OR_ELSE, none_whole
 from thriftune.checkpoints.resumed import Resumed
 from thriftune.checkpoints.saving import BackgroundSaver
+from thriftune.checkpoints.spent import SpentTime
 from thriftune.config import CheckpointConfig
 from thriftune.errors import ConfigError, TransientError
 from thriftune.stores.store import Store
@@ -44,10 +45,15 @@ class Checkpoints:
         own: Identity of the training; only a checkpoint with the same identity can be resumed from.
         convert: Converts a checkpoint for another number of ranks; None if checkpoints do not depend on that number.
 
+    Attributes:
+        spent: The time of all attempts.
+
     Raises:
         LeaseError: Another execution trains the same at this moment.
         TransientError: The store does not answer.
     """
+
+    spent: SpentTime
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class Checkpoints:
         self._restored = True
         self._store = Store(place.here)
         self._ownership = Ownership(self._store, place)
+        self.spent = SpentTime(self._store, place.writer)
 
     @property
     def folder(self) -> Path:

@@ -88,7 +88,13 @@ class PlanConfig(Section):
     budget: float | None = Field(
         default=None,
         gt=0,
-        description="Only plans expected to cost no more, in the catalogue's currency; no limit when left out.",
+        description="Only plans expected to cost no more, in the catalogue's currency; and a training that is about to "
+        "exceed it, over all its attempts, stops after a checkpoint. No limit when left out.",
+    )
+    accept_uncertain: bool = Field(
+        default=False,
+        description="Train on a cluster although it is uncertain whether the run fits. Memory may run out there: the "
+        "micro batch is then halved, as far as it can be. `workflows/plan.py calibrate` settles it beforehand.",
     )
 
 

@@ -11,8 +11,10 @@ from pydantic import TypeAdapter
 from thriftune import pages
 from thriftune.inference.cost import Cost
 from thriftune.inference.side_by_side import side_by_side
+from thriftune.inference.timing import Timing
 from thriftune.methods import METHODS
 from thriftune.models.saving import SavedWeights
+from thriftune.planning.time.report import duration as spent
 from thriftune.training import report as training_report
 from thriftune.training.charts import HEIGHT, WIDTH, duration
 from thriftune.training.held_out import EvalReport
@@ -37,6 +39,7 @@ class RunMetrics:
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
         cost: What the training's nodes cost; None in metrics of older versions.
         remarks: Sentences that a reader of these numbers must know.
+        timing: Planned and measured time of a step; None where one of them is not known.
     """
 
     name: str
@@ -47,6 +50,7 @@ class RunMetrics:
     saved_model: EvalReport | None = None
     cost: Cost | None = None
     remarks: list[str] = field(default_factory=list)
+    timing: Timing | None = None
 
 
 def metrics_from_json(content: dict[str, Any]) -> RunMetrics:
@@ -76,6 +80,8 @@ def summary_table(metrics: RunMetrics) -> str:
     if training.kept_step != training.steps:
         table.add_row("weights of step", "", f"{training.kept_step}, the lowest held-out loss")
     table.add_row("tokens per second", "", f"{training.tokens_per_second:.0f}")
+    if metrics.timing:
+        table.add_row("time of a step", "", f"{spent(metrics.timing.measured)}, {metrics.timing.note}")
     table.add_row("peak memory (predicted)", "", _memory(training.memory))
     if metrics.cost and metrics.cost.price_per_hour:
         table.add_row("cost", "", metrics.cost.short)
@@ -154,7 +160,7 @@ def page_of(metrics: RunMetrics, fetch: str) -> str:
     events = training_report.events_of(training)
     return pages.render(
         "inference/report.html.jinja",
-        {"duration": duration},
+        {"duration": duration, "spent": spent},
         metrics=metrics,
         technique=METHODS[metrics.method].facts.title,
         before=before,

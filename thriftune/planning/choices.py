@@ -6,7 +6,7 @@ from thriftune.batching import Batch
 from thriftune.hardware import Precision
 from thriftune.planning.offers import Offer
 from thriftune.strategies import Strategy
-from thriftune.training_plan import Estimate, RunTime, Verdict
+from thriftune.training_plan import Estimate, RunTime, SpotTime, Verdict
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,13 @@ class Fitting:
         choice: The choice.
         memory: The memory it needs.
         time: The time it takes; None where that is not known.
+        spot: What it is expected to take on spot nodes; None elsewhere, and where that is not known.
     """
 
     choice: Choice
     memory: Estimate
     time: RunTime | None = None
+    spot: SpotTime | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -100,10 +102,17 @@ class Fitting:
 
     @property
     def cost(self) -> float | None:
-        """Price of the whole run, or of one step where their number is not known; None where time is not known."""
+        """Price of the whole run; None where its time is not known."""
         if self.time is None:
             return None
-        return self.choice.price_per_hour * (self.time.hours if self.time.steps else self.time.step.seconds / 3600)
+        return self.spot.cost if self.spot else self.choice.price_per_hour * self.time.hours
+
+    @property
+    def hours(self) -> float | None:
+        """Hours that its nodes run; None where its time is not known."""
+        if self.time is None:
+            return None
+        return self.spot.billed_hours if self.spot else self.time.hours
 
     @property
     def is_sure(self) -> bool:
@@ -120,9 +129,11 @@ class Refusal:
         choice: What was tried; None if the machines were refused before anything could be tried.
         reason: Why it does not fit, as a clause.
         excess: How far it is from fitting: what it needs divided by what there is; infinite where there is no number.
+        has_room: Whether memory is enough: it takes too long, costs too much, or would not end.
     """
 
     machines: str
     choice: Choice | None
     reason: str
     excess: float
+    has_room: bool = False

@@ -21,6 +21,7 @@ _EVICTION_MIB = 100
 # Pods that run on every node: CNI, kube-proxy, device plugin, log shipper.
 _DAEMONS_GIB = 1.5
 _DAEMONS_VCPUS = 1
+_HOURS_PER_MONTH = 730
 
 
 class NodeProperties(Section):
@@ -31,20 +32,30 @@ class NodeProperties(Section):
     """
 
     device: str = Field(description="Kind of GPU: a shipped one, or one of the catalogue's own section `devices`.")
-    gpus: NonNegativeInt = Field(description="GPUs per node: at least 1; 0 only for device CPU.")
+    gpus: NonNegativeInt = Field(le=1_000, description="GPUs per node: at least 1; 0 only for device CPU.")
     gpu_gib: NonNegativeFloat = Field(
         description="Memory per GPU that the driver shows, in GiB: less than the data sheet says; 0 only for CPU."
     )
-    host_gib: float = Field(gt=0, description="Memory of the host that the provider states, in GiB.")
-    vcpus: PositiveInt = Field(description="Virtual CPUs of the host.")
-    disk_gb: NonNegativeFloat = Field(description="Local NVMe disk, in GB; 0 for none.")
-    network_gbps: float = Field(gt=0, description="Sustained network bandwidth (not burst), in Gbit/s.")
+    # Bounds are far above any machine, and below what comes of another unit: MiB, Mbit/s, cents.
+    host_gib: float = Field(gt=0, le=100_000, description="Memory of the host that the provider states, in GiB.")
+    vcpus: PositiveInt = Field(le=10_000, description="Virtual CPUs of the host.")
+    disk_gb: NonNegativeFloat = Field(le=10_000_000, description="Local NVMe disk, in GB; 0 for none.")
+    network_gbps: float = Field(gt=0, le=20_000, description="Sustained network bandwidth (not burst), in Gbit/s.")
     own: bool = Field(
         default=False,
         description="A machine of your own: only runs that name it (hardware.instance) are planned on it.",
     )
     price_per_hour: NonNegativeFloat = Field(
-        description="Price of one node for one hour, in the catalogue's currency; 0 only for a machine of your own."
+        le=100_000,
+        description="Price of one node for one hour, in the catalogue's currency; 0 only for a machine of your own.",
+    )
+    spot_price_per_hour: float | None = Field(
+        default=None, description="The same on the spot market; that on demand is taken when left out."
+    )
+    interruptions_per_month: float | None = Field(
+        default=None,
+        description="Interruptions of such a node in a month on the spot market: 0.22 where 20 % of the nodes are "
+        "taken back in one; the catalogue's own when left out.",
     )
     bf16: bool = Field(description="Whether the GPU has bfloat16: true from compute capability 8.0 on.")
     interconnect: Interconnect = Field(
@@ -118,6 +129,21 @@ class NodeProperties(Section):
             raise contradiction("makes a node free that is not your own")
         return price
 
+    @field_validator("spot_price_per_hour")
+    @classmethod
+    def _is_no_dearer_than_on_demand(cls, spot: float | None, info: ValidationInfo) -> float | None:
+        price = info.data.get("price_per_hour")
+        if spot is not None and not spot > 0:
+            raise contradiction("is no price: leave it out where it is not known")
+        if spot is not None and price is not None and not spot <= price:
+            raise contradiction(f"is more than {price:g}, for which the node is never taken back")
+        return spot
+
+    @field_validator("interruptions_per_month")
+    @classmethod
+    def _is_a_rate(cls, rate: float | None) -> float | None:
+        return possible_rate(rate)
+
     @field_validator("bf16")
     @classmethod
     def _is_what_the_hardware_has(cls, bf16: bool, info: ValidationInfo) -> bool:
@@ -134,6 +160,20 @@ class NodeProperties(Section):
         if gpus is not None and (gpus > 1) != (interconnect != "none"):
             raise contradiction(f"does not go with {gpus} GPU{'s' if gpus != 1 else ''}")
         return interconnect
+
+
+def possible_rate(rate: float | None) -> float | None:
+    """Interruptions of a node in a month, checked.
+
+    Args:
+        rate: Their number; None where it is not known.
+
+    Raises:
+        PydanticCustomError: They are fewer than none, or more than one in an hour.
+    """
+    if rate is not None and not 0 <= rate <= _HOURS_PER_MONTH:
+        raise contradiction(f"is no number of interruptions of a node in a month, from 0 to {_HOURS_PER_MONTH}")
+    return rate
 
 
 class NodeType(NodeProperties):

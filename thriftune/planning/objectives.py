@@ -5,12 +5,13 @@ from typing import Literal
 
 from thriftune.config import RunConfig
 from thriftune.planning.choices import Fitting, Refusal
+from thriftune.planning.time.run import ERROR
 
 Minimize = Literal["cost", "time", "price_per_hour"]
 
-# The ways to run on some machines come with the usually fastest one first. Another one has to be faster by this factor,
-# as times are estimates.
-_CLEARLY = 0.95
+# The ways to run on some machines come with the usually fastest one first. Another one has to be faster by as much as
+# the time of a step may be off.
+_CLEARLY = ERROR[0]
 
 
 def fastest(ways: Sequence[Fitting]) -> Fitting | None:
@@ -43,10 +44,10 @@ def in_order(found: Sequence[Fitting], minimize: Minimize) -> list[Fitting]:
     def by(choice: Fitting) -> tuple[bool, float, float]:
         if minimize == "price_per_hour":
             return False, choice.choice.price_per_hour, 0.0
-        if choice.time is None or choice.cost is None:
+        hours, cost = choice.hours, choice.cost
+        if hours is None or cost is None:
             return True, choice.choice.price_per_hour, 0.0
-        hours = choice.time.hours if choice.time.steps else choice.time.step.seconds
-        return (False, choice.cost, hours) if minimize == "cost" else (False, hours, choice.cost)
+        return (False, cost, hours) if minimize == "cost" else (False, hours, cost)
 
     return sorted(found, key=by)
 
@@ -61,14 +62,14 @@ def within(config: RunConfig, found: Sequence[Fitting]) -> tuple[list[Fitting], 
         found: The choices.
     """
     limits = config.plan
-    if limits.deadline_hours is None and limits.budget is None:
-        return list(found), []
     kept, refused = [], []
     for one in found:
-        over = [*_over(one, limits.deadline_hours, limits.budget)]
+        # A machine without a price keeps to every budget, however long it takes.
+        budget = limits.budget if one.choice.price_per_hour else None
+        over = _over(one, limits.deadline_hours, budget)
         if over:
             excess, reason = max(over)
-            refused.append(Refusal(one.choice.machines, one.choice, reason, excess))
+            refused.append(Refusal(one.choice.machines, one.choice, reason, excess, has_room=True))
         else:
             kept.append(one)
     return kept, refused
@@ -76,11 +77,13 @@ def within(config: RunConfig, found: Sequence[Fitting]) -> tuple[list[Fitting], 
 
 def _over(one: Fitting, deadline: float | None, budget: float | None) -> list[tuple[float, str]]:
     """By how much a choice exceeds the limits, and as text."""
-    if one.time is None or not one.time.steps or one.cost is None:
+    if deadline is None and budget is None:
+        return []
+    if one.time is None or one.hours is None or not one.time.steps or one.cost is None:
         return [
             (float("inf"), "fits, but how long it takes is not known, so neither a deadline nor a budget can be kept")
         ]
-    hours, over = one.time.hours, []
+    hours, over = one.hours, []
     if deadline is not None and hours > deadline:
         over.append((hours / deadline, f"fits, and takes {hours:.1f} hours, where plan.deadline_hours is {deadline:g}"))
     if budget is not None and one.cost > budget:

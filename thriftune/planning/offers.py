@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thriftune.config import RunConfig
@@ -41,6 +41,10 @@ class Offer:
         price_per_hour: Price of one machine per hour; 0 for this machine.
         is_own: Whether it is a node of one's own, of which there may be no second one.
         network_gbps: Network that lasts, in Gbit/s; 0 where it is not known.
+        spot_price_per_hour: Price of one machine on the spot market; None where it is not known.
+        interruptions_per_month: Interruptions of such a machine in a month on the spot market; None where that is not
+            known.
+        is_spot: Whether the run has it from the spot market, which may take it back at any time.
     """
 
     name: str
@@ -53,15 +57,20 @@ class Offer:
     price_per_hour: float
     is_own: bool = False
     network_gbps: float = 0.0
+    spot_price_per_hour: float | None = None
+    interruptions_per_month: float | None = None
+    is_spot: bool = False
 
 
-def of_node(node: NodeType, device: Device) -> Offer:
+def of_node(node: NodeType, device: Device, interruptions_per_month: float | None = None) -> Offer:
     """The offer of a node type of the catalogue.
 
     Args:
         node: The node type.
         device: Its device.
+        interruptions_per_month: Of a node type that does not say it.
     """
+    own = node.interruptions_per_month
     return Offer(
         name=node.name,
         device=device,
@@ -73,7 +82,21 @@ def of_node(node: NodeType, device: Device) -> Offer:
         price_per_hour=node.price_per_hour,
         is_own=node.own,
         network_gbps=node.network_gbps,
+        spot_price_per_hour=node.spot_price_per_hour,
+        interruptions_per_month=interruptions_per_month if own is None else own,
     )
+
+
+def on_spot(offer: Offer) -> Offer:
+    """The same machine from the spot market, as tasks on GPUs have it where the platform allows it (`interruptible`).
+
+    Args:
+        offer: The machine; one of one's own, and one without a GPU, is not from there.
+    """
+    if offer.is_own or offer.name == THIS_MACHINE or not offer.device.is_gpu:
+        return offer
+    price = offer.price_per_hour if offer.spot_price_per_hour is None else offer.spot_price_per_hour
+    return replace(offer, is_spot=True, price_per_hour=price)
 
 
 def this_machine(folder: Path = Path(), devices: Mapping[str, Device] = DEVICES) -> Offer:
@@ -133,7 +156,7 @@ def matching(config: RunConfig, catalogue: Catalogue) -> list[Offer]:
         found = list(_contradictions(config, node, device))
         problems |= {problem.field: problem for problem in found}
         if not found:
-            offers.append(of_node(node, device))
+            offers.append(of_node(node, device, catalogue.interruptions_per_month))
     if not offers:
         raise ConfigError.of("plan-does-not-fit", list(problems.values()))
     return sorted(offers, key=lambda offer: (offer.price_per_hour, offer.name))

@@ -21,8 +21,8 @@ from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
 from thriftune.planning.search import search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
 from thriftune.planning.time.run import Size, Times, full_rows
-from thriftune.planning.verdict import sentence
-from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
+from thriftune.planning.verdict import advising, sentence
+from thriftune.training_plan import Alternative, Estimate, NodeRequest, SpotTime, TrainingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def plan(
     token: str | None = None,
     size: Size | None = None,
     records: Sequence[Record] = (),
+    interruptible: bool = False,
 ) -> TrainingPlan:
     """Find the best plan that fits. What the run's file fixes is kept and checked, never overridden.
 
@@ -57,6 +58,7 @@ def plan(
         token: Hub token, to read the config.json of a model whose configuration is not shipped.
         size: The run's rows; rows of full length when left out.
         records: The ledger.
+        interruptible: Whether tasks on GPUs run on spot nodes.
 
     Returns:
         The plan.
@@ -69,7 +71,7 @@ def plan(
     method, found = METHODS[config.method], ErrorCollector()
     ways = found.take(lambda: ways_of(config)) or []
     model = found.take(lambda: architecture or architectures.of(config.model, token, config.labels))
-    machines = found.take(lambda: _machines(config, catalogue, here)) or []
+    machines = found.take(lambda: _machines(config, catalogue, here, interruptible=interruptible)) or []
     if model is not None:
         found.take(lambda: require_positions(model, config.data.max_length))
     if model is not None:
@@ -80,9 +82,10 @@ def plan(
     times = Times(config, trained, size or full_rows(config), tuple(records))
     fitting, refused = search(config, model, machines, ways, 1 + (_ALTERNATIVES if here is None else 0), times)
     if not fitting:
-        changes = changes_that_fit(config, model, catalogue, here)
-        raise _nothing_fits(refused, changes)
+        is_room = any(refusal.has_room for refusal in refused)
+        raise _nothing_fits(refused, None if is_room else changes_that_fit(config, model, catalogue, here))
     if not fitting[0].is_sure:
+        fitting[0] = _advised(fitting[0], changes_that_fit(config, model, catalogue, here))
         logger.warning("It is uncertain whether the run fits: %s", sentence(fitting[0].verdict))
     evaluation = planned_evaluation(config, trained, catalogue, here)
     return replace(_plan_of(config, model, catalogue, fitting), evaluation=evaluation)
@@ -114,27 +117,43 @@ class ErrorCollector:
             raise ConfigError([problem for error in self._errors for problem in error.problems])
 
 
-def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None) -> list[Offer]:
+def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None, *, interruptible: bool) -> list[Offer]:
     if here is None:
-        return offers.matching(config, catalogue)
+        found = offers.matching(config, catalogue)
+        return [offers.on_spot(offer) for offer in found] if interruptible else found
     offers.require_allowed_here(config, here)
     return [here]
 
 
-def _nothing_fits(refused: list[Refusal], changes: list[str]) -> ConfigError:
-    """The error that nothing fits: the closest attempt on each kind of machine, the nearest first."""
+def _advised(found: Fitting, changes: list[str]) -> Fitting:
+    """A choice that may fit, with changes of the run that surely do."""
+    verdict = advising(found.verdict, changes)
+    return replace(found, memory=replace(found.memory, verdict=verdict))
+
+
+def _nothing_fits(refused: list[Refusal], changes: list[str] | None) -> ConfigError:
+    """The error that nothing fits: the closest attempt on each kind of machine, the nearest first.
+
+    Args:
+        refused: Why what was tried does not fit.
+        changes: Changes of the run that would fit; None where memory is not what is wrong.
+    """
     closest: dict[str, Refusal] = {}
     for refusal in refused:
         if refusal.machines not in closest or refusal.excess < closest[refusal.machines].excess:
             closest[refusal.machines] = refusal
     ordered = sorted(closest.values(), key=lambda refusal: refusal.excess)
-    remedy = " Or: ".join(changes) if changes else "none of those that were tried."
     problems = [Problem("hardware", r.machines, f"{_described(r)}.", "") for r in ordered[:_REASONS]]
     if len(ordered) > _REASONS:
         problems.append(
             Problem("hardware", "", f"{len(ordered) - _REASONS} more were tried and are further from fitting.", "")
         )
-    problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
+    if changes is None:  # changes that need less memory would not help
+        message = "of what fits, nothing keeps to the run's limits and comes to an end."
+        problems.append(Problem("plan", "", message, "Change what the nearest one names."))
+    else:
+        remedy = " Or: ".join(changes) if changes else "none of those that were tried."
+        problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
     return ConfigError.of("plan-does-not-fit", problems)
 
 
@@ -173,7 +192,16 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
         trained_parameters=METHODS[config.method].trained_parameters(config, model),
         alternatives=[_alternative(other) for other in fitting[1:]],
         time=fitting[0].time,
+        is_spot=choice.offer.is_spot,
+        spot=_sourced(fitting[0].spot, catalogue),
     )
+
+
+def _sourced(spot: SpotTime | None, catalogue: Catalogue) -> SpotTime | None:
+    """With where the rate of interruptions is from, if that is the catalogue's own one."""
+    if spot is None or spot.interruptions_per_month != catalogue.interruptions_per_month:
+        return spot
+    return replace(spot, rate_from=catalogue.interruptions_source or spot.rate_from)
 
 
 def _request(choice: Choice, memory: Estimate) -> NodeRequest:
@@ -200,4 +228,5 @@ def _alternative(fitting: Fitting) -> Alternative:
         device_limit_gib=choice.device_limit_gib,
         price_per_hour=choice.price_per_hour,
         time=fitting.time,
+        spot=fitting.spot,
     )

@@ -152,6 +152,8 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
         day = f", prices of {plan.prices_as_of}" if plan.prices_as_of else ""
         yield "price", f"{plan.price_per_hour:,.2f} {plan.currency} per hour", each + day
     yield from times.facts(plan.time, plan.price_per_hour, plan.currency)
+    if plan.is_spot:
+        yield from times.spot_facts(plan.spot, plan.price_per_hour, plan.currency)
     yield "method", METHODS[plan.method].facts.title, STRATEGIES[plan.strategy].describe(plan)
     yield "precision", plan.precision, ""
     parts = f"micro batch {batch.micro_batch} x accumulation {batch.accumulation}"
@@ -194,7 +196,7 @@ def alternatives(plan: TrainingPlan) -> list[list[str]]:
     """A table of the plan and its alternatives: a row of headers, then the plan itself, then the alternatives."""
     chosen = Alternative(
         plan.instance, plan.nodes, plan.devices_per_node, plan.strategy, STRATEGIES[plan.strategy].short(plan),
-        plan.micro_batch, plan.memory.device_gib, plan.device_limit_gib, plan.price_per_hour, plan.time,
+        plan.micro_batch, plan.memory.device_gib, plan.device_limit_gib, plan.price_per_hour, plan.time, plan.spot,
     )  # fmt: skip
     kind = _kind(plan)
     has_times = any(other.time for other in (chosen, *plan.alternatives))
@@ -218,7 +220,7 @@ def alternatives(plan: TrainingPlan) -> list[list[str]]:
             str(other.micro_batch),
             f"{gib(other.device_gib)} of {gib(other.device_limit_gib)}",
             f"{other.price_per_hour:,.2f} {plan.currency}",
-            *(times.cells(other.time, other.price_per_hour) if has_times else []),
+            *(times.cells(other.time, other.price_per_hour, other.spot) if has_times else []),
         ]
         for other in (chosen, *plan.alternatives)
     ]
@@ -299,7 +301,7 @@ def _alternative_table(plan: TrainingPlan) -> "Table":
     header, *rows = alternatives(plan)
     table = Table()
     for index, label in enumerate(header):
-        table.add_column(label, justify="right" if index else "left", overflow="fold")
+        table.add_column(label, justify="right" if index else "left", overflow="fold", no_wrap=not index)
     for row in rows:
         table.add_row(*(Text(_printable(cell)) for cell in row))
     return table

@@ -12,6 +12,7 @@ from thriftune.hardware import Precision, choose_precision
 from thriftune.methods import METHODS
 from thriftune.models import saving
 from thriftune.models.architecture import Architecture
+from thriftune.planning import on_spot
 from thriftune.planning.choices import Choice, Fitting, Refusal, Way
 from thriftune.planning.memory import estimate
 from thriftune.planning.memory.estimate import VALIDATION
@@ -65,8 +66,10 @@ def search(
         if len(sure) == wanted and minimize == "price_per_hour":
             break
     if times is not None:
+        sure, endless = on_spot.finishing(config, architecture, sure)
+        unsure, _ = on_spot.finishing(config, architecture, unsure)
         sure, late = within(config, sure)
-        refused += late
+        refused += [*endless, *late]
         unsure, _ = within(config, unsure)
     return in_order(sure, minimize)[:wanted] or in_order(unsure, minimize)[:wanted], refused
 
@@ -123,7 +126,7 @@ def _fit(
             continue
         if facts.needs_others and nodes * devices == 1 and config.strategy == AUTO:
             continue
-        outcome = _fit_way(config, architecture, tuned, offer, nodes, way)
+        outcome = _fit_way(config, architecture, tuned, offer, nodes, way, times)
         if isinstance(outcome, Refusal):
             refused.append(outcome)
             continue
@@ -145,7 +148,13 @@ def _timed(config: RunConfig, tuned: Section | None, found: Fitting, times: Time
 
 
 def _fit_way(
-    config: RunConfig, architecture: Architecture, tuned: Section | None, offer: Offer, nodes: int, way: Way
+    config: RunConfig,
+    architecture: Architecture,
+    tuned: Section | None,
+    offer: Offer,
+    nodes: int,
+    way: Way,
+    times: Times | None,
 ) -> Fitting | Refusal:
     """The largest micro batch that fits, or the smallest one where none does for sure."""
     training, devices = config.training, _devices(config, offer, way.strategy)
@@ -161,7 +170,7 @@ def _fit_way(
         batch = Batch(training.global_batch, micro, training.global_batch // (micro * ranks), ranks)
         step_shape = replace(step_shape_of(config, micro, precision), tuned=tuned)
         choice = Choice(offer, nodes, devices, way.strategy, way.settings, way.settings_name, batch, precision)
-        return _try(config, architecture, choice, step_shape)
+        return _try(config, architecture, choice, step_shape, times)
 
     return _largest_that_fits(micro_batches, attempt)
 
@@ -219,7 +228,9 @@ def step_shape_of(config: RunConfig, micro_batch: int, precision: Precision) -> 
     )
 
 
-def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_shape: StepShape) -> Fitting | Refusal:
+def _try(
+    config: RunConfig, architecture: Architecture, choice: Choice, step_shape: StepShape, times: Times | None
+) -> Fitting | Refusal:
     machines = Machines(choice.offer.device, choice.offer.gpu_gib, choice.nodes, choice.devices_per_node)
     optimizer = config.training.optimizer
     needs = choice.strategy.memory(architecture, step_shape, machines, choice.settings, optimizer)
@@ -248,6 +259,7 @@ def _try(config: RunConfig, architecture: Architecture, choice: Choice, step_sha
         choice.host_limit_gib,
         choice.offer.disk_gib or math.inf,
         micro_batch=choice.batch.micro_batch,
+        evidence=times.evidence(choice) if times is not None else None,
     )
     if verdict.answer == "does not fit":
         return Refusal(choice.machines, choice, _reason(needed, verdict), verdict.share)
@@ -259,4 +271,5 @@ def _reason(needed: Estimate, verdict: Verdict) -> str:
     items = {"the host": needed.host, "the local disk": needed.disk}.get(verdict.where, needed.device)
     when = " during validation" if is_device and needed.phase == VALIDATION else ""
     amount = f"{verdict.low_gib:.1f} to {verdict.high_gib:.1f} GiB of {verdict.limit_gib:.1f}{when}"
-    return f"{verdict.where} needs {amount} ({largest(items)})"
+    said = f"; {verdict.leans_on}" if verdict.leans_on else ""
+    return f"{verdict.where} needs {amount} ({largest(items)}{said})"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from thriftune.errors import ConfigError
 
 _HOURS_PER_MONTH = 730.0
-# A run that is expected to take more than this many times its own hours is refused: interruptions then cost more than
-# what spot nodes are cheaper by, which is 60 to 90 % (AWS says up to 90 %).
+# A run that is expected to take this many times what it takes without interruptions is refused: they then cost more
+# than what spot nodes are cheaper by, which is 60 to 90 % (AWS says up to 90 %).
 _MOST_TIMES = 5.0
 
 
@@ -66,15 +66,14 @@ class Expected:
     cost: float
 
 
-def rate_of(share_per_month: float, nodes: int = 1) -> float:
+def rate_of(per_month: float, nodes: int = 1) -> float:
     """Interruptions per hour of a run on some nodes: if one node goes, all start again.
 
     Args:
-        share_per_month: Share of the nodes of a kind that are interrupted in a month, as AWS's Spot Instance Advisor
-            gives it; less than 1.
+        per_month: Interruptions of one node in a month.
         nodes: Number of nodes.
     """
-    return -math.log1p(-share_per_month) / _HOURS_PER_MONTH * nodes
+    return per_month / _HOURS_PER_MONTH * nodes
 
 
 def expected(run: SpotRun, price_per_hour: float) -> Expected:
@@ -88,7 +87,7 @@ def expected(run: SpotRun, price_per_hour: float) -> Expected:
         ConfigError: The run would hardly ever finish.
     """
     billed = _billed_hours(run)
-    if billed > _MOST_TIMES * (run.hours + run.startup_hours):
+    if billed > _MOST_TIMES * _billed_hours(replace(run, rate=0.0)):
         raise _hardly_ever(run, billed)
     interruptions = run.rate * billed
     return Expected(billed, billed + (1 + interruptions) * run.waiting_hours, interruptions, billed * price_per_hour)
@@ -157,7 +156,7 @@ def _hardly_ever(run: SpotRun, billed: float) -> ConfigError:
     better = replace(run, interval_hours=best_interval(run)) if run.checkpoint_hours else run
     hours = _billed_hours(better)
     remedy = "Take nodes that are not interrupted (THRIFTUNE_INTERRUPTIBLE=false)"
-    if hours <= _MOST_TIMES * (run.hours + run.startup_hours) and better != run:
+    if hours <= _MOST_TIMES * _billed_hours(replace(better, rate=0.0)) and better != run:
         minutes = 60 * better.interval_hours
         remedy += f", or save every {minutes:.0f} minutes, with which {hours:.1f} billed hours are expected"
     return ConfigError.single("checkpoints.every_minutes", f"{60 * run.interval_hours:g}", message, f"{remedy}.")

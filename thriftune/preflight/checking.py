@@ -89,6 +89,7 @@ def run(
         return Preflight(config.name, in_order(notes.findings), notes.facts)
     notes.findings += target.check(config.publish, token)
     notes.findings += platform.check_settings(config, plan)
+    notes.findings += platform.check_certain(config, plan)
     _check_upload(plan, network_gbps, grace_seconds, notes)
     with tempfile.TemporaryDirectory() as scratch:
         base = _check_model(config, token, Path(scratch), notes)
@@ -220,7 +221,6 @@ def _check_upload(
         if plan.hardware.is_gpu:
             notes.findings.append(skipped("checkpoint upload", "the network of the nodes is not known"))
         return
-    size = platform.checkpoint_bytes(plan)
-    seconds = platform.upload_seconds(size, network_gbps)
-    notes.findings += platform.check_upload(seconds, size, grace_seconds)
-    notes.learn(upload_seconds=seconds)
+    save = platform.last_save(plan, network_gbps)
+    notes.findings += platform.check_last_save(save, grace_seconds)
+    notes.learn(upload_seconds=save.upload_seconds)

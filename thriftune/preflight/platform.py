@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from thriftune.config import RunConfig
 from thriftune.errors import ConfigError, Problem, ThriftuneError, TransientError, UserError
 from thriftune.methods import METHODS
+from thriftune.planning.offers import THIS_MACHINE
+from thriftune.planning.report import machines
+from thriftune.planning.saving import checkpoint_bytes, upload_seconds, write_seconds
 from thriftune.planning.search import ways_of
+from thriftune.planning.verdict import numbers
 from thriftune.preflight.outcome import unreachable
 from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import TrainingPlan
@@ -17,9 +21,6 @@ logger = logging.getLogger(__name__)
 # AWS gives a spot node two minutes.
 # Source: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 GRACE_SECONDS = 120.0
-# Share of a network's rate that an upload to an object store keeps up.
-_EFFICIENCY = 0.5
-_GIGABIT_BYTES = 1e9 / 8
 
 Plan = TrainingPlan | ThriftuneError
 
@@ -34,6 +35,26 @@ def check_plan(plan: Plan) -> Iterator[Problem]:
         yield unreachable(plan, "plan", "")
     elif isinstance(plan, UserError):
         yield from plan.problems
+
+
+def check_certain(config: RunConfig, plan: Plan) -> Iterator[Problem]:
+    """Whether a run surely fits the machines of a cluster; on this machine, trying costs nothing.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+    """
+    if not isinstance(plan, TrainingPlan) or plan.instance == THIS_MACHINE or config.plan.accept_uncertain:
+        return
+    verdict = plan.memory.verdict
+    if verdict is not None and verdict.answer == "uncertain":
+        yield Problem.coded(
+            "plan-uncertain",
+            "plan.accept_uncertain",
+            "false",
+            f"it is uncertain whether the run fits {machines(plan)}: {numbers(verdict)}.",
+            f"{verdict.settles[:1].upper()}{verdict.settles[1:]}. To try all the same: plan.accept_uncertain: true.",
+        )
 
 
 def plan_line(plan: TrainingPlan) -> str:
@@ -100,40 +121,63 @@ def check_secrets(secrets: Sequence[SecretState]) -> Iterator[Problem]:
         yield Problem.coded("secret-missing", secret.setting, secret.name, message, remedy)
 
 
-def checkpoint_bytes(plan: TrainingPlan) -> int:
-    """Bytes of a checkpoint that the node with the most uploads: weights, and AdamW's two moments.
+@dataclass(frozen=True)
+class LastSave:
+    """What a node does after the notice that it goes away.
+
+    Attributes:
+        size: Bytes of the checkpoint that it writes and uploads.
+        network_gbps: Its network, in Gbit/s.
+        step_seconds: Seconds of the step that it ends first: of a whole one at most; 0 where that is not known, and on
+            demand, where a notice is rare.
+    """
+
+    size: int
+    network_gbps: float
+    step_seconds: float = 0.0
+
+    @property
+    def upload_seconds(self) -> float:
+        """Seconds of the upload, at the assumed share of the network."""
+        return upload_seconds(self.size, self.network_gbps)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until the checkpoint is in the store."""
+        return self.step_seconds + write_seconds(self.size) + self.upload_seconds
+
+
+def last_save(plan: TrainingPlan, network_gbps: float) -> LastSave:
+    """What a node of a plan does after the notice that it goes away.
 
     Args:
         plan: The plan.
+        network_gbps: The node's sustained network rate, in Gbit/s.
     """
-    strategy = STRATEGIES[plan.strategy]
-    return strategy.checkpoint_bytes(plan.trained_parameters, plan.precision, plan.settings, plan.nodes)
+    step = plan.time.step.seconds if plan.is_spot and plan.time else 0.0
+    return LastSave(checkpoint_bytes(plan), network_gbps, step)
 
 
-def upload_seconds(size: int, network_gbps: float) -> float:
-    """Seconds that an upload takes.
+def check_last_save(save: LastSave, grace_seconds: float) -> Iterator[Problem]:
+    """Whether a node that goes away can save a checkpoint between its notice and its end.
 
     Args:
-        size: Bytes.
-        network_gbps: The node's sustained network rate, in Gbit/s; half of it is assumed to be used.
-    """
-    return size / (network_gbps * _GIGABIT_BYTES * _EFFICIENCY)
-
-
-def check_upload(seconds: float, size: int, grace_seconds: float) -> Iterator[Problem]:
-    """Whether a spot node can upload a checkpoint between its notice and its end.
-
-    Args:
-        seconds: Seconds that the upload takes.
-        size: Bytes of the checkpoint.
+        save: What it does then.
         grace_seconds: Seconds between the notice and the end.
     """
-    if seconds > grace_seconds:
-        yield Problem.coded(
-            "upload-exceeds-grace",
-            "hardware.nodes",
-            "",
-            f"a checkpoint is {size / 2**30:.0f} GiB per node and takes {seconds:.0f} s to upload; a spot node has "
-            f"{grace_seconds:.0f} s.",
-            "Use on-demand nodes, more of them, or ones with a faster network.",
-        )
+    if save.seconds <= grace_seconds:
+        return
+    rate = save.size / save.upload_seconds / 1e9
+    parts = [f"{write_seconds(save.size):.0f} s to write", f"{save.upload_seconds:.0f} s to upload at {rate:.2g} GB/s"]
+    if save.step_seconds:
+        parts.insert(0, f"{save.step_seconds:.0f} s until its step is done")
+    yield Problem.coded(
+        "upload-exceeds-grace",
+        "hardware.nodes",
+        "",
+        f"a checkpoint is {save.size / 2**30:.1f} GiB per node. A node that goes away needs {', '.join(parts)}: "
+        f"{save.seconds:.0f} s, and its pod has {grace_seconds:.0f} s (THRIFTUNE_GRACE_SECONDS). Steps since the last "
+        "checkpoint are then lost.",
+        "Use on-demand nodes, more of them, or ones with a faster network; or save more often "
+        "(checkpoints.every_minutes).",
+    )

@@ -18,6 +18,7 @@ class Coordination:
         updated: Parameters that it updates itself.
         overlapped: Share of the exchange that can run while the device computes, from 0 to 1.
         at_a_time: How many of the devices of a node compute at the same time; 0 for all of them.
+        visits: How often the host gathers and frees one weight, where it does so for each one by itself.
     """
 
     between: int = 0
@@ -26,6 +27,7 @@ class Coordination:
     updated: int = 0
     overlapped: float = 0.0
     at_a_time: int = 0
+    visits: int = 0
 
 
 def of_ring(size: int, ranks: int) -> int:

@@ -1,7 +1,6 @@
 """One attempt at a training: restored, guarded and measured; with what it leaves to the next attempt if it fails."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,16 +15,17 @@ from thriftune.checkpoints.resumption import BEST, REMARKS, Checkpoints
 from thriftune.config import RunConfig
 from thriftune.data.prepared import TRAIN, count_rows
 from thriftune.disk import writing_to
-from thriftune.errors import StartAgainError, TransientError
+from thriftune.errors import EndedAtOnceError, StartAgainError, TransientError
 from thriftune.strategies import STRATEGIES
 from thriftune.training.adjustments import Adjustments
 from thriftune.training.guards.divergence import DivergenceGuard
 from thriftune.training.guards.faults import kind_of
 from thriftune.training.guards.resources import ResourceWatch
 from thriftune.training.guards.stall import StallWatch
-from thriftune.training.memory_watch import MemoryUse, PeakMemory, return_freed_blocks
+from thriftune.training.memory_watch import PeakMemory, return_freed_blocks
 from thriftune.training.notice import Notice
-from thriftune.training.result import Effort, memory_use
+from thriftune.training.result import EFFORT, Effort, Spent, effort_so_far, memory_use
+from thriftune.training.spending import Spending
 from thriftune.training_plan import TrainingPlan
 
 if TYPE_CHECKING:
@@ -55,25 +55,6 @@ class Loaded:
     telling: "Telling"
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Time, tokens and memory that an attempt used.
-
-    Attributes:
-        effort: Time and tokens of all attempts.
-        memory: Peak memory of this attempt.
-        resources: The watch over memory and disk in this attempt.
-        resumed_at: Step that it resumed from; 0 if it started at the first step.
-        remarks: Sentences about the differences from the run that it resumed from.
-    """
-
-    effort: Effort
-    memory: MemoryUse
-    resources: ResourceWatch
-    resumed_at: int
-    remarks: list[str]
-
-
 class Attempt:
     """One attempt at a training, in each of its processes.
 
@@ -83,6 +64,7 @@ class Attempt:
         checkpoints: Checkpoints of the training; None if none are saved.
         adjustments: What earlier attempts changed about it.
         folder: Where the Trainer writes.
+        seconds_before: Seconds that this process took before, to fetch model and rows.
 
     Attributes:
         plan: The plan, with the present batch.
@@ -103,12 +85,14 @@ class Attempt:
         checkpoints: Checkpoints | None,
         adjustments: Adjustments,
         folder: Path,
+        seconds_before: float = 0.0,
     ) -> None:
         self.adjustments, self.folder = adjustments, folder
         self.plan = adjustments.applied_to(planned)
         self.stall = StallWatch(config.training.stall_timeout)
         self._config, self._planned, self._checkpoints = config, planned, checkpoints
         self._notice: Notice | None = None
+        self._spending = Spending(config, planned, checkpoints.spent, seconds_before) if checkpoints else None
 
     @classmethod
     def begin(
@@ -119,6 +103,7 @@ class Attempt:
         dataset_dir: Path,
         place: CheckpointLocation | None,
         scratch: Path,
+        seconds_before: float = 0.0,
     ) -> Self:
         """Start an attempt with what earlier attempts left in the store. Collective: every rank calls it.
 
@@ -129,6 +114,7 @@ class Attempt:
             dataset_dir: The prepared dataset.
             place: Where checkpoints are; None if none are saved.
             scratch: Folder that the Trainer may write to if no checkpoints are saved.
+            seconds_before: Seconds that this process took before, to fetch model and rows.
         """
         if place is None:
             return cls(config, plan, None, Adjustments(), scratch)
@@ -141,7 +127,7 @@ class Attempt:
         )
         checkpoints = Checkpoints(place, config.checkpoints, own, STRATEGIES[plan.strategy].reshard)
         adjustments = Adjustments.from_json(checkpoints.adjustments())
-        return cls(config, plan, checkpoints, adjustments, checkpoints.folder)
+        return cls(config, plan, checkpoints, adjustments, checkpoints.folder, seconds_before)
 
     def train(self, load: Callable[[Resumed | None], Loaded]) -> tuple[Loaded, Spent]:
         """Load and train, and measure from the first byte loaded to the last step. Collective: every rank calls it.
@@ -155,9 +141,13 @@ class Attempt:
         Raises:
             StartAgainError: The training was changed so that it can continue from its last checkpoint.
             DivergedError: The loss diverged.
+            BudgetError: Going on would cost more than the run may cost.
             TransientError: Another attempt may succeed.
         """
         return_freed_blocks()
+        if self._spending:
+            self._notice = Notice.listen_for_sigterm()
+            self._spending.begin()
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
         with PeakMemory() as peak, ResourceWatch(self.folder) as resources, self._classify_errors(), self._writing():
@@ -165,12 +155,13 @@ class Attempt:
             loaded = load(resumed)
             trainer = loaded.trainer
             trainer.notes.update(resumed.content.get(_NOTES, {}) if resumed else {})
-            effort = _effort(trainer, resumed)
+            effort = effort_so_far(trainer, resumed)
             self._add_callbacks(loaded, resumed, effort)
             with self.stall:
                 trainer.train(resume_from_checkpoint=str(resumed.directory) if resumed else None)
             spent = effort()
-        self._stop_listening()
+        if self._notice:
+            self._notice.end_at_once()
         resumed_at = resumed.step if resumed else 0
         memory = memory_use(peak, self._planned, has_trained=trainer.state.global_step > resumed_at)
         return loaded, Spent(spent, memory, resources, resumed_at, list(resumed.remarks) if resumed else [])
@@ -207,6 +198,17 @@ class Attempt:
             return best.step
         return step
 
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Make the result in this block: a notice ends it at once, when the last checkpoint is in the store."""
+        try:
+            yield
+        except EndedAtOnceError:
+            if self._checkpoints:
+                self._checkpoints.wait(self._checkpoints.grace_seconds)
+            raise
+        self._stop_listening()
+
     def finish(self) -> None:
         """Wait for the last upload, and clear this disk. Collective; until the result is written it is needed."""
         if self._checkpoints:
@@ -217,10 +219,14 @@ class Attempt:
         self._stop_listening()
         if self._checkpoints:
             self._checkpoints.stop_saving()
-            self._checkpoints.leave()
+        self.leave()
 
     def leave(self) -> None:
-        """Let another execution go on from the checkpoints of this one."""
+        """Let another execution go on from the checkpoints of this one; and stop listening, unless a notice ends it."""
+        if self._notice and not self._notice.was_given:
+            self._notice.stop()
+        if self._spending:
+            self._spending.note(at_once=True)
         if self._checkpoints:
             self._checkpoints.leave()
 
@@ -230,6 +236,7 @@ class Attempt:
 
     def _add_callbacks(self, loaded: Loaded, resumed: Resumed | None, effort: Callable[[], Effort]) -> None:
         """Add the callbacks that check each step, which waits for the GPU, then time, tell, validate and save."""
+        from thriftune.training.budget_stop import BudgetCallback
         from thriftune.training.guarding import Guarding
         from thriftune.training.resumable import CheckpointCallback
 
@@ -252,7 +259,7 @@ class Attempt:
                 _NOTES: trainer.notes,
                 "guard": guard.state(),
                 "micro_batch": self.plan.micro_batch,
-                "effort": asdict(effort()),
+                EFFORT: asdict(effort()),
                 REMARKS: list(resumed.remarks) if resumed else [],
                 BEST: [ranked.step for ranked in validation.validator.ranked()] if keeps_best else [],
             }
@@ -260,9 +267,11 @@ class Attempt:
         def is_best(step: int) -> bool:
             return keeps_best and validation.improved_at == step
 
-        self._notice = Notice.listen_for_sigterm()
+        assert self._notice is not None
+        assert self._spending is not None
         given = (self._checkpoints, self._notice, content, self.stall, guard, is_best)
         trainer.add_callback(CheckpointCallback(*given, lambda: trainer.written))
+        trainer.add_callback(BudgetCallback(self._spending, self._checkpoints, guard, self.stall))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -285,15 +294,3 @@ class Attempt:
                 rank = distributed.current_rank().index
                 raise TransientError(f"Rank {rank} lost the other ranks, or its node: {error}") from error
             raise
-
-
-def _effort(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[], Effort]:
-    """A function that gives the time and tokens of the training so far, earlier attempts included."""
-    before = Effort(**resumed.content.get("effort", {})) if resumed else Effort()
-    started = time.monotonic()
-
-    def spent() -> Effort:
-        seconds = before.seconds + time.monotonic() - started - trainer.seconds_beside
-        return Effort(seconds, float(trainer.state.num_input_tokens_seen))
-
-    return spent

@@ -109,6 +109,33 @@ class StepClock(TrainerCallback):
         self._tokens[-1] += float(state.num_input_tokens_seen)
 
 
+class EndAfterUpdates(TrainerCallback):
+    """Ends a training after some steps that changed weights.
+
+    In fp16 the first steps may change nothing, until the loss scale is small enough; nor does the optimizer have its
+    states before.
+
+    Args:
+        skipped: Whether the step that was just done changed nothing.
+        wanted: Number of steps.
+
+    Attributes:
+        done: Steps so far that changed weights.
+    """
+
+    done: int
+
+    def __init__(self, skipped: Callable[[], bool], wanted: int) -> None:
+        self._skipped, self._wanted = skipped, wanted
+        self.done = 0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count the step, and end the training if there were enough."""
+        self.done += not self._skipped()
+        if self.done >= self._wanted:
+            control.should_training_stop = True
+
+
 class ValidationCallback(TrainerCallback):
     """Measures the held-out loss before the first step, when it is due, and after the last step.
 

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +20,13 @@ from thriftune.models import architecture as architectures
 from thriftune.models import saving
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.strategies import STRATEGIES
-from thriftune.training.attempt import Attempt, Loaded, Spent
+from thriftune.training.attempt import Attempt, Loaded
 from thriftune.training.first_batches import first_batches
 from thriftune.training.lines import Journal, journal_in, told
 from thriftune.training.measuring import Measuring
+from thriftune.training.memory_watch import MemoryUse
 from thriftune.training.objective import objective_of
-from thriftune.training.result import Asked, TrainingResult, logged_losses, logged_validations
+from thriftune.training.result import Asked, Pace, Spent, TrainingResult, logged_losses, logged_validations
 from thriftune.training.run_record import RunRecord
 from thriftune.training.trainer import make_trainer, seed_by_rank, training_arguments
 from thriftune.training.validation import Validator
@@ -48,6 +50,7 @@ class Inputs:
         dataset_dir: Prepared dataset, on this node.
         start: Adapter to continue training, on this node; None if there is none.
         checkpoints: Where checkpoints are; None if none are saved.
+        fetching_seconds: Seconds that this process took to fetch them.
         lines: Folder for the lines that the training tells of itself; None for none.
     """
 
@@ -57,6 +60,7 @@ class Inputs:
     dataset_dir: Path
     start: Path | None = None
     checkpoints: CheckpointLocation | None = None
+    fetching_seconds: float = 0.0
     lines: Path | None = None
 
 
@@ -74,6 +78,7 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
         ConfigError: The model cannot be trained in this way.
         AdapterError: The adapter to continue was not made for this model.
         DivergedError: The loss diverged.
+        BudgetError: Going on would cost more than the run may cost.
         LeaseError: Another execution trains the same at this moment.
         StartAgainError: The training was changed so that it can continue: its agent starts all processes again.
         TransientError: Another attempt may succeed.
@@ -83,7 +88,7 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
     journal = journal_in(inputs.lines)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
         attempt, loaded, spent = _attempts(inputs, journal, Path(scratch), ended)
-        with told(journal):
+        with told(journal), attempt.ending():
             kept_step = attempt.take_best(loaded)
             result = _result(inputs, attempt, loaded, spent, kept_step)
             _save(inputs, loaded, result, destination)
@@ -91,27 +96,79 @@ def fit(inputs: Inputs, destination: Path) -> TrainingResult:
     return result
 
 
-def _attempts(inputs: Inputs, journal: Journal, scratch: Path, ended: ExitStack) -> tuple[Attempt, Loaded, Spent]:
+@dataclass(frozen=True)
+class TriedOut:
+    """What a few steps of a training took.
+
+    Attributes:
+        updates: Steps that changed weights.
+        memory: Peak memory of all ranks, with the plan's prediction.
+        pace: How fast they were.
+    """
+
+    updates: int
+    memory: MemoryUse
+    pace: Pace
+
+
+def try_out(inputs: Inputs, updates: int) -> TriedOut:
+    """Train some steps to measure them, and write nothing. Runs in each process of the job.
+
+    Args:
+        inputs: The inputs of the training; its checkpoints are None.
+        updates: Steps that change weights, after which the training ends, if it does not end before.
+
+    Returns:
+        What was measured; the same on every rank.
+
+    Raises:
+        ConfigError: The model cannot be trained in this way.
+        TransientError: Another attempt may succeed.
+    """
+    from thriftune.training.callbacks import EndAfterUpdates
+
+    counts: list[EndAfterUpdates] = []
+
+    def load(inputs: Inputs, attempt: Attempt, journal: Journal, resumed: Resumed | None) -> Loaded:
+        loaded = _load(inputs, attempt, journal, resumed)
+        accelerator = loaded.trainer.accelerator
+        counts.append(EndAfterUpdates(lambda: bool(accelerator.optimizer_step_was_skipped), updates))
+        loaded.trainer.add_callback(counts[-1])
+        return loaded
+
+    STRATEGIES[inputs.plan.strategy].join(inputs.plan)
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as ended:
+        _, loaded, spent = _attempts(inputs, journal_in(inputs.lines), Path(scratch), ended, load)
+    return TriedOut(counts[-1].done, spent.memory, loaded.clock.pace)
+
+
+Load = Callable[[Inputs, Attempt, Journal, Resumed | None], Loaded]
+
+
+def _attempts(
+    inputs: Inputs, journal: Journal, scratch: Path, ended: ExitStack, load: Load | None = None
+) -> tuple[Attempt, Loaded, Spent]:
     """Train to the end. After a change, a training without an agent starts again in this process.
 
     Whatever ends it, others may then train the same: `ended` gets what has to be done for that.
     """
     strategy = STRATEGIES[inputs.plan.strategy]
+    fetching_seconds = inputs.fetching_seconds
     while True:
+        given = (inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.checkpoints)
         journal.write("loading")
         with told(journal):
-            attempt = Attempt.begin(
-                inputs.config, inputs.plan, inputs.model_dir, inputs.dataset_dir, inputs.checkpoints, scratch
-            )
+            attempt = Attempt.begin(*given, scratch, fetching_seconds)
         ended.callback(attempt.leave)
         try:
             with told(journal):
-                loaded, spent = attempt.train(partial(_load, inputs, attempt, journal))
+                loaded, spent = attempt.train(partial(load or _load, inputs, attempt, journal))
         except StartAgainError as again:
             if strategy.facts.is_distributed:  # its agent starts all processes again
                 raise
             logger.warning("%s", again)
             attempt.stop()
+            fetching_seconds = 0.0
         else:
             return attempt, loaded, spent
         _free_memory()

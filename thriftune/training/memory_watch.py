@@ -63,16 +63,9 @@ class PeakMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import torch
-
         self._stop.set()
         self._thread.join()
-        if torch.cuda.is_available():
-            # Others than this process's own belong to other ranks, which measure them.
-            own = [i for i in range(torch.cuda.device_count()) if torch.cuda.max_memory_allocated(i)]
-            self.device_gib = max((torch.cuda.max_memory_allocated(i) for i in own), default=0) / _GIB
-            self.reserved_gib = max((torch.cuda.max_memory_reserved(i) for i in own), default=0) / _GIB
-            self.context_gib = max(map(_held_beside, own), default=0) / _GIB
+        self.device_gib, self.reserved_gib, self.context_gib = held_on_gpus()
 
     def _sample(self) -> None:
         import psutil
@@ -82,6 +75,23 @@ class PeakMemory:
             self.process_gib = max(self.process_gib, process.memory_info().rss / _GIB)
             if self._stop.wait(_INTERVAL_SECONDS):
                 return
+
+
+def held_on_gpus() -> tuple[float, float, float]:
+    """Peak memory of this process's fullest GPU since `PeakMemory` began, in GiB; zeros without any.
+
+    Returns:
+        What torch allocated, what its allocator took, and what is held beside it now.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0, 0.0, 0.0
+    # Others than this process's own belong to other ranks, which measure them.
+    own = [i for i in range(torch.cuda.device_count()) if torch.cuda.max_memory_allocated(i)]
+    allocated = max((torch.cuda.max_memory_allocated(i) for i in own), default=0)
+    reserved = max((torch.cuda.max_memory_reserved(i) for i in own), default=0)
+    return allocated / _GIB, reserved / _GIB, max(map(_held_beside, own), default=0) / _GIB
 
 
 def _held_beside(gpu: int) -> int:

@@ -2,17 +2,20 @@
 
 import json
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from thriftune import artifacts, distributed
+from thriftune.checkpoints.resumed import Resumed
 from thriftune.config import RunConfig
 from thriftune.errors import DivergedError
 from thriftune.gpu_hours import GpuHours
 from thriftune.models.saving import SavedWeights
 from thriftune.overhead import START_GIB
 from thriftune.training.guards.oom import Halvings
-from thriftune.training.guards.resources import FillWarning, Samples
+from thriftune.training.guards.resources import FillWarning, ResourceWatch, Samples
 from thriftune.training.held_out import ACCURACY, MACRO_F1, EvalReport
 from thriftune.training.memory_watch import MemoryUse, PeakMemory, warn_if_far_off
 from thriftune.training_plan import TrainingPlan
@@ -20,8 +23,12 @@ from thriftune.training_plan import TrainingPlan
 if TYPE_CHECKING:
     from transformers import TrainerState
 
+    from thriftune.training.resumable import ResumableTrainer
+
 # Key in the Trainer's log, beside `loss`.
 HELD_OUT_LOSS = "eval_loss"
+# Key in a checkpoint's manifest: time and tokens until then.
+EFFORT = "effort"
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,25 @@ class Effort:
 
     seconds: float = 0.0
     tokens: float = 0.0
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Time, tokens and memory that an attempt used.
+
+    Attributes:
+        effort: Time and tokens of all attempts.
+        memory: Peak memory of this attempt.
+        resources: The watch over memory and disk in this attempt.
+        resumed_at: Step that it resumed from; 0 if it started at the first step.
+        remarks: Sentences about the differences from the run that it resumed from.
+    """
+
+    effort: Effort
+    memory: MemoryUse
+    resources: ResourceWatch
+    resumed_at: int
+    remarks: list[str]
 
 
 @dataclass(frozen=True)
@@ -155,6 +181,23 @@ class TrainingResult:
     asked: Asked | None = None
     pace: Pace | None = None
     gpu_hours: GpuHours | None = None
+
+
+def effort_so_far(trainer: "ResumableTrainer", resumed: Resumed | None) -> Callable[[], Effort]:
+    """A function that gives the time and tokens of the training so far, earlier attempts included.
+
+    Args:
+        trainer: The trainer.
+        resumed: The checkpoint that it goes on from; None if it starts at the first step.
+    """
+    before = Effort(**resumed.content.get(EFFORT, {})) if resumed else Effort()
+    started = time.monotonic()
+
+    def spent() -> Effort:
+        seconds = before.seconds + time.monotonic() - started - trainer.seconds_beside
+        return Effort(seconds, float(trainer.state.num_input_tokens_seen))
+
+    return spent
 
 
 def logged_losses(state: "TrainerState", learning_rate: float) -> tuple[list[int], list[float], list[float]]:

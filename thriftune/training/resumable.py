@@ -245,6 +245,12 @@ class CheckpointCallback(TrainerCallback):
         # For a converted checkpoint: DeepSpeed loads one count of steps for all parts of a shard.
         separate_steps(kwargs.get("optimizer"))
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Answer a notice with a checkpoint from here on."""
+        self._notice.wait_for_step()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint if one is due on any rank: clocks differ, and a notice reaches only one node.
 
@@ -278,6 +284,11 @@ class CheckpointCallback(TrainerCallback):
             if state.global_step < state.max_steps and not control.should_training_stop:
                 raise
             logger.warning("The last step has no checkpoint; the result is saved without one. %s", error)
+        (preempted,) = distributed.any_rank(
+            self._notice.was_given
+        )  # while it was written: another step may be too long
+        if preempted and state.global_step < state.max_steps and not control.should_training_stop:
+            self._preempted = control.should_training_stop = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,5 +1,6 @@
 """One finished training as the ledger keeps it: what was planned and what was measured, beside each other."""
 
+import json
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,9 +10,11 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import AwareDatetime, Field, TypeAdapter
 
 import thriftune
+from thriftune import artifacts
+from thriftune.config import RunConfig
 from thriftune.gpu_hours import GpuHours
 from thriftune.hardware import Precision
-from thriftune.redaction import redacted
+from thriftune.redaction import redacted, unsigned
 from thriftune.training_plan import TrainingPlan
 
 Quantity = Literal[
@@ -23,6 +26,13 @@ _Count = Annotated[int, Field(gt=0)]
 # Libraries that decide how fast a step is and what it holds.
 _VERSIONS_OF = ("torch", "transformers")
 _FORMAT: Literal["thriftune-run-1"] = "thriftune-run-1"
+# Sections and keys of a run file that decide how much memory some machines need for it, besides those that a plan has.
+_SECTIONS_OF_MEMORY = ("method", "task", "classification", "partial", "prefix", "llama_adapter", "lora")
+_KEYS_OF_MEMORY = {
+    "data": ("max_length", "packing"),
+    "training": ("optimizer", "gradient_checkpointing", "save_dtype"),
+    "evaluation": ("batch",),
+}
 
 
 @dataclass(frozen=True)
@@ -108,8 +118,40 @@ class Quantities:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What a calibration tried: a few steps of exactly this plan, to see whether it fits.
+
+    Attributes:
+        run: What of the run file decides its memory, as `run_key` gives it.
+        settings: Settings of the strategy, as in the plan.
+        micro_batch: Rows per rank and forward pass.
+        accumulation: Forward passes per optimizer step.
+        ran_out: Whether memory ran out.
+    """
+
+    run: str
+    settings: str
+    micro_batch: _Count
+    accumulation: _Count
+    ran_out: bool = False
+
+
+def run_key(config: RunConfig) -> str:
+    """A digest of what decides the memory of a run on given machines: its model, what trains, and how long rows are.
+
+    Args:
+        config: The run.
+    """
+    content = config.model_dump(mode="json")
+    model = [redacted(unsigned(config.model.source)), config.model.revision]
+    kept = [content.get(name) for name in _SECTIONS_OF_MEMORY]
+    kept += [content[section][key] for section, keys in _KEYS_OF_MEMORY.items() for key in keys]
+    return artifacts.key_of("memory", json.dumps([model, kept], sort_keys=True))
+
+
+@dataclass(frozen=True)
 class Record:
-    """A training that came to its end.
+    """A training that came to its end, or a calibration.
 
     Attributes:
         when: When it ended.
@@ -119,6 +161,7 @@ class Record:
         measured: What was measured in its last attempt.
         corrected_by: Factors by which earlier records had corrected what the plan said. Corrections are made of what
             the plan would have said without them, or each would take back the one before.
+        trial: What a calibration tried; None for a training.
         hours: GPU-hours of all its attempts; None where they are not known.
         format: Which fields there are.
     """
@@ -129,6 +172,7 @@ class Record:
     planned: Quantities
     measured: Quantities
     corrected_by: Quantities = Quantities()
+    trial: Trial | None = None
     hours: GpuHours | None = None
     format: Literal["thriftune-run-1"] = _FORMAT
 

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from thriftune.batching import Batch
 from thriftune.config import RunConfig
 from thriftune.devices import Speed
 from thriftune.models.architecture import Architecture
 from thriftune.planning.choices import Choice
-from thriftune.planning.ledger import Correction, Record, Setup, correct
+from thriftune.planning.ledger import Correction, Evidence, Experience, Record, Setup, Trial, run_key
 from thriftune.planning.ledger.record import present_versions
 from thriftune.planning.offers import THIS_MACHINE
 from thriftune.planning.time import cpu
@@ -29,6 +29,7 @@ ERROR = (0.6, 1.6)
 # reads weights and puts them where they train; and of a store's connection, where the network is faster.
 _START_SECONDS, _LOADED_PER_SECOND, _FETCHED_PER_SECOND = 300.0, 1e9, 0.5e9
 _IMPORT_SECONDS = 10.0
+_FROM_CPU = "from this CPU's speed, measured a moment ago"
 _HALF = 2
 # A validation each tenth of the run, and one before and one after it.
 _VALIDATIONS = 12
@@ -84,7 +85,8 @@ class Times:
         speed = _speed(choice)
         if speed is None or not speed.of(choice.precision):
             return None
-        work = _scaled(self._work(choice, step_shape), self._fill(choice.batch))
+        whole = self._work(choice, step_shape)
+        work = _scaled(whole, self._fill(choice.batch))
         step = self._step(choice, step_shape, work, speed)
         correction = self.correction(choice)
         step = StepTime({part: correction.factor * s for part, s in step.parts.items()}, step.waiting)
@@ -94,9 +96,10 @@ class Times:
             correction=correction.factor,
             tokens_per_step=self.config.training.global_batch * self._tokens_per_row(),
             tokens_from=self.size.said,
-            leans_on=correction.leans_on,
+            leans_on=correction.leans_on if correction.count or choice.offer.device.speed else _FROM_CPU,
             steps=self._steps(),
             beside=self._beside(choice, work, speed),
+            full_seconds=correction.factor * self._step(choice, step_shape, whole, speed).seconds,
         )
 
     def correction(self, choice: Choice) -> Correction:
@@ -105,7 +108,34 @@ class Times:
         Args:
             choice: The machines, and how they are used.
         """
-        setup = Setup(
+        return self._experience.correction(self._setup(choice), "seconds_per_step", ERROR)
+
+    def evidence(self, choice: Choice) -> Evidence | None:
+        """What earlier runs say of a way to run; None if there are none.
+
+        Args:
+            choice: The machines, and how they are used.
+        """
+        if not self.records:
+            return None
+        batch = choice.batch
+        tried = Trial(self._run_key, choice.settings, batch.micro_batch, batch.accumulation)
+        return Evidence(self._experience, self._setup(choice), tried)
+
+    @cached_property
+    def _experience(self) -> Experience:
+        return Experience.of(self.records)
+
+    @cached_property
+    def _run_key(self) -> str:
+        return run_key(self.config)
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return present_versions() if self.records else {}
+
+    def _setup(self, choice: Choice) -> Setup:
+        return Setup(
             device=choice.offer.device.name,
             instance=choice.offer.name,
             nodes=choice.nodes,
@@ -114,9 +144,8 @@ class Times:
             method=self.config.method,
             family=self.architecture.family,
             precision=choice.precision,
-            versions=present_versions() if self.records else {},
+            versions=self._versions,
         )
-        return correct(self.records, setup, "seconds_per_step", ERROR)
 
     def _work(self, choice: Choice, step_shape: StepShape) -> PassWork:
         return measure(self.architecture, choice.strategy.computed(step_shape)).work
@@ -196,9 +225,4 @@ def _scaled(work: PassWork, fill: float) -> PassWork:
 
 
 def _shortened(work: Work, fill: float) -> Work:
-    return Work(
-        tuple(
-            (replace(operation, flops=int(fill * operation.flops), traffic=int(fill * operation.traffic)), count)
-            for operation, count in work.operations
-        )
-    )
+    return Work(tuple((operation.scaled(fill), count) for operation, count in work.operations))

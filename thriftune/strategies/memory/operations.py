@@ -5,7 +5,7 @@ A device is then either busy computing, or waiting for its memory (the roofline 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ _WITHOUT_WORK = frozenset(
         torch.ops.aten.lift_fresh.default,
     }
 )  # fmt: skip
+# They draw a random number for each element.
+_DRAWING = frozenset({torch.ops.aten.bernoulli_, torch.ops.aten.bernoulli, torch.ops.aten.native_dropout})
 # They read only as much of a table as they return.
 _LOOKUPS = frozenset({torch.ops.aten.embedding.default, torch.ops.aten.index_select.default})
 
@@ -38,11 +40,22 @@ class Operation:
         precision: Precision of a matrix product; empty for any other operation.
         flops: Floating-point operations of a matrix product; 0 for any other operation.
         traffic: Bytes that it reads and writes.
+        drawn: Random numbers that it draws, as dropout does.
     """
 
     precision: Precision | str
     flops: int
     traffic: int
+    drawn: int = 0
+
+    def scaled(self, share: float) -> "Operation":
+        """The operation over fewer rows.
+
+        Args:
+            share: How many, as a share of those that it has.
+        """
+        flops, traffic, drawn = (int(share * value) for value in (self.flops, self.traffic, self.drawn))
+        return Operation(self.precision, flops, traffic, drawn)
 
 
 class Operations(Counter[Operation]):
@@ -64,7 +77,8 @@ class Operations(Counter[Operation]):
         outputs = [one for one in tree_iter(result) if isinstance(one, torch.Tensor)]
         inputs = [one for one in tree_iter((args, kwargs)) if isinstance(one, torch.Tensor)]
         if flops is None:
-            self.count("", 0, outputs if operator in _LOOKUPS else inputs, outputs)
+            drawn = inputs[0].numel() if operator.overloadpacket in _DRAWING else 0
+            self.count("", 0, outputs if operator in _LOOKUPS else inputs, outputs, drawn=drawn)
         else:
             self.count(precision_of(outputs[0]), flops(*args, **kwargs, out_val=result), inputs, outputs)
 
@@ -75,6 +89,7 @@ class Operations(Counter[Operation]):
         inputs: Iterable[torch.Tensor],
         outputs: Iterable[torch.Tensor],
         beside: int = 0,
+        drawn: int = 0,
     ) -> None:
         """Count one operation.
 
@@ -84,12 +99,13 @@ class Operations(Counter[Operation]):
             inputs: What it reads.
             outputs: What it writes.
             beside: Bytes that it reads or writes besides these.
+            drawn: Random numbers that it draws.
         """
         traffic = sum(one.numel() * one.element_size() for one in (*inputs, *outputs)) + beside
-        self[Operation(precision, flops, traffic)] += 1
+        self[Operation(precision, flops, traffic, drawn)] += 1
 
 
-def product(rows: int, features: tuple[int, int]) -> int:
+def product(rows: int, features: Sequence[int]) -> int:
     """FLOPs of the product of rows with a weight: a multiplication and an addition for each element.
 
     Args:

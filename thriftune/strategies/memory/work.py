@@ -62,12 +62,13 @@ class Work:
         )
 
     def memory_seconds(self, speed: Speed) -> float:
-        """Seconds of everything else, which waits for the memory.
+        """Seconds of everything else, which waits for the memory, or draws random numbers.
 
         Args:
             speed: The device's.
         """
-        return self.traffic / speed.bandwidth
+        drawn = sum(operation.drawn * count for operation, count in self.operations)
+        return self.traffic / speed.bandwidth + drawn * speed.draw
 
 
 _NONE = Work()

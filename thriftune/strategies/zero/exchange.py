@@ -3,12 +3,16 @@
 Source: ZeRO (arXiv 1910.02054), section 7, for the stages; ZeRO-Offload (arXiv 2101.06840), section 4.
 """
 
+from thriftune.methods import method_of
 from thriftune.models.architecture import Architecture
 from thriftune.strategies.base import Machines
 from thriftune.strategies.coordination import OVERLAPPED, Coordination, of_ring
 from thriftune.strategies.memory.activations import StepShape
 from thriftune.strategies.zero.layout import Layout
-from thriftune.strategies.zero.parts import WIDTHS, parts_of
+from thriftune.strategies.zero.parts import WIDTHS, Parts, parts_of
+
+_GATHERS = 3  # the stage that divides weights
+_MATRICES = 2  # of an adapter, with a module each
 
 
 def coordination(
@@ -43,4 +47,14 @@ def coordination(
         host += accumulation * 2 * gathered // ranks
     updated = {"updated_on_host": part} if on_host else {"updated": part if layout.stage else parts.trained}
     overlapped = OVERLAPPED if layout.overlaps or layout.stage == 3 else 0.0
-    return Coordination(between, host, overlapped=overlapped, **updated)
+    visits = accumulation * _visits(architecture, step_shape, parts) if layout.stage == _GATHERS else 0
+    return Coordination(between, host, overlapped=overlapped, visits=visits, **updated)
+
+
+def _visits(architecture: Architecture, step_shape: StepShape, parts: Parts) -> int:
+    """How often stage 3 gathers a weight in one pass: it hooks every module, and visits it whenever it computes."""
+    method = method_of(step_shape.tuned)
+    adapters = (
+        0 if method.facts.trains_weights else _MATRICES * len(method.trained_parts(step_shape.tuned, architecture))
+    )
+    return (len(parts.sizes) + adapters) * (3 if step_shape.gradient_checkpointing else 2)

@@ -17,10 +17,10 @@ Kind = Literal["user", "transient", "memory", "ours"]
 # first two sets with our own classes.
 USER_NAMES = frozenset({
     "UserError", "ConfigError", "DataError", "ModelSourceError", "AdapterError", "PublishError", "DivergedError",
-    "PreflightError", "NotWritableError", "ResultError", "PodError", "NoProgressError", "LeaseError",
+    "PreflightError", "NotWritableError", "ResultError", "PodError", "NoProgressError", "LeaseError", "BudgetError",
 })  # fmt: skip
 TRANSIENT_NAMES = frozenset({
-    "TransientError", "PreemptedError", "StartAgainError", "DiskFullError", "IncompleteError",
+    "TransientError", "PreemptedError", "EndedAtOnceError", "StartAgainError", "DiskFullError", "IncompleteError",
     "ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError",
     "TimeoutError",
     "DistNetworkError", "DistStoreError", "DistBackendError",
