@@ -4,8 +4,9 @@
 
 Trains twelve models of different shape by different methods and strategies through `thriftune.training.fit.fit`, four
 optimizer steps each, of which the first is not timed. Every other run joins a ledger, as a real run does; the rest are
-then predicted once more with that ledger. Each result is appended to RESULTS.jsonl as soon as it is there, and runs
-that the file already holds are skipped. Nothing else should run on the machine. It takes about 20 minutes on two cores.
+then predicted once more with that ledger, all by the speed that the CPU has when the table is made. Each result is
+appended to RESULTS.jsonl as soon as it is there, and runs that the file already holds are skipped. Nothing else should
+run on the machine. It takes about 20 minutes on two cores.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from thriftune.planning.ledger import Record
 from thriftune.planning.ledger.record import from_json
 from thriftune.training.recording import record_of
 from thriftune.training.result import TrainingResult
+from thriftune.training_plan import TrainingPlan
 
 STEPS = 4
 
@@ -59,24 +61,19 @@ RUNS = tuple(_runs())
 
 @dataclass(frozen=True)
 class Timed:
-    """A run, its seconds per step, and its record.
+    """A run that was measured.
 
     Attributes:
         name: Of the run.
-        predicted: As the plan had it without any ledger.
-        measured: Mean of the steps but the first.
-        record: The record, as JSON.
+        predicted: Seconds per step, as its plan had them when it ran.
+        measured: Mean seconds of the steps but the first.
+        record: The record of the ledger, as JSON.
     """
 
     name: str
     predicted: float
     measured: float
     record: str
-
-    @property
-    def off(self) -> float:
-        """How far the prediction is off, as a share of what was measured."""
-        return self.predicted / self.measured - 1
 
 
 def timed(run: Run, work: Path) -> Timed:
@@ -86,11 +83,10 @@ def timed(run: Run, work: Path) -> Timed:
         run: The run.
         work: Folder for models.
     """
-    make_model(run.model, work / run.model)
-    config = RunConfig.model_validate(run_file(run))
-    plan = plan_of(config, work / run.model)
+    plan = planned(run, work, ())
     measured = measure(run, work)
     result = TypeAdapter(TrainingResult).validate_python(measured.training)
+    config = RunConfig.model_validate(run_file(run))
     record = record_of(config, plan, measured.model["model_type"], result, 0.0)
     assert plan.time is not None
     assert result.pace is not None
@@ -98,47 +94,59 @@ def timed(run: Run, work: Path) -> Timed:
     return Timed(run.name, plan.time.step.seconds, result.pace.seconds_per_step, record.as_json().decode())
 
 
+def planned(run: Run, work: Path, records: Sequence[Record]) -> TrainingPlan:
+    """The plan of a run, by the speed of this CPU and by other runs.
+
+    Args:
+        run: The run.
+        work: Folder for models.
+        records: The other runs.
+    """
+    make_model(run.model, work / run.model)
+    return plan_of(RunConfig.model_validate(run_file(run)), work / run.model, records)
+
+
 def report(results: Sequence[Timed]) -> str:
-    """The table of all runs, and the median errors, as Markdown.
+    """The table of all runs, predicted by the present code and by the speed that the CPU has now, as Markdown.
 
     Args:
         results: The runs that were measured.
     """
-    by_name = {one.name: one for one in results}
-    known = [by_name[run.name] for run in RUNS[::2] if run.name in by_name]
-    records = [from_json(one.record.encode()) for one in known]
-    lines = ["| run | measured, s | predicted | off | with the ledger | off |", "|---|---|---|---|---|---|"]
-    later = []
+    measured = {one.name: one for one in results}
+    runs = [run for run in RUNS if run.name in measured]
     with tempfile.TemporaryDirectory() as folder:
-        for index, run in enumerate(RUNS):
-            one = by_name.get(run.name)
-            if one is None:
-                continue
-            cells = [one.name, f"{one.measured:.2f}", f"{one.predicted:.2f}", f"{one.off:+.0%}"]
-            if index % 2:
-                factor = _correction(run, Path(folder), records)
-                again = one.predicted * factor
-                later.append(abs(again / one.measured - 1))
-                cells += [f"{again:.2f}", f"{again / one.measured - 1:+.0%}"]
-            else:
-                cells += ["in the ledger", ""]
-            lines.append(f"| {' | '.join(cells)} |")
-    first = [abs(one.off) for one in results]
-    same = [abs(by_name[run.name].off) for run in RUNS[1::2] if run.name in by_name]
+        work = Path(folder)
+        first = {run.name: _seconds(planned(run, work, ())) for run in runs}
+        known = [run.name for run in RUNS[::2] if run in runs]
+        records = [_planned_again(measured[name], first[name]) for name in known]
+        later = {run.name: _seconds(planned(run, work, records)) for run in runs if run.name not in known}
+    lines = ["| run | measured, s | predicted | off | with the ledger | off |", "|---|---|---|---|---|---|"]
+    for run in runs:
+        name, truth = run.name, measured[run.name].measured
+        cells = [name, f"{truth:.2f}", f"{first[name]:.2f}", f"{first[name] / truth - 1:+.0%}"]
+        again = [f"{later[name]:.2f}", f"{later[name] / truth - 1:+.0%}"] if name in later else ["in the ledger", ""]
+        lines.append(f"| {' | '.join([*cells, *again])} |")
+    alone, unknown, corrected = (
+        statistics.median(abs(found[name] / measured[name].measured - 1) for name in names)
+        for found, names in ((first, first), (first, later), (later, later))
+    )
     lines += [
         "",
-        f"Median error of all {len(first)} without a ledger: {statistics.median(first):.0%}. Of the {len(later)} that "
-        f"are not in the ledger: {statistics.median(same):.0%} without it, {statistics.median(later):.0%} with it.",
+        f"Median error of all {len(runs)} without a ledger: {alone:.0%}. Of the {len(later)} that are not in the "
+        f"ledger: {unknown:.0%} without it, {corrected:.0%} with it.",
     ]
     return "\n".join(lines)
 
 
-def _correction(run: Run, work: Path, records: Sequence[Record]) -> float:
-    """The factor by which other runs change the time of a step."""
-    make_model(run.model, work / run.model)
-    time = plan_of(RunConfig.model_validate(run_file(run)), work / run.model, records).time
-    assert time is not None
-    return time.correction
+def _seconds(plan: TrainingPlan) -> float:
+    assert plan.time is not None
+    return plan.time.step.seconds
+
+
+def _planned_again(one: Timed, seconds: float) -> Record:
+    """The record of a run, with what the present code plans for it."""
+    record = from_json(one.record.encode())
+    return replace(record, planned=replace(record.planned, seconds_per_step=seconds))
 
 
 def load(file: Path) -> list[Timed]:
