@@ -14,8 +14,8 @@ _ROWS, _FEATURES = 128, 768
 # Elements of a tensor that is larger than the caches.
 _LARGE = 16_000_000
 _LEAST_SECONDS = 0.3
-# Share of the speed of one large addition at which a model's own operations read and write: theirs have other sizes, and
-# memory that is new to the process. Measured: 0.36 s of a pass over 42M with LoRA, where that speed gives 0.24 s.
+# Share of the speed of one large addition at which a model's own operations read and write, in other sizes, and memory
+# that is new to the process. Measured: 0.36 s of a pass over 42M with LoRA, where that speed gives 0.24 s.
 _OF_COPYING = 0.67
 _DRAWN = 500_000
 _SENT = 64_000_000
