@@ -177,7 +177,8 @@ def test_the_workflow_measures_two_ranks_and_plans_again(tiny_model_dir, tmp_pat
     assert (record.setup.strategy, record.setup.devices_per_node, record.trial.ran_out) == ("fsdp", 2, False)
     assert "seconds per step" in done.stderr + done.stdout
     made = json.loads((tmp_path / "outputs" / "tiny" / "plan" / "plan.json").read_text())
-    assert made["memory"]["verdict"]["leans_on"].startswith("measured: a calibration on this machine")
+    # Of two workers the host is nearer to its limit than either.
+    assert made["memory"]["verdict"]["leans_on"] == "measured: 1 run on this machine"
     assert made["time"]["leans_on"] == "measured: 1 run on this machine"
     found = json.loads((tmp_path / "outputs" / "tiny" / "calibration" / "calibration.json").read_text())
     assert found["measured"]["seconds_per_step"] == record.measured.seconds_per_step

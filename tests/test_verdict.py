@@ -171,6 +171,18 @@ def test_what_runs_have_shown_settles_an_uncertain_answer():
     assert judge(needing([ON_GPU]), 12.0, 50.0, 100.0, evidence=evidence(*[held(1.2)] * 8)).answer == "does not fit"
 
 
+def test_on_a_cpu_what_workers_held_says_the_same_of_their_host():
+    """The host of two workers, which is the sum of both, went on to be judged by the estimate alone."""
+    worker = {"Python and libraries": 0.7, "weights": 4.0}
+    setup = replace(SETUP, device="CPU")
+    said, found = Quantities(allocated_gib=4.7), Quantities(allocated_gib=3.8)
+    runs = Evidence(Experience.of([Record(WHEN, "run", setup, said, found)] * 8), setup, TRIED)
+    estimate = needing([worker, worker])
+    estimate = replace(estimate, host={item: 2 * gib for item, gib in worker.items()})
+    assert judge(estimate, 99.0, 9.0, 99.0).answer == "uncertain"
+    assert judge(estimate, 99.0, 9.0, 99.0, evidence=runs).answer == "fits"
+
+
 @pytest.mark.parametrize(
     ("ran_out", "gib", "answer"), [(False, 12.1, "fits"), (True, 12.1, "does not fit"), (False, 11.5, "does not fit")]
 )

@@ -132,12 +132,15 @@ def judge(
     Returns:
         The answer about what is nearest to its limit, or furthest beyond it.
     """
-    where = "each GPU" if CONTEXT in estimate.device else "each worker"
+    is_gpu = CONTEXT in estimate.device
+    where = "each GPU" if is_gpu else "each worker"
     shared = {"shared memory": estimate.shared_memory_gib}
-    others = [("the host", {**estimate.host, **shared}, host_gib), ("the local disk", estimate.disk, disk_gib)]
+    # On a CPU the host holds the workers, so what they were measured to hold says the same of it.
+    host = needs({**estimate.host, **shared}, None if is_gpu else evidence)
     verdicts = [
         *(_of(where, needs(items, evidence), device_gib, micro_batch) for items in estimate.devices),
-        *(_of(place, needs(items, None), limit, micro_batch) for place, items, limit in others),
+        _of("the host", host, host_gib, micro_batch),
+        _of("the local disk", needs(estimate.disk, None), disk_gib, micro_batch),
     ]
     if evidence is not None and (tried := _tried(where, verdicts[0], evidence)) is not None:
         verdicts = [tried, *verdicts[len(estimate.devices) :]]
