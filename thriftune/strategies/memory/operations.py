@@ -26,6 +26,8 @@ _WITHOUT_WORK = frozenset(
         torch.ops.aten.lift_fresh.default,
     }
 )  # fmt: skip
+# In place of a precision: what depends on weights alone, however many tokens there are.
+OF_WEIGHTS = "weights"
 # They read only as much of a table as they return.
 _LOOKUPS = frozenset({torch.ops.aten.embedding.default, torch.ops.aten.index_select.default})
 
@@ -35,7 +37,7 @@ class Operation:
     """One operation on a device.
 
     Attributes:
-        precision: Precision of a matrix product; empty for any other operation.
+        precision: Precision of a matrix product; `OF_WEIGHTS`, or empty, for any other operation.
         flops: Floating-point operations of a matrix product; 0 for any other operation.
         traffic: Bytes that it reads and writes.
     """
@@ -79,7 +81,7 @@ class Operations(Counter[Operation]):
         """Count one operation.
 
         Args:
-            precision: Precision of a matrix product; empty for any other operation.
+            precision: Precision of a matrix product; `OF_WEIGHTS`, or empty, for any other operation.
             flops: Its floating-point operations; 0 if it is no matrix product.
             inputs: What it reads.
             outputs: What it writes.

@@ -1,7 +1,7 @@
 """The work of one forward and backward pass, and how long a device takes for it."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from thriftune.devices import Speed
@@ -48,6 +48,28 @@ class Work:
     def count(self) -> int:
         """Number of operations that are started."""
         return sum(count for _, count in self.operations)
+
+    def with_fewer_tokens(self, share: float) -> "Work":
+        """The same work over rows with fewer tokens: each operation computes and moves less in the same proportion.
+
+        Dequantization of weights does not: it is done for a row of any length.
+
+        Args:
+            share: Number of tokens, as a share of those here.
+        """
+        from thriftune.strategies.memory.operations import OF_WEIGHTS
+
+        return Work(
+            tuple(
+                (operation, count)
+                if operation.precision == OF_WEIGHTS
+                else (
+                    replace(operation, flops=int(share * operation.flops), traffic=int(share * operation.traffic)),
+                    count,
+                )
+                for operation, count in self.operations
+            )
+        )
 
     def products_seconds(self, speed: Speed) -> float:
         """Seconds of the matrix products: each computes, or waits for the memory.
