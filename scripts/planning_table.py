@@ -30,6 +30,8 @@ _HEAD = (
 # Lengths of rows around their mean, which is 1: of instructions, some are a few times as long as others. An assumption.
 _SPREAD = (0.95, 0.55, 1.4, 0.7, 1.9, 0.45, 0.85, 1.2, 0.6, 1.6, 0.75, 1.05)
 
+_REPEATED = 16
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -85,7 +87,8 @@ def size_of(config: "RunConfig") -> "Size | None":
     if known is None:
         return None
     longest, share = config.data.max_length, 1 - config.data.validation_share
-    lengths = tuple(min(longest, round(known.tokens * each)) for each in _SPREAD)
+    # As often as makes rows of one length lie beside each other where a run groups them by length.
+    lengths = _REPEATED * tuple(min(longest, round(known.tokens * each)) for each in _SPREAD)
     if config.data.packing:
         return Size(round(share * known.count * known.tokens / longest), (longest,), SAID)
     return Size(round(share * known.count), lengths, SAID)

@@ -55,7 +55,7 @@ def test_a_speed_is_what_the_data_sheet_states_times_what_is_reached():
     assert asdict(DEVICES["T4"].speed) == pytest.approx(
         {
             "fp32": 0.5 * 8.1e12, "fp16": 0.28 * 65e12, "bf16": 0, "bandwidth": 0.8 * 320e9, "launch": 10e-6,
-            "pcie": 0.75 * 15.75e9, "nvlink": 0,
+            "pcie": 0.75 * 15.75e9, "nvlink": 0, "draw": 0,
         }
     )  # fmt: skip
 

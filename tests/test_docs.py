@@ -59,6 +59,8 @@ NO_KEYS = {
     "model.safetensors",
     "model.safetensors.index.json",
     "model.gguf",
+    "training.html",
+    "training.md",
     "lora.four_bit",
     "data.md",
     "classification.md",

@@ -244,7 +244,7 @@ def trained(tmp_path_factory, tiny_model_dir, chat_rows_file):
 
     place = CheckpointLocation(str(folder / "run"), folder / "scratch", 10.0)
     plan = planned(config)
-    inputs = Inputs(config, plan, tiny_model_dir, folder / "dataset", None, place, folder / "lines")
+    inputs = Inputs(config, plan, tiny_model_dir, folder / "dataset", checkpoints=place, lines=folder / "lines")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResumableTrainer, "compute_loss", too_large)
         Journal(folder / "lines" / LINES).write("began", devices=devices_of(plan))

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import planning_choices  # noqa: E402
 import planning_table  # noqa: E402
 
 QUICK = ("english-quotes", "llama2-13b-full", "llama2-70b-qlora-layers")
@@ -37,3 +38,16 @@ def test_lengths_that_are_assumed_have_the_mean_that_is_said():
     size = planning_table.size_of(config)
     assert size.rows == round(0.98 * 52_002)
     assert sum(size.lengths) / len(size.lengths) == pytest.approx(134, abs=1)
+
+
+def test_the_changed_choices_are_of_run_files():
+    lines = [line for line in planning_choices.written().splitlines() if line.startswith("| ")][1:]
+    names = [line.split(" | ")[0].removeprefix("| ") for line in lines]
+    assert names
+    assert set(names) <= planning_choices.BEFORE.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama2-7b-full", "llama2-70b-qlora-layers"])
+def test_the_changed_choices_are_current(name):
+    assert planning_choices.row(name) in planning_choices.written().splitlines()

@@ -19,6 +19,7 @@ from thriftune.planning.time.step import EXCHANGE, PRODUCTS, Links, of_step, pas
 from thriftune.strategies import STRATEGIES
 from thriftune.strategies.coordination import Coordination, of_ring
 from thriftune.strategies.memory.activations import StepShape, measure
+from thriftune.strategies.memory.operations import OF_WEIGHTS
 from thriftune.training_plan import Estimate, RunTime, StepTime, Verdict
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -64,6 +65,21 @@ def test_a_base_in_four_bits_is_read_and_written_once_more_in_every_pass():
     )
     assert quantized.traffic > plain.traffic
     assert quantized.flops == pytest.approx(plain.flops, rel=0.01)
+
+
+def test_rows_with_fewer_tokens_compute_less_but_weights_are_dequantized_as_before():
+    """Short rows were taken to need less dequantization, so that QLoRA over short rows was planned too fast."""
+    whole, half = (
+        measure(TINY, StepShape(1, tokens, False, "bf16", LoraConfig(rank=2), FourBit())).work.whole
+        for tokens in (64, 32)
+    )
+    scaled = whole.with_fewer_tokens(0.5)
+    of_weights = [
+        sum(o.traffic * n for o, n in work.operations if o.precision == OF_WEIGHTS) for work in (whole, scaled, half)
+    ]
+    assert of_weights[0] == of_weights[1] == of_weights[2] > 0
+    assert scaled.flops == pytest.approx(half.flops, rel=0.3)  # scores are of pairs of tokens
+    assert scaled.traffic < whole.traffic
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from thriftune.planning.time import cpu
 from thriftune.planning.time.step import links, of_step, pass_seconds
 from thriftune.strategies import Machines
 from thriftune.strategies.memory.activations import StepShape, measure
-from thriftune.strategies.memory.work import PassWork, Work
+from thriftune.strategies.memory.work import PassWork
 from thriftune.training_plan import RunTime, StepTime
 
 START, FETCH, LOAD, VALIDATE = "nodes and image", "model to the node", "loading", "validations"
@@ -220,9 +220,5 @@ def _speed(choice: Choice) -> Speed | None:
 
 @lru_cache(maxsize=256)
 def _scaled(work: PassWork, fill: float) -> PassWork:
-    """The work of a pass over rows with fewer tokens: a product computes and moves less in the same proportion."""
-    return PassWork(_shortened(work.forward, fill), _shortened(work.backward, fill))
-
-
-def _shortened(work: Work, fill: float) -> Work:
-    return Work(tuple((operation.scaled(fill), count) for operation, count in work.operations))
+    """The work of a pass over rows with fewer tokens."""
+    return PassWork(work.forward.with_fewer_tokens(fill), work.backward.with_fewer_tokens(fill))

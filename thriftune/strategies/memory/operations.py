@@ -28,6 +28,8 @@ _WITHOUT_WORK = frozenset(
 )  # fmt: skip
 # They draw a random number for each element.
 _DRAWING = frozenset({torch.ops.aten.bernoulli_, torch.ops.aten.bernoulli, torch.ops.aten.native_dropout})
+# In place of a precision: what depends on weights alone, however many tokens there are.
+OF_WEIGHTS = "weights"
 # They read only as much of a table as they return.
 _LOOKUPS = frozenset({torch.ops.aten.embedding.default, torch.ops.aten.index_select.default})
 
@@ -37,7 +39,7 @@ class Operation:
     """One operation on a device.
 
     Attributes:
-        precision: Precision of a matrix product; empty for any other operation.
+        precision: Precision of a matrix product; `OF_WEIGHTS`, or empty, for any other operation.
         flops: Floating-point operations of a matrix product; 0 for any other operation.
         traffic: Bytes that it reads and writes.
         drawn: Random numbers that it draws, as dropout does.
@@ -94,7 +96,7 @@ class Operations(Counter[Operation]):
         """Count one operation.
 
         Args:
-            precision: Precision of a matrix product; empty for any other operation.
+            precision: Precision of a matrix product; `OF_WEIGHTS`, or empty, for any other operation.
             flops: Its floating-point operations; 0 if it is no matrix product.
             inputs: What it reads.
             outputs: What it writes.

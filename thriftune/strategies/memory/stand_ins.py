@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from thriftune.strategies.memory.operations import Operations, precision_of, product
+from thriftune.strategies.memory.operations import OF_WEIGHTS, Operations, precision_of, product
 
 # Those who count now: what an operation here does is not seen by a dispatch mode.
 told: list[Operations] = []
@@ -136,4 +136,4 @@ def _tell(flops: int, inputs: Iterable[torch.Tensor], outputs: Iterable[torch.Te
 def _tell_dequantized(weight: torch.Tensor) -> None:
     """Count the reading of a weight in 4 bits and the writing of it in another type; the absmax is a hundredth."""
     for operations in told:
-        operations.count("", 0, [], [weight], beside=weight.numel() // 2)
+        operations.count(OF_WEIGHTS, 0, [], [weight], beside=weight.numel() // 2)

@@ -34,6 +34,23 @@ class Work:
     def __rmul__(self, times: int) -> "Work":
         return Work(tuple((operation, times * count) for operation, count in self.operations))
 
+    def with_fewer_tokens(self, share: float) -> "Work":
+        """The same work over rows with fewer tokens: each operation computes and moves less in the same proportion.
+
+        Dequantization of weights does not: it is done for a row of any length.
+
+        Args:
+            share: Number of tokens, as a share of those here.
+        """
+        from thriftune.strategies.memory.operations import OF_WEIGHTS
+
+        return Work(
+            tuple(
+                (operation if operation.precision == OF_WEIGHTS else operation.scaled(share), count)
+                for operation, count in self.operations
+            )
+        )
+
     @property
     def flops(self) -> int:
         """Floating-point operations of the matrix products."""
