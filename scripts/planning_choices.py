@@ -137,7 +137,7 @@ def _why(then: "TrainingPlan | None", now: "TrainingPlan") -> str:
         return f"{times}: {100 * step.waiting:.0f} % of the GPUs waited for other layers"
     if moved > _MUCH:
         return f"{times}: {100 * moved:.0f} % of a step was spent on offloading"
-    return f"{times}: per hour it is cheap because its GPU is slow"
+    return f"{times}: it was cheap per hour because its GPUs are few or slow"
 
 
 def _key(was: Before) -> tuple[object, ...]:
