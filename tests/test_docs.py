@@ -59,6 +59,7 @@ NO_KEYS = {
     "model.safetensors",
     "model.safetensors.index.json",
     "model.gguf",
+    "training.gpu_hours",
     "training.html",
     "training.md",
     "lora.four_bit",

@@ -6,6 +6,7 @@ the meta device and with the memory that `thriftune.models.loading` would allow 
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from thriftune.config import Section
 from thriftune.hardware import Precision, torch_dtype
@@ -188,15 +189,22 @@ def _device_of(name: str, placed: dict[str, int]) -> int:
     return placed[under]
 
 
+@lru_cache(maxsize=2)
+def _to_place(architecture: Architecture, four_bit: FourBit | None, precision: Precision) -> tuple[Any, Any]:
+    """A model on the meta device, and what quantizes it; None for nothing. To build 80 layers takes a second."""
+    dtype = torch_dtype(precision)
+    model = architecture.on_meta(dtype)
+    return model, replace_layers(model, dtype, four_bit) if four_bit else None
+
+
 def _device_map(
     architecture: Architecture, four_bit: FourBit | None, precision: Precision, devices: int, usable_bytes: int
 ) -> dict[str, int] | None:
     from accelerate.utils import modeling
     from transformers.integrations import accelerate as placing
 
-    dtype = torch_dtype(precision)
-    model = architecture.on_meta(dtype)
-    quantize = replace_layers(model, dtype, four_bit) if four_bit else None
+    # Where layers go depends on bytes alone, which both types of 16 bits have as many of.
+    model, quantize = _to_place(architecture, four_bit, "fp32" if precision == "fp32" else "bf16")
     limits: dict[int | str, int] = dict.fromkeys(range(devices), usable_bytes)
     modeling.logger.setLevel("ERROR")  # it warns that this machine has no such GPUs
     try:

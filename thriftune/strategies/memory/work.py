@@ -1,7 +1,7 @@
 """The work of one forward and backward pass, and how long a device takes for it."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from thriftune.devices import Speed
@@ -33,6 +33,20 @@ class Work:
 
     def __rmul__(self, times: int) -> "Work":
         return Work(tuple((operation, times * count) for operation, count in self.operations))
+
+    def in_precision(self, old: str, new: str) -> "Work":
+        """The same work with products in another precision.
+
+        Args:
+            old: The precision that is replaced.
+            new: The precision in its place.
+        """
+        return Work(
+            tuple(
+                (replace(operation, precision=new) if operation.precision == old else operation, count)
+                for operation, count in self.operations
+            )
+        )
 
     def with_fewer_tokens(self, share: float) -> "Work":
         """The same work over rows with fewer tokens: each operation computes and moves less in the same proportion.
@@ -107,6 +121,15 @@ class PassWork:
     def whole(self) -> Work:
         """Both."""
         return self.forward + self.backward
+
+    def in_precision(self, old: str, new: str) -> "PassWork":
+        """The same work with products in another precision.
+
+        Args:
+            old: The precision that is replaced.
+            new: The precision in its place.
+        """
+        return PassWork(self.forward.in_precision(old, new), self.backward.in_precision(old, new))
 
     def __add__(self, other: "PassWork") -> "PassWork":
         return PassWork(self.forward + other.forward, self.backward + other.backward)
