@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("ledger")
     parser.add_argument("names", nargs="*")
     asked = parser.parse_args()
-    found = by_name(ledger.read(asked.ledger))
+    found = by_name(ledger.read(asked.ledger, most=None))
     sys.stdout.write(
         table({name: hours for name, hours in found.items() if not asked.names or name in asked.names}) + "\n"
     )

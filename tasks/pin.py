@@ -15,6 +15,7 @@ from tasks import ledger, settings
 from tasks.declaring import hub_task, marking_registration
 from thriftune import artifacts
 from thriftune.config import RunConfig
+from thriftune.data import sources
 from thriftune.errors import ThriftuneError
 from thriftune.models import fetching as models
 from thriftune.planning import catalogue
@@ -28,7 +29,7 @@ logger = logging.getLogger("thriftune.tasks.pin")
 def pin(config: RunConfig) -> str:
     """Make a digest of what a plan depends on: the run, its model, the catalogue, deepspeed_configs/, this release.
 
-    And whether nodes are from the spot market, and the calibrations that were made for the run.
+    And the version of its rows, whether nodes are from the spot market, and the calibrations that were made for it.
 
     Args:
         config: The run.
@@ -50,4 +51,16 @@ def pin(config: RunConfig) -> str:
     market = "spot" if settings.PLATFORM.interruptible else "on demand"
     key = run_key(config)
     tried = sorted(record.as_json().decode() for record in ledger.records() if record.trial and record.trial.run == key)
-    return artifacts.key_of(run, model, prices, settings_there, market, thriftune.__version__, *tried)
+    rows = _version_of_rows(config)
+    return artifacts.key_of(run, model, rows, prices, settings_there, market, thriftune.__version__, *tried)
+
+
+def _version_of_rows(config: RunConfig) -> str:
+    """The version of a run's rows, whose number decides hours and cost; empty where it cannot be read.
+
+    The preflight then says why. A table that is given to the workflow is not read for a plan.
+    """
+    try:
+        return sources.versions(config.data, settings.hub_token())
+    except ThriftuneError:
+        return ""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from thriftune.planning import ledger
 from thriftune.planning.ledger import FROM_DATASHEETS, Quantities, Record, Setup, correct
-from thriftune.planning.ledger.record import QUANTITIES
+from thriftune.planning.ledger.record import QUANTITIES, Trial
 
 pytest_plugins = ("store_kinds",)
 
@@ -178,6 +178,8 @@ def test_damaged_and_foreign_files_are_left_out_with_one_warning(tmp_path, warne
         json.dumps(whole | {"measured": {"seconds_per_step": -1.0}}),
         json.dumps(whole | {"measured": {"seconds_per_step": "NaN"}}),
         json.dumps(whole | {"planned": {"seconds_per_step": 0}}),
+        json.dumps(whole | {"planned": {"seconds_per_step": 1e-300}}),
+        json.dumps(whole | {"measured": {"seconds_per_step": 1e300}}),
         json.dumps({name: value for name, value in whole.items() if name != "setup"}),
     ]  # fmt: skip
     for number, text in enumerate(wrong):
@@ -192,6 +194,14 @@ def test_damaged_and_foreign_files_are_left_out_with_one_warning(tmp_path, warne
     (record,) = warned.records
     assert f"{len(wrong) + 2} of the {len(wrong) + 3} files" in record.getMessage()
     assert "20261130T120000Z-000000000000.json" in record.getMessage()
+
+
+def test_a_calibration_is_not_forgotten_because_many_trainings_came_after_it(tmp_path):
+    trial = run_of(1.1, trial=Trial("run", "", 1, 1))
+    later = [replace(run_of(1.0 + day / 100), when=WHEN.replace(day=day)) for day in range(1, 6)]
+    assert all(ledger.write(str(tmp_path), record) for record in (replace(trial, when=WHEN.replace(month=1)), *later))
+    assert [record.when.day for record in ledger.read(str(tmp_path), most=2)] == [30, 4, 5]
+    assert len(ledger.read(str(tmp_path), most=None)) == 6
 
 
 def test_a_later_version_s_fields_do_no_harm(tmp_path):

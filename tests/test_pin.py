@@ -105,3 +105,14 @@ def test_a_run_that_reports_needs_a_key_and_says_which_setting_names_it(
     (state,) = _secrets(run_config(training={"report_to": "wandb"}), None)
     assert (state.setting, state.is_there) == ("THRIFTUNE_WANDB_SECRET", there)
     assert _secrets(run_config(), None) == []
+
+
+def test_other_rows_are_planned_anew(config, tmp_path):
+    """Hours and cost are those of the rows that are there: a file that had grown got the plan of the small one."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "one"}\n')
+    run = config.model_copy(update={"data": config.data.model_copy(update={"source": str(rows)})})
+    before = pin(config=run)
+    assert pin(config=run) == before
+    rows.write_text('{"text": "one"}\n' * 100)
+    assert pin(config=run) != before

@@ -56,6 +56,16 @@ def this_machine(device="CPU", gpus=0, gpu_gib=0.0, host_gib=99.0) -> Offer:
     return Offer(THIS_MACHINE, DEVICES[device], gpus, gpu_gib, host_gib, 2, 500.0, 0.0)
 
 
+def test_a_deadline_is_kept_also_by_what_is_dear_per_hour():
+    """The search ended after the cheapest machines per hour, none of which was soon enough."""
+    sections = {"training": {"global_batch": 64, "max_steps": 2000}}
+    slow = plan(run("HuggingFaceTB/SmolLM2-135M-Instruct", plan={"minimize": "price_per_hour"}, **sections))
+    limits = {"minimize": "price_per_hour", "deadline_hours": 0.3 * slow.time.hours}
+    soon = plan(run("HuggingFaceTB/SmolLM2-135M-Instruct", plan=limits, **sections))
+    assert soon.time.hours <= 0.3 * slow.time.hours
+    assert soon.price_per_hour > slow.price_per_hour
+
+
 def test_a_full_plan_has_one_process_per_device_and_the_zero_file(run_config):
     config = run_config(
         hardware={"device": "T4", "nodes": 2, "devices_per_node": 4}, training={"global_batch": 64, "micro_batch": 2}

@@ -1,6 +1,7 @@
 """Time of a plan: counted work is the real model's, speeds are near published ones, and the best choice is taken."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from thriftune.models.quantization import FourBit
 from thriftune.planning.choices import Choice, Fitting
 from thriftune.planning.objectives import fastest, in_order
 from thriftune.planning.offers import Offer
-from thriftune.planning.time.step import EXCHANGE, PRODUCTS, Links, of_step, pass_seconds
+from thriftune.planning.time.step import EXCHANGE, PRODUCTS, Links, links, of_step, pass_seconds
 from thriftune.strategies import STRATEGIES
 from thriftune.strategies.coordination import Coordination, of_ring
+from thriftune.strategies.memory import activations
 from thriftune.strategies.memory.activations import StepShape, measure
 from thriftune.strategies.memory.operations import OF_WEIGHTS
 from thriftune.training_plan import Estimate, RunTime, StepTime, Verdict
@@ -163,3 +165,20 @@ def fitting():
         return Fitting(choice, memory, time)
 
     return of
+
+
+@pytest.mark.parametrize("four_bit", [None, FourBit()])
+@pytest.mark.parametrize("in_precision", [False, True])
+def test_what_is_counted_in_bf16_stands_for_fp16(four_bit, in_precision):
+    """Both have 16 bits: one trace serves GPUs with and without bf16, and has to be what fp16 itself would give."""
+    shape = StepShape(2, 32, True, "fp16", LoraConfig(rank=2), four_bit, in_precision=in_precision)
+    found = activations._measured(TINY, shape)
+    with mock.patch.object(type(TINY), "shapes", {**TINY.shapes, "a.experts.b": (1,)}):  # which are always traced
+        itself = activations._measured.__wrapped__(TINY, shape)
+    assert found == itself
+    assert {one.precision for one, _ in found.beside.forward.operations if one.flops} == {"fp16"}
+
+
+def test_a_node_that_leaves_no_whole_cpu_is_planned():
+    speed = DEVICES["T4"].speed
+    assert links(speed, nodes=1, network=0.0, cpus=0.0).cpus == 1.0

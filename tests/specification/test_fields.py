@@ -19,9 +19,7 @@ LAUNCH_PLANS = golden.names("launch_plan")
 PLANS = golden.names("plan")
 NODES = golden.node_identifiers()
 EVERY_TASK = holds_for_every("name", TASKS)
-_NODES_OF = {
-    f"tasks.{task}_{nodes}": nodes for task in ("train.train", "calibrate.calibrate") for nodes in NODE_COUNTS
-}
+_NODES_OF = {f"tasks.{task}_{nodes}": nodes for task in ("train.train", "calibrate.calibrate") for nodes in NODE_COUNTS}
 
 
 def seconds(metadata):

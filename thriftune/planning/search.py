@@ -57,21 +57,31 @@ def search(
     tuned, trained = METHODS[config.method].planned(config, architecture)
     places = [(offer, nodes) for offer in offers for nodes in _node_counts(config, offer, ways)]
     minimize = config.plan.minimize if times is not None else "price_per_hour"
+    limits = (config.plan.deadline_hours, config.plan.budget)
+    # Of what is cheap per hour, none may keep to a limit, or ever finish on spot nodes.
+    may_end = minimize == "price_per_hour" and not any(limits) and not any(offer.is_spot for offer in offers)
     # At an equal price fewer machines first: they have less to communicate.
     for offer, nodes in sorted(places, key=lambda p: (p[0].price_per_hour * p[1], p[1], p[0].name)):
         found, others = _fit(config, trained, tuned, offer, nodes, ways, times)
         refused += others
         if found is not None:
             (sure if found.is_sure else unsure).append(found)
-        if len(sure) == wanted and minimize == "price_per_hour":
+        if len(sure) == wanted and may_end:
             break
     if times is not None:
-        sure, endless = on_spot.finishing(config, architecture, sure)
-        unsure, _ = on_spot.finishing(config, architecture, unsure)
-        sure, late = within(config, sure)
-        refused += [*endless, *late]
-        unsure, _ = within(config, unsure)
+        sure, reasons = _keeping_limits(config, architecture, sure)
+        unsure, others = _keeping_limits(config, architecture, unsure)
+        refused += reasons if sure else [*reasons, *others]
     return in_order(sure, minimize)[:wanted] or in_order(unsure, minimize)[:wanted], refused
+
+
+def _keeping_limits(
+    config: RunConfig, architecture: Architecture, found: list[Fitting]
+) -> tuple[list[Fitting], list[Refusal]]:
+    """Choices that finish, on spot nodes too, and keep to the deadline and the budget; and why the others do not."""
+    finishing, endless = on_spot.finishing(config, architecture, found)
+    kept, late = within(config, finishing)
+    return kept, [*endless, *late]
 
 
 def ways_of(config: RunConfig) -> list[Way]:

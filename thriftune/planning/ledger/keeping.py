@@ -6,7 +6,7 @@ Nothing that goes wrong with it ends a run or a planning: it is said once, in th
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from thriftune.errors import ThriftuneError, TransientError, UserError, in_a_line
@@ -16,19 +16,21 @@ from thriftune.stores.store import Store
 logger = logging.getLogger(__name__)
 
 # The time of a run, to sort by, and a part that no other run has: nobody writes over another's.
-_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}\.json")
-# Newest records that a planning reads. More of them change nothing, and take long to fetch from a blob store.
+_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}(?P<trial>-trial)?\.json")
+# Newest records of trainings, and of calibrations, that a planning reads. More of them change nothing, and take long to
+# fetch from a blob store. A calibration is not forgotten because many trainings came after it.
 _MOST = 400
 # A record has about 1 KiB.
 _LARGEST_BYTES = 64 << 10
 _AT_ONCE = 8
 
 
-def read(place: str) -> list[Record]:
+def read(place: str, most: int | None = _MOST) -> list[Record]:
     """The newest records of a ledger, in the order of their time. What is not a record is left out, with one warning.
 
     Args:
         place: Directory, s3:// or gs:// URL. None need be there.
+        most: Number of trainings, and of calibrations; None for all.
 
     Returns:
         The records; none, with a warning, if the ledger cannot be read.
@@ -36,7 +38,7 @@ def read(place: str) -> list[Record]:
     try:
         store = Store(place).without_retries()
         sizes = store.sizes()
-        names = sorted(name for name in sizes if _NAME.fullmatch(name))[-_MOST:]
+        names = _newest(sizes, most)
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             found = dict(zip(names, threads.map(_reader(store, sizes), names), strict=True))
     except (ThriftuneError, OSError) as error:
@@ -55,6 +57,13 @@ def read(place: str) -> list[Record]:
     return [record for record in found.values() if isinstance(record, Record)]
 
 
+def _newest(names: Iterable[str], most: int | None) -> list[str]:
+    """The names of the newest records of both kinds, in the order of their time."""
+    found = {name: match["trial"] for name in names if (match := _NAME.fullmatch(name))}
+    kinds = ([name for name in sorted(found) if bool(found[name]) == is_trial] for is_trial in (False, True))
+    return sorted(name for kind in kinds for name in (kind if most is None else kind[-most:]))
+
+
 def write(place: str, record: Record) -> bool:
     """Add a record to a ledger.
 
@@ -65,7 +74,7 @@ def write(place: str, record: Record) -> bool:
     Returns:
         Whether it was written; if not, this is said in the log.
     """
-    name = f"{record.when:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:12]}.json"
+    name = f"{record.when:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:12]}{'-trial' if record.trial else ''}.json"
     try:
         Store(place).put_bytes(name, record.as_json())
     except (ThriftuneError, OSError) as error:

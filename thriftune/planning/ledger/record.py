@@ -20,8 +20,9 @@ from thriftune.training_plan import TrainingPlan
 Quantity = Literal[
     "allocated_gib", "reserved_gib", "context_gib", "seconds_per_step", "tokens_per_second", "startup_seconds"
 ]
-# Zero, negative and endless values have no ratio to others: a file with one is damaged.
-_Measure = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+# Zero, negative and endless values have no ratio to others, and absurd ones none that a number holds: a file with one
+# is damaged.
+_Measure = Annotated[float, Field(ge=1e-9, le=1e9, allow_inf_nan=False)] | None
 _Count = Annotated[int, Field(gt=0)]
 # Libraries that decide how fast a step is and what it holds.
 _VERSIONS_OF = ("torch", "transformers")

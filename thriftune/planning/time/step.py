@@ -51,11 +51,11 @@ def links(speed: Speed, *, nodes: int, network: float, cpus: float) -> Links:
         speed: The device's.
         nodes: Number of nodes.
         network: Bytes per second of a node's network; 0 where it is not known.
-        cpus: Virtual CPUs for each device.
+        cpus: Virtual CPUs for each device; where a node leaves less than one, as one.
     """
     inside = speed.nvlink or _THROUGH_HOST * speed.pcie
     # A ring over nodes crosses each node's network once.
-    return Links(min(inside, network) if nodes > 1 and network else inside, speed.pcie, cpus)
+    return Links(min(inside, network) if nodes > 1 and network else inside, speed.pcie, max(1.0, cpus))
 
 
 def pass_seconds(work: Work, speed: Speed, *, is_queued: bool, on_host: float = 0.0) -> dict[str, float]:
