@@ -23,9 +23,9 @@ def facts(time: RunTime | None, price_per_hour: float, currency: str) -> Iterato
     yield "step", f"{duration(time.step.seconds)}, {time.tokens_per_second:,.0f} tokens/s", shares(time)
     counted = f"{time.steps or ASSUMED_STEPS:,} steps"
     if not time.steps:
-        counted += ", as the number of rows is not known"
-    span = f"{hours(time.hours_low)} to {hours(time.hours_high)}"
-    yield "run", f"{hours(time.hours)} for {counted}", f"{span}, {time.leans_on}; {time.tokens_from}"
+        counted += " (how many there are is not known)"
+    span = f"{hours(time.hours_low)} to {hours(time.hours_high)} for {counted}"
+    yield "run", hours(time.hours), f"{span}, {time.leans_on}; {time.tokens_from}"
     if price_per_hour:
         low, high = (price_per_hour * value for value in (time.hours_low, time.hours_high))
         yield "cost of the run", f"{price_per_hour * time.hours:,.2f} {currency}", f"{low:,.2f} to {high:,.2f}"

@@ -1,7 +1,7 @@
 """The model that a training prepares, on torch's meta device, where it has shapes and no values."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
