@@ -26,7 +26,9 @@ def _uninitialized() -> Iterator[None]:
     from torch.nn import init
 
     names = ("kaiming_uniform_", "uniform_", "normal_", "zeros_", "ones_")
-    with mock.patch.multiple(init, **dict.fromkeys(names, _as_it_is)):
+    with ExitStack() as patches:
+        for name in names:
+            patches.enter_context(mock.patch.object(init, name, _as_it_is))
         yield
 
 
