@@ -135,7 +135,7 @@ def test_a_training_is_the_same_with_another_budget(config):
 
 @pytest.mark.parametrize("strategy", ["zero", "fsdp"])
 def test_what_the_message_says_to_write_keeps_the_machines(strategy, run_dict_of, tmp_path):
-    """A larger budget led to other machines, whose training began at step 0 while the first one's steps lay elsewhere."""
+    """A larger budget led to other machines, whose training began at step 0, away from the steps that were done."""
 
     def plan_of(content, minimize):
         run = RunConfig.model_validate({**content, "plan": {"minimize": minimize, "budget": 1e6}})
