@@ -78,6 +78,14 @@ class Spending:
 
         self._earlier = distributed.from_main(look)
 
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint in the store; 0 if there is none. Collective.
+
+        Raises:
+            TransientError: The store does not answer.
+        """
+        return distributed.from_main(self._spent.newest_step)
+
     def would_exceed(self, seconds: float) -> bool:
         """Whether so much longer would cost more than may be spent.
 
@@ -119,9 +127,9 @@ class Spending:
         rest = self._price * step_seconds * (steps - step) / _HOUR
         needed = f" The steps that are left need about {rest:,.2f} more." if rest else ""
         remedy = (
-            f"To go on from there, raise plan.budget and start the same run file again.{needed} It is planned again, with "
-            "what others ran meanwhile, and on other machines it may begin at step 0. To keep these, write into it: "
-            f"{', '.join(f'{key}: {value}' for key, value in _kept(self._plan).items())}."
+            f"To go on from there, raise plan.budget and start the same run file again.{needed} It is planned again, "
+            "with what others ran meanwhile, and on other machines it may begin at step 0. To keep these, write into "
+            f"it: {', '.join(f'{key}: {value}' for key, value in _kept(self._plan).items())}."
         )
         return BudgetError.single("plan.budget", f"{self._budget:g}", message, remedy)
 
