@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import yaml
 from planning import planned
 from safetensors.torch import load_file
 from transformers import TrainerCallback, trainer
@@ -12,9 +13,11 @@ from transformers import TrainerCallback, trainer
 from thriftune.checkpoints import identity, known_by
 from thriftune.checkpoints.location import CheckpointLocation, Writer
 from thriftune.checkpoints.spent import SpentTime
-from thriftune.config import DataConfig
+from thriftune.config import DataConfig, RunConfig
 from thriftune.data import prepare
 from thriftune.errors import BudgetError, TransientError
+from thriftune.planning import catalogue, planner
+from thriftune.planning.time.run import Size
 from thriftune.stores.store import Store
 from thriftune.training.fit import Inputs, fit
 from thriftune.training.spending import Spending
@@ -128,6 +131,44 @@ def test_a_training_is_the_same_with_another_budget(config):
     assert len({known_by.training(run, plan, base="b", dataset="d", start="") for run in runs}) == 1
     assert len({json.dumps(identity.of(run, plan, model="m", dataset="d", rows=9)) for run in runs}) == 1
     assert len({planned(run).fingerprint for run in runs}) == 1
+
+
+@pytest.mark.parametrize("strategy", ["zero", "fsdp"])
+def test_what_the_message_says_to_write_keeps_the_machines(strategy, run_dict_of, tmp_path):
+    """A larger budget led to other machines, whose training began at step 0, away from the steps that were done."""
+
+    def plan_of(content, minimize):
+        run = RunConfig.model_validate({**content, "plan": {"minimize": minimize, "budget": 1e6}})
+        return run, planner.plan(run, catalogue.load(), size=Size(50_000, (512,), "rows"))
+
+    content = run_dict_of(strategy)
+    run, plan = plan_of(content, "time")
+    _, cheapest = plan_of(content, "cost")
+    assert cheapest.fingerprint != plan.fingerprint
+    remedy = Spending(run, plan, SpentTime(Store(str(tmp_path)), None)).error(3, 9).problems[0].remedy
+    written = yaml.safe_load("\n".join(remedy.partition("write into it: ")[2].rstrip(".").split(", ")))
+    assert written.keys() > {"hardware.instance", "hardware.nodes", "strategy", "training.micro_batch"}
+    for key, value in written.items():
+        section, _, name = key.rpartition(".")
+        (content.setdefault(section, {}) if section else content)[name] = value
+    again, kept = plan_of(content, "cost")
+    assert (kept.instance, kept.fingerprint) == (plan.instance, plan.fingerprint)
+    known = {known_by.training(*made, base="b", dataset="d", start="") for made in ((run, plan), (again, kept))}
+    assert len(known) == 1
+
+
+@pytest.fixture
+def run_dict_of():
+    """Make the content of a run file that leaves the machines to the planner."""
+
+    def make(strategy):
+        return {
+            "name": "run", "method": "full", "model": {"source": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+            "data": {"source": "rows", "format": "text", "max_length": 512}, "hardware": {"device": "T4"},
+            "training": {"global_batch": 64}, "strategy": strategy,
+        }  # fmt: skip
+
+    return make
 
 
 class Slow(TrainerCallback):

@@ -160,6 +160,14 @@ class Strategy(Protocol):
         """
         return ""
 
+    def written(self, settings: str) -> dict[str, str]:
+        """Keys and values of a run file that lead to some settings again; empty where there is nothing to choose.
+
+        Args:
+            settings: As `options` gives them.
+        """
+        return {}
+
     def memory(
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:

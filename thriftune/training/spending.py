@@ -8,6 +8,7 @@ from thriftune import distributed
 from thriftune.checkpoints.spent import SpentTime
 from thriftune.config import RunConfig
 from thriftune.errors import BudgetError, ThriftuneError, in_a_line
+from thriftune.strategies import STRATEGIES
 from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Spending:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._budget, self._currency = config.plan.budget, plan.currency
-        self._price, self._spent, self._clock = plan.price_per_hour, spent, clock
+        self._plan, self._price, self._spent, self._clock = plan, plan.price_per_hour, spent, clock
         self._began = self._noted = clock() - seconds_before
         self._earlier = 0.0
         self._is_main, self._is_unsaid = distributed.current_rank().is_main, True
@@ -117,5 +118,21 @@ class Spending:
         )
         rest = self._price * step_seconds * (steps - step) / _HOUR
         needed = f" The steps that are left need about {rest:,.2f} more." if rest else ""
-        remedy = f"To go on from there, raise plan.budget and start the same run file again.{needed}"
+        remedy = (
+            f"To go on from there, raise plan.budget and start the same run file again.{needed} It is planned again, "
+            "with what others ran meanwhile, and on other machines it may begin at step 0. To keep these, write into it: "
+            f"{', '.join(f'{key}: {value}' for key, value in _kept(self._plan).items())}."
+        )
         return BudgetError.single("plan.budget", f"{self._budget:g}", message, remedy)
+
+
+def _kept(plan: TrainingPlan) -> dict[str, object]:
+    """Keys and values of a run file with which the run is planned as it was, whatever else fits."""
+    return {
+        "hardware.instance": plan.instance,
+        "hardware.nodes": plan.nodes,
+        "hardware.devices_per_node": plan.devices_per_node,
+        "strategy": plan.strategy,
+        **STRATEGIES[plan.strategy].written(plan.settings),
+        "training.micro_batch": plan.micro_batch,
+    }

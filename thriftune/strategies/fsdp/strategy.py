@@ -49,6 +49,10 @@ class Fsdp(Strategy):
         """Whether shards are in host memory."""
         return _OFFLOADED if Settings.read(plan.settings).offloads(plan.hardware) else ""
 
+    def written(self, settings: str) -> dict[str, str]:
+        """Where shards are, which is all that a plan chooses."""
+        return {f"fsdp.{_OFFLOADED}": "true" if Settings.read(settings).cpu_offload else "false"}
+
     def memory(
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:

@@ -92,6 +92,11 @@ class Zero(Strategy):
         """The name of the configuration file, or the stage."""
         return str(json.loads(plan.settings)["name"] or f"ZeRO-{configuration.stage(config_in(plan.settings))}")
 
+    def written(self, settings: str) -> dict[str, str]:
+        """The name of the configuration file; one without a name stands in the run file."""
+        name = json.loads(settings)["name"]
+        return {_FIELD: name} if name else {}
+
     def memory(
         self, architecture: Architecture, step_shape: StepShape, machines: Machines, settings: str, optimizer: str
     ) -> Needs | None:
