@@ -1,5 +1,6 @@
 """Time of a plan: counted work is the real model's, speeds are near published ones, and the best choice is taken."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,13 +9,16 @@ from planning import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
 from thriftune.batching import Batch
-from thriftune.config import LoraConfig, ModelConfig
+from thriftune.config import LoraConfig, ModelConfig, RunConfig
+from thriftune.errors import ConfigError
 from thriftune.hardware import DEVICES
 from thriftune.models import architecture
 from thriftune.models.quantization import FourBit
+from thriftune.planning import catalogue, planner
 from thriftune.planning.choices import Choice, Fitting
 from thriftune.planning.objectives import fastest, in_order
 from thriftune.planning.offers import Offer
+from thriftune.planning.time.run import Size
 from thriftune.planning.time.step import EXCHANGE, PRODUCTS, Links, of_step, pass_seconds
 from thriftune.strategies import STRATEGIES
 from thriftune.strategies.coordination import Coordination, of_ring
@@ -149,6 +153,55 @@ def test_the_order_is_by_what_is_minimized_and_unknown_times_come_last(fitting):
     assert in_order([unknown, cheap, quick], "cost") == [quick, cheap, unknown]
     assert in_order([unknown, quick, cheap], "time") == [quick, cheap, unknown]
     assert in_order([quick, cheap], "price_per_hour") == [cheap, quick]
+
+
+def plan(limits, size=None, instance="g4dn.xlarge", **training):
+    run = {
+        "name": "limited", "method": "lora", "model": {"source": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "data": {"source": "rows", "format": "text", "max_length": 512}, "hardware": {"instance": instance},
+        "plan": limits, "training": {"global_batch": 8, **training},
+    }  # fmt: skip
+    return planner.plan(RunConfig.model_validate(run), catalogue.load(), size=size)
+
+
+def test_a_budget_rules_out_no_machine_where_the_number_of_steps_is_not_known(caplog):
+    """It ruled out all of them, so that a run of data that cannot be counted could have no budget."""
+    assert plan({"budget": 0.01}).time.steps == 0
+    assert "plan.budget = 0.01 was no limit for the plan" in caplog.text
+    caplog.clear()
+    assert plan({"budget": 10.0}, max_steps=20).time.steps == 20
+    assert "plan.budget" not in caplog.text
+
+
+def test_a_deadline_needs_a_number_of_steps_and_the_message_says_how_to_give_it():
+    with pytest.raises(ConfigError) as caught:
+        plan({"deadline_hours": 5.0, "budget": 5.0})
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.value) == ("plan.deadline_hours", "5")
+    assert "training.max_steps" in problem.remedy
+    assert plan({"deadline_hours": 5.0, "budget": 5.0}, max_steps=20).time.hours < 5
+
+
+def test_what_exceeds_the_limits_is_refused_with_limits_that_would_do():
+    size = Size(1_000_000, (512,), "rows")
+    with pytest.raises(ConfigError, match=r"For 1 x g4dn\.xlarge: Set plan\.deadline_hours to") as caught:
+        plan({"budget": 0.5, "deadline_hours": 0.5}, size)
+    remedy = caught.value.problems[-1].remedy
+    hours, cost = (
+        float(re.search(f"plan.{key} to ([0-9.]+) or more", remedy)[1]) for key in ("deadline_hours", "budget")
+    )
+    made = plan({"budget": cost, "deadline_hours": hours}, size)
+    assert made.time.hours == pytest.approx(hours, abs=0.011)
+    with pytest.raises(ConfigError):
+        plan({"budget": cost - 0.02, "deadline_hours": hours}, size)
+
+
+def test_where_the_speed_is_not_known_the_message_says_what_to_do():
+    """It said to change what the nearest machine names, which named nothing."""
+    with pytest.raises(ConfigError) as caught:
+        plan({"budget": 5.0}, Size(100, (512,), "rows"), instance="m7i.2xlarge")
+    assert "how long it takes is not known" in str(caught.value)
+    assert "or give its speed under devices.CPU in a catalogue" in caught.value.problems[-1].remedy
 
 
 @pytest.fixture

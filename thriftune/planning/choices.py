@@ -130,6 +130,7 @@ class Refusal:
         reason: Why it does not fit, as a clause.
         excess: How far it is from fitting: what it needs divided by what there is; infinite where there is no number.
         has_room: Whether memory is enough: it takes too long, costs too much, or would not end.
+        remedy: What to do about that, as a sentence; empty where memory is not enough.
     """
 
     machines: str
@@ -137,3 +138,4 @@ class Refusal:
     reason: str
     excess: float
     has_room: bool = False
+    remedy: str = ""

@@ -45,7 +45,7 @@ def finishing(
         except ConfigError as error:
             (problem,) = error.problems
             reason = f"fits, but {problem.message} {problem.remedy.rstrip('.')}"
-            refused.append(Refusal(choice.machines, choice, reason, math.inf, has_room=True))
+            refused.append(Refusal(choice.machines, choice, reason, math.inf, has_room=True, remedy=problem.remedy))
     return kept, refused
 
 

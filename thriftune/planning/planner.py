@@ -17,6 +17,7 @@ from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.choices import Choice, Fitting, Refusal
 from thriftune.planning.evaluating import planned_evaluation
 from thriftune.planning.ledger import Record
+from thriftune.planning.objectives import require_countable, warn_of_budget
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
 from thriftune.planning.search import search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
@@ -80,6 +81,7 @@ def plan(
     assert model is not None
     trained = method.planned(config, model)[1]
     times = Times(config, trained, size or full_rows(config), tuple(records))
+    require_countable(config, times.steps)
     fitting, refused = search(config, model, machines, ways, 1 + (_ALTERNATIVES if here is None else 0), times)
     if not fitting:
         is_room = any(refusal.has_room for refusal in refused)
@@ -87,6 +89,8 @@ def plan(
     if not fitting[0].is_sure:
         fitting[0] = _advised(fitting[0], changes_that_fit(config, model, catalogue, here))
         logger.warning("It is uncertain whether the run fits: %s", sentence(fitting[0].verdict))
+    if fitting[0].choice.price_per_hour:
+        warn_of_budget(config, times.steps)
     evaluation = planned_evaluation(config, trained, catalogue, here)
     return replace(_plan_of(config, model, catalogue, fitting), evaluation=evaluation)
 
@@ -134,15 +138,17 @@ def _advised(found: Fitting, changes: list[str]) -> Fitting:
 def _nothing_fits(refused: list[Refusal], changes: list[str] | None) -> ConfigError:
     """The error that nothing fits: the closest attempt on each kind of machine, the nearest first.
 
+    Where some have enough memory, and exceed the run's limits or would not end, these come first.
+
     Args:
         refused: Why what was tried does not fit.
         changes: Changes of the run that would fit; None where memory is not what is wrong.
     """
     closest: dict[str, Refusal] = {}
     for refusal in refused:
-        if refusal.machines not in closest or refusal.excess < closest[refusal.machines].excess:
+        if refusal.machines not in closest or _distance(refusal) < _distance(closest[refusal.machines]):
             closest[refusal.machines] = refusal
-    ordered = sorted(closest.values(), key=lambda refusal: refusal.excess)
+    ordered = sorted(closest.values(), key=_distance)
     problems = [Problem("hardware", r.machines, f"{_described(r)}.", "") for r in ordered[:_REASONS]]
     if len(ordered) > _REASONS:
         problems.append(
@@ -150,11 +156,15 @@ def _nothing_fits(refused: list[Refusal], changes: list[str] | None) -> ConfigEr
         )
     if changes is None:  # changes that need less memory would not help
         message = "of what fits, nothing keeps to the run's limits and comes to an end."
-        problems.append(Problem("plan", "", message, "Change what the nearest one names."))
+        problems.append(Problem("plan", "", message, f"For {ordered[0].machines}: {ordered[0].remedy}"))
     else:
         remedy = " Or: ".join(changes) if changes else "none of those that were tried."
         problems.append(Problem("hardware", "", "nothing fits.", f"Nearest changes that do: {remedy}"))
     return ConfigError.of("plan-does-not-fit", problems)
+
+
+def _distance(refusal: Refusal) -> tuple[bool, float]:
+    return not refusal.has_room, refusal.excess
 
 
 def _described(refusal: Refusal) -> str:

@@ -120,8 +120,8 @@ class Spending:
         needed = f" The steps that are left need about {rest:,.2f} more." if rest else ""
         remedy = (
             f"To go on from there, raise plan.budget and start the same run file again.{needed} It is planned again, "
-            "with what others ran meanwhile, and on other machines it may begin at step 0. To keep these, write into it: "
-            f"{', '.join(f'{key}: {value}' for key, value in _kept(self._plan).items())}."
+            "with what others ran meanwhile, and on other machines it may begin at step 0. To keep these, write into "
+            f"it: {', '.join(f'{key}: {value}' for key, value in _kept(self._plan).items())}."
         )
         return BudgetError.single("plan.budget", f"{self._budget:g}", message, remedy)
 

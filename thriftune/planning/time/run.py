@@ -75,6 +75,14 @@ class Times:
     size: Size
     records: Sequence[Record] = ()
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps; 0 where the number of rows is not known."""
+        training = self.config.training
+        if training.max_steps:
+            return training.max_steps
+        return math.ceil(training.epochs * self.size.rows / training.global_batch)
+
     def of(self, choice: Choice, step_shape: StepShape) -> RunTime | None:
         """The time of a run on some machines; None where the speed of their devices is not known.
 
@@ -97,7 +105,7 @@ class Times:
             tokens_per_step=self.config.training.global_batch * self._tokens_per_row(),
             tokens_from=self.size.said,
             leans_on=correction.leans_on if correction.count or choice.offer.device.speed else _FROM_CPU,
-            steps=self._steps(),
+            steps=self.steps,
             beside=self._beside(choice, work, speed),
             full_seconds=correction.factor * self._step(choice, step_shape, whole, speed).seconds,
         )
@@ -184,13 +192,6 @@ class Times:
         beside = [lengths[start : start + batch.micro_batch] for start in range(0, len(lengths), batch.micro_batch)]
         return sum(map(max, beside)) / len(beside) / self.config.data.max_length
 
-    def _steps(self) -> int:
-        """Optimizer steps; 0 where the number of rows is not known."""
-        training = self.config.training
-        if training.max_steps:
-            return training.max_steps
-        return math.ceil(training.epochs * self.size.rows / training.global_batch)
-
     def _beside(self, choice: Choice, work: PassWork, speed: Speed) -> dict[str, float]:
         """Seconds by what is done once, besides the steps."""
         batch, evaluation = choice.batch, self.config.evaluation
@@ -199,7 +200,7 @@ class Times:
         network = min(choice.offer.network_gbps * 1e9 / 8 or _FETCHED_PER_SECOND, _FETCHED_PER_SECOND)
         held_out = self.config.data.validation_share * self.size.rows or evaluation.max_rows
         rows = min(evaluation.max_rows, held_out)
-        times = 2 + self._steps() // evaluation.every_steps if evaluation.every_steps else _VALIDATIONS
+        times = 2 + self.steps // evaluation.every_steps if evaluation.every_steps else _VALIDATIONS
         forward = sum(pass_seconds(work.forward, speed, is_queued=choice.offer.device.is_gpu).values())
         found = {
             START: 0.0 if is_here else _START_SECONDS,
