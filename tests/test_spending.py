@@ -12,6 +12,7 @@ from transformers import TrainerCallback, trainer
 
 from thriftune.checkpoints import identity, known_by
 from thriftune.checkpoints.location import CheckpointLocation, Writer
+from thriftune.checkpoints.saving import BackgroundSaver
 from thriftune.checkpoints.spent import SpentTime
 from thriftune.config import DataConfig, RunConfig
 from thriftune.data import prepare
@@ -27,8 +28,8 @@ _HOUR = 3600
 
 @pytest.fixture
 def config(run_config):
-    def make(budget=None):
-        wanted = {"global_batch": 4, "micro_batch": 4, "max_steps": 8, "precision": "fp32", "log_every": 1}
+    def make(budget=None, **training):
+        wanted = {"global_batch": 4, "micro_batch": 4, "max_steps": 8, "precision": "fp32", "log_every": 1, **training}
         return run_config(
             "qlora",
             plan={"budget": budget},
@@ -178,21 +179,25 @@ class Slow(TrainerCallback):
         time.sleep(0.5)
 
 
-def test_a_run_that_is_stopped_by_its_budget_goes_on_with_a_larger_one(
-    config, tiny_model_dir, chat_rows_file, tmp_path, monkeypatch
-):
+@pytest.fixture
+def train(config, tiny_model_dir, chat_rows_file, tmp_path):
+    """Train 8 steps of a run that costs one a second; its checkpoints are in the folder of a name."""
     dataset = tmp_path / "dataset"
     data = DataConfig(source=str(chat_rows_file), format="chat", max_length=64)
     prepare.prepare(data, seed=0, tokenizer_dir=tiny_model_dir, destination=dataset)
 
-    def train(where, budget, fetching_seconds=0.0):
-        run = config(budget)
+    def train(where, budget, fetching_seconds=0.0, **training):
+        run = config(budget, **training)
         plan = replace(planned(run), price_per_hour=3600.0)  # one a second
         place = CheckpointLocation(str(tmp_path / where), tmp_path / f"{where}-scratch", 10.0)
         inputs = Inputs(run, plan, tiny_model_dir, dataset, None, place, fetching_seconds)
         result = fit(inputs, tmp_path / f"{where}-out")
         return result, load_file(tmp_path / f"{where}-out" / "adapter_model.safetensors")
 
+    return train
+
+
+def test_a_run_that_is_stopped_by_its_budget_goes_on_with_a_larger_one(train, tmp_path, monkeypatch):
     calm, expected = train("calm", None)
     with monkeypatch.context() as slow:
         slow.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Slow])
@@ -209,3 +214,17 @@ def test_a_run_that_is_stopped_by_its_budget_goes_on_with_a_larger_one(
     assert weights.keys() == expected.keys()
     assert all(weights[name].equal(expected[name]) for name in expected)
     assert SpentTime(Store(str(tmp_path / "run")), None).seconds() > 998
+
+
+def test_steps_whose_checkpoint_failed_are_not_called_saved(train, monkeypatch, caplog):
+    """The message counted what was handed over, and the log promised a result that a stopped run does not have."""
+
+    def refuse(*arguments, **options):
+        raise TransientError("The last 3 checkpoints could not be saved.")
+
+    monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Slow])
+    monkeypatch.setattr(BackgroundSaver, "save", refuse)
+    with pytest.raises(BudgetError, match=r"It stops; 0 of 8 steps are done and saved"):
+        train("run", 1000.0, fetching_seconds=998.0)
+    assert "which has no checkpoint. The last 3" in caplog.text
+    assert "the result is saved" not in caplog.text

@@ -28,14 +28,13 @@ class BudgetCallback(TrainerCallback):
         self._spending, self._checkpoints, self._guard, self._stall = spending, checkpoints, guard, stall
         self._is_main = distributed.current_rank().is_main
         self._ended = self._step_seconds = self._longest = self._saving = 0.0
-        self._saved = 0
         self._is_over = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Count from here."""
-        self._ended, self._saved = time.monotonic(), state.global_step
+        self._ended = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop, if the next step and its checkpoint may be too much. The slowest step so far is taken for the next one.
@@ -57,19 +56,23 @@ class BudgetCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note how long saving took, and the step."""
-        self._saving, self._saved = max(self._saving, time.monotonic() - self._ended), state.global_step
+        """Note how long saving took."""
+        self._saving = max(self._saving, time.monotonic() - self._ended)
         self._ended = time.monotonic()
         self._spending.note(at_once=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """If the budget ended it, wait for the upload of the last checkpoint, and raise BudgetError."""
+        """If the budget ended it, wait for the upload of the last checkpoint, and raise BudgetError.
+
+        That checkpoint may have failed, or been left out. What the store has is what counts.
+        """
         if not self._is_over:
             return
         with self._stall.paused():
             self._checkpoints.wait()
-        self._spending.note(at_once=True)
-        distributed.barrier()
-        raise self._spending.error(self._saved, state.max_steps, self._step_seconds)
+            self._spending.note(at_once=True)
+            distributed.barrier()
+            saved = self._spending.saved_step()
+        raise self._spending.error(saved, state.max_steps, self._step_seconds)

@@ -283,7 +283,10 @@ class CheckpointCallback(TrainerCallback):
         except ThriftuneError as error:
             if state.global_step < state.max_steps and not control.should_training_stop:
                 raise
-            logger.warning("The last step has no checkpoint; the result is saved without one. %s", error)
+            if state.global_step >= state.max_steps:
+                logger.warning("The last step has no checkpoint; the result is saved without one. %s", error)
+            else:  # a result follows if validations ended it, and none if the budget or a notice did
+                logger.warning("Training ends at step %d, which has no checkpoint. %s", state.global_step, error)
         (preempted,) = distributed.any_rank(
             self._notice.was_given
         )  # while it was written: another step may be too long

@@ -78,6 +78,14 @@ class Spending:
 
         self._earlier = distributed.from_main(look)
 
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint in the store; 0 if there is none. Collective.
+
+        Raises:
+            TransientError: The store does not answer.
+        """
+        return distributed.from_main(self._spent.newest_step)
+
     def would_exceed(self, seconds: float) -> bool:
         """Whether so much longer would cost more than may be spent.
 
