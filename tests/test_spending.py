@@ -8,7 +8,7 @@ import pytest
 import yaml
 from planning import planned
 from safetensors.torch import load_file
-from transformers import TrainerCallback, trainer
+from transformers import TrainerCallback, TrainerControl, TrainerState, trainer
 
 from thriftune.checkpoints import identity, known_by
 from thriftune.checkpoints.location import CheckpointLocation, Writer
@@ -20,6 +20,8 @@ from thriftune.errors import BudgetError, TransientError
 from thriftune.planning import catalogue, planner
 from thriftune.planning.time.run import Size
 from thriftune.stores.store import Store
+from thriftune.training import fit as fitting
+from thriftune.training.budget_stop import BudgetCallback
 from thriftune.training.fit import Inputs, fit
 from thriftune.training.spending import Spending
 
@@ -108,8 +110,20 @@ def test_a_machine_without_a_price_keeps_to_every_budget_and_says_so(spending, c
     assert SpentTime(Store(str(tmp_path)), None).seconds() == 0
 
 
+def test_the_time_of_fetching_and_loading_counts_though_no_step_is_done(spending, tmp_path):
+    """Attempts that were killed before their first step had cost nothing, however many there were."""
+    clock = Clock()
+    first = spending(clock=clock, seconds_before=_HOUR)
+    first.begin()
+    assert SpentTime(Store(str(tmp_path)), None).seconds() == pytest.approx(_HOUR)
+    clock.now += _HOUR / 2
+    checkpoints = stall = guard = None
+    BudgetCallback(first, checkpoints, guard, stall).on_train_begin(None, TrainerState(), TrainerControl())
+    assert SpentTime(Store(str(tmp_path)), None).seconds() == pytest.approx(1.5 * _HOUR)
+
+
 def test_a_store_that_does_not_answer_costs_a_warning(spending, caplog, monkeypatch):
-    def refuse(self, seconds):
+    def refuse(self, *noted):
         raise TransientError("No answer.")
 
     monkeypatch.setattr(SpentTime, "note", refuse)
@@ -228,3 +242,18 @@ def test_steps_whose_checkpoint_failed_are_not_called_saved(train, monkeypatch, 
         train("run", 1000.0, fetching_seconds=998.0)
     assert "which has no checkpoint. The last 3" in caplog.text
     assert "the result is saved" not in caplog.text
+
+
+def test_a_result_is_written_although_its_budget_went_while_the_first_attempt_wrote_it(train, monkeypatch):
+    """A pod that was lost after the last step left a run that ended with a spent budget, and all of its steps done."""
+
+    def lose(*arguments):
+        raise TransientError("The node is gone.")
+
+    with monkeypatch.context() as lost:
+        lost.setattr(fitting, "_save", lose)
+        with pytest.raises(TransientError, match="gone"):
+            train("run", 1000.0, 900.0, max_steps=2)
+    result, weights = train("run", 900.0, max_steps=2)
+    assert (result.steps, result.resumed_at) == (2, 2)
+    assert weights

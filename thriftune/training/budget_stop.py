@@ -33,8 +33,9 @@ class BudgetCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count from here."""
+        """Count from here; what loading and the first validation took is noted."""
         self._ended = time.monotonic()
+        self._spending.note(at_once=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop, if the next step and its checkpoint may be too much. The slowest step so far is taken for the next one.
@@ -64,11 +65,12 @@ class BudgetCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """If the budget ended it, wait for the upload of the last checkpoint, and raise BudgetError.
+        """Note that all steps are done. If the budget ended them, wait for the last upload, and raise BudgetError.
 
-        That checkpoint may have failed, or been left out. What the store has is what counts.
+        The last checkpoint may have failed, or been left out. What the store has is what counts.
         """
         if not self._is_over:
+            self._spending.end(state.global_step)
             return
         with self._stall.paused():
             self._checkpoints.wait()

@@ -41,6 +41,7 @@ class Spending:
         self._plan, self._price, self._spent, self._clock = plan, plan.price_per_hour, spent, clock
         self._began = self._noted = clock() - seconds_before
         self._earlier = 0.0
+        self._ended_at: int | None = None
         self._is_main, self._is_unsaid = distributed.current_rank().is_main, True
 
     @property
@@ -61,6 +62,9 @@ class Spending:
     def begin(self) -> None:
         """Learn what earlier attempts took, and end where that is all that may be spent. Collective.
 
+        Where all steps are done, and an attempt was lost while it wrote the result, nothing more is trained, and the
+        result is made.
+
         Raises:
             BudgetError: It is.
             TransientError: The store does not answer.
@@ -72,11 +76,21 @@ class Spending:
 
         def look() -> float:
             self._earlier = self._spent.seconds()
-            if self.would_exceed(0.0):
+            if self.would_exceed(0.0) and not self._spent.has_all_steps():
                 raise self.error(self._spent.newest_step(), 0)
             return self._earlier
 
         self._earlier = distributed.from_main(look)
+        self.note(at_once=True)  # the time until here, should loading be the end of this attempt
+
+    def end(self, step: int) -> None:
+        """Note that all steps are done.
+
+        Args:
+            step: The last one.
+        """
+        self._ended_at = step
+        self.note(at_once=True)
 
     def saved_step(self) -> int:
         """The step of the newest checkpoint in the store; 0 if there is none. Collective.
@@ -104,7 +118,7 @@ class Spending:
             return
         self._noted = self._clock()
         try:
-            self._spent.note(self._clock() - self._began)
+            self._spent.note(self._clock() - self._began, self._ended_at)
         except ThriftuneError as error:
             if self._is_unsaid:
                 logger.warning("The time of this attempt is not noted, and not counted later: %s", in_a_line(error))
