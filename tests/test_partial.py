@@ -320,5 +320,5 @@ def test_the_preflight_says_what_cannot_train_and_what_trains_too(run_config):
 def test_the_lighter_method_is_suggested_without_the_section(run_config):
     """A run file of method qlora with a section for partial is refused, so that nothing was suggested."""
     config = run_config("partial", partial={"train": HEAD})
-    ((_, what, changed),) = suggestions._lighter_method(config, is_given=False)
+    ((_, [(what, changed)]),) = suggestions._lighter_method(config, is_given=False)
     assert (what, changed.method, changed.partial) == ("method: qlora", "qlora", None)

@@ -103,7 +103,7 @@ def run(cluster: ControlPlane, pyflyte: Pyflyte, settings: dict[str, str], twin:
 
 def test_the_run_is_planned_on_the_sandbox_s_node_and_trains_there(run):
     plan = output(run, "plan")
-    assert (plan["instance"], plan["nodes"], plan["device"], plan["price_per_hour"]) == ("k3s", 1, "CPU", 0)
+    assert (plan["instance"], plan["nodes"], plan["hardware"]["name"], plan["price_per_hour"]) == ("k3s", 1, "CPU", 0)
     assert on_the_plan_s_nodes(run) == {"train_in_one_process"}
     assert set(attempts_of(run).values()) == {1}
     training = output(run, "metrics")["training"]
@@ -155,6 +155,6 @@ def test_a_plan_that_is_asked_for_on_a_cluster_is_for_the_cluster(cluster, pyfly
     assert started[-1] == FILE
     pyflyte("run", *WAITING, *started[1:-1], str(file), settings=settings)
     found = json.loads(done(cluster).outputs.literals["o0"].scalar.primitive.string_value)
-    assert (found["device"], found["nodes"]) == ("CPU", 1)
+    assert (found["derived"]["device"], found["nodes"]) == ("CPU", 1)
     assert found["instance"] == "c7i.large"
     assert found["price_per_hour"] > 0

@@ -211,16 +211,17 @@ def _contradictions(config: RunConfig, node: NodeType, device: Device) -> list[P
     return problems
 
 
-def require_allowed_here(config: RunConfig, here: Offer) -> None:
+def require_allowed_here(config: RunConfig, here: Offer, devices: Mapping[str, Device] = DEVICES) -> None:
     """Refuse a run that this machine cannot carry out.
 
     Args:
         config: The run.
         here: This machine.
+        devices: All known devices by name: what the run asks for may be another one, and not have its precision either.
 
     Raises:
         ConfigError: The run asks for several nodes (they would wait for each other forever), for another device than
-            this machine has, or for more of them.
+            this machine has, for more of them, or for a precision that its device lacks.
     """
     hardware = config.hardware
     remote = "or add --remote to run on a cluster."
@@ -261,7 +262,7 @@ def require_allowed_here(config: RunConfig, here: Offer) -> None:
             )
         )
     try:
-        choose_precision(config.training.precision, here.device)
+        choose_precision(config.training.precision, devices.get(hardware.device or "", here.device))
     except ConfigError as error:
         problems += error.problems
     if problems:

@@ -125,7 +125,7 @@ def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None, *, in
     if here is None:
         found = offers.matching(config, catalogue)
         return [offers.on_spot(offer) for offer in found] if interruptible else found
-    offers.require_allowed_here(config, here)
+    offers.require_allowed_here(config, here, catalogue.devices)
     return [here]
 
 
