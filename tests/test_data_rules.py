@@ -141,9 +141,7 @@ def test_everything_that_is_wrong_with_several_sources_is_reported_at_once(probl
 
 def test_a_missing_source_and_format_are_reported_beside_what_is_wrong_elsewhere(problems_of):
     """They have to be looked for by a rule, which runs only when pydantic takes the rest of the file."""
-    problems = problems_of(
-        {"max_length": "long"}, name="No Good", training={"global_batch": 7, "micro_batch": 2}
-    )
+    problems = problems_of({"max_length": "long"}, name="No Good", training={"global_batch": 7, "micro_batch": 2})
     assert set(problems) == {"name", "data.max_length", "data.source", "data.format", "training.global_batch"}
     assert set(problems_of({}, evaluation={"batch": 0})) == {"evaluation.batch", "data.source", "data.format"}
 
