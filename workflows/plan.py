@@ -21,7 +21,7 @@ from thriftune.training_plan import TrainingPlan
 
 @workflow
 def plan(config: RunConfig) -> str:
-    """Find the cheapest machines that a run fits on, and show what it needs, item by item. Downloads no weights.
+    """Find the machines on which a run costs least, and show its time, cost and needs. Downloads no weights.
 
     Args:
         config: The run. What its file leaves open of strategy, hardware, micro batch and ZeRO is chosen.

@@ -1,4 +1,4 @@
-"""The planner: find the cheapest machines, and the fastest way to use them, that fit; or say why nothing fits."""
+"""The planner: find the machines on which a run fits and is best by `plan.minimize`; or say why nothing fits."""
 
 import logging
 import math
