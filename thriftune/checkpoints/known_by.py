@@ -88,6 +88,7 @@ DECIDED: Mapping[str, Counts] = {
     "evaluation.batch": "not",
     "evaluation.prompts": "not",
     "evaluation.max_new_tokens": "not",
+    "benchmarks": "not",
     "publish": "not",
 }
 

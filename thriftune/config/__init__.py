@@ -2,6 +2,7 @@
 
 from thriftune.config.schema import (
     AUTO,
+    BenchmarksConfig,
     CheckpointConfig,
     ClassificationConfig,
     DataConfig,
@@ -28,8 +29,8 @@ from thriftune.config.schema import (
 )
 
 __all__ = [
-    "AUTO", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource", "EvaluationConfig",
-    "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method", "MixedSource",
-    "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "RunConfig", "Section", "StrategyName", "Task",
-    "TrainingConfig", "ZeroConfig",
+    "AUTO", "BenchmarksConfig", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource",
+    "EvaluationConfig", "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method",
+    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "RunConfig", "Section",
+    "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from pydantic import (
 
 from thriftune.config import messages as config_errors
 from thriftune.config import rules as config_rules
+from thriftune.config.benchmarks import BenchmarksConfig
 from thriftune.config.choices import AUTO, METHODS, Method, StrategyChoice, StrategyName, Task
 from thriftune.config.data import PATH_OR_URL, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
 from thriftune.config.methods import (
@@ -24,15 +25,16 @@ from thriftune.config.methods import (
     PartialConfig,
     PrefixConfig,
 )
+from thriftune.config.publishing import PublishConfig
 from thriftune.config.strategies import FsdpConfig, ZeroConfig
 from thriftune.errors import ConfigError
 from thriftune.hardware import PrecisionChoice
 
 __all__ = [
-    "AUTO", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource", "EvaluationConfig",
-    "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method", "MixedSource",
-    "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "RunConfig", "Section", "StrategyName", "Task",
-    "TrainingConfig", "ZeroConfig",
+    "AUTO", "BenchmarksConfig", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource",
+    "EvaluationConfig", "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method",
+    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "RunConfig", "Section",
+    "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip
 
 
@@ -199,14 +201,6 @@ class EvaluationConfig(Section):
     max_new_tokens: PositiveInt = Field(default=64, description="Longest answer, in tokens.")
 
 
-class PublishConfig(Section):
-    """Where to push the result."""
-
-    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="Hub repository, as owner/name.")
-    private: bool = Field(default=True, description="Create a private repository.")
-    dry_run: bool = Field(default=False, description="Only write what would be pushed, to a directory.")
-
-
 # Replace what is wrong or missing, so that the rules can look at the rest; no rule reads the first three.
 _UNRULED = {"name": "any", "seed": 0, "model": {"source": "any"}}
 _ANY_DATA = {"source": "any", "format": "text"}
@@ -258,6 +252,7 @@ class RunConfig(Section):
     )
     checkpoints: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    benchmarks: BenchmarksConfig | None = Field(default=None, description="Nothing is measured when left out.")
     publish: PublishConfig | None = Field(default=None, description="Nothing is pushed when left out.")
 
     @property
