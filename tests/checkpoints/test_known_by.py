@@ -57,6 +57,7 @@ OTHERS = {
     "evaluation.batch": 3,
     "evaluation.prompts": ["Why?"],
     "evaluation.max_new_tokens": 3,
+    "benchmarks": {"tasks": ["general-mini"]},
     "publish": {"repository": "me/tuned"},
 }
 # The method says what trains; no run of one file is of two. Nor has it the sections of two.

@@ -15,7 +15,7 @@ class Improves(Section):
     )
     by: float = Field(
         default=0.0,
-        description="Least improvement, in the metric's own unit: 0.02 is two points of accuracy, or 0.02 nats a token.",
+        description="Least improvement, in the metric's own unit: 0.02 is two points of accuracy, or nats a token.",
     )
 
 
