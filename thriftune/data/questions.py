@@ -1,5 +1,6 @@
 """Encoding a question in the form that training used before an answer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -29,19 +30,94 @@ def encode_prompt(prompt: str, tokenizer: "PreTrainedTokenizerBase", style: Data
     Raises:
         DataError: The model's chat template cannot render it.
     """
-    if style in FORMATS and FORMATS[style].is_chat:
-        try:
-            text = chat_template.apply([{"role": "user", "content": prompt}], tokenizer, prompt=True)
-        except chat_template.TemplateFailsError as error:
-            remedy = "Write the prompt in another way, or repair chat_template.jinja."
-            raise DataError.single("prompts", repr(prompt[:_SHOWN]), f"{error}.", remedy) from error
+    return encode_text(prompt_text(prompt, tokenizer, style), tokenizer, style)
+
+
+def prompt_text(
+    prompt: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    style: DataFormat,
+    solved: Sequence[tuple[str, str]] = (),
+    answer: str | None = None,
+) -> str:
+    """A prompt in the form that training used before an answer, as text.
+
+    Args:
+        prompt: The question of a person.
+        tokenizer: The model's tokenizer.
+        style: The format that the model was trained on.
+        solved: Questions with their answers that come before it: earlier turns of a conversation, or else examples with
+            an empty line between them.
+        answer: An answer to put after it, as far as training would put one; None leaves it open.
+
+    Returns:
+        The text, which special tokens of the chat template are a part of.
+
+    Raises:
+        DataError: The model's chat template cannot render it.
+    """
+    if _is_chat(style):
+        turns = [[_said("user", asked), _said("assistant", said)] for asked, said in solved]
+        messages = [*(message for turn in turns for message in turn), _said("user", prompt)]
+        opened = _rendered(messages, tokenizer, prompt=True)
+        return opened if answer is None else opened + _answer_after(opened, messages, answer, tokenizer)
+    examples = "".join(f"{_plain(style, asked, said)}\n\n" for asked, said in solved)
+    return examples + _plain(style, prompt, answer)
+
+
+def encode_text(text: str, tokenizer: "PreTrainedTokenizerBase", style: DataFormat) -> list[int]:
+    """Encode what `prompt_text` made.
+
+    Args:
+        text: The text.
+        tokenizer: The model's tokenizer.
+        style: The format that the model was trained on.
+
+    Returns:
+        Token ids, with BOS exactly once if the tokenizer uses it.
+    """
+    if _is_chat(style):
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = list(tokenizer(question_prompt(style, prompt))["input_ids"])
+    ids = list(tokenizer(text)["input_ids"])
     if style in FORMATS and FORMATS[style].is_labelled:
         return ids  # a text to classify, exactly as the tokenizer makes it
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # a tokenizer that adds EOS to every text would end the answer before it starts
     return ids
+
+
+def _is_chat(style: DataFormat) -> bool:
+    return style in FORMATS and FORMATS[style].is_chat
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", *, prompt: bool) -> str:
+    try:
+        return chat_template.apply(messages, tokenizer, prompt=prompt)
+    except chat_template.TemplateFailsError as error:
+        remedy = "Write the prompt in another way, or repair chat_template.jinja."
+        shown = repr(messages[-1]["content"][:_SHOWN])
+        raise DataError.single("prompts", shown, f"{error}.", remedy) from error
+
+
+def _answer_after(
+    opened: str, messages: list[dict[str, str]], answer: str, tokenizer: "PreTrainedTokenizerBase"
+) -> str:
+    """An answer with what the template writes before it, such as a space, and without what it writes after it."""
+    whole = _rendered([*messages, _said("assistant", answer)], tokenizer, prompt=False)
+    before, found, _after = whole.removeprefix(opened).rpartition(answer.strip())
+    return before + found if found and whole.startswith(opened) else answer
+
+
+def _plain(style: DataFormat, question: str, answer: str | None) -> str:
+    """A question in the form of a format that is no chat, with an answer behind it."""
+    text = question_prompt(style, question)
+    if answer is None:
+        return text
+    return f"{text}{answer}" if text[-1:].isspace() else f"{text} {answer}"
 
 
 def prompt_style(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> DataFormat:

@@ -1,6 +1,6 @@
 """Continuing token sequences with a model: greedy, or drawn from its distribution."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,21 @@ class Sampling:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: It, without special tokens.
+        tokens: Number of its tokens, without the one that ended it.
+        stopped: Whether a stop token ended it, and not its longest length.
+    """
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
 def complete(
     model: Any, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[list[int]], sampling: Sampling, batch: int
 ) -> Iterator[str]:
@@ -45,27 +60,55 @@ def complete(
     Raises:
         ConfigError: A prompt leaves no room for an answer in the model's position table.
     """
-    import torch
     from transformers import set_seed
 
     if sampling.temperature > 0:  # so that answering does not change a training's random numbers
         set_seed(sampling.seed)
-    device = next(model.parameters()).device
-    stops = stop_tokens(tokenizer, model.generation_config.eos_token_id)
+    drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if sampling.temperature > 0:
+        drawing = {"do_sample": True, "temperature": sampling.temperature}
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
-        padded = tokenizer.pad({"input_ids": part}, padding_side="left", return_tensors="pt").to(device)
-        longest = answer_room(model, padded["input_ids"].shape[1], sampling.max_new_tokens)
-        drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if sampling.temperature > 0:
-            drawing = {"do_sample": True, "temperature": sampling.temperature}
-        with torch.no_grad():  # not inference mode: a training may go on with these weights
-            generated = model.generate(
-                **padded,
-                max_new_tokens=longest,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=stops,
-                **drawing,
-            )
-        for row in generated[:, padded["input_ids"].shape[1] :].tolist():
-            yield str(tokenizer.decode(before_stop(row, stops), skip_special_tokens=True)).strip()
+        yield from (said.text for said in continue_batch(model, tokenizer, part, sampling.max_new_tokens, drawing))
+
+
+def continue_batch(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    drawing: Mapping[str, Any],
+) -> Iterator[Continuation]:
+    """Continue the token sequences of one batch.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompts: Token ids of each prompt.
+        max_new_tokens: Longest answer, in tokens.
+        drawing: How the model's `generate` chooses tokens.
+
+    Yields:
+        The continuation of each prompt, in order.
+
+    Raises:
+        ConfigError: A prompt leaves no room for an answer in the model's position table.
+    """
+    import torch
+
+    stops = stop_tokens(tokenizer, model.generation_config.eos_token_id)
+    device = next(model.parameters()).device
+    padded = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(device)
+    longest = answer_room(model, padded["input_ids"].shape[1], max_new_tokens)
+    with torch.no_grad():  # not inference mode: a training may go on with these weights
+        generated = model.generate(
+            **padded,
+            max_new_tokens=longest,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=stops,
+            **drawing,
+        )
+    for row in generated[:, padded["input_ids"].shape[1] :].tolist():
+        said = before_stop(row, stops)
+        text = str(tokenizer.decode(said, skip_special_tokens=True)).strip()
+        yield Continuation(text, len(said), len(said) < len(row))

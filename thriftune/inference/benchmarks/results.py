@@ -1,12 +1,19 @@
 """The results of a model on benchmarks, item by item, and as Parquet."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # The metric of which the mean is over tokens, not over items.
 LOSS = "loss"
+FILE = "items.parquet"
+_FACTS = b"benchmarks"  # key in the metadata of the file
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,19 @@ class Results:
         Raises:
             ValueError: Two parts have the same item, or one benchmark in two versions.
         """
-        raise NotImplementedError
+        facts: dict[str, TaskFacts] = {}
+        for task in (task for part in parts for task in part.tasks):
+            known = facts.setdefault(task.name, task)
+            if known.version != task.version:
+                raise ValueError(f"{task.name} was measured in two versions, {known.version} and {task.version}.")
+            # A part without any item of a group does not know the metrics of that group.
+            facts[task.name] = replace(known, metrics={**known.metrics, **task.metrics}, main=known.main or task.main)
+        items = {(item.task, item.item): item for part in parts for item in part.items}
+        if len(items) < sum(len(part.items) for part in parts):
+            found = Counter((item.task, item.item) for part in parts for item in part.items)
+            task_name, twice = next(key for key, count in found.items() if count > 1)
+            raise ValueError(f"Item {twice} of {task_name} was measured twice.")
+        return cls(tuple(facts[name] for name in sorted(facts)), tuple(items[key] for key in sorted(items)))
 
     def write(self, directory: Path) -> None:
         """Write them as items.parquet, with what is known of the benchmarks in its metadata.
@@ -89,7 +108,13 @@ class Results:
         Args:
             directory: An existing directory.
         """
-        raise NotImplementedError
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {each.name: [getattr(item, each.name) for item in self.items] for each in fields(ItemResult)}
+        columns["scores"] = [list(item.scores.items()) for item in self.items]
+        facts = json.dumps([asdict(task) for task in self.tasks])
+        pq.write_table(pa.table(columns, _schema().with_metadata({_FACTS: facts})), directory / FILE)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -98,4 +123,28 @@ class Results:
         Args:
             directory: The directory.
         """
-        raise NotImplementedError
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(directory / FILE)
+        facts = json.loads(table.schema.metadata[_FACTS])
+        return cls(tuple(TaskFacts(**task) for task in facts), tuple(_item(row) for row in table.to_pylist()))
+
+
+def _item(row: dict[str, Any]) -> ItemResult:
+    return ItemResult(**{**row, "scores": dict(row["scores"]), "log_likelihoods": tuple(row["log_likelihoods"])})
+
+
+def _schema() -> "pa.Schema":
+    """The columns of the file."""
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    types = {
+        **dict.fromkeys(("task", "item", "group", "prompt", "prompt_hash", "expected", "answer"), text),
+        "scores": pa.map_(text, number),
+        "log_likelihoods": pa.list_(number),
+        "tokens": pa.int64(),
+        "correct": pa.bool_(),
+        "stopped": pa.bool_(),
+    }
+    return pa.schema([(each.name, types[each.name]) for each in fields(ItemResult)])

@@ -1,0 +1,367 @@
+"""Tasks of lm-evaluation-harness: what a name stands for, what cannot be measured, and their data as local files.
+
+The harness downloads a task's data when it builds the task. Here that is two steps: where there is a hub, the splits that
+a task uses are written as Parquet at a known commit; where the model is, the same task is built from these files.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from thriftune import hub
+from thriftune.config.benchmarks import GENERAL_MINI, HELD_OUT, BenchmarkTask
+from thriftune.data import sources
+from thriftune.errors import ConfigError, DataError, in_a_line
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._index import Entry
+
+# Formats of files that datasets reads itself; any other path is a hub dataset.
+_FILE_KINDS = ("json", "csv", "parquet", "text", "arrow")
+_FEW_SHOT_SEED = 1234  # as the harness's own command has it, so that the examples are the same
+_CLOSE = 4  # names that a message suggests
+_REMEDY = "Name another task, or write your items as a .jsonl file with a format of thriftune."
+_SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One task of the harness, as a name or a group of names stands for it.
+
+    Attributes:
+        name: Its name in the harness.
+        file: Its YAML file.
+        overrides: What the group that it is a part of sets otherwise.
+    """
+
+    name: str
+    file: Path
+    overrides: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def shipped() -> Path:
+    """The directory of the tasks that the harness ships."""
+    import lm_eval.tasks
+
+    return Path(lm_eval.tasks.__file__).parent
+
+
+@cache
+def registry() -> "Mapping[str, Entry]":
+    """Every task, group and tag that the harness ships; reading them takes seconds."""
+    from lm_eval.tasks._index import TaskIndex
+
+    return TaskIndex.build([shipped()])
+
+
+def leaves_of(task: BenchmarkTask, field_name: str, brought: Path | None = None, *, trust: bool = False) -> list[Leaf]:
+    """The harness's tasks that a benchmark stands for.
+
+    Args:
+        task: The benchmark: a name of the harness, or a YAML file.
+        field_name: Its key in the run file.
+        brought: The YAML file on this disk.
+        trust: Whether a YAML file of a person's own may run Python code.
+
+    Raises:
+        ConfigError: There is no such task, or it cannot be measured here.
+    """
+    if task.file is not None:
+        assert brought is not None
+        return [_leaf_of_file(brought, task.file, f"{field_name}.file", trust=trust)]
+    if task.name not in registry():
+        raise unknown(task.name, field_name)
+    leaves = list(_expanded(task.name, {}, field_name, set()))
+    if not leaves:
+        raise ConfigError.single(field_name, task.name, "is a group without any task.", _REMEDY, code=_UNKNOWN)
+    return leaves
+
+
+_UNKNOWN = "benchmark-unknown"
+
+
+def unknown(name: str, field_name: str) -> ConfigError:
+    """The error for a name that no benchmark has, with the names close to it.
+
+    Args:
+        name: The name.
+        field_name: Its key in the run file.
+    """
+    known = [GENERAL_MINI, HELD_OUT, *registry()]
+    plain = {each.replace("-", "_").lower(): each for each in known}
+    folded = name.replace("-", "_").lower()
+    close = [plain[folded]] if folded in plain else [plain[n] for n in difflib.get_close_matches(folded, plain, _CLOSE)]
+    meant = f"Did you mean {', '.join(close)}?" if close else "`lm_eval ls tasks` prints their names."
+    message = "is no benchmark of thriftune, and no task of lm-evaluation-harness."
+    return ConfigError.single(field_name, name, message, f"{meant} A file of your own needs `file`.", code=_UNKNOWN)
+
+
+def _expanded(name: str, overrides: Mapping[str, Any], field_name: str, above: set[str]) -> Iterator[Leaf]:
+    """The tasks behind a name of the harness, as its own factory expands groups and tags."""
+    from lm_eval.tasks._index import Kind
+
+    entry = registry()[name]
+    if entry.kind is Kind.PY_TASK:
+        raise _refused(field_name, name, "is written in Python, and its data cannot be kept beside it")
+    if entry.kind is Kind.TAG:
+        for member in sorted(entry.tags):
+            yield from _expanded(member, overrides, field_name, above)
+    elif entry.kind is Kind.GROUP and name not in above:
+        yield from _members(entry.cfg or {}, overrides, field_name, above | {name})
+    elif entry.kind is Kind.TASK and entry.yaml_path is not None:
+        yield Leaf(name, entry.yaml_path, MappingProxyType(dict(overrides)))
+
+
+def _members(
+    group: Mapping[str, Any], overrides: Mapping[str, Any], field_name: str, above: set[str]
+) -> Iterator[Leaf]:
+    from lm_eval.tasks._factory import GROUP_FIELD_NAMES
+
+    inherited = {**{k: v for k, v in group.items() if k not in GROUP_FIELD_NAMES}, **overrides}
+    listed = group.get("task") or ()
+    for member in [listed] if isinstance(listed, str) else listed:
+        own = {} if isinstance(member, str) else {k: v for k, v in member.items() if k not in ("task", "group")}
+        name = member if isinstance(member, str) else member.get("group") or member.get("task")
+        if isinstance(name, str) and name in registry():
+            yield from _expanded(name, {**inherited, **own}, field_name, above)
+        elif isinstance(member, Mapping) and "group" in member:
+            yield from _members(member, inherited, field_name, above)
+        else:
+            raise _refused(field_name, str(name), "is defined inside its group, and has no file of its own")
+
+
+def _leaf_of_file(file: Path, shown: str, field_name: str, *, trust: bool) -> Leaf:
+    """A person's own YAML file, and everything it includes."""
+    try:
+        for each in files_of(file):
+            if not trust and _runs_code(each):
+                message = f"{each.name} names Python code (!function)."
+                remedy = "Set model.trust_remote_code: true if you trust it, or write the task without."
+                raise ConfigError.single(field_name, shown, message, remedy, code=_UNKNOWN)
+        config = _loaded(file, resolve=False)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError.single(field_name, shown, f"cannot be read: {in_a_line(error)}.", "Repair the file.") from error
+    if not isinstance(config.get("task"), str) or "class" in config:
+        message = "is no task of lm-evaluation-harness: it has no `task`, or a class in Python."
+        raise DataError.single(field_name, shown, message, "Write `task: NAME`, and the keys of a task.")
+    return Leaf(str(config["task"]), file)
+
+
+def files_of(file: Path) -> list[Path]:
+    """A YAML file of a person's own and the files that it includes.
+
+    Args:
+        file: The file.
+
+    Raises:
+        OSError: One of them cannot be read.
+    """
+    found: list[Path] = []
+    pending = [file.resolve()]
+    while pending:
+        each = pending.pop()
+        if each not in found:
+            found.append(each)
+            content = yaml.load(each.read_text(encoding="utf-8"), Loader=_WithoutCode)  # noqa: S506, a safe loader
+            listed = content.get("include", ()) if isinstance(content, dict) else ()
+            pending += [(each.parent / name).resolve() for name in ([listed] if isinstance(listed, str) else listed)]
+    return found
+
+
+class _WithoutCode(yaml.SafeLoader):
+    """Reads `!function` as text."""
+
+
+_WithoutCode.add_constructor("!function", lambda loader, node: str(node.value))
+
+
+def _runs_code(file: Path) -> bool:
+    events = yaml.parse(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return any(getattr(event, "tag", None) == "!function" for event in events)
+
+
+def _loaded(file: Path, *, resolve: bool) -> dict[str, Any]:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return dict(load_yaml(file, resolve_func=resolve))
+
+
+def config_of(leaf: Leaf, few_shot: int, field_name: str) -> dict[str, Any]:
+    """The configuration of a task, with its functions.
+
+    Args:
+        leaf: The task.
+        few_shot: Solved examples before each question.
+        field_name: The benchmark's key in the run file.
+
+    Raises:
+        ConfigError: It cannot be measured here; says why.
+    """
+    try:
+        config = {**_loaded(leaf.file, resolve=True), **leaf.overrides, "task": leaf.name}
+    except (ImportError, AttributeError) as error:
+        raise _refused(field_name, leaf.name, f"needs what is not installed ({in_a_line(error)})") from error
+    reasons = {
+        "its data come from Python code (custom_dataset)": config.get("custom_dataset"),
+        "it runs the code that a model writes (unsafe_code)": config.get("unsafe_code"),
+        "it needs images or sound": config.get("doc_to_image") or config.get("doc_to_audio"),
+        "it names no dataset": not config.get("dataset_path"),
+        "it loads metrics from the hub (hf_evaluate)": any(
+            isinstance(metric, dict) and metric.get("hf_evaluate") for metric in config.get("metric_list") or ()
+        ),
+    }
+    if reason := next((text for text, holds in reasons.items() if holds), ""):
+        raise _refused(field_name, leaf.name, f"cannot be measured here: {reason}")
+    if config.get("num_fewshot") == 0 and few_shot:
+        message = "is made to be asked without examples: it sets num_fewshot to 0."
+        raise ConfigError.single(f"{field_name}.few_shot", few_shot, f"{leaf.name} {message}", "Leave few_shot out.")
+    return {**config, "num_fewshot": few_shot}
+
+
+def hub_dataset(config: Mapping[str, Any]) -> str | None:
+    """The hub dataset that a task reads; None if it reads files.
+
+    Args:
+        config: Its configuration.
+    """
+    path = str(config["dataset_path"])
+    return None if path in _FILE_KINDS or Path(path).is_dir() else path
+
+
+def data_version(config: Mapping[str, Any], folder: Path, token: str | None) -> str:
+    """The present version of a task's data: the commit of a hub dataset, or a digest of its files.
+
+    Args:
+        config: Its configuration.
+        folder: Folder of its YAML file.
+        token: Hub token.
+
+    Raises:
+        DataError: There are no such data.
+        TransientError: The hub did not answer.
+    """
+    repository = hub_dataset(config)
+    if repository is None:
+        files = _data_files((config.get("dataset_kwargs") or {}).get("data_files"), folder)
+        return "+".join(sources.version(file) for file in _flat(files)) or str(config["dataset_path"])
+    with hub.explained_errors("benchmarks.tasks", repository, DataError):
+        revision = (config.get("dataset_kwargs") or {}).get("revision")
+        return hub.commit_of(repository, revision, token, repo_type="dataset")
+
+
+def write_data(
+    config: Mapping[str, Any], version: str, folder: Path, directory: Path, scratch: Path, token: str | None
+) -> dict[str, str]:
+    """Write the splits that a task uses as Parquet files.
+
+    Args:
+        config: Its configuration.
+        version: What `data_version` returned.
+        folder: Folder of its YAML file.
+        directory: An existing directory to write to.
+        scratch: Folder for downloads.
+        token: Hub token.
+
+    Returns:
+        Names of the files, by split.
+
+    Raises:
+        DataError: There are no such data, or they lack a split.
+        TransientError: The hub did not answer.
+    """
+    data = _loaded_data(config, version, folder, scratch, token)
+    wanted = dict.fromkeys(str(config[key]) for key in used_splits(config))
+    if (own := (config.get("fewshot_config") or {}).get("split")) is not None:
+        wanted[str(own)] = None
+    if lacking := [name for name in wanted if name not in data]:
+        message = f"{config['dataset_path']} has no split {', '.join(lacking)}; it has {', '.join(map(str, data))}."
+        raise DataError.single("benchmarks.tasks", config["task"], message, _REMEDY, code="data-split-not-found")
+    files = {name: f"{number}.parquet" for number, name in enumerate(wanted)}
+    for name, file in files.items():
+        data[name].to_parquet(directory / file)
+    return files
+
+
+def used_splits(config: Mapping[str, Any]) -> list[str]:
+    """Keys of the splits that a task reads: those of its questions, and of examples where there are any.
+
+    Args:
+        config: Its configuration.
+    """
+    keys = _SPLITS if config["num_fewshot"] else _SPLITS[:2]
+    return [key for key in keys if config.get(key) is not None]
+
+
+def _loaded_data(
+    config: Mapping[str, Any], version: str, folder: Path, scratch: Path, token: str | None
+) -> "DatasetDict":
+    from datasets import load_dataset
+
+    options = {k: v for k, v in (config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
+    repository = hub_dataset(config)
+    if repository is not None:
+        options |= {"revision": version, "token": token}
+    elif "data_files" in options:
+        options["data_files"] = _data_files(options["data_files"], folder)
+    with hub.explained_errors("benchmarks.tasks", str(config["dataset_path"]), DataError):
+        try:
+            loaded: DatasetDict = load_dataset(
+                config["dataset_path"], config.get("dataset_name"), cache_dir=str(scratch), **options
+            )
+        except (FileNotFoundError, ValueError, RuntimeError) as error:
+            message = f"the data of {config['task']} cannot be loaded: {in_a_line(error)}."
+            raise DataError.single("benchmarks.tasks", config["dataset_path"], message, _REMEDY) from error
+    return loaded
+
+
+def _data_files(named: Any, folder: Path) -> Any:
+    """Paths of data files, those beside the YAML file made absolute; others are left as the harness reads them."""
+    if isinstance(named, Mapping):
+        return {split: _data_files(files, folder) for split, files in named.items()}
+    if isinstance(named, list):
+        return [_data_files(file, folder) for file in named]
+    return str(folder / named) if isinstance(named, str) and (folder / named).exists() else named
+
+
+def _flat(named: Any) -> list[str]:
+    if isinstance(named, Mapping):
+        return [file for files in named.values() for file in _flat(files)]
+    return [file for files in named for file in _flat(files)] if isinstance(named, list) else [named] if named else []
+
+
+def built(config: Mapping[str, Any], files: Mapping[str, Path], scratch: Path) -> "ConfigurableTask":
+    """Build a task from local files, without any hub.
+
+    Args:
+        config: Its configuration.
+        files: Parquet files by split.
+        scratch: Folder that exists as long as the task is used.
+
+    Raises:
+        DataError: The harness cannot build it.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    data_files = {split: str(file) for split, file in files.items()}
+    unused = {key: None for key in _SPLITS if key not in used_splits(config)}
+    local = {"data_files": data_files, "cache_dir": str(scratch)}
+    changed = {**config, **unused, "dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": local}
+    try:
+        task = ConfigurableTask(config={k: v for k, v in changed.items() if k not in ("include", "recipe")})
+    except Exception as error:  # a task is a program: its functions can raise anything
+        message = f"lm-evaluation-harness cannot build it: {in_a_line(error)}."
+        raise DataError.single("benchmarks.tasks", config["task"], message, _REMEDY) from error
+    task.set_fewshot_seed(_FEW_SHOT_SEED)
+    return task
+
+
+def _refused(field_name: str, name: str, reason: str) -> ConfigError:
+    return ConfigError.single(field_name, name, f"{reason}.", _REMEDY, code=_UNKNOWN)
