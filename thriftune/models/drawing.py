@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 class Draws:
     """Turns scores so that the highest of each row is a draw from its distribution (the Gumbel-max trick).
 
-    A model's `generate` draws all rows of a batch from one stream of random numbers: what a row gets depends on the rows
-    beside it. Here each row has its own stream. It is called in place of drawing, so `do_sample` has to be false.
+    A model's `generate` draws all rows of a batch from one stream of random numbers: what a row gets depends on the
+    rows beside it. Here each row has its own stream. It is called in place of drawing: `do_sample` has to be false.
 
     Args:
         seeds: The seed of each row.

@@ -1,11 +1,11 @@
 """Tasks of lm-evaluation-harness: what a name stands for, what cannot be measured, and their data as local files.
 
-The harness downloads a task's data when it builds the task. Here that is two steps: where there is a hub, the splits that
-a task uses are written as Parquet at a known commit; where the model is, the same task is built from these files.
+The harness downloads a task's data when it builds the task. Here that is two steps: where there is a hub, the splits
+that a task uses are written as Parquet at a known commit; where the model is, the same task is built from these files.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -180,7 +180,7 @@ class _WithoutCode(yaml.SafeLoader):
     """Reads `!function` as text."""
 
 
-_WithoutCode.add_constructor("!function", lambda loader, node: str(node.value))
+_WithoutCode.add_constructor("!function", lambda _loader, node: str(node.value))
 
 
 def _runs_code(file: Path) -> bool:

@@ -4,7 +4,6 @@ import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +104,8 @@ class _Loaded:
         settings = self.settings
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number][1]))
         found: dict[int, Continuation] = {}
-        for numbers in batched(order, settings.batch):
+        for start in range(0, len(order), settings.batch):
+            numbers = order[start : start + settings.batch]
             seeds = [seed_of(settings.seed, prompts[number][0]) for number in numbers]
             ids = [prompts[number][1] for number in numbers]
             drawing = choosing(seeds, settings.temperature)
