@@ -33,12 +33,13 @@ FLOORS = (
     {"inference"},
     {"preflight"},
 )
-HEAVY = {"transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate"}
+HEAVY = {"transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate", "lm_eval"}
 ORCHESTRATION = {"flytekit", "flytekitplugins", "kubernetes"}
 REACHES_STORES = {"fsspec", "s3fs", "gcsfs", "adlfs", "obstore", "botocore", "aiobotocore", "boto3"}
 READS_ENVIRONMENT = {"tasks/settings.py", "thriftune/distributed.py"}
-# Subclasses of the Trainer's callback and of torch's modes need their base classes; the modules are imported late.
+# Subclasses of the Trainer's callback, of torch's modes and of the harness's model need their base classes; the modules are imported late.
 IMPORTS_HEAVY = {
+    "thriftune/inference/benchmarks/harness_model.py",
     "thriftune/methods/prefix_model.py", "thriftune/strategies/sharded_product.py",
     "thriftune/strategies/fsdp/writing.py", "thriftune/strategies/memory/operations.py",
     "thriftune/strategies/memory/stand_ins.py", "thriftune/strategies/memory/tracing.py",

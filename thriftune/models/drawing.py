@@ -1,5 +1,6 @@
 """Drawing tokens so that an answer depends on its own seed alone, whichever answers are written beside it."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -52,3 +53,14 @@ def choosing(seeds: Sequence[int], temperature: float) -> dict[str, object]:
     if temperature > 0:
         likeliest["logits_processor"] = LogitsProcessorList([Draws(seeds, temperature)])
     return likeliest
+
+
+def seed_of(seed: int, *parts: str) -> int:
+    """A seed for one item.
+
+    Args:
+        seed: Of all.
+        parts: What the item is known by.
+    """
+    digest = hashlib.blake2b("\0".join((str(seed), *parts)).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")

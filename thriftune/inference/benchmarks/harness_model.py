@@ -3,7 +3,6 @@
 Imported where it is used: the harness takes seconds to load.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from thriftune.errors import DataError
-from thriftune.models.drawing import Draws
+from thriftune.inference.benchmarks.room import too_long
+from thriftune.models.drawing import Draws, seed_of
 from thriftune.progress import progress
 
 if TYPE_CHECKING:
@@ -164,27 +163,3 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
     def _counting(self, rows: int) -> Iterator[None]:
         with progress(rows, "Measuring") as self._bar:
             yield
-
-
-def seed_of(seed: int, *parts: str) -> int:
-    """A seed for one item.
-
-    Args:
-        seed: Seed of the measurement.
-        parts: What the item is known by.
-    """
-    digest = hashlib.blake2b("\0".join((str(seed), *parts)).encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
-
-
-def too_long(name: str, needed: int, positions: int) -> DataError:
-    """The error for an item that a model has too few positions for.
-
-    Args:
-        name: The item, as task/id.
-        needed: Tokens of its prompt and of the longest answer.
-        positions: Of the model.
-    """
-    message = f"needs {needed} tokens, and the model has {positions} positions."
-    remedy = "Shorten or remove it, ask with fewer few_shot examples, or lower benchmarks.max_new_tokens."
-    return DataError.single("benchmarks.tasks", name, message, remedy, code="benchmark-too-long")

@@ -2,22 +2,23 @@
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts
 from thriftune.config import DataFormat
 from thriftune.data.questions import prompt_style
-from thriftune.inference.benchmarks import harness_scoring, harness_tasks, held_out
+from thriftune.inference.benchmarks import harness_data, harness_scoring, harness_tasks, held_out
 from thriftune.inference.benchmarks.own_items import METRICS, Question, asked, chosen, solved_examples, written
-from thriftune.inference.benchmarks.preparing import PreparedBenchmarks, PreparedTask
+from thriftune.inference.benchmarks.prepared import PreparedBenchmarks, PreparedTask
 from thriftune.inference.benchmarks.results import LOSS, ItemResult, Results, TaskFacts
+from thriftune.inference.benchmarks.room import positions_left, require_room
 from thriftune.inference.generation import BASE
 from thriftune.models.answering import Continuation, continue_batch
-from thriftune.models.decoder_config import positions_of
-from thriftune.models.drawing import choosing
+from thriftune.models.drawing import choosing, seed_of
 from thriftune.models.loading import Placement, attach_adapters, load_model
 from thriftune.models.tokenizer import load_tokenizer
 
@@ -99,8 +100,6 @@ class _Loaded:
 
     def write(self, prompts: Sequence[tuple[str, list[int]]]) -> list[Continuation]:
         """Answers to prompts, each with its name; long ones first, so that those of a batch are alike."""
-        from thriftune.inference.benchmarks.harness_model import seed_of
-
         settings = self.settings
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number][1]))
         found: dict[int, Continuation] = {}
@@ -152,7 +151,7 @@ def measure(
     internal = {name: f"adapter_{number}" for number, name in enumerate(adapters)}
     model = attach_adapters(base, {internal[name]: path for name, path in adapters.items()})
     model.eval()
-    loaded = _Loaded(model, tokenizer, style, _positions(model), settings)
+    loaded = _Loaded(model, tokenizer, style, positions_left(model), settings)
     found = {}
     for name in list(adapters) or [BASE]:
         if name in adapters:
@@ -183,25 +182,6 @@ def _measured(
     require_room(task.name, questions, loaded.positions, loaded.settings.max_new_tokens)
     ask = _choose if task.format == "multiple_choice" else _write
     return ask(loaded, task.name, questions), dict.fromkeys(METRICS[task.format], True)
-
-
-def require_room(task: str, questions: Iterable[Question], positions: int | None, max_new_tokens: int) -> None:
-    """Refuse an item that is longer than a model's positions.
-
-    Args:
-        task: Name of the benchmark.
-        questions: Its items.
-        positions: Of the model; None if it does not say.
-        max_new_tokens: Longest written answer.
-
-    Raises:
-        DataError: Names the first item that is longer.
-    """
-    for question in questions:
-        if positions is not None and question.length(max_new_tokens) > positions:
-            from thriftune.inference.benchmarks.harness_model import too_long
-
-            raise too_long(f"{task}/{question.item.id}", question.length(max_new_tokens), positions)
 
 
 def _choose(loaded: _Loaded, task: str, questions: Sequence[Question]) -> list[ItemResult]:
@@ -241,23 +221,17 @@ def _by_harness(
         group = leaf.name if len(task.leaves) > 1 else ""
         with tempfile.TemporaryDirectory() as scratch:
             config = harness_tasks.config_of(benchmarks.leaf_of(leaf), task.few_shot, task.name)
-            built = harness_tasks.built(config, benchmarks.data_of(leaf), Path(scratch))
-            start = before
-            scored = harness_scoring.measure(
-                model, built, task.name, group, lambda number, start=start: shard.holds(start + number), task.limit
-            )
+            built = harness_data.built(config, benchmarks.data_of(leaf), Path(scratch))
+            scored = harness_scoring.measure(model, built, task.name, group, partial(_holds, shard, before), task.limit)
         before += min(leaf.items, task.limit or leaf.items)
         items += scored.items
         metrics |= scored.metrics
     return items, metrics
 
 
-def _positions(model: Any) -> int | None:
-    """Most tokens of a row: the model's positions, without those that a trained prefix takes."""
-    positions = positions_of(model.config.get_text_config())
-    configs: Mapping[str, Any] = getattr(model, "peft_config", {})
-    taken = max((getattr(each, "num_virtual_tokens", None) or 0 for each in configs.values()), default=0)
-    return None if positions is None else positions - taken
+def _holds(shard: Shard, before: int, number: int) -> bool:
+    """Whether an item of a task of a group is in a part, with `before` items in the tasks before it."""
+    return shard.holds(before + number)
 
 
 def _version(task: PreparedTask, loaded: _Loaded, dataset_dir: Path | None) -> str:

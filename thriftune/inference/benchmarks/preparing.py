@@ -3,131 +3,26 @@
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self
 
 from thriftune import artifacts, urls
 from thriftune.config.benchmarks import GENERAL_MINI, HELD_OUT, BenchmarksConfig, BenchmarkTask, ItemFormat
 from thriftune.data import sources
-from thriftune.data.items import Item, load_items, read_items, write_items
+from thriftune.data.items import Item, read_items, write_items
 from thriftune.digests import sha256_of
 from thriftune.errors import DataError, Problem, UserError
-from thriftune.inference.benchmarks import harness_tasks
+from thriftune.inference.benchmarks import harness_data, harness_tasks
 from thriftune.inference.benchmarks.harness_tasks import Leaf
+from thriftune.inference.benchmarks.prepared import ITEMS, TASKS, Kind, PreparedBenchmarks, PreparedLeaf, PreparedTask
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["items", "held_out", "harness"]
 # Of the way in which benchmarks are asked and scored: raised when the same items would give other results.
 VERSION = "1"
-_ITEMS, _TASKS = "items", "tasks"  # folders of a prepared directory
-_YAML = (".yaml", ".yml")
-
-
-@dataclass(frozen=True)
-class PreparedLeaf:
-    """One task of lm-evaluation-harness that was made local.
-
-    Attributes:
-        name: Its name in the harness.
-        file: Its YAML file: relative to the harness's own tasks, or to the directory.
-        is_shipped: Whether the harness ships it.
-        overrides: What the group that it is a part of sets otherwise, as JSON.
-        data: Parquet files by split, relative to the directory.
-        items: Number of its items.
-    """
-
-    name: str
-    file: str
-    is_shipped: bool
-    overrides: str
-    data: dict[str, str]
-    items: int
-
-
-@dataclass(frozen=True)
-class PreparedTask:
-    """One benchmark that was made ready.
-
-    Attributes:
-        name: Its name in the run file.
-        kind: What it is measured with.
-        version: Digest of its items and of how they are asked.
-        items: Number of its items; 0 for the held-out rows, which are not known here.
-        few_shot: Solved examples before each question.
-        limit: Use only the first items; None means all.
-        format: Of items of our own.
-        leaves: Of a task of lm-evaluation-harness, one or those of its group.
-    """
-
-    name: str
-    kind: Kind
-    version: str
-    items: int
-    few_shot: int = 0
-    limit: int | None = None
-    format: ItemFormat | None = None
-    leaves: tuple[PreparedLeaf, ...] = ()
-
-
-@dataclass(frozen=True)
-class PreparedBenchmarks:
-    """A directory with everything that a shard needs.
-
-    Attributes:
-        directory: The directory.
-        tasks: The benchmarks.
-    """
-
-    directory: Path
-    tasks: tuple[PreparedTask, ...]
-
-    @classmethod
-    def read(cls, directory: Path) -> Self:
-        """Read what `prepare` wrote.
-
-        Args:
-            directory: The directory.
-        """
-        listed = artifacts.read_manifest(directory)["tasks"]
-        return cls(directory, tuple(_task(entry) for entry in listed))
-
-    def task(self, name: str) -> PreparedTask:
-        """The benchmark of a name.
-
-        Args:
-            name: As in the run file.
-        """
-        return next(task for task in self.tasks if task.name == name)
-
-    def items_of(self, task: PreparedTask) -> tuple[Item, ...]:
-        """All items of a benchmark of our own formats, before `limit`.
-
-        Args:
-            task: The benchmark.
-        """
-        return load_items(self.directory / _ITEMS / f"{task.name}.jsonl")
-
-    def leaf_of(self, leaf: PreparedLeaf) -> Leaf:
-        """A task of the harness, with the file that it is in here.
-
-        Args:
-            leaf: The task.
-        """
-        root = harness_tasks.shipped() if leaf.is_shipped else self.directory
-        return Leaf(leaf.name, root / leaf.file, json.loads(leaf.overrides))
-
-    def data_of(self, leaf: PreparedLeaf) -> dict[str, Path]:
-        """The Parquet files of a task, by split.
-
-        Args:
-            leaf: The task.
-        """
-        return {split: self.directory / file for split, file in leaf.data.items()}
 
 
 def prepare(
@@ -260,7 +155,7 @@ def _version(task: BenchmarkTask, field: str, token: str | None, *, trust: bool)
             config = harness_tasks.config_of(leaf, task.few_shot, field)
             found += [leaf.name, json.dumps(dict(leaf.overrides), default=str)]
             found += [sha256_of(file) for file in _own_files(leaf, task)]
-            found.append(harness_tasks.data_version(config, leaf.file.parent, token))
+            found.append(harness_data.data_version(config, leaf.file.parent, token))
     return artifacts.key_of(*found)
 
 
@@ -280,10 +175,10 @@ def _prepared(
         return PreparedTask(task.name, kind, version, 0, **settings)  # type: ignore[arg-type]
     if kind == "items":
         items, item_format = own_items(task, field)
-        (place / _ITEMS).mkdir(exist_ok=True)
-        write_items(items, place / _ITEMS / f"{task.name}.jsonl")
+        (place / ITEMS).mkdir(exist_ok=True)
+        write_items(items, place / ITEMS / f"{task.name}.jsonl")
         return PreparedTask(task.name, kind, version, len(items[: task.limit]), format=item_format, **settings)  # type: ignore[arg-type]
-    folder = place / _TASKS / task.name
+    folder = place / TASKS / task.name
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
         leaves = leaves_of(task, field, Path(scratch), trust=trust)
@@ -299,12 +194,12 @@ def _local(
 ) -> PreparedLeaf:
     """Write the data of a task of the harness, and its own files if the harness does not ship them."""
     config = harness_tasks.config_of(leaf, task.few_shot, task.name)
-    version = harness_tasks.data_version(config, leaf.file.parent, token)
+    version = harness_data.data_version(config, leaf.file.parent, token)
     folder.mkdir()
     logger.info("Fetching the data of %s at %s", leaf.name, version)
-    files = harness_tasks.write_data(config, version, leaf.file.parent, folder, scratch, token)
+    files = harness_data.write_data(config, version, leaf.file.parent, folder, scratch, token)
     data = {split: folder / file for split, file in files.items()}
-    count = len(harness_tasks.built(config, data, scratch).eval_docs)
+    count = len(harness_data.built(config, data, scratch).eval_docs)
     own = _own_files(leaf, task)
     for file in own:
         (folder / file.name).write_bytes(file.read_bytes())
@@ -333,8 +228,3 @@ def _named(field: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError([Problem(field, p.value, p.message, p.remedy, p.code) for p in error.problems]) from error
-
-
-def _task(entry: dict[str, Any]) -> PreparedTask:
-    leaves: Sequence[dict[str, Any]] = entry["leaves"]
-    return PreparedTask(**{**entry, "leaves": tuple(PreparedLeaf(**leaf) for leaf in leaves)})
