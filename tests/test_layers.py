@@ -37,7 +37,8 @@ HEAVY = {"transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accel
 ORCHESTRATION = {"flytekit", "flytekitplugins", "kubernetes"}
 REACHES_STORES = {"fsspec", "s3fs", "gcsfs", "adlfs", "obstore", "botocore", "aiobotocore", "boto3"}
 READS_ENVIRONMENT = {"tasks/settings.py", "thriftune/distributed.py"}
-# Subclasses of the Trainer's callback, of torch's modes and of the harness's model need their base classes; the modules are imported late.
+# Subclasses of the Trainer's callback, of torch's modes and of the harness's model need their base classes; the
+# modules are imported late.
 IMPORTS_HEAVY = {
     "thriftune/inference/benchmarks/harness_model.py",
     "thriftune/methods/prefix_model.py", "thriftune/strategies/sharded_product.py",

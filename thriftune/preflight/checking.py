@@ -18,6 +18,7 @@ from thriftune.models.tokenizer import fingerprint as tokenizer_fingerprint
 from thriftune.preflight import (
     adapters,
     base_model,
+    benchmarks,
     data_checks,
     outputs,
     platform,
@@ -100,6 +101,9 @@ def run(
             notes.learn(tokenizer_version=tokenizer_fingerprint(checked.tokenizer, code))
         sample = _read_data(config, token, Path(scratch), table, table_version, notes)
         _check_rows(config, base, checked, sample, notes)
+        measured = benchmarks.check(config, base, checked.tokenizer, sample, token)
+        notes.findings += measured.findings
+        notes.learn(benchmarks_version=measured.version)
         notes.findings += adapters.check(config, base)
         notes.findings += trained_parts.check(config, base)
     _check_checkpoints(config, plan, notes)

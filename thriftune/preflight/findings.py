@@ -40,6 +40,8 @@ class Facts:
         warmup_steps: Steps in which the learning rate rises.
         plan: The plan in one line.
         upload_seconds: Seconds that a node needs to upload a checkpoint.
+        benchmarks_version: Version of each benchmark by its name, as JSON
+            (`thriftune.inference.benchmarks.preparing.versions`).
     """
 
     model_version: str = ""
@@ -61,6 +63,7 @@ class Facts:
     warmup_steps: int | None = None
     plan: str = ""
     upload_seconds: float | None = None
+    benchmarks_version: str = ""
 
 
 @dataclass(frozen=True)

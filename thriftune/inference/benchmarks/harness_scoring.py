@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from thriftune.inference.benchmarks.results import ItemResult
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
+    from transformers import PreTrainedTokenizerBase
 
     from thriftune.inference.benchmarks.harness_model import MeasuredModel
 
 logger = logging.getLogger(__name__)
 
-_LIKELIHOODS = "loglikelihood"
+_LIKELIHOODS, _WRITTEN = "loglikelihood", "generate_until"
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,7 @@ def measure(
         wanted: Whether to measure the item with this number.
         limit: Use only the first items; None means all.
     """
-    chat = bool(model.tokenizer.chat_template)
-    task.build_all_requests(
-        limit=limit,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
-        chat_template=model.apply_chat_template if chat else None,
-    )
+    _make_prompts(task, model.apply_chat_template if model.tokenizer.chat_template else None, limit)
     requests = [request for request in task.instances if wanted(request.doc_id)]
     if not requests:
         return Scored()
@@ -80,6 +75,48 @@ def measure(
         kept = {metric: float(scores[number][metric]) for metric in metrics if metric in scores[number]}
         items.append(_result(model, task, name, group, number, sorted(asked, key=lambda r: r.idx), kept))
     return Scored(items, metrics)
+
+
+def lengths(
+    task: "ConfigurableTask", tokenizer: "PreTrainedTokenizerBase", limit: int | None, max_new_tokens: int
+) -> Iterator[tuple[int, int]]:
+    """How many tokens each item of a task needs, without a model.
+
+    Args:
+        task: The task.
+        tokenizer: The model's tokenizer.
+        limit: Use only the first items; None means all.
+        max_new_tokens: Longest written answer of a task that does not say.
+
+    Yields:
+        The number of an item, and tokens of its prompt with a choice or with the longest written answer.
+    """
+
+    def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        rendered = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return str(rendered)
+
+    _make_prompts(task, template if tokenizer.chat_template else None, limit)
+    for request in task.instances:
+        if request.request_type == "loglikelihood_rolling":
+            continue  # read in windows, however long it is
+        written = request.request_type == _WRITTEN
+        text = request.args[0] if written else "".join(request.args)
+        more = int(request.args[1].get("max_gen_toks") or max_new_tokens) if written else 0
+        yield request.doc_id, len(tokenizer(text)["input_ids"]) + more
+
+
+def _make_prompts(task: "ConfigurableTask", template: Callable[..., str] | None, limit: int | None) -> None:
+    """Have the harness make the prompts of all items, in the chat template if there is one."""
+    chat = template is not None
+    task.build_all_requests(
+        limit=limit, apply_chat_template=chat, fewshot_as_multiturn=chat, chat_template=template, tokenizer_name=""
+    )
 
 
 def _ask(model: "MeasuredModel", requests: Sequence["Instance"]) -> None:
@@ -130,7 +167,7 @@ def _result(
     scores: Mapping[str, float],
 ) -> ItemResult:
     first, doc = asked[0], asked[0].doc
-    written = first.request_type == "generate_until"
+    written = first.request_type == _WRITTEN
     choices = [str(choice) for choice in task.doc_to_choice(doc)] if task.config.doc_to_choice is not None else []
     likelihoods = [request.resps[0][0] for request in asked] if first.request_type == _LIKELIHOODS else []
     likelihoods = likelihoods[: len(choices)] if choices else likelihoods

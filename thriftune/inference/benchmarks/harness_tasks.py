@@ -48,7 +48,8 @@ def registry() -> "Mapping[str, Entry]":
     """Every task, group and tag that the harness ships; reading them takes seconds."""
     from lm_eval.tasks._index import TaskIndex
 
-    return TaskIndex.build([shipped()])
+    found: Mapping[str, Entry] = TaskIndex.build([shipped()])
+    return found
 
 
 def leaves_of(task: BenchmarkTask, field_name: str, brought: Path | None = None, *, trust: bool = False) -> list[Leaf]:

@@ -82,14 +82,29 @@ def versions(section: BenchmarksConfig, token: str | None = None, *, trust_remot
     for number, task in enumerate(section.tasks):
         field = f"benchmarks.tasks.{number}"
         try:
-            content = _version(task, field, token, trust=trust_remote_code)
+            found[task.name] = version_of(task, field, token, trust=trust_remote_code)
         except UserError as error:
             problems += error.problems
-            continue
-        found[task.name] = artifacts.key_of(VERSION, content, str(task.format), str(task.few_shot), str(task.limit))
     if problems:
         raise DataError(problems)
     return found
+
+
+def version_of(task: BenchmarkTask, field: str, token: str | None = None, *, trust: bool = False) -> str:
+    """The present version of one benchmark, as `versions` has it.
+
+    Args:
+        task: The benchmark.
+        field: Its key in the run file.
+        token: Hub token.
+        trust: Whether a YAML file of a person's own may run Python code.
+
+    Raises:
+        UserError: There is no such benchmark, or it cannot be measured here.
+        TransientError: The hub did not answer.
+    """
+    content = _content_version(task, field, token, trust=trust)
+    return artifacts.key_of(VERSION, content, str(task.format), str(task.few_shot), str(task.limit))
 
 
 def kind_of(task: BenchmarkTask) -> Kind:
@@ -142,7 +157,7 @@ def leaves_of(task: BenchmarkTask, field: str, scratch: Path, *, trust: bool) ->
     return harness_tasks.leaves_of(task, field, brought, trust=trust)
 
 
-def _version(task: BenchmarkTask, field: str, token: str | None, *, trust: bool) -> str:
+def _content_version(task: BenchmarkTask, field: str, token: str | None, *, trust: bool) -> str:
     kind = kind_of(task)
     if kind == "held_out":
         return kind
