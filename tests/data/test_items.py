@@ -67,7 +67,9 @@ def test_what_is_wrong_with_a_line_is_said(change, message, tmp_path):
     assert message in said
 
 
-@pytest.mark.parametrize(("answer", "message"), [([], "has no answer."), ([""], "is an empty answer"), (4, "is no text")])
+@pytest.mark.parametrize(
+    ("answer", "message"), [([], "has no answer."), ([""], "is an empty answer"), (4, "is no text")]
+)
 def test_a_written_answer_has_to_be_text(answer, message, tmp_path):
     ((field, _value, said),) = problems(tmp_path, {**WRITTEN, "answer": answer}, kind="exact_answer")
     assert field == "mine.jsonl:1"

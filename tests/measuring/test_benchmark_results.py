@@ -10,7 +10,17 @@ from thriftune.inference.benchmarks.results import FILE, ItemResult, Results, Ta
 FACTS = TaskFacts("ours", "v1", {"accuracy": True}, "accuracy")
 ROWS = TaskFacts("held_out", "v1", {"loss": False}, "loss")
 CHOICE = ItemResult(
-    "ours", "b", "fruit", "Which? ", "aa", "pear", "fig", {"accuracy": 0.0, "accuracy_sum": 1.0}, (-1.5, -2.25), 0, False
+    "ours",
+    "b",
+    "fruit",
+    "Which? ",
+    "aa",
+    "pear",
+    "fig",
+    {"accuracy": 0.0, "accuracy_sum": 1.0},
+    (-1.5, -2.25),
+    0,
+    False,
 )
 ROW = ItemResult("held_out", "000001", "", "Say é\n", "bb", "ü", "", {"loss": 12.5}, tokens=7)
 

@@ -4,13 +4,14 @@ The harness downloads a task's data when it builds the task. Here that is two st
 that a task uses are written as Parquet at a known commit; where the model is, the same task is built from these files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune import hub
 from thriftune.data import sources
-from thriftune.errors import DataError, in_a_line
+from thriftune.errors import DataError, TransientError, in_a_line
 from thriftune.inference.benchmarks.harness_tasks import REMEDY
 
 if TYPE_CHECKING:
@@ -108,15 +109,35 @@ def _loaded_data(
         options |= {"revision": version, "token": token}
     elif "data_files" in options:
         options["data_files"] = _data_files(options["data_files"], folder)
-    with hub.explained_errors("benchmarks.tasks", str(config["dataset_path"]), DataError):
-        try:
-            loaded: DatasetDict = load_dataset(
-                config["dataset_path"], config.get("dataset_name"), cache_dir=str(scratch), **options
-            )
-        except (FileNotFoundError, ValueError, RuntimeError) as error:
-            message = f"the data of {config['task']} cannot be loaded: {in_a_line(error)}."
-            raise DataError.single("benchmarks.tasks", config["dataset_path"], message, REMEDY) from error
+    with hub.explained_errors("benchmarks.tasks", str(config["dataset_path"]), DataError), _explained(config):
+        loaded: DatasetDict = load_dataset(
+            config["dataset_path"], config.get("dataset_name"), cache_dir=str(scratch), **options
+        )
     return loaded
+
+
+@contextmanager
+def _explained(config: Mapping[str, Any]) -> Iterator[None]:
+    """Turn errors of loading data into errors that say what to do; those of the hub are explained elsewhere."""
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+
+    repository = hub_dataset(config)
+    try:
+        yield
+    except (DataFilesNotFoundError, DatasetNotFoundError, FileNotFoundError) as error:
+        if repository is not None and type(error) is not FileNotFoundError:
+            raise
+        if repository is not None:  # raised by datasets 5.2 if the hub stops answering
+            why = f"benchmarks.tasks = {repository}: the hub did not answer ({error})."
+            raise TransientError(why) from error
+        raise _unloadable(config, error) from error
+    except (DatasetGenerationError, ValueError, RuntimeError) as error:
+        raise _unloadable(config, error.__cause__ or error) from error
+
+
+def _unloadable(config: Mapping[str, Any], error: BaseException) -> DataError:
+    message = f"the data of {config['task']} cannot be loaded: {in_a_line(error)}."
+    return DataError.single("benchmarks.tasks", config["dataset_path"], message, REMEDY)
 
 
 def _data_files(named: Any, folder: Path) -> Any:

@@ -129,6 +129,9 @@ def _leaf_of_file(file: Path, shown: str, field_name: str, *, trust: bool) -> Le
     """A person's own YAML file, and everything it includes."""
     try:
         for each in files_of(file):
+            if each.parent != file.resolve().parent:
+                message = f"includes {each.name} of another folder, and only its own is kept."
+                raise DataError.single(field_name, shown, message, "Put both into one folder.")
             if not trust and _runs_code(each):
                 message = f"{each.name} names Python code (!function)."
                 remedy = "Set model.trust_remote_code: true if you trust it, or write the task without."
