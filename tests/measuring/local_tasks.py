@@ -15,6 +15,7 @@ from thriftune.inference.benchmarks.results import Results
 from thriftune.models.loading import Placement
 
 CPU = Placement(DEVICES["CPU"], "fp32")
+USUAL = Settings()
 COLOURS = ("red", "blue", "green", "gold", "grey", "pink")
 
 
@@ -70,7 +71,7 @@ def prepared(folder: Path, *tasks: Mapping[str, Any] | str, **options: Any) -> P
 
 
 def in_parts(
-    directory: Path, task: str, model: Path, parts: int = 1, settings: Settings = Settings(), **options: Any
+    directory: Path, task: str, model: Path, parts: int = 1, settings: Settings = USUAL, **options: Any
 ) -> Results:
     """What a model without adapters has in a benchmark that is measured in parts."""
     found = [

@@ -39,7 +39,7 @@ def test_an_item_is_found_by_its_question(text, exact, folded, answered):
 
 
 def test_chinese_is_found_without_spaces():
-    found = found_in("问：谁写了关于鲸鱼的书？答：梅尔维尔。", "谁写了关于鲸鱼的书", ("梅尔维尔",))
+    found = found_in("我问了谁写了关于鲸鱼的书。她说梅尔维尔。", "谁写了关于鲸鱼的书", ("梅尔维尔",))
     assert (len(found.exact), len(found.answered)) == (1, 1)
 
 
@@ -65,10 +65,8 @@ def test_planted_items_are_found_and_no_others():
 
 
 def test_prepared_rows_are_searched_and_held_out_ones_are_not(tmp_path, tiny_tokenizer_dir):
-    rows = [
-        {"messages": [{"role": "user", "content": f"What is the colour of house {n}?"}, {"role": "assistant", "content": "Red."}]}
-        for n in range(20)
-    ]  # fmt: skip
+    asked = [{"role": "user", "content": f"What is the colour of house {n}?"} for n in range(20)]
+    rows = [{"messages": [question, {"role": "assistant", "content": "Red."}]} for question in asked]
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = DataConfig(source=str(source), format="chat", max_length=128, validation_share=0.5)
@@ -80,9 +78,8 @@ def test_prepared_rows_are_searched_and_held_out_ones_are_not(tmp_path, tiny_tok
     ]
     file = write_jsonl(tmp_path / "items.jsonl", items)
     yaml = write_task(tmp_path, "local_task")
-    write_jsonl(tmp_path / "test.jsonl", [
-        {"question": item["question"].upper(), "choices": item["choices"], "answer": 0, "said": "Red"} for item in items[:4]
-    ])  # fmt: skip
+    same = {"choices": ["Red", "Blue"], "answer": 0, "said": "Red"}
+    write_jsonl(tmp_path / "test.jsonl", [{"question": item["question"].upper(), **same} for item in items[:4]])
     benchmarks = prepared(
         tmp_path,
         {"name": "mine", "file": str(file), "format": "multiple_choice"},

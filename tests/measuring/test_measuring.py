@@ -21,10 +21,11 @@ from thriftune.models.tokenizer import load_tokenizer
 from thriftune.training.held_out import held_out_rows, row_losses
 
 STYLES = ("chat", "alpaca", "text", "prompt_completion", "grammar")
+LISTED = ["red", "the sky", "a cat"]
 CHOICES = [
-    {"id": f"c{n}", "question": f"What colour is a stone on day {n}?", "choices": ["red", "the sky", "a cat"], "answer": n % 3}
+    {"id": f"c{n}", "question": f"What colour is a stone on day {n}?", "choices": LISTED, "answer": n % 3}
     for n in range(7)
-]  # fmt: skip
+]
 ANSWERS = [{"id": f"a{n}", "question": f"What is two and {n}?", "answer": ["4", "four"]} for n in range(6)]
 TASKS = {"choices": ("multiple_choice", CHOICES), "answers_": ("exact_answer", ANSWERS)}
 DRAWN = Settings(max_new_tokens=8, temperature=1.0, seed=3, batch=3)
@@ -150,7 +151,7 @@ def test_folding_keeps_what_is_inside():
     assert folded("-5 °C") == "-5 °c"
 
 
-def test_adapters_are_measured_with_one_load_of_the_base(directory, tiny_model_dir, random_adapter):
+def test_adapters_measured_together_are_what_they_are_alone(directory, tiny_model_dir, random_adapter):
     adapters = {"one.a": random_adapter(1), "two.b": random_adapter(2)}
     shard, settings = Shard("choices"), Settings()
     both = measuring.measure(directory, shard, tiny_model_dir, CPU, adapters, settings)

@@ -3,6 +3,7 @@
 Imported where it is used: the harness takes seconds to load.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerBase
+
+# It warns of arguments that it ignores for a loaded model; that of cut rows, which is an error here, is never due.
+logging.getLogger(HFLM.__module__).setLevel(logging.ERROR)
 
 # For models that do not say how many positions they have (ALiBi): the harness would assume 2,048.
 _NO_LIMIT = 1 << 20
