@@ -80,6 +80,14 @@ class Run:
     method: str = "full"
 
 
+ITEM = {"id": "1", "question": "Which of them is a fruit?", "choices": ["fig", "car"], "answer": 0}
+
+
+def benchmark(world: World, items: list[dict[str, Any]]) -> dict[str, Any]:
+    file = write_jsonl(world.folder / "items.jsonl", items)
+    return {"benchmarks": {"tasks": [{"name": "mine", "file": str(file), "format": "multiple_choice"}]}}
+
+
 def outputs_in_a_file(world: World) -> Path:
     (world.folder / "file").touch()
     return world.folder / "file/outputs"
@@ -393,6 +401,13 @@ CASES: dict[str, tuple[str, Callable[[World], Run | dict[str, Any]]]] = {
     ),
     "publishing without a token": ("publish-no-token", lambda w: {"publish": {"repository": "me/tuned"}}),
     "a blank prompt": ("evaluation-prompt-unusable", lambda w: {"evaluation": {"prompts": ["What is red?", " "]}}),
+    "a benchmark that is none": ("benchmark-unknown", lambda w: {"benchmarks": {"tasks": ["held-out"]}}),
+    "a benchmark with an item twice": ("benchmark-item", lambda w: benchmark(w, [ITEM, ITEM])),
+    "an item without an answer": ("benchmark-item", lambda w: benchmark(w, [{**ITEM, "answer": None}])),
+    "choices that are equal": ("benchmark-item", lambda w: benchmark(w, [{**ITEM, "choices": ["fig", "fig"]}])),
+    "an item beyond the positions": (
+        "benchmark-too-long", lambda w: benchmark(w, [{**ITEM, "question": "What is red? " * 99}]),
+    ),
 }  # fmt: skip
 
 
