@@ -199,6 +199,12 @@ def test_names_of_the_harness_stand_for_its_tasks():
         leaves("squadv2")
 
 
+def test_names_are_found_without_reading_every_task():
+    from thriftune.inference.benchmarks import harness_tasks
+
+    assert [harness_tasks.is_shipped(name) for name in ("arc_easy", "mmlu", "mine", "arc.easy")] == [1, 1, 0, 0]
+
+
 def test_a_metric_that_is_no_mean_is_left_out_by_name(tmp_path, tiny_model_dir, caplog):
     metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}, {"metric": "mcc"}, {"metric": "f1"}]
     file = write_task(tmp_path, "local_task", metric_list=metrics)

@@ -114,7 +114,7 @@ def _version(task: BenchmarkTask, field: str, token: str | None, *, trust: bool)
         UserError: It is not there, or cannot be measured.
         TransientError: The hub did not answer.
     """
-    if task.file is not None and task.name in harness_tasks.registry():
+    if task.file is not None and harness_tasks.is_shipped(task.name):
         message = "is a task of lm-evaluation-harness too, so results would be confused."
         raise ConfigError.single(f"{field}.name", task.name, message, "Give yours another name.")
     return preparing.version_of(task, field, token, trust=trust)

@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness: what a name stands for, and what cannot be measured."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -50,6 +51,16 @@ def registry() -> "Mapping[str, Entry]":
 
     found: Mapping[str, Entry] = TaskIndex.build([shipped()])
     return found
+
+
+def is_shipped(name: str) -> bool:
+    """Whether the harness has a task, group or tag of a name; much faster than reading all of them.
+
+    Args:
+        name: Any name.
+    """
+    named = re.compile(rf"^(?:task|group|tag):\s*[\"']?{re.escape(name)}[\"']?\s*$".encode(), re.MULTILINE)
+    return any(named.search(file.read_bytes()) for file in shipped().rglob("*.yaml"))
 
 
 def leaves_of(task: BenchmarkTask, field_name: str, brought: Path | None = None, *, trust: bool = False) -> list[Leaf]:
