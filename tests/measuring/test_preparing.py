@@ -143,6 +143,8 @@ def test_code_in_a_task_of_ones_own_runs_only_where_it_is_trusted(tmp_path, tiny
     ("changes", "said"),
     [
         ({"unsafe_code": True}, "it runs the code that a model writes"),
+        ({"output_type": "loglikelihood_rolling"}, "its metrics are of a whole set of texts"),
+        ({"metric_list": [{"metric": "mcc"}]}, "has no metric that is the mean of a number per item"),
         ({"doc_to_image": "image"}, "it needs images or sound"),
         ({"dataset_path": None}, "it names no dataset"),
         ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "it loads metrics from the hub"),

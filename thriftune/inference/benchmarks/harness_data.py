@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune import hub
 from thriftune.data import sources
 from thriftune.errors import DataError, TransientError, in_a_line
-from thriftune.inference.benchmarks.harness_tasks import REMEDY
+from thriftune.inference.benchmarks.harness_tasks import REMEDY, UNKNOWN
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -166,6 +166,7 @@ def built(config: Mapping[str, Any], files: Mapping[str, Path], scratch: Path) -
     Raises:
         DataError: The harness cannot build it.
     """
+    from lm_eval.api.metrics import mean
     from lm_eval.api.task import ConfigurableTask
 
     data_files = {split: str(file) for split, file in files.items()}
@@ -177,5 +178,8 @@ def built(config: Mapping[str, Any], files: Mapping[str, Path], scratch: Path) -
     except Exception as error:  # a task is a program: its functions can raise anything
         message = f"lm-evaluation-harness cannot build it: {in_a_line(error)}."
         raise DataError.single("benchmarks.tasks", config["task"], message, REMEDY) from error
+    if mean not in task.aggregation().values():
+        message = "has no metric that is the mean of a number per item, and so none to compare two models by."
+        raise DataError.single("benchmarks.tasks", config["task"], message, REMEDY, code=UNKNOWN)
     task.set_fewshot_seed(_FEW_SHOT_SEED)
     return task

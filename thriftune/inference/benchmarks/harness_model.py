@@ -53,7 +53,13 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
         seed: int,
         positions: int | None,
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=positions or _NO_LIMIT)
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch,
+            max_length=positions or _NO_LIMIT,
+            softmax_dtype="float32",  # in bf16, sums would have three digits, and choices be equal by chance
+        )
         self._max_new_tokens, self._seed = max_new_tokens, seed
         self._names: Sequence[str] = ()
         self._asked: Counter[tuple[int, ...]] = Counter()

@@ -103,8 +103,6 @@ def lengths(
 
     _make_prompts(task, template if tokenizer.chat_template else None, limit)
     for request in task.instances:
-        if request.request_type == "loglikelihood_rolling":
-            continue  # read in windows, however long it is
         written = request.request_type == _WRITTEN
         text = request.args[0] if written else "".join(request.args)
         more = int(request.args[1].get("max_gen_toks") or max_new_tokens) if written else 0

@@ -17,7 +17,7 @@ from thriftune.errors import ConfigError, DataError, in_a_line
 if TYPE_CHECKING:
     from lm_eval.tasks._index import Entry
 
-_UNKNOWN = "benchmark-unknown"
+UNKNOWN = "benchmark-unknown"
 _CLOSE = 4  # names that a message suggests
 REMEDY = "Name another task, or write your items as a .jsonl file with a format of thriftune."
 
@@ -82,7 +82,7 @@ def leaves_of(task: BenchmarkTask, field_name: str, brought: Path | None = None,
         raise unknown(task.name, field_name)
     leaves = list(_expanded(task.name, {}, field_name, set()))
     if not leaves:
-        raise ConfigError.single(field_name, task.name, "is a group without any task.", REMEDY, code=_UNKNOWN)
+        raise ConfigError.single(field_name, task.name, "is a group without any task.", REMEDY, code=UNKNOWN)
     return leaves
 
 
@@ -99,7 +99,7 @@ def unknown(name: str, field_name: str) -> ConfigError:
     close = [plain[folded]] if folded in plain else [plain[n] for n in difflib.get_close_matches(folded, plain, _CLOSE)]
     meant = f"Did you mean {', '.join(close)}?" if close else "`lm_eval ls tasks` prints their names."
     message = "is no benchmark of thriftune, and no task of lm-evaluation-harness."
-    return ConfigError.single(field_name, name, message, f"{meant} A file of your own needs `file`.", code=_UNKNOWN)
+    return ConfigError.single(field_name, name, message, f"{meant} A file of your own needs `file`.", code=UNKNOWN)
 
 
 def _expanded(name: str, overrides: Mapping[str, Any], field_name: str, above: set[str]) -> Iterator[Leaf]:
@@ -146,7 +146,7 @@ def _leaf_of_file(file: Path, shown: str, field_name: str, *, trust: bool) -> Le
             if not trust and _runs_code(each):
                 message = f"{each.name} names Python code (!function)."
                 remedy = "Set model.trust_remote_code: true if you trust it, or write the task without."
-                raise ConfigError.single(field_name, shown, message, remedy, code=_UNKNOWN)
+                raise ConfigError.single(field_name, shown, message, remedy, code=UNKNOWN)
         config = _loaded(file, resolve=False)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError.single(field_name, shown, f"cannot be read: {in_a_line(error)}.", "Repair the file.") from error
@@ -206,26 +206,33 @@ def config_of(leaf: Leaf, few_shot: int, field_name: str) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be measured here; says why.
     """
+    plain = {**_loaded(leaf.file, resolve=False), **leaf.overrides}
+    if reason := _reason(plain):  # before its modules are loaded: some fetch code from the hub
+        raise _refused(field_name, leaf.name, f"cannot be measured here: {reason}")
     try:
         config = {**_loaded(leaf.file, resolve=True), **leaf.overrides, "task": leaf.name}
-    except (ImportError, AttributeError) as error:
-        raise _refused(field_name, leaf.name, f"needs what is not installed ({in_a_line(error)})") from error
-    reasons = {
-        "its data come from Python code (custom_dataset)": config.get("custom_dataset"),
-        "it runs the code that a model writes (unsafe_code)": config.get("unsafe_code"),
-        "it needs images or sound": config.get("doc_to_image") or config.get("doc_to_audio"),
-        "it names no dataset": not config.get("dataset_path"),
-        "it loads metrics from the hub (hf_evaluate)": any(
-            isinstance(metric, dict) and metric.get("hf_evaluate") for metric in config.get("metric_list") or ()
-        ),
-    }
-    if reason := next((text for text, holds in reasons.items() if holds), ""):
-        raise _refused(field_name, leaf.name, f"cannot be measured here: {reason}")
+    except Exception as error:  # its functions come from modules, which are programs
+        raise _refused(field_name, leaf.name, f"cannot be loaded ({in_a_line(error)})") from error
     if config.get("num_fewshot") == 0 and few_shot:
         message = "is made to be asked without examples: it sets num_fewshot to 0."
         raise ConfigError.single(f"{field_name}.few_shot", few_shot, f"{leaf.name} {message}", "Leave few_shot out.")
     return {**config, "num_fewshot": few_shot}
 
 
+def _reason(config: Mapping[str, Any]) -> str:
+    """Why a task cannot be measured here; empty if it can."""
+    reasons = {
+        "its data come from Python code (custom_dataset)": config.get("custom_dataset"),
+        "it runs the code that a model writes (unsafe_code)": config.get("unsafe_code"),
+        "it needs images or sound": config.get("doc_to_image") or config.get("doc_to_audio"),
+        "it names no dataset": not config.get("dataset_path"),
+        "its metrics are of a whole set of texts": config.get("output_type") == "loglikelihood_rolling",
+        "it loads metrics from the hub (hf_evaluate)": any(
+            isinstance(metric, dict) and metric.get("hf_evaluate") for metric in config.get("metric_list") or ()
+        ),
+    }
+    return next((text for text, holds in reasons.items() if holds), "")
+
+
 def _refused(field_name: str, name: str, reason: str) -> ConfigError:
-    return ConfigError.single(field_name, name, f"{reason}.", REMEDY, code=_UNKNOWN)
+    return ConfigError.single(field_name, name, f"{reason}.", REMEDY, code=UNKNOWN)
