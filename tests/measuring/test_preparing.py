@@ -230,6 +230,20 @@ def test_a_long_item_of_the_harness_is_named_and_not_cut(tmp_path, tiny_model_di
         in_parts(other, "w", tiny_model_dir, settings=Settings(max_new_tokens=250))
 
 
+def test_draws_of_a_task_depend_on_seed_and_prompt_alone(tmp_path, tiny_model_dir):
+    options = {
+        "output_type": "generate_until", "doc_to_choice": None, "doc_to_target": "said", "metric_list": None,
+        "generation_kwargs": {"until": ["</s>"], "max_gen_toks": 8, "do_sample": True, "temperature": 0.9, "top_k": 50},
+        "repeats": 2,
+    }  # fmt: skip
+    file = write_task(tmp_path, "drawn", **options)
+    place = prepared(tmp_path, {"name": "mine", "file": str(file)})
+    whole = in_parts(place, "mine", tiny_model_dir, 1, Settings(seed=1))
+    assert whole.items == in_parts(place, "mine", tiny_model_dir, 3, Settings(seed=1, batch=1)).items
+    others = in_parts(place, "mine", tiny_model_dir, 1, Settings(seed=2))
+    assert all(one.answer != other.answer for one, other in zip(whole.items, others.items, strict=True))
+
+
 def test_only_the_splits_that_are_used_are_kept(tmp_path):
     file = write_task(tmp_path, "local_task")
     (none,) = PreparedBenchmarks.read(prepared(tmp_path, {"name": "mine", "file": str(file)})).task("mine").leaves

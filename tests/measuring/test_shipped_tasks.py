@@ -19,8 +19,8 @@ ARC = {
     "answerKey": "B",
 }
 HELLASWAG = {
-    "ctx_a": "A cat sleeps.", "ctx_b": "it", "activity_label": "Nap", "endings": ["wakes.", "flies.", "sings.", "ends."],
-    "label": "2", "ind": 1, "source_id": "s", "split": "val", "split_type": "in",
+    "ctx_a": "A cat sleeps.", "ctx_b": "it", "activity_label": "Nap", "label": "2",
+    "endings": ["wakes.", "flies.", "sings.", "ends."], "ind": 1, "source_id": "s", "split": "val", "split_type": "in",
 }  # fmt: skip
 WINOGRANDE = {"sentence": "The cat saw the dog and _ ran.", "option1": "the cat", "option2": "the dog", "answer": "2"}
 GSM8K = {"question": "What is 2 and 2?", "answer": "Two and two are 4.\n#### 4"}

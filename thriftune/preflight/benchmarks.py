@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,10 +151,8 @@ def _require_short(task: BenchmarkTask, items: Sequence[Item], field: str, check
         asked(item, solved_examples(item, items, task.few_shot), checking.tokenizer, style)
         for item in items[: task.limit]
     )
-    try:
+    with harness_data.named(field):
         require_room(task.name, questions, checking.positions, checking.max_new_tokens)
-    except DataError as error:
-        raise DataError([replace(problem, field=field) for problem in error.problems]) from error
 
 
 def _items_of_harness(task: BenchmarkTask, field: str, checking: _Checking) -> list[Item]:

@@ -6,6 +6,7 @@ that a task uses are written as Parquet at a known commit; where the model is, t
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ def data_version(config: Mapping[str, Any], folder: Path, token: str | None) -> 
     repository = hub_dataset(config)
     if repository is None:
         files = _data_files((config.get("dataset_kwargs") or {}).get("data_files"), folder)
-        return "+".join(sources.version(file) for file in _flat(files)) or str(config["dataset_path"])
+        with named("benchmarks.tasks"):
+            return "+".join(sources.version(file) for file in _flat(files)) or str(config["dataset_path"])
     with hub.explained_errors("benchmarks.tasks", repository, DataError):
         revision = (config.get("dataset_kwargs") or {}).get("revision")
         return hub.commit_of(repository, revision, token, repo_type="dataset")
@@ -114,6 +116,19 @@ def _loaded_data(
             config["dataset_path"], config.get("dataset_name"), cache_dir=str(scratch), **options
         )
     return loaded
+
+
+@contextmanager
+def named(field: str) -> Iterator[None]:
+    """Name a key of benchmarks in errors of reading data.
+
+    Args:
+        field: The key.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError([replace(problem, field=field) for problem in error.problems]) from error
 
 
 @contextmanager

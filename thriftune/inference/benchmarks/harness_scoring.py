@@ -80,7 +80,7 @@ def measure(
 def lengths(
     task: "ConfigurableTask", tokenizer: "PreTrainedTokenizerBase", limit: int | None, max_new_tokens: int
 ) -> Iterator[tuple[int, int]]:
-    """How many tokens each item of a task needs, without a model.
+    """How many positions each item of a task needs, without a model.
 
     Args:
         task: The task.
@@ -89,7 +89,8 @@ def lengths(
         max_new_tokens: Longest written answer of a task that does not say.
 
     Yields:
-        The number of an item, and tokens of its prompt with a choice or with the longest written answer.
+        The number of an item, and tokens of its prompt with a choice, of which the last is never given to the model, or
+        with the longest written answer.
     """
 
     def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -105,8 +106,9 @@ def lengths(
     for request in task.instances:
         written = request.request_type == _WRITTEN
         text = request.args[0] if written else "".join(request.args)
-        more = int(request.args[1].get("max_gen_toks") or max_new_tokens) if written else 0
-        yield request.doc_id, len(tokenizer(text)["input_ids"]) + more
+        more = int(request.args[1].get("max_gen_toks") or max_new_tokens) if written else -1
+        opens = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
+        yield request.doc_id, len(tokenizer(text, add_special_tokens=not opens)["input_ids"]) + more
 
 
 def _make_prompts(task: "ConfigurableTask", template: Callable[..., str] | None, limit: int | None) -> None:

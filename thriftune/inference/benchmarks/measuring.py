@@ -21,6 +21,7 @@ from thriftune.models.answering import Continuation, continue_batch
 from thriftune.models.drawing import choosing, seed_of
 from thriftune.models.loading import Placement, attach_adapters, load_model
 from thriftune.models.tokenizer import load_tokenizer
+from thriftune.progress import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ class Settings:
         temperature: Of items of our own and of held-out rows: 0 takes the likeliest token, above 0 tokens are drawn.
         seed: Of the draws.
         style: Format of the questions; None asks as the adapter, or the model, says that it was trained.
-        trust_remote_code: Run code that the model ships, or that a task of a person's own names.
+        trust_remote_code: Run code that the model ships.
         max_rows: Most held-out rows, where the benchmark has no limit.
     """
 
@@ -103,14 +104,15 @@ class _Loaded:
         settings = self.settings
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number][1]))
         found: dict[int, Continuation] = {}
-        for start in range(0, len(order), settings.batch):
-            numbers = order[start : start + settings.batch]
-            seeds = [seed_of(settings.seed, prompts[number][0]) for number in numbers]
-            ids = [prompts[number][1] for number in numbers]
-            drawing = choosing(seeds, settings.temperature)
-            said = continue_batch(self.model, self.tokenizer, ids, settings.max_new_tokens, drawing)
-            found |= dict(zip(numbers, said, strict=True))
-            logger.info("Answered %d of %d", len(found), len(prompts))
+        with progress(len(prompts), "Answering") as bar:
+            for start in range(0, len(order), settings.batch):
+                numbers = order[start : start + settings.batch]
+                seeds = [seed_of(settings.seed, prompts[number][0]) for number in numbers]
+                ids = [prompts[number][1] for number in numbers]
+                drawing = choosing(seeds, settings.temperature)
+                said = continue_batch(self.model, self.tokenizer, ids, settings.max_new_tokens, drawing)
+                found |= dict(zip(numbers, said, strict=True))
+                bar.update(len(numbers))
         return [found[number] for number in range(len(prompts))]
 
 

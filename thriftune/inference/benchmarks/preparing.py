@@ -3,8 +3,6 @@
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -226,7 +224,7 @@ def _local(
 
 def _brought(file: str, field: str, scratch: Path) -> Path:
     """A file of a benchmark on this disk."""
-    with _named(f"{field}.file"):
+    with harness_data.named(f"{field}.file"):
         if not urls.is_remote(file):
             path = Path(file).expanduser()
             if not path.is_file():
@@ -234,12 +232,3 @@ def _brought(file: str, field: str, scratch: Path) -> Path:
                 raise DataError.single("data.source", file, message, "Check the path.", code=DataError.missing)
             return path
         return sources.brought(file, file, scratch)[0]
-
-
-@contextmanager
-def _named(field: str) -> Iterator[None]:
-    """Name the benchmark's key in errors of reading data."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError([Problem(field, p.value, p.message, p.remedy, p.code) for p in error.problems]) from error
