@@ -1,0 +1,262 @@
+"""Whether a result may be published: each rule of a gate, decided by the interval of what was measured."""
+
+import difflib
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter
+
+from thriftune.config.publishing import GateConfig
+from thriftune.errors import ConfigError, Problem
+from thriftune.inference.gate import statistics, wording
+from thriftune.inference.gate.behaviour import BEHAVIOURS, TASK
+from thriftune.inference.gate.comparison import Compared, Comparison
+from thriftune.inference.gate.flips import Flip
+from thriftune.inference.gate.statistics import Estimate
+
+Outcome = Literal["passes", "fails", "undecided"]
+
+# Examples of a rule that fails; the others are in the comparison.
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What came of one rule.
+
+    Attributes:
+        rule: Which kind of rule it is.
+        metric: The metric that it is about.
+        required: Least improvement, or largest loss that is accepted.
+        outcome: What came of it.
+        reason: Why, in words and numbers.
+        items: Number of items that it was decided on.
+        needed: Number of items that would decide it, where it is undecided; None if no number is known to.
+        examples: Of a rule that fails, items that got worse, or of which it did not get better.
+    """
+
+    rule: Literal["improves", "keeps"]
+    metric: str
+    required: float
+    outcome: Outcome
+    reason: str
+    items: int
+    needed: int | None = None
+    examples: tuple[Flip, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate decides.
+
+    Attributes:
+        outcome: passes: every rule does. fails: one does. undecided: none fails, but there are too few items for one.
+        rulings: What came of each rule, in the order of the run file.
+    """
+
+    outcome: Outcome
+    rulings: tuple[Ruling, ...]
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Read a verdict from values of JSON.
+
+        Args:
+            content: What `as_json` gave.
+        """
+        return TypeAdapter(cls).validate_python(content)
+
+    def as_json(self) -> dict[str, Any]:
+        """The verdict as values for JSON."""
+        content: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return content
+
+    def publishes(self, gate: GateConfig) -> bool:
+        """Whether the result is published under a gate.
+
+        Args:
+            gate: The gate.
+        """
+        return self.outcome == "passes" or (self.outcome == "undecided" and gate.on_undecided == "publish")
+
+    @property
+    def deciding(self) -> tuple[Ruling, ...]:
+        """The rules that made it what it is."""
+        return tuple(ruling for ruling in self.rulings if ruling.outcome == self.outcome)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one line, with the reason of each rule that made it so."""
+        if self.outcome == "passes":
+            count = len(self.rulings)
+            return f"The gate passes: {f'all {count} rules hold' if count > 1 else self.rulings[0].reason}"
+        title = "The gate fails" if self.outcome == "fails" else "The gate is undecided"
+        return f"{title}: {' '.join(ruling.reason for ruling in self.deciding)}"
+
+
+def decide(comparison: Comparison, gate: GateConfig) -> Verdict:
+    """Decide whether a result passes a gate. All of its rules have to hold.
+
+    No correction is made for the number of rules: a result that should fail one of them passes all of them no more
+    often than it passes that one.
+
+    Args:
+        comparison: Base and result on the same items, at the confidence of the gate.
+        gate: The gate.
+
+    Raises:
+        ConfigError: A metric was not measured, or is no finite number; the message names it.
+    """
+    if not math.isclose(comparison.confidence, gate.confidence):
+        raise ValueError(f"The intervals have confidence {comparison.confidence}, the gate asks for {gate.confidence}.")
+    measured: dict[str, list[str]] = {}
+    for one in comparison.metrics:
+        measured.setdefault(one.metric.rpartition(".")[0], []).append(one.name)
+    problems = [*unknown_metrics(gate, measured), *_not_finite(comparison, gate)]
+    if problems:
+        raise ConfigError(problems)
+    found = {one.metric: one for one in comparison.metrics}
+    improves = [_improves(found[rule.metric], rule.by, comparison) for rule in gate.improves]
+    keeps = [_keeps(found[rule.metric], rule.within, comparison) for rule in gate.keeps]
+    rulings = (*improves, *keeps)
+    outcomes = {ruling.outcome for ruling in rulings}
+    worst: Outcome = "fails" if "fails" in outcomes else "undecided" if "undecided" in outcomes else "passes"
+    return Verdict(worst, rulings)
+
+
+def unknown_metrics(gate: GateConfig, measured: Mapping[str, Collection[str]]) -> Iterator[Problem]:
+    """The metrics of a gate that are not measured, each with names close to it.
+
+    Args:
+        gate: The gate.
+        measured: By benchmark, or benchmark and group (`general-mini/arithmetic`), the names of its metrics. The names
+            of a benchmark count for its groups too where these are not listed.
+    """
+    for field, metric in metrics_of(gate):
+        task, _, name = metric.rpartition(".")
+        names = measured.get(task)
+        if names is None:
+            close = difflib.get_close_matches(task, measured, n=3, cutoff=0.5)
+            message = f"belongs to {task or 'no benchmark'}, which is not measured." if task else "names no benchmark."
+            remedy = f"Did you mean {_listed(close)}?" if close else f"Measured are {_listed(measured)}."
+            yield Problem(field, metric, message, f"{remedy} Write task.metric or task/group.metric.")
+        elif name not in names:
+            close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+            remedy = f"Did you mean {_listed(close)}?" if close else f"Its metrics are {_listed(names)}."
+            yield Problem(field, metric, f"is no metric of {task}.", remedy)
+
+
+def metrics_of(gate: GateConfig) -> Iterator[tuple[str, str]]:
+    """The metrics of a gate, each with the key that names it.
+
+    Args:
+        gate: The gate.
+    """
+    for number, improved in enumerate(gate.improves):
+        yield f"publish.gate.improves.{number}.metric", improved.metric
+    for number, kept in enumerate(gate.keeps):
+        yield f"publish.gate.keeps.{number}.metric", kept.metric
+
+
+def _listed(names: Collection[str], most: int = 12) -> str:
+    shown = sorted(names)[:most]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _not_finite(comparison: Comparison, gate: GateConfig) -> Iterator[Problem]:
+    """A metric of which nothing can be decided."""
+    found = {one.metric: one for one in comparison.metrics}
+    for field, metric in metrics_of(gate):
+        one = found.get(metric)
+        estimates = (one.base, one.tuned, one.change) if one else ()
+        numbers = [number for e in estimates for number in (e.value, e.low, e.high)] + ([one.floor] if one else [])
+        if not all(map(math.isfinite, numbers)):
+            yield Problem(field, metric, "is no finite number.", "Measure base and result again.")
+
+
+def _improves(one: Compared, by: float, comparison: Comparison) -> Ruling:
+    """Better by at least so much, and by more than the noise: the whole interval lies there, or none of it does."""
+    seen, least = one.improvement, max(by, one.floor)
+    asked = f"{one.metric} must get better" + (f" by {wording.size(by, one)}" if by else "")
+    outcome: Outcome = "undecided"
+    if _is_enough(one, comparison):
+        if seen.low >= by and seen.low > one.floor:
+            outcome = "passes"
+        elif seen.high < by or seen.high <= one.floor:
+            outcome = "fails"
+    said = _said(one, seen, comparison)
+    return _ruling("improves", one, by, outcome, f"{asked}, and {said}", seen.value - least, comparison)
+
+
+def _keeps(one: Compared, within: float, comparison: Comparison) -> Ruling:
+    """Worse by no more than so much, or than the noise: the whole interval lies there, or none of it does."""
+    seen, most = one.improvement, max(within, one.floor)
+    outcome: Outcome = "undecided"
+    if one.higher_is_better is None:
+        asked = f"{one.metric} must change by no more than {wording.size(within, one)}"
+        is_inside, is_outside = seen.low >= -most and seen.high <= most, seen.low > most or seen.high < -most
+        distance = most - abs(seen.value)
+    else:
+        asked = f"{one.metric} must not get worse" + (
+            f" by more than {wording.size(within, one)}" if within else " at all"
+        )
+        is_inside, is_outside, distance = seen.low >= -most, seen.high < -most, seen.value + most
+    if _is_enough(one, comparison):
+        outcome = "passes" if is_inside else "fails" if is_outside else "undecided"
+    return _ruling("keeps", one, within, outcome, f"{asked}, and {_said(one, seen, comparison)}", distance, comparison)
+
+
+def _is_enough(one: Compared, comparison: Comparison) -> bool:
+    """Whether there are items enough to decide anything: of five, all may change by chance."""
+    return one.items >= statistics.fewest_items(comparison.confidence)
+
+
+def _said(one: Compared, seen: Estimate, comparison: Comparison) -> str:
+    """What was measured, in words."""
+    if one.better == one.worse == 0 and seen.low == seen.high == 0:
+        said = f"not one of {one.items:,} items changed"
+    else:
+        values = f"base {wording.value(one.base.value, one)}, result {wording.value(one.tuned.value, one)}"
+        interval = f"interval at {comparison.confidence * 100:.4g}%: {wording.range_of(one)}"
+        said = f"{wording.movement(one)} ({values}; {interval}; {one.items:,} items)"
+    floor = f"; two measurements of the base differ by up to {wording.size(one.floor, one)}" if one.floor else ""
+    return f"{said}{floor}."
+
+
+def _ruling(
+    rule: Literal["improves", "keeps"],
+    one: Compared,
+    required: float,
+    outcome: Outcome,
+    reason: str,
+    distance: float,
+    comparison: Comparison,
+) -> Ruling:
+    """A ruling with what it lacks: the items that it takes, or the examples of its failure."""
+    if outcome == "undecided":
+        needed = statistics.items_needed(one.deviation, distance, comparison.confidence)
+        if needed is not None and needed <= one.items:  # close to the line: the interval is not as even as assumed
+            needed = one.items + statistics.fewest_items(comparison.confidence)
+        told = f"it would take about {needed:,} items" if needed else "the change is at the limit itself"
+        return Ruling(
+            rule, one.metric, required, outcome, f"{reason} Too few items to tell: {told}.", one.items, needed
+        )
+    examples = _examples(one, comparison) if outcome == "fails" else ()
+    names = ", ".join(flip.question.item for flip in examples)
+    more = f" Got worse: {names}." if examples else ""
+    return Ruling(rule, one.metric, required, outcome, reason + more, one.items, None, examples)
+
+
+def _examples(one: Compared, comparison: Comparison) -> tuple[Flip, ...]:
+    """Items that got worse, of a metric or, of a group's, of its benchmark's main one."""
+    name = f"{TASK}.{one.name}" if one.task == TASK and one.name in BEHAVIOURS else one.task
+    worse = [
+        flip
+        for flip in comparison.flips
+        if flip.became == "worse"
+        and name in (flip.metric, flip.question.task if not flip.metric.startswith(f"{TASK}.") else "")
+        and one.group in ("", flip.question.group)
+    ]
+    return tuple(worse[:_EXAMPLES])
