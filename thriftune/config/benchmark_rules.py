@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from thriftune.config import gate_rules
 from thriftune.errors import Problem
 
 if TYPE_CHECKING:
@@ -11,4 +12,4 @@ if TYPE_CHECKING:
 
 def check(config: "RunConfig") -> Iterator[Problem]:
     """Every problem of benchmarks and gate that the file alone shows."""
-    yield from ()
+    yield from gate_rules.check(config)

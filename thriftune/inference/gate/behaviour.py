@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from thriftune.inference.gate import language
 
-# The task that metrics of behaviour are named by: `answers.stops`.
-TASK = "answers"
-
 # Loops shorter than this, in characters, or of fewer rounds are ordinary text: a refrain, a row of a table.
 _SHORTEST_LOOP, _FEWEST_ROUNDS, _LONGEST_ROUND = 60, 4, 200
 # Lines of dashes or dots are layout; a model that never stops writes more of them than any layout has.

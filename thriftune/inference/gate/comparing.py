@@ -6,10 +6,11 @@ from itertools import groupby
 
 import numpy as np
 
+from thriftune.config.publishing import ANSWERS
 from thriftune.errors import DataError
 from thriftune.inference.benchmarks.results import LOSS, ItemResult, Results, TaskFacts
 from thriftune.inference.gate import statistics
-from thriftune.inference.gate.behaviour import BEHAVIOURS, TASK, Answer
+from thriftune.inference.gate.behaviour import BEHAVIOURS, Answer
 from thriftune.inference.gate.comparison import Compared, Comparison
 from thriftune.inference.gate.flips import OF_BEHAVIOUR, OF_BENCHMARK, Flip, Question, flips_of
 from thriftune.inference.gate.matching import Pair, pairs_of
@@ -159,7 +160,7 @@ def _of_answers(written: Sequence[_Written]) -> Iterator[_Values]:
         kind: Kind = "mean" if behaviour.higher_is_better is not None else "relative"
         questions = tuple(question for question, _ in known) if kind == "mean" else ()
         samples = tuple(Sample.of(values, tuned, kind) for values in base)
-        yield _Values(f"{TASK}.{name}", kind, behaviour.higher_is_better, samples, questions, OF_BEHAVIOUR)
+        yield _Values(f"{ANSWERS}.{name}", kind, behaviour.higher_is_better, samples, questions, OF_BEHAVIOUR)
 
 
 def _written(pairs: Sequence[Pair]) -> Iterator[_Written]:

@@ -5,8 +5,8 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
+from thriftune.config.publishing import ANSWERS
 from thriftune.inference.benchmarks.results import TaskFacts
-from thriftune.inference.gate.behaviour import TASK as ANSWERS
 from thriftune.inference.gate.flips import Flip
 from thriftune.inference.gate.statistics import Estimate, Kind
 

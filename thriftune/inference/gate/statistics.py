@@ -30,6 +30,8 @@ Values = NDArray[np.float64]
 Kind = Literal["mean", "per_token", "relative"]
 
 RESAMPLES = 10_000
+# Resamples that have to lie beyond an end of an interval, or the end is not known well: more at a high confidence.
+_BEYOND = 100
 # Weights that are drawn at once, so that many items need no more memory than few: 16 MB.
 _AT_ONCE = 2_000_000
 
@@ -140,13 +142,14 @@ def paired(sample: Sample, confidence: float, seed: int, resamples: int = RESAMP
         sample: Their values.
         confidence: Share of intervals that hold the truth; half of the others lie above it, half below.
         seed: Seed of the resamples.
-        resamples: Number of resamples.
+        resamples: Number of resamples; more are made where the confidence asks for it.
 
     Returns:
         Both values and the change, each with its interval.
     """
-    sums, extra = _resampled(sample.columns, np.random.default_rng(seed), resamples)
     tail = (1 - confidence) / 2
+    count = max(resamples, math.ceil(_BEYOND / tail))
+    sums, extra = _resampled(sample.columns, np.random.default_rng(seed), count)
 
     def estimate(measure: Callable[[Values], Values], lowest: Values, highest: Values) -> Estimate:
         value = float(measure(sample.columns.sum(axis=0)))

@@ -1,17 +1,16 @@
 """Whether a result may be published: each rule of a gate, decided by the interval of what was measured."""
 
-import difflib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter
 
+from thriftune.config.gate_rules import metrics_of, unknown_metrics
 from thriftune.config.publishing import GateConfig
 from thriftune.errors import ConfigError, Problem
 from thriftune.inference.gate import statistics, wording
-from thriftune.inference.gate.behaviour import BEHAVIOURS, TASK
 from thriftune.inference.gate.comparison import Compared, Comparison
 from thriftune.inference.gate.flips import Flip
 from thriftune.inference.gate.statistics import Estimate
@@ -126,45 +125,6 @@ def decide(comparison: Comparison, gate: GateConfig) -> Verdict:
     return Verdict(worst, rulings)
 
 
-def unknown_metrics(gate: GateConfig, measured: Mapping[str, Collection[str]]) -> Iterator[Problem]:
-    """The metrics of a gate that are not measured, each with names close to it.
-
-    Args:
-        gate: The gate.
-        measured: By benchmark, or benchmark and group (`general-mini/arithmetic`), the names of its metrics. The names
-            of a benchmark count for its groups too where these are not listed.
-    """
-    for field, metric in metrics_of(gate):
-        task, _, name = metric.rpartition(".")
-        names = measured.get(task)
-        if names is None:
-            close = difflib.get_close_matches(task, measured, n=3, cutoff=0.5)
-            message = f"belongs to {task or 'no benchmark'}, which is not measured." if task else "names no benchmark."
-            remedy = f"Did you mean {_listed(close)}?" if close else f"Measured are {_listed(measured)}."
-            yield Problem(field, metric, message, f"{remedy} Write task.metric or task/group.metric.")
-        elif name not in names:
-            close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-            remedy = f"Did you mean {_listed(close)}?" if close else f"Its metrics are {_listed(names)}."
-            yield Problem(field, metric, f"is no metric of {task}.", remedy)
-
-
-def metrics_of(gate: GateConfig) -> Iterator[tuple[str, str]]:
-    """The metrics of a gate, each with the key that names it.
-
-    Args:
-        gate: The gate.
-    """
-    for number, improved in enumerate(gate.improves):
-        yield f"publish.gate.improves.{number}.metric", improved.metric
-    for number, kept in enumerate(gate.keeps):
-        yield f"publish.gate.keeps.{number}.metric", kept.metric
-
-
-def _listed(names: Collection[str], most: int = 12) -> str:
-    shown = sorted(names)[:most]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def _not_finite(comparison: Comparison, gate: GateConfig) -> Iterator[Problem]:
     """A metric of which nothing can be decided."""
     found = {one.metric: one for one in comparison.metrics}
@@ -251,12 +211,7 @@ def _ruling(
 
 def _examples(one: Compared, comparison: Comparison) -> tuple[Flip, ...]:
     """Items that got worse, of a metric or, of a group's, of its benchmark's main one."""
-    name = f"{TASK}.{one.name}" if one.task == TASK and one.name in BEHAVIOURS else one.task
-    worse = [
-        flip
-        for flip in comparison.flips
-        if flip.became == "worse"
-        and name in (flip.metric, flip.question.task if not flip.metric.startswith(f"{TASK}.") else "")
-        and one.group in ("", flip.question.group)
-    ]
+    main = {task.name: f"{task.name}.{task.main}" for task in comparison.tasks}
+    found = (flip for flip in comparison.flips if flip.metric == main.get(one.task, one.metric))
+    worse = [flip for flip in found if flip.became == "worse" and one.group in ("", flip.question.group)]
     return tuple(worse[:_EXAMPLES])
