@@ -29,6 +29,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "output-not-writable": ("error", "The bucket or folder for results cannot be written to."),
     "output-too-little-room": ("error", "The disk that a local run writes to has too little free space."),
     "publish-no-token": ("error", "Publishing needs a hub token, but there is none."),
+    "gate-failed": ("error", "The result does not pass the gate, and publish.gate.on_fail is error."),
     "publish-no-write-access": ("error", "The token may not write to the repository to publish to."),
     "data-not-found": ("error", "There is no such file or dataset, or the token cannot see it."),
     "data-revision-not-found": ("error", "The dataset has no such commit, tag or branch."),

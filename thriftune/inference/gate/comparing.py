@@ -185,5 +185,13 @@ def _sampled(samples: tuple[EvalReport, EvalReport] | None, repeats: int) -> Ite
 
 
 def _question(pair: Pair) -> Question:
-    base, tuned = pair.base[0], pair.tuned
-    return Question(tuned.task, tuned.item, tuned.group, tuned.prompt, tuned.expected, base.answer, tuned.answer)
+    tuned = pair.tuned
+    answers = (_said(pair.base[0]), _said(tuned))
+    return Question(tuned.task, tuned.item, tuned.group, tuned.prompt, tuned.expected, *answers)
+
+
+def _said(item: ItemResult) -> str:
+    """What a model answered; of a text that it was only measured on, its loss."""
+    if item.answer or LOSS not in item.scores or not item.tokens:
+        return item.answer
+    return f"{item.scores[LOSS] / item.tokens:.4f} nats per token"

@@ -61,15 +61,21 @@ def flips_of(metric: str, questions: Sequence[Question], improvements: Values, m
         improvements: By how much each became better; negative where it became worse.
         most: Largest number of items of each direction.
     """
-    flips: list[Flip] = []
-    for became, sizes in (("better", improvements), ("worse", -improvements)):
-        changed = np.flatnonzero(sizes > 0)
-        if len(changed) and np.ptp(sizes[changed]) > 0:
-            chosen = changed[np.argsort(-sizes[changed], kind="stable")][:most]
-        else:  # evenly over all of them: the first ones would be of one group
-            chosen = changed[np.unique(np.linspace(0, len(changed) - 1, min(most, len(changed))).astype(int))]
-        flips += [Flip(metric, became, _shortened(questions[number])) for number in chosen]
-    return flips
+    better, worse = _largest(improvements, most), _largest(-improvements, most)
+    return [
+        *(Flip(metric, "better", _shortened(questions[number])) for number in better),
+        *(Flip(metric, "worse", _shortened(questions[number])) for number in worse),
+    ]
+
+
+def _largest(sizes: Values, most: int) -> list[int]:
+    """The places of the largest values above zero."""
+    changed = np.flatnonzero(sizes > 0)
+    if len(changed) and np.ptp(sizes[changed]) > 0:
+        return [int(number) for number in changed[np.argsort(-sizes[changed], kind="stable")][:most]]
+    # Evenly over all of them: the first ones would be of one group.
+    places = np.unique(np.linspace(0, len(changed) - 1, min(most, len(changed))).astype(int))
+    return [int(number) for number in changed[places]]
 
 
 def _shortened(question: Question) -> Question:

@@ -1,5 +1,6 @@
 """The items of several results, put together: what differs is refused, since a difference would be of other items."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -53,11 +54,9 @@ def _by_name(results: Results) -> dict[tuple[str, str], ItemResult]:
     """
     found = {(item.task, item.item): item for item in results.items}
     if len(found) < len(results.items):
-        seen: set[tuple[str, str]] = set()
-        twice = next(name for i in results.items if (name := (i.task, i.item)) in seen or seen.add(name))
-        raise DataError.single(
-            f"benchmarks.{twice[0]}", twice[1], "is the id of two items.", "Give every item an id of its own."
-        )
+        counts = Counter((item.task, item.item) for item in results.items)
+        task, item = next(name for name, count in counts.items() if count > 1)
+        raise DataError.single(f"benchmarks.{task}", item, "is the id of two items.", "Give each item its own id.")
     return found
 
 

@@ -86,6 +86,11 @@ class Verdict:
         return tuple(ruling for ruling in self.rulings if ruling.outcome == self.outcome)
 
     @property
+    def holding(self) -> int:
+        """Number of rules that hold."""
+        return sum(ruling.outcome == "passes" for ruling in self.rulings)
+
+    @property
     def sentence(self) -> str:
         """The verdict in one line, with the reason of each rule that made it so."""
         if self.outcome == "passes":

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Literal
 
-from thriftune.config.publishing import GateConfig
 from thriftune.inference.gate import wording
 from thriftune.inference.gate.behaviour import BEHAVIOURS
 from thriftune.inference.gate.comparison import Compared, Comparison
@@ -27,20 +26,20 @@ class Row:
     Attributes:
         name: What it is called there.
         items: Number of items.
-        base: Value of the base, with its interval.
-        tuned: Value of the result.
-        change: The change, with its interval.
+        base: Value of the base, and its interval.
+        tuned: Value of the result, and its interval.
+        change: The change, and its interval.
         direction: What the interval of the change says.
         moved: Number of items that got better and worse.
         p_value: McNemar's exact test; empty where it does not apply.
-        floor: Noise floor; empty if the base was measured once.
+        floor: Noise floor.
     """
 
     name: str
     items: str
-    base: str
-    tuned: str
-    change: str
+    base: tuple[str, str]
+    tuned: tuple[str, str]
+    change: tuple[str, str]
     direction: Direction
     moved: str
     p_value: str
@@ -116,13 +115,12 @@ class View:
     answers: list[Flip]
 
 
-def view_of(comparison: Comparison, verdict: Verdict | None = None, gate: GateConfig | None = None) -> View:
+def view_of(comparison: Comparison, verdict: Verdict | None = None) -> View:
     """What a page shows of a comparison.
 
     Args:
         comparison: Base and result on the same items.
-        verdict: What the gate decides, if there is one.
-        gate: The gate, of which the plots show the limits.
+        verdict: What the gate decides, if there is one; the plots show its limits.
     """
     whole = [one for one in comparison.metrics if not one.group and one not in comparison.behaviours]
     groups = list(comparison.groups)
@@ -137,10 +135,10 @@ def view_of(comparison: Comparison, verdict: Verdict | None = None, gate: GateCo
         [_row(one, f"{one.task}/{one.group}") for one in shown],
         len(groups) - len(shown),
         [_row(one, BEHAVIOURS[one.name].title) for one in behaviours],
-        _plots([*comparison.main, *shown, *behaviours], _limits(gate)),
+        _plots([*comparison.main, *shown, *behaviours], _limits(verdict)),
         _in_turn(of_benchmarks, "better"),
         _in_turn(of_benchmarks, "worse"),
-        [flip for flip in comparison.flips if flip not in of_benchmarks and flip.became == "worse"],
+        list({f.question: f for f in comparison.flips if f not in of_benchmarks and f.became == "worse"}.values()),
     )
 
 
@@ -160,13 +158,13 @@ def _row(one: Compared, name: str) -> Row:
     return Row(
         name,
         f"{one.items:,}",
-        wording.estimate(one.base, one),
-        wording.estimate(one.tuned, one),
-        wording.change(one),
+        (wording.value(one.base.value, one), wording.ends(one.base, one)),
+        (wording.value(one.tuned.value, one), wording.ends(one.tuned, one)),
+        wording.change_parts(one),
         direction_of(one),
         f"{one.better:,} / {one.worse:,}" if one.higher_is_better is not None and is_counted else "",
         "" if one.p_value is None else f"{one.p_value:.4f}" if one.p_value >= 1e-4 else "< 0.0001",
-        wording.size(one.floor, one) if one.floor else "",
+        wording.size(one.floor, one),
     )
 
 
@@ -177,23 +175,28 @@ def _in_turn(flips: Sequence[Flip], became: str) -> list[Flip]:
     return [flip for flip in chain(*zip_longest(*by_task)) if flip][:OF_BENCHMARK]
 
 
-def _limits(gate: GateConfig | None) -> dict[str, list[float]]:
-    """The improvements at which a gate draws its lines, by metric."""
-    if gate is None:
-        return {}
-    return {rule.metric: [rule.by] for rule in gate.improves} | {rule.metric: [-rule.within] for rule in gate.keeps}
+def _limits(verdict: Verdict | None) -> dict[str, float]:
+    """The improvement at which a gate draws its line, by metric."""
+    rulings = verdict.rulings if verdict else ()
+    return {found.metric: found.required if found.rule == "improves" else -found.required for found in rulings}
 
 
-def _plots(metrics: Iterable[Compared], limits: dict[str, list[float]]) -> list[Plot]:
+def _plots(metrics: Iterable[Compared], limits: dict[str, float]) -> list[Plot]:
     """The changes, those of one unit over one axis; a rise is to the right."""
     by_unit: dict[str, list[Compared]] = {}
     for one in metrics:
-        by_unit.setdefault(wording.unit(one).strip(), []).append(one)
-    return [_plot(unit, found, limits) for unit, found in by_unit.items()]
+        by_unit.setdefault(_axis(one), []).append(one)
+    return [_plot(title, found, limits) for title, found in by_unit.items()]
 
 
-def _plot(unit: str, metrics: Sequence[Compared], limits: dict[str, list[float]]) -> Plot:
-    factor = 100.0 if unit else 1.0
+def _axis(one: Compared) -> str:
+    titles = {" points": "Change in points of a hundred", "%": "Change of the length, in percent"}
+    per_token = "Change in nats per token" if one.kind == "per_token" else "Change of the score"
+    return titles.get(wording.unit(one), per_token)
+
+
+def _plot(title: str, metrics: Sequence[Compared], limits: dict[str, float]) -> Plot:
+    factor = 100.0 if wording.unit(metrics[0]) else 1.0
     ends = [factor * end for one in metrics for end in (one.change.low, one.change.high, *_lines(one, limits))]
     left, right, ticks = charts.scale(min(*ends, 0.0), max(*ends, 0.0))
     box = (left, right, 0.0, 1.0)
@@ -212,15 +215,14 @@ def _plot(unit: str, metrics: Sequence[Compared], limits: dict[str, list[float]]
         )
         for one in metrics
     ]
-    title = {"points": "Change in points of a hundred", "%": "Change of the length, in percent"}.get(
-        unit, "Change of the metric"
-    )
     return Plot(title, line(0.0), ticks, dots)
 
 
-def _lines(one: Compared, limits: dict[str, list[float]]) -> list[float]:
+def _lines(one: Compared, limits: dict[str, float]) -> list[float]:
     """Where the gate draws lines, as changes: of what neither rises nor falls for the better, on both sides."""
-    found = limits.get(one.metric, [])
+    if one.metric not in limits:
+        return []
+    at = limits[one.metric]
     if one.higher_is_better is None:
-        return [sign * at for at in found for sign in (1.0, -1.0)]
-    return [-at if one.higher_is_better is False else at for at in found]
+        return [at, -at]
+    return [-at if one.higher_is_better is False else at]

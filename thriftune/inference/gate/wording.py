@@ -23,7 +23,17 @@ def estimate(found: Estimate, one: Compared) -> str:
         found: The value of one model.
         one: The metric.
     """
-    return f"{value(found.value, one)} ({value(found.low, one)} to {value(found.high, one)})"
+    return f"{value(found.value, one)} {ends(found, one)}"
+
+
+def ends(found: Estimate, one: Compared) -> str:
+    """The interval of a value: `(55.4% to 66.4%)`.
+
+    Args:
+        found: The value of one model.
+        one: The metric.
+    """
+    return f"({value(found.low, one)} to {value(found.high, one)})"
 
 
 def size(number: float, one: Compared) -> str:
@@ -37,13 +47,24 @@ def size(number: float, one: Compared) -> str:
 
 
 def change(one: Compared) -> str:
-    """The change of a metric with its interval: `+2.0 (-0.5 to +4.4) points`.
+    """The change of a metric with its interval: `+2.0 points (-0.5 to +4.4)`.
 
     Args:
         one: The metric.
     """
+    return " ".join(filter(None, change_parts(one)))
+
+
+def change_parts(one: Compared) -> tuple[str, str]:
+    """The change of a metric, and its interval: `+2.0 points` and `(-0.5 to +4.4)`.
+
+    Args:
+        one: The metric.
+    """
+    if one.change.low == one.change.high == 0:
+        return "no item changed", ""
     low, high = _signed(one.change.low, one), _signed(one.change.high, one)
-    return f"{_signed(one.change.value, one)} ({low} to {high}){unit(one)}"
+    return f"{_signed(one.change.value, one)}{unit(one)}", f"({low} to {high})"
 
 
 def range_of(one: Compared) -> str:
