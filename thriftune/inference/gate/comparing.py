@@ -12,7 +12,7 @@ from thriftune.inference.benchmarks.results import LOSS, ItemResult, Results, Ta
 from thriftune.inference.gate import statistics
 from thriftune.inference.gate.behaviour import BEHAVIOURS, Answer
 from thriftune.inference.gate.comparison import Compared, Comparison
-from thriftune.inference.gate.flips import OF_BEHAVIOUR, OF_BENCHMARK, Flip, Question, flips_of
+from thriftune.inference.gate.flips import OF_BEHAVIOUR, Flip, Question, flips_of, most_of
 from thriftune.inference.gate.matching import Pair, pairs_of
 from thriftune.inference.gate.statistics import Kind, Sample, Values
 from thriftune.training.held_out import EvalReport
@@ -110,7 +110,7 @@ def _of_tasks(tasks: Sequence[TaskFacts], pairs: Sequence[Pair]) -> Iterator[_Va
                 name = f"{task.name}{group}.{metric}"
                 samples = _samples(name, metric, found)
                 kind: Kind = "per_token" if metric == LOSS else "mean"
-                yield _Values(name, kind, higher_is_better, samples, questions, OF_BENCHMARK)
+                yield _Values(name, kind, higher_is_better, samples, questions, most_of(len(tasks)))
 
 
 def _samples(name: str, metric: str, pairs: Sequence[Pair]) -> tuple[Sample, ...]:

@@ -8,8 +8,9 @@ import numpy as np
 
 from thriftune.inference.gate.statistics import Values
 
-# Items to keep of each direction: of a benchmark, and of a way to answer.
-OF_BENCHMARK, OF_BEHAVIOUR = 20, 5
+# Items to keep of each direction: of a benchmark, of a way to answer, and of all benchmarks. A comparison is an output
+# of a task, of which Flyte's engine takes 10 MB: many benchmarks keep fewer of each.
+OF_BENCHMARK, OF_BEHAVIOUR, _OF_ALL = 20, 5, 200
 # Most characters of a text. Of a prompt the end is kept, where the question is; examples stand before it.
 _LONGEST = 1500
 
@@ -50,6 +51,15 @@ class Flip:
     metric: str
     became: Literal["better", "worse"]
     question: Question
+
+
+def most_of(benchmarks: int) -> int:
+    """The number of items to keep of each direction and benchmark.
+
+    Args:
+        benchmarks: Number of benchmarks.
+    """
+    return max(1, min(OF_BENCHMARK, _OF_ALL // max(1, benchmarks)))
 
 
 def flips_of(metric: str, questions: Sequence[Question], improvements: Values, most: int) -> list[Flip]:
