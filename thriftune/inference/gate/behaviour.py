@@ -101,7 +101,7 @@ def is_loop(text: str) -> bool:
     """
     import numpy as np
 
-    letters = " ".join(text.casefold().split())
+    letters = " ".join(text.casefold().split()) + " "  # so that the last round of a sentence is as long as the others
     codes = np.frombuffer(letters.encode("utf-32-le"), dtype=np.uint32)
     for period in range(1, min(_LONGEST_ROUND, len(codes) // _FEWEST_ROUNDS) + 1):
         differs = np.flatnonzero(codes[period:] != codes[:-period])

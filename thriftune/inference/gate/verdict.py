@@ -13,7 +13,6 @@ from thriftune.errors import ConfigError, Problem
 from thriftune.inference.gate import statistics, wording
 from thriftune.inference.gate.comparison import Compared, Comparison
 from thriftune.inference.gate.flips import Flip
-from thriftune.inference.gate.statistics import Estimate
 
 Outcome = Literal["passes", "fails", "undecided"]
 
@@ -151,8 +150,7 @@ def _improves(one: Compared, by: float, comparison: Comparison) -> Ruling:
             outcome = "passes"
         elif seen.high < by or seen.high <= one.floor:
             outcome = "fails"
-    said = _said(one, seen, comparison)
-    return _ruling("improves", one, by, outcome, f"{asked}, and {said}", seen.value - least, comparison)
+    return _ruling("improves", one, by, outcome, asked, seen.value - least, comparison)
 
 
 def _keeps(one: Compared, within: float, comparison: Comparison) -> Ruling:
@@ -170,7 +168,7 @@ def _keeps(one: Compared, within: float, comparison: Comparison) -> Ruling:
         is_inside, is_outside, distance = seen.low >= -most, seen.high < -most, seen.value + most
     if _is_enough(one, comparison):
         outcome = "passes" if is_inside else "fails" if is_outside else "undecided"
-    return _ruling("keeps", one, within, outcome, f"{asked}, and {_said(one, seen, comparison)}", distance, comparison)
+    return _ruling("keeps", one, within, outcome, asked, distance, comparison)
 
 
 def _is_enough(one: Compared, comparison: Comparison) -> bool:
@@ -178,9 +176,9 @@ def _is_enough(one: Compared, comparison: Comparison) -> bool:
     return one.items >= statistics.fewest_items(comparison.confidence)
 
 
-def _said(one: Compared, seen: Estimate, comparison: Comparison) -> str:
+def _said(one: Compared, comparison: Comparison) -> str:
     """What was measured, in words."""
-    if one.better == one.worse == 0 and seen.low == seen.high == 0:
+    if one.change.low == one.change.high == 0:
         said = f"not one of {one.items:,} items changed"
     else:
         values = f"base {wording.value(one.base.value, one)}, result {wording.value(one.tuned.value, one)}"
@@ -195,19 +193,19 @@ def _ruling(
     one: Compared,
     required: float,
     outcome: Outcome,
-    reason: str,
+    asked: str,
     distance: float,
     comparison: Comparison,
 ) -> Ruling:
     """A ruling with what it lacks: the items that it takes, or the examples of its failure."""
+    reason = f"{asked}, {'and' if outcome == 'passes' else 'but'} {_said(one, comparison)}"
     if outcome == "undecided":
         needed = statistics.items_needed(one.deviation, distance, comparison.confidence)
         if needed is not None and needed <= one.items:  # close to the line: the interval is not as even as assumed
             needed = one.items + statistics.fewest_items(comparison.confidence)
         told = f"it would take about {needed:,} items" if needed else "the change is at the limit itself"
-        return Ruling(
-            rule, one.metric, required, outcome, f"{reason} Too few items to tell: {told}.", one.items, needed
-        )
+        reason += f" Too few items to tell: {told}."
+        return Ruling(rule, one.metric, required, outcome, reason, one.items, needed)
     examples = _examples(one, comparison) if outcome == "fails" else ()
     names = ", ".join(flip.question.item for flip in examples)
     more = f" Got worse: {names}." if examples else ""
