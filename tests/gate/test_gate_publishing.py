@@ -118,7 +118,7 @@ def test_a_card_shows_benchmarks_as_people_and_the_hub_read_them():
     metrics = RunMetrics("tiny", "qlora", TRAINED, {}, comparison=found, contamination={"choice": 0.25})
     text = str(model_card(record, metrics, PLACE, is_adapter=True))
     for line in ("## Benchmarks", "| Metric | Items | Base | Result | Change |", "| choice.accuracy | 300 | ",
-                 "| choice/grammar.accuracy | 60 | ", "| answers.stops | 10 | ", "25.0% are in the training"):  # fmt: skip
+                 "| choice/grammar.accuracy | 60 | ", "| answers.stops | 10 | ", "25.0% are in"):  # fmt: skip
         assert line in text, line
     read = ModelCard(text)  # the hub's own parser of the header
     assert read.data.model_name == "tuned"
