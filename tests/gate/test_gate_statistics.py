@@ -7,11 +7,12 @@ import pytest
 from scipy.stats import beta
 
 from thriftune.inference.gate import statistics
-from thriftune.inference.gate.statistics import Sample, fewest_items, items_needed, mcnemar, paired
+from thriftune.inference.gate.statistics import Sample, fewest_items, items_needed, items_to_exclude, mcnemar, paired
 
 
-def compared(base, tuned, kind="mean", tokens=None, confidence=0.95, **more):
-    return paired(Sample.of(np.array(base), np.array(tuned), kind, tokens), confidence, 0, **more)
+def compared(base, tuned, kind="mean", tokens=None, confidence=0.95, is_same=False, **more):
+    sample = Sample.of(np.array(base), np.array(tuned), kind, tokens, is_same=is_same)
+    return paired(sample, confidence, 0, **more)
 
 
 def changed(better, worse, same):
@@ -29,12 +30,25 @@ def test_a_few_items_that_all_got_better_are_not_enough(items, is_claimed):
     assert (items >= fewest_items(0.95)) == is_claimed
 
 
-def test_items_of_which_none_changed_show_no_change_and_not_that_it_is_unknown():
+def test_two_models_that_do_the_same_show_no_change_and_not_that_it_is_unknown():
     for values in ([1.0] * 20, [0.0, 1.0] * 10, list(np.linspace(0, 3, 20))):
-        change = compared(values, values).change
+        change = compared(values, values, is_same=True).change
         assert (change.value, change.low, change.high) == (0, 0, 0)
     tokens = (np.arange(1.0, 21), np.arange(1.0, 21))
     assert compared(np.arange(20.0), np.arange(20.0), "per_token", tokens).change.low == 0
+
+
+def test_items_of_which_none_changed_show_how_many_still_may():
+    """Twenty answers without a marker said nothing of one in ten with it, and the interval had no length."""
+    for items, share in ((20, 0.168), (300, 0.0122)):
+        change = changed(0, 0, items).change
+        assert (change.value, change.low, change.high) == (
+            0,
+            pytest.approx(-share, rel=0.1),
+            pytest.approx(share, rel=0.1),
+        )
+    assert (items_to_exclude(0.02, 0.95), items_to_exclude(0.05, 0.95), items_to_exclude(0.0, 0.95)) == (183, 72, None)
+    assert changed(0, 0, 183).change.low == pytest.approx(-0.02, rel=0.1)
 
 
 @pytest.mark.parametrize("same", [0, 280])

@@ -28,10 +28,10 @@ def gate(improves=(), keeps=(), **more):
     )
 
 
-def measured(change, half=0.01, *, higher=True, floor=0.0, items=300, kind="mean"):
+def measured(change, half=0.01, *, higher=True, floor=0.0, items=300, kind="mean", flipped=(9, 3)):
     """A comparison of one metric, with an even interval around a change."""
     one = Compared("t.m", kind, items, estimate(0.5, 0.1), estimate(0.5 + change, 0.1), estimate(change, half),
-                   0.4, higher, 9, 3, None, floor)  # fmt: skip
+                   0.4, higher, *flipped, None, floor)  # fmt: skip
     return Comparison(0.95, 0, 1, (), (one,), ())
 
 
@@ -55,7 +55,8 @@ def keeping(within, *args, **more):
     (0.0, 0.04, {"floor": 0.05}, "fails"),
     (0.0, 0.055, {"floor": 0.05}, "undecided"),
     (0.0, 0.061, {"floor": 0.05}, "passes"),
-    (0.0, 0.0, {"half": 0.0}, "fails"),  # not one item changed
+    (0.0, 0.0, {"half": 0.0}, "fails"),
+    (0.0, 0.0, {"half": 0.012, "flipped": (0, 0)}, "fails"),  # not one item changed
     (0.0, 0.5, {"items": 5}, "undecided"),
 ])  # fmt: skip
 def test_improves_passes_where_the_whole_interval_is_above_both_threshold_and_noise(by, change, more, outcome):
@@ -69,7 +70,9 @@ def test_improves_passes_where_the_whole_interval_is_above_both_threshold_and_no
     (0.02, 0.04, {"higher": False}, "fails"),
     (0.02, 0.5, {}, "passes"),
     (0.0, 0.0, {}, "undecided"),
-    (0.0, 0.0, {"half": 0.0}, "passes"),  # not one item changed
+    (0.0, 0.0, {"half": 0.0}, "passes"),  # both did the same
+    (0.01, 0.0, {"half": 0.012, "flipped": (0, 0)}, "undecided"),  # not one item changed, but one in a hundred may
+    (0.02, 0.0, {"half": 0.012, "flipped": (0, 0)}, "passes"),
     (0.02, -0.04, {"floor": 0.06}, "passes"),
     (0.02, 0.0, {"items": 5}, "undecided"),
     (0.2, 0.15, {"higher": None, "kind": "relative"}, "passes"),
@@ -167,6 +170,11 @@ def test_undecided_says_how_many_items_it_would_take():
     assert ruling.outcome == "undecided"
     assert ruling.needed > ruling.items == 60
     assert f"it would take about {ruling.needed:,} items" in ruling.reason
+    still = results(choices([True, False] * 20)), results(choices([True, False] * 20))
+    other = replace(still[1], items=tuple(replace(item, log_likelihoods=(-2.0, -3.0)) for item in still[1].items))
+    (ruling,) = decide(compare(still[:1], other), gate(keeps=[("choice.accuracy", 0.05)])).rulings
+    assert (ruling.outcome, ruling.needed) == ("undecided", 72)
+    assert "not one of 40 items changed (interval at 95%: -8." in ruling.reason
     assert "at the limit itself" in decide(measured(0.02), gate(improves=[("t.m", 0.02)])).rulings[0].reason
 
 

@@ -135,9 +135,14 @@ def _samples(name: str, metric: str, pairs: Sequence[Pair]) -> tuple[Sample, ...
 def _sample(base: Sequence[ItemResult], tuned: Sequence[ItemResult], metric: str) -> Sample:
     before, after = (np.array([item.scores[metric] for item in items], dtype=float) for items in (base, tuned))
     if metric != LOSS:
-        return Sample.of(before, after)
+        return Sample.of(before, after, is_same=[_did(item) for item in base] == [_did(item) for item in tuned])
     tokens = [np.array([item.tokens for item in items], dtype=float) for items in (base, tuned)]
     return Sample.of(before, after, "per_token", (tokens[0], tokens[1]))
+
+
+def _did(item: ItemResult) -> tuple[object, ...]:
+    """All that a model did with an item."""
+    return item.answer, item.log_likelihoods, dict(item.scores)
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ class _Written:
 
 def _of_answers(written: Sequence[_Written]) -> Iterator[_Values]:
     """How both models answer, over all answers of which it is known."""
+    is_same = all(answer == one.tuned for one in written for answer in one.base)
     for name, behaviour in BEHAVIOURS.items():
         measured = [(one.question, [behaviour.measure(answer) for answer in (*one.base, one.tuned)]) for one in written]
         known = [(question, values) for question, values in measured if None not in values]
@@ -159,7 +165,7 @@ def _of_answers(written: Sequence[_Written]) -> Iterator[_Values]:
         *base, tuned = np.array([values for _, values in known], dtype=float).T
         kind: Kind = "mean" if behaviour.higher_is_better is not None else "relative"
         questions = tuple(question for question, _ in known) if kind == "mean" else ()
-        samples = tuple(Sample.of(values, tuned, kind) for values in base)
+        samples = tuple(Sample.of(values, tuned, kind, is_same=is_same) for values in base)
         yield _Values(f"{ANSWERS}.{name}", kind, behaviour.higher_is_better, samples, questions, OF_BEHAVIOUR)
 
 

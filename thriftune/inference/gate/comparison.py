@@ -44,6 +44,11 @@ class Compared:
     floor: float
 
     @property
+    def is_unchanged(self) -> bool:
+        """Whether it is the same of every item."""
+        return self.better == self.worse == 0
+
+    @property
     def improvement(self) -> Estimate:
         """The change with the sign that makes a rise better."""
         if self.higher_is_better is not False:

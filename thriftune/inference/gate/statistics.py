@@ -2,13 +2,14 @@
 
 Every interval is a paired bootstrap with smooth weights (the Bayesian bootstrap: weights from a Dirichlet distribution
 in place of counts), and with one more item beside those that were seen: for the lower end one that got worse by as much
-as any item changed, for the upper end one that got better by as much. Of the intervals that were compared by simulation
-(docs/evaluation.md) it is the only one that holds what it says down to five items, where percentile and BCa intervals
-of a plain bootstrap are too short or have no length at all. Three things follow from it:
+as an item can, or any did, for the upper end one that got better by as much. Of the intervals that were compared by
+simulation (docs/evaluation.md) it comes closest to what it says for few items, where percentile and BCa intervals of a
+plain bootstrap are too short or have no length at all. Four things follow from it:
 
 - Of scores that are 0 or 1, the interval leaves out zero exactly where McNemar's exact test is significant, and the
   interval of one model's share is that of Clopper and Pearson.
-- Where no item changed, the interval is exactly zero: no change, however few the items.
+- Where none of 300 of these changed, up to 1.2 % of such items still may.
+- Where both models did exactly the same, the interval is exactly zero: no change, however few the items.
 - Where each of five items got better, 95 % is not reached; where each of six did, it is.
 
 Sources: Rubin, The Bayesian bootstrap (1981); Gaffke, Three test statistics for a nonparametric one-sided hypothesis on
@@ -76,13 +77,23 @@ class Sample:
         columns: For each item its value, number of tokens, and the same two of the second model: [items, 4]. The
             number of tokens is what the value is a sum over; 1 unless the kind is per_token.
         kind: What is compared.
+        is_same: Whether both models did exactly the same, and not only as well, on every item.
     """
 
     columns: Values
     kind: Kind = "mean"
+    is_same: bool = False
 
     @classmethod
-    def of(cls, base: Values, tuned: Values, kind: Kind = "mean", tokens: tuple[Values, Values] | None = None) -> Self:
+    def of(
+        cls,
+        base: Values,
+        tuned: Values,
+        kind: Kind = "mean",
+        tokens: tuple[Values, Values] | None = None,
+        *,
+        is_same: bool = False,
+    ) -> Self:
         """The values of two models on the same items.
 
         Args:
@@ -90,6 +101,7 @@ class Sample:
             tuned: Of the second.
             kind: What is compared.
             tokens: For per_token, the number of tokens of each item, for both models.
+            is_same: Whether both models did exactly the same, and not only as well, on every item.
 
         Raises:
             ValueError: There are no items, a value is not a finite number, or there are no tokens.
@@ -102,7 +114,7 @@ class Sample:
             raise ValueError("A value is not a finite number.")
         if columns[:, [1, 3]].sum(axis=0).min() <= 0:
             raise ValueError("The items have no tokens.")
-        return cls(columns, kind)
+        return cls(columns, kind, is_same)
 
     @property
     def base(self) -> float:
@@ -196,9 +208,11 @@ def _extremes(sample: Sample, columns: slice) -> tuple[Values, Values]:
 
 
 def _worst_and_best(sample: Sample) -> tuple[Values, Values]:
-    """An item that fell, and one that rose, by as much as any item changed."""
+    """An item that fell, and one that rose, by as much as any item changed; of 0 and 1, by as much as one can."""
     value, tokens, later, later_tokens = sample.columns.T
     largest = float(np.abs(later / later_tokens.mean() - value / tokens.mean()).max())
+    if sample.is_binary and not sample.is_same:
+        largest = 1.0
     items = []
     for change in (-largest, largest):
         item = sample.means
@@ -270,6 +284,19 @@ def items_needed(deviation: float, effect: float, confidence: float, power: floa
     spread = (reach * deviation / effect) ** 2
     # One more item than was seen, as far off as an item can be: it moves the interval by about one item's change.
     return max(math.ceil(spread + reach), fewest_items(confidence))
+
+
+def items_to_exclude(share: float, confidence: float) -> int | None:
+    """How many items, of which none changed, show that no more than a share of all items does.
+
+    Args:
+        share: The share.
+        confidence: Confidence of the interval, of both sides.
+
+    Returns:
+        The number of items; None where no number is enough.
+    """
+    return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-share)) if 0 < share < 1 else None
 
 
 def fewest_items(confidence: float) -> int:

@@ -148,7 +148,7 @@ def _improves(one: Compared, by: float, comparison: Comparison) -> Ruling:
     if _is_enough(one, comparison):
         if seen.low >= by and seen.low > one.floor:
             outcome = "passes"
-        elif seen.high < by or seen.high <= one.floor:
+        elif seen.high < by or seen.high <= one.floor or one.is_unchanged:
             outcome = "fails"
     return _ruling("improves", one, by, outcome, asked, seen.value - least, comparison)
 
@@ -178,11 +178,11 @@ def _is_enough(one: Compared, comparison: Comparison) -> bool:
 
 def _said(one: Compared, comparison: Comparison) -> str:
     """What was measured, in words."""
-    if one.change.low == one.change.high == 0:
-        said = f"not one of {one.items:,} items changed"
+    interval = f"interval at {comparison.confidence * 100:.4g}%: {wording.range_of(one)}"
+    if one.is_unchanged:
+        said = f"not one of {one.items:,} items changed" + (f" ({interval})" if one.change.high else "")
     else:
         values = f"base {wording.value(one.base.value, one)}, result {wording.value(one.tuned.value, one)}"
-        interval = f"interval at {comparison.confidence * 100:.4g}%: {wording.range_of(one)}"
         said = f"{wording.movement(one)} ({values}; {interval}; {one.items:,} items)"
     floor = f"; two measurements of the base differ by up to {wording.size(one.floor, one)}" if one.floor else ""
     return f"{said}{floor}."
@@ -201,9 +201,11 @@ def _ruling(
     reason = f"{asked}, {'and' if outcome == 'passes' else 'but'} {_said(one, comparison)}"
     if outcome == "undecided":
         needed = statistics.items_needed(one.deviation, distance, comparison.confidence)
+        if one.is_unchanged:
+            needed = statistics.items_to_exclude(distance, comparison.confidence)
         if needed is not None and needed <= one.items:  # close to the line: the interval is not as even as assumed
             needed = one.items + statistics.fewest_items(comparison.confidence)
-        told = f"it would take about {needed:,} items" if needed else "the change is at the limit itself"
+        told = f"it would take about {needed:,} items" if needed else "at the limit itself, no number is enough"
         reason += f" Too few items to tell: {told}."
         return Ruling(rule, one.metric, required, outcome, reason, one.items, needed)
     examples = _examples(one, comparison) if outcome == "fails" else ()

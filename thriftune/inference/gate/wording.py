@@ -61,10 +61,11 @@ def change_parts(one: Compared) -> tuple[str, str]:
     Args:
         one: The metric.
     """
-    if one.change.low == one.change.high == 0:
+    if one.is_unchanged and one.change.high == 0:
         return "no item changed", ""
     low, high = _signed(one.change.low, one), _signed(one.change.high, one)
-    return f"{_signed(one.change.value, one)}{unit(one)}", f"({low} to {high})"
+    change = "no item changed" if one.is_unchanged else f"{_signed(one.change.value, one)}{unit(one)}"
+    return change, f"({low} to {high})"
 
 
 def range_of(one: Compared) -> str:
