@@ -100,6 +100,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "classes-unbalanced": ("warning", "Some classes have ten times fewer training rows than the largest."),
     "adapter-other-base": ("warning", "The adapter to resume from was trained on another base model."),
     "checkpoint-goes-on-otherwise": ("warning", "The run resumes with other steps, or could not be compared in full."),
+    "gate-too-few-items": ("warning", "A rule of the gate has too few items to be decided."),
     "upload-exceeds-grace": ("warning", "A last checkpoint takes longer to save than a node's notice."),
     "turn-end-is-not-eos": ("note", "The chat template ends an answer with a token other than EOS."),
     "license-not-found": ("note", "The base model does not state its license."),

@@ -18,7 +18,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     HELD_OUT: ("loss",),
 }
 # Metrics that lie between 0 and 1, here and in lm-evaluation-harness.
-_SHARES = {"accuracy", "accuracy_sum", "exact_match", "acc", "acc_norm", *(set(BEHAVIOURS) - {LENGTH})}
+SHARES = {"accuracy", "accuracy_sum", "exact_match", "acc", "acc_norm", *(set(BEHAVIOURS) - {LENGTH})}
 # How an answer ends and how long it is are known only of answers that a benchmark asks for.
 _OF_WRITTEN = ("stops", LENGTH)
 
@@ -107,7 +107,7 @@ def _thresholds(gate: GateConfig) -> Iterator[Problem]:
         if value < 0:
             message = "has the wrong sign: it is how much, and a loss that falls by 0.02 gets better by 0.02."
             yield Problem(field, str(value), message, f"Write {-value:g}.")
-        elif metric.rpartition(".")[2] in _SHARES and (value > 1 or (value == 1 and key.startswith("keeps"))):
+        elif metric.rpartition(".")[2] in SHARES and (value > 1 or (value == 1 and key.startswith("keeps"))):
             never = "can never be reached" if key.startswith("improves") else "accepts any loss"
             message = f"{never}: {metric} is a share, from 0 to 1."
             yield Problem(field, f"{value:g}", message, f"For {value:g} points of a hundred, write {value / 100:g}.")
