@@ -51,8 +51,7 @@ def publish(result: FlyteDirectory, config: RunConfig, to: PublishConfig, metric
         GateError: The gate fails, and the run file asks for an error then.
     """
     is_held = to.gate is not None and not _decided(metrics).publishes(to.gate)
-    if is_held:
-        metrics = replace(metrics, remarks=[*metrics.remarks, _held_back(_decided(metrics))])
+    metrics = replace(metrics, remarks=[*metrics.remarks, *_said_of(metrics.verdict, is_held=is_held)])
     place = settings.result_path(metrics.name, "evidence" if is_held else "publish")
     with transient_errors_retried(), _saying_what_is_whole(metrics, place):
         result_dir = download(result)
@@ -84,10 +83,13 @@ def _decided(metrics: RunMetrics) -> Verdict:
     return metrics.verdict
 
 
-def _held_back(verdict: Verdict) -> str:
-    """Why nothing was pushed, and what would push it."""
-    changing = "publish.gate.on_undecided: publish" if verdict.outcome == "undecided" else "another gate"
-    return f"Nothing is published. {verdict.sentence} To publish the result as it is, run again with {changing}."
+def _said_of(verdict: Verdict | None, *, is_held: bool) -> Iterator[str]:
+    """Why nothing was pushed, and what would push it; or that it was pushed though nobody can tell."""
+    if is_held and verdict:
+        changing = "publish.gate.on_undecided: publish" if verdict.outcome == "undecided" else "another gate"
+        yield f"Nothing is published. {verdict.sentence} To publish the result as it is, run again with {changing}."
+    elif verdict and verdict.outcome == "undecided":
+        yield f"Published all the same, as the run file asks (publish.gate.on_undecided). {verdict.sentence}"
 
 
 def _evidence(metrics: RunMetrics, to: PublishConfig) -> dict[str, str]:

@@ -19,6 +19,7 @@ from thriftune import artifacts
 from thriftune.config import PublishConfig, RunConfig
 from thriftune.errors import GateError, from_json, to_json
 from thriftune.inference.gate.comparing import compare
+from thriftune.inference.gate.evidence import card_rows
 from thriftune.inference.gate.verdict import decide
 from thriftune.inference.model_card import model_card
 from thriftune.inference.report import RunMetrics, metrics_from_json
@@ -91,7 +92,11 @@ def test_what_does_not_pass_is_held_back_and_nothing_of_it_is_lost(ended, outcom
 
 
 def test_undecided_is_published_where_the_file_says_so(ended):
-    assert Path(ended("undecided", on_undecided="publish").outputs["published"], "gate.json").is_file()
+    metrics = ended("undecided", on_undecided="publish")
+    assert Path(metrics.outputs["published"], "gate.json").is_file()
+    (remark,) = metrics.remarks
+    assert remark.startswith("Published all the same")
+    assert "The gate is undecided" in remark
 
 
 def test_a_run_that_asks_for_it_fails_when_everything_is_kept(ended, tmp_path):
@@ -130,6 +135,12 @@ def test_a_card_shows_benchmarks_as_people_and_the_hub_read_them():
     assert "95% interval" in accuracy.metric_name
     assert "base " in accuracy.metric_name
     assert str(ModelCard(str(read))) == text, "nothing is lost by reading and writing it"
+
+
+def test_a_name_with_a_bar_is_one_cell_of_the_card():
+    base = pair_of_models(20, 0, 0, seed=0)[0]
+    model = results([replace(item, group="a|b") for item in base.items])
+    assert [row[0] for row in card_rows(compare([model], model))] == ["choice.accuracy", "choice/a\\|b.accuracy"]
 
 
 def test_a_card_without_benchmarks_is_as_before():

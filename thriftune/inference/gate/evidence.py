@@ -53,7 +53,7 @@ def card_rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str, str]
     """
     for one in (*comparison.main, *comparison.groups, *comparison.behaviours):
         base, tuned = (wording.estimate(found, one) for found in (one.base, one.tuned))
-        yield one.metric, f"{one.items:,}", base, tuned, wording.change(one)
+        yield one.metric.replace("|", "\\|"), f"{one.items:,}", base, tuned, wording.change(one)
 
 
 def eval_results(comparison: Comparison, model_type: str) -> "list[EvalResult]":
