@@ -14,6 +14,8 @@ from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.disk import writing_to
 from thriftune.inference.cost import Cost
+from thriftune.inference.gate.comparison import Comparison
+from thriftune.inference.gate.verdict import Verdict
 from thriftune.inference.report import RunMetrics, summary_table
 from thriftune.inference.timing import Timing
 from thriftune.models.saving import SavedWeights
@@ -41,6 +43,8 @@ def summarize(
     saved_model: EvalReport | None = None,
     before: EvalReport | None = None,
     after: EvalReport | None = None,
+    comparison: Comparison | None = None,
+    verdict: Verdict | None = None,
 ) -> RunMetrics:
     """Put the metrics of a run together, log them as a table, and show them on a page.
 
@@ -55,6 +59,8 @@ def summarize(
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
         before: Answers of the model before training, where an earlier run trained and was asked otherwise; else None.
         after: Answers of the result, in the same case.
+        comparison: Base and result on the run's benchmarks; None if it has none.
+        verdict: What its gate decides by them; None if it has none.
 
     Returns:
         The metrics; a local run also writes them to outputs/<run>/<start time>/metrics.json.
@@ -71,8 +77,9 @@ def summarize(
     cost = Cost.of(plan, training, is_of_another_run=settings.is_of_another_run(uri_of(adapter or model)))
     answering = _answering(training, asked, before, after)
     metrics = RunMetrics(
-        config.name, config.method, answering, outputs, merged, saved_model, cost, remarks, Timing.of(plan, training)
-    )
+        config.name, config.method, answering, outputs, merged, saved_model, cost, remarks, Timing.of(plan, training),
+        comparison, verdict,
+    )  # fmt: skip
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)
     pages.show_result(metrics)

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from tasks.platform import Platform
 from thriftune.config import DataConfig, LoraConfig, RunConfig, Section, ZeroConfig
+from thriftune.config.publishing import GateConfig, Improves, Keeps
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
@@ -41,6 +42,19 @@ def test_every_key_of_every_section_has_a_row():
     text = PAGE.read_text(encoding="utf-8")
     assert len(keys) > 40
     assert [key for key in keys if f"| `{key}` |" not in text] == []
+
+
+def test_a_section_in_a_section_has_a_table_and_so_has_a_list_in_it():
+    """The page once named the gate of publishing, and had none of its keys."""
+    text = PAGE.read_text(encoding="utf-8")
+    for path, section in (
+        ("`publish.gate`", GateConfig),
+        ("`publish.gate.improves`, each entry", Improves),
+        ("`publish.gate.keeps`, each entry", Keeps),
+    ):
+        table = text.partition(f"\n## {path}\n")[2].partition("\n## ")[0]
+        assert [key for key in section.model_fields if f"| `{key}` |" not in table] == [], path
+    assert "[publish.gate](#publishgate)" in text
 
 
 def test_a_key_without_a_description_is_refused(config_docs):

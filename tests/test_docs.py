@@ -66,6 +66,9 @@ NO_KEYS = {
     "data.md",
     "classification.md",
     "partial.md",
+    "task.metric",  # how a metric is named
+    "benchmarks.task_memory",  # a module, and so is the next
+    "benchmarks.transfer",
 }
 # Read by a local run beside the settings of a platform.
 LOCAL_VARIABLES = set(LOCAL_ONLY)

@@ -28,6 +28,7 @@ def test_there_are_errors_to_test():
         "ModelSourceError",
         "AdapterError",
         "PublishError",
+        "GateError",
         "DivergedError",
         "ResultError",
         "PodError",

@@ -142,6 +142,13 @@ class PublishError(UserError):
     code = "publish-no-write-access"
 
 
+class GateError(UserError):
+    """The result does not pass its gate, and the run file asks for an error then. Everything is kept."""
+
+    headline = "The result does not pass its gate"
+    code = "gate-failed"
+
+
 class ResultError(UserError):
     """A result of a run is not in the store, or the index of results cannot be used."""
 

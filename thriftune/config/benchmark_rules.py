@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from thriftune.config import gate_rules
 from thriftune.config.benchmarks import GENERAL_MINI, HELD_OUT, BenchmarkTask
 from thriftune.errors import Problem
 from thriftune.urls import path_of
@@ -18,6 +19,7 @@ _LINES, _TASKS = (".jsonl", ".jsonl.gz", ".jsonl.zst"), (".yaml", ".yml")
 def check(config: "RunConfig") -> Iterator[Problem]:
     """Every problem of benchmarks and gate that the file alone shows."""
     yield from _benchmarks(config)
+    yield from gate_rules.check(config)
 
 
 def _benchmarks(config: "RunConfig") -> Iterator[Problem]:

@@ -6,6 +6,10 @@ from pydantic import Field
 
 from thriftune.config.data import Section
 
+# What metrics of how a model answers are named by, as in answers.stops, and what there is to measure.
+ANSWERS, LENGTH = "answers", "length"
+BEHAVIOURS = ("stops", "repeats", "empty", "other_language", LENGTH, "refusals", "template_text")
+
 
 class Improves(Section):
     """A metric that must get better."""
@@ -15,7 +19,8 @@ class Improves(Section):
     )
     by: float = Field(
         default=0.0,
-        description="Least improvement, in the metric's own unit: 0.02 is two points of accuracy, or nats a token.",
+        description="Least improvement, in the metric's own unit and never negative: 0.02 is two points of accuracy "
+        "more, or 0.02 nats a token less.",
     )
 
 
@@ -26,7 +31,12 @@ class Keeps(Section):
         description="As in `improves`; or how the model answers: answers.stops, answers.repeats, answers.empty, "
         "answers.other_language, answers.length, answers.refusals, answers.template_text."
     )
-    within: float = Field(default=0.0, description="Largest loss that is accepted, in the metric's own unit.")
+    within: float = Field(
+        default=0.0,
+        description="Largest loss that is accepted, in the metric's own unit: 0.02 is two points, up or down as the "
+        "metric is better. Of answers.length, which is neither, the largest change both ways, as a share: 0.2 is 20 %. "
+        "With 0 only a result passes that is surely no worse at all.",
+    )
 
 
 class GateConfig(Section):
@@ -34,7 +44,7 @@ class GateConfig(Section):
 
     improves: tuple[Improves, ...] = Field(default=(), description="Metrics that must get better: {metric, by}.")
     keeps: tuple[Keeps, ...] = Field(default=(), description="Metrics that must not get worse: {metric, within}.")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence of every decision.")
+    confidence: float = Field(default=0.95, gt=0.5, le=0.999, description="Confidence of every decision.")
     on_fail: Literal["hold", "error"] = Field(
         default="hold",
         description="hold: the run succeeds, keeps its result, publishes nothing and says why. error: the run fails.",

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from thriftune import artifacts
 from thriftune.config import DataSource, MixedSource, RunConfig
 from thriftune.config.formats import TABLE, is_hub_source
-from thriftune.inference.report import RunMetrics
+from thriftune.inference.gate import evidence
+from thriftune.inference.gate.comparison import Comparison
+from thriftune.inference.report import RunMetrics, contamination_of
 from thriftune.methods import METHODS
 from thriftune.models.saving import SavedWeights
 from thriftune.models.source import kind_of
@@ -31,6 +33,19 @@ _CARD = """---
 | {{ name }} | {{ value }} |
 {% endfor %}
 {{ usage }}
+{% if benchmarks %}
+
+## Benchmarks
+
+Base model and result on the same items; in brackets, intervals at {{ confidence }}. {{ verdict }}
+
+| Metric | Items | Base | Result | Change |
+|---|---|---|---|---|
+{% for row in benchmarks -%}
+| {{ row | join(" | ") }} |
+{% endfor %}
+{{ contamination | join(" ") }}
+{% endif %}
 """
 _USAGE_MODEL = "Load it with `transformers.AutoModelForCausalLM.from_pretrained`."
 _USAGE_CLASSIFIER = (
@@ -72,8 +87,9 @@ def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_ad
     from huggingface_hub import ModelCard
 
     is_merged = not METHODS[record.config.method].facts.trains_weights and not is_adapter
+    compared = metrics.comparison
     card: ModelCard = ModelCard.from_template(
-        _card_data(record.config, is_adapter=is_adapter),
+        _card_data(record.config, compared, repository, is_adapter=is_adapter),
         template_str=_CARD,
         title=repository.partition("/")[2],
         base_model=_code(record.config.model.source),
@@ -81,21 +97,28 @@ def model_card(record: RunRecord, metrics: RunMetrics, repository: str, *, is_ad
         + (", the adapter merged into the model" if is_merged else ""),
         rows=_rows(record, metrics, is_merged=is_merged),
         usage=_usage(record.config, is_adapter=is_adapter),
+        benchmarks=list(evidence.card_rows(compared)) if compared else [],
+        confidence=f"{compared.confidence * 100:.4g}%" if compared else "",
+        verdict=metrics.verdict.sentence if metrics.verdict else "",
+        contamination=list(contamination_of(metrics)),
     )
     return card
 
 
-def _card_data(run: RunConfig, *, is_adapter: bool) -> "ModelCardData":
+def _card_data(run: RunConfig, compared: Comparison | None, repository: str, *, is_adapter: bool) -> "ModelCardData":
     """The metadata for the hub, which resolves only its own ids: a path on a disk would be a broken link."""
     from huggingface_hub import ModelCardData
 
+    kind = "text-classification" if run.labels else "text-generation"
     datasets = {source.source for source in run.data.all_sources if is_hub_source(source.source)}
     return ModelCardData(
         library_name="peft" if is_adapter else "transformers",
-        pipeline_tag="text-classification" if run.labels else "text-generation",
+        pipeline_tag=kind,
         tags=["thriftune", run.method],
         base_model=run.model.source if kind_of(run.model.source) == "hub" else None,
         datasets=sorted(datasets) or None,
+        model_name=repository.partition("/")[2] if compared else None,
+        eval_results=evidence.eval_results(compared, kind) if compared else None,
     )
 
 

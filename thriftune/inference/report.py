@@ -10,6 +10,10 @@ from pydantic import TypeAdapter
 
 from thriftune import pages
 from thriftune.inference.cost import Cost
+from thriftune.inference.gate.comparison import Comparison
+from thriftune.inference.gate.report import rows_of
+from thriftune.inference.gate.verdict import Verdict
+from thriftune.inference.gate.view import view_of
 from thriftune.inference.side_by_side import side_by_side
 from thriftune.inference.timing import Timing
 from thriftune.methods import METHODS
@@ -24,6 +28,8 @@ from thriftune.training.result import TrainingResult
 from thriftune.urls import WEB
 
 _TABLE_COLUMNS = 110
+# What stands where the place of a published result would, if the gate held it back.
+NOT_PUBLISHED = "no, the gate held it back"
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,16 @@ class RunMetrics:
         name: Name of the run.
         method: The method.
         training: What was measured before, during and after training.
-        outputs: Where each result is, by kind (model, adapter, published).
+        outputs: Where each result is, by kind: model, adapter, published (empty where the gate held it back) and
+            evidence (what the gate decided by).
         merged: What merging the adapter did to its loss; None if nothing was merged.
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
         cost: What the training's nodes cost; None in metrics of older versions.
         remarks: Sentences that a reader of these numbers must know.
         timing: Planned and measured time of a step; None where one of them is not known.
+        comparison: Base and result on the run's benchmarks; None if it has none.
+        verdict: What the gate decides by them; None if there is no gate.
+        contamination: By benchmark, the share of its items that are in the training rows too.
     """
 
     name: str
@@ -51,6 +61,9 @@ class RunMetrics:
     cost: Cost | None = None
     remarks: list[str] = field(default_factory=list)
     timing: Timing | None = None
+    comparison: Comparison | None = None
+    verdict: Verdict | None = None
+    contamination: dict[str, float] = field(default_factory=dict)
 
 
 def metrics_from_json(content: dict[str, Any]) -> RunMetrics:
@@ -75,6 +88,10 @@ def summary_table(metrics: RunMetrics) -> str:
     if after.prompts:
         earlier = _shortened(before.answers[0]) if before and before.answers else ""
         table.add_row(Text(_shortened(after.prompts[0])), Text(earlier), Text(_shortened(after.answers[0])))
+    if metrics.comparison:
+        table.add_section()
+        for row in rows_of(metrics.comparison):
+            table.add_row(*row)
     table.add_section()
     table.add_row("steps, time", "", f"{training.steps}, {training.seconds:.0f} s")
     if training.kept_step != training.steps:
@@ -91,8 +108,10 @@ def summary_table(metrics: RunMetrics) -> str:
         )
     console = Console(file=io.StringIO(), width=_TABLE_COLUMNS, force_terminal=False)
     console.print(table)
+    if metrics.verdict:
+        console.print(Text(metrics.verdict.sentence), soft_wrap=True)
     for name, place in metrics.outputs.items():
-        console.print(Text(f"{name}: {place}"), soft_wrap=True)
+        console.print(Text(f"{name}: {place or NOT_PUBLISHED}"), soft_wrap=True)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -142,7 +161,19 @@ def remarks_of(metrics: RunMetrics) -> Iterator[str]:
     yield from (event.text for event in training_report.events_of(training) if event.kind != "checkpoint")
     for saved in (training.saved, metrics.merged):
         yield from saved.remarks if saved else ()
+    yield from contamination_of(metrics)
     yield from training.memory.remarks
+
+
+def contamination_of(metrics: RunMetrics) -> Iterator[str]:
+    """Sentences about benchmarks of which the model has seen items in training.
+
+    Args:
+        metrics: The metrics.
+    """
+    for task, share in metrics.contamination.items():
+        if share:
+            yield f"Of the items of {task}, {share:.1%} are in the training rows too: its scores say less."
 
 
 def page_of(metrics: RunMetrics, fetch: str) -> str:
@@ -170,6 +201,8 @@ def page_of(metrics: RunMetrics, fetch: str) -> str:
         loss=training_report.loss_chart(curve, events) if curve.losses or curve.validations else None,
         answers=side_by_side(after.prompts, answers | {"After": after.answers}),
         places=_places(metrics.outputs),
+        not_published=NOT_PUBLISHED,
+        benchmarks=view_of(metrics.comparison, metrics.verdict) if metrics.comparison else None,
         fetch=shlex.join(["pyflyte", "fetch", "-r", fetch, metrics.name]) if fetch else "",
         folder=folder,
         ask=_asking(folder),
@@ -184,7 +217,7 @@ def page_of(metrics: RunMetrics, fetch: str) -> str:
 def _places(outputs: dict[str, str]) -> dict[str, str]:
     """Where each result is, once; what a dry run would have pushed is called so."""
     names = {place: what for what, place in outputs.items()}  # of an adapter that is the result, the second name
-    if "published" in outputs and not outputs["published"].startswith(WEB):
+    if outputs.get("published") and not outputs["published"].startswith(WEB):
         names[outputs["published"]] = "to be published"
     return {what: place for place, what in names.items()}
 

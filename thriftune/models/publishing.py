@@ -17,7 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 def publish(
-    result_dir: Path, config: PublishConfig, card: str, record: Mapping[str, Any], staging: Path, token: str | None
+    result_dir: Path,
+    config: PublishConfig,
+    card: str,
+    record: Mapping[str, Any],
+    staging: Path,
+    token: str | None,
+    beside: Mapping[str, str] | None = None,
 ) -> str:
     """Push a finished result; with `dry_run`, only write what would be pushed.
 
@@ -28,6 +34,7 @@ def publish(
         record: The run that publishes, for the manifest: the result may be one that another run trained.
         staging: Directory to create with exactly the files of the repository.
         token: Hub token with write access; never written anywhere.
+        beside: Texts of more files to put beside the result, by name.
 
     Returns:
         The URL of the repository, or with `dry_run` the path of `staging`.
@@ -37,7 +44,7 @@ def publish(
         UserError: The result is not finished, or damaged.
         TransientError: The hub did not answer.
     """
-    stage(result_dir, card, record, staging)
+    stage(result_dir, card, record, staging, beside)
     if config.dry_run:
         logger.info("Dry run: what would be pushed to %s is in %s", config.repository, staging)
         return str(staging)
@@ -71,17 +78,39 @@ def require_token(config: PublishConfig, token: str | None) -> None:
         )
 
 
-def stage(result_dir: Path, card: str, record: Mapping[str, Any], staging: Path) -> None:
+def stage(
+    result_dir: Path,
+    card: str,
+    record: Mapping[str, Any],
+    staging: Path,
+    beside: Mapping[str, str] | None = None,
+) -> None:
     """Write the files of the repository: the result, a manifest with the run that publishes, and a model card."""
     artifacts.read_manifest(result_dir)  # refuses an unfinished directory
     damage.require_undamaged(result_dir, content=True)
     with artifacts.writing(staging, "putting together what is published") as directory:
         shutil.copytree(result_dir, directory, dirs_exist_ok=True, copy_function=_copy)
-        artifacts.write_text(directory / "README.md", card)
+        for name, text in {"README.md": card, **(beside or {})}.items():
+            artifacts.write_text(directory / name, text)
         artifacts.change_manifest(directory, record)
         adapter = directory / ADAPTER_CONFIG
         if adapter.is_file():  # one of an older version may hold URLs with secrets
             artifacts.write_text(adapter, adapter.read_text(encoding="utf-8"))
+
+
+def write_evidence(card: str, beside: Mapping[str, str], record: Mapping[str, Any], place: Path) -> None:
+    """Write what would be pushed beside a result, without the result.
+
+    Args:
+        card: The model card.
+        beside: Texts of the other files, by name.
+        record: The run, for the manifest.
+        place: Directory to create.
+    """
+    with artifacts.writing(place, "writing what the gate decided by") as directory:
+        for name, text in {"README.md": card, **beside}.items():
+            artifacts.write_text(directory / name, text)
+        artifacts.write_manifest(directory, "evidence", record)
 
 
 def _copy(source: str, destination: str) -> None:
