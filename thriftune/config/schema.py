@@ -17,7 +17,7 @@ from thriftune.config import messages as config_errors
 from thriftune.config import rules as config_rules
 from thriftune.config.benchmarks import BenchmarksConfig
 from thriftune.config.choices import AUTO, METHODS, Method, StrategyChoice, StrategyName, Task
-from thriftune.config.data import PATH_OR_URL, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
+from thriftune.config.data import PATH_OR_URL, DataConfig, DataFormat, DataSource, LongRows, MixedSource, ReplaySource, Section
 from thriftune.config.methods import (
     ClassificationConfig,
     LlamaAdapterConfig,
@@ -33,8 +33,8 @@ from thriftune.hardware import PrecisionChoice
 __all__ = [
     "AUTO", "BenchmarksConfig", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource",
     "EvaluationConfig", "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method",
-    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "RunConfig", "Section",
-    "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
+    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "ReplaySource", "RunConfig",
+    "Section", "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip
 
 

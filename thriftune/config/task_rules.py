@@ -16,7 +16,8 @@ _LABELLED = "labelled"
 def check(config: "RunConfig") -> Iterator[Problem]:
     """Every problem of the task that the file alone shows."""
     is_classifier = config.task == CLASSIFICATION
-    labelled = [source.format == _LABELLED for source in config.data.all_sources]
+    labelled = [source.format == _LABELLED for source in config.data.task_sources]
+    yield from _replay(config)
     if is_classifier != (config.classification is not None):
         yield _section(is_missing=is_classifier)
     if config.classification is not None:
@@ -32,6 +33,19 @@ def check(config: "RunConfig") -> Iterator[Problem]:
     if not is_classifier and any(labelled):
         message = "has labels, which task causal_lm does not use."
         yield Problem("data.format", _LABELLED, message, f"Set task: {CLASSIFICATION}, or use another format.")
+
+
+def _replay(config: "RunConfig") -> Iterator[Problem]:
+    """Replayed rows in a run, or in a format, that learns classes."""
+    replay = config.data.replay
+    if replay is None:
+        return
+    if config.task == CLASSIFICATION:
+        message = "is text to continue, and a classifier learns no token."
+        yield Problem("data.replay", replay.source, message, "Remove it.")
+    elif replay.format == _LABELLED:
+        message = "has labels, which task causal_lm does not use."
+        yield Problem("data.replay.format", _LABELLED, message, "Use another format.")
 
 
 def _labels(labels: Sequence[str]) -> Iterator[Problem]:
