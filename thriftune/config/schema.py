@@ -193,6 +193,11 @@ class EvaluationConfig(Section):
         default=False,
         description="Also load the result again in a separate task, and measure it on the same rows.",
     )
+    watch_general: bool = Field(
+        default=False,
+        description="At each validation, also measure the loss of the right answers to general-mini, the general "
+        "questions that ship with thriftune: where it rises, the model forgets. Not for task classification.",
+    )
     max_rows: PositiveInt = Field(default=500, description="Most held-out rows to measure loss on.")
     batch: PositiveInt = Field(default=4, description="Most rows per forward pass.")
     prompts: tuple[str, ...] = Field(

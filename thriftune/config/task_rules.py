@@ -24,6 +24,9 @@ def check(config: "RunConfig") -> Iterator[Problem]:
         yield from _labels(config.classification.labels)
     if is_classifier:
         yield from _rows(config)
+    if is_classifier and config.evaluation.watch_general:
+        message = "measures answers that are written, and a classifier writes none."
+        yield Problem("evaluation.watch_general", "true", message, "Remove it.")
     if is_classifier and not METHODS[config.method].classifies:
         able = ", ".join(name for name, facts in METHODS.items() if facts.classifies)
         message = f"cannot train a classifier; {able} can."
