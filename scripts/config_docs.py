@@ -57,12 +57,7 @@ def document(root: type[BaseModel]) -> str:
     Returns:
         Markdown: one table for the top level, and one for each section.
     """
-    tables = [_table("Top level", root)]
-    for name, info in root.model_fields.items():
-        if section := _section(info):
-            tables.append(_table(f"`{name}`", section))
-            tables += _tables_of_entries(name, section)
-    return "\n".join([_INTRODUCTION, *tables])
+    return "\n".join([_INTRODUCTION, _table("Top level", root), *_tables_below("", root)])
 
 
 def document_settings(platform: type[BaseModel]) -> str:
@@ -77,32 +72,44 @@ def document_settings(platform: type[BaseModel]) -> str:
     return _SETTINGS + "".join(_row(variable(name), info) + "\n" for name, info in platform.model_fields.items())
 
 
-def _tables_of_entries(name: str, section: type[BaseModel]) -> list[str]:
-    """A table for each list of sections in a section, with the keys that its entries have in addition."""
+def _tables_below(path: str, section: type[BaseModel]) -> list[str]:
+    """The tables of all sections and lists of sections below a section.
+
+    Args:
+        path: The keys that lead to the section, each with a dot after it; empty for the top level.
+        section: Its class.
+    """
     tables = []
     for key, info in section.model_fields.items():
-        if entry := _entry(info):
-            own = {k: i for k, i in entry.model_fields.items() if k not in section.model_fields}
-            lines = [_row(k, i) for k, i in own.items()]
-            title = f"## `{name}.{key}`, each entry"
-            inherited = f" Its keys are those of `{name}` that describe a source, and:"
-            text = " ".join((entry.__doc__ or "").split()) + (inherited if len(own) < len(entry.model_fields) else "")
-            tables.append("\n".join([title, "", text, "", _TABLE_HEAD, *lines]) + "\n")
+        if inner := _section(info):
+            tables += [_table(f"`{path}{key}`", inner, f"{path}{key}."), *_tables_below(f"{path}{key}.", inner)]
+        elif entry := _entry(info):
+            tables.append(_table_of_entries(path, key, section, entry))
     return tables
 
 
-def _table(title: str, section: type[BaseModel]) -> str:
+def _table_of_entries(path: str, key: str, section: type[BaseModel], entry: type[BaseModel]) -> str:
+    """The table of a list of sections, with the keys that its entries have in addition to those of its own section."""
+    own = {k: i for k, i in entry.model_fields.items() if k not in section.model_fields}
+    inherited = f" Its keys are those of `{path.rstrip('.')}` that describe a source, and:"
+    text = " ".join((entry.__doc__ or "").split()) + (inherited if len(own) < len(entry.model_fields) else "")
+    lines = [_row(k, i) for k, i in own.items()]
+    return "\n".join([f"## `{path}{key}`, each entry", "", text, "", _TABLE_HEAD, *lines]) + "\n"
+
+
+def _table(title: str, section: type[BaseModel], path: str = "") -> str:
     lines = [f"## {title}", "", " ".join((section.__doc__ or "").split()), "", _TABLE_HEAD]
-    lines += [_row(name, info) for name, info in section.model_fields.items()]
+    lines += [_row(name, info, path) for name, info in section.model_fields.items()]
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, info: FieldInfo) -> str:
+def _row(name: str, info: FieldInfo, path: str = "") -> str:
     section = _section(info)
     meaning = info.description or (section.__doc__ if section else None)
     if not meaning:
         raise ValueError(f"The key {name} has no description in thriftune/config/schema.py: describe it there.")
-    type_name = f"section, see [{name}](#{name})" if section else _type_name(info.annotation) + _limits(info)
+    anchor = f"{path}{name}".replace(".", "")  # as GitHub makes it of a heading
+    type_name = f"section, see [{path}{name}](#{anchor})" if section else _type_name(info.annotation) + _limits(info)
     cells = [f"`{name}`", type_name, _default(info, section), " ".join(meaning.split())]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

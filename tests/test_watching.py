@@ -1,4 +1,4 @@
-"""The loss on general questions beside the held-out loss: at each validation, on any number of ranks, after a resume."""
+"""The loss on general questions beside the held-out loss: at each validation, on one rank or two, resumed or not."""
 
 import json
 import math

@@ -121,6 +121,8 @@ def training(config: RunConfig, plan: TrainingPlan, *, base: str, dataset: str, 
     values[RESUME_FROM] = redacted(unsigned(resumed)) if resumed else None
     if config.evaluation.watch_general:
         values["general"] = general_digest()
+    else:  # as before there was such a key, so that what was trained then is found
+        del values["evaluation.watch_general"]
     if config.training.max_steps:
         values["training.epochs"] = None  # not read then
     # In the form that checkpoints have it, where values that are written differently may be the same.

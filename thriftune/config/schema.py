@@ -17,7 +17,16 @@ from thriftune.config import messages as config_errors
 from thriftune.config import rules as config_rules
 from thriftune.config.benchmarks import BenchmarksConfig
 from thriftune.config.choices import AUTO, METHODS, Method, StrategyChoice, StrategyName, Task
-from thriftune.config.data import PATH_OR_URL, DataConfig, DataFormat, DataSource, LongRows, MixedSource, ReplaySource, Section
+from thriftune.config.data import (
+    PATH_OR_URL,
+    DataConfig,
+    DataFormat,
+    DataSource,
+    LongRows,
+    MixedSource,
+    ReplaySource,
+    Section,
+)
 from thriftune.config.methods import (
     ClassificationConfig,
     LlamaAdapterConfig,

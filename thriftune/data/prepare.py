@@ -126,7 +126,9 @@ def fingerprint(
     # The path of the rows and the name of their revision do not matter; `data_version` identifies them. Nor does the
     # order of columns, which is another each time where a run comes from Flyte's console or a launch plan.
     place = {"source", "revision"}
-    meaning = config.model_dump(mode="json", exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}, "replay": place})
+    meaning = config.model_dump(
+        mode="json", exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}, "replay": place}
+    )
     if config.replay is None:  # as before there was such a key, so that trainings of then resume
         del meaning["replay"]
     parts = [PREPARATION, json.dumps(meaning, sort_keys=True), str(seed), data_version, tokenizer_version]
