@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from tasks.platform import Platform
-from thriftune.config import DataConfig, LoraConfig, RunConfig, Section, ZeroConfig
+from thriftune.config import DataConfig, EvaluationConfig, LoraConfig, RunConfig, Section, ZeroConfig
 from thriftune.config.publishing import GateConfig, Improves, Keeps
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,8 @@ def test_the_page_of_the_settings_is_up_to_date(config_docs):
 
 
 def test_every_key_of_every_section_has_a_row():
-    of_a_run = {RunConfig.__module__, DataConfig.__module__, LoraConfig.__module__, ZeroConfig.__module__}
+    classes = (RunConfig, DataConfig, EvaluationConfig, LoraConfig, ZeroConfig)
+    of_a_run = {section.__module__ for section in classes}
     sections = [s for s in Section.__subclasses__() if s.__module__ in of_a_run]
     keys = {key for section in sections for key in section.model_fields}
     text = PAGE.read_text(encoding="utf-8")

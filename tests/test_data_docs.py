@@ -33,7 +33,7 @@ def test_its_yaml_is_a_data_section(block, run_file):
 
 
 def test_it_has_yaml_to_test():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_the_formats_in_its_table_are_those_there_are():

@@ -38,6 +38,10 @@ def several(first=None, second=None, **keys):
     return {"sources": [TWO[0] | (first or {}), TWO[1] | (second or {})], **keys}
 
 
+def replayed(**keys):
+    return {"source": "general.jsonl", "format": "chat", "share": 0.2, **keys}
+
+
 def template(**keys):
     return single(format="template", **{"template": "Q: {question} A: {answer}", **keys})
 
@@ -77,6 +81,20 @@ def template(**keys):
         (template(template="{a!r}"), "data.template", ["is not a column name"]),
         (template(template="{a:>9}"), "data.template", ["is not a column name"]),
         (template(template="{a.b}"), "data.template", ["the field {a.b} is not a column name"]),
+        (single(replay=replayed(share=0)), "data.replay.share", ["greater than 0"]),
+        (single(replay=replayed(share=1)), "data.replay.share", ["less than 1"]),
+        (single(replay={"source": "b.jsonl", "format": "chat"}), "data.replay.share", ["is missing"]),
+        (single(replay=replayed(source="")), "data.replay.source", ["is missing"]),
+        (single(replay=replayed(format=None)), "data.replay.format", ["is missing"]),
+        (single(replay=replayed(template="{a}")), "data.replay.template", ["but the format is chat"]),
+        (single(replay=replayed(weight=1)), "data.replay.weight", ["weight"]),
+        (
+            single(replay=replayed(source="rows.jsonl")),
+            "data.replay.source",
+            ["rows.jsonl", "is also data.source", "remove data.replay"],
+        ),
+        (several(replay=replayed(source="b.jsonl")), "data.replay.source", ["is also data.sources.1.source"]),
+        (single(replay=replayed(format="labelled")), "data.replay.format", ["labelled", "task causal_lm does not use"]),
         (template(trained_fields=["reply"]), "data.trained_fields", ["reply", "Its fields are question, answer."]),
         (template(columns={"reply": "r"}), "data.columns.reply", ["= r", "Its fields are question, answer."]),
     ],
@@ -97,6 +115,9 @@ def test_what_does_not_fit_together_is_refused_with_field_and_remedy(problems_of
         several({"format": "template", "template": "{a}{b c}", "trained_fields": ["a"], "columns": {"b c": "d"}}),
         several(packing=True, max_rows=9),
         several(split="train", columns={}),  # said as it is anyway
+        single(replay=replayed()),
+        single(source="owner/rows", replay=replayed(source="owner/rows", split="other")),
+        several({"weight": 2}, {"weight": 1}, replay=replayed()),
         template(),
         template(template="{{literal}} {a-b} {a-b}", trained_fields=["a-b"]),
         {"source": "input:table", "format": "quotes"},
@@ -109,7 +130,9 @@ def test_what_does_not_fit_together_is_refused_with_field_and_remedy(problems_of
     ],
 )
 def test_what_fits_together_is_taken(data_of, data):
-    assert len(data_of(data).all_sources) == len(data.get("sources", [data]))
+    made = data_of(data)
+    assert len(made.task_sources) == len(data.get("sources", [data]))
+    assert len(made.all_sources) == len(made.source_fields) == len(made.task_sources) + ("replay" in data)
 
 
 def test_a_single_source_and_an_entry_of_several_say_the_same(data_of):
@@ -176,3 +199,10 @@ def test_what_is_wrong_in_two_entries_is_reported_in_both(problems_of):
     assert set(problems_of(data)) == {
         "data.sources.0.weight", "data.sources.0.formt", "data.sources.1.sample_by",
     }  # fmt: skip
+
+
+def test_a_classifier_replays_nothing(problems_of):
+    labels = {"task": "classification", "classification": {"labels": ["a", "b"]}}
+    problems = problems_of(single(format="labelled", replay=replayed()), **labels)
+    assert list(problems) == ["data.replay"]
+    assert "a classifier learns no token" in problems["data.replay"]

@@ -55,6 +55,9 @@ FOREIGN_FILES = {
 }
 # What looks like a key of a run file: parameters of a model, and files of its directory.
 NO_KEYS = {
+    "benchmarks.task_memory",
+    "benchmarks.transfer",
+    "task.metric",
     "model.layers",
     "model.safetensors",
     "model.safetensors.index.json",

@@ -161,6 +161,10 @@ def test_a_card_says_what_the_run_says(record, metrics):
             {"sources": [{"source": "a.jsonl", "format": "chat"}, {"source": "b.txt", "format": "text"}]},
             "`a.jsonl`, `b.txt`",
         ),
+        (
+            {"source": "a.jsonl", "replay": {"source": "owner/rows", "format": "chat", "share": 0.2}},
+            "`a.jsonl`, `owner/rows` (split train, replayed, 20% of the training rows)",
+        ),
     ],
 )  # fmt: skip
 def test_a_card_names_the_data_in_every_shape_of_it(record, metrics, data, said):

@@ -1,5 +1,6 @@
 """The page at the end of a run: what came out, what it cost and where it is; and answers side by side."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from test_results import AFTER, BEFORE, TRAINED
 from thriftune.gpu_hours import GpuHours
 from thriftune.inference import side_by_side
 from thriftune.inference.cost import Cost
-from thriftune.inference.report import RunMetrics, page_of, remarks_of
+from thriftune.inference.report import RunMetrics, page_of, remarks_of, summary_table
 from thriftune.models.answering import Sampling
 from thriftune.models.saving import SavedWeights
 from thriftune.training.guards.oom import Halvings
@@ -46,6 +47,23 @@ def test_a_page_shows_losses_answers_cost_and_how_to_get_the_model():
     assert "--model_dir my-run/data --prompts '[\"What is a GPU?\"]'" in page.said
     assert ("class", "held-out") in page.attributes, "the losses in between are drawn"
     assert "To know" not in page.said
+
+
+def test_the_loss_of_general_answers_is_beside_the_held_out_loss_where_it_was_measured():
+    measured = replace(
+        TRAINED,
+        before=replace(BEFORE, general_loss=3.25),
+        after=replace(AFTER, general_loss=3.5),
+        validations=[Validation(0, 0.0, 2.0, general_loss=3.25), Validation(2, 20.0, 1.0, general_loss=3.5)],
+    )
+    metrics = replace(METRICS, training=measured)
+    page, plain = Page(page_of(metrics, FETCH)), Page(page_of(METRICS, FETCH))
+    assert "loss of general answers 3.2500 3.5000" in page.said
+    assert ("class", "general") in page.attributes
+    assert "general" not in plain.said
+    assert re.search(r"loss of general answers\s+│ 3\.2500\s+│ 3\.5000", summary_table(metrics))
+    unknown = replace(METRICS, training=replace(measured, before=None))
+    assert re.search(r"loss of general answers\s+│\s+│ 3\.5000", summary_table(unknown))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from thriftune.planning import catalogue, planner
 from thriftune.planning.choices import Choice, Fitting
 from thriftune.planning.objectives import fastest, in_order
 from thriftune.planning.offers import Offer
-from thriftune.planning.time.run import Size
+from thriftune.planning.time.run import VALIDATE, Size
 from thriftune.planning.time.step import EXCHANGE, PRODUCTS, Links, links, of_step, pass_seconds
 from thriftune.strategies import STRATEGIES
 from thriftune.strategies.coordination import Coordination, of_ring
@@ -157,11 +157,11 @@ def test_the_order_is_by_what_is_minimized_and_unknown_times_come_last(fitting):
     assert in_order([quick, cheap], "price_per_hour") == [cheap, quick]
 
 
-def plan(limits, size=None, instance="g4dn.xlarge", **training):
+def plan(limits, size=None, instance="g4dn.xlarge", evaluation=None, **training):
     run = {
         "name": "limited", "method": "lora", "model": {"source": "HuggingFaceTB/SmolLM2-135M-Instruct"},
         "data": {"source": "rows", "format": "text", "max_length": 512}, "hardware": {"instance": instance},
-        "plan": limits, "training": {"global_batch": 8, **training},
+        "plan": limits, "training": {"global_batch": 8, **training}, "evaluation": evaluation or {},
     }  # fmt: skip
     return planner.plan(RunConfig.model_validate(run), catalogue.load(), size=size)
 
@@ -173,6 +173,17 @@ def test_a_budget_rules_out_no_machine_where_the_number_of_steps_is_not_known(ca
     caplog.clear()
     assert plan({"budget": 10.0}, max_steps=20).time.steps == 20
     assert "plan.budget" not in caplog.text
+
+
+def test_watching_general_questions_takes_the_time_of_as_many_tokens():
+    def validations(tokens, *, watch):
+        size = Size(2000, (tokens,) * 4, "rows")
+        made = plan({}, size, evaluation={"every_steps": 10, "watch_general": watch, "max_rows": 64})
+        return made.time.beside[VALIDATE]
+
+    short, long = (validations(tokens, watch=True) / validations(tokens, watch=False) for tokens in (47, 470))
+    assert short == pytest.approx((64 + 320) / 64, rel=0.1)
+    assert long == pytest.approx((64 + 32) / 64, rel=0.1)
 
 
 def test_a_deadline_needs_a_number_of_steps_and_the_message_says_how_to_give_it():

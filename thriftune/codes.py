@@ -93,6 +93,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "max-length-beyond-positions": ("warning", "data.max_length exceeds the positions that the model was made for."),
     "rows-too-long": ("warning", "Some rows are longer than data.max_length."),
     "key-not-read": ("warning", "Rows hold a key that looks like one that is read, or one that another format reads."),
+    "replay-too-few-rows": ("warning", "Too few rows to replay for data.replay.share: rows of the task are left out."),
     "rejected-in-sample": ("warning", "Too many rows of the sample cannot be used; the rest may be better."),
     "fewer-rows-than-batch": ("warning", "There are fewer training rows than training.global_batch."),
     "max-steps-beyond-epochs": ("warning", "training.max_steps makes more passes over the data than training.epochs."),

@@ -53,6 +53,7 @@ OTHERS = {
     "checkpoints.resume_from": "s3://bucket/checkpoints",
     "evaluation.every_steps": 3,
     "evaluation.saved_model": True,
+    "evaluation.watch_general": True,
     "evaluation.max_rows": 3,
     "evaluation.batch": 3,
     "evaluation.prompts": ["Why?"],

@@ -12,7 +12,7 @@ from thriftune.config import DataConfig
 from thriftune.data import report
 from thriftune.data.prepare import prepare
 from thriftune.data.rejection import REJECTED
-from thriftune.data.selection import held_out_shares, select
+from thriftune.data.selection import Mix, held_out_shares, select
 from thriftune.data.statistics import DataStats, stats_from_json
 
 
@@ -24,7 +24,7 @@ def write_rows(file: Path, rows: list[dict[str, Any] | str]) -> Path:
 
 def positions(count: int, *, held_out: bool, share: float = 0.1, seed: int = 0) -> list[int]:
     """Where the rows of a single source that train, or are held out, stand in it, if all are different."""
-    (selection,) = select([count], seed=seed)
+    (selection,) = select([count], Mix(), seed=seed)
     in_order = np.argsort(np.concatenate(list(selection.ranks())))
     (number,) = held_out_shares([count], share)
     return sorted((in_order[:number] if held_out else in_order[number:]).tolist())

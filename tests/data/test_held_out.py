@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from thriftune.data.formats import FORMATS
 from thriftune.data.held_out import hold_out
-from thriftune.data.selection import held_out_shares, select
+from thriftune.data.selection import Mix, held_out_shares, select
 from thriftune.data.sources import NumberedRow, OpenSource
 from thriftune.errors import DataError
 
@@ -27,10 +27,16 @@ def opened(rows):
 def sides(tmp_path):
     """For each used row of sources, by source and position, whether it is held out."""
 
-    def decide(sources, *, name="text", share=0.2, seed=0, **options):
-        selections = select([len(rows) for rows in sources], seed=seed, **options)
+    def decide(sources, *, name="text", share=0.2, seed=0, of_task=None, **options):
+        of_task = len(sources) if of_task is None else of_task
+        selections = select([len(rows) for rows in sources], Mix(**options), seed=seed)
         made = hold_out(
-            [opened(rows) for rows in sources], selections, [FORMATS[name]] * len(sources), share=share, folder=tmp_path
+            [opened(rows) for rows in sources],
+            selections,
+            [FORMATS[name]] * len(sources),
+            share=share,
+            of_task=of_task,
+            folder=tmp_path,
         )
         used = [
             (s, int(i)) for s, chosen in enumerate(selections) for i in np.flatnonzero(chosen.uses(0, chosen.count))

@@ -18,7 +18,7 @@ from thriftune.data.batches import batches
 from thriftune.data.examples import RowError
 from thriftune.data.formats import format_of
 from thriftune.data.readers import COLUMNS, columns_of, count_rows, decode, read_file
-from thriftune.data.selection import select
+from thriftune.data.selection import Mix, select
 from thriftune.data.sources import open_source
 from thriftune.errors import DataError
 from thriftune.inference.prompts import read_prompts
@@ -275,7 +275,7 @@ def test_a_long_row_has_a_batch_of_its_own(tmp_path):
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": t} for t in ("one", "two", long, "four", long, "six")])
     config = DataConfig(source=str(file), format="text")
     opened = open_source(config, scratch=tmp_path)
-    made = batches([opened], select([6], seed=0), np.zeros(6, np.uint8))
+    made = batches([opened], select([6], Mix(), seed=0), np.zeros(6, np.uint8))
     assert [[row.number for row in batch.rows] for batch in made] == [[1, 2], [3], [4], [5], [6]]
 
 

@@ -3,7 +3,10 @@
 import pytest
 from preparing import Preparation, write_rows
 
+from thriftune.config import DataConfig
+from thriftune.data.prepare import fingerprint
 from thriftune.data.prepared import TRAIN, VALIDATION
+from thriftune.data.summary import summary
 from thriftune.errors import DataError
 
 
@@ -129,3 +132,50 @@ def test_a_file_of_two_formats_is_two_sources(prepared, tmp_path, llama_tokenize
     made = prepared(sources=[{"source": file, "format": name} for name in ("quotes", "text")], max_length=64)
     assert made.count("examples") == 16
     assert [(source.format, source.used) for source in made.stats.sources] == [("quotes", 8), ("text", 8)]
+
+
+def replayed(source, share):
+    return {**source, "share": share}
+
+
+def test_replayed_rows_have_their_share_of_the_training_rows_and_none_is_held_out(prepared, sources, llama_tokenizer):
+    made = prepared(**sources[1], replay=replayed(sources[0], 0.5), validation_share=0.2)
+    assert found(made, TRAIN, llama_tokenizer) == [16, 16, 0]
+    assert found(made, VALIDATION, llama_tokenizer) == [0, 4, 0]
+    assert [source.is_replayed for source in made.stats.sources] == [False, True]
+    assert "quotes.jsonl (quotes, replayed): 16 of 60" in summary(made.stats)
+
+
+def test_the_rows_of_the_task_that_are_held_out_are_the_same_with_and_without_replay(prepared, sources):
+    alone = prepared(**sources[1], validation_share=0.2)
+    beside = prepared(**sources[1], replay=replayed(sources[0], 0.5), validation_share=0.2)
+    assert beside.rows(VALIDATION) == alone.rows(VALIDATION)
+
+
+def test_too_few_rows_to_replay_limit_those_of_the_task_and_it_is_said(prepared, sources, llama_tokenizer, caplog):
+    made = prepared(**sources[0], replay=replayed(sources[2], 0.25), validation_share=0.25)
+    assert found(made, TRAIN, llama_tokenizer) == [30, 0, 10]
+    assert "20 rows are not used: too few replayed rows for them (data.replay.share)" in caplog.text
+
+
+def test_a_replayed_row_that_is_held_out_too_does_not_train(prepared, tmp_path, llama_tokenizer):
+    """A collection of general rows may contain the task's: the held-out ones must not be learnt by heart from there."""
+    task = [{"quote": f"apple {i}", "author": "Somebody"} for i in range(20)]
+    general = [*task, *({"quote": f"stone {i}", "author": "Somebody"} for i in range(20))]
+    replay = {"source": str(write_rows(tmp_path / "general.jsonl", general)), "format": "quotes", "share": 8 / 11}
+    made = prepared(
+        source=write_rows(tmp_path / "task.jsonl", task), format="quotes", replay=replay, validation_share=0.25
+    )
+    train, held_out = (set(made.texts(name, llama_tokenizer)) for name in (TRAIN, VALIDATION))
+    assert len(held_out) == 5
+    assert not train & held_out
+    assert (made.stats.train.leaked, made.stats.train.duplicates, made.stats.validation.duplicates) == (5, 15, 0)
+
+
+def test_the_replayed_source_counts_in_the_fingerprint(sources):
+    def key(**more):
+        return fingerprint(DataConfig.model_validate({**sources[0], **more}), 0, "", "")
+
+    replay = replayed(sources[1], 0.5)
+    assert len({key(), key(replay=replay), key(replay={**replay, "share": 0.4})}) == 3
+    assert key(replay={**replay, "source": "elsewhere.jsonl"}) == key(replay=replay)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from thriftune.data.selection import held_out_shares, nth_lowest, select, shares
+from thriftune.data.selection import Mix, held_out_shares, nth_lowest, rows_for_lack_of_replay, select, shares
 from thriftune.errors import DataError
 
 # A busy machine is slow at times.
@@ -25,7 +25,7 @@ def used_of(selection):
 @given(counts=counts_of_sources, max_rows=st.none() | st.integers(2, 900), seed=st.integers(0, 2**32))
 def test_as_many_rows_are_used_as_were_announced(counts, max_rows, seed):
     assume(sum(counts) >= 2)
-    selections = select(counts, max_rows=max_rows, seed=seed)
+    selections = select(counts, Mix(max_rows=max_rows), seed=seed)
     for selection in selections:
         assert len(used_of(selection)) == selection.used == sum(len(ranks) for ranks in selection.ranks())
     assert sum(selection.used for selection in selections) == min(sum(counts), max_rows or sum(counts))
@@ -34,7 +34,7 @@ def test_as_many_rows_are_used_as_were_announced(counts, max_rows, seed):
 @checked
 @given(st.integers(2, 200), st.data())
 def test_a_row_is_used_or_not_however_its_source_is_read(count, data):
-    selection = select([7, count], max_rows=9 * count // 10 + 2, seed=3)[1]
+    selection = select([7, count], Mix(max_rows=9 * count // 10 + 2), seed=3)[1]
     cuts = sorted({0, count, *data.draw(st.lists(st.integers(0, count), max_size=5))})
     parts = [selection.uses(start, end - start).tolist() for start, end in pairwise(cuts)]
     assert [used for part in parts for used in part] == selection.uses(0, count).tolist()
@@ -42,7 +42,7 @@ def test_a_row_is_used_or_not_however_its_source_is_read(count, data):
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_and_another_source_give_others():
     def used(seed, source=0):
-        return tuple(used_of(select([100, 100], max_rows=20, seed=seed)[source]))
+        return tuple(used_of(select([100, 100], Mix(max_rows=20), seed=seed)[source]))
 
     choices = [used(seed, source) for seed in range(5) for source in (0, 1)]
     assert {len(choice) for choice in choices} == {10}
@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_and_another_source_g
 
 def test_used_rows_lie_all_over_the_source():
     """A choice by position takes what a file begins with: often one topic, or one day."""
-    chosen = np.array(used_of(select([10_000], max_rows=1000, seed=0)[0]))
+    chosen = np.array(used_of(select([10_000], Mix(max_rows=1000), seed=0)[0]))
     per_tenth = np.bincount(chosen // 1000, minlength=10)
     assert per_tenth.sum() == 1000
     assert (abs(per_tenth - 100) < 40).all()
@@ -60,7 +60,7 @@ def test_used_rows_lie_all_over_the_source():
 
 def test_fewer_rows_are_part_of_more_rows_with_the_same_seed():
     def used(max_rows):
-        return set(used_of(select([300], max_rows=max_rows, seed=1)[0]))
+        return set(used_of(select([300], Mix(max_rows=max_rows), seed=1)[0]))
 
     assert used(50) < used(100) < used(300)
 
@@ -68,7 +68,7 @@ def test_fewer_rows_are_part_of_more_rows_with_the_same_seed():
 def test_a_selection_over_several_chunks_of_ranks_is_exact():
     """More rows than the ranks that are looked at at once, 2**18: the last of them must be found over all chunks."""
     count = 2**19 + 12_345
-    (selection,) = select([count], max_rows=400_001, seed=5)
+    (selection,) = select([count], Mix(max_rows=400_001), seed=5)
     used = selection.uses(0, count)
     assert used.sum() == sum(len(ranks) for ranks in selection.ranks()) == 400_001
     border = slice(2**18 - 3, 2**18 + 3)
@@ -88,7 +88,7 @@ def test_the_nth_lowest_rank_is_that_of_all_of_them_in_order(chunks, data):
 @given(counts=counts_of_sources, data=st.data())
 def test_weights_are_kept_without_using_a_row_twice(counts, data):
     weights = data.draw(st.lists(st.floats(0.01, 100), min_size=len(counts), max_size=len(counts)))
-    used = shares(counts, weights, None)
+    used = shares(counts, Mix(weights))
     assert all(0 <= use <= count for use, count in zip(used, counts, strict=True))
     assert any(use == count for use, count in zip(used, counts, strict=True)), "no source is used whole"
     size = min(count / weight for count, weight in zip(counts, weights, strict=True))
@@ -109,13 +109,13 @@ def test_weights_are_kept_without_using_a_row_twice(counts, data):
     ],
 )
 def test_the_mix_is_the_one_worked_out_by_hand(counts, weights, max_rows, used):
-    assert shares(counts, weights, max_rows) == used
+    assert shares(counts, Mix(weights, max_rows)) == used
 
 
 @checked
 @given(counts=counts_of_sources, max_rows=st.integers(0, 1000))
 def test_max_rows_keeps_the_proportion_to_within_a_row(counts, max_rows):
-    used = shares(counts, None, max_rows)
+    used = shares(counts, Mix(max_rows=max_rows))
     total = min(max_rows, sum(counts))
     assert sum(used) == total
     for use, count in zip(used, counts, strict=True):
@@ -144,4 +144,25 @@ def test_the_share_is_held_out_of_each_source_alike_one_at_the_least_and_never_a
 )
 def test_fewer_than_two_rows_cannot_be_split(counts, max_rows, weights):
     with pytest.raises(DataError, match=r"data\.source = (1 row|0 rows): cannot be split into training and held-out"):
-        select(counts, weights=weights, max_rows=max_rows, seed=0)
+        select(counts, Mix(weights, max_rows), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "max_rows", "used"),
+    [
+        ([100, 900], None, None, [100, 25]),
+        ([100, 10], None, None, [40, 10]),
+        ([60, 100, 900], [1, 1], None, [60, 60, 30]),
+        ([1000, 900], None, 125, [100, 25]),
+        ([1000, 10], None, 125, [40, 10]),
+    ],
+)
+def test_replayed_rows_have_their_share_of_the_training_rows(counts, weights, max_rows, used):
+    of_a_fifth = 0.25  # to each row of the task, where none is held out
+    assert shares(counts, Mix(weights, max_rows, of_a_fifth)) == used
+
+
+def test_rows_without_enough_replayed_ones_are_counted():
+    assert rows_for_lack_of_replay([100, 10], Mix(replayed=0.25)) == 60
+    assert rows_for_lack_of_replay([100, 25], Mix(replayed=0.25)) == 0
+    assert rows_for_lack_of_replay([100, 10], Mix()) == 0

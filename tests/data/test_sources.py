@@ -282,6 +282,18 @@ def test_the_versions_of_several_sources_stand_in_order(tmp_path):
     assert versions(several) == f"{version(b)}++{version(a)}"
 
 
+def test_the_version_of_the_replayed_source_is_the_last_and_its_commit_is_pinned(tmp_path):
+    a, b = (str(write(tmp_path / name, rows)) for name, rows in (("a.jsonl", ROWS), ("b.jsonl", ROWS[:2])))
+    replay = {"format": "alpaca", "share": 0.5}
+    data = DataConfig.model_validate({"source": a, "format": "alpaca", "replay": {**replay, "source": b}})
+    assert versions(data) == f"{version(a)}+{version(b)}"
+    for task in ({"source": "owner/one", "format": "alpaca"}, {"sources": [{"source": a, "format": "alpaca"}]}):
+        content = {**task, "replay": {**replay, "source": "owner/two", "revision": "main"}}
+        fixed = pinned(DataConfig.model_validate(content), "c0ffee+decade")
+        assert fixed.replay.revision == "decade"
+        assert fixed.task_sources[0].revision == ("c0ffee" if "source" in task else None)
+
+
 def test_hub_datasets_are_pinned_to_the_commits_that_were_found_and_files_are_left_as_they_are(tmp_path):
     keys = [("owner/one", "main"), (TABLE, None), ("rows.jsonl", None), ("owner/two", None)]
     data = DataConfig.model_validate(

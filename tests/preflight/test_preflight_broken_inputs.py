@@ -16,7 +16,7 @@ from thriftune.codes import CODES
 from thriftune.config import RunConfig
 from thriftune.config.workflow_rules import require_workflow
 from thriftune.data import conversion
-from thriftune.data.selection import select
+from thriftune.data.selection import Mix, select
 from thriftune.errors import ConfigError, Problem, ThriftuneError, TransientError
 from thriftune.hardware import DEVICES
 from thriftune.planning import catalogue, planner
@@ -111,7 +111,7 @@ def answered(answer: str, question: str = "What is red?") -> dict[str, Any]:
 def held_out_row_is_bad(world: World) -> dict[str, Any]:
     """Rows of which just those that are held out cannot be used."""
     rows = chat_rows()
-    (selection,) = select([len(rows)], seed=0)
+    (selection,) = select([len(rows)], Mix(), seed=0)
     held_out = np.argsort(next(selection.ranks()))[: len(rows) // 10]
     return world.rows([{"messages": []} if i in held_out else row for i, row in enumerate(rows)], max_rejected=1)
 

@@ -61,11 +61,15 @@ def test_a_good_run_has_no_error_and_its_facts(check):
         {"packing": True},
         {"max_rows": 31},
         {"train_on_inputs": True},
+        {"replay": {"format": "prompt_completion", "share": 0.2}},
     ],
 )
 def test_what_it_finds_of_all_rows_is_what_data_preparation_writes(check, tmp_path, tiny_tokenizer_dir, data):
     long = [{"messages": [*row["messages"], *row["messages"]]} for row in chat_rows()[:9]]
     file = write_jsonl(tmp_path / "rows.jsonl", [*chat_rows(), *chat_rows()[:7], *long, {"messages": []}])
+    if "replay" in data:
+        general = write_jsonl(tmp_path / "general.jsonl", pairs(30))
+        data = {"replay": {**data["replay"], "source": str(general)}}
     data = {"source": str(file), "max_rejected": 0.1, **data}
     found = tried(check, tmp_path, tiny_tokenizer_dir, data=data)
     run = check.run(data=data)
@@ -190,6 +194,28 @@ def test_a_format_that_is_wrong_is_an_error_also_where_nobody_counts_the_rows(ch
     store.pipe("/wrong/rows.jsonl", lines.encode())
     data = {"source": "memory://wrong/rows.jsonl", "format": "text"}
     assert codes(check(data=data)) == {"too-many-rejected"}
+
+
+def test_the_first_rows_of_the_replayed_source_are_looked_at_and_its_problems_named_as_its_own(check, tmp_path):
+    replay = {"format": "prompt_completion", "share": 0.2}
+    missing = check(data={"replay": {**replay, "source": str(tmp_path / "none.jsonl")}})
+    assert [(found.field, found.code) for found in missing.errors] == [("data.replay.source", "data-not-found")]
+    other = write_jsonl(tmp_path / "other.jsonl", [{"text": "a"}])
+    wrong = check(data={"replay": {**replay, "source": str(other)}})
+    assert [(found.field, found.code) for found in wrong.errors] == [("data.replay.format", "data-columns-missing")]
+
+
+def test_rows_to_replay_that_are_too_few_are_a_warning_and_the_steps_are_counted_with_them(check, tmp_path):
+    general = write_jsonl(tmp_path / "general.jsonl", pairs(9))
+    replay = {"source": str(general), "format": "prompt_completion"}
+    few = check(data={"replay": {**replay, "share": 0.25}})
+    (warning,) = [found for found in few.findings if found.code == "replay-too-few-rows"]
+    assert (warning.field, warning.value) == ("data.replay.share", "0.25")
+    assert warning.message == "the source has 9 rows, too few for the others: 30 of 60 rows of the task are not used."
+    assert few.facts.training_rows == 27 + 9
+    enough = check(data={"replay": {**replay, "share": 0.1}})
+    assert codes(enough, "warning") == set()
+    assert enough.facts.training_rows == 54 + 6
 
 
 def test_some_long_rows_are_a_warning_with_what_becomes_of_them(check, tmp_path):

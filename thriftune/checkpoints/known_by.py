@@ -16,6 +16,7 @@ from thriftune.checkpoints import identity
 from thriftune.checkpoints.resume_from import RESUME_FROM
 from thriftune.config import ModelConfig, RunConfig, Section
 from thriftune.config.choices import METHODS
+from thriftune.data.general import general_digest
 from thriftune.redaction import redacted, unsigned
 from thriftune.training_plan import TrainingPlan
 
@@ -84,6 +85,7 @@ DECIDED: Mapping[str, Counts] = {
     "checkpoints.resume_from": "itself",  # whose steps were not trained by this file
     "evaluation.every_steps": "itself",
     "evaluation.saved_model": "not",
+    "evaluation.watch_general": "itself",  # and the general questions
     "evaluation.max_rows": "itself",
     "evaluation.batch": "not",
     "evaluation.prompts": "not",
@@ -117,6 +119,10 @@ def training(config: RunConfig, plan: TrainingPlan, *, base: str, dataset: str, 
     values = {name: value for name, value in _values(config) if DECIDED.get(name) in counted}
     resumed = config.checkpoints.resume_from
     values[RESUME_FROM] = redacted(unsigned(resumed)) if resumed else None
+    if config.evaluation.watch_general:
+        values["general"] = general_digest()
+    else:  # as before there was such a key, so that what was trained then is found
+        del values["evaluation.watch_general"]
     if config.training.max_steps:
         values["training.epochs"] = None  # not read then
     # In the form that checkpoints have it, where values that are written differently may be the same.
@@ -147,7 +153,9 @@ def measuring(config: RunConfig, plan: TrainingPlan, *, measured: str, dataset: 
     asked = config.evaluation
     held = [config.method, config.lora_or_default.double_quantization] if as_trained else []
     there = [plan.device, plan.devices_per_node, plan.precision]
-    return _key("measuring", [measured, dataset, held, there, asked.max_rows, asked.prompts, asked.max_new_tokens])
+    general = [general_digest()] if asked.watch_general else []
+    measures = [asked.max_rows, asked.prompts, asked.max_new_tokens, *general]
+    return _key("measuring", [measured, dataset, held, there, *measures])
 
 
 def _values(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

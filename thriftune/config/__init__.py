@@ -20,6 +20,7 @@ from thriftune.config.schema import (
     PartialConfig,
     PrefixConfig,
     PublishConfig,
+    ReplaySource,
     RunConfig,
     Section,
     StrategyName,
@@ -31,6 +32,6 @@ from thriftune.config.schema import (
 __all__ = [
     "AUTO", "BenchmarksConfig", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource",
     "EvaluationConfig", "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method",
-    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "RunConfig", "Section",
-    "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
+    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "ReplaySource", "RunConfig",
+    "Section", "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip

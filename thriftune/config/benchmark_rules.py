@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING
 
 from thriftune.config import gate_rules
 from thriftune.config.benchmarks import GENERAL_MINI, HELD_OUT, BenchmarkTask
+from thriftune.config.publishing import ANSWERS
 from thriftune.errors import Problem
 from thriftune.urls import path_of
 
 if TYPE_CHECKING:
     from thriftune.config.schema import RunConfig
 
-# What metrics of how a model answers are written under: answers.stops.
-ANSWERS = "answers"
 _LINES, _TASKS = (".jsonl", ".jsonl.gz", ".jsonl.zst"), (".yaml", ".yml")
 
 

@@ -74,6 +74,18 @@ class MixedSource(DataSource):
     )
 
 
+class ReplaySource(DataSource):
+    """Rows that are only trained on, beside those of the task, so that the model forgets less of what they show."""
+
+    share: float = Field(
+        gt=0,
+        lt=1,
+        description="Share of the training rows that come from this source: 0.2 is one in five. No row is used twice, "
+        "so the source that is scarcer for it limits the rows of the other. Packed and cut rows are not counted: it is "
+        "of the rows that are read.",
+    )
+
+
 class DataConfig(DataSource):
     """The rows to train on, and how they become tokens."""
 
@@ -81,6 +93,11 @@ class DataConfig(DataSource):
         default=(),
         description="Several sources, in place of `source`: a list of {source, format, weight, ...}, each with the "
         "keys above that describe a source. Without weights, all of their rows are used.",
+    )
+    replay: ReplaySource | None = Field(
+        default=None,
+        description="General rows mixed into those of the task against forgetting: {source, format, share, ...}, with "
+        "the keys above that describe a source. None of them is held out.",
     )
     max_length: int = Field(default=1024, ge=2, description="Longest row, in tokens.")
     long_rows: LongRows = Field(
@@ -111,9 +128,20 @@ class DataConfig(DataSource):
 
     @property
     def all_sources(self) -> tuple[DataSource, ...]:
-        """The sources of the rows, in order."""
+        """The sources of the rows, in order; that of replayed rows is the last."""
+        return (*self.task_sources, self.replay) if self.replay else self.task_sources
+
+    @property
+    def task_sources(self) -> tuple[DataSource, ...]:
+        """The sources without that of replayed rows: held-out rows come from these."""
         single = DataSource.model_validate(self.model_dump(include=set(DataSource.model_fields)))
         return self.sources or (single,)
+
+    @property
+    def source_fields(self) -> tuple[str, ...]:
+        """The key of each of `all_sources` in the file."""
+        of_task = [f"data.sources.{number}" for number in range(len(self.sources))] or ["data"]
+        return (*of_task, "data.replay") if self.replay else tuple(of_task)
 
     @property
     def prompt_format(self) -> DataFormat:

@@ -7,7 +7,7 @@ from thriftune.config.formats import COLUMNS, OPTIONAL_COLUMNS, is_hub_source, t
 from thriftune.errors import Problem
 
 if TYPE_CHECKING:
-    from thriftune.config.schema import DataSource, RunConfig
+    from thriftune.config.schema import DataConfig, DataSource, RunConfig
 
 
 def check(config: "RunConfig") -> Iterator[Problem]:
@@ -24,8 +24,9 @@ def check(config: "RunConfig") -> Iterator[Problem]:
                 "is missing, while other sources have a weight.",
                 "Give every source a weight, or none.",
             )
-    for number, source in enumerate(data.all_sources):
-        yield from _source(source, f"data.sources.{number}" if data.sources else "data")
+    for field, source in zip(data.source_fields, data.all_sources, strict=True):
+        yield from _source(source, field)
+    yield from _replay(data)
     if data.packing and config.training.group_by_length:
         yield Problem(
             "training.group_by_length",
@@ -51,6 +52,19 @@ def _single_or_several(config: "RunConfig") -> Iterator[Problem]:
             "is given next to data.sources, and describes none of them.",
             "Put it into the entries of data.sources, or remove data.sources.",
         )
+
+
+def _replay(data: "DataConfig") -> Iterator[Problem]:
+    """Rows that are replayed, and those of the task, from one place: they would train twice, or be held out too."""
+    if data.replay is None or not data.replay.source:
+        return
+    place = ("source", "subset", "split", "revision")
+    for field, source in zip(data.source_fields, data.task_sources, strict=False):
+        if all(getattr(source, key) == getattr(data.replay, key) for key in place):
+            message = f"is also {field}.source, so its rows would be those of the task."
+            remedy = "Give general rows that are not of the task, or remove data.replay."
+            yield Problem("data.replay.source", data.replay.source, message, remedy)
+            return
 
 
 def _source(source: "DataSource", field: str) -> Iterator[Problem]:

@@ -17,7 +17,17 @@ from thriftune.config import messages as config_errors
 from thriftune.config import rules as config_rules
 from thriftune.config.benchmarks import BenchmarksConfig
 from thriftune.config.choices import AUTO, METHODS, Method, StrategyChoice, StrategyName, Task
-from thriftune.config.data import PATH_OR_URL, DataConfig, DataFormat, DataSource, LongRows, MixedSource, Section
+from thriftune.config.data import (
+    PATH_OR_URL,
+    DataConfig,
+    DataFormat,
+    DataSource,
+    LongRows,
+    MixedSource,
+    ReplaySource,
+    Section,
+)
+from thriftune.config.evaluation import EvaluationConfig
 from thriftune.config.methods import (
     ClassificationConfig,
     LlamaAdapterConfig,
@@ -33,8 +43,8 @@ from thriftune.hardware import PrecisionChoice
 __all__ = [
     "AUTO", "BenchmarksConfig", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource",
     "EvaluationConfig", "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method",
-    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "RunConfig", "Section",
-    "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
+    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "ReplaySource", "RunConfig",
+    "Section", "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip
 
 
@@ -181,24 +191,6 @@ class CheckpointConfig(Section):
         description="Prefix (directory, s3://, gs://) of another run's checkpoints to resume from; that run must have "
         "had as many GPUs as this one.",
     )
-
-
-class EvaluationConfig(Section):
-    """What is measured before, during and after training, on the machines that train."""
-
-    every_steps: PositiveInt | None = Field(
-        default=None, description="Optimizer steps between two validations; a tenth of all steps when left out."
-    )
-    saved_model: bool = Field(
-        default=False,
-        description="Also load the result again in a separate task, and measure it on the same rows.",
-    )
-    max_rows: PositiveInt = Field(default=500, description="Most held-out rows to measure loss on.")
-    batch: PositiveInt = Field(default=4, description="Most rows per forward pass.")
-    prompts: tuple[str, ...] = Field(
-        default=(), description="Questions to answer before and after training; the first held-out rows when left out."
-    )
-    max_new_tokens: PositiveInt = Field(default=64, description="Longest answer, in tokens.")
 
 
 # Replace what is wrong or missing, so that the rules can look at the rest; no rule reads the first three.

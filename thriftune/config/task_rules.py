@@ -16,13 +16,17 @@ _LABELLED = "labelled"
 def check(config: "RunConfig") -> Iterator[Problem]:
     """Every problem of the task that the file alone shows."""
     is_classifier = config.task == CLASSIFICATION
-    labelled = [source.format == _LABELLED for source in config.data.all_sources]
+    labelled = [source.format == _LABELLED for source in config.data.task_sources]
+    yield from _replay(config)
     if is_classifier != (config.classification is not None):
         yield _section(is_missing=is_classifier)
     if config.classification is not None:
         yield from _labels(config.classification.labels)
     if is_classifier:
         yield from _rows(config)
+    if is_classifier and config.evaluation.watch_general:
+        message = "measures answers that are written, and a classifier writes none."
+        yield Problem("evaluation.watch_general", "true", message, "Remove it.")
     if is_classifier and not METHODS[config.method].classifies:
         able = ", ".join(name for name, facts in METHODS.items() if facts.classifies)
         message = f"cannot train a classifier; {able} can."
@@ -32,6 +36,19 @@ def check(config: "RunConfig") -> Iterator[Problem]:
     if not is_classifier and any(labelled):
         message = "has labels, which task causal_lm does not use."
         yield Problem("data.format", _LABELLED, message, f"Set task: {CLASSIFICATION}, or use another format.")
+
+
+def _replay(config: "RunConfig") -> Iterator[Problem]:
+    """Replayed rows in a run, or in a format, that learns classes."""
+    replay = config.data.replay
+    if replay is None:
+        return
+    if config.task == CLASSIFICATION:
+        message = "is text to continue, and a classifier learns no token."
+        yield Problem("data.replay", replay.source, message, "Remove it.")
+    elif replay.format == _LABELLED:
+        message = "has labels, which task causal_lm does not use."
+        yield Problem("data.replay.format", _LABELLED, message, "Use another format.")
 
 
 def _labels(labels: Sequence[str]) -> Iterator[Problem]:

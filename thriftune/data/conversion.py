@@ -223,12 +223,10 @@ def formats(config: DataConfig, labels: Sequence[str] = ()) -> list[Format]:
         config: The data section of a run.
         labels: Names of the classes, for labelled rows; without any, their labels are not looked at.
     """
-    for number, source in enumerate(config.all_sources):
+    for section, source in zip(config.source_fields, config.all_sources, strict=True):
         if source.format is None:
-            field = f"data.sources.{number}.format" if config.sources else "data.format"
-            raise DataError.single(
-                field, "", "is missing.", f"Say what the columns of {source.source} mean.", code="config-invalid"
-            )
+            remedy = f"Say what the columns of {source.source} mean."
+            raise DataError.single(f"{section}.format", "", "is missing.", remedy, code="config-invalid")
     return [
         format_of(
             s.format or "", columns=s.columns, template=s.template, trained_fields=s.trained_fields, labels=labels

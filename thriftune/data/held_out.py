@@ -33,6 +33,7 @@ def hold_out(
     row_formats: Sequence[Format],
     *,
     share: float,
+    of_task: int,
     folder: Path,
 ) -> "Flags":
     """Decide which of the used rows are held out.
@@ -42,6 +43,7 @@ def hold_out(
         selections: Which rows of each are used.
         row_formats: Format of each source.
         share: Share of the distinct rows to hold out, the same for each source; at least one in total, never all.
+        of_task: Number of sources that rows are held out of, the first ones; the others are only trained on.
         folder: A scratch folder.
 
     Returns:
@@ -60,16 +62,18 @@ def hold_out(
     find_copies(digests, sides, copies, deduplicate=True, leakage_check=False)
     ends = np.cumsum([selection.used for selection in selections])
     marks = np.split(np.memmap(copies, dtype=np.uint8, mode="r"), ends[:-1])
-    unique = [len(of_source) - int(np.count_nonzero(of_source)) for of_source in marks]
+    unique = [len(of_source) - int(np.count_nonzero(of_source)) for of_source in marks[:of_task]]
     if sum(unique) < 2:
         raise too_few(f"{count} identical rows")
     held_out = np.memmap(sides, dtype=np.uint8, mode="r+")
-    each = zip(np.split(held_out, ends[:-1]), selections, marks, held_out_shares(unique, share), strict=True)
+    sides_of_task = np.split(held_out, ends[:-1])[:of_task]
+    each = zip(sides_of_task, selections, marks, held_out_shares(unique, share), strict=False)
     for side, selection, of_source, number in each:
         _mark(side, selection, of_source, number)
     held_out.flush()
     find_copies(digests, sides, followers, deduplicate=False, leakage_check=True)
-    np.bitwise_or(held_out, np.memmap(followers, dtype=np.uint8, mode="r"), out=held_out)
+    last = int(ends[of_task - 1])  # a replayed copy stays where it trains: the leakage check leaves it out by name
+    np.bitwise_or(held_out[:last], np.memmap(followers, dtype=np.uint8, mode="r")[:last], out=held_out[:last])
     return held_out
 
 

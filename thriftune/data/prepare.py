@@ -22,7 +22,7 @@ from thriftune.data.held_out import hold_out
 from thriftune.data.pieces import Pieces
 from thriftune.data.prepared import TRAIN, VALIDATION, write_samples
 from thriftune.data.rejection import REJECTED, Rejections
-from thriftune.data.selection import Selection, select
+from thriftune.data.selection import Mix, Selection, select
 from thriftune.data.sources import OpenSource, open_source
 from thriftune.data.splits import SplitWriter
 from thriftune.data.statistics import DataStats, SourceStats, SplitCounter, where_rows_went
@@ -126,7 +126,11 @@ def fingerprint(
     # The path of the rows and the name of their revision do not matter; `data_version` identifies them. Nor does the
     # order of columns, which is another each time where a run comes from Flyte's console or a launch plan.
     place = {"source", "revision"}
-    meaning = config.model_dump(mode="json", exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}})
+    meaning = config.model_dump(
+        mode="json", exclude={**dict.fromkeys(place, True), "sources": {"__all__": place}, "replay": place}
+    )
+    if config.replay is None:  # as before there was such a key, so that trainings of then resume
+        del meaning["replay"]
     parts = [PREPARATION, json.dumps(meaning, sort_keys=True), str(seed), data_version, tokenizer_version]
     parts += [json.dumps(list(labels))] if labels else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -145,7 +149,7 @@ def _open(config: DataConfig, scratch: Path, token: str | None, table: Sequence[
 
 
 def chosen(
-    opened: Sequence[OpenSource], config: DataConfig, seed: int, scratch: Path
+    opened: Sequence[OpenSource], config: DataConfig, seed: int, scratch: Path, *, is_mixed: bool = True
 ) -> tuple[list[Selection], Iterator[Batch]]:
     """Decide which rows are used, and which of them are held out.
 
@@ -154,6 +158,7 @@ def chosen(
         config: The data section of a run.
         seed: Seed of the run.
         scratch: Folder to write to.
+        is_mixed: Whether to mix the sources as the run does; else all of their rows are used.
 
     Returns:
         The selection of each source, and the batches of rows to convert.
@@ -161,10 +166,15 @@ def chosen(
     Raises:
         DataError: Fewer than two distinct rows are left.
     """
-    weights = [source.weight for source in config.sources if source.weight is not None]
-    counts = [source.count for source in opened]
-    selections = select(counts, weights=weights or None, max_rows=config.max_rows, seed=seed)
-    held_out = hold_out(opened, selections, formats(config), share=config.validation_share, folder=scratch)
+    selections = select([source.count for source in opened], Mix.of(config) if is_mixed else Mix(), seed=seed)
+    held_out = hold_out(
+        opened,
+        selections,
+        formats(config),
+        share=config.validation_share,
+        of_task=len(config.task_sources),
+        folder=scratch,
+    )
     return selections, batches(opened, selections, held_out)
 
 
@@ -179,11 +189,10 @@ def require_columns(opened: Sequence[OpenSource], config: DataConfig) -> None:
         DataError: Names each such source.
     """
     problems = []
-    for number, (source, row_format) in enumerate(zip(opened, formats(config), strict=True)):
+    each = zip(config.source_fields, config.all_sources, opened, formats(config), strict=True)
+    for section, named, source, row_format in each:
         missing = [column for column in row_format.columns if column not in source.columns]
         if missing:
-            section = f"data.sources.{number}" if config.sources else "data"
-            named = config.all_sources[number]
             problems.append(
                 Problem(
                     f"{section}.{'template' if named.template else 'format'}",
@@ -265,6 +274,7 @@ def arranged(
                 source.count,
                 selection.used,
                 unread.explained(pieces.unread, selection.source, named, row_format, source.columns, selection.used),
+                is_replayed=named is config.replay,
             )
             for source, named, selection, row_format in zip(
                 opened, config.all_sources, selections, formats(config), strict=True

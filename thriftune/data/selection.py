@@ -1,10 +1,11 @@
 """Which rows of each source are used: decided by seed and position, without keeping anything in memory."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from thriftune.errors import DataError
 
@@ -12,11 +13,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from thriftune.config import DataConfig
+
     Ranks = npt.NDArray[np.uint64]
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 18
+_ROUNDING = 1e-9  # of shares that are whole numbers of rows
 _WORDS = 4  # Philox generates four numbers at a time
 
 
@@ -53,20 +57,40 @@ class Selection:
             yield ranks[ranks <= self.last_used] if self.used else ranks[:0]
 
 
-def select(
-    counts: Sequence[int],
-    *,
-    weights: Sequence[float] | None = None,
-    max_rows: int | None = None,
-    seed: int,
-) -> list[Selection]:
+@dataclass(frozen=True)
+class Mix:
+    """In which proportion rows of several sources are used; the default is every row.
+
+    Attributes:
+        weights: Relative share of each source in the mix; if None, every row is used. No row is used twice: the
+            scarcest source, by its weight, is used completely.
+        max_rows: Use only this many rows in total, in the proportion of the mix.
+        replayed: Rows of the last source for each row of the others, which have the weights; None if it is like them.
+    """
+
+    weights: Sequence[float] | None = None
+    max_rows: int | None = None
+    replayed: float | None = None
+
+    @classmethod
+    def of(cls, data: "DataConfig") -> Self:
+        """The mix of a run.
+
+        Args:
+            data: The data section of the run.
+        """
+        weights = [source.weight for source in data.sources if source.weight is not None]
+        # The share is of the training rows: of the rows of the task, some are held out.
+        replayed = data.replay.share / (1 - data.replay.share) * (1 - data.validation_share) if data.replay else None
+        return cls(weights or None, data.max_rows, replayed)
+
+
+def select(counts: Sequence[int], mix: Mix, *, seed: int) -> list[Selection]:
     """Decide which rows are used.
 
     Args:
         counts: Number of rows of each source.
-        weights: Relative share of each source in the mix; if None, every row is used. No row is used twice: the
-            scarcest source, by its weight, is used completely.
-        max_rows: Use only this many rows in total, in the proportion of the mix.
+        mix: Their proportion.
         seed: Decides the choice.
 
     Returns:
@@ -75,12 +99,14 @@ def select(
     Raises:
         DataError: Fewer than two rows are left.
     """
-    used = shares(counts, weights, max_rows)
+    used = shares(counts, mix)
     if sum(used) < 2:
         raise too_few(f"{sum(used)} row" + ("s" if sum(used) != 1 else ""))
     for source, use in enumerate(used):
         if use == 0:
-            logger.warning("No row of source %d is used: its weight is too small compared with the others", source)
+            logger.warning("No row of source %d is used: its share is too small compared with the others", source)
+    if left_out := rows_for_lack_of_replay(counts, mix):
+        logger.warning("%d rows are not used: too few replayed rows for them (data.replay.share)", left_out)
     return [
         Selection(seed, source, count, use, nth_lowest(partial(_all_ranks, seed, source, count), use))
         for source, (count, use) in enumerate(zip(counts, used, strict=True))
@@ -103,8 +129,37 @@ def too_few(found: str) -> DataError:
     )
 
 
-def shares(counts: Sequence[int], weights: Sequence[float] | None, max_rows: int | None) -> list[int]:
-    """Number of used rows of each source."""
+def shares(counts: Sequence[int], mix: Mix) -> list[int]:
+    """Number of used rows of each source.
+
+    Args:
+        counts: Number of its rows.
+        mix: Their proportion.
+    """
+    if mix.replayed is None:
+        return _weighted(counts, mix.weights, mix.max_rows)
+    *of_task, available = counts
+    limits = [available / mix.replayed]
+    if mix.max_rows is not None:
+        limits.append(mix.max_rows / (1 + mix.replayed))
+    used = _weighted(of_task, mix.weights, math.floor(min(limits) + _ROUNDING))
+    return [*used, min(available, round(sum(used) * mix.replayed))]
+
+
+def rows_for_lack_of_replay(counts: Sequence[int], mix: Mix) -> int:
+    """Number of rows that are not used because there are too few replayed rows beside them.
+
+    Args:
+        counts: Number of rows of each source.
+        mix: Their proportion.
+    """
+    if mix.replayed is None:
+        return 0
+    plenty = shares([*counts[:-1], math.ceil(sum(counts) * mix.replayed) + 1], mix)
+    return sum(plenty[:-1]) - sum(shares(counts, mix)[:-1])
+
+
+def _weighted(counts: Sequence[int], weights: Sequence[float] | None, max_rows: int | None) -> list[int]:
     used = list(counts)
     if weights is not None:
         size = min(count / weight for count, weight in zip(counts, weights, strict=True))

@@ -144,6 +144,8 @@ def pinned(data: "DataConfig", version_text: str) -> "DataConfig":
         return source.model_copy(update={"revision": commit}) if is_hub_source(source.source) else source
 
     commits = version_text.split("+")
+    if data.replay:
+        data = data.model_copy(update={"replay": pin(data.replay, commits.pop())})
     if not data.sources:
         return pin(data, commits[0])
     pairs = zip(data.sources, commits, strict=True)

@@ -43,8 +43,9 @@ class SourceStats:
         name: The source as the configuration names it.
         format: Format of its rows.
         rows: Number of its rows.
-        used: Number of rows left after `max_rows` and the weights.
+        used: Number of rows left after `max_rows`, the weights and the share of replayed rows.
         unread: Keys of its rows that are not read; those with a hint come first.
+        is_replayed: Whether its rows are only trained on, against forgetting.
     """
 
     name: str
@@ -52,6 +53,7 @@ class SourceStats:
     rows: int
     used: int
     unread: tuple[UnreadKey, ...] = ()
+    is_replayed: bool = False
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def _lines(split: SplitStats, has_parts: bool, labels: Sequence[str]) -> Iterato
 def _lists(stats: DataStats) -> Iterator[str]:
     """Sources and reasons, the first few of each."""
     for source in stats.sources[:_LOG_SOURCES]:
-        yield f"source {source.name} ({source.format}): {number(source.used)} of {number(source.rows)} rows used"
+        what = f"{source.format}, replayed" if source.is_replayed else source.format
+        yield f"source {source.name} ({what}): {number(source.used)} of {number(source.rows)} rows used"
     if more := stats.sources[_LOG_SOURCES:]:
         used, rows = sum(source.used for source in more), sum(source.rows for source in more)
         yield f"{len(more)} more sources: {number(used)} of {number(rows)} rows used"

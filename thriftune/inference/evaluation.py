@@ -1,6 +1,7 @@
 """Measure a finished model on held-out rows: its loss, what that means, and answers to read."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from thriftune.config import RunConfig
 from thriftune.models.classifier import Classes
 from thriftune.models.loading import Placement, attach_adapters, load_model
 from thriftune.models.tokenizer import load_tokenizer
+from thriftune.training.general import GeneralLoss
 from thriftune.training.held_out import EvalReport, held_out_rows, row_losses
 from thriftune.training.objective import objective_of
 from thriftune.training.validation import questions
@@ -38,6 +40,9 @@ def evaluate(
     rows = held_out_rows(dataset_dir, evaluation.max_rows)
     objective = objective_of(config.labels)
     losses = row_losses(model, tokenizer, rows, evaluation.batch, objective=objective)
+    if evaluation.watch_general:
+        general = GeneralLoss(tokenizer, config.data.max_length)
+        losses = replace(losses, general_loss=general.measure(model, evaluation.batch).mean)
     prompts, encoded = questions(dataset_dir, config, tokenizer)
     answers = list(objective.answers(model, tokenizer, encoded, evaluation.max_new_tokens, evaluation.batch))
     report = EvalReport.of(losses, prompts, answers)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune import artifacts
-from thriftune.config import DataSource, MixedSource, RunConfig
+from thriftune.config import DataSource, MixedSource, ReplaySource, RunConfig
 from thriftune.config.formats import TABLE, is_hub_source
 from thriftune.inference.gate import evidence
 from thriftune.inference.gate.comparison import Comparison
@@ -182,6 +182,8 @@ def _data(source: DataSource) -> str:
         facts += [f"{name} {value}" for name, value in given.items() if value]
     if isinstance(source, MixedSource) and source.weight is not None:
         facts.append(f"weight {source.weight:g}")
+    if isinstance(source, ReplaySource):
+        facts.append(f"replayed, {source.share:.0%} of the training rows")
     return _code(source.source) + (f" ({', '.join(facts)})" if facts else "")
 
 

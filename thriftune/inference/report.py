@@ -130,6 +130,9 @@ def loss_rows(metrics: RunMetrics) -> Iterator[tuple[str, str, str]]:
         earlier, later = (getattr(report, measure, None) for report in (before, after))
         if later is not None:
             yield f"held-out {name}", "" if earlier is None else f"{earlier:{form}}", f"{later:{form}}"
+    if after.general_loss is not None:
+        earlier = None if before is None else before.general_loss
+        yield "loss of general answers", "" if earlier is None else f"{earlier:.4f}", f"{after.general_loss:.4f}"
     for saved, trained_as in (
         (training.saved, "trained, before rounding"),
         (metrics.merged, "adapter, before merging"),

@@ -165,7 +165,7 @@ def _read_data(
     notes.learn(data_version=version.value or "")
     if sample.value is not None:
         used, is_whole = sample.value.used_rows(data), sample.value.is_whole
-        notes.learn(rows_sampled=sample.value.count, rows_total=used, is_whole=is_whole)
+        notes.learn(rows_sampled=sample.value.count, rows_total=sum(used) if used else None, is_whole=is_whole)
     return sample.value
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from thriftune.config import DataConfig
 from thriftune.data.report import number, percent
+from thriftune.data.selection import Mix, rows_for_lack_of_replay
 from thriftune.data.statistics import Bin, bins, where_rows_went
 from thriftune.errors import Problem
 from thriftune.models.architecture import Architecture
@@ -46,6 +47,7 @@ def check(
     rejected = list(_rejected(tried, sample, data))
     yield from rejected
     yield from _unread(tried, data)
+    yield from _replayed(sample, data)
     if tried.rejections.rows == tried.rows and rejected:
         return
     yield from _lengths(tried, sample, data)
@@ -107,7 +109,8 @@ def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Proble
         remedy = "Repair chat_template.jinja, use another instruct model, or change the roles in the data."
         yield Problem.coded("chat-template-fails", "data.format", "chat", message, remedy)
         return
-    total = tried.rows if sample.is_whole or share >= _SURELY else sample.used_rows(data)
+    used = [tried.rows] if sample.is_whole or share >= _SURELY else sample.used_rows(data)
+    total = None if used is None else sum(used)
     few = None if total is None else attempt(lambda: rejections.require_few(total, data.max_rejected), _REJECTED, "")
     if few is not None and few.failed:
         yield from few.findings
@@ -122,10 +125,27 @@ def _rejected(tried: Tried, sample: Sample, data: DataConfig) -> Iterator[Proble
         )
 
 
+def _replayed(sample: Sample, data: DataConfig) -> Iterator[Problem]:
+    """Rows of the task that are not used, for lack of rows to replay beside them."""
+    totals = [source.total for source in sample.sources]
+    if data.replay is None or not all(totals):
+        return
+    rows = [total for total in totals if total is not None]
+    left_out = rows_for_lack_of_replay(rows, Mix.of(data))
+    if left_out:
+        yield Problem.coded(
+            "replay-too-few-rows",
+            "data.replay.share",
+            data.replay.share,
+            f"the source has {number(rows[-1])} rows, too few for the others: {number(left_out)} of "
+            f"{number(sum(rows[:-1]))} rows of the task are not used.",
+            "Use a smaller share, or a source with more rows.",
+        )
+
+
 def _unread(tried: Tried, data: DataConfig) -> Iterator[Problem]:
     """Keys that are not read: a warning for each that looks like a misspelt key, one note for the others."""
-    for index, source in enumerate(tried.stats.sources):
-        section = f"data.sources.{index}" if data.sources else "data"
+    for section, source in zip(data.source_fields, tried.stats.sources, strict=True):
         for key in (key for key in source.unread if key.hint):
             message = f"has {key.rows} rows that say something under {key.name!r}, which is not read ({key.hint})."
             mapped = "" if "[]" in key.name else f" Or map it in {section}.columns."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thriftune.config import DataConfig, RunConfig
+from thriftune.config import RunConfig
 from thriftune.data import prepare
 from thriftune.data.conversion import Converter
 from thriftune.data.pieces import Pieces
@@ -79,23 +79,15 @@ def convert(sample: Sample, config: RunConfig, tokenizer: "PreTrainedTokenizerBa
         What became of them. Where the sample is all of the data, the same rows train as in the run.
     """
     logger.info("Preflight: tokenizing %d rows", sample.count)
-    data = config.data if sample.is_whole else _unmixed(config.data)
     with tempfile.TemporaryDirectory() as scratch:
-        return attempt(lambda: _tried(sample, data, config, tokenizer, Path(scratch)), "data.source", "")
+        return attempt(lambda: _tried(sample, config, tokenizer, Path(scratch)), "data.source", "")
 
 
-def _unmixed(data: DataConfig) -> DataConfig:
-    """The same data without weights: with a part of the sources, mixing would leave out rows that should be checked."""
-    mixed = tuple(source.model_copy(update={"weight": None}) for source in data.sources)
-    return data.model_copy(update={"sources": mixed, "max_rows": None})
-
-
-def _tried(
-    sample: Sample, data: DataConfig, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", scratch: Path
-) -> Tried:
-    seed, labels = config.seed, config.labels
+def _tried(sample: Sample, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", scratch: Path) -> Tried:
+    data, seed, labels = config.data, config.seed, config.labels
     opened = [source.opened() for source in sample.sources]
-    selections, coming = prepare.chosen(opened, data, seed, scratch)
+    # Mixing a part of the sources would leave out rows that should be checked.
+    selections, coming = prepare.chosen(opened, data, seed, scratch, is_mixed=sample.is_whole)
     converter = Converter(data, tokenizer, labels)
     uncut = Converter(data.model_copy(update={"max_length": _UNCUT, "long_rows": "truncate"}), tokenizer, labels)
     pieces, lengths, seen = Pieces(scratch, labels), list[int](), _Seen(tokenizer)

@@ -11,7 +11,7 @@ from thriftune.config import DataConfig, RunConfig
 from thriftune.data.conversion import formats
 from thriftune.data.first_rows import FirstRows, Limit, first_rows
 from thriftune.data.prepare import require_columns
-from thriftune.data.selection import shares
+from thriftune.data.selection import Mix, shares
 from thriftune.limits import SAMPLE_BYTES
 from thriftune.preflight.outcome import Outcome, attempt
 
@@ -38,8 +38,8 @@ class Sample:
         """Whether it is all of the data."""
         return all(source.is_whole for source in self.sources)
 
-    def used_rows(self, data: DataConfig) -> int | None:
-        """Rows of all sources that `max_rows` and the weights leave; None where a source does not say how many it has.
+    def used_rows(self, data: DataConfig) -> list[int] | None:
+        """Rows of each source that are used after mixing; None where a source does not say how many it has.
 
         Args:
             data: The data section.
@@ -47,8 +47,7 @@ class Sample:
         totals = [source.total for source in self.sources if source.total is not None]
         if len(totals) < len(self.sources) or not all(totals):
             return None
-        weights = [source.weight for source in data.sources if source.weight is not None]
-        return sum(shares(totals, weights or None, data.max_rows))
+        return shares(totals, Mix.of(data))
 
 
 def wanted_rows(global_batch: int) -> int:
@@ -71,12 +70,12 @@ def read(config: RunConfig, scratch: Path, token: str | None, table: Sequence[Pa
     data = config.data
     limit = Limit(math.ceil(wanted_rows(config.training.global_batch) / len(data.all_sources)), SAMPLE_BYTES)
     found: list[Outcome[FirstRows]] = []
-    for number, (source, row_format) in enumerate(zip(data.all_sources, formats(data), strict=True)):
+    each = zip(data.source_fields, data.all_sources, formats(data), strict=True)
+    for number, (section, source, row_format) in enumerate(each):
         logger.info("Preflight: the first %d rows of %s", limit.rows, source.source)
         folder, columns = scratch / f"source{number}", row_format.all_columns
         reading = partial(first_rows, source, limit, scratch=folder, token=token, table=table, columns=columns)
         begun = attempt(reading, _FIELD, source.source)
-        section = f"data.sources.{number}" if data.sources else "data"
         named = (replace(problem, field=problem.field.replace("data", section, 1)) for problem in begun.findings)
         found.append(replace(begun, findings=tuple(named)))
     if bad := tuple(problem for outcome in found for problem in outcome.findings):

@@ -69,7 +69,8 @@ def of_sample(tried: Tried, sample: Sample, config: RunConfig) -> Steps | None:
         return count(token_rows, config.training)
     if used is None:
         return None
-    training = used * (1 - config.data.validation_share)
+    of_task = sum(used[: len(config.data.task_sources)])  # of which some are held out
+    training = sum(used) - config.data.validation_share * of_task
     return count(max(1, round(token_rows / tried.train.rows * training)), config.training, is_exact=False)
 
 

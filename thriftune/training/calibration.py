@@ -81,7 +81,7 @@ def of_few_steps(config: RunConfig, plan: TrainingPlan) -> RunConfig:
     training = {"max_steps": steps, "log_every": 1, "report_to": "none", "keep": "last", "patience": None}
     changes: dict[str, dict[str, Any]] = {
         "training": {**training, "on_divergence": "stop"},
-        "evaluation": {"every_steps": 1, "max_rows": rows, "prompts": (), "max_new_tokens": 1},
+        "evaluation": {"every_steps": 1, "max_rows": rows, "prompts": (), "max_new_tokens": 1, "watch_general": False},
         "checkpoints": {"resume_from": None},
         "plan": {"budget": None},
     }

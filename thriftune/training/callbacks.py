@@ -184,9 +184,10 @@ class ValidationCallback(TrainerCallback):
         so_far = (
             "before training" if not step else "the lowest so far" if lowest == step else f"lowest at step {lowest}"
         )
+        general = "" if losses.general_loss is None else f"  general loss {losses.general_loss:.4f}"
         logger.info(
-            "step %d/%d  held-out loss %.4f  %s  (%s)",
-            step, state.max_steps, losses.mean, losses.quality, so_far,
+            "step %d/%d  held-out loss %.4f  %s%s  (%s)",
+            step, state.max_steps, losses.mean, losses.quality, general, so_far,
         )  # fmt: skip
 
     def _stop_if_in_vain(self, control: TrainerControl) -> None:

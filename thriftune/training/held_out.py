@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-_ALONE = Rank(index=0, local_index=0, world_size=1)
+ALONE = Rank(index=0, local_index=0, world_size=1)
 _LARGEST_EXPONENT = 700  # exp() of more overflows a float
 # Keys in the Trainer's log.
-ACCURACY, MACRO_F1 = "eval_accuracy", "eval_macro_f1"
+ACCURACY, MACRO_F1, GENERAL_LOSS = "eval_accuracy", "eval_macro_f1", "eval_general_loss"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class EvalReport:
         answers: The model's answer to each prompt.
         accuracy: Share of the rows whose class was named; None for a language model.
         macro_f1: F1 of each class, and then the mean over the classes; None for a language model.
+        general_loss: Mean per token of the right answers to general questions, in nats; None where not measured.
     """
 
     loss: float
@@ -44,6 +45,7 @@ class EvalReport:
     answers: list[str]
     accuracy: float | None = None
     macro_f1: float | None = None
+    general_loss: float | None = None
 
     @classmethod
     def of(cls, losses: "RowLosses", prompts: list[str], answers: list[str]) -> Self:
@@ -54,8 +56,8 @@ class EvalReport:
             prompts: The prompts.
             answers: The model's answer to each.
         """
-        accuracy, macro_f1 = losses.accuracy, losses.macro_f1
-        return cls(losses.mean, losses.perplexity, losses.count, prompts, answers, accuracy, macro_f1)
+        measures = (losses.accuracy, losses.macro_f1, losses.general_loss)
+        return cls(losses.mean, losses.perplexity, losses.count, prompts, answers, *measures)
 
     @property
     def quality(self) -> str:
@@ -77,12 +79,14 @@ class RowLosses:
         tokens: Number of trained tokens of each row; of a classifier, 1.
         guesses: Likeliest class of each row; empty for a language model.
         classes: The class of each row's label; empty for a language model.
+        general_loss: Mean per token of the right answers to general questions, in nats; None where not measured.
     """
 
     sums: tuple[float, ...]
     tokens: tuple[int, ...]
     guesses: tuple[int, ...] = ()
     classes: tuple[int, ...] = ()
+    general_loss: float | None = None
 
     @property
     def count(self) -> int:
@@ -130,6 +134,7 @@ class RowLosses:
     def logged(self) -> dict[str, float]:
         """What the log says beside the loss."""
         measures = {"eval_perplexity": self.perplexity, ACCURACY: self.accuracy, MACRO_F1: self.macro_f1}
+        measures[GENERAL_LOSS] = self.general_loss
         return {name: value for name, value in measures.items() if value is not None}
 
     @property
@@ -178,7 +183,7 @@ def row_losses(
     tokenizer: "PreTrainedTokenizerBase",
     rows: "Dataset",
     batch: int,
-    rank: Rank = _ALONE,
+    rank: Rank = ALONE,
     on_batch: Callable[[], None] = lambda: None,
     objective: Objective = LANGUAGE,
 ) -> RowLosses:
@@ -221,7 +226,7 @@ def held_out_loss(
     tokenizer: "PreTrainedTokenizerBase",
     rows: "Dataset",
     batch: int,
-    rank: Rank = _ALONE,
+    rank: Rank = ALONE,
     objective: Objective = LANGUAGE,
 ) -> tuple[float, int]:
     """Measure the mean loss per trained token, or of a classifier per row.

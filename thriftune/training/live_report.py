@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from thriftune.gpu_hours import GpuHours
 from thriftune.training import report
 from thriftune.training.charts import Chart, duration
-from thriftune.training.held_out import ACCURACY, MACRO_F1
+from thriftune.training.held_out import ACCURACY, GENERAL_LOSS, MACRO_F1
 from thriftune.training.lines import Kind, Line, by_step
 from thriftune.training.live import Progress, Remaining, progress_of
 from thriftune.training.live_charts import charts_of, memory_chart
@@ -132,6 +132,7 @@ def curve_of(lines: Sequence[Line]) -> Curve:
             line.values["loss"],
             line.values.get(ACCURACY),
             line.values.get(MACRO_F1),
+            line.values.get(GENERAL_LOSS),
         )
         for line in lines
         if line.kind == "validation" and "loss" in line.values

@@ -175,7 +175,8 @@ def loss_chart(curve: Curve, events: Sequence[Event]) -> Chart:
     """
     kept, dropped = _split(curve.losses)
     held_out = [(float(validation.step), validation.loss) for validation in curve.validations]
-    points = [*((float(step), loss) for step, loss in curve.losses), *held_out]
+    general = [(float(v.step), v.general_loss) for v in curve.validations if v.general_loss is not None]
+    points = [*((float(step), loss) for step, loss in curve.losses), *held_out, *general]
     finite = [loss for _, loss in points if math.isfinite(loss)] or [0.0]
     low, high, labels = scale(min(finite), max(finite))
     first, last = int(min(step for step, _ in points)), int(max(step for step, _ in points))
@@ -189,9 +190,10 @@ def loss_chart(curve: Curve, events: Sequence[Event]) -> Chart:
         lines.append(("quiet", dots(thinned(kept), box)))
         lines.append(("main", path(thinned(smoothed(kept, weight)), box)))
         note += f"; smoothed by an exponential moving average of weight {weight:.3g}"
-    measured = [point for point in held_out if math.isfinite(point[1])]
-    if measured:
-        lines += [("held-out", path(measured, box)), ("held-out-points", dots(measured, box))]
+    for name, found in (("held-out", held_out), ("general", general)):
+        measured = [point for point in found if math.isfinite(point[1])]
+        if measured:
+            lines += [(name, path(measured, box)), (f"{name}-points", dots(measured, box))]
     steps = step_ticks(first, last)
     return Chart(
         title="Loss",

@@ -16,7 +16,7 @@ from thriftune.models.saving import SavedWeights
 from thriftune.overhead import START_GIB
 from thriftune.training.guards.oom import Halvings
 from thriftune.training.guards.resources import FillWarning, ResourceWatch, Samples
-from thriftune.training.held_out import ACCURACY, MACRO_F1, EvalReport
+from thriftune.training.held_out import ACCURACY, GENERAL_LOSS, MACRO_F1, EvalReport
 from thriftune.training.memory_watch import MemoryUse, PeakMemory, warn_if_far_off
 from thriftune.training_plan import TrainingPlan
 
@@ -91,6 +91,7 @@ class Validation:
         loss: Mean negative log-likelihood per trained token of the held-out rows, in nats; of a classifier, per row.
         accuracy: Share of the rows whose class was named; None for a language model.
         macro_f1: Mean of the F1 of the classes; None for a language model.
+        general_loss: Mean per token of the right answers to general questions, in nats; None where not measured.
     """
 
     step: int
@@ -98,6 +99,7 @@ class Validation:
     loss: float
     accuracy: float | None = None
     macro_f1: float | None = None
+    general_loss: float | None = None
 
     @property
     def rank(self) -> float:
@@ -239,6 +241,7 @@ def logged_validations(state: "TrainerState") -> list[Validation]:
             float(entry[HELD_OUT_LOSS]),
             entry.get(ACCURACY),
             entry.get(MACRO_F1),
+            entry.get(GENERAL_LOSS),
         )
         for entry in state.log_history
         if HELD_OUT_LOSS in entry

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from thriftune import distributed
 from thriftune.overhead import START_GIB
 from thriftune.training.guarding import loss_scale
-from thriftune.training.held_out import ACCURACY, MACRO_F1
+from thriftune.training.held_out import ACCURACY, GENERAL_LOSS, MACRO_F1
 from thriftune.training.lines import Journal
 from thriftune.training.result import HELD_OUT_LOSS
 from thriftune.training_plan import TrainingPlan
@@ -114,7 +114,7 @@ class Telling(TrainerCallback):
         if not self._is_main or not logs:
             return
         if HELD_OUT_LOSS in logs:
-            measured = {name: logs.get(name) for name in (ACCURACY, MACRO_F1)}
+            measured = {name: logs.get(name) for name in (ACCURACY, MACRO_F1, GENERAL_LOSS)}
             tokens = float(state.num_input_tokens_seen)
             self._journal.write("validation", state.global_step, loss=logs[HELD_OUT_LOSS], tokens=tokens, **measured)
         elif "grad_norm" in logs and time.monotonic() - self._said <= _LEAST_SECONDS:

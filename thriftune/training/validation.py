@@ -13,6 +13,7 @@ from thriftune.config import RunConfig
 from thriftune.data.prepared import load_samples
 from thriftune.data.questions import encode_prompt
 from thriftune.models.separation import require_separation
+from thriftune.training.general import GeneralLoss
 from thriftune.training.held_out import EvalReport, RowLosses, held_out_rows, row_losses
 from thriftune.training.result import HELD_OUT_LOSS, Validation, logged_validations
 
@@ -48,6 +49,10 @@ class Validator:
     ) -> None:
         self._trainer, self._config, self._dataset_dir, self._on_batch = trainer, config, dataset_dir, on_batch
         self.rows = held_out_rows(dataset_dir, config.evaluation.max_rows)
+        self._general: GeneralLoss | None = None
+        if config.evaluation.watch_general:
+            tokenizer: Any = trainer.processing_class
+            self._general = GeneralLoss(tokenizer, config.data.max_length)
         self._measured: tuple[int, RowLosses] | None = None
 
     def is_due(self, state: "TrainerState") -> bool:
@@ -101,7 +106,7 @@ class Validator:
         return self._measured[1] if self._measured and self._measured[0] == step else None
 
     def losses(self, *, is_logged: bool = True) -> RowLosses:
-        """Measure the held-out rows.
+        """Measure the held-out rows, and the general questions where the run watches them.
 
         Args:
             is_logged: Whether to log the loss as that of the present step.
@@ -111,6 +116,9 @@ class Validator:
             batch = self._trainer.args.per_device_eval_batch_size
             rank, objective = distributed.current_rank(), self._trainer.objective
             losses = row_losses(model, tokenizer, self.rows, batch, rank, self._on_batch, objective)
+            if self._general is not None:
+                general = self._general.measure(model, batch, rank, self._on_batch)
+                losses = replace(losses, general_loss=general.mean)
         if is_logged:
             self._measured = (self._trainer.state.global_step, losses)
             self._log(losses)

@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 
 from thriftune.batching import Batch
 from thriftune.config import RunConfig
+from thriftune.data.general import general_items
 from thriftune.devices import Speed
 from thriftune.models.architecture import Architecture
 from thriftune.planning.choices import Choice
@@ -33,6 +34,8 @@ _FROM_CPU = "from this CPU's speed, measured a moment ago"
 _HALF = 2
 # A validation each tenth of the run, and one before and one after it.
 _VALIDATIONS = 12
+# Tokens of a question of general-mini and its answer in SmolLM2's chat template, on average.
+_GENERAL_TOKENS = 47
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,13 @@ class Times:
         beside = [lengths[start : start + batch.micro_batch] for start in range(0, len(lengths), batch.micro_batch)]
         return sum(map(max, beside)) / len(beside) / self.config.data.max_length
 
+    def _general_rows(self) -> float:
+        """As many rows of the run's length as the general questions, which are short, take the time of."""
+        if not self.config.evaluation.watch_general:
+            return 0.0
+        lengths = self.size.lengths
+        return len(general_items()) * min(1.0, _GENERAL_TOKENS * len(lengths) / sum(lengths))
+
     def _beside(self, choice: Choice, work: PassWork, speed: Speed) -> dict[str, float]:
         """Seconds by what is done once, besides the steps."""
         batch, evaluation = choice.batch, self.config.evaluation
@@ -199,7 +209,7 @@ class Times:
         is_here = choice.offer.name == THIS_MACHINE
         network = min(choice.offer.network_gbps * 1e9 / 8 or _FETCHED_PER_SECOND, _FETCHED_PER_SECOND)
         held_out = self.config.data.validation_share * self.size.rows or evaluation.max_rows
-        rows = min(evaluation.max_rows, held_out)
+        rows = min(evaluation.max_rows, held_out) + self._general_rows()
         times = 2 + self.steps // evaluation.every_steps if evaluation.every_steps else _VALIDATIONS
         forward = sum(pass_seconds(work.forward, speed, is_queued=choice.offer.device.is_gpu).values())
         found = {
