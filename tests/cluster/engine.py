@@ -20,7 +20,7 @@ from flyteidl.core.literals_pb2 import LiteralMap
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.core.workflow_pb2 import Node, WorkflowTemplate
 
-from cluster import records
+from cluster import array, records
 from cluster.cache import Cache
 from cluster.description import UnschedulableError
 from cluster.literals import INPUTS, promised, resolve
@@ -123,6 +123,9 @@ class Engine:
             if node.WhichOneof("target") == "task_node":
                 task = scope.tasks[key(node.task_node.reference_id)]
                 return records.succeed(record, self._run_cached(scope, record, node, task))
+            if node.WhichOneof("target") == "array_node":
+                record.execution.metadata.is_array = True
+                return records.succeed(record, self._run_array(scope, node_id, node, inputs))
             if node.workflow_node.HasField("sub_workflow_ref"):
                 record.execution.metadata.is_parent_node = True
                 template = scope.workflows[key(node.workflow_node.sub_workflow_ref)]
@@ -134,6 +137,28 @@ class Engine:
         except AbortedError:
             records.abort(record)
             raise
+
+    def _run_array(self, scope: _Scope, node_id: str, node: Node, inputs: LiteralMap) -> LiteralMap:
+        """Run one node for each item, as many at a time as it allows; each has its own cache entry and attempts."""
+        given = array.Array(node.array_node, inputs)
+        task = array.of_one(scope.tasks[key(node.array_node.node.task_node.reference_id)])
+
+        def run(index: int) -> LiteralMap:
+            own = f"{node_id}-n{index}"
+            record = scope.run.begin_node(own, node.id, node_id, given.inputs_of(index))
+            record.part = records.Part(index, inputs)
+            try:
+                if scope.run.is_aborted:
+                    raise AbortedError
+                return records.succeed(record, self._run_cached(scope, record, node.array_node.node, task))
+            except NodeFailedError as failure:
+                records.fail(record, failure.error)
+                raise
+            except AbortedError:
+                records.abort(record)
+                raise
+
+        return given.run(run, NodeFailedError)
 
     def _run_cached(self, scope: _Scope, record: NodeRecord, node: Node, task: TaskTemplate) -> LiteralMap:
         status = record.execution.closure.task_node_metadata
@@ -157,10 +182,11 @@ class Engine:
         previous = scope.run.checkpoints.get(str(record.execution.id.node_id), "")
         for attempt in itertools.count():
             place = self._place(scope.run, record, attempt, previous)
-            self._store.put(place.inputs, record.inputs.SerializeToString())
+            given = record.part.inputs if record.part else record.inputs
+            self._store.put(place.inputs, given.SerializeToString())
             trial, record.checkpoint = record.begin_attempt(task.id, task.type), place.checkpoint
             name = f"{scope.run.name}-{record.execution.id.node_id}-{attempt}"
-            environment = _environment(scope.run, task, attempt)
+            environment = {**_environment(scope.run, task, attempt), **(record.part.environment if record.part else {})}
             try:
                 statuses = self._pods.run(name, task, node.task_node.overrides, place, environment)
             except UnschedulableError as error:  # Flyte would wait until the attempt's time is over
