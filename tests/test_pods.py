@@ -29,7 +29,7 @@ from thriftune.planning.node_types import NodeType
 from thriftune.planning.pod import Promise, differences, job_problem, passing, promise_of, require_none
 from thriftune.pod_reading import PodReading
 from thriftune.stores.store import Store
-from thriftune.training_plan import NodeRequest
+from thriftune.planned_node import NodeRequest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "pods.md").read_text(encoding="utf-8")

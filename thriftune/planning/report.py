@@ -170,6 +170,10 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
     if plan.evaluation and plan.evaluation.is_asked:
         node, price = plan.evaluation, f"{plan.evaluation.price_per_hour:,.2f} {plan.currency} per hour"
         yield "result measured on", _place(1, node.instance), f"{_counted(node.devices, node.device)}, {price}"
+    if (node := plan.benchmarks) is not None and node.instance != THIS_MACHINE:
+        at_once = f", at most {node.parallel} at a time" if node.parallel < node.pods else ""
+        price = f"{_counted(node.devices, node.device)}, {node.price_per_hour:,.2f} {plan.currency} per hour"
+        yield "benchmarks on", _place(1, node.instance), f"{price}; {_counted(node.pods, 'pod')}{at_once}"
     if (verdict := plan.memory.verdict) is not None:
         yield "memory", verdict.answer, sentence(verdict)
     items = ", ".join(f"{item} {gib(size)}" for item, size in plan.memory.disk.items())
