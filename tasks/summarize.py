@@ -14,6 +14,8 @@ from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.disk import writing_to
 from thriftune.inference.cost import Cost
+from thriftune.inference.gate.comparison import Comparison
+from thriftune.inference.gate.verdict import Verdict
 from thriftune.inference.report import RunMetrics, summary_table
 from thriftune.inference.timing import Timing
 from thriftune.models.saving import SavedWeights
@@ -41,6 +43,9 @@ def summarize(
     saved_model: EvalReport | None = None,
     before: EvalReport | None = None,
     after: EvalReport | None = None,
+    comparison: Comparison | None = None,
+    verdict: Verdict | None = None,
+    items: FlyteDirectory | None = None,
 ) -> RunMetrics:
     """Put the metrics of a run together, log them as a table, and show them on a page.
 
@@ -55,6 +60,9 @@ def summarize(
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
         before: Answers of the model before training, where an earlier run trained and was asked otherwise; else None.
         after: Answers of the result, in the same case.
+        comparison: The base and the result on benchmarks; None if the run has none.
+        verdict: What the gate decides of it; None if there is none.
+        items: The results of both on each item; None if there are none.
 
     Returns:
         The metrics; a local run also writes them to outputs/<run>/<start time>/metrics.json.
@@ -62,7 +70,8 @@ def summarize(
     Raises:
         ResultError: A result is not in the store, as where the bucket's rules removed what the cache serves.
     """
-    outputs = {"model": uri_of(model)} | ({"adapter": uri_of(adapter)} if adapter else {})
+    made = {"model": model, "adapter": adapter, "benchmarks": items}
+    outputs = {kind: uri_of(one) for kind, one in made.items() if one is not None}
     results.require_there(outputs)
     asked = Asked.of(config)
     remarks = [_NO_ANSWERS] if training.asked != asked and after is None else []
@@ -70,8 +79,19 @@ def summarize(
         logger.warning(remark)
     cost = Cost.of(plan, training, is_of_another_run=settings.is_of_another_run(uri_of(adapter or model)))
     answering = _answering(training, asked, before, after)
+    timing = Timing.of(plan, training)
     metrics = RunMetrics(
-        config.name, config.method, answering, outputs, merged, saved_model, cost, remarks, Timing.of(plan, training)
+        config.name,
+        config.method,
+        answering,
+        outputs,
+        merged,
+        saved_model,
+        cost,
+        remarks,
+        timing,
+        comparison,
+        verdict,
     )
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)

@@ -10,6 +10,8 @@ from pydantic import TypeAdapter
 
 from thriftune import pages
 from thriftune.inference.cost import Cost
+from thriftune.inference.gate.comparison import Comparison
+from thriftune.inference.gate.verdict import Verdict
 from thriftune.inference.side_by_side import side_by_side
 from thriftune.inference.timing import Timing
 from thriftune.methods import METHODS
@@ -40,6 +42,8 @@ class RunMetrics:
         cost: What the training's nodes cost; None in metrics of older versions.
         remarks: Sentences that a reader of these numbers must know.
         timing: Planned and measured time of a step; None where one of them is not known.
+        comparison: The base and the result on benchmarks; None if the run has none.
+        verdict: What the gate decides of it; None if there is none.
     """
 
     name: str
@@ -51,6 +55,8 @@ class RunMetrics:
     cost: Cost | None = None
     remarks: list[str] = field(default_factory=list)
     timing: Timing | None = None
+    comparison: Comparison | None = None
+    verdict: Verdict | None = None
 
 
 def metrics_from_json(content: dict[str, Any]) -> RunMetrics:

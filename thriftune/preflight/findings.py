@@ -24,6 +24,7 @@ class Facts:
         model_version: Version of the base model (`thriftune.models.fetching.version`).
         tokenizer_version: Fingerprint of its tokenizer (`thriftune.models.tokenizer.fingerprint`).
         data_version: Version of the data (`thriftune.data.sources.versions`).
+        benchmarks_version: Versions of the benchmarks by name, as JSON; empty if there are none.
         license: Of the base model.
         parameters: Of the base model.
         rows_sampled: Rows read.
@@ -45,6 +46,7 @@ class Facts:
     model_version: str = ""
     tokenizer_version: str = ""
     data_version: str = ""
+    benchmarks_version: str = ""
     license: str = ""
     parameters: int | None = None
     rows_sampled: int = 0

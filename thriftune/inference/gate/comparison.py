@@ -1,0 +1,10 @@
+"""Placeholder."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Placeholder."""
+
+    confidence: float
