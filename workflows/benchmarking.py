@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import results
+from tasks import results, settings
 from tasks.benchmark import benchmark_shard, prepare_benchmarks
 from tasks.benchmark_jobs import Asking, jobs_of, versions_with_rows
 from tasks.compare_benchmarks import compare_benchmarks
@@ -139,7 +139,7 @@ def measure_base(
     section, node = config.benchmarks, plan.benchmarks
     if section is None or node is None:
         return None
-    settings = Settings(
+    asked = Settings(
         batch=section.batch,
         max_new_tokens=section.max_new_tokens,
         temperature=section.temperature,
@@ -148,7 +148,7 @@ def measure_base(
         trust_remote_code=config.model.trust_remote_code,
         max_rows=config.evaluation.max_rows,
     )
-    asking = Asking(settings, node, held_in_four_bit(config))
+    asking = Asking(asked, node, held_in_four_bit(config))
     own = versions_with_rows(versions.benchmarks_by_name, steps.rows)
     benchmarking = make_ready(section, asking, own, ready.dataset if section.has_held_out else None)
     base = Subject(known_by.model(config.model, versions.model), ready.model, times=benchmarking.repeats)
@@ -169,13 +169,19 @@ def compare_with_base(
     """
     if before is None:
         return Compared()
-    trained, adapter = steps.training.cache_key, ""
+    trained, adapter = _of_this_run(config, steps.training.cache_key), ""
     if made.adapter is not None and steps.merged is None:
         adapter = artifacts.key_of(trained)
         subject = Subject(steps.model.cache_key, made.model, {adapter: made.adapter})
     else:
-        subject = Subject(steps.merged.cache_key if steps.merged else trained, made.result)
+        merged = _of_this_run(config, steps.merged.cache_key) if steps.merged else trained
+        subject = Subject(merged, made.result)
     tuned, repeats = before.benchmarking.measure(subject), before.benchmarking.repeats
     found = {"base": before.base, "tuned": tuned.made, "served": tuned.served, "adapter": adapter}
     compared = compare_benchmarks(config=config, repeats=repeats, training=training, **found)
     return Compared(compared.comparison, compared.verdict, compared.items)
+
+
+def _of_this_run(config: RunConfig, key: str) -> str:
+    """What a result is known by. A local run makes it anew each time, so that it is no other run's."""
+    return artifacts.key_of(key, str(settings.result_path(config.name, "benchmarks"))) if settings.is_local() else key
