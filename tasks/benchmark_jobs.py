@@ -89,10 +89,10 @@ def jobs_of(
     model: str,
     adapters: Sequence[str] = (),
     times: int = 1,
+    *,
+    from_index: bool = False,
 ) -> Jobs:
     """The pods that measure a model, or adapters on it: all of these with one load of the model.
-
-    What the index already has of an adapter is not measured again. Of a model itself, Flyte's cache decides.
 
     Args:
         section: The benchmarks.
@@ -101,6 +101,8 @@ def jobs_of(
         model: What the model is known by.
         adapters: What each adapter on it is known by; empty to measure the model itself.
         times: How often to measure.
+        from_index: Whether what the index has of an adapter is not measured again, although Flyte's cache may know it
+            only together with other adapters.
 
     Raises:
         ResultError: The index may not be read or written.
@@ -108,7 +110,7 @@ def jobs_of(
     found = Jobs([], [], [])
     for task, job in _all(section, times):
         steps = {one: _step(task, job, asking, versions, model, one) for one in adapters or ("",)}
-        wanted = {one: step for one, step in steps.items() if not (one and step.is_made)}
+        wanted = {one: step for one, step in steps.items() if not (from_index and one and step.is_made)}
         found.served.extend(url for one, step in steps.items() if one not in wanted for url in step.results)
         if wanted:
             found.keys.append(artifacts.key_of(*(step.cache_key for step in wanted.values())))

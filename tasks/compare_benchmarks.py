@@ -1,28 +1,33 @@
 """Join what the shards of benchmarks measured, compare models on the same items, and decide."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import NamedTuple
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import settings
+from tasks import pages, settings
 from tasks.declaring import cpu_task
 from tasks.transfer import download, upload
 from thriftune import artifacts
 from thriftune.config import RunConfig
+from thriftune.config.benchmark_run import BASE, BenchmarkRun
 from thriftune.config.publishing import GateConfig
 from thriftune.inference.benchmarks.results import Results
+from thriftune.inference.benchmarks.scores import BenchmarkScores, page_of_scores, scores_of
 from thriftune.inference.gate.comparing import compare
 from thriftune.inference.gate.comparison import Comparison
+from thriftune.inference.gate.report import page_of_benchmarks
 from thriftune.inference.gate.verdict import Verdict, decide
 from thriftune.training.held_out import EvalReport
 from thriftune.training.result import Asked, TrainingResult
 
 logger = logging.getLogger("thriftune.tasks.compare_benchmarks")
 
-BASE = "base"  # the folder of a shard with the results of the model itself
 _TUNED = "tuned"
 
 
@@ -40,7 +45,6 @@ def compare_benchmarks(
     repeats: int,
     base: list[FlyteDirectory],
     tuned: list[FlyteDirectory],
-    served: list[FlyteDirectory],
     adapter: str,
     training: TrainingResult,
 ) -> ComparedBenchmarks:
@@ -51,7 +55,6 @@ def compare_benchmarks(
         repeats: How often the base was measured.
         base: Results of its shards: those of the first time, then those of the next.
         tuned: Results of the shards of the result.
-        served: Those that the index had.
         adapter: What the adapter is known by whose results these are; empty for a model.
         training: What was measured while it trained, with answers before and after.
 
@@ -59,7 +62,7 @@ def compare_benchmarks(
         The comparison, the verdict, and all results as Parquet.
     """
     measured = joined(base, BASE, repeats)
-    result = joined([*tuned, *served], adapter or BASE)[0]
+    result = joined(tuned, adapter or BASE)[0]
     gate = config.publish.gate if config.publish else None
     confidence = gate.confidence if gate else GateConfig().confidence
     comparison = compare(measured, result, confidence, config.seed, _samples(config, training))
@@ -69,18 +72,91 @@ def compare_benchmarks(
     return ComparedBenchmarks(comparison, verdict, items)
 
 
+class BenchmarkResult(NamedTuple):
+    """The results item by item as Parquet, a folder for each model, and the scores of all of them."""
+
+    items: FlyteDirectory
+    scores: BenchmarkScores
+
+
+@task(**cpu_task(), enable_deck=True, deck_fields=())
+def summarize_benchmarks(
+    config: BenchmarkRun,
+    repeats: int,
+    base: list[FlyteDirectory],
+    tuned: list[FlyteDirectory],
+    served: list[FlyteDirectory],
+    adapters: dict[str, str],
+) -> BenchmarkResult:
+    """Put together what a run measured that does not train, compare each adapter with the model, and show all of it.
+
+    Args:
+        config: The run.
+        repeats: How often the model itself was measured.
+        base: Results of its shards: those of the first time, then those of the next.
+        tuned: Results of the shards of the adapters.
+        served: Those that the index had.
+        adapters: What each adapter is known by, by its name.
+
+    Returns:
+        All results as Parquet, and the scores.
+    """
+    measured = joined(base, BASE, repeats)
+    shards = download_all([*tuned, *served])
+    found = {name: joined_of(shards, key) for name, key in adapters.items()}
+    confidence = config.gate.confidence if config.gate else GateConfig().confidence
+    comparisons = {name: compare(measured, one, confidence, config.seed) for name, one in found.items()}
+    verdicts = {name: decide(one, config.gate) for name, one in comparisons.items()} if config.gate else {}
+    for name, verdict in verdicts.items():
+        logger.info("%s: %s", name, verdict.sentence)
+    results = {BASE: measured[0], **found}
+    scores = BenchmarkScores(
+        config.name, {name: scores_of(one) for name, one in results.items()}, comparisons, verdicts
+    )
+    _show(config.name, results, scores)
+    return BenchmarkResult(write_items(config.name, results), scores)
+
+
+def _show(run_name: str, results: Mapping[str, Results], scores: BenchmarkScores) -> None:
+    """Log the scores, and show them on a page."""
+    lines = [f"{model}  {metric}  {score:.4f}" for model, own in scores.scores.items() for metric, score in own.items()]
+    logger.info("\n%s", "\n".join(lines))
+    if scores.comparisons:
+        page = page_of_benchmarks(run_name, scores.comparisons, scores.verdicts)
+    else:
+        page = page_of_scores(run_name, results[BASE])
+    pages.show("benchmarks", run_name, page, json.dumps(asdict(scores), indent=2) + "\n")
+
+
 def joined(shards: Sequence[FlyteDirectory], name: str, times: int = 1) -> list[Results]:
     """The results of a model, once for each time that it was measured.
 
     Args:
         shards: Results of its shards: those of the first time, then those of the next.
-        name: The folder in each that has them; shards without it are those of other adapters.
+        name: The folder in each that has them.
         times: How often it was measured.
     """
-    count = len(shards) // times
-    found = [download(shard) / name for shard in shards]
-    parts = [found[first * count : (first + 1) * count] for first in range(times)]
-    return [Results.joined([Results.read(part) for part in own if part.is_dir()]) for own in parts]
+    found, count = download_all(shards), len(shards) // times
+    return [joined_of(found[first * count : (first + 1) * count], name) for first in range(times)]
+
+
+def download_all(shards: Sequence[FlyteDirectory]) -> list[Path]:
+    """Bring the results of shards to this disk.
+
+    Args:
+        shards: The results.
+    """
+    return [download(shard) for shard in shards]
+
+
+def joined_of(shards: Sequence[Path], name: str) -> Results:
+    """The results of one model.
+
+    Args:
+        shards: Results of shards; one that measured other adapters only has no folder of that name.
+        name: The folder in each that has them.
+    """
+    return Results.joined([Results.read(shard / name) for shard in shards if (shard / name).is_dir()])
 
 
 def write_items(run_name: str, results: Mapping[str, Results]) -> FlyteDirectory:

@@ -108,13 +108,19 @@ def _check(
     return checked
 
 
+def hub_secret(token: str | None) -> list[SecretState]:
+    """The secret of the tasks that talk to the hub, if the platform names one.
+
+    Args:
+        token: Hub token that this task has.
+    """
+    hub, what = settings.PLATFORM.hub_secret, "the tasks that talk to the hub"
+    return [SecretState(variable("hub_secret"), hub, token is not None, what)] if hub else []
+
+
 def _secrets(config: RunConfig, token: str | None) -> list[SecretState]:
     """The secrets that the run needs or the platform names."""
-    hub, wandb = settings.PLATFORM.hub_secret, settings.PLATFORM.wandb_secret
-    states = []
-    if hub:
-        what = "the tasks that talk to the hub"
-        states.append(SecretState(variable("hub_secret"), hub, token is not None, what))
+    wandb, states = settings.PLATFORM.wandb_secret, hub_secret(token)
     if config.training.report_to == "wandb":
         there = settings.has_wandb_login()
         states.append(SecretState(variable("wandb_secret"), wandb, there, "reporting to Weights & Biases"))

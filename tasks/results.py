@@ -14,7 +14,7 @@ from tasks.declaring import FETCH_CACHE, PREPARE_CACHE, TRAIN_CACHE
 from tasks.transfer import transient_errors_retried, uri_of
 from thriftune import artifacts
 from thriftune.checkpoints import known_by
-from thriftune.config import RunConfig
+from thriftune.config import ModelConfig, RunConfig
 from thriftune.config.choices import METHODS
 from thriftune.data import prepare
 from thriftune.errors import Problem, ResultError, UserError
@@ -107,7 +107,7 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     Raises:
         ResultError: The index may not be read or written.
     """
-    base, model = step_of_model(config, versions.model)
+    base, model = step_of_model(config.model, versions.model)
     rows = prepare.fingerprint(config.data, config.seed, versions.data, versions.tokenizer, config.labels)
     trained = known_by.training(config, plan, base=base, dataset=rows, start=versions.start)
     kind = METHODS[config.method].result
@@ -123,17 +123,17 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     return Steps(model, dataset, training, merged, artifacts.key_of(base, versions.start), rows)
 
 
-def step_of_model(config: RunConfig, version: str) -> tuple[str, Step]:
-    """What a run's base model is known by, and the step that fetches it.
+def step_of_model(model: ModelConfig, version: str) -> tuple[str, Step]:
+    """What a base model is known by, and the step that fetches it.
 
     Args:
-        config: The run.
+        model: The model section of a run.
         version: Present version of the model's source.
 
     Raises:
         ResultError: The index may not be read or written.
     """
-    base = known_by.model(config.model, version)
+    base = known_by.model(model, version)
     return base, step("model", FETCH_CACHE, base, "the fetched base model")
 
 

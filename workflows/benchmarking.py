@@ -41,12 +41,14 @@ class Subject:
         model: A promise of it.
         adapters: Promises of adapters on it, by what each is known by; none to measure the model itself.
         times: How often to measure it.
+        from_index: Whether results of adapters that the index has are taken from there.
     """
 
     key: str
     model: Any
     adapters: Mapping[str, Any] = field(default_factory=dict)
     times: int = 1
+    from_index: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Benchmarking:
             subject: What to measure.
         """
         adapters, asking = dict(subject.adapters), self.asking
-        found = jobs_of(self.section, asking, self.versions, subject.key, list(adapters), subject.times)
+        model, times, reuse = subject.key, subject.times, subject.from_index
+        found = jobs_of(self.section, asking, self.versions, model, list(adapters), times, from_index=reuse)
         served = [FlyteDirectory(url) for url in found.served]
         if not found.jobs:
             return Measured([], served)
@@ -177,7 +180,7 @@ def compare_with_base(
         merged = _of_this_run(config, steps.merged.cache_key) if steps.merged else trained
         subject = Subject(merged, made.result)
     tuned, repeats = before.benchmarking.measure(subject), before.benchmarking.repeats
-    found = {"base": before.base, "tuned": tuned.made, "served": tuned.served, "adapter": adapter}
+    found = {"base": before.base, "tuned": tuned.made, "adapter": adapter}
     compared = compare_benchmarks(config=config, repeats=repeats, training=training, **found)
     return Compared(compared.comparison, compared.verdict, compared.items)
 

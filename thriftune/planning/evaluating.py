@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from thriftune.config import BenchmarksConfig, HardwareConfig, RunConfig
+from thriftune.config.benchmark_run import BenchmarkRun
 from thriftune.errors import ConfigError
 from thriftune.hardware import Precision, PrecisionChoice, choose_precision
 from thriftune.methods import METHODS
@@ -175,6 +176,31 @@ def planned_benchmarks(
         held = Held(architecture, config.training.precision, held_in_four_bit(config), rows)
         node = benchmark_node(section, held, _hardware_of(config, catalogue), catalogue, interruptible=interruptible)
     return with_pods(node, section, models=1)
+
+
+def planned_models(
+    config: BenchmarkRun, architecture: Architecture, catalogue: Catalogue, here: Offer | None, *, interruptible: bool
+) -> EvaluationNode:
+    """The node that each shard of a run that only measures has.
+
+    Args:
+        config: The run.
+        architecture: Its model.
+        catalogue: Node types to choose among.
+        here: This machine, for a run on it.
+        interruptible: Whether tasks on GPUs run on spot nodes.
+
+    Raises:
+        ConfigError: No node of the catalogue holds it, or this machine is not what the run asks for.
+    """
+    section, hardware = config.benchmarks, config.hardware
+    if here is not None:
+        offers.require_machine(hardware, here)
+        return with_pods(on_this_machine(here, config.precision), section, models=int(bool(config.adapters)))
+    rows = rows_of_benchmarks(section, architecture, 0)
+    held = Held(architecture, config.precision, FourBit() if config.quantize else None, rows)
+    node = benchmark_node(section, held, hardware, catalogue, interruptible=interruptible)
+    return with_pods(node, section, models=int(bool(config.adapters)))
 
 
 def on_this_machine(here: Offer, precision: PrecisionChoice) -> EvaluationNode:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from thriftune.planning.node_types import NodeType
 logger = logging.getLogger(__name__)
 
 THIS_MACHINE = "this machine"
+_REMOTE = "or add --remote to run on a cluster."
 _GIB = 2**30
 # Disk of a node for everything besides models and checkpoints: prepared rows and their mapped copy, logs, compiled
 # kernels. An assumption.
@@ -258,25 +259,13 @@ def require_allowed_here(config: RunConfig, here: Offer, devices: Mapping[str, D
             this machine has, for more of them, or for a precision that its device lacks.
     """
     hardware = config.hardware
-    remote = "or add --remote to run on a cluster."
-    problems = []
+    problems = list(_other_machine(hardware, here))
     if (hardware.nodes or 1) > 1:
         problems.append(
-            Problem("hardware.nodes", str(hardware.nodes), "a local run has one node.", f"Use nodes: 1, {remote}")
-        )
-    if hardware.instance is not None:
-        problems.append(
-            Problem("hardware.instance", hardware.instance, "is not this machine.", f"Leave it out, {remote}")
+            Problem("hardware.nodes", str(hardware.nodes), "a local run has one node.", f"Use nodes: 1, {_REMOTE}")
         )
     if hardware.device not in (None, here.device.name):
-        problems.append(
-            Problem(
-                "hardware.device",
-                str(hardware.device),
-                f"this machine has {here.device.name}.",
-                f"Use device: {here.device.name}, {remote}",
-            )
-        )
+        pass  # said already
     elif not (here.device.is_gpu or _may_have_workers(config)) and (hardware.devices_per_node or 1) > 1:
         problems.append(
             Problem(
@@ -292,7 +281,7 @@ def require_allowed_here(config: RunConfig, here: Offer, devices: Mapping[str, D
                 "hardware.devices_per_node",
                 str(hardware.devices_per_node),
                 f"this machine has {here.gpus} GPUs.",
-                f"Use at most {here.gpus}, {remote}",
+                f"Use at most {here.gpus}, {_REMOTE}",
             )
         )
     try:
@@ -301,6 +290,28 @@ def require_allowed_here(config: RunConfig, here: Offer, devices: Mapping[str, D
         problems += error.problems
     if problems:
         raise ConfigError.of("plan-does-not-fit", problems)
+
+
+def require_machine(hardware: HardwareConfig, here: Offer) -> None:
+    """Refuse hardware that this machine is not.
+
+    Args:
+        hardware: The kind of device, and the node type, that are asked for.
+        here: This machine.
+
+    Raises:
+        ConfigError: Another device is asked for, or a node type.
+    """
+    if problems := list(_other_machine(hardware, here)):
+        raise ConfigError.of("plan-does-not-fit", problems)
+
+
+def _other_machine(hardware: HardwareConfig, here: Offer) -> Iterator[Problem]:
+    if hardware.instance is not None:
+        yield Problem("hardware.instance", hardware.instance, "is not this machine.", f"Leave it out, {_REMOTE}")
+    if hardware.device not in (None, here.device.name):
+        message, remedy = f"this machine has {here.device.name}.", f"Use device: {here.device.name}, {_REMOTE}"
+        yield Problem("hardware.device", str(hardware.device), message, remedy)
 
 
 def _may_have_workers(config: RunConfig) -> bool:

@@ -10,7 +10,12 @@ from thriftune.inference.gate.comparison import Comparison
 class Verdict:
     """Placeholder."""
 
-    answer: str
+    outcome: str
+
+    @property
+    def sentence(self) -> str:
+        """Placeholder."""
+        raise NotImplementedError
 
 
 def decide(comparison: Comparison, gate: GateConfig) -> Verdict:
