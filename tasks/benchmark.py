@@ -7,11 +7,12 @@ from flytekit.types.directory import FlyteDirectory
 
 from tasks import pod_check, results, settings
 from tasks.benchmark_jobs import Asking, ShardJob
-from tasks.declaring import BENCHMARK_CACHE, PREPARE_POD, cache, hub_task, node_task
+from tasks.declaring import BENCHMARK_CACHE, PREPARE_POD, cache, cpu_task, hub_task, node_task
 from tasks.transfer import download, transient_errors_retried, upload
 from thriftune import artifacts, damage
 from thriftune.config import BenchmarksConfig
 from thriftune.config.benchmarks import HELD_OUT
+from thriftune.inference.benchmarks.contamination import contamination
 from thriftune.inference.benchmarks.measuring import Shard, measure
 from thriftune.inference.benchmarks.preparing import prepare
 from thriftune.inference.benchmarks.results import Results
@@ -46,6 +47,31 @@ def prepare_benchmarks(
     prepared = upload(place)
     results.remember(record, prepared)
     return prepared
+
+
+@task(**cpu_task(PREPARE_POD), cache=cache(BENCHMARK_CACHE, "prepared", "dataset", "tokenizer"))
+def find_contamination(
+    cache_key: str,  # noqa: ARG001 - read by Flyte's cache alone
+    prepared: FlyteDirectory,
+    dataset: FlyteDirectory,
+    tokenizer: FlyteDirectory,
+) -> dict[str, float]:
+    """Look for the items of benchmarks in the rows to train on.
+
+    Args:
+        cache_key: What Flyte's cache knows the result by.
+        prepared: The benchmarks that were made ready.
+        dataset: The prepared dataset.
+        tokenizer: The tokenizer that it was made with.
+
+    Returns:
+        By benchmark, the share of its items that are there.
+    """
+    found = contamination(download(prepared), download(dataset), download(tokenizer))
+    for name, one in found.items():
+        if one.share:
+            logger.warning("%.1f %% of the items of %s are among the rows to train on", 100 * one.share, name)
+    return {name: one.share for name, one in found.items()}
 
 
 @task(**node_task(), cache=cache(BENCHMARK_CACHE, "job", "asking", "prepared", "model", "adapters", "dataset"))

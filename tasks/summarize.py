@@ -46,6 +46,7 @@ def summarize(
     comparison: Comparison | None = None,
     verdict: Verdict | None = None,
     items: FlyteDirectory | None = None,
+    contamination: dict[str, float] | None = None,
 ) -> RunMetrics:
     """Put the metrics of a run together, log them as a table, and show them on a page.
 
@@ -60,9 +61,10 @@ def summarize(
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
         before: Answers of the model before training, where an earlier run trained and was asked otherwise; else None.
         after: Answers of the result, in the same case.
-        comparison: The base and the result on benchmarks; None if the run has none.
-        verdict: What the gate decides of it; None if there is none.
+        comparison: Base and result on the run's benchmarks; None if it has none.
+        verdict: What its gate decides by them; None if it has none.
         items: The results of both on each item; None if there are none.
+        contamination: By benchmark, the share of its items that are in the rows to train on.
 
     Returns:
         The metrics; a local run also writes them to outputs/<run>/<start time>/metrics.json.
@@ -79,20 +81,10 @@ def summarize(
         logger.warning(remark)
     cost = Cost.of(plan, training, is_of_another_run=settings.is_of_another_run(uri_of(adapter or model)))
     answering = _answering(training, asked, before, after)
-    timing = Timing.of(plan, training)
     metrics = RunMetrics(
-        config.name,
-        config.method,
-        answering,
-        outputs,
-        merged,
-        saved_model,
-        cost,
-        remarks,
-        timing,
-        comparison,
-        verdict,
-    )
+        config.name, config.method, answering, outputs, merged, saved_model, cost, remarks, Timing.of(plan, training),
+        comparison, verdict, contamination or {},
+    )  # fmt: skip
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)
     pages.show_result(metrics)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import results, settings
-from tasks.benchmark import benchmark_shard, prepare_benchmarks
+from tasks.benchmark import benchmark_shard, find_contamination, prepare_benchmarks
 from tasks.benchmark_jobs import Asking, jobs_of, versions_with_rows
 from tasks.compare_benchmarks import compare_benchmarks
 from tasks.declaring import BENCHMARK_CACHE
@@ -110,18 +110,20 @@ def make_ready(
 
 
 class BeforeTraining(NamedTuple):
-    """Benchmarks of a run, and promises of what its base scores on them."""
+    """Benchmarks of a run, promises of what its base scores on them, and of the share that is in its rows."""
 
     benchmarking: Benchmarking
     base: Any
+    contamination: Any
 
 
 class Compared(NamedTuple):
-    """Promises of the comparison, the verdict and all items of a run's benchmarks; None where there are none."""
+    """Promises of what came of a run's benchmarks; None where it has none."""
 
     comparison: Any = None
     verdict: Any = None
     items: Any = None
+    contamination: Any = None
 
 
 def measure_base(
@@ -134,7 +136,7 @@ def measure_base(
         plan: Its plan.
         steps: Its cached steps.
         versions: Present versions of what it reads.
-        ready: Its model and dataset.
+        ready: Its model, tokenizer and dataset.
 
     Returns:
         None if the run has no benchmarks.
@@ -155,7 +157,10 @@ def measure_base(
     own = versions_with_rows(versions.benchmarks_by_name, steps.rows)
     benchmarking = make_ready(section, asking, own, ready.dataset if section.has_held_out else None)
     base = Subject(known_by.model(config.model, versions.model), ready.model, times=benchmarking.repeats)
-    return BeforeTraining(benchmarking, benchmarking.measure(base).made)
+    key = artifacts.key_of(*sorted(own.values()), steps.rows)
+    rows = {"dataset": ready.dataset, "tokenizer": ready.tokenizer}
+    contamination = find_contamination(cache_key=key, prepared=benchmarking.prepared, **rows)
+    return BeforeTraining(benchmarking, benchmarking.measure(base).made, contamination)
 
 
 def compare_with_base(
@@ -182,7 +187,7 @@ def compare_with_base(
     tuned, repeats = before.benchmarking.measure(subject), before.benchmarking.repeats
     found = {"base": before.base, "tuned": tuned.made, "adapter": adapter}
     compared = compare_benchmarks(config=config, repeats=repeats, training=training, **found)
-    return Compared(compared.comparison, compared.verdict, compared.items)
+    return Compared(compared.comparison, compared.verdict, compared.items, before.contamination)
 
 
 def _of_this_run(config: RunConfig, key: str) -> str:

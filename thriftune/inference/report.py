@@ -42,8 +42,9 @@ class RunMetrics:
         cost: What the training's nodes cost; None in metrics of older versions.
         remarks: Sentences that a reader of these numbers must know.
         timing: Planned and measured time of a step; None where one of them is not known.
-        comparison: The base and the result on benchmarks; None if the run has none.
-        verdict: What the gate decides of it; None if there is none.
+        comparison: Base and result on the run's benchmarks; None if it has none.
+        verdict: What the gate decides by them; None if there is no gate.
+        contamination: By benchmark, the share of its items that are in the training rows too.
     """
 
     name: str
@@ -57,6 +58,7 @@ class RunMetrics:
     timing: Timing | None = None
     comparison: Comparison | None = None
     verdict: Verdict | None = None
+    contamination: dict[str, float] = field(default_factory=dict)
 
 
 def metrics_from_json(content: dict[str, Any]) -> RunMetrics:

@@ -24,7 +24,6 @@ class Facts:
         model_version: Version of the base model (`thriftune.models.fetching.version`).
         tokenizer_version: Fingerprint of its tokenizer (`thriftune.models.tokenizer.fingerprint`).
         data_version: Version of the data (`thriftune.data.sources.versions`).
-        benchmarks_version: Versions of the benchmarks by name, as JSON; empty if there are none.
         license: Of the base model.
         parameters: Of the base model.
         rows_sampled: Rows read.
@@ -41,12 +40,13 @@ class Facts:
         warmup_steps: Steps in which the learning rate rises.
         plan: The plan in one line.
         upload_seconds: Seconds that a node needs to upload a checkpoint.
+        benchmarks_version: Version of each benchmark by its name, as JSON
+            (`thriftune.inference.benchmarks.preparing.versions`).
     """
 
     model_version: str = ""
     tokenizer_version: str = ""
     data_version: str = ""
-    benchmarks_version: str = ""
     license: str = ""
     parameters: int | None = None
     rows_sampled: int = 0
@@ -63,6 +63,7 @@ class Facts:
     warmup_steps: int | None = None
     plan: str = ""
     upload_seconds: float | None = None
+    benchmarks_version: str = ""
 
 
 @dataclass(frozen=True)
