@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +38,7 @@ class ComparedBenchmarks(NamedTuple):
     items: FlyteDirectory
 
 
-@task(**cpu_task())
+@task(**cpu_task(), enable_deck=True, deck_fields=())
 def compare_benchmarks(
     config: RunConfig,
     repeats: int,
@@ -69,6 +68,8 @@ def compare_benchmarks(
     verdict = decide(comparison, gate) if gate else None
     named = {BASE if not number else f"{BASE}-{number + 1}": one for number, one in enumerate(measured)}
     items = write_items(config.name, {**named, _TUNED: result})
+    page = page_of_benchmarks(config.name, {_TUNED: comparison}, {_TUNED: verdict} if verdict else None)
+    pages.show("benchmarks", config.name, page, json.dumps(comparison.as_json(), indent=2) + "\n")
     return ComparedBenchmarks(comparison, verdict, items)
 
 
@@ -113,8 +114,9 @@ def summarize_benchmarks(
     scores = BenchmarkScores(
         config.name, {name: scores_of(one) for name, one in results.items()}, comparisons, verdicts
     )
-    _show(config.name, results, scores)
-    return BenchmarkResult(write_items(config.name, results), scores)
+    items = write_items(config.name, results)
+    _show(config.name, results, scores)  # into the folder of the items, which is there now
+    return BenchmarkResult(items, scores)
 
 
 def _show(run_name: str, results: Mapping[str, Results], scores: BenchmarkScores) -> None:
@@ -125,7 +127,7 @@ def _show(run_name: str, results: Mapping[str, Results], scores: BenchmarkScores
         page = page_of_benchmarks(run_name, scores.comparisons, scores.verdicts)
     else:
         page = page_of_scores(run_name, results[BASE])
-    pages.show("benchmarks", run_name, page, json.dumps(asdict(scores), indent=2) + "\n")
+    pages.show("benchmarks", run_name, page, scores.as_json() + "\n")
 
 
 def joined(shards: Sequence[FlyteDirectory], name: str, times: int = 1) -> list[Results]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import TypeAdapter
+
 from thriftune import pages
 from thriftune.inference.benchmarks.results import LOSS, ItemResult, Results
 from thriftune.inference.gate.comparison import Comparison
@@ -24,6 +26,10 @@ class BenchmarkScores:
     scores: dict[str, dict[str, float]]
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """All of it as JSON text."""
+        return TypeAdapter(type(self)).dump_json(self, indent=2).decode() + "\n"
 
 
 def scores_of(results: Results) -> dict[str, float]:

@@ -8,3 +8,7 @@ class Comparison:
     """Placeholder."""
 
     confidence: float
+
+    def as_json(self) -> dict[str, object]:
+        """Placeholder."""
+        raise NotImplementedError
