@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,14 @@ def test_the_example_is_one():
     assert commands == [f"pyflyte run {' '.join(BENCHMARK)} --config configs/{EXAMPLE.name}"]
     assert "Hardware:" in EXAMPLE.read_text()
     assert "Cost:" in EXAMPLE.read_text()
+
+
+def test_the_page_of_its_keys_is_up_to_date():
+    command = [sys.executable, "scripts/config_docs.py", "benchmarks"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    page = (ROOT / "docs" / "benchmark-runs.md").read_text(encoding="utf-8")
+    assert page == made, "run: python scripts/config_docs.py benchmarks > docs/benchmark-runs.md"
+    assert [key for key in BenchmarkRun.model_fields if f"| `{key}` |" not in page] == []
 
 
 @pytest.mark.parametrize(

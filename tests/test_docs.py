@@ -66,6 +66,7 @@ NO_KEYS = {
     "lora.four_bit",
     "benchmarks.task_memory",  # modules of benchmarks/
     "benchmarks.transfer",
+    "evaluation.md",
     "data.md",
     "classification.md",
     "partial.md",
