@@ -8,7 +8,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from flyteidl.core.catalog_pb2 import CACHE_DISABLED, CACHE_HIT, CACHE_POPULATED
@@ -115,9 +115,7 @@ class Engine:
     def _run_node(self, scope: _Scope, node: Node, inputs: LiteralMap) -> LiteralMap:
         node_id = scope.prefix + node.id
         record = scope.run.begin_node(node_id, node.id, scope.parent, inputs)
-        try:
-            if scope.run.is_aborted:
-                raise AbortedError
+        with _recorded(scope.run, record):
             if node_id in scope.run.known:
                 return records.succeed(record, scope.run.known[node_id])
             if node.WhichOneof("target") == "task_node":
@@ -131,12 +129,6 @@ class Engine:
                 template = scope.workflows[key(node.workflow_node.sub_workflow_ref)]
                 return records.succeed(record, self._walk(scope.within(node_id), template, inputs))
             raise NotImplementedError(f"{node_id} is a {node.WhichOneof('target')}")
-        except NodeFailedError as failure:
-            records.fail(record, failure.error)
-            raise
-        except AbortedError:
-            records.abort(record)
-            raise
 
     def _run_array(self, scope: _Scope, node_id: str, node: Node, inputs: LiteralMap) -> LiteralMap:
         """Run one node for each item, as many at a time as it allows; each has its own cache entry and attempts."""
@@ -144,19 +136,10 @@ class Engine:
         task = array.of_one(scope.tasks[key(node.array_node.node.task_node.reference_id)])
 
         def run(index: int) -> LiteralMap:
-            own = f"{node_id}-n{index}"
-            record = scope.run.begin_node(own, node.id, node_id, given.inputs_of(index))
+            record = scope.run.begin_node(f"{node_id}-n{index}", node.id, node_id, given.inputs_of(index))
             record.part = records.Part(index, inputs)
-            try:
-                if scope.run.is_aborted:
-                    raise AbortedError
+            with _recorded(scope.run, record):
                 return records.succeed(record, self._run_cached(scope, record, node.array_node.node, task))
-            except NodeFailedError as failure:
-                records.fail(record, failure.error)
-                raise
-            except AbortedError:
-                records.abort(record)
-                raise
 
         return given.run(run, NodeFailedError)
 
@@ -269,6 +252,21 @@ class Engine:
         chosen = run.execution.spec.raw_output_data_config.output_location_prefix
         raw = "/".join([chosen or self._store.uri("raw"), uuid.uuid4().hex[:2], f"{run.name}-{node_id}-{attempt}"])
         return Place(f"{metadata}/inputs.pb", f"{metadata}/{attempt}", raw, previous)
+
+
+@contextmanager
+def _recorded(run: Run, record: NodeRecord) -> Iterator[None]:
+    """Record how a node ended that did not succeed; one of an execution that was ended does not begin."""
+    try:
+        if run.is_aborted:
+            raise AbortedError
+        yield
+    except NodeFailedError as failure:
+        records.fail(record, failure.error)
+        raise
+    except AbortedError:
+        records.abort(record)
+        raise
 
 
 def _in_order(nodes: list[Node]) -> Iterator[Node]:

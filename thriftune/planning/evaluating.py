@@ -13,7 +13,7 @@ from thriftune.models.architecture import Architecture
 from thriftune.models.quantization import FourBit
 from thriftune.overhead import GIB, usable_for_weights, with_overhead
 from thriftune.planned_node import EvaluationNode, NodeRequest
-from thriftune.planning import offers
+from thriftune.planning import matching, offers
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.memory.validating import held_by_row, held_by_rows
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
@@ -84,7 +84,7 @@ def evaluation_node(config: RunConfig, architecture: Architecture, catalogue: Ca
         return config.evaluation.batch * held_by_rows(config, architecture, precision)
 
     held = Held(architecture, config.training.precision, held_in_four_bit(config), rows)
-    node = cheapest_node(held, offers.matching(free, catalogue))
+    node = cheapest_node(held, matching.matching(free, catalogue))
     if node is None:
         remedy = "Leave it out: the held-out loss is measured where the model trains."
         raise _nothing_holds("evaluation.saved_model", "true", hardware, "the result", remedy)
@@ -118,7 +118,7 @@ def benchmark_node(
     Raises:
         ConfigError: No node of the catalogue holds it.
     """
-    found: Sequence[Offer] = offers.for_one_model(hardware, held.precision, catalogue)
+    found: Sequence[Offer] = matching.for_one_model(hardware, held.precision, catalogue)
     if interruptible:
         found = sorted(map(offers.on_spot, found), key=lambda offer: (offer.price_per_hour, offer.name))
     node = cheapest_node(held, found)

@@ -13,7 +13,7 @@ from thriftune.models import architecture as architectures
 from thriftune.models.architecture import Architecture
 from thriftune.models.positions import require_positions
 from thriftune.planned_node import NodeRequest
-from thriftune.planning import offers
+from thriftune.planning import matching, offers
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.choices import Choice, Fitting, Refusal
 from thriftune.planning.evaluating import planned_benchmarks, planned_evaluation
@@ -126,7 +126,7 @@ class ErrorCollector:
 
 def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None, *, interruptible: bool) -> list[Offer]:
     if here is None:
-        found = offers.matching(config, catalogue)
+        found = matching.matching(config, catalogue)
         return [offers.on_spot(offer) for offer in found] if interruptible else found
     offers.require_allowed_here(config, here, catalogue.devices)
     return [here]
