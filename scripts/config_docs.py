@@ -1,7 +1,8 @@
-"""Print docs/configuration.md or docs/settings.md: every key of a run file, or every setting, from its class.
+"""Print a page about keys or settings, from their class: docs/configuration.md, settings.md or benchmark-runs.md.
 
 Usage: python scripts/config_docs.py > docs/configuration.md
        python scripts/config_docs.py settings > docs/settings.md
+       python scripts/config_docs.py benchmarks > docs/benchmark-runs.md
 """
 
 import sys
@@ -14,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from tasks.platform import Platform, variable
 from thriftune.config import RunConfig
+from thriftune.config.benchmark_run import BenchmarkRun
 
 _INTRODUCTION = """\
 # The run file
@@ -34,6 +36,16 @@ This page is made from `tasks/platform.py` by `python scripts/config_docs.py set
 
 | Setting | Type | Default | Meaning |
 |---|---|---|---|
+"""
+_MEASURING = """\
+# The file of a run that only measures
+
+`pyflyte run workflows/benchmark.py benchmark --config FILE` measures a model, or a base and adapters on it
+([evaluation](evaluation.md#running-benchmarks)). All problems of a file are reported at once.
+
+This page is made from `thriftune/config/benchmark_run.py` by
+`python scripts/config_docs.py benchmarks > docs/benchmark-runs.md`.
+
 """
 _TABLE_HEAD = "| Key | Type | Default | Meaning |\n|---|---|---|---|"
 _PLAIN_NAMES = {
@@ -58,6 +70,19 @@ def document(root: type[BaseModel]) -> str:
         Markdown: one table for the top level, and one for each section.
     """
     return "\n".join([_INTRODUCTION, _table("Top level", root), *_tables_below("", root)])
+
+
+def document_measuring(root: type[BaseModel]) -> str:
+    """Write the page about the files of runs that only measure.
+
+    Args:
+        root: Class of such a file.
+
+    Returns:
+        Markdown: one table; its sections are those of a run file.
+    """
+    table = _table("Keys", root).replace("[gate](#gate)", "[publish.gate](#publishgate)")
+    return _MEASURING + table.replace("](#", "](configuration.md#")
 
 
 def document_settings(platform: type[BaseModel]) -> str:
@@ -177,4 +202,5 @@ def _default(info: FieldInfo, section: type[BaseModel] | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(document_settings(Platform) if "settings" in sys.argv[1:] else document(RunConfig))
+    made = {"settings": lambda: document_settings(Platform), "benchmarks": lambda: document_measuring(BenchmarkRun)}
+    sys.stdout.write(made.get("".join(sys.argv[1:]), lambda: document(RunConfig))())

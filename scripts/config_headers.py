@@ -49,7 +49,7 @@ def _lines(text: str) -> str:
 
 def main() -> None:
     """Renew the headers of all files that are not for this machine."""
-    for file in sorted(Path("configs").glob("*.yaml")):
+    for file in sorted({*Path("configs").glob("*.yaml")} - {*Path("configs").glob("benchmark-*.yaml")}):
         text = file.read_text(encoding="utf-8")
         config = RunConfig.model_validate(load(text))
         if config.hardware.device == "CPU":

@@ -59,8 +59,9 @@ SAID = "rows and their mean length from scripts/planning_table.py"
 
 
 def files() -> list[Path]:
-    """The run files, by name."""
-    return sorted((ROOT / "configs").glob("*.yaml"))
+    """The files of runs that train, by name."""
+    configs = ROOT / "configs"
+    return sorted({*configs.glob("*.yaml")} - {*configs.glob("benchmark-*.yaml")})
 
 
 def config_of(file: Path, **changes: Any) -> "RunConfig":

@@ -30,11 +30,7 @@ class ClosesConnections:
     def get_default_command(self, settings: SerializationSettings) -> list[str]:
         """The command that runs the task, with flytekit's level for it: what `--env` says, or flytekit's default."""
         above: Any = super()
-        command: list[str] = above.get_default_command(settings)
-        if not settings.should_fast_serialize():
-            return command
-        level = (settings.env or {}).get(LOGGING_ENV_VAR, str(logging.WARNING))
-        return ["env", f"{LOGGING_ENV_VAR}={level}", *command]
+        return with_usual_level(settings, above.get_default_command(settings))
 
     def _get_container(self, settings: SerializationSettings) -> Any:
         """The container, whose first process logs no errors."""
@@ -49,6 +45,19 @@ class ClosesConnections:
         _close_at_the_end()
         above: Any = super()
         return above.dispatch_execute(ctx, input_literal_map)
+
+
+def with_usual_level(settings: SerializationSettings, command: list[str]) -> list[str]:
+    """A command that runs a task, with flytekit's usual level of logging where the process before it logs no errors.
+
+    Args:
+        settings: Settings of the registration.
+        command: The command.
+    """
+    if not settings.should_fast_serialize():
+        return command
+    level = (settings.env or {}).get(LOGGING_ENV_VAR, str(logging.WARNING))
+    return ["env", f"{LOGGING_ENV_VAR}={level}", *command]
 
 
 @functools.cache

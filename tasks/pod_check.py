@@ -9,10 +9,10 @@ from tasks import settings
 from tasks.settings import PLATFORM
 from tasks.transfer import transient_errors_retried
 from thriftune.errors import PodError
+from thriftune.planned_node import NodeRequest, PlannedNode
 from thriftune.planning import catalogue, pod
 from thriftune.planning.pod import Promise
 from thriftune.pod_reading import read_pod
-from thriftune.training_plan import NodeRequest, TrainingPlan
 
 logger = logging.getLogger("thriftune.tasks.pod_check")
 
@@ -35,7 +35,7 @@ def require_job(nodes: int) -> None:
         raise PodError([problem])
 
 
-def require_planned(plan: TrainingPlan) -> None:
+def require_planned(plan: PlannedNode) -> None:
     """Refuse a pod that is not what a plan says of its nodes. Local runs, and those on CPUs, are not looked at.
 
     Args:

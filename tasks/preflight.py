@@ -25,7 +25,7 @@ logger = logging.getLogger("thriftune.tasks.preflight")
 
 
 class Checked(NamedTuple):
-    """The report of a preflight as JSON, the plan that it checked, and present versions: of model, tokenizer and data.
+    """The report of a preflight as JSON, the plan that it checked, and present versions of what the run reads.
 
     The plan is passed on so that each node of a workflow follows only one other: flytekit writes several in the order
     of their memory addresses, so that a workflow would look different when it is registered again.
@@ -36,6 +36,7 @@ class Checked(NamedTuple):
     model_version: str
     tokenizer_version: str
     data_version: str
+    benchmarks_version: str
 
 
 @task(**cpu_task(None, *hub_secrets(), *wandb_secrets()), enable_deck=True, deck_fields=())
@@ -48,14 +49,14 @@ def preflight(config: RunConfig, plan: TrainingPlan, table: StructuredDataset | 
         table: The rows of source input:table; None if the workflow has no table.
 
     Returns:
-        The report, the plan, and the versions of model and data to fetch, with the tokenizer's fingerprint.
+        The report, the plan, and the versions of model, data and benchmarks, with the tokenizer's fingerprint.
     """
     files = download_table(table) if table is not None else None
     with transient_errors_retried():
         checked = _check(config, plan, files, table_version(table) if table is not None else "")
         checked.require_ok()
     facts = checked.facts
-    versions = (facts.model_version, facts.tokenizer_version, facts.data_version)
+    versions = (facts.model_version, facts.tokenizer_version, facts.data_version, facts.benchmarks_version)
     return Checked(json.dumps(checked.as_json()), plan, *versions)
 
 
@@ -107,13 +108,19 @@ def _check(
     return checked
 
 
+def hub_secret(token: str | None) -> list[SecretState]:
+    """The secret of the tasks that talk to the hub, if the platform names one.
+
+    Args:
+        token: Hub token that this task has.
+    """
+    hub, what = settings.PLATFORM.hub_secret, "the tasks that talk to the hub"
+    return [SecretState(variable("hub_secret"), hub, token is not None, what)] if hub else []
+
+
 def _secrets(config: RunConfig, token: str | None) -> list[SecretState]:
     """The secrets that the run needs or the platform names."""
-    hub, wandb = settings.PLATFORM.hub_secret, settings.PLATFORM.wandb_secret
-    states = []
-    if hub:
-        what = "the tasks that talk to the hub"
-        states.append(SecretState(variable("hub_secret"), hub, token is not None, what))
+    wandb, states = settings.PLATFORM.wandb_secret, hub_secret(token)
     if config.training.report_to == "wandb":
         there = settings.has_wandb_login()
         states.append(SecretState(variable("wandb_secret"), wandb, there, "reporting to Weights & Biases"))

@@ -15,6 +15,7 @@ from pod_templates import (
 )
 from tasks.declaring import CpuPod, bare_pod, ephemeral_storage
 from tasks.settings import PLATFORM
+from thriftune.planned_node import PlannedNode
 from thriftune.planning.node_environment import node_environment
 from thriftune.planning.offers import THIS_MACHINE
 from thriftune.planning.pod_requests import PodRequest
@@ -23,12 +24,12 @@ from thriftune.training_plan import TrainingPlan
 _LONGEST_LABEL = 63
 
 
-def on_planned_node(node: Any, plan: TrainingPlan, *, as_job: bool = False) -> Any:
-    """Give one node of a `@dynamic` workflow the hardware of the plan.
+def on_planned_node(node: Any, plan: PlannedNode, *, as_job: bool = False) -> Any:
+    """Give one node of a `@dynamic` workflow the hardware that was planned.
 
     Args:
         node: What calling a task inside `@dynamic` returned.
-        plan: The plan.
+        plan: The node that was planned, or the plan of a training.
         as_job: Whether it is the training, on all nodes of the plan with all their processes; else one process on one
             node.
 
@@ -46,7 +47,7 @@ def on_planned_node(node: Any, plan: TrainingPlan, *, as_job: bool = False) -> A
     )
 
 
-def on_cpu_node(node: Any, plan: TrainingPlan, request: PodRequest) -> Any:
+def on_cpu_node(node: Any, plan: PlannedNode, request: PodRequest) -> Any:
     """Give one node of a `@dynamic` workflow the memory and disk for the models that it holds.
 
     Args:
@@ -66,15 +67,15 @@ def on_cpu_node(node: Any, plan: TrainingPlan, request: PodRequest) -> Any:
     return node.with_overrides(**pod.options())
 
 
-def node_resources(plan: TrainingPlan) -> Resources:
-    """The resources that each training pod asks for, from its plan."""
+def node_resources(plan: PlannedNode) -> Resources:
+    """The resources that each pod asks for, from its plan."""
     request = plan.request
     gpus = {"gpu": str(request.gpus)} if request.gpus else {}
     disk = ephemeral_storage(request.disk_gib)
     return Resources(cpu=str(request.cpus), mem=f"{request.memory_gib}Gi", ephemeral_storage=disk, **gpus)
 
 
-def node_pod(plan: TrainingPlan, *, as_job: bool) -> PodTemplate:
+def node_pod(plan: PlannedNode, *, as_job: bool) -> PodTemplate:
     """The pod of a planned node; the pods of a job on several nodes stay together.
 
     Args:
@@ -82,13 +83,13 @@ def node_pod(plan: TrainingPlan, *, as_job: bool) -> PodTemplate:
         as_job: As in `on_planned_node`.
     """
     request, nodes, processes = plan.request, 1, 1
-    if as_job:
+    if as_job and isinstance(plan, TrainingPlan):
         nodes, processes = plan.nodes, plan.processes_per_node
     pod = on_instance(plan.instance, bare_pod(request.disk_gib), gpus=request.gpus, label=PLATFORM.node_label)
     pod = with_grace(PLATFORM.grace_seconds, pod)
     pod = with_shared_memory(f"{request.shared_memory_gib}Gi", pod)
     pod = with_environment(node_environment(plan, processes, nodes), pod)
-    if nodes == 1:
+    if nodes == 1 or not isinstance(plan, TrainingPlan):
         return pod
     job = f"{current_context().execution_id.name}-{plan.fingerprint}"[-_LONGEST_LABEL:].lstrip("-")
     if PLATFORM.one_zone:

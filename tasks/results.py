@@ -1,5 +1,6 @@
 """What the cached steps of a run are known by, and whether what Flyte's cache would serve for them is still there."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from tasks.declaring import FETCH_CACHE, PREPARE_CACHE, TRAIN_CACHE
 from tasks.transfer import transient_errors_retried, uri_of
 from thriftune import artifacts
 from thriftune.checkpoints import known_by
-from thriftune.config import RunConfig
+from thriftune.config import ModelConfig, RunConfig
 from thriftune.config.choices import METHODS
 from thriftune.data import prepare
 from thriftune.errors import Problem, ResultError, UserError
@@ -33,12 +34,14 @@ class Step:
         record: URL of its record in the index; empty in a local run.
         is_made: Whether its result is in the store, and whole.
         facts: What the task that made it said about it.
+        results: URLs of the directories that it made.
     """
 
     cache_key: str
     record: str = ""
     is_made: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    results: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -77,12 +80,20 @@ class Versions:
         tokenizer: Fingerprint of its tokenizer.
         data: Of the data's sources.
         start: Of the adapter that the training continues; empty if there is none.
+        benchmarks: Of each benchmark by name, as JSON; empty if there are none.
     """
 
     model: str
     tokenizer: str
     data: str
     start: str = ""
+    benchmarks: str = ""
+
+    @property
+    def benchmarks_by_name(self) -> dict[str, str]:
+        """Versions of the benchmarks."""
+        found: dict[str, str] = json.loads(self.benchmarks or "{}")
+        return found
 
 
 def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps:
@@ -96,15 +107,15 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     Raises:
         ResultError: The index may not be read or written.
     """
-    base, model = step_of_model(config, versions.model)
+    base, model = step_of_model(config.model, versions.model)
     rows = prepare.fingerprint(config.data, config.seed, versions.data, versions.tokenizer, config.labels)
     trained = known_by.training(config, plan, base=base, dataset=rows, start=versions.start)
     kind = METHODS[config.method].result
-    dataset = _step("dataset", PREPARE_CACHE, rows, "the prepared dataset")
-    training = _step("training", TRAIN_CACHE, trained, f"the trained {kind}")
+    dataset = step("dataset", PREPARE_CACHE, rows, "the prepared dataset")
+    training = step("training", TRAIN_CACHE, trained, f"the trained {kind}")
     merged = None
     if config.merges:
-        merged = _step("merged", TRAIN_CACHE, known_by.merging(config, training.cache_key), "the merged model")
+        merged = step("merged", TRAIN_CACHE, known_by.merging(config, training.cache_key), "the merged model")
     if training.is_made and config.training.report_to == "wandb":
         logger.warning(
             "An earlier run has trained this: unless it is trained anew, nothing is reported to Weights & Biases."
@@ -112,18 +123,18 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     return Steps(model, dataset, training, merged, artifacts.key_of(base, versions.start), rows)
 
 
-def step_of_model(config: RunConfig, version: str) -> tuple[str, Step]:
-    """What a run's base model is known by, and the step that fetches it.
+def step_of_model(model: ModelConfig, version: str) -> tuple[str, Step]:
+    """What a base model is known by, and the step that fetches it.
 
     Args:
-        config: The run.
+        model: The model section of a run.
         version: Present version of the model's source.
 
     Raises:
         ResultError: The index may not be read or written.
     """
-    base = known_by.model(config.model, version)
-    return base, _step("model", FETCH_CACHE, base, "the fetched base model")
+    base = known_by.model(model, version)
+    return base, step("model", FETCH_CACHE, base, "the fetched base model")
 
 
 def remember(record: str, *results: FlyteDirectory, facts: Mapping[str, Any] | None = None) -> None:
@@ -178,15 +189,28 @@ def was_asked_otherwise(training: Step, config: RunConfig) -> bool:
     return training.is_made and training.facts != Asked.of(config).facts
 
 
-def _step(kind: str, version: str, key: str, what: str) -> Step:
+def step(kind: str, version: str, key: str, what: str) -> Step:
+    """A cached step, as the index has it: what is not whole in the store gets another key, and is said.
+
+    Args:
+        kind: What it makes, in a word.
+        version: Version of its cache.
+        key: What its result is known by.
+        what: What it makes, for the log.
+
+    Raises:
+        ResultError: The index may not be read or written.
+    """
     root = settings.results_root()
     name = f"{kind}-{artifacts.key_of(version, key)}"
     if not root:
         return Step(name)
     with _in_the_index(root):
         entry = index.look_up(root, name, what)
-    made = entry.made
-    return Step(f"{name}-{entry.generation}", entry.record, made is not None, made.facts if made else {})
+    key = f"{name}-{entry.generation}"
+    if entry.made is None:
+        return Step(key, entry.record)
+    return Step(key, entry.record, is_made=True, facts=entry.made.facts, results=entry.made.results)
 
 
 @contextmanager

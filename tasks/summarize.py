@@ -45,6 +45,8 @@ def summarize(
     after: EvalReport | None = None,
     comparison: Comparison | None = None,
     verdict: Verdict | None = None,
+    items: FlyteDirectory | None = None,
+    contamination: dict[str, float] | None = None,
 ) -> RunMetrics:
     """Put the metrics of a run together, log them as a table, and show them on a page.
 
@@ -61,6 +63,8 @@ def summarize(
         after: Answers of the result, in the same case.
         comparison: Base and result on the run's benchmarks; None if it has none.
         verdict: What its gate decides by them; None if it has none.
+        items: The results of both on each item; None if there are none.
+        contamination: By benchmark, the share of its items that are in the rows to train on.
 
     Returns:
         The metrics; a local run also writes them to outputs/<run>/<start time>/metrics.json.
@@ -68,7 +72,8 @@ def summarize(
     Raises:
         ResultError: A result is not in the store, as where the bucket's rules removed what the cache serves.
     """
-    outputs = {"model": uri_of(model)} | ({"adapter": uri_of(adapter)} if adapter else {})
+    made = {"model": model, "adapter": adapter, "benchmarks": items}
+    outputs = {kind: uri_of(one) for kind, one in made.items() if one is not None}
     results.require_there(outputs)
     asked = Asked.of(config)
     remarks = [_NO_ANSWERS] if training.asked != asked and after is None else []
@@ -78,7 +83,7 @@ def summarize(
     answering = _answering(training, asked, before, after)
     metrics = RunMetrics(
         config.name, config.method, answering, outputs, merged, saved_model, cost, remarks, Timing.of(plan, training),
-        comparison, verdict,
+        comparison, verdict, contamination or {},
     )  # fmt: skip
     logger.info("\n%s", summary_table(metrics))
     write_metrics(metrics)

@@ -27,6 +27,11 @@ def files() -> dict[str, Path]:
     return {str(file.relative_to(ROOT)): file for file in sorted(found) if "__pycache__" not in file.parts}
 
 
+def run_files() -> list[Path]:
+    """The files in configs/ of runs that train; tests/test_benchmark_run.py has those of runs that only measure."""
+    return sorted({*(ROOT / "configs").glob("*.yaml")} - {*(ROOT / "configs").glob("benchmark-*.yaml")})
+
+
 @cache
 def pages() -> dict[str, str]:
     """The pages that say how things are; CHANGELOG.md says how they were."""

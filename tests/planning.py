@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flytekit import FlyteContextManager
-from flytekit.configuration import ImageConfig, SerializationSettings
+from flytekit.configuration import FastSerializationSettings, ImageConfig, SerializationSettings
 
 from tasks.settings import PLATFORM
 from thriftune.config import ModelConfig, RunConfig, ZeroConfig
@@ -31,10 +31,16 @@ def planned(config: RunConfig, deepspeed: dict[str, Any] | None = None, model: P
     return planner.plan(config, catalogue.load(), architecture=shape, here=here)
 
 
-def compiled(part, config, plan, **versions):
-    """The nodes of a `@dynamic` part of a workflow, as a pod on a cluster makes them; by default those of a run."""
+def compiled(part, config, plan, upload=None, **versions):
+    """The nodes of a `@dynamic` part of a workflow, as a pod on a cluster makes them; by default those of a run.
+
+    With an upload, the code comes from there; else it is in the image.
+    """
     image = ImageConfig.auto(img_name=PLATFORM.image or "registry/thriftune:1")
-    settings = SerializationSettings(project="p", domain="d", version="v", image_config=image, env={})
+    fast = FastSerializationSettings(True, "/root", upload) if upload else None
+    settings = SerializationSettings(
+        project="p", domain="d", version="v", image_config=image, env={}, fast_serialization_settings=fast
+    )
     context = FlyteContextManager.current_context()
     state = context.execution_state
     running = context.with_serialization_settings(settings).with_execution_state(

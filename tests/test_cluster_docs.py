@@ -14,6 +14,7 @@ from pathlib import Path
 import flytekit
 import pytest
 import yaml
+from documents import run_files
 from flytekit.clis.sdk_in_container.pyflyte import main as pyflyte
 from flytekit.configuration import Config
 from flytekit.remote import FlyteRemote
@@ -33,9 +34,7 @@ PAGE = (DOCS / "cluster.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.S | re.M)
 PROSE = re.sub(r"^```.*?^```", "", PAGE, flags=re.S | re.M)
 SETTINGS = {variable(name): name for name in Platform.model_fields}
-RUNS = {
-    path.stem: RunConfig.model_validate(yaml.safe_load(path.read_text())) for path in (ROOT / "configs").glob("*.yaml")
-}
+RUNS = {path.stem: RunConfig.model_validate(yaml.safe_load(path.read_text())) for path in run_files()}
 GPU_RUNS = {name: run for name, run in RUNS.items() if run.hardware.device != "CPU"}
 
 

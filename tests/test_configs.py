@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from documents import run_files
 from holding import holds_for_every
 from pydantic import BaseModel
 
@@ -15,7 +16,7 @@ from thriftune.planning import catalogue, offers, planner
 from thriftune.training_plan import TrainingPlan
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILES = sorted(CONFIGS.glob("*.yaml"))
+FILES = run_files()
 EXPECTED = {
     "demo-full",
     "demo-qlora",
@@ -84,7 +85,11 @@ def unknown_keys(section: type[BaseModel], content: dict[str, Any], path: str = 
 
 def test_the_folder_holds_exactly_the_documented_files():
     assert {f.stem for f in FILES} == EXPECTED
-    assert {f.name for f in CONFIGS.iterdir()} == {SETTINGS.name, *(f"{name}.yaml" for name in EXPECTED)}
+    assert {f.name for f in CONFIGS.iterdir()} == {
+        SETTINGS.name,
+        "benchmark-general.yaml",
+        *(f"{name}.yaml" for name in EXPECTED),
+    }
 
 
 @for_every_file

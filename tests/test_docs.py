@@ -26,7 +26,7 @@ FOREIGN = {
     "bitsandbytes": {"MatMul4Bit", "optimizer_update_8bit_blockwise"},
     "CUDA": {"cuMemAddressReserve"},
     "transformers and accelerate": {"auto_find_batch_size", "find_executable_batch_size", "accepts_loss_kwargs"},
-    "flytekit": {"HashMethod", "map_task", "conditional", "SecretsManager"},
+    "flytekit": {"HashMethod", "conditional", "SecretsManager"},
     "Flyte's engine": {"AdjustOrDefaultResource", "ensureResourceRange", "ApplyGPUNodeSelectors", "EntityNotExist",
                        "useUTCTz", "projectQuotaMemory"},
     "Kubernetes": {"OOMKilled", "SchedulingGated", "ErrImagePull", "configmap"},
@@ -37,6 +37,7 @@ FOREIGN = {
 # Files of others that comments and pages cite as sources.
 FOREIGN_FILES = {
     "core/utils.py": "flytekit",
+    "translator.py": "flytekit",
     "integrations/moe.py": "transformers",
     "elastic/rendezvous/dynamic_rendezvous.py": "torch",
     "comm/torch.py": "DeepSpeed",
@@ -66,6 +67,9 @@ NO_KEYS = {
     "training.html",
     "training.md",
     "lora.four_bit",
+    "benchmarks.task_memory",  # modules of benchmarks/
+    "benchmarks.transfer",
+    "evaluation.md",
     "data.md",
     "classification.md",
     "partial.md",

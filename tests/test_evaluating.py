@@ -1,5 +1,7 @@
 """Where a result that is measured again is measured: on the cheapest node that holds it, and on no more of its GPUs."""
 
+import re
+
 import pytest
 from conftest import run_dict
 from planning import compiled, planned
@@ -96,3 +98,53 @@ def test_the_task_that_measures_the_result_gets_the_node_and_the_training_its_ow
     }
     assert selected == {"evaluate": "g4dn.xlarge", "train_1": "g4dn.metal"}
     assert evaluate.name.endswith("evaluate")
+
+
+BENCHMARKS = {"tasks": ["general-mini"], "shards": 2}
+
+
+def test_benchmarks_have_the_cheapest_node_that_holds_the_model_and_a_batch():
+    small, large = (plan_of(run(benchmarks={**BENCHMARKS, "batch": batch})) for batch in (1, 16))
+    assert small.benchmarks.devices <= large.benchmarks.devices
+    assert small.benchmarks.price_per_hour < large.benchmarks.price_per_hour < small.price_per_hour
+    assert (small.benchmarks.device, small.benchmarks.precision) == ("T4", "fp16")
+    assert small.benchmarks.request.gpus == small.benchmarks.devices
+    assert plan_of(run()).benchmarks is None
+
+
+def test_benchmarks_of_adapters_that_are_not_merged_have_a_node_for_4_bits():
+    merged, unmerged = (plan_of(run("qlora", benchmarks=BENCHMARKS, lora={"merge": merge})) for merge in (True, False))
+    assert merged.benchmarks.devices > unmerged.benchmarks.devices == 1
+
+
+def test_the_plan_says_what_benchmarks_run_on_and_in_how_many_pods():
+    table = plan_table(plan_of(run(benchmarks={**BENCHMARKS, "parallel": 2})), "tiny")
+    assert re.search(r"benchmarks on +1 x g4dn\.12xlarge +2 T4s, 3\.91 USD per hour", table)
+    assert "6 pods, at most 2 at a time" in table, "the base twice, for the noise of a GPU, and the result"
+    assert "benchmarks on" not in plan_table(plan_of(run()), "tiny")
+
+
+def test_benchmarks_are_on_the_cheapest_spot_node_where_the_platform_allows_it():
+    """On the spot market another node may be the cheapest."""
+    shipped = catalogue.load()
+    nodes = tuple(
+        node.model_copy(update={"spot_price_per_hour": 0.1}) if node.name == "g4dn.4xlarge" else node
+        for node in shipped.nodes
+    )
+    config = run("qlora", benchmarks=BENCHMARKS, lora={"merge": False})
+    there = shipped.model_copy(update={"nodes": nodes})
+    on_demand, spot = (planner.plan(config, there, interruptible=how).benchmarks for how in (False, True))
+    assert (on_demand.instance, on_demand.price_per_hour) == ("g4dn.xlarge", 0.526)
+    assert (spot.instance, spot.price_per_hour) == ("g4dn.4xlarge", 0.1)
+
+
+def test_benchmarks_that_no_node_holds_are_refused_when_the_run_is_planned():
+    with pytest.raises(ConfigError, match=r"benchmarks = batch 5000: no node of the catalogue with T4 holds") as caught:
+        plan_of(run(benchmarks={**BENCHMARKS, "batch": 5000}))
+    assert caught.value.problems[0].code == "plan-does-not-fit"
+
+
+def test_benchmarks_of_a_local_run_are_measured_here():
+    here = planned(RunConfig.model_validate(run_dict(benchmarks={**BENCHMARKS, "repeats": 1})))
+    assert (here.benchmarks.instance, here.benchmarks.device) == (here.instance, "CPU")
+    assert here.benchmarks.pods == 4

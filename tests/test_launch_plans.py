@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from documents import run_files
 from flytekit import FlyteContextManager, LaunchPlan, task, workflow
 from flytekit.clis.sdk_in_container import pyflyte
 from flytekit.core.type_engine import TypeEngine
@@ -93,7 +94,7 @@ def test_a_run_can_be_traced_back_to_its_file(as_shipped):
         assert plan["labels"]["run"] == yaml.safe_load(file.read_text())["name"]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", run_files(), ids=lambda file: file.stem)
 def test_a_default_is_the_run_of_its_file_in_a_form_that_every_client_reads(file):
     """`pyflyte run remote-launchplan` ended with an AttributeError, even if another run was given."""
     run = RunConfig.model_validate(yaml.safe_load(file.read_text()))

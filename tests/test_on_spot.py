@@ -7,7 +7,7 @@ import yaml
 
 from thriftune.config import RunConfig
 from thriftune.errors import ConfigError
-from thriftune.planning import catalogue, offers, planner
+from thriftune.planning import catalogue, matching, planner
 from thriftune.planning import report as plan_report
 from thriftune.planning.offers import on_spot
 from thriftune.planning.spot import rate_of
@@ -108,10 +108,10 @@ def test_limits_hold_for_what_is_expected_on_spot_nodes(made):
 
 def test_ones_own_nodes_and_those_without_gpus_are_not_of_the_market():
     config = run(hardware={}, zero=None, strategy="auto")
-    gpu, *_ = offers.matching(config, CATALOGUE)
+    gpu, *_ = matching.matching(config, CATALOGUE)
     assert on_spot(gpu).is_spot
     assert not on_spot(replace(gpu, is_own=True)).is_spot
-    cpu, *_ = offers.matching(run(hardware={"device": "CPU"}), CATALOGUE)
+    cpu, *_ = matching.matching(run(hardware={"device": "CPU"}), CATALOGUE)
     assert not on_spot(cpu).is_spot
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from thriftune.config import RunConfig
 from thriftune.hardware import DEVICES
+from thriftune.planned_node import NodeRequest
 from thriftune.planning import catalogue, planner
 from thriftune.planning import report as plan_report
 from thriftune.planning.offers import THIS_MACHINE, Offer
 from thriftune.strategies.zero.strategy import settings_of
-from thriftune.training_plan import Alternative, Estimate, NodeRequest, TrainingPlan
+from thriftune.training_plan import Alternative, Estimate, TrainingPlan
 
 HOSTILE = '</div><script>alert("x")</script>[bold]\x1b[31m'
 LONG = "very-long-name-" * 12

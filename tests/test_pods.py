@@ -25,11 +25,11 @@ from thriftune.codes import CODES
 from thriftune.errors import PodError, TransientError, chain_of
 from thriftune.gpu_readings import DrivenGpu, Driver, Trial, TriedGpu, read_driver
 from thriftune.hardware import DEVICES, Device
+from thriftune.planned_node import NodeRequest
 from thriftune.planning.node_types import NodeType
 from thriftune.planning.pod import Promise, differences, job_problem, passing, promise_of, require_none
 from thriftune.pod_reading import PodReading
 from thriftune.stores.store import Store
-from thriftune.training_plan import NodeRequest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "pods.md").read_text(encoding="utf-8")

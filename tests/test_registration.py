@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from workflows.benchmark import benchmark
 from workflows.full_finetune import full_finetune, full_finetune_on_table
 from workflows.generate import generate
 from workflows.plan import calibrate, plan, preflight
@@ -15,7 +16,7 @@ from workflows.qlora_finetune import qlora_finetune, qlora_finetune_on_table
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = (
     full_finetune, full_finetune_on_table, qlora_finetune, qlora_finetune_on_table, generate, plan, preflight,
-    calibrate,
+    calibrate, benchmark,
 )  # fmt: skip
 _VERSION = """
 from flytekit.configuration import ImageConfig, SerializationSettings

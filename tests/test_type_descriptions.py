@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import run_dict
+from documents import run_files
 from flytekit import FlyteContextManager
 from flytekit.core.type_engine import TypeEngine
 from flytekit.models.types import LiteralType
@@ -72,7 +73,7 @@ def sent(content: dict[str, Any]) -> RunConfig:
     return TypeEngine.to_python_value(context, literal, RunConfig)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", run_files(), ids=lambda file: file.stem)
 def test_a_dict_is_the_run_that_its_file_is(file):
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert sent(content) == RunConfig.model_validate(content)

@@ -8,6 +8,7 @@ from typing import Literal
 from thriftune.batching import Batch
 from thriftune.hardware import Device, Precision
 from thriftune.overhead import OVERHEAD
+from thriftune.planned_node import EvaluationNode, NodeRequest
 
 # Hours and cost are those of so many steps where it is not known how many a run has.
 ASSUMED_STEPS = 1000
@@ -225,56 +226,6 @@ class Alternative:
 
 
 @dataclass(frozen=True)
-class NodeRequest:
-    """What the pod of one node asks for.
-
-    Attributes:
-        cpus: Virtual CPUs.
-        memory_gib: Host memory in GiB; /dev/shm counts against it.
-        shared_memory_gib: Limit of /dev/shm in GiB.
-        disk_gib: Local disk in GiB.
-        gpus: Number of GPUs; 0 on a CPU.
-    """
-
-    cpus: int
-    memory_gib: int
-    shared_memory_gib: int
-    disk_gib: int
-    gpus: int
-
-
-@dataclass(frozen=True)
-class EvaluationNode:
-    """What a finished model is measured on.
-
-    Attributes:
-        instance: Node type of the catalogue.
-        hardware: The device.
-        devices: GPUs of it that are used.
-        gpu_gib: GiB of each GPU; 0 on a CPU.
-        precision: Precision to compute in.
-        request: What its pod asks for.
-        price_per_hour: Of the node, in the plan's currency.
-        is_asked: Whether the run asks to measure its result; else the node answers prompts, if the training comes from
-            the cache and was asked others.
-    """
-
-    instance: str
-    hardware: Device
-    devices: int
-    gpu_gib: float
-    precision: Precision
-    request: NodeRequest
-    price_per_hour: float
-    is_asked: bool = True
-
-    @property
-    def device(self) -> str:
-        """Name of the device."""
-        return self.hardware.name
-
-
-@dataclass(frozen=True)
 class TrainingPlan:
     """What a run trains on, and how.
 
@@ -302,6 +253,7 @@ class TrainingPlan:
         trained_parameters: Number of parameters that training changes.
         alternatives: The next best plans.
         evaluation: What the result is measured on; None on this machine, or if no node holds it.
+        benchmarks: What each shard of the benchmarks runs on; None if the run has none.
         time: How long it takes; None where that is not known.
         is_spot: Whether its nodes are from the spot market, which may take them back at any time.
         spot: What it is expected to take there; None elsewhere, and where that is not known.
@@ -330,6 +282,7 @@ class TrainingPlan:
     trained_parameters: int
     alternatives: list[Alternative]
     evaluation: EvaluationNode | None = None
+    benchmarks: EvaluationNode | None = None
     time: RunTime | None = None
     is_spot: bool = False
     spot: SpotTime | None = None

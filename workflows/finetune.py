@@ -17,6 +17,7 @@ from thriftune.config import RunConfig
 from thriftune.config.choices import METHODS
 from thriftune.planning import pod_requests
 from thriftune.training_plan import TrainingPlan
+from workflows.benchmarking import compare_with_base, measure_base
 from workflows.measuring import Made, measure_again
 from workflows.stages import FinetuneResult, TrainedOnPlan, fetch_and_prepare, plan_and_check
 
@@ -28,12 +29,15 @@ def train_on_plan(
     model_version: str,
     tokenizer_version: str,
     data_version: str,
+    benchmarks_version: str = "",
     table: StructuredDataset | None = None,
 ) -> TrainedOnPlan:
     """Fetch, prepare, train on the nodes of the plan (which validates before, during and after), and merge."""
-    versions = Versions(model_version, tokenizer_version, data_version, start_version(config))
+    versions = Versions(model_version, tokenizer_version, data_version, start_version(config), benchmarks_version)
     steps = steps_of(config, plan, versions)
-    model, dataset = fetch_and_prepare(config, plan, versions, steps, table)
+    ready = fetch_and_prepare(config, plan, versions, steps, table)
+    model, dataset = ready.model, ready.dataset
+    base = measure_base(config, plan, steps, versions, ready)
     run = {"config": config, "plan": plan, "dataset": dataset}
     trained = on_planned_node(training_task(plan)(**run, model=model, **steps.training.inputs), plan, as_job=True)
     result, adapter, merged = trained.model, None, None
@@ -44,9 +48,12 @@ def train_on_plan(
             config=config, model=model, adapter=adapter, dataset=dataset, **steps.merged.inputs
         )
         on_cpu_node(result, plan, pod_requests.merging(config, plan))
-    measured = measure_again(config, plan, steps, Made(model, dataset, result, adapter, start_of(config)))
+    parts = Made(model, dataset, result, adapter, start_of(config))
+    measured = measure_again(config, plan, steps, parts)
+    compared = compare_with_base(config, base, steps, parts, trained.training)
     made = {"training": trained.training, "model": result, "adapter": adapter, "merged": merged}
-    metrics = summarize(config=config, plan=plan, training_key=steps.training.cache_key, **made, **measured._asdict())
+    reports = {**measured._asdict(), **compared._asdict()}
+    metrics = summarize(config=config, plan=plan, training_key=steps.training.cache_key, **made, **reports)
     if config.publish:
         metrics = publish(result=result, config=config, to=config.publish, metrics=metrics)
         on_cpu_node(metrics, plan, pod_requests.publishing(config, plan))

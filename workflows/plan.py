@@ -50,7 +50,7 @@ def preflight(config: RunConfig) -> str:
 @dynamic(**dynamic_task())
 def calibrate_plan(config: RunConfig, plan: TrainingPlan, model_version: str) -> str:
     """Fetch the model, train a few steps on the nodes of the plan, and plan again."""
-    _, step = step_of_model(config, model_version)
+    _, step = step_of_model(config.model, model_version)
     fetched = fetch_model(model=config.model, version=model_version, **step.inputs)
     on_cpu_node(fetched.model, plan, pod_requests.fetching(config, plan))
     record = on_planned_node(calibration_task(plan)(config=config, plan=plan, model=fetched.model), plan, as_job=True)

@@ -33,19 +33,21 @@ class TrainedOnPlan(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """The promises of a workflow up to the plan: the plan, and the present versions of model, tokenizer and data."""
+    """The promises of a workflow up to the plan: it, and present versions of model, tokenizer, data and benchmarks."""
 
     plan: Any
     model_version: Any
     tokenizer_version: Any
     data_version: Any
+    benchmarks_version: Any
 
 
 class Ready(NamedTuple):
-    """The promises of the dynamic part up to training: the model and the dataset."""
+    """The promises of the dynamic part up to training: the model, the dataset, and the model's tokenizer."""
 
     model: Any
     dataset: Any
+    tokenizer: Any
 
 
 def plan_and_check(config: Any, workflow: str, table: Any = None) -> Planned:
@@ -58,7 +60,8 @@ def plan_and_check(config: Any, workflow: str, table: Any = None) -> Planned:
     """
     made = plan(config=config, workflow=workflow, pinned=pin(config=config), has_table=table is not None)
     checked: Checked = preflight(config=config, plan=made, table=table)
-    return Planned(checked.plan, checked.model_version, checked.tokenizer_version, checked.data_version)
+    versions = (checked.model_version, checked.tokenizer_version, checked.data_version, checked.benchmarks_version)
+    return Planned(checked.plan, *versions)
 
 
 def fetch_and_prepare(
@@ -91,4 +94,4 @@ def fetch_and_prepare(
         labels=list(config.labels),
         **steps.dataset.inputs,
     )
-    return Ready(fetched.model, dataset)
+    return Ready(fetched.model, dataset, fetched.tokenizer)

@@ -8,7 +8,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from flyteidl.core.catalog_pb2 import CACHE_DISABLED, CACHE_HIT, CACHE_POPULATED
@@ -20,7 +20,7 @@ from flyteidl.core.literals_pb2 import LiteralMap
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.core.workflow_pb2 import Node, WorkflowTemplate
 
-from cluster import records
+from cluster import array, records
 from cluster.cache import Cache
 from cluster.description import UnschedulableError
 from cluster.literals import INPUTS, promised, resolve
@@ -115,25 +115,33 @@ class Engine:
     def _run_node(self, scope: _Scope, node: Node, inputs: LiteralMap) -> LiteralMap:
         node_id = scope.prefix + node.id
         record = scope.run.begin_node(node_id, node.id, scope.parent, inputs)
-        try:
-            if scope.run.is_aborted:
-                raise AbortedError
+        with _recorded(scope.run, record):
             if node_id in scope.run.known:
                 return records.succeed(record, scope.run.known[node_id])
             if node.WhichOneof("target") == "task_node":
                 task = scope.tasks[key(node.task_node.reference_id)]
                 return records.succeed(record, self._run_cached(scope, record, node, task))
+            if node.WhichOneof("target") == "array_node":
+                record.execution.metadata.is_array = True
+                return records.succeed(record, self._run_array(scope, node_id, node, inputs))
             if node.workflow_node.HasField("sub_workflow_ref"):
                 record.execution.metadata.is_parent_node = True
                 template = scope.workflows[key(node.workflow_node.sub_workflow_ref)]
                 return records.succeed(record, self._walk(scope.within(node_id), template, inputs))
             raise NotImplementedError(f"{node_id} is a {node.WhichOneof('target')}")
-        except NodeFailedError as failure:
-            records.fail(record, failure.error)
-            raise
-        except AbortedError:
-            records.abort(record)
-            raise
+
+    def _run_array(self, scope: _Scope, node_id: str, node: Node, inputs: LiteralMap) -> LiteralMap:
+        """Run one node for each item, as many at a time as it allows; each has its own cache entry and attempts."""
+        given = array.Array(node.array_node, inputs)
+        task = array.of_one(scope.tasks[key(node.array_node.node.task_node.reference_id)])
+
+        def run(index: int) -> LiteralMap:
+            record = scope.run.begin_node(f"{node_id}-n{index}", node.id, node_id, given.inputs_of(index))
+            record.part = records.Part(index, inputs)
+            with _recorded(scope.run, record):
+                return records.succeed(record, self._run_cached(scope, record, node.array_node.node, task))
+
+        return given.run(run, NodeFailedError)
 
     def _run_cached(self, scope: _Scope, record: NodeRecord, node: Node, task: TaskTemplate) -> LiteralMap:
         status = record.execution.closure.task_node_metadata
@@ -157,10 +165,11 @@ class Engine:
         previous = scope.run.checkpoints.get(str(record.execution.id.node_id), "")
         for attempt in itertools.count():
             place = self._place(scope.run, record, attempt, previous)
-            self._store.put(place.inputs, record.inputs.SerializeToString())
+            given = record.part.inputs if record.part else record.inputs
+            self._store.put(place.inputs, given.SerializeToString())
             trial, record.checkpoint = record.begin_attempt(task.id, task.type), place.checkpoint
             name = f"{scope.run.name}-{record.execution.id.node_id}-{attempt}"
-            environment = _environment(scope.run, task, attempt)
+            environment = {**_environment(scope.run, task, attempt), **(record.part.environment if record.part else {})}
             try:
                 statuses = self._pods.run(name, task, node.task_node.overrides, place, environment)
             except UnschedulableError as error:  # Flyte would wait until the attempt's time is over
@@ -243,6 +252,21 @@ class Engine:
         chosen = run.execution.spec.raw_output_data_config.output_location_prefix
         raw = "/".join([chosen or self._store.uri("raw"), uuid.uuid4().hex[:2], f"{run.name}-{node_id}-{attempt}"])
         return Place(f"{metadata}/inputs.pb", f"{metadata}/{attempt}", raw, previous)
+
+
+@contextmanager
+def _recorded(run: Run, record: NodeRecord) -> Iterator[None]:
+    """Record how a node ended that did not succeed; one of an execution that was ended does not begin."""
+    try:
+        if run.is_aborted:
+            raise AbortedError
+        yield
+    except NodeFailedError as failure:
+        records.fail(record, failure.error)
+        raise
+    except AbortedError:
+        records.abort(record)
+        raise
 
 
 def _in_order(nodes: list[Node]) -> Iterator[Node]:

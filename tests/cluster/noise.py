@@ -22,6 +22,7 @@ _ABOUT_THE_RUN = re.compile(
     r"(node 1 uploaded no part|The ranks lost each other)"
     r"|A checkpoint cannot be used: .* its upload was never finished"
     r"|The plan cannot be served from the cache"
+    r"|[\d.]+ % of the items of \S+ are among the rows to train on"
     r"|.* may not be read, and is made anew)"
     # The same as tasks/log.py leaves out of torch's Python, by its C++, which no filter reaches: a node found the store
     # of its job, which was done, gone with the node that held it.

@@ -34,8 +34,8 @@ _POLL_SECONDS = 0.1
 _TEMPLATE = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 _POD_KINDS = ("python-task", "pytorch")
 _JOBS = "pytorch"
-# Flyte's program that unpacks the uploaded code starts the one that runs it.
-_UNPACKING = {"pyflyte-fast-execute": "pyflyte-execute"}
+# Flyte's program that unpacks the uploaded code starts one of those that run it.
+_UNPACKING, _RUNNING = "pyflyte-fast-execute", ("pyflyte-execute", "pyflyte-map-execute")
 # Of the machine that all pods share here, whatever a cluster or a task says.
 MACHINE = {
     "OMP_NUM_THREADS": "1",  # it is a small one
@@ -214,7 +214,8 @@ class Pods:
         }
         program = [str(self.programs / command[0]), *command[1:]]
         log = self.logs / f"{name}.log"
-        process = self.starts.start(program, everything, directory / "work", log, then=_UNPACKING.get(command[0], ""))
+        then = next((word for word in command if word in _RUNNING), "") if command[0] == _UNPACKING else ""
+        process = self.starts.start(program, everything, directory / "work", log, then=then)
         pod = _Running(name, process, directory, asked, isinstance(self.starts, Warm))
         with self._lock:
             self._running.append(pod)

@@ -27,6 +27,25 @@ class Attempt:
     outputs: LiteralMap = field(default_factory=LiteralMap)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which item of an array a node is for: its pods read the inputs of all of them, and their own number.
+
+    Source: flyteorg/flyte, flytepropeller/pkg/controller/nodes/array/execution_context.go
+
+    Attributes:
+        index: The number of the item.
+        inputs: Inputs of the array.
+    """
+
+    index: int
+    inputs: LiteralMap
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"BATCH_JOB_ARRAY_INDEX_VAR_NAME": "FLYTE_K8S_ARRAY_INDEX", "FLYTE_K8S_ARRAY_INDEX": str(self.index)}
+
+
 @dataclass
 class NodeRecord:
     """One node of an execution.
@@ -39,6 +58,7 @@ class NodeRecord:
         dynamic: What a dynamic node turned out to run.
         attempts: The tries of its task.
         checkpoint: Prefix that Flyte gave the last of them for checkpoints.
+        part: Which item of an array it is for; None if it is of no array.
     """
 
     execution: NodeExecution
@@ -48,6 +68,7 @@ class NodeRecord:
     dynamic: CompiledWorkflowClosure | None = None
     attempts: list[Attempt] = field(default_factory=list)
     checkpoint: str = ""
+    part: Part | None = None
 
     def begin_attempt(self, task: Identifier, task_type: str) -> Attempt:
         execution = TaskExecution()

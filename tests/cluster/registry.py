@@ -127,7 +127,8 @@ def closure(
 
 def references(nodes: list[Node]) -> list[Identifier]:
     """The tasks that nodes run."""
-    return [node.task_node.reference_id for node in nodes if node.WhichOneof("target") == "task_node"]
+    single = [node.array_node.node if node.WhichOneof("target") == "array_node" else node for node in nodes]
+    return [node.task_node.reference_id for node in single if node.WhichOneof("target") == "task_node"]
 
 
 def found(entities: dict[Key, _Entity], identifier: Identifier) -> _Entity:

@@ -229,3 +229,33 @@ def test_an_output_is_fetched_into_a_folder(cluster, pyflyte, first, tmp_path):
     pyflyte("fetch", f"flyte://v1/flytesnacks/development/{first.name}/n0/o/o0", str(tmp_path))
     (file,) = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert file.read_bytes() == cluster.store.get(literal.scalar.blob.uri)
+
+
+def spans(run):
+    """When each item of a map task began and ended, by its number."""
+    words = [item.scalar.primitive.string_value.split() for item in run.outputs.literals["o0"].collection.literals]
+    return {int(x): (float(begun), float(ended)) for _, x, begun, ended in words}
+
+
+def test_items_of_a_map_task_run_side_by_side_each_with_its_own_attempts_and_cache(cluster, pyflyte):
+    def many(xs, **inputs):
+        given = [word for name, value in inputs.items() for word in (f"--{name}", str(value))]
+        command = ("run", "--remote", *IN_CLUSTER, "example.py", "many", "--xs", str(xs), *given)
+        ended = pyflyte(*command, cwd=EXAMPLE, check=-1 not in xs)
+        return done(cluster, succeeded=ended.returncode == 0)
+
+    first = many([1, 2, 3], fails=2)
+    at_once = spans(first)
+    assert list(at_once) == [1, 2, 3]
+    assert at_once[1][0] < at_once[3][1]
+    assert at_once[3][0] < at_once[1][1]
+    tries = {name: len(node.attempts) for name, node in first.nodes.items() if node.parent == "n0-0-dn0"}
+    assert tries == {"n0-0-dn0-n0": 1, "n0-0-dn0-n1": 2, "n0-0-dn0-n2": 1}
+    again = many([3, 4, 1])
+    found = {name: status for name, status in statuses(again).items() if name.startswith("n0-0-dn0-")}
+    assert list(found.values()) == [CACHE_HIT, CACHE_POPULATED, CACHE_HIT]
+    assert spans(again)[3] == at_once[3]
+    in_turn = spans(many([5, 6], parallel=1))
+    assert in_turn[5][1] <= in_turn[6][0] or in_turn[6][1] <= in_turn[5][0]
+    failed = many([7, -1])
+    assert "x = -1: too small" in failed.execution.closure.error.message

@@ -8,7 +8,7 @@ that trained gave, nothing is reported to Weights & Biases, and it has no checkp
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from thriftune import artifacts
@@ -17,6 +17,7 @@ from thriftune.checkpoints.resume_from import RESUME_FROM
 from thriftune.config import ModelConfig, RunConfig, Section
 from thriftune.config.choices import METHODS
 from thriftune.data.general import general_digest
+from thriftune.planned_node import EvaluationNode
 from thriftune.redaction import redacted, unsigned
 from thriftune.training_plan import TrainingPlan
 
@@ -156,6 +157,21 @@ def measuring(config: RunConfig, plan: TrainingPlan, *, measured: str, dataset: 
     general = [general_digest()] if asked.watch_general else []
     measures = [asked.max_rows, asked.prompts, asked.max_new_tokens, *general]
     return _key("measuring", [measured, dataset, held, there, *measures])
+
+
+def benchmarking(
+    node: EvaluationNode, *, model: str, adapter: str, held: Sequence[bool], shard: Sequence[str | int]
+) -> str:
+    """What the results of one shard of a benchmark are known by: nothing of a tuned model where the base is measured.
+
+    Args:
+        node: What it runs on, of which the device, the number of them and the precision count.
+        model: What the model is known by.
+        adapter: What the adapter on it is known by; empty if there is none.
+        held: How the model is held in 4 bits; empty if it is not.
+        shard: Which items, how they are asked, and how often they were before.
+    """
+    return _key("benchmarking", [model, adapter, held, [node.device, node.devices, node.precision], shard])
 
 
 def _values(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -61,3 +61,16 @@ class BenchmarksConfig(Section):
         description="How often the base is measured, to know how much of a difference is noise. When left out: twice "
         "where answers are drawn (temperature above 0) or on GPUs, whose sums depend on the batch, and else once.",
     )
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether the held-out rows of the run are measured too."""
+        return any(task.name == HELD_OUT and task.file is None for task in self.tasks)
+
+    def times_measured(self, *, on_gpu: bool) -> int:
+        """How often the base is measured.
+
+        Args:
+            on_gpu: Whether models run on a GPU.
+        """
+        return self.repeats or (2 if self.temperature > 0 or on_gpu else 1)

@@ -1,13 +1,13 @@
 """Environment variables for the processes of a training node: number of threads, and how NCCL connects the nodes."""
 
-from thriftune.training_plan import TrainingPlan
+from thriftune.planned_node import PlannedNode
 
 
-def node_environment(plan: TrainingPlan, processes: int = 1, nodes: int = 1) -> dict[str, str]:
+def node_environment(plan: PlannedNode, processes: int = 1, nodes: int = 1) -> dict[str, str]:
     """The variables that every process of a node gets.
 
     Args:
-        plan: The plan.
+        plan: The node that was planned, or the plan of a job.
         processes: Processes on the node.
         nodes: Nodes of the job.
 

@@ -2,21 +2,21 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from thriftune.config import RunConfig
+from thriftune.config import HardwareConfig, RunConfig
 from thriftune.config.choices import METHODS, STRATEGIES, strategies_of
 from thriftune.disk import free_bytes
 from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import DEVICES, Device, choose_precision, detect_device, gpu_count
-from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.node_types import NodeType
 
 logger = logging.getLogger(__name__)
 
 THIS_MACHINE = "this machine"
+_REMOTE = "or add --remote to run on a cluster."
 _GIB = 2**30
 # Disk of a node for everything besides models and checkpoints: prepared rows and their mapped copy, logs, compiled
 # kernels. An assumption.
@@ -137,80 +137,6 @@ def this_machine(folder: Path = Path(), devices: Mapping[str, Device] = DEVICES)
     )
 
 
-def matching(config: RunConfig, catalogue: Catalogue) -> list[Offer]:
-    """The node types of the catalogue that a run's file allows, cheapest first.
-
-    Args:
-        config: The run.
-        catalogue: Node types to choose among.
-
-    Raises:
-        ConfigError: It allows none, with all reasons at once; or the device that it names is not known.
-    """
-    if config.hardware.device is not None:
-        catalogue.device(config.hardware.device)
-    problems: dict[str, Problem] = {}
-    offers = []
-    for node in _candidates(config, catalogue):
-        device = catalogue.device(node.device)
-        found = list(_contradictions(config, node, device))
-        problems |= {problem.field: problem for problem in found}
-        if not found:
-            offers.append(of_node(node, device, catalogue.interruptions_per_month))
-    if not offers:
-        raise ConfigError.of("plan-does-not-fit", list(problems.values()))
-    return sorted(offers, key=lambda offer: (offer.price_per_hour, offer.name))
-
-
-def _candidates(config: RunConfig, catalogue: Catalogue) -> list[NodeType]:
-    """The node that a run names; else those that are not one's own and have the device that it names, or a GPU.
-
-    The planner never chooses a CPU by itself: a model that trains on CPUs trains for weeks.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    hardware = config.hardware
-    if hardware.instance:
-        return [catalogue.get(hardware.instance)]
-    rented = [node for node in catalogue.nodes if not node.own]
-    nodes = [node for node in rented if (node.device == hardware.device if hardware.device else node.has_gpu)]
-    if nodes:
-        return nodes
-    if not rented:
-        message = "the catalogue has only machines of your own, on which no run is planned that does not name one."
-        remedy = f"Set hardware.instance to {' or '.join(node.name for node in catalogue.nodes)}."
-    elif hardware.device:
-        message = "no node of the catalogue has it."
-        remedy = "Use another device, or add such a node to the catalogue."
-    else:
-        message, remedy = "only CPUs are left to choose from.", "Set device: CPU."
-    raise ConfigError.single("hardware.device", str(hardware.device or ""), message, remedy, code="plan-does-not-fit")
-
-
-def _contradictions(config: RunConfig, node: NodeType, device: Device) -> list[Problem]:
-    """The problems of a node type for a run: what the run's file asks for and the node does not have."""
-    hardware, training = config.hardware, config.training
-    problems = []
-    if hardware.device not in (None, node.device):
-        remedy = f"Use device: {node.device}, or leave one of the two out."
-        return [Problem("hardware.device", str(hardware.device), f"{node.name} has {node.device}.", remedy)]
-    if hardware.devices_per_node and node.has_gpu and hardware.devices_per_node > node.gpus:
-        what = f"{node.name} has {node.gpus}." if hardware.instance else "no node of the catalogue has that many GPUs."
-        problems.append(
-            Problem("hardware.devices_per_node", str(hardware.devices_per_node), what, "Use fewer, or another node.")
-        )
-    try:
-        precision = choose_precision(training.precision, device)
-    except ConfigError as error:
-        problems += error.problems
-    else:
-        if METHODS[config.method].trains_weights and training.save_dtype == "fp32" and precision != "fp32":
-            message = f"the weights train in {precision} on {node.name}, and saving them in fp32 only doubles the file."
-            problems.append(Problem("training.save_dtype", "fp32", message, "Use 'auto', or train in fp32."))
-    return problems
-
-
 def require_allowed_here(config: RunConfig, here: Offer, devices: Mapping[str, Device] = DEVICES) -> None:
     """Refuse a run that this machine cannot carry out.
 
@@ -224,25 +150,13 @@ def require_allowed_here(config: RunConfig, here: Offer, devices: Mapping[str, D
             this machine has, for more of them, or for a precision that its device lacks.
     """
     hardware = config.hardware
-    remote = "or add --remote to run on a cluster."
-    problems = []
+    problems = list(_other_machine(hardware, here))
     if (hardware.nodes or 1) > 1:
         problems.append(
-            Problem("hardware.nodes", str(hardware.nodes), "a local run has one node.", f"Use nodes: 1, {remote}")
-        )
-    if hardware.instance is not None:
-        problems.append(
-            Problem("hardware.instance", hardware.instance, "is not this machine.", f"Leave it out, {remote}")
+            Problem("hardware.nodes", str(hardware.nodes), "a local run has one node.", f"Use nodes: 1, {_REMOTE}")
         )
     if hardware.device not in (None, here.device.name):
-        problems.append(
-            Problem(
-                "hardware.device",
-                str(hardware.device),
-                f"this machine has {here.device.name}.",
-                f"Use device: {here.device.name}, {remote}",
-            )
-        )
+        pass  # said already
     elif not (here.device.is_gpu or _may_have_workers(config)) and (hardware.devices_per_node or 1) > 1:
         problems.append(
             Problem(
@@ -258,7 +172,7 @@ def require_allowed_here(config: RunConfig, here: Offer, devices: Mapping[str, D
                 "hardware.devices_per_node",
                 str(hardware.devices_per_node),
                 f"this machine has {here.gpus} GPUs.",
-                f"Use at most {here.gpus}, {remote}",
+                f"Use at most {here.gpus}, {_REMOTE}",
             )
         )
     try:
@@ -267,6 +181,28 @@ def require_allowed_here(config: RunConfig, here: Offer, devices: Mapping[str, D
         problems += error.problems
     if problems:
         raise ConfigError.of("plan-does-not-fit", problems)
+
+
+def require_machine(hardware: HardwareConfig, here: Offer) -> None:
+    """Refuse hardware that this machine is not.
+
+    Args:
+        hardware: The kind of device, and the node type, that are asked for.
+        here: This machine.
+
+    Raises:
+        ConfigError: Another device is asked for, or a node type.
+    """
+    if problems := list(_other_machine(hardware, here)):
+        raise ConfigError.of("plan-does-not-fit", problems)
+
+
+def _other_machine(hardware: HardwareConfig, here: Offer) -> Iterator[Problem]:
+    if hardware.instance is not None:
+        yield Problem("hardware.instance", hardware.instance, "is not this machine.", f"Leave it out, {_REMOTE}")
+    if hardware.device not in (None, here.device.name):
+        message, remedy = f"this machine has {here.device.name}.", f"Use device: {here.device.name}, {_REMOTE}"
+        yield Problem("hardware.device", str(hardware.device), message, remedy)
 
 
 def _may_have_workers(config: RunConfig) -> bool:

@@ -12,10 +12,11 @@ from thriftune.methods import METHODS
 from thriftune.models import architecture as architectures
 from thriftune.models.architecture import Architecture
 from thriftune.models.positions import require_positions
-from thriftune.planning import offers
+from thriftune.planned_node import NodeRequest
+from thriftune.planning import matching, offers
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.choices import Choice, Fitting, Refusal
-from thriftune.planning.evaluating import planned_evaluation
+from thriftune.planning.evaluating import planned_benchmarks, planned_evaluation
 from thriftune.planning.ledger import Record
 from thriftune.planning.objectives import require_countable, warn_of_budget
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
@@ -23,7 +24,7 @@ from thriftune.planning.search import search, ways_of
 from thriftune.planning.suggestions import changes_that_fit
 from thriftune.planning.time.run import Size, Times, full_rows
 from thriftune.planning.verdict import advising, sentence
-from thriftune.training_plan import Alternative, Estimate, NodeRequest, SpotTime, TrainingPlan
+from thriftune.training_plan import Alternative, Estimate, SpotTime, TrainingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,9 @@ def plan(
     if fitting[0].choice.price_per_hour:
         warn_of_budget(config, times.steps)
     evaluation = planned_evaluation(config, trained, catalogue, here)
-    return replace(_plan_of(config, model, catalogue, fitting), evaluation=evaluation)
+    benchmarks = planned_benchmarks(config, trained, catalogue, here, interruptible=interruptible)
+    made = _plan_of(config, model, catalogue, fitting)
+    return replace(made, evaluation=evaluation, benchmarks=benchmarks)
 
 
 class ErrorCollector:
@@ -123,7 +126,7 @@ class ErrorCollector:
 
 def _machines(config: RunConfig, catalogue: Catalogue, here: Offer | None, *, interruptible: bool) -> list[Offer]:
     if here is None:
-        found = offers.matching(config, catalogue)
+        found = matching.matching(config, catalogue)
         return [offers.on_spot(offer) for offer in found] if interruptible else found
     offers.require_allowed_here(config, here, catalogue.devices)
     return [here]

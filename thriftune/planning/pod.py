@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from thriftune.errors import PodError, Problem, TransientError
 from thriftune.gpu_readings import DrivenGpu, Gpu, Trial, TriedGpu
 from thriftune.hardware import DEVICES, Device, device_of
+from thriftune.planned_node import NodeRequest, PlannedNode
 from thriftune.pod_reading import PodReading
-from thriftune.training_plan import NodeRequest, TrainingPlan
 
 # A pod gets exactly what it asks for; the rest is for rounding.
 _EXACT = 0.99
@@ -51,7 +51,7 @@ class Promise:
     gpu_gib: float = 0.0
 
 
-def promise_of(plan: TrainingPlan) -> Promise:
+def promise_of(plan: PlannedNode) -> Promise:
     """What a plan says of the pod of each of its nodes."""
     return Promise(plan.request, plan.hardware, plan.device_limit_gib)
 

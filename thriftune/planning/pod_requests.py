@@ -47,8 +47,21 @@ def fetching(config: RunConfig, plan: TrainingPlan) -> PodRequest:
     Returns:
         The request, for a base model in 16 bits; one in 32 bits needs twice the disk.
     """
-    model = _HALF * plan.parameters
-    if is_gguf(config.model.source):  # the file is at most as large as the model unpacked from it
+    return fetching_model(config.model.source, plan.parameters)
+
+
+def fetching_model(source: str, parameters: int) -> PodRequest:
+    """Resources to download a base model and upload it again.
+
+    Args:
+        source: Where it is.
+        parameters: Number of its parameters.
+
+    Returns:
+        As `fetching`.
+    """
+    model = _HALF * parameters
+    if is_gguf(source):  # the file is at most as large as the model unpacked from it
         return PodRequest(_LIBRARIES_GIB + _gib(_UNPACKING * model), _gib(2 * model))
     return PodRequest(_LIBRARIES_GIB, _gib(model))
 

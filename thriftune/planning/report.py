@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from thriftune import pages
 from thriftune.methods import METHODS
+from thriftune.planned_node import EvaluationNode
 from thriftune.planning.offers import THIS_MACHINE
 from thriftune.planning.time import report as times
 from thriftune.planning.verdict import sentence
@@ -170,10 +171,18 @@ def facts(plan: TrainingPlan) -> Iterator[Fact]:
     if plan.evaluation and plan.evaluation.is_asked:
         node, price = plan.evaluation, f"{plan.evaluation.price_per_hour:,.2f} {plan.currency} per hour"
         yield "result measured on", _place(1, node.instance), f"{_counted(node.devices, node.device)}, {price}"
+    if plan.benchmarks and plan.benchmarks.instance != THIS_MACHINE:
+        yield _benchmarks(plan.benchmarks, plan.currency)
     if (verdict := plan.memory.verdict) is not None:
         yield "memory", verdict.answer, sentence(verdict)
     items = ", ".join(f"{item} {gib(size)}" for item, size in plan.memory.disk.items())
     yield "disk", f"{gib(plan.memory.disk_gib)} GiB", f"of each node: {items}"
+
+
+def _benchmarks(node: EvaluationNode, currency: str) -> Fact:
+    at_once = f", at most {node.parallel} at a time" if node.parallel < node.pods else ""
+    price = f"{_counted(node.devices, node.device)}, {node.price_per_hour:,.2f} {currency} per hour"
+    return "benchmarks on", _place(1, node.instance), f"{price}; {_counted(node.pods, 'pod')}{at_once}"
 
 
 def device_loads(plan: TrainingPlan) -> list[Load]:

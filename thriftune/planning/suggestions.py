@@ -8,7 +8,7 @@ from thriftune.config.choices import STRATEGIES as STRATEGY_FACTS
 from thriftune.errors import ConfigError, UserError
 from thriftune.methods import METHODS
 from thriftune.models.architecture import Architecture
-from thriftune.planning import offers
+from thriftune.planning import matching
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.offers import Offer
 from thriftune.planning.search import search, ways_of
@@ -42,7 +42,7 @@ def changes_that_fit(
     def attempt(change: Change) -> str | None:
         what, changed = change
         try:
-            machines = [here] if here is not None else offers.matching(changed, catalogue)
+            machines = [here] if here is not None else matching.matching(changed, catalogue)
             METHODS[changed.method].check(changed, model)
             fitting, _ = search(changed, model, machines, ways_of(changed), 1)
         except UserError:

@@ -3,10 +3,11 @@
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from thriftune import damage
+from thriftune.artifacts import MANIFEST
 from thriftune.config import LoraConfig, RunConfig
 from thriftune.errors import AdapterError, Problem
 from thriftune.methods import METHODS
@@ -96,12 +97,12 @@ def _four_bits(four_bit: FourBit, architecture: Architecture) -> Iterator[Proble
 def _adapter_to_go_on_from(
     config: RunConfig, lora: LoraConfig, place: str, architecture: Architecture | None
 ) -> Iterator[Problem]:
-    readable = attempt(lambda: _require_readable(place), _RESUME, place)
+    readable = attempt(lambda: _require_readable(place, _RESUME), _RESUME, place)
     yield from readable.findings
     if readable.failed:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        brought = attempt(lambda: _bring(place, Path(scratch)), _RESUME, place)
+        brought = attempt(lambda: _bring(place, Path(scratch), _RESUME, _require_lora), _RESUME, place)
         if brought.value is None:
             yield from brought.findings
             return
@@ -135,7 +136,27 @@ def _weights(lora: LoraConfig, architecture: Architecture, directory: Path, plac
         yield from same.findings
 
 
-def _require_readable(place: str) -> None:
+def check_on(architecture: Architecture | None, place: str, field: str, scratch: Path) -> Iterator[Problem]:
+    """The problems of a finished adapter of any kind that is to be put on a model; reads no weights.
+
+    Args:
+        architecture: Architecture of the model; None where it is not known.
+        place: The adapter's directory, on this disk or at a URL.
+        field: The key that names it.
+        scratch: An empty folder, which gets its configuration and its manifest.
+    """
+    readable = attempt(lambda: _require_readable(place, field), field, place)
+    brought = readable if readable.failed else attempt(lambda: _bring(place, scratch, field), field, place)
+    yield from brought.findings
+    if brought.failed or architecture is None:
+        return
+    held = attempt(lambda: shapes_in(Folder(place), field, place), field, place)
+    yield from held.findings
+    if (shapes := held.value) is not None:
+        yield from attempt(lambda: require_fit(architecture, scratch, shapes, field, place), field, place).findings
+
+
+def _require_readable(place: str, field: str) -> None:
     """Refuse an adapter on this disk whose links lead elsewhere, or whose files differ from what was saved.
 
     Raises:
@@ -143,28 +164,29 @@ def _require_readable(place: str) -> None:
     """
     here = Path(place).expanduser()
     if "://" not in place and exists(here):
-        files_of(here, _RESUME, AdapterError, ADAPTER_FILES, ())
-        damage.require_undamaged(here, _RESUME, AdapterError, content=True)
+        files_of(here, field, AdapterError, ADAPTER_FILES, ())
+        damage.require_undamaged(here, field, AdapterError, content=True)
 
 
-def _bring(place: str, scratch: Path) -> Path:
-    """Bring the configuration of an adapter to this disk.
+def _bring(place: str, scratch: Path, field: str, require: Callable[[object], None] = lambda _: None) -> Path:
+    """Bring the configuration of an adapter to this disk, and its manifest if it has one.
 
     Raises:
         AdapterError: There is none.
         TransientError: The store did not answer.
     """
     nothing = f"has no {_CONFIG} and no {_WEIGHTS}."
-    with failures.explained(_RESUME, place, AdapterError, nothing, code=AdapterError.missing):
+    with failures.explained(field, place, AdapterError, nothing, code=AdapterError.missing):
         names = Folder(place).names
         missing = [name for name in (_CONFIG, _WEIGHTS) if name not in names]
         if not missing:
-            (scratch / _CONFIG).write_bytes(Folder(place).content(_CONFIG))
-            _require_lora(json.loads((scratch / _CONFIG).read_text(encoding="utf-8")))
+            for name in (_CONFIG, *({MANIFEST} & names)):
+                (scratch / name).write_bytes(Folder(place).content(name))
+            require(json.loads((scratch / _CONFIG).read_text(encoding="utf-8")))
     if missing:
         message = f"has no {' and no '.join(missing)}."
         remedy = "Name the directory of an adapter."
-        raise AdapterError.single(_RESUME, place, message, remedy, code=AdapterError.missing)
+        raise AdapterError.single(field, place, message, remedy, code=AdapterError.missing)
     return scratch
 
 

@@ -1,12 +1,13 @@
 """A small project of somebody's: what the control plane has to get right, without a model."""
 
+import functools
 import importlib.util
 import os
 import signal
 import time
 from pathlib import Path
 
-from flytekit import Cache, CronSchedule, LaunchPlan, current_context, dynamic, task, workflow
+from flytekit import Cache, CronSchedule, LaunchPlan, current_context, dynamic, map_task, task, workflow
 from flytekit.exceptions.user import FlyteRecoverableException
 from flytekit.types.file import FlyteFile
 from pydantic import BaseModel
@@ -92,3 +93,30 @@ nightly = LaunchPlan.get_or_create(
     fixed_inputs={"settings": Settings(size=1, failures=0)},
     schedule=CronSchedule(schedule="0 3 * * *"),
 )
+
+
+@task(cache=Cache(version="1", ignored_inputs=("folder", "fails")), retries=1)
+def one_of_many(x: int, folder: str, fails: int) -> str:
+    """Take a while; one of them fails once."""
+    begun = time.time()
+    checkpoint = current_context().checkpoint
+    seen = checkpoint.prev_exists()
+    checkpoint.write(b"seen")
+    time.sleep(1)
+    if x == fails and not seen:
+        raise FlyteRecoverableException("try again")
+    if x < 0:
+        raise ValueError(f"x = {x}: too small")
+    return f"{folder} {x} {begun} {time.time()}"
+
+
+@dynamic
+def expand_many(xs: list[int], parallel: int, fails: int) -> list[str]:
+    """Run a map task."""
+    return map_task(functools.partial(one_of_many, folder="a", fails=fails), concurrency=parallel)(x=xs)
+
+
+@workflow
+def many(xs: list[int], parallel: int = 0, fails: int = 99) -> list[str]:
+    """A run with a node for each item of a list."""
+    return expand_many(xs=xs, parallel=parallel, fails=fails)

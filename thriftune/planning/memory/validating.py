@@ -57,9 +57,21 @@ def held_by_rows(config: RunConfig, architecture: Architecture, precision: Preci
         architecture: Its model.
         precision: Precision of the products.
     """
-    width, tokens = _WIDTHS[precision], config.data.max_length
+    return held_by_row(architecture, precision, config.data.max_length, config.evaluation.max_new_tokens)
+
+
+def held_by_row(architecture: Architecture, precision: Precision, tokens: int, new_tokens: int) -> int:
+    """Bytes that a row holds besides the layer being computed: logits of a measured row, or the cache of an answer.
+
+    Args:
+        architecture: The model.
+        precision: Precision of the products.
+        tokens: Tokens of the row, or of the question.
+        new_tokens: Tokens of the longest answer.
+    """
+    width = _WIDTHS[precision]
     loss = (width + _COPIES) * tokens * architecture.outputs
     if architecture.labels:  # which answers with a class, and needs no cache for that
         return loss
-    answer = width * (tokens + config.evaluation.max_new_tokens) * architecture.cached_per_token
+    answer = width * (tokens + new_tokens) * architecture.cached_per_token
     return max(loss, answer)
