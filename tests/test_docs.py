@@ -67,15 +67,10 @@ NO_KEYS = {
     "training.html",
     "training.md",
     "lora.four_bit",
-    "benchmarks.task_memory",  # modules of benchmarks/
-    "benchmarks.transfer",
     "evaluation.md",
     "data.md",
     "classification.md",
     "partial.md",
-    "task.metric",  # how a metric is named
-    "benchmarks.task_memory",  # a module, and so is the next
-    "benchmarks.transfer",
 }
 # Read by a local run beside the settings of a platform.
 LOCAL_VARIABLES = set(LOCAL_ONLY)
