@@ -506,7 +506,7 @@ def test_hardware_that_this_machine_lacks_is_refused_at_once(run_config):
     with pytest.raises(ConfigError) as caught:
         offers.require_allowed_here(config, here)
     text = str(caught.value)
-    assert [p.field for p in caught.value.problems] == ["hardware.nodes", "hardware.device"]
+    assert [p.field for p in caught.value.problems] == ["hardware.device", "hardware.nodes"]
     assert "this machine has CPU" in text
     assert "--remote" in text
 

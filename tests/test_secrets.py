@@ -35,8 +35,8 @@ TOKEN = f"hf_{PLANTED}AbCdEfGhIjKlMnOpQr"
 NO_PLACES = {
     "name", "model.revision", "hardware.instance", "zero.config", "lora.target_modules", "evaluation.prompts",
     "publish.repository", "fsdp.wrap", "lora.modules_to_save", "lora.rank_patterns.pattern", "classification.labels",
-    "hardware.device",
-    *(f"data.{part}{name}" for part in ("", "sources.")
+    "hardware.device", "benchmarks.tasks.name", "publish.gate.improves.metric", "publish.gate.keeps.metric",
+    *(f"data.{part}{name}" for part in ("", "sources.", "replay.")
       for name in ("subset", "split", "revision", "columns", "template", "trained_fields")),
 }  # fmt: skip
 
@@ -68,6 +68,13 @@ def with_text(field: str, text: str) -> tuple[str, dict[str, Any]]:
     *sections, name = field.split(".")
     if "sources" in sections:
         content["data"] = {"sources": [{"source": "rows.jsonl", "format": "chat", name: text}]}
+    elif "replay" in sections:
+        content["data"] = {"source": "task.jsonl", "format": "chat"}
+        content["data"]["replay"] = {"source": "rows.jsonl", "format": "chat", "share": 0.2, name: text}
+    elif "tasks" in sections:
+        content["benchmarks"] = {"tasks": [{"name": "own", "format": "exact_answer", "file": "own.jsonl", name: text}]}
+    elif "gate" in sections:
+        content["publish"] = {"repository": "me/tuned", "gate": {sections[-1]: [{name: text}]}}
     elif sections:
         content[sections[0]] = {**content.get(sections[0], {}), name: text}
     else:
@@ -75,10 +82,16 @@ def with_text(field: str, text: str) -> tuple[str, dict[str, Any]]:
     return method, content
 
 
+def numbered(field: str) -> str:
+    """The name of a field as a message has it, of the first of a list."""
+    return re.sub(r"\b(sources|tasks)\.", r"\1.0.", field)
+
+
 def test_every_text_of_a_run_file_is_a_place_or_none():
     found = dict(texts(RunConfig))
     assert set(PLACES) == {
         "model.source", "data.source", "data.sources.source", "lora.resume_from", "checkpoints.resume_from",
+        "data.replay.source", "benchmarks.tasks.file",
     }  # fmt: skip
     assert {name for name, is_place in found.items() if not is_place} == NO_PLACES
 
@@ -91,7 +104,7 @@ def test_a_password_in_a_url_is_refused_with_the_remedy_and_without_the_password
     with pytest.raises(ConfigError) as caught:
         RunConfig.model_validate(with_text(field, place.format(PLANTED))[1])
     said = str(caught.value)
-    assert f"{field.replace('sources.', 'sources.0.')} = " in said
+    assert f"{numbered(field)} = " in said
     assert "has a user or a password in its URL" in said
     assert "AWS_ACCESS_KEY_ID" in said
     assert PLANTED not in said + repr(caught.value) + repr(caught.value.args)
@@ -178,11 +191,17 @@ def require_nothing_planted(folder: Path, done: subprocess.CompletedProcess) -> 
     return files
 
 
-def everywhere(place: str, *, several: bool = False, checkpoints: bool = False) -> dict[str, Any]:
+def everywhere(
+    place: str, *, several: bool = False, checkpoints: bool = False, benchmarks: bool = False
+) -> dict[str, Any]:
     """A run whose places are all the same one; of data a file in it. A store of checkpoints is waited for, for 15 s."""
     rows = {"source": place.replace("?", "/rows.jsonl?"), "format": "chat"}
     content = run_dict("qlora", model={"source": place}, lora={"resume_from": place})
     content["data"] = {"sources": [rows, rows]} if several else rows
+    if benchmarks:
+        content["data"]["replay"] = {**rows, "source": place.replace("?", "/replay.jsonl?"), "share": 0.2}
+        own = {"name": "own", "format": "exact_answer", "file": place.replace("?", "/own.jsonl?")}
+        content["benchmarks"] = {"tasks": [own]}
     return content | ({"checkpoints": {"resume_from": place}} if checkpoints else {})
 
 
@@ -194,7 +213,7 @@ def failed(tmp_path_factory, tiny_model_dir):
         closed, refused = f"http://127.0.0.1:9/x?{SIGNED}", f"{server}/x?{SIGNED}x"
         bad = run_dict(model={"source": str(tiny_model_dir)}, data={"source": f"{server}/bad/rows.jsonl?{SIGNED}"})
         runs = [
-            ("preflight", everywhere(closed, several=True)),
+            ("preflight", everywhere(closed, several=True, benchmarks=True)),
             ("preflight", everywhere(closed)),
             ("preflight", everywhere(refused, checkpoints=True)),
             ("preflight", everywhere(TOKEN)),
@@ -223,8 +242,8 @@ def test_nothing_of_a_run_that_fails_holds_a_secret(failed):
 @pytest.mark.parametrize("field", sorted({*PLACES} - {"checkpoints.resume_from"}))
 def test_a_closed_port_is_unreachable(field, failed):
     """It was "no such file" of data, and "holds no files" of a model."""
-    name = re.escape(field.replace("sources.", "sources.0."))
-    assert re.search(rf"{name} = http://127.0.0.1:9/x[^ ]* the store cannot be reached", failed[2]), failed[2]
+    name = re.escape(numbered(field))
+    assert re.search(rf"{name} = http://127.0.0.1:9/[^ ]* the store cannot be reached", failed[2]), failed[2]
 
 
 @pytest.mark.slow
@@ -274,6 +293,10 @@ OTHER_WRITERS = {
     ("thriftune/data/pieces.py", "open"): "tokens and digests",
     ("thriftune/training/calibration.py", "write_table"): "random tokens",
     ("thriftune/data/rejection.py", "write_table"): "rejected rows, redacted there",
+    ("thriftune/inference/benchmarks/results.py", "write_table"): "items and answers, which are the user's",
+    ("thriftune/inference/benchmarks/preparing.py", "write_bytes"): "copies of files that describe a benchmark",
+    ("thriftune/inference/benchmarks/harness_data.py", "to_parquet"): "items of a benchmark",
+    ("thriftune/data/items.py", "write_text"): "the same",
     ("thriftune/inference/generation.py", "write_table"): "prompts and answers, which are the user's",
     ("thriftune/inference/generation.py", "write_text"): "prompts and answers, which are the user's",
     ("thriftune/preflight/adapters.py", "write_bytes"): "a copy of the adapter's configuration, removed at once",
