@@ -267,6 +267,11 @@ def node_of_execution() -> str:
     return execution.removeprefix(name) if attempt == str(attempt_number()) and execution.startswith(name) else ""
 
 
+def run_stamp() -> str:
+    """What tells a local run from every other, in all of its processes."""
+    return _RUN
+
+
 def result_path(run_name: str, what: str) -> Path:
     """Where a task writes a result: outputs/<run>/<start time>/<what> locally, a scratch folder in a pod."""
     if not is_local():

@@ -31,6 +31,10 @@ def planned(config: RunConfig, deepspeed: dict[str, Any] | None = None, model: P
     return planner.plan(config, catalogue.load(), architecture=shape, here=here)
 
 
+# Versions of what a run reads, as a preflight gives them.
+VERSIONS = {"model_version": "1", "tokenizer_version": "1", "data_version": "1", "table": None}
+
+
 def compiled(part, config, plan, upload=None, **versions):
     """The nodes of a `@dynamic` part of a workflow, as a pod on a cluster makes them; by default those of a run.
 
@@ -46,7 +50,7 @@ def compiled(part, config, plan, upload=None, **versions):
     running = context.with_serialization_settings(settings).with_execution_state(
         state.with_params(mode=state.Mode.TASK_EXECUTION)
     )
-    versions = versions or {"model_version": "1", "tokenizer_version": "1", "data_version": "1", "table": None}
+    versions = versions or VERSIONS
     part._wf = None  # flytekit keeps what it compiled first; a pod compiles once
     with FlyteContextManager.with_context(running) as inside:
         return part.compile_into_workflow(inside, part._task_function, config=config, plan=plan, **versions).nodes

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import results, settings
-from tasks.benchmark import benchmark_shard, find_contamination, prepare_benchmarks
+from tasks.benchmark import benchmark_shard, find_contamination
 from tasks.benchmark_jobs import Asking, jobs_of, versions_with_rows
 from tasks.compare_benchmarks import compare_benchmarks
 from tasks.declaring import BENCHMARK_CACHE
 from tasks.mapping import mapped
+from tasks.prepare_benchmarks import prepare_benchmarks
 from tasks.provisioning import on_planned_node
 from tasks.results import Steps, Versions
 from thriftune import artifacts
@@ -177,12 +178,12 @@ def compare_with_base(
     """
     if before is None:
         return Compared()
-    trained, adapter = _of_this_run(config, steps.training.cache_key), ""
+    trained, adapter = _of_this_run(steps.training.cache_key), ""
     if made.adapter is not None and steps.merged is None:
         adapter = artifacts.key_of(trained)
         subject = Subject(steps.model.cache_key, made.model, {adapter: made.adapter})
     else:
-        merged = _of_this_run(config, steps.merged.cache_key) if steps.merged else trained
+        merged = _of_this_run(steps.merged.cache_key) if steps.merged else trained
         subject = Subject(merged, made.result)
     tuned, repeats = before.benchmarking.measure(subject), before.benchmarking.repeats
     found = {"base": before.base, "tuned": tuned.made, "adapter": adapter}
@@ -190,6 +191,6 @@ def compare_with_base(
     return Compared(compared.comparison, compared.verdict, compared.items, before.contamination)
 
 
-def _of_this_run(config: RunConfig, key: str) -> str:
+def _of_this_run(key: str) -> str:
     """What a result is known by. A local run makes it anew each time, so that it is no other run's."""
-    return artifacts.key_of(key, str(settings.result_path(config.name, "benchmarks"))) if settings.is_local() else key
+    return artifacts.key_of(key, settings.run_stamp()) if settings.is_local() else key

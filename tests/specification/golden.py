@@ -10,6 +10,7 @@ import yaml
 from flyteidl.admin.launch_plan_pb2 import LaunchPlan
 from flyteidl.core.interface_pb2 import VariableMap
 from flyteidl.core.tasks_pb2 import TaskTemplate
+from flyteidl.core.types_pb2 import LiteralType
 from flyteidl.core.workflow_pb2 import Node, NodeMetadata, TaskNodeOverrides
 from flytekit.configuration import SERIALIZED_CONTEXT_ENV_VAR
 from google.protobuf.json_format import MessageToDict
@@ -18,7 +19,7 @@ from google.protobuf.message import Message
 from specification import pods, rendering
 from specification.pods import Pod
 from specification.rendering import Schemas
-from specification.serialized import PART, Package, nodes_of
+from specification.serialized import PART, Package, nodes_of, of_one
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMAND = "python scripts/specifications.py"
@@ -153,24 +154,31 @@ def _nodes(package: Package, nodes: list[Node]) -> dict[str, Any]:
 
 
 def _node(package: Package, node: Node) -> dict[str, Any]:
-    target = node.WhichOneof("target")
+    one, after = of_one(node), sorted(node.upstream_node_ids)
+    target = one.WhichOneof("target")
     if target != "task_node":
-        return {target: MessageToDict(getattr(node, target)), "after": sorted(node.upstream_node_ids)}
-    task = package.template(node.task_node.reference_id.name)
+        return {target: MessageToDict(getattr(one, target)), "after": after}
+    task, items = package.task_of(one), MessageToDict(node.array_node)
     return _told(
         {
             "task": task.id.name,
+            "items": {name: value for name, value in items.items() if name != "node"},
             "inputs": _bindings(node, task.interface.inputs),
-            "after": sorted(node.upstream_node_ids),
-            **_attempts(node.metadata),
-            "cache": _cache(node.metadata),
-            **_overrides(task, node.task_node.overrides),
+            "after": after,
+            **_attempts(one.metadata),
+            "cache": _cache(one.metadata),
+            **_overrides(task, one.task_node.overrides),
         }
     )
 
 
 def _bindings(node: Node, inputs: VariableMap) -> dict[str, Any]:
-    bound = {b.var: rendering.binding(b.binding, inputs.variables[b.var].type) for b in node.inputs}
+    """What the inputs of a node come from; those of a map task are lists where each item has its own."""
+    kinds = {name: variable.type for name, variable in inputs.variables.items()}
+    for item in of_one(node).inputs if node.HasField("array_node") else ():
+        if item.binding.WhichOneof("value") == "collection":
+            kinds[item.var] = LiteralType(collection_type=kinds[item.var])
+    bound = {b.var: rendering.binding(b.binding, kinds[b.var]) for b in node.inputs}
     return dict(sorted(bound.items()))
 
 

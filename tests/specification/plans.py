@@ -3,12 +3,13 @@
 Usage: python -m specification.plans DIRECTORY
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from flyteidl.core.dynamic_job_pb2 import DynamicJobSpec
-from planning import compiled, planned
+from planning import VERSIONS, compiled, planned
 
 from thriftune.config import RunConfig
 from thriftune.training_plan import TrainingPlan
@@ -22,7 +23,9 @@ _RUNS: dict[str, dict[str, Any]] = {
     "qlora-1x-g4dn.12xlarge": {
         "method": "qlora", "strategy": "layers", "hardware": {"instance": "g4dn.12xlarge", "devices_per_node": 4}
     },
-    "lora-1x-g6.xlarge": {"method": "lora", "hardware": {"instance": "g6.xlarge"}},
+    "lora-1x-g6.xlarge": {
+        "method": "lora", "hardware": {"instance": "g6.xlarge"}, "benchmarks": {"tasks": ["general-mini"], "shards": 2}
+    },
     "qlora-1x-k3s": {
         "method": "qlora", "hardware": {"instance": "k3s"}, "training": {**_TRAINING, "precision": "fp32"}
     },
@@ -48,7 +51,8 @@ def run(name: str) -> tuple[RunConfig, TrainingPlan]:
 def write(directory: Path) -> None:
     """One DynamicJobSpec for each plan."""
     for name in _RUNS:
-        nodes = compiled(train_on_plan, *run(name))
+        versions = json.dumps({"general-mini": "1"})
+        nodes = compiled(train_on_plan, *run(name), **VERSIONS, benchmarks_version=versions)
         spec = DynamicJobSpec(nodes=[node.to_flyte_idl() for node in nodes])
         (directory / name).write_bytes(spec.SerializeToString(deterministic=True))
 

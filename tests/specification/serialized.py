@@ -36,6 +36,7 @@ SETTINGS = {
     "THRIFTUNE_LABELS": "team=ml",
     "THRIFTUNE_NOTIFY": "ml@registry.example",
     "THRIFTUNE_RAW_OUTPUT": "s3://bucket/runs",
+    "THRIFTUNE_RUN_STAMP": "golden",  # what is compiled here counts as a local run
 }
 _PLANS = "specification.plans"
 _ARCHIVE, _PARTS = "package.tgz", "parts"
@@ -68,6 +69,10 @@ class Package:
         """The template of a task."""
         return self.tasks[task].template
 
+    def task_of(self, node: Node) -> TaskTemplate:
+        """The template of a node's task; of a map task, which is made when it runs, that of the task for one item."""
+        return self.template(node.task_node.reference_id.name.removesuffix("_map"))
+
     def graphs(self) -> dict[str, list[Node]]:
         """The nodes that do something, of workflows and plans."""
         workflows = {name: nodes_of(spec.template) for name, spec in self.workflows.items()}
@@ -78,14 +83,19 @@ class Package:
         graph, _, node_id = identifier.partition("/")
         found = [node for node in self.graphs()[graph] if node.id == node_id]
         assert found, f"{identifier} is gone; the golden files still have it"
-        return found[0]
+        return of_one(found[0])
 
     def pods(self) -> Iterator[tuple[str, TaskTemplate, Node]]:
         """Every node that becomes a pod: its identifier, its task and itself."""
         for graph, nodes in self.graphs().items():
             for node in nodes:
-                if node.WhichOneof("target") == "task_node":
-                    yield f"{graph}/{node.id}", self.template(node.task_node.reference_id.name), node
+                if (one := of_one(node)).WhichOneof("target") == "task_node":
+                    yield f"{graph}/{node.id}", self.task_of(one), one
+
+
+def of_one(node: Node) -> Node:
+    """A node, or of a map task the one for each item."""
+    return node.array_node.node if node.WhichOneof("target") == "array_node" else node
 
 
 def nodes_of(template: WorkflowTemplate) -> list[Node]:

@@ -33,7 +33,7 @@ def pod_of(package, identifier):
 def task_of(package, identifier):
     if "/" not in identifier:
         return package.template(identifier)
-    return package.template(package.node(identifier).task_node.reference_id.name)
+    return package.task_of(package.node(identifier))
 
 
 def volumes_at(pod, path):
@@ -60,7 +60,8 @@ def test_a_pod_has_one_container_which_is_the_task(package, identifier):
     assert [container["name"] for container in pod.spec["containers"]] == [pod.primary]
     assert pod.primary == ("pytorch" if task_of(package, identifier).type == "pytorch" else "primary")
     assert pod.container["image"] == IMAGE
-    assert pod.container["args"][0] == "pyflyte-execute"
+    each = "map-" if plan_of(identifier) and ".benchmark_shard" in task_of(package, identifier).id.name else ""
+    assert pod.container["args"][0] == f"pyflyte-{each}execute"
     assert "initContainers" not in pod.spec
 
 
@@ -170,7 +171,7 @@ def test_gpu_nodes_are_for_pods_with_gpus(package, identifier):
 @EVERY_RUNNING_POD
 def test_a_planned_node_is_of_the_instance_and_the_gpu_of_its_plan(package, identifier):
     pod, task = pod_of(package, identifier), task_of(package, identifier).id.name
-    trains = task.startswith(("tasks.train.", "tasks.evaluate."))
+    trains = task.startswith(("tasks.train.", "tasks.evaluate.", "tasks.benchmark.benchmark_shard"))
     if not plan_of(identifier) or not trains:
         assert "nodeSelector" not in pod.spec
         return
@@ -178,7 +179,10 @@ def test_a_planned_node_is_of_the_instance_and_the_gpu_of_its_plan(package, iden
     if instance == "k3s":  # a CPU, which has no label of an accelerator, and the result is measured there too
         assert pod.spec["nodeSelector"] == {INSTANCE_LABEL: instance}
         return
-    if task == "tasks.evaluate.evaluate":  # on the cheapest node that holds the result
+    if task in (
+        "tasks.evaluate.evaluate",
+        "tasks.benchmark.benchmark_shard",
+    ):  # on the cheapest node that holds the result
         instance = f"{instance.partition('.')[0]}.xlarge"
     assert pod.spec["nodeSelector"] == {INSTANCE_LABEL: instance}
     terms = pod.spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
