@@ -3,10 +3,11 @@
     python benchmarks/forgetting.py [--write]      (after `make demo`, which gets model and general rows)
 
 Runs the workflow `finetune` three times on this machine, with the command that a person would type: every weight,
-QLoRA, and every weight with a share of replayed rows. The task is made here: tickets of a help desk, to be answered
-with JSON alone. The replayed rows are the demo's questions and answers, of which none is an item of general-mini. It
-takes about a quarter of an hour on two cores that do nothing else. What a run measured is kept in build/forgetting, and
-a run that is there is not done again. With --write the table is put into docs/evaluation.md.
+QLoRA, and every weight with a share of replayed rows; and measures the model and each result on general-mini. The task
+is made here: tickets of a help desk, to be answered with JSON alone. The replayed rows are the demo's questions and
+answers, of which none is an item of general-mini. It takes about half an hour on two cores that do nothing else. What a
+run measured is kept in build/forgetting, and a run that is there is not done again. With --write the tables are put
+into docs/evaluation.md.
 """
 
 import argparse
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from thriftune.data.general import general_items
+from thriftune.inference.benchmarks.scores import BenchmarkScores
 from thriftune.inference.report import RunMetrics, metrics_from_json
 
 _FOLDER = Path("build/forgetting")
@@ -79,29 +82,51 @@ def runs() -> dict[str, dict[str, Any]]:
     }
 
 
-def run(config: Mapping[str, Any]) -> RunMetrics:
-    """One run, as a person would start it; or what it measured, if the same was run before.
+def trained(config: Mapping[str, Any]) -> RunMetrics:
+    """What a run measured.
 
     Args:
         config: The content of its run file.
     """
+    return metrics_from_json(_made(config, "finetune", "metrics.json"))
+
+
+def scores(name: str, model: str) -> dict[str, float]:
+    """The scores of a model on general-mini, by metric.
+
+    Args:
+        name: Name of the run that measures it.
+        model: The model: a directory or a file.
+    """
+    config = {
+        "name": name,
+        "model": {"source": model},
+        "hardware": {"device": "CPU"},
+        "benchmarks": {"tasks": ["general-mini"], "batch": 16},
+    }
+    found = TypeAdapter(BenchmarkScores).validate_python(_made(config, "benchmark", "benchmarks/benchmarks.json"))
+    return found.scores["base"]
+
+
+def _made(config: Mapping[str, Any], workflow: str, result: str) -> dict[str, Any]:
+    """What a workflow measured, started as a person would start it; or what it did, if the same was run before."""
     file, kept = (_FOLDER / f"{config['name']}.{ending}" for ending in ("yaml", "metrics.json"))
     said = yaml.safe_dump(dict(config), sort_keys=False)
-    if kept.exists() and file.read_text(encoding="utf-8") == said:
-        return metrics_from_json(json.loads(kept.read_text(encoding="utf-8")))
-    kept.unlink(missing_ok=True)
-    file.write_text(said, encoding="utf-8")
-    command = f"pyflyte run workflows/finetune.py finetune --config {file}"
-    started = time.monotonic()
-    subprocess.run(shlex.split(command), check=True, stdout=subprocess.DEVNULL)
-    sys.stderr.write(f"{config['name']}: {time.monotonic() - started:.0f} s\n")
-    newest = max(Path("outputs").glob(f"{config['name']}/*/metrics.json"))  # folders are named by start time
-    kept.write_bytes(newest.read_bytes())
-    return metrics_from_json(json.loads(kept.read_text(encoding="utf-8")))
+    if not (kept.exists() and file.read_text(encoding="utf-8") == said):
+        kept.unlink(missing_ok=True)
+        file.write_text(said, encoding="utf-8")
+        command = f"pyflyte run workflows/{workflow}.py {workflow} --config {file}"
+        started = time.monotonic()
+        subprocess.run(shlex.split(command), check=True, stdout=subprocess.DEVNULL)
+        sys.stderr.write(f"{config['name']}: {time.monotonic() - started:.0f} s\n")
+        newest = max(Path("outputs").glob(f"{config['name']}/*/{result}"))  # folders are named by start time
+        kept.write_bytes(newest.read_bytes())
+    content: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return content
 
 
-def table(found: Mapping[str, RunMetrics]) -> str:
-    """What was measured, as Markdown.
+def losses(found: Mapping[str, RunMetrics]) -> str:
+    """The losses of each run, as Markdown.
 
     Args:
         found: The metrics of each run, by what the table calls it.
@@ -125,6 +150,20 @@ def table(found: Mapping[str, RunMetrics]) -> str:
     return "\n".join(lines)
 
 
+def accuracies(found: Mapping[str, Mapping[str, float]]) -> str:
+    """The accuracy of each model on general-mini and its groups, as Markdown.
+
+    Args:
+        found: The scores of each model, by what the table calls it.
+    """
+    groups = sorted({item.group for item in general_items()})
+    lines = [f"| model | {' | '.join(['all', *groups])} |", "|---|" + "---|" * (len(groups) + 1)]
+    for name, measured in found.items():
+        of = [measured["general-mini.accuracy"], *(measured[f"general-mini/{group}.accuracy"] for group in groups)]
+        lines.append(f"| {name} | {' | '.join(f'{share:.3f}' for share in of)} |")
+    return "\n".join(lines)
+
+
 def _require_no_item() -> None:
     """The replayed rows must not teach the questions that forgetting is measured with."""
     asked = {item.question.casefold() for item in general_items()}
@@ -143,7 +182,10 @@ def main() -> None:
     _require_no_item()
     lines = "".join(json.dumps(row) + "\n" for row in tickets())
     (_FOLDER / "tickets.jsonl").write_text(lines, encoding="utf-8")
-    made = table({name: run(config) for name, config in runs().items()})
+    found = {name: trained(config) for name, config in runs().items()}
+    measured = {"before training": scores("general-before", _MODEL)}
+    measured |= {name: scores(f"general-{one.name}", one.outputs["model"]) for name, one in found.items()}
+    made = f"{losses(found)}\n\nAccuracy on general-mini (chance is 0.25):\n\n{accuracies(measured)}"
     sys.stdout.write(made + "\n")
     if is_written:
         before, rest = _PAGE.read_text(encoding="utf-8").split(_BEGIN)
