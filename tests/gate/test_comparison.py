@@ -133,6 +133,17 @@ def test_what_is_not_of_the_same_items_is_refused_by_name(tuned, field, value, s
     assert problem.remedy
 
 
+def test_where_prompts_differ_both_are_shown_from_where_they_part_and_templates_are_named():
+    tuned = results(choices(RIGHT, prompt="Ask"))
+    with pytest.raises(DataError) as caught:
+        compare([results(choices(RIGHT))], tuned)
+    problem = caught.value.problems[0]
+    assert "'Question 0: yes or no?' there, 'Ask 0: yes or no?' here" in problem.message
+    assert "chat_template.jinja" in problem.remedy
+    with pytest.raises(DataError, match="than of the result\\. If"):  # only choices differ
+        compare([results(choices(RIGHT))], changed(3, prompt_hash="other"))
+
+
 def test_of_many_items_that_differ_some_are_named_and_the_others_counted():
     with pytest.raises(DataError) as caught:
         compare([results(choices(RIGHT))], results(choices(RIGHT, prompt="Other")))
