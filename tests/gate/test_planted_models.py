@@ -92,7 +92,7 @@ def better(world, llama_tokenizer):
 def taught(world, llama_tokenizer):
     """Train the base on other answers to the questions of the task."""
 
-    def teach(name, answers, ending="</s>", steps=50):
+    def teach(name, answers, ending="</s>", steps=40):
         pairs = [*planted.colours(answers), *planted.sounds()]
         rows = planted.rows_of(pairs, llama_tokenizer, ending)
         return planted.train(world.base, world.folder / name, rows, steps)
@@ -132,13 +132,13 @@ def test_markers_learnt_as_text_fail_by_name(world, taught):
 
 
 def test_an_end_that_was_never_trained_fails_by_name(world, taught):
-    verdict = world.verdict(taught("endless", planted.COLOURS, ending="", steps=40))
+    verdict = world.verdict(taught("endless", planted.COLOURS, ending=""))
     assert "answers.stops" in failed(verdict)
 
 
-@pytest.mark.parametrize(("metric", "answers"), [("other_language", RUSSIAN), ("empty", [""] * 10)])
-def test_answers_that_are_none_fail_by_name(world, taught, metric, answers):
-    verdict = world.verdict(taught(metric, answers))
+@pytest.mark.parametrize(("metric", "answers", "steps"), [("other_language", RUSSIAN, 40), ("empty", [""] * 10, 20)])
+def test_answers_that_are_none_fail_by_name(world, taught, metric, answers, steps):
+    verdict = world.verdict(taught(metric, answers, steps=steps))
     assert failed(verdict) >= {f"answers.{metric}", "colours.exact_match"}
 
 
@@ -156,6 +156,13 @@ def test_with_a_damaged_chat_template_nothing_is_compared_and_both_prompts_are_s
     assert problem.field == "benchmarks.colours"
     assert "[/INST]' there" in problem.message
     assert "chat_template.jinja" in problem.remedy
+
+
+def test_weights_that_are_no_numbers_are_told_and_never_scored(world, better, tmp_path):
+    """Each item got its first choice then: with a base that guesses, a gate that keeps accuracy would have passed."""
+    broken = planted.add_noise(better, tmp_path / "broken", share=float("nan"))
+    with pytest.raises(DataError, match=r"sounds/sounds-0: is scored with no number \(nan\)"):
+        in_parts(world.benchmarks, "sounds", broken, settings=SETTINGS)
 
 
 def test_the_same_model_is_never_better_and_keeps_what_it_had(world):
