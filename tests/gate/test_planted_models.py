@@ -154,7 +154,7 @@ def test_with_a_damaged_chat_template_nothing_is_compared_and_both_prompts_are_s
         world.verdict(folder)
     problem = caught.value.problems[0]
     assert problem.field == "benchmarks.colours"
-    assert "[/INST]' there" in problem.message
+    assert "[/INST]') than of the result" in problem.message
     assert "chat_template.jinja" in problem.remedy
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from thriftune.errors import DataError, Problem
 from thriftune.inference.benchmarks.results import ItemResult, Results
@@ -78,7 +78,7 @@ def _other_items(
         for one, other, whose in ((base, tuned, "base"), (tuned, base, "result"))
     )
     others = {
-        name: f"was asked with another prompt of the base than of the result{_parted(base[name], item)}."
+        name: _other_prompts(base[name], item)
         for name, item in tuned.items()
         if name in base and base[name].prompt_hash != item.prompt_hash
     }
@@ -90,14 +90,11 @@ def _other_items(
             yield Problem(f"benchmarks.{task}", item, message, remedy + more)
 
 
-def _parted(base: ItemResult, tuned: ItemResult) -> str:
-    """Both prompts from shortly before where they part; nothing if only their choices differ."""
+def _other_prompts(base: ItemResult, tuned: ItemResult) -> str:
+    """That two prompts differ, with both from shortly before where they part; or that only what they go on with does."""
     if base.prompt == tuned.prompt:
-        return ""
-    letters = enumerate(zip(base.prompt, tuned.prompt, strict=False))
-    parted = next(
-        (number for number, (one, other) in letters if one != other), len(min(base.prompt, tuned.prompt, key=len))
-    )
-    start = max(0, parted - _BEFORE)
+        return "was asked with other choices or tokens of the base than of the result."
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(base.prompt, tuned.prompt, strict=False))
+    start = max(0, sum(1 for _ in same) - _BEFORE)
     before, after = (one.prompt[start : start + _SHOWN] for one in (base, tuned))
-    return f": {before!r} there, {after!r} here"
+    return f"was asked with another prompt of the base ({before!r}) than of the result ({after!r})."
