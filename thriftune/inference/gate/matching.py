@@ -91,7 +91,7 @@ def _other_items(
 
 
 def _other_prompts(base: ItemResult, tuned: ItemResult) -> str:
-    """That two prompts differ, with both from shortly before where they part; or that only what they go on with does."""
+    """That two prompts differ, with both from shortly before where they part; or only what they go on with."""
     if base.prompt == tuned.prompt:
         return "was asked with other choices or tokens of the base than of the result."
     same = takewhile(lambda pair: pair[0] == pair[1], zip(base.prompt, tuned.prompt, strict=False))
