@@ -117,7 +117,8 @@ def changed(number, **fields):
 @pytest.mark.parametrize(("tuned", "field", "value", "said"), [
     (results(choices(RIGHT[:99])), "benchmarks.choice", "c0099", "only the base has"),
     (changed(3, item="new"), "benchmarks.choice", "c0003", "only the base has"),
-    (changed(3, prompt_hash="other"), "benchmarks.choice", "c0003", "another prompt"),
+    (changed(3, prompt_hash="other"), "benchmarks.choice", "c0003", "other choices"),
+    (changed(3, prompt="Ask", prompt_hash="other"), "benchmarks.choice", "c0003", "another prompt"),
     (changed(3, item="c0004"), "benchmarks.choice", "c0004", "id of two items"),
     (changed(3, scores={}), "benchmarks.choice.accuracy", "missing", "item c0003"),
     (changed(3, scores={"accuracy": float("nan")}), "benchmarks.choice.accuracy", "nan", "item c0003"),
@@ -131,6 +132,15 @@ def test_what_is_not_of_the_same_items_is_refused_by_name(tuned, field, value, s
     assert (problem.field, problem.value) == (field, value)
     assert said in problem.message
     assert problem.remedy
+
+
+def test_where_prompts_differ_both_are_shown_from_where_they_part_and_templates_are_named():
+    tuned = results(choices(RIGHT, prompt="Ask"))
+    with pytest.raises(DataError) as caught:
+        compare([results(choices(RIGHT))], tuned)
+    problem = caught.value.problems[0]
+    assert "of the base ('Question 0: yes or no?') than of the result ('Ask 0: yes or no?')" in problem.message
+    assert "chat_template.jinja" in problem.remedy
 
 
 def test_of_many_items_that_differ_some_are_named_and_the_others_counted():

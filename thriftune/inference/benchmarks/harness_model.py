@@ -4,6 +4,7 @@ Imported where it is used: the harness takes seconds to load.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
+from thriftune.errors import DataError
 from thriftune.inference.benchmarks.room import too_long
 from thriftune.models.drawing import Draws, seed_of
 from thriftune.progress import progress
@@ -82,7 +84,7 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
             For each, the log-likelihood in nats, and whether every token is the likeliest.
 
         Raises:
-            DataError: One has more tokens than the model has positions.
+            DataError: One has more tokens than the model has positions, or the model gives no number.
         """
         self._names = names
         with self._counting(len(pairs)):
@@ -101,13 +103,18 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
         """What every log-likelihood goes through.
 
         Raises:
-            DataError: One has more tokens than the model has positions: the harness would cut its start off.
+            DataError: One has more tokens than the model has positions: the harness would cut its start off. Or the
+                model gives no number: of choices without one the first would be taken, and be right by chance.
         """
-        for number, (_, before, after) in enumerate(requests):
+        names = self._names if len(self._names) == len(requests) else [""] * len(requests)
+        for name, (_, before, after) in zip(names, requests, strict=True):
             if len(before) + len(after) - 1 > self.max_length:  # the last one is never given to the model
-                name = self._names[number] if len(self._names) == len(requests) else ""
                 raise too_long(name, len(before) + len(after), self.max_length)
         found: _Scored = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        for name, (value, _) in zip(names, found, strict=True):
+            if math.isnan(value):
+                remedy = "Its weights are damaged, or too large for the precision: look at its training, or use fp32."
+                raise DataError.single("benchmarks.tasks", name, "is scored with no number (nan) by the model.", remedy)
         return found
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:

@@ -140,7 +140,7 @@ def measure(
         The results by name of the adapter, or of `base`.
 
     Raises:
-        DataError: An item needs more tokens than the model has positions.
+        DataError: An item needs more tokens than the model has positions, or the model gives no number for it.
         UserError: The model or an adapter cannot be used.
     """
     benchmarks = PreparedBenchmarks.read(prepared)

@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from thriftune.errors import DataError, Problem
 from thriftune.inference.benchmarks.results import ItemResult, Results
 
 # Items that are named in a message; the others are counted.
 _NAMED = 5
+# Characters of a prompt in a message, and those of them before it parts from another.
+_SHOWN, _BEFORE = 60, 20
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,28 @@ def _other_versions(base: Results, tuned: Results) -> Iterator[Problem]:
 def _other_items(
     base: dict[tuple[str, str], ItemResult], tuned: dict[tuple[str, str], ItemResult]
 ) -> Iterator[Problem]:
-    remedy = "Measure base and result on the same items, with the same examples before each."
-    for message, names in (
-        ("is an item that only the base has.", [name for name in base if name not in tuned]),
-        ("is an item that only the result has.", [name for name in tuned if name not in base]),
-        (
-            "was asked with another prompt of the base than of the result.",
-            [name for name in tuned if name in base and base[name].prompt_hash != tuned[name].prompt_hash],
-        ),
-    ):
-        for task, item in islice(names, _NAMED):
-            more = f" So are {len(names) - _NAMED:,} more." if len(names) > _NAMED else ""
+    only_base, only_tuned = (
+        {name: f"is an item that only the {whose} has." for name in one if name not in other}
+        for one, other, whose in ((base, tuned, "base"), (tuned, base, "result"))
+    )
+    others = {
+        name: _other_prompts(base[name], item)
+        for name, item in tuned.items()
+        if name in base and base[name].prompt_hash != item.prompt_hash
+    }
+    again = "Measure base and result on the same items, with the same examples before each."
+    template = "If their chat templates differ, give the result chat_template.jinja of the base. "
+    for found, remedy in ((only_base, again), (only_tuned, again), (others, template + again)):
+        for (task, item), message in islice(found.items(), _NAMED):
+            more = f" So are {len(found) - _NAMED:,} more." if len(found) > _NAMED else ""
             yield Problem(f"benchmarks.{task}", item, message, remedy + more)
+
+
+def _other_prompts(base: ItemResult, tuned: ItemResult) -> str:
+    """That two prompts differ, with both from shortly before where they part; or only what they go on with."""
+    if base.prompt == tuned.prompt:
+        return "was asked with other choices or tokens of the base than of the result."
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(base.prompt, tuned.prompt, strict=False))
+    start = max(0, sum(1 for _ in same) - _BEFORE)
+    before, after = (one.prompt[start : start + _SHOWN] for one in (base, tuned))
+    return f"was asked with another prompt of the base ({before!r}) than of the result ({after!r})."
