@@ -116,7 +116,8 @@ def jobs_of(
             found.keys.append(artifacts.key_of(*(step.cache_key for step in wanted.values())))
             records = [step.record for step in wanted.values() if step.record]
             found.jobs.append(replace(job, adapters=[one for one in wanted if one], records=records))
-    return found
+    # One pod measures several adapters, and all of their records lead to its directory.
+    return replace(found, served=list(dict.fromkeys(found.served)))
 
 
 def versions_with_rows(versions: Mapping[str, str], rows: str) -> dict[str, str]:
