@@ -93,6 +93,15 @@ def test_all_adapters_of_a_base_are_in_one_job_without_those_that_the_index_has(
     assert (nothing.jobs, nothing.served) == ([], ["s3://results/one"])
 
 
+def test_what_one_pod_measured_of_several_adapters_is_read_once(monkeypatch):
+    """Each of their items would be there twice."""
+    together = [Step(f"key-{n}", f"s3://index/{n}", is_made=True, results=("s3://results/both",)) for n in "ab"]
+    steps = {"a": together[0], "b": together[1], "new": Step("key-new", "s3://index/new")}
+    monkeypatch.setattr(benchmark_jobs, "_step", lambda *inputs: steps[inputs[-1]])
+    one_task = section(tasks=["general-mini"], shards=1)
+    assert jobs_of(one_task, ASKING, VERSIONS, "base", list(steps), from_index=True).served == ["s3://results/both"]
+
+
 def test_the_version_of_held_out_rows_is_that_of_the_dataset():
     versions = versions_with_rows(VERSIONS, "rows")
     assert versions["general-mini"] == "1"

@@ -17,6 +17,7 @@ from tasks.results import step_of_model
 from thriftune import artifacts
 from thriftune.config.benchmark_run import BenchmarkRun
 from thriftune.planning import pod_requests
+from thriftune.redaction import redacted, unsigned
 from workflows.benchmarking import Subject, make_ready
 
 
@@ -28,7 +29,9 @@ def measure_models(config: BenchmarkRun, checked: CheckedRun) -> BenchmarkResult
     request = pod_requests.fetching_model(config.model.source, checked.parameters)
     on_cpu_node(fetched.model, checked.asking.node, request)
     benchmarking = make_ready(config.benchmarks, checked.asking, json.loads(checked.benchmarks_version))
-    keys = {name: artifacts.key_of("adapter", version) for name, version in checked.adapter_versions.items()}
+    # With their places: two of a container image have files of the same sizes and times.
+    places = {name: redacted(unsigned(place)) for name, place in config.adapters.items()}
+    keys = {name: artifacts.key_of("adapter", version, places[name]) for name, version in checked.adapter_versions.items()}
     repeats = benchmarking.repeats if keys else 1
     measured = benchmarking.measure(Subject(base, fetched.model, times=repeats))
     adapters = {key: FlyteDirectory(config.adapters[name]) for name, key in keys.items()}

@@ -4,6 +4,7 @@ Imported where it is used: the harness takes seconds to load.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
+from thriftune.errors import ModelSourceError
 from thriftune.inference.benchmarks.room import too_long
 from thriftune.models.drawing import Draws, seed_of
+from thriftune.models.stopping import before_stop, stop_tokens
 from thriftune.progress import progress
 
 if TYPE_CHECKING:
@@ -102,13 +105,20 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
 
         Raises:
             DataError: One has more tokens than the model has positions: the harness would cut its start off.
+            ModelSourceError: One is not a number: the harness would take the first choice.
         """
         for number, (_, before, after) in enumerate(requests):
             if len(before) + len(after) - 1 > self.max_length:  # the last one is never given to the model
-                name = self._names[number] if len(self._names) == len(requests) else ""
-                raise too_long(name, len(before) + len(after), self.max_length)
+                raise too_long(self._name(number, len(requests)), len(before) + len(after), self.max_length)
         found: _Scored = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        for number, (likelihood, _) in enumerate(found):
+            if math.isnan(likelihood):
+                raise _not_a_number(self._name(number, len(requests)), str(self.model.dtype).removeprefix("torch."))
         return found
+
+    def _name(self, number: int, count: int) -> str:
+        """What a request belongs to, where the names are those of these requests."""
+        return self._names[number] if len(self._names) == count else ""
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
         """Written answers, as the harness asks for them.
@@ -143,10 +153,14 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
         """Continue a batch, and note which answers ended by themselves."""
         mask = named["attention_mask"]
         prompts = [tuple(row[kept.bool()].tolist()) for row, kept in zip(context, mask, strict=True)]
-        made = super()._model_generate(context, max_length, stop, **self._drawn(prompts, named))
-        for prompt, row in zip(prompts, made[:, context.shape[1] :].tolist(), strict=True):
-            text = self.tok_decode(row, skip_special_tokens=False)
-            self.stopped[prompt] = any(end in text for end in stop)
+        # The harness knows EOS alone; a turn may end with another token, which a base's generation_config lacks.
+        stops = stop_tokens(self.tokenizer, self.model.generation_config.eos_token_id)
+        made = super()._model_generate(context, max_length, stop, **self._drawn(prompts, named), eos_token_id=stops)
+        for prompt, row in zip(prompts, made[:, context.shape[1] :], strict=True):
+            tokens = row.tolist()
+            said, text = before_stop(tokens, stops), self.tok_decode(tokens, skip_special_tokens=False)
+            self.stopped[prompt] = len(said) < len(tokens) or any(end in text for end in stop)
+            row[len(said) :] = self.tokenizer.pad_token_id  # the token that ends a turn may be no special one
         self._bar.update(len(prompts))
         return made
 
@@ -173,3 +187,9 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
     def _counting(self, rows: int) -> Iterator[None]:
         with progress(rows, "Measuring") as self._bar:
             yield
+
+
+def _not_a_number(name: str, dtype: str) -> ModelSourceError:
+    message = f"has a log-likelihood that is not a number: the model overflows in {dtype}, or its weights are damaged."
+    remedy = "Compute in bf16 or fp32 (precision), and look at the training's losses."
+    return ModelSourceError.single("benchmarks.tasks", name, message, remedy)
