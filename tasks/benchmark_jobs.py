@@ -143,7 +143,7 @@ def _step(
 ) -> results.Step:
     settings, node = asking.settings, asking.node
     is_drawn = settings.temperature > 0 or kind_of(task) == "harness"  # whose tasks may draw
-    asked = replace(settings, batch=0, seed=settings.seed if is_drawn else 0)
+    asked = replace(settings.of(task.name), batch=0, seed=settings.seed if is_drawn else 0)
     key = known_by.benchmarking(
         node,
         model=model,

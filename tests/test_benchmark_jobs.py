@@ -60,10 +60,16 @@ def test_what_changes_a_result_changes_what_it_is_known_by(changes):
         {"asking": replace(ASKING, settings=replace(ASKING.settings, seed=7))},
         {"asking": replace(ASKING, node=replace(NODE, instance="g4dn.2xlarge", price_per_hour=0.9))},
         {"versions": {**VERSIONS, "held_out": "2"}},
+        {"asking": replace(ASKING, settings=replace(ASKING.settings, max_rows=7))},
     ],
 )
 def test_what_does_not_is_found_again(changes):
     assert keys(**changes)[0] == keys()[0]
+
+
+def test_the_number_of_rows_counts_for_held_out_rows_alone():
+    fewer = replace(ASKING, settings=replace(ASKING.settings, max_rows=7))
+    assert [one == other for one, other in zip(keys(), keys(fewer), strict=True)] == [True, True, False, False]
 
 
 def test_the_seed_counts_where_answers_are_drawn():
