@@ -112,7 +112,7 @@ def _thresholds(gate: GateConfig) -> Iterator[Problem]:
 def _measured(tasks: Collection[BenchmarkTask]) -> dict[str, tuple[str, ...]]:
     """What the run's benchmarks measure; none for a benchmark of which the file does not say it."""
     measured = {task.name: _metrics(task) for task in tasks}
-    writes = any(names != METRICS["multiple_choice"] for names in measured.values())  # held-out rows are answered too
+    writes = any(names not in (METRICS["multiple_choice"], METRICS[HELD_OUT]) for names in measured.values())
     return measured | {ANSWERS: tuple(name for name in BEHAVIOURS if writes or name not in _OF_WRITTEN)}
 
 
