@@ -40,7 +40,7 @@ def measure_models(config: BenchmarkRun, checked: CheckedRun) -> BenchmarkResult
 
 
 def _key_of(place: str, version: str) -> str:
-    """What an adapter is known by: its place too, as two of a container image may have files of equal sizes and times."""
+    """What an adapter is known by: its place too, as two of an image may have files of equal sizes and times."""
     return artifacts.key_of("adapter", version, redacted(unsigned(place)))
 
 
