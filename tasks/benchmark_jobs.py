@@ -116,7 +116,8 @@ def jobs_of(
             found.keys.append(artifacts.key_of(*(step.cache_key for step in wanted.values())))
             records = [step.record for step in wanted.values() if step.record]
             found.jobs.append(replace(job, adapters=[one for one in wanted if one], records=records))
-    return found
+    # One pod measures several adapters, and all of their records lead to its directory.
+    return replace(found, served=list(dict.fromkeys(found.served)))
 
 
 def versions_with_rows(versions: Mapping[str, str], rows: str) -> dict[str, str]:
@@ -142,7 +143,7 @@ def _step(
 ) -> results.Step:
     settings, node = asking.settings, asking.node
     is_drawn = settings.temperature > 0 or kind_of(task) == "harness"  # whose tasks may draw
-    asked = replace(settings, batch=0, seed=settings.seed if is_drawn else 0)
+    asked = replace(settings.of(task.name), batch=0, seed=settings.seed if is_drawn else 0)
     key = known_by.benchmarking(
         node,
         model=model,

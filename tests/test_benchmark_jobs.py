@@ -60,10 +60,16 @@ def test_what_changes_a_result_changes_what_it_is_known_by(changes):
         {"asking": replace(ASKING, settings=replace(ASKING.settings, seed=7))},
         {"asking": replace(ASKING, node=replace(NODE, instance="g4dn.2xlarge", price_per_hour=0.9))},
         {"versions": {**VERSIONS, "held_out": "2"}},
+        {"asking": replace(ASKING, settings=replace(ASKING.settings, max_rows=7))},
     ],
 )
 def test_what_does_not_is_found_again(changes):
     assert keys(**changes)[0] == keys()[0]
+
+
+def test_the_number_of_rows_counts_for_held_out_rows_alone():
+    fewer = replace(ASKING, settings=replace(ASKING.settings, max_rows=7))
+    assert [one == other for one, other in zip(keys(), keys(fewer), strict=True)] == [True, True, False, False]
 
 
 def test_the_seed_counts_where_answers_are_drawn():
@@ -91,6 +97,15 @@ def test_all_adapters_of_a_base_are_in_one_job_without_those_that_the_index_has(
     assert (everything.jobs[0].adapters, everything.served) == (list(steps), [])
     nothing = jobs_of(one_task, ASKING, VERSIONS, "base", ["one"], from_index=True)
     assert (nothing.jobs, nothing.served) == ([], ["s3://results/one"])
+
+
+def test_what_one_pod_measured_of_several_adapters_is_read_once(monkeypatch):
+    """Each of their items would be there twice."""
+    together = [Step(f"key-{n}", f"s3://index/{n}", is_made=True, results=("s3://results/both",)) for n in "ab"]
+    steps = {"a": together[0], "b": together[1], "new": Step("key-new", "s3://index/new")}
+    monkeypatch.setattr(benchmark_jobs, "_step", lambda *inputs: steps[inputs[-1]])
+    one_task = section(tasks=["general-mini"], shards=1)
+    assert jobs_of(one_task, ASKING, VERSIONS, "base", list(steps), from_index=True).served == ["s3://results/both"]
 
 
 def test_the_version_of_held_out_rows_is_that_of_the_dataset():

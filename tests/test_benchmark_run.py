@@ -83,7 +83,8 @@ def test_a_model_in_4_bits_needs_a_smaller_node():
 
     assert (node().devices, node(quantize=True).devices) == (2, 1)
     assert node(quantize=True).price_per_hour < node().price_per_hour
-    assert node(adapters={"one": "a"}).pods > node().pods == 2, "the base twice, for the noise of a GPU"
+    assert node().pods == 1, "there is nothing to compare, and no noise to know"
+    assert node(adapters={"one": "a"}).pods == 3, "the base twice, for the noise of a GPU"
 
 
 def test_another_device_than_this_machine_s_is_refused():

@@ -17,6 +17,7 @@ from tasks.results import step_of_model
 from thriftune import artifacts
 from thriftune.config.benchmark_run import BenchmarkRun
 from thriftune.planning import pod_requests
+from thriftune.redaction import redacted, unsigned
 from workflows.benchmarking import Subject, make_ready
 
 
@@ -28,7 +29,7 @@ def measure_models(config: BenchmarkRun, checked: CheckedRun) -> BenchmarkResult
     request = pod_requests.fetching_model(config.model.source, checked.parameters)
     on_cpu_node(fetched.model, checked.asking.node, request)
     benchmarking = make_ready(config.benchmarks, checked.asking, json.loads(checked.benchmarks_version))
-    keys = {name: artifacts.key_of("adapter", version) for name, version in checked.adapter_versions.items()}
+    keys = {name: _key_of(config.adapters[name], version) for name, version in checked.adapter_versions.items()}
     repeats = benchmarking.repeats if keys else 1
     measured = benchmarking.measure(Subject(base, fetched.model, times=repeats))
     adapters = {key: FlyteDirectory(config.adapters[name]) for name, key in keys.items()}
@@ -36,6 +37,11 @@ def measure_models(config: BenchmarkRun, checked: CheckedRun) -> BenchmarkResult
     found = {"tuned": tuned.made if tuned else [], "served": tuned.served if tuned else []}
     summary = summarize_benchmarks(config=config, repeats=repeats, base=measured.made, adapters=keys, **found)
     return BenchmarkResult(summary.items, summary.scores)
+
+
+def _key_of(place: str, version: str) -> str:
+    """What an adapter is known by: its place too, as two of an image may have files of equal sizes and times."""
+    return artifacts.key_of("adapter", version, redacted(unsigned(place)))
 
 
 @workflow

@@ -158,7 +158,7 @@ def measure_base(
     own = versions_with_rows(versions.benchmarks_by_name, steps.rows)
     benchmarking = make_ready(section, asking, own, ready.dataset if section.has_held_out else None)
     base = Subject(known_by.model(config.model, versions.model), ready.model, times=benchmarking.repeats)
-    key = artifacts.key_of(*sorted(own.values()), steps.rows)
+    key = artifacts.key_of(json.dumps(own, sort_keys=True), steps.rows)
     rows = {"dataset": ready.dataset, "tokenizer": ready.tokenizer}
     contamination = find_contamination(cache_key=key, prepared=benchmarking.prepared, **rows)
     return BeforeTraining(benchmarking, benchmarking.measure(base).made, contamination)

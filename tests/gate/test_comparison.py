@@ -8,6 +8,7 @@ import pytest
 from planted_results import CHOICE, ROWS, answers, choices, pair_of_models, results, rows
 
 from thriftune.errors import DataError
+from thriftune.inference.benchmarks.results import Results, TaskFacts
 from thriftune.inference.gate.comparing import compare
 from thriftune.inference.gate.comparison import Comparison
 from thriftune.inference.gate.flips import OF_BENCHMARK, most_of
@@ -154,3 +155,22 @@ def test_tokens_that_are_all_zero_have_no_loss():
     none = results(rows([1, 2], [0, 0]))
     with pytest.raises(DataError, match="no tokens"):
         compare([none], none)
+
+
+def test_the_length_of_answers_to_held_out_rows_is_not_that_of_the_rows():
+    """A row has as many trained tokens for both models, so a length never changed."""
+    asked = [replace(row, answer="It is.", stopped=True, written=3) for row in rows([20] * 9, [40] * 9)]
+    longer = [replace(row, written=6) for row in asked]
+    found = {one.name: one for one in compare([results(asked)], results(longer)).behaviours}["length"]
+    assert (found.base.value, found.tuned.value, found.change.value) == (3, 6, 1.0)
+
+
+def test_tasks_of_a_group_may_have_different_metrics():
+    """Every item was asked for every metric of its benchmark."""
+    facts = TaskFacts("choice", "v1", {"accuracy": True, "exact_match": True}, "accuracy")
+    written = [replace(one, item=f"w{n}", group="written", scores={"exact_match": 1.0}, correct=True)
+               for n, one in enumerate(choices([True] * 8))]  # fmt: skip
+    model = Results((facts,), (*choices([True] * 5), *written))
+    found = {one.metric: one.items for one in compare([model], model).metrics}
+    assert (found["choice.accuracy"], found["choice.exact_match"], found["choice/written.exact_match"]) == (5, 8, 8)
+    assert not {"choice/written.accuracy", "choice/knowledge.exact_match"} & set(found)

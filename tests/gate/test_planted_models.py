@@ -161,7 +161,7 @@ def test_with_a_damaged_chat_template_nothing_is_compared_and_both_prompts_are_s
 def test_weights_that_are_no_numbers_are_told_and_never_scored(world, better, tmp_path):
     """Each item got its first choice then: with a base that guesses, a gate that keeps accuracy would have passed."""
     broken = planted.add_noise(better, tmp_path / "broken", share=float("nan"))
-    with pytest.raises(DataError, match=r"sounds/sounds-0: is scored with no number \(nan\)"):
+    with pytest.raises(ModelSourceError, match="sounds/sounds-0: has a log-likelihood that is not a number"):
         in_parts(world.benchmarks, "sounds", broken, settings=SETTINGS)
 
 

@@ -1,5 +1,7 @@
 """Our own formats and held-out rows: asked as training asked, scored rightly, and the same in every partition."""
 
+import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from thriftune.config import DataConfig
 from thriftune.data.items import Item
 from thriftune.data.prepare import prepare as prepare_data
 from thriftune.data.questions import encode_prompt
-from thriftune.errors import DataError
+from thriftune.errors import DataError, ModelSourceError
 from thriftune.inference.benchmarks import measuring
 from thriftune.inference.benchmarks.measuring import Settings, Shard
 from thriftune.inference.benchmarks.own_items import asked, chosen, folded, solved_examples, written
@@ -62,6 +64,23 @@ def test_questions_are_the_tokens_of_training_with_bos_once(style, llama_tokeniz
         assert text == llama_tokenizer.decode(whole) + ("" if text[-len(choice) - 1] == "\n" else " ") + choice
         assert (question.prompt + ids).count(llama_tokenizer.bos_token_id) == 1
         assert llama_tokenizer.eos_token_id not in ids
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_choices_are_not_looked_for_in_the_marks_of_a_template(llama_tokenizer):
+    """The last d of `d<|im_end|>` was taken for the choice, which then was `d<|im_end`."""
+    tokenizer = copy.deepcopy(llama_tokenizer)
+    tokenizer.chat_template = CHATML
+    item = Item("1", "Which?", ("d", "end", "a", "im_end"), 0, ("d",))
+    question = asked(item, (), tokenizer, "chat")
+    assert question.text.endswith("<|im_start|>assistant\n")
+    said = [tokenizer.decode(question.prompt + ids).removeprefix(question.text) for ids in question.choices]
+    assert said == list(item.choices)
 
 
 def test_examples_come_from_the_same_group_and_are_never_the_item_itself(llama_tokenizer):
@@ -146,6 +165,13 @@ def test_written_answers_are_folded(said, is_right, llama_tokenizer):
     assert (result.tokens, result.stopped) == (3, True)
 
 
+def test_an_empty_answer_is_not_one_of_punctuation(llama_tokenizer):
+    item = Item("1", "Which sign ends a question?", (), None, ("?",))
+    question = asked(item, (), llama_tokenizer, "chat")
+    found = [written("t", question, Continuation(said, 1, True)).correct for said in ("", " ? ", "!")]
+    assert found == [False, True, False]
+
+
 def test_folding_keeps_what_is_inside():
     assert folded(" „Straße  X-1“! ") == "strasse x-1"
     assert folded("-5 °C") == "-5 °c"
@@ -181,6 +207,17 @@ def test_held_out_rows_have_the_loss_of_validation(directory, dataset, tiny_mode
     assert first.prompt.endswith("[/INST]")
     assert first.expected.startswith("On day")
     assert first.stopped is not None
+    assert [0 < item.written <= 4 for item in whole.items] == [True] * len(losses.tokens), "not the row's own length"
+
+
+def test_log_likelihoods_that_are_no_numbers_are_refused(directory, tiny_model_dir, tmp_path):
+    """The largest of several that are not a number is the first: a quarter of the choices would be right."""
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.lm_head.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelSourceError, match=r"choices/c\d.*not a number.*float32"):
+        in_parts(directory, "choices", tmp_path / "model")
 
 
 def test_an_item_longer_than_the_positions_is_named(tmp_path, tiny_model_dir):

@@ -255,3 +255,15 @@ def test_only_the_splits_that_are_used_are_kept(tmp_path):
     )
     assert list(shown.data) == ["test", "train"]
     assert harness_data.used_splits({"num_fewshot": 0, "test_split": "a", "training_split": "b"}) == ["test_split"]
+
+
+def test_the_version_of_data_in_a_folder_is_that_of_its_files(tmp_path):
+    """It was the name of the folder: results of other items were found again."""
+    (tmp_path / "items").mkdir()
+    file = write_task(tmp_path, "foldered", dataset_path=str(tmp_path / "items"), dataset_kwargs=None)
+    found = []
+    for count in (3, 4):
+        for split in ("train", "test"):
+            write_jsonl(tmp_path / "items" / f"{split}.jsonl", rows(count))
+        found.append(preparing.versions(section({"name": "foldered", "file": str(file)}))["foldered"])
+    assert found[0] != found[1]

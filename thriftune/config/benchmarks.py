@@ -19,7 +19,7 @@ class BenchmarkTask(Section):
     """One benchmark. A name alone stands for a benchmark with every default."""
 
     name: str = Field(
-        pattern=r"^[\w.,:-]+$",
+        pattern=r"^[\w.,:-]*[\w,:-][\w.,:-]*$",
         description="general-mini (shipped with thriftune), held_out (the held-out rows of this run), a task of "
         "lm-evaluation-harness such as arc_easy, or a name of your own for `file`.",
     )

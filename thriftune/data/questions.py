@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 from thriftune import artifacts
 from thriftune.config import DataFormat
 from thriftune.data.formats import FORMATS, question_prompt
+from thriftune.data.rendering import STAND_IN
 from thriftune.errors import DataError
 from thriftune.models import chat_template
 
@@ -108,8 +109,11 @@ def _answer_after(
 ) -> str:
     """An answer with what the template writes before it, such as a space, and without what it writes after it."""
     whole = _rendered([*messages, _said("assistant", answer)], tokenizer, prompt=False)
-    before, found, _after = whole.removeprefix(opened).rpartition(answer.strip())
-    return before + found if found and whole.startswith(opened) else answer
+    other = _rendered([*messages, _said("assistant", STAND_IN)], tokenizer, prompt=False)
+    # Not where the answer stands in the text: the template may have a short one in its own marks, as <|im_end|> has d.
+    before, found, _after = other.removeprefix(opened).partition(STAND_IN)
+    said = before + answer.strip()
+    return said if found and whole.startswith(opened + said) else answer
 
 
 def _plain(style: DataFormat, question: str, answer: str | None) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _MARKS_TURNS = re.compile(r"{%-?\s*generation\s*-?%}")
 _SEARCHED_IN_A_STEP = 1000  # characters
-_STAND_IN = "\u2063thriftune\u2063"  # with invisible separators, so that it occurs in no row
+STAND_IN = "\u2063thriftune\u2063"  # with invisible separators, so that it occurs in no row
 
 
 class OverrunError(TemplateRowError):
@@ -130,9 +130,9 @@ def _located_by_content(
     earlier turns.
     """
     said = messages[number]["content"].strip()
-    replaced = [{**m, "content": _STAND_IN} if i == number else m for i, m in enumerate(messages)]
+    replaced = [{**m, "content": STAND_IN} if i == number else m for i, m in enumerate(messages)]
     other = chat_template.apply(replaced, tokenizer, tools=tools, prompt=False)
-    before, found, after = other.partition(_STAND_IN)
+    before, found, after = other.partition(STAND_IN)
     if not said or not found or text != before + said + after:
         raise TemplateRowError(
             "the chat template rewrites earlier turns when later ones follow, so answers cannot be located in it"

@@ -224,7 +224,8 @@ def with_pods(node: EvaluationNode, section: BenchmarksConfig, models: int) -> E
         models: Number of models, or groups of adapters, that are measured beside the base.
     """
     shards = len(section.tasks) * section.shards
-    pods = shards * (section.times_measured(on_gpu=node.hardware.is_gpu) + models)
+    times = section.times_measured(on_gpu=node.hardware.is_gpu) if models else 1  # the noise is for comparing
+    pods = shards * (times + models)
     return replace(node, pods=pods, parallel=min(section.parallel or pods, pods))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune import hub
 from thriftune.data import sources
+from thriftune.digests import sha256_of
 from thriftune.errors import DataError, TransientError, in_a_line
 from thriftune.inference.benchmarks.harness_tasks import REMEDY, UNKNOWN
 
@@ -49,9 +50,12 @@ def data_version(config: Mapping[str, Any], folder: Path, token: str | None) -> 
     """
     repository = hub_dataset(config)
     if repository is None:
-        files = _data_files((config.get("dataset_kwargs") or {}).get("data_files"), folder)
+        options = config.get("dataset_kwargs") or {}
         with named("benchmarks.tasks"):
-            return "+".join(sources.version(file) for file in _flat(files)) or str(config["dataset_path"])
+            found = [sources.version(file) for file in _flat(_data_files(options.get("data_files"), folder))]
+        folders = [Path(str(place)) for place in (config["dataset_path"], options.get("data_dir")) if place]
+        files = [file for place in folders if place.is_dir() for file in sorted(place.rglob("*")) if file.is_file()]
+        return "+".join([*found, *map(sha256_of, files)]) or str(config["dataset_path"])
     with hub.explained_errors("benchmarks.tasks", repository, DataError):
         revision = (config.get("dataset_kwargs") or {}).get("revision")
         return hub.commit_of(repository, revision, token, repo_type="dataset")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from thriftune.errors import DataError
+from thriftune.errors import ModelSourceError
 from thriftune.inference.benchmarks.room import too_long
 from thriftune.models.drawing import Draws, seed_of
+from thriftune.models.stopping import before_stop, stop_tokens
 from thriftune.progress import progress
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
             For each, the log-likelihood in nats, and whether every token is the likeliest.
 
         Raises:
-            DataError: One has more tokens than the model has positions, or the model gives no number.
+            DataError: One has more tokens than the model has positions.
         """
         self._names = names
         with self._counting(len(pairs)):
@@ -103,19 +104,21 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
         """What every log-likelihood goes through.
 
         Raises:
-            DataError: One has more tokens than the model has positions: the harness would cut its start off. Or the
-                model gives no number: of choices without one the first would be taken, and be right by chance.
+            DataError: One has more tokens than the model has positions: the harness would cut its start off.
+            ModelSourceError: One is not a number: the harness would take the first choice.
         """
-        names = self._names if len(self._names) == len(requests) else [""] * len(requests)
-        for name, (_, before, after) in zip(names, requests, strict=True):
+        for number, (_, before, after) in enumerate(requests):
             if len(before) + len(after) - 1 > self.max_length:  # the last one is never given to the model
-                raise too_long(name, len(before) + len(after), self.max_length)
+                raise too_long(self._name(number, len(requests)), len(before) + len(after), self.max_length)
         found: _Scored = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-        for name, (value, _) in zip(names, found, strict=True):
-            if math.isnan(value):
-                remedy = "Its weights are damaged, or too large for the precision: look at its training, or use fp32."
-                raise DataError.single("benchmarks.tasks", name, "is scored with no number (nan) by the model.", remedy)
+        for number, (likelihood, _) in enumerate(found):
+            if math.isnan(likelihood):
+                raise _not_a_number(self._name(number, len(requests)), str(self.model.dtype).removeprefix("torch."))
         return found
+
+    def _name(self, number: int, count: int) -> str:
+        """What a request belongs to, where the names are those of these requests."""
+        return self._names[number] if len(self._names) == count else ""
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
         """Written answers, as the harness asks for them.
@@ -150,10 +153,14 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
         """Continue a batch, and note which answers ended by themselves."""
         mask = named["attention_mask"]
         prompts = [tuple(row[kept.bool()].tolist()) for row, kept in zip(context, mask, strict=True)]
-        made = super()._model_generate(context, max_length, stop, **self._drawn(prompts, named))
-        for prompt, row in zip(prompts, made[:, context.shape[1] :].tolist(), strict=True):
-            text = self.tok_decode(row, skip_special_tokens=False)
-            self.stopped[prompt] = any(end in text for end in stop)
+        # The harness knows EOS alone; a turn may end with another token, which a base's generation_config lacks.
+        stops = stop_tokens(self.tokenizer, self.model.generation_config.eos_token_id)
+        made = super()._model_generate(context, max_length, stop, **self._drawn(prompts, named), eos_token_id=stops)
+        for prompt, row in zip(prompts, made[:, context.shape[1] :], strict=True):
+            tokens = row.tolist()
+            said, text = before_stop(tokens, stops), self.tok_decode(tokens, skip_special_tokens=False)
+            self.stopped[prompt] = len(said) < len(tokens) or any(end in text for end in stop)
+            row[len(said) :] = self.tokenizer.pad_token_id  # the token that ends a turn may be no special one
         self._bar.update(len(prompts))
         return made
 
@@ -180,3 +187,9 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
     def _counting(self, rows: int) -> Iterator[None]:
         with progress(rows, "Measuring") as self._bar:
             yield
+
+
+def _not_a_number(name: str, dtype: str) -> ModelSourceError:
+    message = f"has a log-likelihood that is not a number: the model overflows in {dtype}, or its weights are damaged."
+    remedy = "Compute in bf16 or fp32 (precision), and look at the training's losses."
+    return ModelSourceError.single("benchmarks.tasks", name, message, remedy)

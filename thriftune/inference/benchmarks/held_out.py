@@ -69,6 +69,7 @@ def measure(
             scores={LOSS: loss},
             tokens=tokens,
             stopped=said.stopped if said else None,
+            written=said.tokens if said else None,
         )
 
 

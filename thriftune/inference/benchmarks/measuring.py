@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from thriftune import artifacts
 from thriftune.config import DataFormat
+from thriftune.config.benchmarks import HELD_OUT
 from thriftune.data.questions import prompt_style
 from thriftune.inference.benchmarks import harness_data, harness_scoring, harness_tasks, held_out
 from thriftune.inference.benchmarks.own_items import METRICS, Question, asked, chosen, solved_examples, written
@@ -75,6 +76,14 @@ class Settings:
     style: DataFormat | None = None
     trust_remote_code: bool = False
     max_rows: int = 1000
+
+    def of(self, task: str) -> Self:
+        """What counts for a benchmark: the number of held-out rows is nothing to the others.
+
+        Args:
+            task: Name of the benchmark.
+        """
+        return self if task == HELD_OUT else replace(self, max_rows=0)
 
 
 @dataclass(frozen=True)
@@ -238,6 +247,6 @@ def _holds(shard: Shard, before: int, number: int) -> bool:
 
 def _version(task: PreparedTask, loaded: _Loaded, dataset_dir: Path | None) -> str:
     """Digest of the items and of everything about how they are asked, except the seed."""
-    settings = replace(loaded.settings, seed=0, batch=0, style=loaded.style)
+    settings = replace(loaded.settings.of(task.name), seed=0, batch=0, style=loaded.style)
     rows = artifacts.digests_of(dataset_dir) if task.kind == "held_out" and dataset_dir else {}
     return artifacts.key_of(task.version, repr(settings), repr(sorted(rows.items())))

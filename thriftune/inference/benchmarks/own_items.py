@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from thriftune import artifacts
@@ -55,7 +56,7 @@ def solved_examples(item: Item, items: Sequence[Item], count: int) -> tuple[tupl
         count: Number of examples; fewer where the group has fewer.
     """
     others = (other for other in items if other.group == item.group and other.id != item.id)
-    return tuple((other.question, other.accepted[0].strip()) for other, _ in zip(others, range(count), strict=False))
+    return tuple((other.question, other.accepted[0].strip()) for other in islice(others, count))
 
 
 def asked(
@@ -113,12 +114,13 @@ def written(task: str, question: Question, said: Continuation) -> ItemResult:
 
 
 def folded(text: str) -> str:
-    """A text without case, repeated white space, and punctuation around it.
+    """A text without case, repeated white space, and punctuation around it; of punctuation alone, all is kept.
 
     Args:
         text: Any text.
     """
-    return " ".join(_bare(unicodedata.normalize("NFKC", text).casefold()).split())
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join((_bare(plain) or plain).split())
 
 
 def _bare(text: str) -> str:

@@ -33,6 +33,7 @@ class ItemResult:
         tokens: Number of tokens that the loss is a sum of; else of the written answer. 0 where neither was measured.
         correct: Whether it was right; None where there is no right or wrong.
         stopped: Whether a written answer ended by itself, and not by its longest length; None where none was written.
+        written: Number of tokens of a written answer, where `tokens` is of the loss; else None.
     """
 
     task: str
@@ -47,6 +48,7 @@ class ItemResult:
     tokens: int = 0
     correct: bool | None = None
     stopped: bool | None = None
+    written: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,5 +148,6 @@ def _schema() -> "pa.Schema":
         "tokens": pa.int64(),
         "correct": pa.bool_(),
         "stopped": pa.bool_(),
+        "written": pa.int64(),
     }
     return pa.schema([(each.name, types[each.name]) for each in fields(ItemResult)])

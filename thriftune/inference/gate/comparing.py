@@ -99,18 +99,30 @@ def _compared(values: _Values, confidence: float, seed: int) -> Compared:
 
 
 def _of_tasks(tasks: Sequence[TaskFacts], pairs: Sequence[Pair]) -> Iterator[_Values]:
-    """Every metric of every benchmark, over all of its items and over each of its groups."""
+    """Every metric of every benchmark, over all of its items that have it and over those of each group.
+
+    The tasks of a group of lm-evaluation-harness may have different metrics.
+    """
     for task in tasks:
         own = [pair for pair in pairs if pair.tuned.task == task.name]
         by_group = sorted((pair for pair in own if pair.tuned.group), key=lambda pair: pair.tuned.group)
         parts = [("", own), *((f"/{name}", list(of)) for name, of in groupby(by_group, lambda pair: pair.tuned.group))]
         for metric, higher_is_better in task.metrics.items():
-            for group, found in parts:
+            has_any = any(_has(pair, metric) for pair in own)
+            for group, listed in parts:
+                found = [pair for pair in listed if _has(pair, metric)]
+                if has_any and not found:
+                    continue
                 questions = tuple(map(_question, found)) if metric == task.main and not group else ()
                 name = f"{task.name}{group}.{metric}"
                 samples = _samples(name, metric, found)
                 kind: Kind = "per_token" if metric == LOSS else "mean"
                 yield _Values(name, kind, higher_is_better, samples, questions, most_of(len(tasks)))
+
+
+def _has(pair: Pair, metric: str) -> bool:
+    """Whether an item has a metric in any result; where another lacks it, that is refused."""
+    return any(metric in item.scores for item in (*pair.base, pair.tuned))
 
 
 def _samples(name: str, metric: str, pairs: Sequence[Pair]) -> tuple[Sample, ...]:
@@ -176,7 +188,8 @@ def _written(pairs: Sequence[Pair]) -> Iterator[_Written]:
 
 
 def _answer(item: ItemResult) -> Answer:
-    return Answer(item.prompt, item.expected, item.answer, item.stopped, item.tokens)
+    tokens = item.written if LOSS in item.scores else item.tokens
+    return Answer(item.prompt, item.expected, item.answer, item.stopped, tokens)
 
 
 def _sampled(samples: tuple[EvalReport, EvalReport] | None, repeats: int) -> Iterator[_Written]:
