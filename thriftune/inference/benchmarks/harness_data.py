@@ -4,6 +4,7 @@ The harness downloads a task's data when it builds the task. Here that is two st
 that a task uses are written as Parquet at a known commit; where the model is, the same task is built from these files.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Formats of files that datasets reads itself; any other path is a hub dataset.
 _FILE_KINDS = ("json", "csv", "parquet", "text", "arrow")
 _FEW_SHOT_SEED = 1234  # as the harness's own command has it, so that the examples are the same
+_NAMED = re.compile(r"^[\w.]+(?= = )")  # the key at the start of an error's text
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 
 
@@ -129,6 +131,8 @@ def named(field: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError([replace(problem, field=field) for problem in error.problems]) from error
+    except TransientError as error:
+        raise TransientError(_NAMED.sub(field, str(error))) from error
 
 
 @contextmanager

@@ -176,7 +176,8 @@ def _written(pairs: Sequence[Pair]) -> Iterator[_Written]:
 
 
 def _answer(item: ItemResult) -> Answer:
-    return Answer(item.prompt, item.expected, item.answer, item.stopped, item.tokens)
+    length = None if LOSS in item.scores else item.tokens  # of a held-out row they are those of its loss
+    return Answer(item.prompt, item.expected, item.answer, item.stopped, length)
 
 
 def _sampled(samples: tuple[EvalReport, EvalReport] | None, repeats: int) -> Iterator[_Written]:
