@@ -16,6 +16,7 @@ from thriftune.errors import DataError, Problem, UserError
 from thriftune.inference.benchmarks import harness_data, harness_tasks
 from thriftune.inference.benchmarks.harness_tasks import Leaf
 from thriftune.inference.benchmarks.prepared import ITEMS, TASKS, Kind, PreparedBenchmarks, PreparedLeaf, PreparedTask
+from thriftune.stores import failures, remote
 
 logger = logging.getLogger(__name__)
 
@@ -238,4 +239,6 @@ def _brought(file: str, field: str, scratch: Path) -> Path:
                 message = "no such file."
                 raise DataError.single("data.source", file, message, "Check the path.", code=DataError.missing)
             return path
+        with failures.explained("data.source", file, DataError):
+            remote.stamp(file)  # says at once what is wrong; fetching asks several times
         return sources.brought(file, file, scratch)[0]
