@@ -12,7 +12,7 @@ from thriftune.inference.benchmarks import harness_metrics, harness_tasks
         ("arc_easy", {"acc", "acc_norm"}, False),
         ("lambada_openai", {"acc"}, False),  # its perplexity is of all texts together
         ("gsm8k", {"exact_match,strict-match", "exact_match,flexible-extract"}, True),
-        ("ifeval", set(), True),  # only its code knows
+        ("truthfulqa_mc2", set(), False),  # only its code knows
     ],
 )
 def test_metrics_are_those_that_results_have(name, metrics, writes):

@@ -39,13 +39,13 @@ def of_benchmarks(result):
     [
         ("arc_eazy", [], "benchmarks.tasks.0", "arc_eazy", "is no benchmark of thriftune", "Did you mean arc_easy"),
         ("held-out", [], "benchmarks.tasks.0", "held-out", "is no benchmark of thriftune", "Did you mean held_out?"),
-        ("arc_easy", [], "benchmarks.tasks.0.name", "allenai/ai2_arc", "the hub cannot be reached", "Try again"),
+        ("arc_easy", [], "benchmarks.tasks.0.name", "arc_easy", "needs allenai/ai2_arc: the hub cannot be reached", "Try"),
         (CLOSED, [], "benchmarks.tasks.0.file", CLOSED["file"], "the store cannot be reached", "Try again"),
         (MINE, [], "mine.jsonl", "", "holds no items", 'Write {"id"'),
         (MINE, [ITEM, ITEM], "mine.jsonl:2", "1", "is the id of line 1 too", "an id of its own"),
         (MINE, [NO_ANSWER], "mine.jsonl:1", "1", "has no answer", 'Write {"id"'),
         (MINE, [{**ITEM, "choices": ["fig", "fig "]}], "mine.jsonl:1", "fig ", "is a choice twice", 'Write {"id"'),
-        (MINE, [LONG], "benchmarks.tasks.0", "mine/1", "the model has 256 positions", "Shorten it"),
+        (MINE, [LONG], "benchmarks.tasks.0", "mine/1", "the model has 256 positions", "Shorten or remove it"),
         (MINE, [{**ITEM, "question": "What colour is the sky on day 0?"}], "benchmarks.tasks", "mine",
          "1 of its 1 items (100.0%) are in the rows to train on", "Remove them"),
     ],
@@ -97,14 +97,15 @@ def test_too_few_items_for_a_decision_are_a_warning(check):
     write(*({**ITEM, "id": str(number), "group": "food" if number < 30 else ""} for number in range(200)))
     asked = ["mine.accuracy", "mine/food.accuracy", "held_out.loss"]
     gate = {"keeps": [{"metric": metric, "within": 0.02} for metric in asked]}
-    result = check(**gated(gate, MINE, "held_out"))
+    share = {"validation_share": 0.05}  # three rows of sixty
+    result = check(**gated(gate, MINE, "held_out"), data=share)
     assert codes(result) == set()
     found = {each.value: each for each in of_benchmarks(result)}
     assert set(found) == {"mine/food.accuracy", "held_out.loss"}
     assert {each.code for each in found.values()} == {"gate-too-few-items"}
     assert "has 30 items" in found["mine/food.accuracy"].message
-    assert "has 4 items" in found["held_out.loss"].message
-    result = check(**gated(gate, {**MINE, "limit": 50}, "held_out"))
+    assert "has 3 items" in found["held_out.loss"].message
+    result = check(**gated(gate, {**MINE, "limit": 50}, "held_out"), data=share)
     assert "has 50 items" in {each.value: each for each in of_benchmarks(result)}["mine.accuracy"].message
 
 

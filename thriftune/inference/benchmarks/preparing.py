@@ -170,14 +170,14 @@ def _content_version(task: BenchmarkTask, field: str, token: str | None, *, trus
             config = harness_tasks.config_of(leaf, task.few_shot, field)
             found += [leaf.name, json.dumps(dict(leaf.overrides), default=str)]
             found += [sha256_of(file) for file in _own_files(leaf, task)]
-            with harness_data.named(_key(task, field)):
+            with harness_data.named(*_key(task, field)):
                 found.append(harness_data.data_version(config, leaf.file.parent, token))
     return artifacts.key_of(*found)
 
 
-def _key(task: BenchmarkTask, field: str) -> str:
-    """The key that says where the data of a benchmark are."""
-    return f"{field}.name" if task.file is None else f"{field}.file"
+def _key(task: BenchmarkTask, field: str) -> tuple[str, str]:
+    """The key that says what a benchmark is made of, and its value."""
+    return (f"{field}.name", task.name) if task.file is None else (f"{field}.file", task.file)
 
 
 def _own_files(leaf: Leaf, task: BenchmarkTask) -> list[Path]:
