@@ -39,7 +39,7 @@ def of_benchmarks(result):
     [
         ("arc_eazy", [], "benchmarks.tasks.0", "arc_eazy", "is no benchmark of thriftune", "Did you mean arc_easy"),
         ("held-out", [], "benchmarks.tasks.0", "held-out", "is no benchmark of thriftune", "Did you mean held_out?"),
-        ("arc_easy", [], "benchmarks.tasks.0.name", "arc_easy", "needs allenai/ai2_arc: the hub cannot be reached", "Try"),
+        ("arc_easy", [], "benchmarks.tasks.0.name", "arc_easy", "allenai/ai2_arc: the hub cannot be reached", "Try"),
         (CLOSED, [], "benchmarks.tasks.0.file", CLOSED["file"], "the store cannot be reached", "Try again"),
         (MINE, [], "mine.jsonl", "", "holds no items", 'Write {"id"'),
         (MINE, [ITEM, ITEM], "mine.jsonl:2", "1", "is the id of line 1 too", "an id of its own"),

@@ -17,7 +17,7 @@ from thriftune.data.items import Item
 from thriftune.data.readers import decode
 from thriftune.data.report import percent
 from thriftune.errors import ConfigError, DataError, Problem
-from thriftune.inference.benchmarks import harness_data, harness_scoring, harness_tasks, preparing
+from thriftune.inference.benchmarks import harness_data, harness_metrics, harness_scoring, harness_tasks, preparing
 from thriftune.inference.benchmarks.contamination import Contamination, in_texts, items_of_harness
 from thriftune.inference.benchmarks.own_items import asked, solved_examples
 from thriftune.inference.benchmarks.room import require_room, too_long
@@ -204,7 +204,8 @@ def _items_of_harness(task: BenchmarkTask, field: str, checking: _Checking) -> l
                 built, checking.tokenizer, task.limit, checking.max_new_tokens
             ):
                 if needed > checking.positions:
-                    raise too_long(f"{task.name}/{number}", needed, checking.positions)
+                    writes = harness_metrics.writes(config)
+                    raise too_long(f"{task.name}/{number}", needed, checking.positions, writes=writes)
     return found
 
 
