@@ -72,7 +72,8 @@ def check_benchmarks(config: BenchmarkRun) -> CheckedRun:
         style=found.style,
         trust_remote_code=config.model.trust_remote_code,
     )
-    logger.info("%d pods, each with %d x %s of %s", node.pods, node.devices, node.device, node.instance)
+    pods = "1 pod" if node.pods == 1 else f"{node.pods} pods, each"
+    logger.info("%s with %d x %s of %s", pods, node.devices, node.device, node.instance)
     return CheckedRun(
         Asking(asked, node, FourBit() if config.quantize else None),
         found.architecture.parameters,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from thriftune.errors import TransientError, UserError
+from thriftune.errors import DataError, TransientError, UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
@@ -97,7 +97,7 @@ def explained_errors(
     ) as error:
         raise TransientError(
             f"{field} = {repository}: the hub cannot be reached ({type(error).__name__}). Check the network, or give "
-            "a local directory."
+            f"{'files of your own' if issubclass(error_class, DataError) else 'a local directory'}."
         ) from error
 
 

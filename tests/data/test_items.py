@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from thriftune.data.items import Item, load_items, read_items, write_items
+from thriftune.data.items import Item, in_turn, load_items, read_items, write_items
 from thriftune.errors import DataError
 
 GOOD = {"id": "1", "question": "Which is a fruit?", "choices": ["fig", "car"], "answer": 0, "group": "food"}
@@ -92,3 +92,8 @@ def test_a_thousand_problems_are_counted(tmp_path):
 
 def test_an_empty_file_is_refused(tmp_path):
     assert problems(tmp_path, b"") == [("mine.jsonl", "", "holds no items.")]
+
+
+def test_items_of_each_group_come_in_turn():
+    items = [Item(str(n), "Why?", (), None, ("so",), group) for n, group in enumerate(["a", "a", "a", "", "b", ""])]
+    assert [item.id for item in in_turn(items)] == ["0", "3", "4", "1", "5", "2"]

@@ -56,6 +56,14 @@ def test_how_models_answer_is_compared_over_what_they_wrote_alone():
     assert compare([results(choices([True] * 9))], results(choices([True] * 9))).behaviours == ()
 
 
+def test_the_tokens_of_a_held_out_row_are_not_the_length_of_its_answer():
+    """They are the same for base and result, so that answers of any length seemed to be as long as before."""
+    answered = tuple(replace(row, answer="It is four.", stopped=True) for row in rows([20.0] * 9, [10] * 9))
+    found = {one.name for one in compare([results(answered)], results(answered)).behaviours}
+    assert "stops" in found
+    assert "length" not in found
+
+
 def test_the_answers_to_a_run_s_prompts_are_looked_at_too():
     prompts = ["What is two and two?", "And three and three?"]
     before, after = (EvalReport(1.0, 2.7, 5, prompts, texts) for texts in (["Four.", "Six."], ["Four.", "[INST] Six."]))

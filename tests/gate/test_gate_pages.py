@@ -61,14 +61,15 @@ def test_a_page_of_several_results_puts_them_side_by_side(compared):
 
 
 def test_dots_lie_where_their_numbers_are(compared, verdict):
-    points, losses, lengths = view_of(compared, verdict).plots
-    assert [plot.title for plot in (points, losses, lengths)] == [
-        "Change in points of a hundred", "Change in nats per token", "Change of the length, in percent",
+    points, losses, manners, lengths = view_of(compared, verdict).plots
+    assert [plot.title for plot in (points, losses, manners, lengths)] == [
+        "Change in points of a hundred", "Change in nats per token",
+        "How the models answer: change in points of a hundred", "Change of the length, in percent",
     ]  # fmt: skip
     at = {dot.name: float(dot.point.split()[1]) for dot in points.dots}
     order = sorted(points.dots, key=lambda dot: compared.of(dot.name).change.value)
     assert [at[dot.name] for dot in order] == sorted(at.values())
-    for plot in (points, losses, lengths):
+    for plot in (points, losses, manners, lengths):
         for dot in plot.dots:
             low, high = float(dot.interval.split()[1]), float(dot.interval.split()[-2])
             assert 0 <= low <= float(dot.point.split()[1]) <= high <= 1000
@@ -91,6 +92,19 @@ def test_items_to_read_are_of_each_benchmark_in_turn():
     view = view_of(compare([replace(model, tasks=tasks)], replace(other, tasks=tasks)))
     assert [flip.question.task for flip in view.worse[:4]] == ["choice", "rows"] * 2
     assert len(view.worse) == 20
+
+
+def test_items_to_read_are_without_the_lines_of_the_chat_template():
+    """Each of twenty items showed the system prompt, and its question was below the fold."""
+    prompt = "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nWhat\nis it"
+    model, other = ([*choices([is_right] * 4, prompt=prompt)] for is_right in (True, False))
+    model, other = (
+        results([replace(item, prompt=f"{item.prompt}<|im_end|>\n<|im_start|>assistant\n") for item in items])
+        for items in (model, other)
+    )
+    shown = [flip.question.prompt for flip in view_of(compare([model], other)).worse]
+    assert shown == [f"is it {number}: yes or no?<|im_end|>" for number in range(4)]
+    assert view_of(compare([model], model)).worse == []
 
 
 def test_a_run_says_what_came_of_its_benchmarks(compared, verdict):

@@ -52,10 +52,12 @@ def test_what_is_not_measured_is_refused_with_names_close_to_it(metric, message,
 
 def test_how_an_answer_ends_is_known_only_where_a_benchmark_lets_the_model_write():
     for name in ("stops", "length"):
-        (problem,) = problems({"keeps": [{"metric": f"answers.{name}"}]}, [GENERAL_MINI, HELD_OUT])
+        (problem,) = problems({"keeps": [{"metric": f"answers.{name}"}]}, [GENERAL_MINI])
         assert "repeats" in problem.remedy
         assert problems({"keeps": [{"metric": f"answers.{name}"}]}, [GENERAL_MINI, OWN]) == []
     assert problems({"keeps": [{"metric": "answers.repeats"}]}, [GENERAL_MINI]) == []
+    assert problems({"keeps": [{"metric": "answers.stops"}]}, [HELD_OUT]) == [], "its first rows are answered"
+    assert len(problems({"keeps": [{"metric": "answers.length"}]}, [HELD_OUT])) == 1
 
 
 @pytest.mark.parametrize(("gate", "field", "said"), [

@@ -13,7 +13,7 @@ from local_tasks import in_parts, prepared
 from thriftune.config import DataConfig
 from thriftune.config.publishing import GateConfig
 from thriftune.data.prepare import prepare as prepare_data
-from thriftune.errors import DataError
+from thriftune.errors import DataError, ModelSourceError
 from thriftune.inference.benchmarks.measuring import Settings
 from thriftune.inference.benchmarks.results import Results
 from thriftune.inference.gate.comparing import compare

@@ -17,7 +17,7 @@ from thriftune.hardware import PrecisionChoice
 
 BASE = "base"
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,39}")
-_OF_A_RUN = "publish."  # where a run that trains has its gate
+OF_A_RUN = "publish."  # where a run that trains has its gate
 
 
 class BenchmarkRun(Section):
@@ -100,5 +100,5 @@ def _problems(config: BenchmarkRun) -> Iterator[Problem]:
         message = "compares adapters with the model, and there are none."
         yield Problem("gate", "given", message, "Name adapters, or leave the gate out.")
     for found in benchmark_rules.check(config.as_run):
-        field = found.field.removeprefix(_OF_A_RUN)
+        field = found.field.removeprefix(OF_A_RUN)
         yield Problem(field, found.value, found.message, found.remedy)

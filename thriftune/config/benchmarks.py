@@ -34,7 +34,11 @@ class BenchmarkTask(Section):
         "(optional).",
     )
     few_shot: NonNegativeInt = Field(default=0, description="Solved examples before each question.")
-    limit: PositiveInt | None = Field(default=None, description="Use only the first items; all when left out.")
+    limit: PositiveInt | None = Field(
+        default=None,
+        description="Use only so many items: those that come first, with groups in turn; of each task of a group of "
+        "lm-evaluation-harness; of held_out, rows drawn once. All when left out.",
+    )
 
 
 class BenchmarksConfig(Section):

@@ -19,8 +19,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 }
 # Metrics that lie between 0 and 1, here and in lm-evaluation-harness.
 SHARES = {"accuracy", "accuracy_sum", "exact_match", "acc", "acc_norm", *(set(BEHAVIOURS) - {LENGTH})}
-# How an answer ends and how long it is are known only of answers that a benchmark asks for.
-_OF_WRITTEN = ("stops", LENGTH)
+STOPS = "stops"
 
 
 def check(config: "RunConfig") -> Iterator[Problem]:
@@ -64,6 +63,17 @@ def unknown_metrics(gate: GateConfig, measured: Mapping[str, Collection[str]]) -
             close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
             remedy = f"Did you mean {_listed(close)}?" if close else f"Its metrics are {_listed(names)}."
             yield Problem(field, metric, f"is no metric of {of}.", remedy)
+
+
+def of_answers(*, writes: bool, held_out: bool) -> tuple[str, ...]:
+    """What is known of how a model answers. The answers to a run's prompts are always looked at, as texts.
+
+    Args:
+        writes: Whether a benchmark asks for written answers: how they end and how long they are is known.
+        held_out: Whether held-out rows are measured: the first are answered, and how these answers end is known.
+    """
+    known = {STOPS: writes or held_out, LENGTH: writes}
+    return tuple(name for name in BEHAVIOURS if known.get(name, True))
 
 
 def metrics_of(gate: GateConfig) -> Iterator[tuple[str, str]]:
@@ -113,7 +123,7 @@ def _measured(tasks: Collection[BenchmarkTask]) -> dict[str, tuple[str, ...]]:
     """What the run's benchmarks measure; none for a benchmark of which the file does not say it."""
     measured = {task.name: _metrics(task) for task in tasks}
     writes = any(names not in (METRICS["multiple_choice"], METRICS[HELD_OUT]) for names in measured.values())
-    return measured | {ANSWERS: tuple(name for name in BEHAVIOURS if writes or name not in _OF_WRITTEN)}
+    return measured | {ANSWERS: of_answers(writes=writes, held_out=HELD_OUT in measured)}
 
 
 def _metrics(task: BenchmarkTask) -> tuple[str, ...]:

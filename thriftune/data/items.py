@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,18 @@ def read_items(file: Path, item_format: ItemFormat, name: str = "") -> tuple[Ite
     if not items:
         raise DataError.single(name, "", "holds no items.", _REMEDIES[item_format], code="benchmark-item")
     return tuple(items)
+
+
+def in_turn(items: Iterable[Item]) -> tuple[Item, ...]:
+    """Items with those of each group in turn, so that the first of them are of all groups.
+
+    Args:
+        items: The items; those of a group keep their order.
+    """
+    by_group: dict[str, list[Item]] = {}
+    for item in items:
+        by_group.setdefault(item.group, []).append(item)
+    return tuple(item for turn in zip_longest(*by_group.values()) for item in turn if item is not None)
 
 
 def write_items(items: Iterable[Item], file: Path) -> None:

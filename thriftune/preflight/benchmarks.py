@@ -17,11 +17,13 @@ from thriftune.data.items import Item
 from thriftune.data.readers import decode
 from thriftune.data.report import percent
 from thriftune.errors import ConfigError, DataError, Problem
-from thriftune.inference.benchmarks import harness_data, harness_scoring, harness_tasks, preparing
+from thriftune.inference.benchmarks import harness_data, harness_metrics, harness_scoring, harness_tasks, preparing
 from thriftune.inference.benchmarks.contamination import Contamination, in_texts, items_of_harness
 from thriftune.inference.benchmarks.own_items import asked, solved_examples
 from thriftune.inference.benchmarks.room import require_room, too_long
+from thriftune.preflight import measured
 from thriftune.preflight.base_model import BaseModel
+from thriftune.preflight.measured import Measured
 from thriftune.preflight.outcome import attempt
 from thriftune.preflight.sampling import Sample
 
@@ -55,6 +57,7 @@ class _Checking:
     tokenizer: "PreTrainedTokenizerBase | None"
     positions: int | None
     token: str | None
+    held_out: int | None
 
     @property
     def max_new_tokens(self) -> int:
@@ -69,8 +72,9 @@ def check(
     tokenizer: "PreTrainedTokenizerBase | None",
     sample: Sample | None,
     token: str | None,
+    held_out: int | None = None,
 ) -> CheckedBenchmarks:
-    """Check the benchmarks of a run.
+    """Check the benchmarks of a run, and whether its gate can be decided by them.
 
     Args:
         config: The run.
@@ -78,6 +82,7 @@ def check(
         tokenizer: Its tokenizer, if it can be used.
         sample: The first rows to train on, if they could be read.
         token: Hub token.
+        held_out: Number of its held-out rows; None if it is not known.
 
     Returns:
         Their versions, and what was found.
@@ -86,20 +91,25 @@ def check(
         return CheckedBenchmarks()
     logger.info("Preflight: benchmarks")
     positions = base.architecture.longest_input if base.architecture is not None else None
-    checking = _Checking(config, tokenizer, positions, token)
+    checking = _Checking(config, tokenizer, positions, token, held_out)
     findings: list[Problem] = []
     versions: dict[str, str] = {}
     items: dict[str, Sequence[Item]] = {}
+    known: list[Measured] = []
     for number, task in enumerate(config.benchmarks.tasks):
         field = f"benchmarks.tasks.{number}"
-        trust = config.model.trust_remote_code
-        version = attempt(partial(_version, task, field, token, trust=trust), f"{field}.name", task.name)
+        place = (f"{field}.name", task.name) if task.file is None else (f"{field}.file", task.file)
+        version = attempt(partial(_version, task, field, token, trust=config.model.trust_remote_code), *place)
         findings += version.findings
         if version.value is not None:
             versions[task.name] = version.value
-            checked = attempt(partial(_items, task, field, checking), field, task.name)
+            checked = attempt(partial(_items, task, field, checking), *place)
             findings += checked.findings
             items[task.name] = checked.value or ()
+        # Where the hub does not answer, what a task measures is known all the same; other findings are those above.
+        known.append(attempt(partial(_measured, task, field, checking), *place).value or measured.unknown(task))
+    if config.publish is not None and config.publish.gate is not None:
+        findings += measured.check(config.publish.gate, known)
     if sample is not None and any(items.values()):
         found = in_texts(items, _texts(sample, config))
         findings += (_contaminated(name, each, sample) for name, each in found.items() if each.folded)
@@ -134,6 +144,25 @@ def _items(task: BenchmarkTask, field: str, checking: _Checking) -> Sequence[Ite
             _require_short(task, items, field, checking)
         return items[: task.limit]
     return _items_of_harness(task, field, checking) if kind == "harness" and task.file is not None else ()
+
+
+def _measured(task: BenchmarkTask, field: str, checking: _Checking) -> Measured:
+    """What a benchmark measures, of how many items.
+
+    Raises:
+        UserError: There is no such benchmark, or it cannot be measured.
+        TransientError: The store did not answer.
+    """
+    kind = preparing.kind_of(task)
+    if kind == "held_out":
+        most = task.limit or checking.config.evaluation.max_rows
+        return measured.of_held_out(task, None if checking.held_out is None else min(checking.held_out, most))
+    if kind == "items":
+        items, item_format = preparing.own_items(task, field)
+        return measured.of_items(task, items[: task.limit], item_format)
+    with tempfile.TemporaryDirectory() as folder:
+        leaves = preparing.leaves_of(task, field, Path(folder), trust=checking.config.model.trust_remote_code)
+        return measured.of_harness(task, [harness_tasks.config_of(leaf, task.few_shot, field) for leaf in leaves])
 
 
 def _require_examples(task: BenchmarkTask, items: Sequence[Item], field: str) -> None:
@@ -175,7 +204,8 @@ def _items_of_harness(task: BenchmarkTask, field: str, checking: _Checking) -> l
                 built, checking.tokenizer, task.limit, checking.max_new_tokens
             ):
                 if needed > checking.positions:
-                    raise too_long(f"{task.name}/{number}", needed, checking.positions)
+                    writes = harness_metrics.writes(config)
+                    raise too_long(f"{task.name}/{number}", needed, checking.positions, writes=writes)
     return found
 
 

@@ -100,8 +100,8 @@ def run(
             code = base.directory if config.model.trust_remote_code else None
             notes.learn(tokenizer_version=tokenizer_fingerprint(checked.tokenizer, code))
         sample = _read_data(config, token, Path(scratch), table, table_version, notes)
-        _check_rows(config, base, checked, sample, notes)
-        measured = benchmarks.check(config, base, checked.tokenizer, sample, token)
+        held_out = _check_rows(config, base, checked, sample, notes)
+        measured = benchmarks.check(config, base, checked.tokenizer, sample, token, held_out)
         notes.findings += measured.findings
         notes.learn(benchmarks_version=measured.version)
         notes.findings += adapters.check(config, base)
@@ -171,8 +171,12 @@ def _read_data(
 
 def _check_rows(
     config: RunConfig, base: BaseModel, checked: CheckedTokenizer, sample: Sample | None, notes: _Notes
-) -> None:
-    """The checks that need rows, a tokenizer, or both."""
+) -> int | None:
+    """The checks that need rows, a tokenizer, or both.
+
+    Returns:
+        Number of held-out rows; None if the sample does not show it.
+    """
     ready = checked.tokenizer
     if ready is not None and base.architecture is not None:
         notes.findings += tokenizer.check_prompts(config, ready, base.architecture)
@@ -181,12 +185,12 @@ def _check_rows(
         notes.findings += [skipped("data", why), skipped("training", why)]
         if ready is not None:
             notes.findings += tokenizer.check_template(config, ready)
-        return
+        return None
     tried = rows.convert(sample, config, ready)
     notes.findings += tried.findings
     if tried.value is None:
         notes.findings.append(skipped("training", "there are no rows to train on"))
-        return
+        return None
     made, data = tried.value, config.data
     notes.findings += data_checks.check(made, sample, data, ready, base.architecture)
     notes.learn(
@@ -196,13 +200,15 @@ def _check_rows(
         too_long=data_checks.too_long_share(made, data.max_length),
         trained_share=data_checks.trained_share(made),
     )
+    held_out = made.validation.token_rows if sample.is_whole else None
     counted = steps.of_sample(made, sample, config)
     if counted is None:
         why = "the number of rows is not known" if made.train.token_rows else "there are no rows to train on"
         notes.findings.append(skipped("training", why))
-        return
+        return held_out
     notes.findings += steps.check(counted, config.training)
     notes.learn(training_rows=counted.rows, total_steps=counted.total, warmup_steps=counted.warmup)
+    return held_out
 
 
 def _check_checkpoints(config: RunConfig, plan: TrainingPlan | ThriftuneError, notes: _Notes) -> None:

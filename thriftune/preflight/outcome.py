@@ -6,7 +6,6 @@ from typing import Generic, TypeVar
 
 from thriftune.codes import UNREACHABLE
 from thriftune.errors import Problem, TransientError, UserError
-from thriftune.redaction import redacted
 
 T = TypeVar("T")
 
@@ -49,6 +48,8 @@ def attempt(action: Callable[[], T], field: str, value: object) -> Outcome[T]:
 
 
 def unreachable(error: TransientError, field: str, value: object) -> Problem:
-    """A finding that the hub or a store did not answer."""
-    message = str(error).removeprefix(redacted(f"{field} = {value}: "))
+    """A finding that the hub or a store did not answer. Where the error names the field, it knows the value better."""
+    message = str(error)
+    if (known := message.removeprefix(f"{field} = ")) != message:
+        value, _, message = known.partition(": ")
     return Problem.coded(UNREACHABLE, field, value, message, "Try again in a minute.")

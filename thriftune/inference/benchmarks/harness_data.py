@@ -4,6 +4,7 @@ The harness downloads a task's data when it builds the task. Here that is two st
 that a task uses are written as Parquet at a known commit; where the model is, the same task is built from these files.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # Formats of files that datasets reads itself; any other path is a hub dataset.
 _FILE_KINDS = ("json", "csv", "parquet", "text", "arrow")
 _FEW_SHOT_SEED = 1234  # as the harness's own command has it, so that the examples are the same
+_KEY = re.compile(r"^[\w.]+ = ")  # at the start of the text of an error that something did not answer
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 
 
@@ -123,16 +125,20 @@ def _loaded_data(
 
 
 @contextmanager
-def named(field: str) -> Iterator[None]:
+def named(field: str, value: str = "") -> Iterator[None]:
     """Name a key of benchmarks in errors of reading data.
 
     Args:
         field: The key.
+        value: Its value, where that is not what could not be read, but only needs it.
     """
     try:
         yield
     except DataError as error:
         raise DataError([replace(problem, field=field) for problem in error.problems]) from error
+    except TransientError as error:
+        key = f"{field} = {value}: needs " if value else f"{field} = "
+        raise TransientError(_KEY.sub(lambda _: key, str(error))) from error
 
 
 @contextmanager

@@ -109,7 +109,8 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
         """
         for number, (_, before, after) in enumerate(requests):
             if len(before) + len(after) - 1 > self.max_length:  # the last one is never given to the model
-                raise too_long(self._name(number, len(requests)), len(before) + len(after), self.max_length)
+                name = self._name(number, len(requests))
+                raise too_long(name, len(before) + len(after), self.max_length, writes=False)
         found: _Scored = super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
         for number, (likelihood, _) in enumerate(found):
             if math.isnan(likelihood):
@@ -129,7 +130,8 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
         for request in requests:
             needed = len(self.tokens(request)) + int(request.args[1].get("max_gen_toks") or self._max_new_tokens)
             if needed > self.max_length:
-                raise too_long(f"{request.task_name}/{request.doc_id}", needed, self.max_length)
+                name = f"{request.task_name}/{request.doc_id}"
+                raise too_long(name, needed, self.max_length, writes=True)
         self._asked.clear()
         with self._counting(len(requests)):
             found: list[str] = super().generate_until(requests, disable_tqdm=True)

@@ -167,7 +167,8 @@ def measure(
     for name in list(adapters) or [BASE]:
         if name in adapters:
             model.set_adapter(internal[name])
-        logger.info("Measuring %s on %s, part %d of %d", name, task.name, shard.part + 1, shard.parts)
+        shown = name if name in adapters else "the model"  # base or tuned: only the caller knows
+        logger.info("Measuring %s on %s, part %d of %d", shown, task.name, shard.part + 1, shard.parts)
         items, metrics = _measured(loaded, benchmarks, task, shard, dataset_dir)
         facts = TaskFacts(task.name, _version(task, loaded, dataset_dir), metrics, next(iter(metrics), ""))
         found[name] = Results.joined([Results((facts,), tuple(items))])

@@ -10,12 +10,13 @@ from pathlib import Path
 from thriftune import artifacts, urls
 from thriftune.config.benchmarks import GENERAL_MINI, HELD_OUT, BenchmarksConfig, BenchmarkTask, ItemFormat
 from thriftune.data import sources
-from thriftune.data.items import Item, read_items, write_items
+from thriftune.data.items import Item, in_turn, read_items, write_items
 from thriftune.digests import sha256_of
 from thriftune.errors import DataError, Problem, UserError
 from thriftune.inference.benchmarks import harness_data, harness_tasks
 from thriftune.inference.benchmarks.harness_tasks import Leaf
 from thriftune.inference.benchmarks.prepared import ITEMS, TASKS, Kind, PreparedBenchmarks, PreparedLeaf, PreparedTask
+from thriftune.stores import failures, remote
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def kind_of(task: BenchmarkTask) -> Kind:
 
 
 def own_items(task: BenchmarkTask, field: str) -> tuple[tuple[Item, ...], ItemFormat]:
-    """The items of a benchmark in a format of ours, and that format.
+    """The items of a benchmark in a format of ours, those of its groups in turn, and that format.
 
     Args:
         task: The benchmark.
@@ -132,10 +133,11 @@ def own_items(task: BenchmarkTask, field: str) -> tuple[tuple[Item, ...], ItemFo
     if task.file is None:
         from thriftune.data.general import general_items
 
-        return general_items(), "multiple_choice"
+        return in_turn(general_items()), "multiple_choice"
     assert task.format is not None
     with tempfile.TemporaryDirectory() as scratch:
-        return read_items(_brought(task.file, field, Path(scratch)), task.format, task.file), task.format
+        items = read_items(_brought(task.file, field, Path(scratch)), task.format, task.file)
+    return in_turn(items), task.format
 
 
 def leaves_of(task: BenchmarkTask, field: str, scratch: Path, *, trust: bool) -> list[Leaf]:
@@ -168,8 +170,14 @@ def _content_version(task: BenchmarkTask, field: str, token: str | None, *, trus
             config = harness_tasks.config_of(leaf, task.few_shot, field)
             found += [leaf.name, json.dumps(dict(leaf.overrides), default=str)]
             found += [sha256_of(file) for file in _own_files(leaf, task)]
-            found.append(harness_data.data_version(config, leaf.file.parent, token))
+            with harness_data.named(*_key(task, field)):
+                found.append(harness_data.data_version(config, leaf.file.parent, token))
     return artifacts.key_of(*found)
+
+
+def _key(task: BenchmarkTask, field: str) -> tuple[str, str]:
+    """The key that says what a benchmark is made of, and its value."""
+    return (f"{field}.name", task.name) if task.file is None else (f"{field}.file", task.file)
 
 
 def _own_files(leaf: Leaf, task: BenchmarkTask) -> list[Path]:
@@ -231,4 +239,6 @@ def _brought(file: str, field: str, scratch: Path) -> Path:
                 message = "no such file."
                 raise DataError.single("data.source", file, message, "Check the path.", code=DataError.missing)
             return path
+        with failures.explained("data.source", file, DataError):
+            remote.stamp(file)  # says at once what is wrong; fetching asks several times
         return sources.brought(file, file, scratch)[0]

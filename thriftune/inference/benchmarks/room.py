@@ -37,17 +37,21 @@ def require_room(task: str, questions: Iterable[Question], positions: int | None
     """
     for question in questions:
         if positions is not None and question.length(max_new_tokens) > positions:
-            raise too_long(f"{task}/{question.item.id}", question.length(max_new_tokens), positions)
+            needed, name = question.length(max_new_tokens), f"{task}/{question.item.id}"
+            raise too_long(name, needed, positions, writes=not question.choices)
 
 
-def too_long(name: str, needed: int, positions: int) -> DataError:
+def too_long(name: str, needed: int, positions: int, *, writes: bool) -> DataError:
     """The error for an item that a model has too few positions for.
 
     Args:
         name: The item, as task/id.
         needed: Tokens of its prompt and of the longest answer.
         positions: Of the model.
+        writes: Whether the model writes the answer.
     """
     message = f"needs {needed} tokens, and the model has {positions} positions."
-    remedy = "Shorten or remove it, ask with fewer few_shot examples, or lower benchmarks.max_new_tokens."
+    remedy = "Shorten or remove it, or ask with fewer examples (few_shot)."
+    if writes:
+        remedy = f"{remedy.removesuffix('.')}, or lower benchmarks.max_new_tokens."
     return DataError.single("benchmarks.tasks", name, message, remedy, code="benchmark-too-long")

@@ -1,14 +1,16 @@
 """What pages show of a comparison: rows of tables, changes as dots with intervals, and items to read."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
+from os.path import commonprefix
 from typing import Literal
 
+from thriftune.config.publishing import ANSWERS
 from thriftune.inference.gate import wording
 from thriftune.inference.gate.behaviour import BEHAVIOURS
 from thriftune.inference.gate.comparison import Compared, Comparison
-from thriftune.inference.gate.flips import OF_BENCHMARK, Flip
+from thriftune.inference.gate.flips import OF_BENCHMARK, Flip, Question
 from thriftune.inference.gate.verdict import Verdict
 from thriftune.training import charts
 from thriftune.training.charts import Tick
@@ -127,6 +129,7 @@ def view_of(comparison: Comparison, verdict: Verdict | None = None) -> View:
     shown = groups if len(groups) <= 2 * _GROUPS else [*groups[:_GROUPS], *groups[-_GROUPS:]]
     behaviours = comparison.behaviours
     of_benchmarks = [flip for flip in comparison.flips if flip.metric not in {one.metric for one in behaviours}]
+    told = _without_frames(of_benchmarks)
     return View(
         f"{comparison.confidence * 100:.4g}%",
         comparison.repeats,
@@ -136,8 +139,8 @@ def view_of(comparison: Comparison, verdict: Verdict | None = None) -> View:
         len(groups) - len(shown),
         [_row(one, BEHAVIOURS[one.name].title) for one in behaviours],
         _plots([*comparison.main, *shown, *behaviours], _limits(verdict)),
-        _in_turn(of_benchmarks, "better"),
-        _in_turn(of_benchmarks, "worse"),
+        _in_turn(told, "better"),
+        _in_turn(told, "worse"),
         list({f.question: f for f in comparison.flips if f not in of_benchmarks and f.became == "worse"}.values()),
     )
 
@@ -175,6 +178,25 @@ def _in_turn(flips: Sequence[Flip], became: str) -> list[Flip]:
     return [flip for flip in chain(*zip_longest(*by_task)) if flip][:OF_BENCHMARK]
 
 
+def _without_frames(flips: Sequence[Flip]) -> list[Flip]:
+    """Items without the lines around every question of a benchmark, which a chat template puts there."""
+    frames = {task: _frame(flips, task) for task in {flip.question.task for flip in flips}}
+    return [replace(flip, question=_cut(flip.question, *frames[flip.question.task])) for flip in flips]
+
+
+def _frame(flips: Sequence[Flip], task: str) -> tuple[int, int]:
+    """Lengths of the whole lines that all prompts of a benchmark begin and end with."""
+    prompts = list({flip.question.prompt for flip in flips if flip.question.task == task})
+    if len(prompts) < 2:
+        return 0, 0
+    start, end = (commonprefix(texts) for texts in (prompts, [prompt[::-1] for prompt in prompts]))  # noqa: RUF071
+    return start.rfind("\n") + 1, end.rfind("\n") + 1
+
+
+def _cut(question: Question, start: int, end: int) -> Question:
+    return replace(question, prompt=question.prompt[start : len(question.prompt) - end])
+
+
 def _limits(verdict: Verdict | None) -> dict[str, float]:
     """The improvement at which a gate draws its line, by metric."""
     rulings = verdict.rulings if verdict else ()
@@ -190,6 +212,8 @@ def _plots(metrics: Iterable[Compared], limits: dict[str, float]) -> list[Plot]:
 
 
 def _axis(one: Compared) -> str:
+    if one.task == ANSWERS and one.kind == "mean":  # often few: their intervals would press those of benchmarks flat
+        return "How the models answer: change in points of a hundred"
     titles = {" points": "Change in points of a hundred", "%": "Change of the length, in percent"}
     per_token = "Change in nats per token" if one.kind == "per_token" else "Change of the score"
     return titles.get(wording.unit(one), per_token)
