@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from shutil import copytree
 
@@ -174,3 +175,17 @@ def test_the_same_model_is_never_better_and_keeps_what_it_had(world):
     assert "passes" not in {ruling.outcome for ruling in decide(found, better).rulings}
     kept = GateConfig.model_validate({"keeps": [{"metric": metric, "within": 0.1} for metric in metrics]})
     assert decide(found, kept).outcome == "passes"
+
+
+def test_of_200_comparisons_of_drawn_answers_with_others_of_the_same_model_5_in_100_pass_at_most(world):
+    drawn = [
+        in_parts(world.benchmarks, "colours", world.base, settings=replace(SETTINGS, temperature=1.0, seed=seed))
+        for seed in range(15)
+    ]
+    gate = GateConfig.model_validate({"improves": [{"metric": "colours.exact_match"}]})
+    pairs = list(permutations(drawn, 2))
+    outcomes = [decide(compare([one], other), gate).outcome for one, other in pairs]
+    assert len(pairs) == 210
+    assert outcomes.count("passes") <= 10
+    rights = {sum(item.correct for item in results.items) for results in drawn}
+    assert len(rights) > 3, "they differ by chance"
