@@ -12,12 +12,18 @@ import pytest
 import yaml
 
 from tasks.image import require_image
+from thriftune.config.benchmark_run import BenchmarkRun
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 PLANS = [c for c in COMMANDS if "workflows/plan.py" in c]
-LOCAL = [c for c in COMMANDS if c.startswith("pyflyte run workflows") and "configs/demo" not in c and c not in PLANS]
+# Run whole by hand, as it takes minutes; tests/test_benchmark_run.py runs the same on a tiny model.
+MEASURING = [c for c in COMMANDS if "workflows/benchmark.py" in c]
+ELSEWHERE = [*PLANS, *MEASURING]
+LOCAL = [
+    c for c in COMMANDS if c.startswith("pyflyte run workflows") and "configs/demo" not in c and c not in ELSEWHERE
+]
 # tests/cluster/test_qlora_runs.py runs these.
 REGISTERING = [c for c in COMMANDS if c.startswith(("pyflyte register ", "pyflyte launchplan "))]
 SANDBOX = "source configs/sandbox.env && "
@@ -32,8 +38,8 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    assert len(COMMANDS) == 13
-    assert (len(LOCAL), len(PLANS)) == (2, 1)
+    assert len(COMMANDS) == 14
+    assert (len(LOCAL), len(PLANS), len(MEASURING)) == (2, 1, 1)
     for command in COMMANDS:
         known = command in (*REGISTERING, "flytectl demo start")
         assert command.removeprefix(SANDBOX).startswith(("make ", "pyflyte run ")) or known, command
@@ -45,7 +51,7 @@ def test_make_targets_exist(command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "pyflyte run" in c and c not in [*LOCAL, *PLANS]])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "pyflyte run" in c and c not in [*LOCAL, *ELSEWHERE]])
 def test_commands_of_the_demo_and_the_cluster_name_a_workflow_and_a_file_that_fits(command, tmp_path):
     # The demo's are run whole by `make demo`, the sandbox's by tests/cluster/test_sandbox.py; another cluster is not at
     # hand. What they name is checked by the real CLI.
@@ -55,6 +61,13 @@ def test_commands_of_the_demo_and_the_cluster_name_a_workflow_and_a_file_that_fi
     done = run(f"{options} --help", ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--config" in done.stdout
+
+
+@pytest.mark.parametrize("command", MEASURING)
+def test_the_command_that_measures_is_that_of_the_example(command):
+    config = ROOT / shlex.split(command)[-1]
+    assert f"#   {command}\n" in config.read_text()
+    assert BenchmarkRun.model_validate(yaml.safe_load(config.read_text())).name == config.stem
 
 
 @pytest.mark.parametrize("command", PLANS)
