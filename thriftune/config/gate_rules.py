@@ -70,9 +70,9 @@ def of_answers(*, writes: bool, held_out: bool) -> tuple[str, ...]:
 
     Args:
         writes: Whether a benchmark asks for written answers: how they end and how long they are is known.
-        held_out: Whether held-out rows are measured: the first are answered, and how these answers end is known.
+        held_out: Whether held-out rows are measured: the first are answered, and the same is known of these answers.
     """
-    known = {STOPS: writes or held_out, LENGTH: writes}
+    known = dict.fromkeys((STOPS, LENGTH), writes or held_out)
     return tuple(name for name in BEHAVIOURS if known.get(name, True))
 
 
