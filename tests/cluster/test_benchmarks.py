@@ -68,7 +68,7 @@ def first(
     folder = tmp_path_factory.mktemp("benchmarks")
     config = write_config(folder, "lora", *sources, **sections)
     finetune = ("workflows/finetune.py", "finetune")
-    with whenever(cluster, "Measuring base on colours", *struck(cluster, signal.SIGKILL)):
+    with whenever(cluster, "Measuring the model on colours", *struck(cluster, signal.SIGKILL)):
         pyflyte("run", "--remote", *IN_CLUSTER, *finetune, "--config", str(config), settings=SECRETS)
     return done(cluster)
 
