@@ -36,7 +36,7 @@ def test_an_adapter_can_be_gone_on_from_wherever_it_is(places, tmp_path):
     seen = []
     for number, place in enumerate(f"{place}/adapter" for place in places):
         (tmp_path / f"{number}").mkdir()
-        brought = adapters._bring(place, tmp_path / f"{number}")
+        brought = adapters._bring(place, tmp_path / f"{number}", RESUME_FROM)
         shapes = shapes_in(Folder(place), RESUME_FROM, place)
         assert models.version(place, field=RESUME_FROM) == models.version(place, field=RESUME_FROM)
         seen.append(((brought / "adapter_config.json").read_bytes(), shapes))

@@ -73,7 +73,7 @@ ASKING = {
     "table version": lambda place, _: transfer.table_version(StructuredDataset(uri=f"{place}/table")),
     "catalogue": lambda place, _: catalogue.load(f"{place}/nodes.yaml"),
     "adapter version": lambda place, _: models.version(f"{place}/adapter", field=RESUME_FROM),
-    "adapter": lambda place, folder: adapters._bring(f"{place}/adapter", folder),
+    "adapter": lambda place, folder: adapters._bring(f"{place}/adapter", folder, "lora.resume_from"),
     "checkpoints listed": lambda place, _: Store(f"{place}/run", pauses=()).names(),
     "checkpoint read": lambda place, _: Store(f"{place}/run", pauses=()).get_bytes("manifest.json"),
     "checkpoint's file sent": send_file,
