@@ -60,7 +60,7 @@ def seed_of(seed: int, *parts: str) -> int:
 
     Args:
         seed: Of all.
-        parts: What the item is known by.
+        *parts: What the item is known by.
     """
     digest = hashlib.blake2b("\0".join((str(seed), *parts)).encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")

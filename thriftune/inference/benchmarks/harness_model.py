@@ -124,6 +124,10 @@ class MeasuredModel(HFLM):  # type: ignore[misc]
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
         """Written answers, as the harness asks for them.
 
+        Args:
+            requests: Each with its prompt, and how its answer ends.
+            disable_tqdm: Not read: progress is shown by this package.
+
         Raises:
             DataError: One needs more tokens than the model has positions.
         """
