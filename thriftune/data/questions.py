@@ -134,10 +134,26 @@ def prompt_style(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> DataF
     Returns:
         The training format in its manifest; without a manifest, chat if there is a chat template, else text.
     """
-    if artifacts.is_whole(directory):
-        data = artifacts.read_manifest(directory).get("config", {}).get("data", {})
-        trained_on = next((source["format"] for source in data.get("sources", ())), data.get("format"))
-        if trained_on in get_args(DataFormat):
-            style: DataFormat = trained_on
-            return style
+    return trained_style(directory) or usual_style(tokenizer)
+
+
+def trained_style(directory: Path) -> DataFormat | None:
+    """The format of the questions that a model or adapter was trained on; None where no manifest says it.
+
+    Args:
+        directory: The model or adapter.
+    """
+    if not artifacts.is_whole(directory):
+        return None
+    data = artifacts.read_manifest(directory).get("config", {}).get("data", {})
+    found = next((source["format"] for source in data.get("sources", ())), data.get("format"))
+    return found if found in get_args(DataFormat) else None
+
+
+def usual_style(tokenizer: "PreTrainedTokenizerBase") -> DataFormat:
+    """The format of questions to a model of which nothing is known: chat if there is a chat template, else text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+    """
     return "chat" if tokenizer.chat_template else "text"

@@ -4,11 +4,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
-from thriftune import artifacts
 from thriftune.config import DataFormat, RunConfig
 from thriftune.config.benchmark_run import OF_A_RUN, BenchmarkRun
+from thriftune.data.questions import trained_style, usual_style
 from thriftune.errors import Problem
 from thriftune.models import fetching
 from thriftune.models.architecture import Architecture
@@ -64,15 +63,15 @@ def check(
             own.mkdir()
             found, version = _adapter(name, place, base, own)
             findings += found
-            present[name], styles[name] = version, _trained_on(own)
+            present[name], styles[name] = version, trained_style(own)
         findings += _several_styles(config, styles)
         style = config.format or next(filter(None, styles.values()), None)
         if style is None and base.directory is not None:
-            style = _trained_on(base.directory)
+            style = trained_style(base.directory)
         ready = tokenizer.check(_asking(config, style), base)
         findings += ready.findings
         if style is None and ready.tokenizer is not None:
-            style = "chat" if ready.tokenizer.chat_template else "text"
+            style = usual_style(ready.tokenizer)
         asked = benchmarks.check(_asking(config, style), base, ready.tokenizer, None, token)
         # Where a run that trains has its gate below publish, this one has it at the top.
         findings += (replace(each, field=each.field.removeprefix(OF_A_RUN)) for each in asked.findings)
@@ -91,15 +90,6 @@ def _adapter(name: str, place: str, base: BaseModel, own: Path) -> tuple[list[Pr
     found = list(adapters.check_on(base.architecture, place, key, own))
     version = attempt(lambda: fetching.version(place, field=key), key, place)
     return found or list(version.findings), version.value or ""
-
-
-def _trained_on(directory: Path) -> DataFormat | None:
-    """The format that a model or adapter was trained on, by its manifest; None where that does not say it."""
-    if not artifacts.is_whole(directory):
-        return None
-    data = artifacts.read_manifest(directory).get("config", {}).get("data", {})
-    found = next((source["format"] for source in data.get("sources", ())), data.get("format"))
-    return found if found in get_args(DataFormat) else None
 
 
 def _several_styles(config: BenchmarkRun, styles: Mapping[str, DataFormat | None]) -> Iterator[Problem]:
