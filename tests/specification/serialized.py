@@ -28,6 +28,7 @@ PRIVATE = {
     "HF_TOKEN": "hf_private1", "HUGGING_FACE_HUB_TOKEN": "hf_private2", "WANDB_API_KEY": "private3",
     "AWS_SECRET_ACCESS_KEY": "private4", "THRIFTUNE_OUTPUTS": "private5",
 }  # fmt: skip
+_OUTPUTS = "THRIFTUNE_OUTPUTS"
 # What a platform sets; the rest has its defaults.
 SETTINGS = {
     "FLYTE_IMAGE": IMAGE,
@@ -139,7 +140,9 @@ def read(directory: Path) -> Package:
 
 def _run(command: list[str], home: Path) -> None:
     programs = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    environment = {"PATH": programs, "HOME": str(home), "PYTHONPATH": str(ROOT / "tests"), **SETTINGS, **PRIVATE}
+    # A folder of its own: what is compiled here counts as a local run, which writes down what it owns.
+    private = {**PRIVATE, _OUTPUTS: str(home / PRIVATE[_OUTPUTS])}
+    environment = {"PATH": programs, "HOME": str(home), "PYTHONPATH": str(ROOT / "tests"), **SETTINGS, **private}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=_LONGEST_SECONDS
     )
