@@ -31,6 +31,7 @@ FLOORS = (
     {"planning", "checkpoints"},
     {"training"},
     {"inference"},
+    {"sweeps"},
     {"preflight"},
 )
 HEAVY = {"transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate", "lm_eval"}

@@ -37,7 +37,7 @@ from thriftune.config.methods import (
 )
 from thriftune.config.publishing import PublishConfig
 from thriftune.config.strategies import FsdpConfig, ZeroConfig
-from thriftune.errors import ConfigError
+from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import PrecisionChoice
 
 __all__ = [
@@ -287,6 +287,10 @@ class RunConfig(Section):
         """The LoRA section, with every default when the file has none."""
         return self.lora or LoraConfig()
 
+    def problems(self) -> list[Problem]:
+        """Every problem of several fields together; a file with more sections looks at these too."""
+        return config_rules.check(self)
+
     @model_validator(mode="wrap")
     @classmethod
     def _collect_problems(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -315,7 +319,6 @@ class RunConfig(Section):
                 named |= {f"data.{name}" for name in DataSource.model_fields}
             problems += [p for p in config_rules.check(rest) if not config_errors.is_named(p.field, named)]
             raise ConfigError(problems) from None
-        problems = config_rules.check(config)
-        if problems:
+        if problems := config.problems():
             raise ConfigError(problems)
         return config

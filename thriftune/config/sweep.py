@@ -4,13 +4,13 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from thriftune.config import rules, sweep_rules
 from thriftune.config.data import Section
 from thriftune.config.schema import RunConfig
+from thriftune.errors import Problem
 
 # The metric that a sweep is decided by unless it names another.
 HELD_OUT_LOSS = "held_out_loss"
-# A value of a run file that a trial sets.
-Value = bool | int | float | str | list[str]
 
 
 class RangeConfig(Section):
@@ -37,7 +37,7 @@ class HalvingConfig(Section):
 
 
 class SweepConfig(Section):
-    """What the trials of a sweep change, and how many there are. One of trials, grid and ranges is given."""
+    """What the trials of a sweep change, and how many there are. One of overrides, grid and ranges is given."""
 
     overrides: tuple[dict[str, Any], ...] = Field(
         default=(), description="The trials one by one, each with what it changes: {training.learning_rate: 1e-4}."
@@ -49,7 +49,10 @@ class SweepConfig(Section):
     sampler: Literal["random", "tpe"] = Field(
         default="random", description="How ranges are drawn; tpe learns from the trials before."
     )
-    trials: PositiveInt | None = Field(default=None, description="Number of trials that are drawn from ranges.")
+    trials: PositiveInt | None = Field(
+        default=None,
+        description="Number of trials that are drawn from ranges. With overrides or grid: the most that there may be.",
+    )
     parallel: PositiveInt | None = Field(
         default=None,
         description="Most trials at a time; as many as fit when left out. tpe learns after each such group.",
@@ -61,9 +64,29 @@ class SweepConfig(Section):
     )
     budget: BudgetConfig | None = Field(default=None, description="No limit when left out.")
     halving: HalvingConfig | None = Field(default=None, description="No trial is stopped early when left out.")
+    allow: tuple[Literal["data", "model", "seed"], ...] = Field(
+        default=(),
+        description="What trials may differ in although it costs more: each other value of data (data.*, task, "
+        "classification.*) or of seed prepares a dataset of its own, with other held-out rows, so that losses compare "
+        "less well; each other model.* is fetched.",
+    )
+
+    @property
+    def is_decided_by_loss(self) -> bool:
+        """Whether the best trial is the one with the lowest held-out loss."""
+        return self.metric == HELD_OUT_LOSS
 
 
 class SweepRun(RunConfig):
     """A run file with a section `sweep`."""
 
     sweep: SweepConfig
+
+    @property
+    def as_run(self) -> RunConfig:
+        """The run without its sweep, with the values that trials do not change."""
+        return RunConfig.model_validate(self.model_dump(exclude={"sweep"}, exclude_unset=True))
+
+    def problems(self) -> list[Problem]:
+        """Every problem of the run and of its sweep; of the trials only if there is no other."""
+        return [*rules.check(self), *sweep_rules.check(self)] or list(sweep_rules.of_trials(self))
