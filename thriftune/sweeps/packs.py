@@ -1,4 +1,4 @@
-"""Trials that one node trains: the file of each, its plan, and what its result is known by."""
+"""The trials that share a node."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class TrialJob:
 
     Attributes:
         number: Number of the trial, from 0.
-        config: Its run file as JSON.
+        config: The trial's run file, as JSON.
         plan: Its plan.
-        cache_key: What its training is known by.
+        cache_key: What the training is known by.
         record: URL of its record in the index; empty in a local run.
         model: Key of its base model among the pack's models.
         dataset: Key of its dataset among the pack's datasets.
@@ -34,7 +34,7 @@ class Pack:
 
     Attributes:
         number: Number of the pack, from 0.
-        slots: Most trials at a time; the others wait for a device that is free.
+        slots: Most trials at a time; the others wait for a free device.
         jobs: The trials.
     """
 
