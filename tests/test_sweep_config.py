@@ -66,7 +66,11 @@ def test_what_does_not_change_a_training_is_refused():
     [
         ({}, {}, r"sweep: names no trial\. Give one of overrides, grid, ranges\."),
         ({"grid": RATES, "overrides": [{"lora.rank": 2}]}, {}, r"sweep = overrides, grid: several ways"),
-        ({"grid": {"learning_rate": [1, 2]}}, {}, r"sweep\.grid\.learning_rate = \[1, 2\]: is not a key .*'training\.l"),
+        (
+            {"grid": {"learning_rate": [1, 2]}},
+            {},
+            r"sweep\.grid\.learning_rate = \[1, 2\]: is not a key .*'training\.l",
+        ),
         ({"grid": {"lora.rnk": [1, 2]}}, {}, r"sweep\.grid\.lora\.rnk = .*Did you mean 'lora\.rank'\?"),
         ({"grid": {"lora": [1]}}, {}, r"sweep\.grid\.lora = \[1\]: is a section, .*lora\.rank\."),
         ({"overrides": [{"training": {"max_steps": 1}}]}, {}, r"sweep\.overrides\.0\.training = .*is a section"),
@@ -104,7 +108,11 @@ def test_what_does_not_change_a_training_is_refused():
         ({"grid": RATES, "budget": {"cost": 0}}, {}, r"sweep\.budget\.cost = 0"),
         ({"grid": RATES, "halving": {"factor": 1}}, {}, r"sweep\.halving\.factor = 1"),
         ({"grid": RATES}, {"publish": {"repository": "me/it"}}, r"publish = me/it: is for one result"),
-        ({"grid": RATES}, {"strategy": "ddp", "hardware": {"nodes": 2, "device": "T4"}}, r"hardware\.nodes = 2: a trial"),
+        (
+            {"grid": RATES},
+            {"strategy": "ddp", "hardware": {"nodes": 2, "device": "T4"}},
+            r"hardware\.nodes = 2: a trial",
+        ),
         ({"grid": RATES}, {"evaluation": {"saved_model": True}}, r"evaluation\.saved_model = true"),
         ({"grid": RATES}, {"name": "a" * 36}, r"name = a+: is longer than 35"),
         ({"grid": RATES}, {"data": {"source": "input:table"}}, r"data\.source = input:table: .*sweeps take none"),

@@ -6,6 +6,7 @@ a second start proposes exactly the same trials, and what they trained is found 
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,9 @@ def _sampler(run: SweepRun) -> "optuna.samplers.BaseSampler":
         return optuna.samplers.RandomSampler(seed=run.seed)
     # The other trials of a group count as bad until they are done, so that the group is not of one place.
     startup = max(run.sweep.parallel or 1, len(run.sweep.ranges) + 1)
-    return optuna.samplers.TPESampler(seed=run.seed, constant_liar=True, n_startup_trials=startup)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of constant_liar
+        return optuna.samplers.TPESampler(seed=run.seed, constant_liar=True, n_startup_trials=startup)
 
 
 def _space(key: str, drawn: RangeConfig | tuple[Any, ...]) -> "optuna.distributions.BaseDistribution":

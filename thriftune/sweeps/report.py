@@ -1,0 +1,72 @@
+"""The page of a sweep: the held-out losses of all trials on one chart, and the table of what came of them."""
+
+import math
+from collections.abc import Sequence
+
+from thriftune import pages
+from thriftune.sweeps.outcomes import Outcome
+from thriftune.sweeps.rounds import SoFar
+from thriftune.sweeps.table import SweepTable, cells_of, headline
+from thriftune.training.charts import HEIGHT, WIDTH, Chart, Point, path, scale, share, step_ticks, thinned
+
+# Colours of curves, after which they are used again; the best has its own.
+COLOURS = 8
+
+
+def page_of(table: SweepTable, found: SoFar) -> str:
+    """A sweep as one HTML page.
+
+    Args:
+        table: Its table.
+        found: What came of its trials.
+    """
+    header, rows = cells_of(table)
+    chart = chart_of(found.outcomes, table.best)
+    drawn = [outcome.number for outcome in found.outcomes if curve_of(outcome)]
+    return pages.render(
+        "sweeps/report.html.jinja",
+        {},
+        name=table.name,
+        headline=headline(table),
+        header=header,
+        rows=list(zip(rows, table.rows, strict=True)),
+        chart=chart,
+        legend=[(number, class_of(number, table.best)) for number in drawn],
+        colours=COLOURS,
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def curve_of(outcome: Outcome) -> list[Point]:
+    """The held-out loss of a trial over its steps."""
+    if outcome.training is not None:
+        return [(float(one.step), one.loss) for one in outcome.training.validations]
+    return [(float(step), loss) for step, loss in zip(outcome.steps, outcome.losses, strict=True)]
+
+
+def chart_of(outcomes: Sequence[Outcome], best: int | None) -> Chart | None:
+    """The held-out losses of all trials over their steps; None if none was measured.
+
+    Args:
+        outcomes: What came of the trials.
+        best: Number of the best, which is drawn last; None if there is none.
+    """
+    curves = {outcome.number: curve_of(outcome) for outcome in outcomes}
+    finite = {number: [p for p in points if math.isfinite(p[1])] for number, points in curves.items()}
+    values = [loss for points in finite.values() for _, loss in points]
+    if not values:
+        return None
+    steps = [step for points in curves.values() for step, _ in points]
+    low, high, labels = scale(min(values), max(values))
+    first, last = min(steps), max(steps)
+    order = sorted(finite, key=lambda number: (number == best, number))
+    lines = [(class_of(n, best), path(thinned(finite[n]), (first, last, low, high))) for n in order if finite[n]]
+    bad = {share(step, first, last) for points in curves.values() for step, loss in points if not math.isfinite(loss)}
+    note = f"{len(lines)} trial{'s' if len(lines) != 1 else ''}, in nats"
+    return Chart("Held-out loss", note, lines, step_ticks(int(first), int(last)), labels, [], sorted(bad))
+
+
+def class_of(number: int, best: int | None) -> str:
+    """The class that a trial's curve is drawn with."""
+    return "best" if number == best else f"trial-{number % COLOURS}"
