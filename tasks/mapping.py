@@ -46,12 +46,16 @@ class MapTask(ArrayNodeMapTask):
         return [*prefix, *with_usual_level(settings, own)]
 
 
-def mapped(task: PythonFunctionTask[Any], parallel: int | None, **bound: Any) -> MapTask:
+def mapped(
+    task: PythonFunctionTask[Any], parallel: int | None, *, min_success_ratio: float = 1.0, **bound: Any
+) -> MapTask:
     """A task for each item of lists, which are given when it is called.
 
     Args:
         task: The task for one item.
         parallel: Most pods at a time; None for no limit but the workflow's.
+        min_success_ratio: Share of the items that have to succeed, above 0; those that do not are None where it is
+            below 1.
         **bound: Inputs that all items have.
     """
-    return MapTask(functools.partial(task, **bound), concurrency=parallel, min_success_ratio=1.0)
+    return MapTask(functools.partial(task, **bound), concurrency=parallel, min_success_ratio=min_success_ratio)

@@ -1,6 +1,7 @@
 """Plan a run before anything is fetched: what it needs, and which machines it fits on."""
 
 import logging
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from flytekit import task
@@ -12,7 +13,10 @@ from thriftune.config import RunConfig, workflow_rules
 from thriftune.models import fetching
 from thriftune.planning import catalogue, offers, planner
 from thriftune.planning import report as plan_report
+from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.ledger import Record
+from thriftune.planning.offers import Offer
+from thriftune.planning.time.run import Size
 from thriftune.preflight import sizing
 from thriftune.training_plan import TrainingPlan
 
@@ -102,21 +106,49 @@ def planned(config: RunConfig, *, on_this_machine: bool, found: Record | None = 
         on_this_machine: Whether to plan for the machine that this task runs on, instead of the catalogue.
         found: What a run has just measured, in case the ledger could not be written.
     """
-    token = settings.hub_token()
     with transient_errors_retried():
-        nodes = catalogue.load(settings.PLATFORM.catalogue)
-        here = offers.this_machine(settings.local_root(), nodes.devices) if on_this_machine else None
-        size, records = sizing.size_of(config, token), ledger.records()
+        records = ledger.records()
         records += [found] if found is not None and found not in records else []
-        return planner.plan(
-            config,
-            nodes,
-            token=token,
-            here=here,
-            size=size,
-            records=records,
-            interruptible=settings.PLATFORM.interruptible,
-        )
+        there = surroundings(records, on_this_machine=on_this_machine)
+        return there.plan(config, sizing.size_of(config, settings.hub_token()))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a plan depends on besides its run.
+
+    Attributes:
+        nodes: The catalogue.
+        here: This machine, as it was when it was looked at; None to plan for the catalogue's nodes.
+        records: What earlier runs took.
+    """
+
+    nodes: Catalogue
+    here: Offer | None
+    records: list[Record]
+
+    def plan(self, config: RunConfig, size: Size | None) -> TrainingPlan:
+        """Plan a run.
+
+        Args:
+            config: The run.
+            size: Its rows; None where they cannot be read.
+        """
+        token, is_spot = settings.hub_token(), settings.PLATFORM.interruptible
+        given = {"here": self.here, "size": size, "records": self.records}
+        return planner.plan(config, self.nodes, token=token, interruptible=is_spot, **given)
+
+
+def surroundings(records: list[Record], *, on_this_machine: bool) -> Surroundings:
+    """What plans depend on besides their runs, read once.
+
+    Args:
+        records: What earlier runs took.
+        on_this_machine: Whether to plan for the machine that this task runs on, instead of the catalogue.
+    """
+    nodes = catalogue.load(settings.PLATFORM.catalogue)
+    here = offers.this_machine(settings.local_root(), nodes.devices) if on_this_machine else None
+    return Surroundings(nodes, here, records)
 
 
 def is_for_this_machine(config: RunConfig) -> bool:

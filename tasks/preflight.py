@@ -53,7 +53,7 @@ def preflight(config: RunConfig, plan: TrainingPlan, table: StructuredDataset | 
     """
     files = download_table(table) if table is not None else None
     with transient_errors_retried():
-        checked = _check(config, plan, files, table_version(table) if table is not None else "")
+        checked = check(config, plan, files, table_version(table) if table is not None else "")
         checked.require_ok()
     facts = checked.facts
     versions = (facts.model_version, facts.tokenizer_version, facts.data_version, facts.benchmarks_version)
@@ -71,7 +71,7 @@ def preflight_alone(config: RunConfig) -> str:
         The report as JSON.
     """
     with transient_errors_retried():
-        checked = _check(config, _plan_or_error(config))
+        checked = check(config, _plan_or_error(config))
         checked.require_ok()
     return json.dumps(checked.as_json())
 
@@ -85,10 +85,17 @@ def _plan_or_error(config: RunConfig) -> TrainingPlan | ThriftuneError:
         return TransientError(str(error))
 
 
-def _check(
+def check(
     config: RunConfig, plan: TrainingPlan | ThriftuneError, table: list[Path] | None = None, version: str = ""
 ) -> Preflight:
-    """Run the checks, and show them in the log and as a deck before anything is refused."""
+    """Run the checks, and show them in the log and as a deck before anything is refused.
+
+    Args:
+        config: The run.
+        plan: Its plan, or why it has none.
+        table: Files of the table that the workflow was given; None if it has none.
+        version: Version of its content.
+    """
     token = settings.hub_token()
     checked = checks.run(
         config,

@@ -96,13 +96,14 @@ class Versions:
         return found
 
 
-def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps:
+def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions, kind: str = "training") -> Steps:
     """The cached steps of a run, each looked up in the index: what is not whole there gets another key, and is said.
 
     Args:
         config: The run.
         plan: Its plan.
         versions: Present versions of what it reads.
+        kind: Which training it is: one of a run, or the trial of a sweep, of which more is kept.
 
     Raises:
         ResultError: The index may not be read or written.
@@ -110,9 +111,9 @@ def steps_of(config: RunConfig, plan: TrainingPlan, versions: Versions) -> Steps
     base, model = step_of_model(config.model, versions.model)
     rows = prepare.fingerprint(config.data, config.seed, versions.data, versions.tokenizer, config.labels)
     trained = known_by.training(config, plan, base=base, dataset=rows, start=versions.start)
-    kind = METHODS[config.method].result
+    made = METHODS[config.method].result
     dataset = step("dataset", PREPARE_CACHE, rows, "the prepared dataset")
-    training = step("training", TRAIN_CACHE, trained, f"the trained {kind}")
+    training = step(kind, TRAIN_CACHE, trained, f"the trained {made}")
     merged = None
     if config.merges:
         merged = step("merged", TRAIN_CACHE, known_by.merging(config, training.cache_key), "the merged model")

@@ -102,7 +102,12 @@ def test_what_does_not_change_a_training_is_refused():
         (
             {"grid": RATES, "metric": "arc.acc"},
             {"benchmarks": {"tasks": ["general-mini"]}},
-            r"sweep\.metric = arc\.acc: is of no benchmark .* general-mini",
+            r"sweep\.metric = arc\.acc: is of arc, which is not measured\. Measured are general-mini",
+        ),
+        (
+            {"grid": RATES, "metric": "general-mini.acuracy"},
+            {"benchmarks": {"tasks": ["general-mini"]}},
+            r"sweep\.metric = general-mini\.acuracy: is no metric .*Did you mean accuracy",
         ),
         ({"grid": RATES, "budget": {}}, {}, r"sweep\.budget = \{\}: limits nothing"),
         ({"grid": RATES, "budget": {"cost": 0}}, {}, r"sweep\.budget\.cost = 0"),

@@ -20,6 +20,7 @@ from thriftune import artifacts
 from thriftune.checkpoints import known_by
 from thriftune.config import BenchmarksConfig, RunConfig
 from thriftune.inference.benchmarks.measuring import Settings
+from thriftune.planned_node import EvaluationNode
 from thriftune.planning.evaluating import held_in_four_bit
 from thriftune.training_plan import TrainingPlan
 from workflows.measuring import Made
@@ -110,6 +111,26 @@ def make_ready(
     return Benchmarking(section, asking, versions, prepared, dataset)
 
 
+def asking_of(config: RunConfig, section: BenchmarksConfig, node: EvaluationNode) -> Asking:
+    """How the benchmarks of a run are asked.
+
+    Args:
+        config: The run.
+        section: Its benchmarks.
+        node: What each shard of them runs on.
+    """
+    asked = Settings(
+        batch=section.batch,
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
+        seed=config.seed,
+        style=config.data.prompt_format,
+        trust_remote_code=config.model.trust_remote_code,
+        max_rows=config.evaluation.max_rows,
+    )
+    return Asking(asked, node, held_in_four_bit(config))
+
+
 class BeforeTraining(NamedTuple):
     """Benchmarks of a run, promises of what its base scores on them, and of the share that is in its rows."""
 
@@ -145,16 +166,7 @@ def measure_base(
     section, node = config.benchmarks, plan.benchmarks
     if section is None or node is None:
         return None
-    asked = Settings(
-        batch=section.batch,
-        max_new_tokens=section.max_new_tokens,
-        temperature=section.temperature,
-        seed=config.seed,
-        style=config.data.prompt_format,
-        trust_remote_code=config.model.trust_remote_code,
-        max_rows=config.evaluation.max_rows,
-    )
-    asking = Asking(asked, node, held_in_four_bit(config))
+    asking = asking_of(config, section, node)
     own = versions_with_rows(versions.benchmarks_by_name, steps.rows)
     benchmarking = make_ready(section, asking, own, ready.dataset if section.has_held_out else None)
     base = Subject(known_by.model(config.model, versions.model), ready.model, times=benchmarking.repeats)

@@ -81,17 +81,46 @@ def fetch_and_prepare(
         steps: What the cached steps are known by.
         table: The workflow's table, if it takes one.
     """
+    fetched = fetch(config, plan, versions, steps)
+    dataset = prepare(config, versions, steps, fetched.tokenizer, table)
+    return Ready(fetched.model, dataset, fetched.tokenizer)
+
+
+def fetch(config: RunConfig, plan: TrainingPlan, versions: Versions, steps: Steps) -> Any:
+    """Add the node that fetches the model. Called inside `@dynamic`.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        versions: Present versions of model, tokenizer and data.
+        steps: What the cached steps are known by.
+
+    Returns:
+        The promises of `FetchedModel`.
+    """
     fetched = fetch_model(model=config.model, version=versions.model, **steps.model.inputs)
     on_cpu_node(fetched.model, plan, pod_requests.fetching(config, plan))
-    dataset = prepare_dataset(
+    return fetched
+
+
+def prepare(config: RunConfig, versions: Versions, steps: Steps, tokenizer: Any, table: Any = None) -> Any:
+    """Add the node that prepares the data. Called inside `@dynamic`.
+
+    Args:
+        config: The run.
+        versions: Present versions of model, tokenizer and data.
+        steps: What the cached steps are known by.
+        tokenizer: The model's tokenizer (a promise).
+        table: The workflow's table, if it takes one.
+    """
+    return prepare_dataset(
         data=config.data,
         seed=config.seed,
         data_version=versions.data,
-        tokenizer=fetched.tokenizer,
+        tokenizer=tokenizer,
         tokenizer_version=versions.tokenizer,
         trust_remote_code=config.model.trust_remote_code,
         table=table,
         labels=list(config.labels),
         **steps.dataset.inputs,
     )
-    return Ready(fetched.model, dataset, fetched.tokenizer)

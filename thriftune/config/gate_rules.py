@@ -50,19 +50,30 @@ def unknown_metrics(gate: GateConfig, measured: Mapping[str, Collection[str]]) -
             groups are not known either.
     """
     for field, metric in metrics_of(gate):
-        of, _, name = metric.rpartition(".")
-        task = of.partition("/")[0]
-        has_groups = any(known.startswith(f"{task}/") for known in measured)
-        names = measured.get(of if has_groups else task)
-        if names is None:
-            close = difflib.get_close_matches(of, measured, n=3, cutoff=0.5)
-            message = f"is of {of}, which is not measured." if of else "names no benchmark: write task.metric."
-            remedy = f"Did you mean {_listed(close)}?" if close else f"Measured are {_listed(measured)}."
-            yield Problem(field, metric, message, remedy)
-        elif names and name not in names:
-            close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-            remedy = f"Did you mean {_listed(close)}?" if close else f"Its metrics are {_listed(names)}."
-            yield Problem(field, metric, f"is no metric of {of}.", remedy)
+        yield from unknown_metric(field, metric, measured)
+
+
+def unknown_metric(field: str, metric: str, measured: Mapping[str, Collection[str]]) -> Iterator[Problem]:
+    """Whether a metric is not measured, with names close to it.
+
+    Args:
+        field: The key that names it.
+        metric: The metric, as task.metric.
+        measured: As in `unknown_metrics`.
+    """
+    of, _, name = metric.rpartition(".")
+    task = of.partition("/")[0]
+    has_groups = any(known.startswith(f"{task}/") for known in measured)
+    names = measured.get(of if has_groups else task)
+    if names is None:
+        close = difflib.get_close_matches(of, measured, n=3, cutoff=0.5)
+        message = f"is of {of}, which is not measured." if of else "names no benchmark: write task.metric."
+        remedy = f"Did you mean {_listed(close)}?" if close else f"Measured are {_listed(measured)}."
+        yield Problem(field, metric, message, remedy)
+    elif names and name not in names:
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        remedy = f"Did you mean {_listed(close)}?" if close else f"Its metrics are {_listed(names)}."
+        yield Problem(field, metric, f"is no metric of {of}.", remedy)
 
 
 def of_answers(*, writes: bool, held_out: bool) -> tuple[str, ...]:
@@ -121,12 +132,13 @@ def _thresholds(gate: GateConfig) -> Iterator[Problem]:
 
 def _measured(tasks: Collection[BenchmarkTask]) -> dict[str, tuple[str, ...]]:
     """What the run's benchmarks measure; none for a benchmark of which the file does not say it."""
-    measured = {task.name: _metrics(task) for task in tasks}
+    measured = {task.name: metrics_of_task(task) for task in tasks}
     writes = any(names not in (METRICS["multiple_choice"], METRICS[HELD_OUT]) for names in measured.values())
     return measured | {ANSWERS: of_answers(writes=writes, held_out=HELD_OUT in measured)}
 
 
-def _metrics(task: BenchmarkTask) -> tuple[str, ...]:
+def metrics_of_task(task: BenchmarkTask) -> tuple[str, ...]:
+    """The metrics of a benchmark; none where the run's file does not say them."""
     if task.format is not None:
         return METRICS[task.format]
     if task.file is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from thriftune.config import gate_rules
 from thriftune.config.formats import TABLE
 from thriftune.config.trials import (
     LONGEST_SWEEP_NAME,
@@ -218,14 +219,12 @@ def _metric(run: "SweepRun") -> Iterator[Problem]:
             remedy = "Name one of their metrics in sweep.metric, or leave them out and measure the best afterwards."
             yield Problem("benchmarks", "given", message, remedy)
         return
-    names = [task.name for task in benchmarks.tasks] if benchmarks else []
-    task = sweep.metric.rpartition(".")[0].partition("/")[0]
     if benchmarks is None:
         message, remedy = "is a benchmark's, and the run has none.", "Add benchmarks, or use held_out_loss."
         yield Problem("sweep.metric", sweep.metric, message, remedy)
-    elif task not in names:
-        remedy = f"Write held_out_loss, or task.metric of {' or '.join(names)}."
-        yield Problem("sweep.metric", sweep.metric, "is of no benchmark of the run.", remedy)
+        return
+    measured = {task.name: gate_rules.metrics_of_task(task) for task in benchmarks.tasks}
+    yield from gate_rules.unknown_metric("sweep.metric", sweep.metric, measured)
 
 
 def _run(run: "SweepRun") -> Iterator[Problem]:

@@ -107,7 +107,8 @@ def packed(
         group = {number: plan for number, plan in plans.items() if plan.device == device}
         share = None if parallel is None else max(1, parallel * len(group) // len(plans))
         made = [packs_on(offer, group, share) for offer in machines[device] if _is_enough(offer, group)]
-        packs += min(filter(None, made), key=_rank, default=[]) or _each_on_its_own(group, machines[device])
+        found = [one for one in made if one]
+        packs += min(found, key=_rank) if found else _each_on_its_own(group, machines[device])
     return packs
 
 

@@ -47,8 +47,8 @@ def propose(run: SweepRun, told: Mapping[int, Told], *, is_higher_better: bool =
         is_higher_better: Whether a higher score is better.
 
     Returns:
-        One mapping of keys to values for each trial: all trials of a random sweep, and as many as run in parallel of one
-        that learns; fewer where the ranges hold no more, or where all are drawn.
+        One mapping of keys to values for each trial: all trials of a random sweep, and as many as run in parallel of
+        one that learns; fewer where the ranges hold no more, or where all are drawn.
     """
     import optuna
 
