@@ -134,9 +134,15 @@ class Surroundings:
             config: The run.
             size: Its rows; None where they cannot be read.
         """
-        token, is_spot = settings.hub_token(), settings.PLATFORM.interruptible
-        given = {"here": self.here, "size": size, "records": self.records}
-        return planner.plan(config, self.nodes, token=token, interruptible=is_spot, **given)
+        return planner.plan(
+            config,
+            self.nodes,
+            token=settings.hub_token(),
+            here=self.here,
+            size=size,
+            records=self.records,
+            interruptible=settings.PLATFORM.interruptible,
+        )
 
 
 def surroundings(records: list[Record], *, on_this_machine: bool) -> Surroundings:

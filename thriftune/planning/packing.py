@@ -108,7 +108,8 @@ def packed(
         share = None if parallel is None else max(1, parallel * len(group) // len(plans))
         made = [packs_on(offer, group, share) for offer in machines[device] if _is_enough(offer, group)]
         found = [one for one in made if one]
-        packs += min(found, key=_rank) if found else _each_on_its_own(group, machines[device])
+        cheapest = min(found, key=_rank, default=None)
+        packs += cheapest or _each_on_its_own(group, machines[device])
     return packs
 
 
@@ -187,7 +188,7 @@ def _is_enough(offer: Offer, plans: Mapping[int, TrainingPlan]) -> bool:
     return all(offer.gpu_gib >= plan.memory.device_gib for plan in plans.values()) if offer.gpus else True
 
 
-def _rank(packs: Sequence[PlannedPack]) -> tuple[float, int, str]:
+def _rank(packs: list[PlannedPack]) -> tuple[float, int, str]:
     return round(_price(packs), 6), len(packs), packs[0].node.instance
 
 

@@ -1,6 +1,7 @@
 """The rounds of a sweep: the trials that are planned together, and what came of them so far."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,12 +75,14 @@ class PlannedRound:
         packs: Those of them that share nodes; the others have nodes of their own.
         left_out: Those that cannot be trained.
         ended: Why no more trials are started; empty if they are.
+        began: When the first round was planned, in seconds since 1970.
     """
 
     trials: list[PlannedTrial] = field(default_factory=list)
     packs: list[PlannedPack] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     ended: str = ""
+    began: float = 0.0
 
     @property
     def alone(self) -> list[PlannedTrial]:
@@ -123,12 +126,14 @@ class SoFar:
         left_out: Trials that could not be trained.
         is_higher_better: Whether a higher score is better.
         ended: Why no more trials were started; empty if all were.
+        began: When the first round was planned, in seconds since 1970; 0 if none was.
     """
 
     tried: list[Tried] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     is_higher_better: bool = False
     ended: str = ""
+    began: float = 0.0
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -152,5 +157,15 @@ class SoFar:
             planned: The round.
             tried: Its trials, and what came of them.
         """
-        left_out = [*self.left_out, *planned.left_out]
-        return replace(self, tried=[*self.tried, *tried], left_out=left_out, ended=self.ended or planned.ended)
+        left_out, ended = [*self.left_out, *planned.left_out], self.ended or planned.ended
+        return replace(self, tried=[*self.tried, *tried], left_out=left_out, ended=ended, began=planned.began)
+
+    def judged(self, scores: Mapping[int, float], *, is_higher_better: bool) -> "SoFar":
+        """With what trials are judged by.
+
+        Args:
+            scores: By the number of the trial; the others keep what they have.
+            is_higher_better: Whether a higher score is better.
+        """
+        tried = [replace(one, score=scores.get(one.trial.number, one.score)) for one in self.tried]
+        return replace(self, tried=tried, is_higher_better=is_higher_better)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 
 from thriftune.config.sweep import SweepRun
 from thriftune.config.trials import shown
-from thriftune.planning.time.report import hours as hours_text
 from thriftune.sweeps.choosing import best_of
 from thriftune.sweeps.outcomes import Outcome
 from thriftune.sweeps.rounds import LeftOut, SoFar, Tried
+from thriftune.training.charts import duration
 
 _COLUMNS = 160
 _LEAST_SHOWN = 0.005  # less than that would be shown as 0.00
@@ -143,7 +143,7 @@ def _cells(row: TrialRow, keys: Iterable[str], currency: str, *, is_scored: bool
     scored = [_number(row.score)] if is_scored else []
     values = [row.settings.get(key, "") for key in keys]
     said = "best" if row.is_best else row.error
-    took = hours_text(row.hours) if row.hours else ""
+    took = duration(_SECONDS_PER_HOUR * row.hours) if row.hours else ""
     return [str(row.number), *values, _number(row.before), _number(row.after), *scored, status, took, cost, said]
 
 

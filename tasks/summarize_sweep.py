@@ -1,0 +1,158 @@
+"""Put together what came of the trials of a sweep: round by round, their scores, and all of it at the end."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from flytekit import task
+from flytekit.types.directory import FlyteDirectory
+
+from tasks import pages, settings
+from tasks.compare_benchmarks import download_all, joined_of
+from tasks.declaring import cpu_task
+from thriftune.config import gate_rules
+from thriftune.config.sweep import SweepRun
+from thriftune.errors import ConfigError, ResultError
+from thriftune.inference.benchmarks.results import Results
+from thriftune.inference.benchmarks.scores import scores_of
+from thriftune.sweeps import report
+from thriftune.sweeps.choosing import losses_of
+from thriftune.sweeps.outcomes import Outcome
+from thriftune.sweeps.rounds import PlannedRound, SoFar, Tried
+from thriftune.sweeps.table import SweepTable, headline, table_of, text_of
+
+logger = logging.getLogger("thriftune.tasks.summarize_sweep")
+
+_LOST = "its pod was lost, and nothing is known of it; start the sweep again to train it"
+
+
+@task(**cpu_task())
+def join_round(
+    config: SweepRun,
+    planned: PlannedRound,
+    before: SoFar,
+    served: list[Outcome],
+    packed: list[list[list[Outcome] | None]],
+    alone: list[list[Outcome | None]],
+) -> SoFar:
+    """Put together what came of the trials of a round.
+
+    Args:
+        config: The sweep.
+        planned: The round.
+        before: What came of the rounds before.
+        served: Trials that an earlier run had trained.
+        packed: What came of the packs; None of one whose pod was lost.
+        alone: What came of trials with a node each; None of one whose pod was lost.
+
+    Returns:
+        What came of the sweep so far. By held-out loss, trials are judged at once.
+    """
+    packs = [outcomes for group in packed for outcomes in group if outcomes]
+    singles = [[outcome] for group in alone for outcome in group if outcome]
+    known = {outcome.number: outcome for outcomes in (served, *packs, *singles) for outcome in outcomes}
+    tried = []
+    for trial in planned.trials:
+        outcome = known.get(trial.number, Outcome(trial.number, "unknown", error=_LOST))
+        tried.append(Tried(trial, outcome))
+        _log(outcome)
+    found = before.with_round(planned, tried)
+    if config.sweep.is_decided_by_loss:
+        found = found.judged(losses_of(found.outcomes), is_higher_better=False)
+    return found
+
+
+@task(**cpu_task())
+def score_round(
+    config: SweepRun,
+    found: SoFar,
+    made: list[list[FlyteDirectory]],
+    served: list[list[FlyteDirectory]],
+    folders: list[dict[str, int]],
+) -> SoFar:
+    """Judge the trials of a round by a metric of the benchmarks.
+
+    Args:
+        config: The sweep.
+        found: What came of the sweep so far.
+        made: Results of shards, for each group of trials that was measured together.
+        served: Those that the index had.
+        folders: For each group, by the name of the folder in each shard: the number of the trial.
+
+    Returns:
+        What came of the sweep so far, with the scores.
+
+    Raises:
+        ConfigError: The benchmarks have no such metric.
+    """
+    scores: dict[int, float] = {}
+    is_higher_better = found.is_higher_better
+    for own, known, names in zip(made, served, folders, strict=True):
+        shards = download_all([*own, *known])
+        for folder, number in names.items():
+            results = joined_of(shards, folder)
+            scores[number] = _score(config, results)
+            is_higher_better = _is_higher_better(config, results)
+    return found.judged(scores, is_higher_better=is_higher_better)
+
+
+class Summary(NamedTuple):
+    """The model or adapter of the best trial, and the table of all of them."""
+
+    best: FlyteDirectory
+    table: SweepTable
+
+
+@task(**cpu_task(), enable_deck=True, deck_fields=())
+def summarize_sweep(config: SweepRun, found: SoFar) -> Summary:
+    """Choose the best trial, and show what came of all of them.
+
+    Args:
+        config: The sweep.
+        found: What came of it.
+
+    Returns:
+        The best trial's model or adapter, and the table.
+
+    Raises:
+        ResultError: No trial can be the best.
+    """
+    table = table_of(config, found)
+    logger.info("\n%s", text_of(table))
+    pages.show("sweep", config.name, report.page_of(table, found), table.as_json())
+    if table.best is None:
+        raise _nothing_trained(config, table)
+    if table.ended:
+        logger.warning("%s", headline(table))
+    model = next(row.model for row in table.rows if row.number == table.best)
+    place = FlyteDirectory(model, remote_directory=False) if settings.is_local() else FlyteDirectory(model)
+    return Summary(place, table)
+
+
+def _nothing_trained(config: SweepRun, table: SweepTable) -> ResultError:
+    errors = [f"trial {row.number} ({row.status}): {row.error}" for row in table.rows if row.error]
+    remedy = "Repair what the trials say, and start the sweep again: what is trained is not trained again."
+    return ResultError.single("sweep", config.name, f"no trial can be the best. {' '.join(errors[:3])}", remedy)
+
+
+def _score(config: SweepRun, results: Results) -> float:
+    scores, metric = scores_of(results), config.sweep.metric
+    if metric not in scores:
+        measured: Mapping[str, Sequence[str]] = {task.name: list(task.metrics) for task in results.tasks}
+        problems = list(gate_rules.unknown_metric("sweep.metric", metric, measured))
+        if problems:
+            raise ConfigError(problems)
+        message = f"is not measured. Measured are {', '.join(scores)}."
+        remedy = "Name one of them, and start the sweep again: what is trained is not trained again."
+        raise ConfigError.single("sweep.metric", metric, message, remedy)
+    return scores[metric]
+
+
+def _is_higher_better(config: SweepRun, results: Results) -> bool:
+    of, _, name = config.sweep.metric.rpartition(".")
+    return next(task.metrics[name] for task in results.tasks if task.name == of.partition("/")[0])
+
+
+def _log(outcome: Outcome) -> None:
+    if outcome.status in ("failed", "unknown"):
+        logger.warning("Trial %d %s: %s", outcome.number, outcome.status, outcome.error)

@@ -1,0 +1,104 @@
+"""The plan of a sweep as a table for the terminal and as a page: each trial, its node, and what it should take."""
+
+import io
+import json
+
+from thriftune import pages
+from thriftune.config.trials import written
+from thriftune.planning.report import machines
+from thriftune.planning.time.report import hours as hours_text
+from thriftune.sweeps.cost import Expected
+from thriftune.sweeps.rounds import LeftOut, PlannedRound, PlannedTrial
+
+_COLUMNS = 160
+HEADER = ("trial", "sets", "node", "at a time", "memory", "time", "cost")
+
+
+def rows_of(planned: PlannedRound) -> list[tuple[str, ...]]:
+    """The trials of a round, those that are left out at the end.
+
+    Args:
+        planned: The round.
+    """
+    return [*(_row(planned, trial) for trial in planned.trials), *map(_row_left_out, planned.left_out)]
+
+
+def plan_text(planned: PlannedRound, name: str, whole: Expected | None, currency: str) -> str:
+    """The plan as plain text of at most 160 columns.
+
+    Args:
+        planned: The round.
+        name: Name of the sweep.
+        whole: What all of it is expected to take; None where that is not known.
+        currency: Currency of the prices.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for label in HEADER:
+        table.add_column(label, overflow="fold")
+    for row in rows_of(planned):
+        table.add_row(*map(Text, row))
+    console = Console(file=io.StringIO(), width=_COLUMNS, force_terminal=False)
+    console.print(Text(headline(planned, name, whole, currency)), table, sep="\n")
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def plan_page(planned: PlannedRound, name: str, whole: Expected | None, currency: str) -> str:
+    """The plan as one HTML page.
+
+    Args:
+        planned: The round.
+        name: Name of the sweep.
+        whole: What all of it is expected to take; None where that is not known.
+        currency: Currency of the prices.
+    """
+    line = headline(planned, name, whole, currency)
+    given = {"name": name, "headline": line, "header": HEADER, "rows": rows_of(planned)}
+    return pages.render("sweeps/plan.html.jinja", {}, **given)
+
+
+def headline(planned: PlannedRound, name: str, whole: Expected | None, currency: str) -> str:
+    """The plan in one line.
+
+    Args:
+        planned: The round.
+        name: Name of the sweep.
+        whole: What all of it is expected to take; None where that is not known.
+        currency: Currency of the prices.
+    """
+    count, shared = len(planned.trials), sum(len(pack.numbers) for pack in planned.packs)
+    where = f"{shared} of them on {_counted(len(planned.packs), 'shared node')}" if shared else "each on its own node"
+    if whole is None:
+        taken = "what they take is not known"
+    else:
+        price = f" and {whole.cost:,.2f} {currency}" if whole.cost else ""
+        taken = f"{_counted(whole.trials, 'trial')} in all, about {hours_text(whole.hours)}{price}"
+    left = f"; {_counted(len(planned.left_out), 'trial')} left out" if planned.left_out else ""
+    return f"{name}: {_counted(count, 'trial')} now, {where}{left}; {taken}"
+
+
+def _row(planned: PlannedRound, trial: PlannedTrial) -> tuple[str, ...]:
+    plan, pack = trial.plan, planned.pack_of(trial.number)
+    hours = plan.time.hours if plan.time else None
+    cost = f"{hours * plan.price_per_hour:,.2f} {plan.currency}" if hours is not None and plan.price_per_hour else ""
+    return (
+        str(trial.number),
+        written(trial.values),
+        f"{pack.node.instance}, shared" if pack else machines(plan),
+        str(pack.slots) if pack else "1",
+        f"{plan.memory.device_gib:.1f} GiB",
+        hours_text(hours) if hours is not None else "",
+        cost,
+    )
+
+
+def _row_left_out(one: LeftOut) -> tuple[str, ...]:
+    return (str(one.number), written(json.loads(one.settings)), f"left out: {one.reason}", "", "", "", "")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"

@@ -1,0 +1,244 @@
+"""The nodes of the trials of a sweep: those that train a round, those that measure it, and those at the end."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from flytekit import dynamic
+from flytekit.types.directory import FlyteDirectory
+
+from tasks import settings, trial_results
+from tasks.benchmark_jobs import versions_with_rows
+from tasks.declaring import dynamic_task
+from tasks.mapping import mapped
+from tasks.merge_adapter import merge_adapter
+from tasks.provisioning import on_cpu_node, on_planned_node
+from tasks.results import Steps, Versions, steps_of
+from tasks.summarize_sweep import join_round, score_round, summarize_sweep
+from tasks.trials import train_pack, train_trial
+from thriftune import artifacts
+from thriftune.config import RunConfig
+from thriftune.config.benchmark_run import BASE
+from thriftune.config.choices import METHODS
+from thriftune.config.sweep import SweepRun
+from thriftune.planned_node import EvaluationNode
+from thriftune.planning import pod_requests
+from thriftune.sweeps.choosing import best_of
+from thriftune.sweeps.outcomes import Outcome
+from thriftune.sweeps.packs import Pack, TrialJob
+from thriftune.sweeps.rounds import PlannedRound, PlannedTrial, SoFar
+from thriftune.sweeps.table import SweepTable
+from workflows.benchmarking import Benchmarking, Subject, asking_of, make_ready
+from workflows.stages import Ready, fetch, prepare
+
+# A pod that is lost for good must not end a sweep: what is known of the others is compared.
+_FEW = 0.01
+_TRIAL = "trial"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A trial, and what its steps are known by."""
+
+    trial: PlannedTrial
+    config: RunConfig
+    versions: Versions
+    steps: Steps
+
+    @classmethod
+    def of(cls, trial: PlannedTrial) -> "_Known":
+        """Look a trial up in the index."""
+        config = trial.config
+        versions = Versions(
+            trial.model_version,
+            trial.tokenizer_version,
+            trial.data_version,
+            trial.start_version,
+            trial.benchmarks_version,
+        )
+        return cls(trial, config, versions, steps_of(config, trial.plan, versions, _TRIAL))
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """What its model and its dataset are known by."""
+        return self.steps.model.cache_key, self.steps.dataset.cache_key
+
+    @property
+    def job(self) -> TrialJob:
+        """What a pod has to know of it."""
+        training = self.steps.training
+        trial, keys = self.trial, self.keys
+        return TrialJob(trial.number, trial.run, trial.plan, training.cache_key, training.record, *keys)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """The nodes that fetch models and prepare data, one for each that differs. Used inside `@dynamic`."""
+
+    models: dict[str, Any] = field(default_factory=dict)
+    datasets: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, known: _Known) -> Ready:
+        """The promises of a trial's model, dataset and tokenizer."""
+        model, dataset = known.keys
+        if model not in self.models:
+            self.models[model] = fetch(known.config, known.trial.plan, known.versions, known.steps)
+        fetched = self.models[model]
+        if dataset not in self.datasets:
+            self.datasets[dataset] = prepare(known.config, known.versions, known.steps, fetched.tokenizer)
+        return Ready(fetched.model, self.datasets[dataset], fetched.tokenizer)
+
+
+@dynamic(**dynamic_task())
+def train_round(config: SweepRun, planned: PlannedRound, before: SoFar) -> SoFar:
+    """Fetch and prepare what is equal once, and train the trials that no earlier run has: packs, and single ones."""
+    halving = config.sweep.halving.model_dump_json() if config.sweep.halving else ""
+    served: list[Outcome] = []
+    missing: dict[int, _Known] = {}
+    for known in map(_Known.of, planned.trials):
+        training = known.steps.training
+        found = trial_results.found(known.trial.number, training.cache_key, training.record, halving)
+        if found is not None:
+            served.append(found)
+        else:
+            missing[known.trial.number] = known
+    sources = _Sources()
+    ready = {number: sources.of(known) for number, known in missing.items()}
+    earlier = [*before.outcomes, *served]
+    packed = list(_packed(planned, missing, ready, halving, earlier))
+    alone = list(_alone(config, planned, missing, ready))
+    joined: SoFar = join_round(config=config, planned=planned, before=before, served=served, packed=packed, alone=alone)
+    return joined
+
+
+def _packed(
+    planned: PlannedRound,
+    missing: Mapping[int, _Known],
+    ready: Mapping[int, Ready],
+    halving: str,
+    earlier: list[Outcome],
+) -> Iterator[Any]:
+    """Add the pods that train several trials each; those with equal nodes are one map task."""
+    groups: list[tuple[EvaluationNode, list[Pack]]] = []
+    for index, pack in enumerate(planned.packs):
+        jobs = [missing[number].job for number in pack.numbers if number in missing]
+        if not jobs:
+            continue
+        same = next((packs for node, packs in groups if node == pack.node), None)
+        if same is None:
+            groups.append((pack.node, same := []))
+        same.append(Pack(index, pack.slots, jobs))
+    for node, packs in groups:
+        numbers = [job.number for pack in packs for job in pack.jobs]
+        models = {missing[number].keys[0]: ready[number].model for number in numbers}
+        datasets = {missing[number].keys[1]: ready[number].dataset for number in numbers}
+        given = {"halving": halving, "earlier": earlier, "models": models, "datasets": datasets}
+        trained = mapped(train_pack, None, min_success_ratio=_FEW, **given)
+        keys = [artifacts.key_of(*(job.cache_key for job in pack.jobs)) for pack in packs]
+        yield on_planned_node(trained(cache_key=keys, pack=packs), node)
+
+
+def _alone(
+    config: SweepRun, planned: PlannedRound, missing: Mapping[int, _Known], ready: Mapping[int, Ready]
+) -> Iterator[Any]:
+    """Add the pods that train one trial each; those with equal nodes, models and data are one map task."""
+    groups: dict[str, list[_Known]] = {}
+    for trial in planned.alone:
+        if trial.number in missing:
+            known, plan = missing[trial.number], trial.plan
+            same = json.dumps([plan.instance, repr(plan.request), plan.strategy, plan.devices_per_node, *known.keys])
+            groups.setdefault(same, []).append(known)
+    for group in groups.values():
+        there = ready[group[0].trial.number]
+        given = {"model": there.model, "dataset": there.dataset}
+        trained = mapped(train_trial, config.sweep.parallel, min_success_ratio=_FEW, **given)
+        node = trained(
+            config=[known.config for known in group],
+            plan=[known.trial.plan for known in group],
+            cache_key=[known.steps.training.cache_key for known in group],
+            record=[known.steps.training.record for known in group],
+            number=[known.trial.number for known in group],
+        )
+        yield on_planned_node(node, group[0].trial.plan, as_job=True)
+
+
+@dynamic(**dynamic_task())
+def measure_round(config: SweepRun, planned: PlannedRound, found: SoFar) -> SoFar:
+    """Measure the trials of a round on the benchmarks: all adapters of a base with one load of it."""
+    numbers = {trial.number for trial in planned.trials}
+    own = [one for one in found.tried if one.trial.number in numbers and one.outcome.status == "trained"]
+    groups: dict[tuple[str, str], list[tuple[_Known, str]]] = {}
+    for one in own:
+        known = _Known.of(one.trial)
+        groups.setdefault(known.keys, []).append((known, one.outcome.model))
+    sources, measured, folders = _Sources(), [], []
+    for group in groups.values():
+        benchmarking = _benchmarking(group[0][0], sources)
+        for subject, names in _subjects(group, sources):
+            measured.append(benchmarking.measure(subject))
+            folders.append(names)
+    scored: SoFar = score_round(
+        config=config,
+        found=found,
+        made=[one.made for one in measured],
+        served=[one.served for one in measured],
+        folders=folders,
+    )
+    return scored
+
+
+def _benchmarking(known: _Known, sources: _Sources) -> Benchmarking:
+    section, node = known.config.benchmarks, known.trial.plan.benchmarks
+    assert section is not None
+    assert node is not None
+    versions = versions_with_rows(known.versions.benchmarks_by_name, known.steps.rows)
+    dataset = sources.of(known).dataset if section.has_held_out else None
+    return make_ready(section, asking_of(known.config, section, node), versions, dataset)
+
+
+def _subjects(group: list[tuple[_Known, str]], sources: _Sources) -> Iterator[tuple[Subject, dict[str, int]]]:
+    """What is measured together, and the number of each trial by the folder that has its results."""
+    first = group[0][0]
+    by_key = {artifacts.key_of(known.steps.training.cache_key): (known, model) for known, model in group}
+    if METHODS[first.config.method].trains_weights:
+        for key, (known, model) in by_key.items():
+            yield Subject(key, _directory(model)), {BASE: known.trial.number}
+        return
+    adapters = {key: _directory(model) for key, (_, model) in by_key.items()}
+    subject = Subject(first.steps.model.cache_key, sources.of(first).model, adapters, from_index=True)
+    yield subject, {key: known.trial.number for key, (known, _) in by_key.items()}
+
+
+def _directory(place: str) -> FlyteDirectory:
+    """A finished directory, which a local run does not copy."""
+    return FlyteDirectory(place, remote_directory=False) if settings.is_local() else FlyteDirectory(place)
+
+
+class Concluded(NamedTuple):
+    """The best model, and the table of all trials."""
+
+    model: FlyteDirectory
+    trials: SweepTable
+
+
+@dynamic(**dynamic_task())
+def conclude(config: SweepRun, found: SoFar) -> Concluded:
+    """Show what came of the trials, and merge the best where the run merges."""
+    summary = summarize_sweep(config=config, found=found)
+    best = best_of(found.outcomes, found.scores, is_higher_better=found.is_higher_better)
+    trial = next((one.trial for one in found.tried if one.trial.number == best), None)
+    run = config.as_run
+    if trial is None or not run.merges:  # the summary says that there is none
+        return Concluded(summary.best, summary.table)
+    known = _Known.of(trial)
+    lora = known.config.lora_or_default.model_copy(update={"merge": True})
+    merging = known.config.model_copy(update={"lora": lora, "name": run.name})
+    steps = steps_of(merging, trial.plan, known.versions, _TRIAL)
+    assert steps.merged is not None
+    ready = _Sources().of(known)
+    merged = merge_adapter(
+        config=merging, model=ready.model, adapter=summary.best, dataset=ready.dataset, **steps.merged.inputs
+    )
+    on_cpu_node(merged.model, trial.plan, pod_requests.merging(merging, trial.plan))
+    return Concluded(merged.model, summary.table)
