@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-from thriftune.config.sweep import SweepRun
+from thriftune.config.sweep import HELD_OUT_LOSS, SweepRun
 from thriftune.config.trials import shown
 from thriftune.sweeps.choosing import best_of
 from thriftune.sweeps.outcomes import Outcome
@@ -131,7 +131,7 @@ def headline(table: SweepTable) -> str:
 def cells_of(table: SweepTable) -> tuple[list[str], list[list[str]]]:
     """The header and the cells of the table, as text. A setting that no trial has in another way is a column too."""
     keys = list(dict.fromkeys(key for row in table.rows for key in row.settings))
-    is_scored = any(row.score is not None and row.score != row.after for row in table.rows)
+    is_scored = table.metric != HELD_OUT_LOSS
     scored = [table.metric] if is_scored else []
     header = ["trial", *keys, "loss before", "after", *scored, "status", "time", "cost", ""]
     return header, [_cells(row, keys, table.currency, is_scored=is_scored) for row in table.rows]
