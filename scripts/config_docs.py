@@ -1,8 +1,9 @@
-"""Print a page about keys or settings, from their class: docs/configuration.md, settings.md or benchmark-runs.md.
+"""Print a page about keys or settings, from their class: docs/configuration.md, settings.md, and those of other files.
 
 Usage: python scripts/config_docs.py > docs/configuration.md
        python scripts/config_docs.py settings > docs/settings.md
        python scripts/config_docs.py benchmarks > docs/benchmark-runs.md
+       python scripts/config_docs.py sweeps > docs/sweep-runs.md
 """
 
 import sys
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 from tasks.platform import Platform, variable
 from thriftune.config import RunConfig
 from thriftune.config.benchmark_run import BenchmarkRun
+from thriftune.config.sweep import RangeConfig, SweepConfig
 
 _INTRODUCTION = """\
 # The run file
@@ -45,6 +47,16 @@ _MEASURING = """\
 
 This page is made from `thriftune/config/benchmark_run.py` by
 `python scripts/config_docs.py benchmarks > docs/benchmark-runs.md`.
+
+"""
+_SWEEPING = """\
+# The file of a sweep
+
+`pyflyte run workflows/sweep.py sweep --config FILE` trains a run with other values in each trial
+([sweeps](sweeps.md)). Its file is a [run file](configuration.md) with a section `sweep` more. All problems of a file are
+reported at once, those of its trials too.
+
+This page is made from `thriftune/config/sweep.py` by `python scripts/config_docs.py sweeps > docs/sweep-runs.md`.
 
 """
 _TABLE_HEAD = "| Key | Type | Default | Meaning |\n|---|---|---|---|"
@@ -83,6 +95,20 @@ def document_measuring(root: type[BaseModel]) -> str:
     """
     table = _table("Keys", root).replace("[gate](#gate)", "[publish.gate](#publishgate)")
     return _MEASURING + table.replace("](#", "](configuration.md#")
+
+
+def document_sweeping(section: type[BaseModel], of_range: type[BaseModel]) -> str:
+    """Write the page about the files of sweeps.
+
+    Args:
+        section: Class of the section `sweep`.
+        of_range: Class of a range of numbers in it.
+
+    Returns:
+        Markdown: one table for the section, and one for each section in it.
+    """
+    below = _tables_below("sweep.", section)
+    return _SWEEPING + "\n".join([_table("`sweep`", section, "sweep."), _table("Each range", of_range), *below])
 
 
 def document_settings(platform: type[BaseModel]) -> str:
@@ -202,5 +228,9 @@ def _default(info: FieldInfo, section: type[BaseModel] | None) -> str:
 
 
 if __name__ == "__main__":
-    made = {"settings": lambda: document_settings(Platform), "benchmarks": lambda: document_measuring(BenchmarkRun)}
+    made = {
+        "settings": lambda: document_settings(Platform),
+        "benchmarks": lambda: document_measuring(BenchmarkRun),
+        "sweeps": lambda: document_sweeping(SweepConfig, RangeConfig),
+    }
     sys.stdout.write(made.get("".join(sys.argv[1:]), lambda: document(RunConfig))())

@@ -28,8 +28,12 @@ def files() -> dict[str, Path]:
 
 
 def run_files() -> list[Path]:
-    """The files in configs/ of runs that train; tests/test_benchmark_run.py has those of runs that only measure."""
-    return sorted({*(ROOT / "configs").glob("*.yaml")} - {*(ROOT / "configs").glob("benchmark-*.yaml")})
+    """The files in configs/ of single runs that train.
+
+    tests/test_benchmark_run.py has those of runs that only measure, and tests/test_sweep_files.py those of sweeps.
+    """
+    folder = ROOT / "configs"
+    return sorted({*folder.glob("*.yaml")} - {*folder.glob("benchmark-*.yaml"), *folder.glob("*-sweep.yaml")})
 
 
 @cache

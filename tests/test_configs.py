@@ -88,6 +88,8 @@ def test_the_folder_holds_exactly_the_documented_files():
     assert {f.name for f in CONFIGS.iterdir()} == {
         SETTINGS.name,
         "benchmark-general.yaml",
+        "demo-sweep.yaml",
+        "llama2-7b-qlora-sweep.yaml",
         *(f"{name}.yaml" for name in EXPECTED),
     }
 

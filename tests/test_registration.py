@@ -12,11 +12,12 @@ from workflows.full_finetune import full_finetune, full_finetune_on_table
 from workflows.generate import generate
 from workflows.plan import calibrate, plan, preflight
 from workflows.qlora_finetune import qlora_finetune, qlora_finetune_on_table
+from workflows.sweep import sweep
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = (
     full_finetune, full_finetune_on_table, qlora_finetune, qlora_finetune_on_table, generate, plan, preflight,
-    calibrate, benchmark,
+    calibrate, benchmark, sweep,
 )  # fmt: skip
 _VERSION = """
 from flytekit.configuration import ImageConfig, SerializationSettings
