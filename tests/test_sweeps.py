@@ -199,7 +199,7 @@ def test_the_table_has_each_trial_with_what_came_of_it(found):
     assert cells[2][-1] == "diverged: <b>"
     assert cells[3][-4:] == ["trained before", "30 min", "", ""]
     assert cells[4][-1] == "rank is too high"
-    assert "2 of 5 trials trained, 1 of them by an earlier run; the best is trial 0 by held_out_loss." in headline(table)
+    assert "2 of 5 trials trained, 1 of them by an earlier run; the best is trial 0 by held_out_loss" in headline(table)
     text = text_of(table)
     assert "rank is too high" in text
     assert max(map(len, text.splitlines())) <= 160
@@ -236,7 +236,7 @@ def test_the_plan_names_node_time_and_cost_of_each_trial(planned):
     left = replace(planned, left_out=[LeftOut(9, '{"lora.rank": 4096}', "nothing fits")])
     whole = cost.expected(planned, None)
     text = plan_report.plan_text(left, "many", whole, "USD")
-    assert "many: 8 trials now, 8 of them on 1 shared node; 1 trial left out; 8 trials in all, about" in text
+    assert "many: 8 trials now, on 1 node; 1 trial left out; 8 trials in all, about" in text
     assert "g4dn.metal, shared" in text
     assert "left out: nothing fits" in text
     page = plan_report.plan_page(left, "many", None, "USD")

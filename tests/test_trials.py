@@ -1,11 +1,8 @@
 """Trials that share a node: real processes, the tiny model, the real Trainer."""
 
-from pathlib import Path
 
 import pytest
 from trials import Given, config_of, dataset_of, pack_of
-
-from thriftune.training.lines import read_folder
 
 
 @pytest.fixture(scope="module")

@@ -81,13 +81,17 @@ class _Sources:
 
     def of(self, known: _Known) -> Ready:
         """The promises of a trial's model, dataset and tokenizer."""
-        model, dataset = known.keys
-        if model not in self.models:
-            self.models[model] = fetch(known.config, known.trial.plan, known.versions, known.steps)
-        fetched = self.models[model]
+        fetched, dataset = self.fetched(known), known.keys[1]
         if dataset not in self.datasets:
             self.datasets[dataset] = prepare(known.config, known.versions, known.steps, fetched.tokenizer)
         return Ready(fetched.model, self.datasets[dataset], fetched.tokenizer)
+
+    def fetched(self, known: _Known) -> Any:
+        """The promises of a trial's model and tokenizer."""
+        model = known.keys[0]
+        if model not in self.models:
+            self.models[model] = fetch(known.config, known.trial.plan, known.versions, known.steps)
+        return self.models[model]
 
 
 @dynamic(**dynamic_task())
@@ -206,7 +210,7 @@ def _subjects(group: list[tuple[_Known, str]], sources: _Sources) -> Iterator[tu
             yield Subject(key, _directory(model)), {BASE: known.trial.number}
         return
     adapters = {key: _directory(model) for key, (_, model) in by_key.items()}
-    subject = Subject(first.steps.model.cache_key, sources.of(first).model, adapters, from_index=True)
+    subject = Subject(first.steps.model.cache_key, sources.fetched(first).model, adapters, from_index=True)
     yield subject, {key: known.trial.number for key, (known, _) in by_key.items()}
 
 

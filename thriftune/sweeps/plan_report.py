@@ -70,15 +70,14 @@ def headline(planned: PlannedRound, name: str, whole: Expected | None, currency:
         whole: What all of it is expected to take; None where that is not known.
         currency: Currency of the prices.
     """
-    count, shared = len(planned.trials), sum(len(pack.numbers) for pack in planned.packs)
-    where = f"{shared} of them on {_counted(len(planned.packs), 'shared node')}" if shared else "each on its own node"
+    nodes = _counted(len(planned.packs) + len(planned.alone), "node")
     if whole is None:
         taken = "what they take is not known"
     else:
         price = f" and {whole.cost:,.2f} {currency}" if whole.cost else ""
         taken = f"{_counted(whole.trials, 'trial')} in all, about {hours_text(whole.hours)}{price}"
     left = f"; {_counted(len(planned.left_out), 'trial')} left out" if planned.left_out else ""
-    return f"{name}: {_counted(count, 'trial')} now, {where}{left}; {taken}"
+    return f"{name}: {_counted(len(planned.trials), 'trial')} now, on {nodes}{left}; {taken}"
 
 
 def _row(planned: PlannedRound, trial: PlannedTrial) -> tuple[str, ...]:
@@ -88,7 +87,7 @@ def _row(planned: PlannedRound, trial: PlannedTrial) -> tuple[str, ...]:
     return (
         str(trial.number),
         written(trial.values),
-        f"{pack.node.instance}, shared" if pack else machines(plan),
+        f"{pack.node.instance}{', shared' if len(pack.numbers) > 1 else ''}" if pack else machines(plan),
         str(pack.slots) if pack else "1",
         f"{plan.memory.device_gib:.1f} GiB",
         hours_text(hours) if hours is not None else "",
