@@ -1,8 +1,40 @@
-"""Trials that share a node: real processes, the tiny model, the real Trainer."""
+"""Trials that share a node: real processes, the tiny model, the real Trainer.
 
+A process of a trial imports torch and transformers first, which takes most of the time here.
+"""
 
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
 import pytest
-from trials import Given, config_of, dataset_of, pack_of
+from bucket import Bucket, set_environment
+from trials import Given, config_of, dataset_of, job_of, keep, pack_of
+
+from thriftune.checkpoints import layout, restoring
+from thriftune.config import RunConfig
+from thriftune.stores import transfer
+from thriftune.stores.store import Store
+from thriftune.sweeps import outcome_json
+from thriftune.sweeps.outcomes import Outcome
+from thriftune.sweeps.packs import Pack
+from thriftune.training.fit import Inputs, fit
+from thriftune.training.lines import LINES, read
+
+ROOT = Path(__file__).parent.parent
+_BEGINNING_S = 240.0
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +51,226 @@ def outputs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def given(tiny_model_dir, dataset, outputs):
-    def make(*configs, slots=3, halving=""):
+    def make(*configs: RunConfig, slots: int = 3, halving: str = "") -> Given:
         return Given(pack_of(list(configs), tiny_model_dir, slots), str(tiny_model_dir), str(dataset), halving)
 
     return make
 
 
-def test_three_at_once(given, outputs):
-    made = given(*(config_of(number) for number in range(3))).train()
-    assert [outcome.status for outcome in made] == ["trained"] * 3, made
+@pytest.fixture
+def alone(tiny_model_dir, dataset, tmp_path):
+    """The weights of an adapter that is trained alone, in this process, by the library."""
+
+    def train(config: RunConfig) -> bytes:
+        plan = job_of(0, config, tiny_model_dir).plan
+        fit(Inputs(config, plan, tiny_model_dir, dataset), tmp_path / f"alone-{config.name}")
+        return (tmp_path / f"alone-{config.name}" / WEIGHTS).read_bytes()
+
+    return train
+
+
+def weights(outcome) -> bytes:
+    return (Path(outcome.model) / WEIGHTS).read_bytes()
+
+
+def lines_of(outputs: Path, number: int) -> list:
+    """The lines of all local runs of a trial, in order."""
+    files = sorted(outputs.glob(f"sweep-t{number}/*/training/{LINES}"))
+    return [line for file in files for line in read(file)]
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + _BEGINNING_S
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def kill_once_saved(outputs: Path, number: int) -> threading.Thread:
+    """Kill the process of a trial, as the kernel does, once it has saved a checkpoint."""
+
+    def kill() -> None:
+        wait_until(lambda: any(line.kind == "saved" for line in lines_of(outputs, number)))
+        wait_until(lambda: list((outputs / "cache").glob("checkpoints-*/checkpoint-2/manifest.json")))
+        (process,) = (child for child in multiprocessing.active_children() if child.name == f"trial {number}")
+        os.kill(process.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+def test_trials_of_one_node_leave_each_other_alone(given, alone, outputs, caplog, monkeypatch):
+    """Three at a time: one is killed, one cannot be trained, one diverges; a freed device takes the one that waits."""
+    monkeypatch.setattr(logging.getLogger("thriftune"), "propagate", True)
+    caplog.set_level(logging.INFO, "thriftune")
+    configs = [
+        config_of(0, training={"max_steps": 40}),  # long enough to be killed
+        config_of(1, checkpoints={"resume_from": "/nowhere"}),
+        config_of(2, training={"learning_rate": 1e30}),
+        config_of(3, strategy="ddp"),
+    ]
+    killing = kill_once_saved(outputs, 0)
+    made = given(*configs).train()
+    killing.join(1.0)
+    assert [outcome.number for outcome in made] == [0, 1, 2, 3]
+    assert [outcome.status for outcome in made] == ["trained", "failed", "failed", "trained"], made
+    # What was killed went on from its checkpoint, and ends where it would have ended.
+    assert "Trial 0 starts again" in caplog.text
+    assert "exit -9" in caplog.text
+    assert made[0].training.resumed_at >= 2
+    assert [line.step for line in lines_of(outputs, 0) if line.kind == "training"][1:] == [made[0].training.resumed_at]
+    assert weights(made[0]) == alone(configs[0])
+    assert weights(made[3]) == alone(config_of(3))
+    # An error is one line, that says what to do.
+    assert made[1].error.startswith("checkpoints.resume_from = /nowhere")
+    assert "loss is nan at step 2" in made[2].error
+    assert not any("\n" in outcome.error for outcome in made)
+    assert all(outcome.seconds > 0 for outcome in made)
+    # No more than three at a time, and the fourth in place of the first that ended.
+    said = dict.fromkeys(record.getMessage() for record in caplog.records)
+    began = [message for message in said if "trains on the CPU" in message]
+    assert len(began) == 5  # one of them twice
+    assert began[3].startswith("Trial 3 ") or began[4].startswith("Trial 3 ")
+    # What has its result is found, without a process. Its checkpoints are gone.
+    found = given(configs[0], replace_name(configs[3])).train()
+    assert [(outcome.status, outcome.is_served) for outcome in found] == [("trained", True)] * 2
+    assert [outcome.training.after for outcome in found] == [made[0].training.after, made[3].training.after]
+    assert not list((outputs / "cache").glob("checkpoints-*/checkpoint-*"))
+
+
+def replace_name(config: RunConfig) -> RunConfig:
+    """The same trial in another sweep."""
+    return config.model_copy(update={"name": "other-t1"})
+
+
+@contextmanager
+def started(work: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
+    """A pack that is trained by a process of its own, whose output is `work`/log."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, str(ROOT / "tests" / "trials.py"), str(work), *arguments]
+    variables = {**os.environ, "PYTHONPATH": path, **environment}
+    with (work / "log").open("w") as log:
+        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def key_of(pack: Pack, number: int) -> str:
+    """What a trial is known by, without its generation."""
+    return pack.jobs[number].cache_key.removesuffix("-0")
+
+
+def outcomes_in(work: Path) -> list[Outcome]:
+    return [outcome_json.from_json(text) for text in json.loads((work / "outcomes.json").read_text())]
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_told_to_end_leaves_what_the_next_one_goes_on_with(alone, tiny_model_dir, dataset, tmp_path):
+    """What one attempt trained is found by the next one. All trials have one seed, and none writes over another."""
+    bucket, work, place = Bucket(), tmp_path / "work", f"s3://{Bucket.name}"
+    patch = set_environment(bucket)
+    try:
+        transfer.upload(tiny_model_dir, f"{place}/model", {})
+        transfer.upload(dataset, f"{place}/dataset", {})
+        configs = [config_of(0), config_of(1, training={"max_steps": 100}), config_of(2)]
+        pack = pack_of(configs, tiny_model_dir, slots=2, index=f"{place}/results")
+        keep(Given(pack, f"{place}/model", f"{place}/dataset"), work)
+        of_long = Store(f"{place}/data/thriftune/p-d/checkpoints/{key_of(pack, 1)}")
+        with started(work, "run", "0", place) as pod:
+            index = Store(f"{place}/results")
+            wait_until(lambda: index.names(key_of(pack, 0)) or pod.poll() is not None)
+            wait_until(lambda: restoring.complete([of_long]) or pod.poll() is not None)
+            pod.send_signal(signal.SIGTERM)
+            pod.wait(60)
+        said = " ".join((work / "log").read_text().split())
+        assert pod.returncode == 1, said
+        assert "FlyteRecoverableException" in said
+        assert "trials have no result yet" in said
+        saved = next(manifest.step for _, manifest in restoring.complete([of_long]))
+
+        with started(work, "run", "1", place) as pod:
+            assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
+        made = outcomes_in(work)
+        assert [(outcome.status, outcome.is_served) for outcome in made] == [("trained", False)] * 3
+        said = (work / "log").read_text()
+        assert "Trial 0 is not trained again" in said
+        assert "[trial 0]" not in said
+        assert made[1].training.resumed_at == saved
+        assert len({outcome.model for outcome in made}) == 3
+        for config, outcome in zip(configs, made, strict=True):
+            assert Store(outcome.model).get_bytes(WEIGHTS) == alone(config)
+        assert not restoring.complete([of_long])
+        assert b"<html" in of_long.get_bytes(layout.PAGE)
+
+        with started(work, "another", "0", place) as pod:
+            assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
+        assert [outcome.is_served for outcome in outcomes_in(work)] == [True] * 3
+    finally:
+        patch.undo()
+        bucket.stop()
+
+
+@pytest.mark.slow
+def test_an_interrupted_local_run_saves_every_trial_and_names_the_way_on(given, outputs, tmp_path):
+    configs = [config_of(number, training={"max_steps": 600}) for number in range(2)]
+    work = tmp_path / "work"
+    keep(given(*configs), work)
+    with started(work, "local", TMPDIR=str(tmp_path)) as run:
+        wait_until(lambda: all(lines_of(outputs, number)[-1:] for number in range(2)) or run.poll() is not None)
+        kinds = [lambda n=number: any(line.kind == "saved" for line in lines_of(outputs, n)) for number in range(2)]
+        wait_until(lambda: all(has() for has in kinds) or run.poll() is not None)
+        others = psutil.Process(run.pid).children(recursive=True)
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        run.wait(30)
+        assert time.monotonic() - began < 10
+    said = (work / "log").read_text().splitlines()
+    assert run.returncode == 128 + signal.SIGINT
+    assert said[-1].startswith("To go on (of 2 trials those that finished are not trained again, the others resume): ")
+    assert not [other for other in others if other.is_running() and other.status() != psutil.STATUS_ZOMBIE]
+    for number in range(2):
+        last = [line for line in lines_of(outputs, number) if line.kind in ("step", "saved", "interrupted")]
+        assert last[-1].kind == "interrupted"
+        done = max(line.step for line in last)
+        assert list((outputs / "cache").glob(f"checkpoints-*/checkpoint-{done}/manifest.json"))
+
+
+@pytest.mark.slow
+def test_what_was_stopped_early_is_not_trained_again_and_can_be_continued(given, alone, outputs):
+    halving = json.dumps({"first": 1, "factor": 2})
+    configs = [config_of(0), config_of(1, training={"learning_rate": 1e-6})]  # one after the other: the second is worse
+    made = given(*configs, slots=1, halving=halving).train()
+    assert [outcome.status for outcome in made] == ["trained", "stopped"]
+    assert made[1].steps == (2,)
+    assert made[1].losses[0] > made[0].training.validations[1].loss
+    assert any(line.kind == "stopped" for line in lines_of(outputs, 1))
+    lines = len(lines_of(outputs, 1))
+
+    again = given(*configs, slots=1, halving=halving).train()
+    served = [replace(one, is_served=True, seconds=other.seconds) for one, other in zip(made, again, strict=True)]
+    assert again == served
+    assert all(0 < other.seconds <= one.seconds for one, other in zip(made, again, strict=True))
+    assert len(lines_of(outputs, 1)) == lines
+
+    whole = given(*configs, slots=1).train()
+    assert [(outcome.status, outcome.is_served) for outcome in whole] == [("trained", True), ("trained", False)]
+    assert whole[1].training.resumed_at == 2
+    assert weights(whole[1]) == alone(configs[1])
+
+
+def test_a_trial_that_another_run_of_this_machine_trains_is_refused(tmp_path, outputs):
+    from tasks import trial_results
+    from thriftune.checkpoints.errors import LeaseError
+
+    with trial_results.held_here("trial-key"):
+        with pytest.raises(LeaseError, match="another run on this machine"), trial_results.held_here("trial-key"):
+            pass
+        with trial_results.held_here("trial-other"):
+            pass
+    with trial_results.held_here("trial-key"):
+        pass
