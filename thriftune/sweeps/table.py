@@ -26,10 +26,10 @@ class TrialRow:
     Attributes:
         number: Its number.
         settings: What it set, as text by key of the run file.
+        status: trained, stopped, failed, unknown, or left out because it could not be trained.
         before: Held-out loss before the first step, in nats; None if not measured.
         after: Held-out loss of the result, or of the last validation of a trial that was stopped; None if not measured.
         score: What it is judged by; None if it has none.
-        status: trained, stopped, failed, unknown, or left out because it could not be trained.
         hours: Hours that it had its devices.
         cost: Their price.
         is_served: Whether an earlier run had trained it.
