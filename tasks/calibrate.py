@@ -14,7 +14,7 @@ from tasks.declaring import declared_as, hub_task, node_task
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
 from tasks.plan import make_plan
-from tasks.train import start_of
+from tasks.training_body import start_of
 from tasks.transfer import download, download_once_per_node, transient_errors_retried
 from thriftune import distributed
 from thriftune.config import RunConfig

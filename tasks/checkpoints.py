@@ -5,6 +5,7 @@ finds. A local run has them beside its results.
 """
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,16 +30,17 @@ logger = logging.getLogger("thriftune.tasks.checkpoints")
 _LONGEST_CAUSE = 500
 
 
-def checkpoint_location(run_name: str, training: str) -> CheckpointLocation:
+def checkpoint_location(run_name: str, training: str, *, outlives: bool = False) -> CheckpointLocation:
     """Where a training keeps its checkpoints.
 
     Args:
         run_name: Name of the run.
         training: What Flyte's cache knows the training by.
+        outlives: Whether a later local run of the same training finds them, as it does in a pod.
     """
     writer = None
     if settings.is_local():
-        here = str(settings.result_path(run_name, "checkpoints"))
+        here = str(_kept_here(training) if outlives else settings.result_path(run_name, "checkpoints"))
     else:
         here, writer = _prefix(training), _writer()
     if distributed.current_rank().is_main:
@@ -117,6 +119,32 @@ def remove(training: str) -> None:
             Store(settings.checkpoints_root()).remove(_folder(training))
 
 
+def remove_steps(training: str) -> None:
+    """Remove the checkpoints of a trial that has its result; its page and lines stay. A failure is said, and no more.
+
+    Args:
+        training: What the trial is known by.
+    """
+    with _not_worth_failing(f"The checkpoints of {training} were not removed"):
+        if settings.is_local():
+            shutil.rmtree(_kept_here(training), ignore_errors=True)
+            return
+        store = Store(_prefix(training))
+        last = lease.newest(store)
+        if last is not None and last.is_done:  # else another execution trains the same
+            for step in {step for name in store.names() if (step := layout.step_of(name)) is not None}:
+                store.remove(layout.checkpoint_name(step))
+
+
+def trial_store(training: str) -> Store:
+    """Where everything of a trial lies that others find, also in a later local run.
+
+    Args:
+        training: What the trial is known by.
+    """
+    return Store(str(_kept_here(training)) if settings.is_local() else _prefix(training))
+
+
 @contextmanager
 def _not_worth_failing(what: str) -> Iterator[None]:
     """Go on after an error: a result that is there must not be lost for want of tidiness."""
@@ -130,6 +158,10 @@ def _end(store: Store, writer: Writer) -> None:
     """Let others go on at once from where this execution gave up, also if an earlier attempt of it was killed."""
     with _not_worth_failing(f"The lease of {store.prefix} was not given back"):
         lease.end(store, writer, is_done=False)
+
+
+def _kept_here(training: str) -> Path:
+    return settings.cache_path("checkpoints", artifacts.key_of(training))
 
 
 def _prefix(training: str) -> str:

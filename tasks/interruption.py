@@ -8,7 +8,6 @@ thread is halted meanwhile: it would start workers again, or end with a misleadi
 import logging
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -21,13 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
-from tasks import local_run, settings
+from tasks import local_run, settings, way_on
 from thriftune import artifacts, scratch
-from thriftune.checkpoints import resume_from
 from thriftune.config import RunConfig
-from thriftune.errors import ThriftuneError
 from thriftune.redaction import redacted
 
 # A shell's exit status for a program ended by a signal is this plus the signal's number.
@@ -54,6 +50,7 @@ class _Interruption:
         is_on: Whether the thread listens.
         signal_number: The signal that came; 0 if none did.
         config: The run whose training is running, or ran last.
+        goes_on: What to say of the same command, where that goes on with what was trained; empty where it begins again.
         checkpoints: Directory of its checkpoints.
         is_training: Whether a training is running.
         has_workers: Whether it runs in other processes.
@@ -64,6 +61,7 @@ class _Interruption:
     is_on: bool = False
     signal_number: int = 0
     config: RunConfig | None = None
+    goes_on: str = ""
     checkpoints: Path = Path()
     is_training: bool = False
     has_workers: bool = False
@@ -101,7 +99,32 @@ def training(config: RunConfig, *, in_workers: bool) -> Iterator[None]:
     """
     if _state.is_on:  # determined here, as Flyte's context differs in another thread
         _state.checkpoints = settings.result_path(config.name, "checkpoints")
-    _state.config, _state.has_workers = config, in_workers
+    _state.config, _state.goes_on = config, ""
+    with _marked(has_workers=in_workers):
+        yield
+
+
+@contextmanager
+def trials(number: int) -> Iterator[None]:
+    """Mark a block in which trials train in other processes: they get notice, and the same command goes on with them.
+
+    Args:
+        number: How many have no result yet.
+    """
+    _state.config = None
+    _state.goes_on = f"To go on (of {number} trials those that finished are not trained again, the others resume)"
+    with _marked(has_workers=True):
+        yield
+
+
+@contextmanager
+def _marked(*, has_workers: bool) -> Iterator[None]:
+    """A block in which something trains.
+
+    Args:
+        has_workers: Whether it does so in other processes.
+    """
+    _state.has_workers = has_workers
     _state.ended.clear()
     _state.is_training = True
     try:
@@ -186,8 +209,8 @@ def _end_late(number: int) -> None:
     time.sleep(_LIMIT_S)
     try:
         _kill(set(_children(recursive=True)))
-        place = f"; checkpoints, if there are any, are in {_shown(_state.checkpoints)}" if _state.config else ""
-        _say(f"To start again: {_command()}{place}")
+        place = f"; checkpoints, if there are any, are in {way_on.shown(_state.checkpoints)}" if _state.config else ""
+        _say(f"To start again: {way_on.command()}{place}")
     finally:
         os._exit(_ENDED_BY + number)
 
@@ -238,48 +261,7 @@ def _say(text: str) -> None:
         os.write(2, f"{redacted(text)}\n".encode())  # not through logging, whose lock the main thread may hold
 
 
-def _command() -> str:
-    return shlex.join(["pyflyte", *sys.argv[1:]])
-
-
 def _way_on() -> str:
-    """How to continue, in one line."""
-    config = _state.config
-    if config is None:
-        return f"To start again: {_command()}"
-    step = _newest_step(_state.checkpoints)
-    if step is not None:
-        return f"To resume from step {step}: {_command_from(config, _state.checkpoints)}"
-    if config.checkpoints.resume_from:  # its checkpoints are not checked again: the store may be far away
-        return f"No checkpoint was saved yet. To resume from {config.checkpoints.resume_from} again: {_command()}"
-    return f"No checkpoint was saved yet. To start the training again: {_command()}"
-
-
-def _newest_step(checkpoints: Path) -> int | None:
-    try:
-        return resume_from.newest_whole(str(checkpoints)).step
-    except (ThriftuneError, OSError):
-        return None
-
-
-def _command_from(config: RunConfig, checkpoints: Path) -> str:
-    """The command that resumes the run, with a copy of the run file that names the checkpoints."""
-    place, command = _shown(checkpoints), ["pyflyte", *sys.argv[1:]]
-    try:
-        at = command.index("--config") + 1
-        file = checkpoints.with_name("go-on.yaml")
-        content = config.model_dump(mode="json", exclude_defaults=True)
-        content.setdefault("checkpoints", {})["resume_from"] = place
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        if redacted(text) != text:
-            raise ValueError("A copy would lack the signatures of the run's URLs.")
-        artifacts.write_text(file, text)
-    except (ValueError, OSError):  # that, or the run file was given in another way, or the disk is full
-        return f"set checkpoints.resume_from: {place} in the run file, and: {_command()}"
-    command[at] = _shown(file)
-    return f"{shlex.join(command)}   (checkpoints.resume_from: {place})"
-
-
-def _shown(path: Path) -> str:
-    """A path as a person would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    if _state.goes_on:
+        return f"{_state.goes_on}: {way_on.command()}"
+    return way_on.of(_state.config, _state.checkpoints)

@@ -55,6 +55,16 @@ def configure() -> None:
         logging.getLogger(name).addFilter(_is_about_the_run)
 
 
+def say_whose(whose: str) -> None:
+    """Begin every progress line of this process with whose it is.
+
+    Args:
+        whose: Who, in a word or two.
+    """
+    for handler in logging.getLogger("thriftune").handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s [{whose}] %(message)s", "%H:%M:%S"))
+
+
 def _is_about_the_run(record: logging.LogRecord) -> bool:
     return not any(text in str(record.msg) for text in _SAID_FOR_NOTHING.get(record.name, ()))
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 
 from kubernetes.utils.quantity import parse_quantity
 
@@ -17,6 +18,8 @@ from thriftune.pod_reading import read_pod
 logger = logging.getLogger("thriftune.tasks.pod_check")
 
 _GIB = 2**30
+# Code of a pod that has more GPUs than planned.
+_MORE = "gpu-not-planned"
 
 
 def require_job(nodes: int) -> None:
@@ -49,6 +52,22 @@ def require_planned(plan: PlannedNode) -> None:
         _require(pod.promise_of(plan))
 
 
+def require_for_trials(plan: PlannedNode, slots: int) -> None:
+    """Refuse a pod that has less than so many trials of a plan need at a time. Local runs, and CPUs, are not looked at.
+
+    Args:
+        plan: The plan of one of them, on one GPU.
+        slots: Trials at a time.
+
+    Raises:
+        PodError: It has less in a way that another attempt would not change.
+        FlyteRecoverableException: Another attempt may find a node that has enough.
+    """
+    if not settings.is_local() and plan.hardware.is_gpu:
+        promise = pod.promise_of(plan)
+        _require(replace(promise, request=replace(promise.request, gpus=slots)), may_have_more=True)
+
+
 def require_for_generating() -> None:
     """Refuse a pod that is not what the settings say of the task that answers prompts.
 
@@ -70,12 +89,13 @@ def require_for_generating() -> None:
     _require(Promise(request, nodes.device(node.device), node.gpu_gib))
 
 
-def _require(promise: Promise) -> None:
+def _require(promise: Promise, *, may_have_more: bool = False) -> None:
     if not promise.request.gpus:
         return
     found = read_pod(settings.shown_gpus())
+    problems = pod.differences(promise, found)
     with transient_errors_retried():
-        pod.require_none(pod.differences(promise, found))
+        pod.require_none(problem for problem in problems if not (may_have_more and problem.code == _MORE))
     for said in pod.passing(promise, found):
         logger.info("%s", said)
     names = ", ".join(gpu.name for gpu in found.gpus)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from flytekit import FlyteContextManager, current_context
 from flytekit.configuration import DataConfig
@@ -116,19 +117,22 @@ def default_environment(variables: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def run_handed_down(words: str) -> Iterator[None]:
-    """Tell processes that are started in this block, the workers of a training, which run they belong to.
+def run_handed_down(words: str, variables: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Tell processes that are started in this block, those of a training, which run they belong to.
 
     Args:
-        words: Folder where these workers leave messages for this process.
+        words: Folder where these processes leave messages for this one.
+        variables: What else they find in their environment.
     """
-    handed = {_RUN_STAMP: _RUN, _WORDS: words}
+    handed = {_RUN_STAMP: _RUN, _WORDS: words, **variables}
+    before = {name: os.environ[name] for name in handed if name in os.environ}
     os.environ.update(handed)
     try:
         yield
     finally:
         for name in handed:
             os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def nodes_of_job() -> str | None:

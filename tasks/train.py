@@ -1,36 +1,22 @@
 """Training tasks: one body, declared once per number of nodes, and once for a single process."""
 
-import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import checkpoints, interruption, ledger, live, pod_check, results, settings
+from tasks import checkpoints, interruption, live, pod_check, settings
 from tasks.declaring import TRAIN_CACHE, cache, declared_as, training_node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
-from tasks.transfer import download, download_once_per_node, transient_errors_retried, upload
-from thriftune import distributed
+from tasks.training_body import Trained, Work, train
+from tasks.transfer import transient_errors_retried
 from thriftune.config import RunConfig
 from thriftune.config.rules import NODE_COUNTS
-from thriftune.methods import METHODS
-from thriftune.models import fetching
-from thriftune.models.adapter_weights import RESUME_FROM
 from thriftune.strategies import STRATEGIES
-from thriftune.training.fit import Inputs, fit
-from thriftune.training.result import Asked, TrainingResult
 from thriftune.training_plan import TrainingPlan
 
 # The key of the cache stands for all of these.
 _STOOD_FOR = ("config", "plan", "record", "model", "dataset")
-
-
-class Trained(NamedTuple):
-    """A trained model or adapter, and what was measured while training it."""
-
-    model: FlyteDirectory
-    training: TrainingResult
 
 
 def _train(
@@ -58,7 +44,7 @@ def _train(
     if STRATEGIES[plan.strategy].facts.is_distributed:
         with explained("a worker of the training"), transient_errors_retried():
             lines = settings.lines_path(config.name)
-            return in_worker(lambda: _trained(config, plan, cache_key, record, model, dataset, lines))
+            return in_worker(lambda: train(Work(config, plan, cache_key, record, model, dataset, lines)))
     with checkpoints.attempt(cache_key):
         pod_check.require_planned(plan)  # the agent has looked at the pod of workers
         with (
@@ -66,62 +52,7 @@ def _train(
             interruption.training(config, in_workers=False),
             live.watching(config, plan, cache_key) as lines,
         ):
-            return _trained(config, plan, cache_key, record, model, dataset, lines)
-
-
-def _trained(
-    config: RunConfig,
-    plan: TrainingPlan,
-    cache_key: str,
-    record: str,
-    model: FlyteDirectory,
-    dataset: FlyteDirectory,
-    lines: Path,
-) -> Trained:
-    strategy = STRATEGIES[plan.strategy]
-    rank = strategy.join(plan)
-    if rank.is_main:
-        live.say_joined(lines)
-    there = checkpoints.checkpoint_location(config.name, cache_key)
-    began, start = time.monotonic(), start_of(config)
-    model_dir, dataset_dir = download_once_per_node(model, dataset)
-    place = settings.result_path(config.name, METHODS[plan.method].facts.result)
-    own = download(start) if start else None
-    fetching_seconds = time.monotonic() - began
-    inputs = Inputs(config, plan, model_dir, dataset_dir, own, there, fetching_seconds, lines)
-    result = fit(inputs, place)
-    output = upload(place) if rank.is_main else FlyteDirectory(str(place))
-    if rank.is_main:  # after the upload: the model must not be lost if the page fails
-        result = live.with_hours(plan, lines, result)
-        results.remember(record, output, facts=Asked.of(config).facts)
-        checkpoints.mark_done(cache_key)
-        ledger.remember(config, plan, model_dir, result, fetching_seconds)
-        live.finish(config, plan, lines, result)
-    distributed.leave()
-    return Trained(model=output, training=result)
-
-
-def start_of(config: RunConfig) -> FlyteDirectory | None:
-    """The adapter to continue; None if a run has none.
-
-    Args:
-        config: The run.
-    """
-    start = config.lora_or_default.resume_from
-    return FlyteDirectory(start) if start else None
-
-
-def start_version(config: RunConfig) -> str:
-    """The present version of the adapter to continue, which its URL does not show; empty if a run has none.
-
-    Args:
-        config: The run.
-    """
-    start = config.lora_or_default.resume_from
-    if not start:
-        return ""
-    with transient_errors_retried():
-        return fetching.version(start, field=RESUME_FROM)
+            return train(Work(config, plan, cache_key, record, model, dataset, lines))
 
 
 def _declare(name: str, task_config: Any = None) -> Any:

@@ -1,6 +1,7 @@
 """Move directories between Flyte and the local disk, and convert thriftune's errors to Flyte's."""
 
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,7 +146,9 @@ def upload_file(file: Path) -> FlyteFile:
 def _sent(place: Path, send: Callable[[str], None]) -> str:
     """Send a file or directory to a URL below this run's outputs that nothing else has, and return that URL."""
     access = FlyteContextManager.current_context().file_access
-    url = f"{str(access.raw_output_prefix).rstrip('/')}/{access.get_random_string()}/{place.name}"
+    # Not flytekit's own random text: it comes from `random`, which every training seeds, and trials of one pod with the
+    # same seed would write over each other.
+    url = f"{str(access.raw_output_prefix).rstrip('/')}/{uuid.uuid4().hex}/{place.name}"
     with transient_errors_retried(), failures.explained("outputs", url, UserError):
         send(url)
     return url

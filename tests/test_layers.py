@@ -32,6 +32,7 @@ FLOORS = (
     {"training"},
     {"inference"},
     {"preflight"},
+    {"sweeps"},
 )
 HEAVY = {"transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "accelerate", "lm_eval"}
 ORCHESTRATION = {"flytekit", "flytekitplugins", "kubernetes"}
@@ -44,7 +45,8 @@ IMPORTS_HEAVY = {
     "thriftune/methods/prefix_model.py", "thriftune/strategies/sharded_product.py",
     "thriftune/strategies/fsdp/writing.py", "thriftune/strategies/memory/operations.py",
     "thriftune/strategies/memory/stand_ins.py", "thriftune/strategies/memory/tracing.py",
-    "thriftune/training/budget_stop.py", "thriftune/training/callbacks.py", "thriftune/training/guarding.py",
+    "thriftune/training/budget_stop.py", "thriftune/training/callbacks.py", "thriftune/training/early_stop.py",
+    "thriftune/training/guarding.py",
     "thriftune/training/resumable.py", "thriftune/training/telling.py",
 }  # fmt: skip
 

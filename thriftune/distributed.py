@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from thriftune import container
+
 _Value = TypeVar("_Value")
 
 # Long enough for one rank to download a 70B model to its node while the others wait at the barrier.
@@ -52,6 +54,22 @@ def current_rank() -> Rank:
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
+
+
+def threads_of_node() -> int:
+    """Threads that the processes of this node may have together: what is set for one of them, or the node's CPUs."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else max(1, int(container.cpus()))
+
+
+def alone() -> dict[str, str]:
+    """What the environment of a process says that is a job of its own: of one process, on a port that is free."""
+    return {
+        **dict.fromkeys(("RANK", "LOCAL_RANK"), "0"),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1"),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",  # torch takes one that is free; nobody else has to know it
+    }
 
 
 def use_cpu_accelerator() -> None:

@@ -177,6 +177,13 @@ class BudgetError(UserError):
     code = "budget-spent"
 
 
+class StoppedEarlyError(UserError):
+    """A trial was told to end, as others of its sweep were better at the same point. Progress is saved."""
+
+    headline = "The trial was stopped early"
+    code = "trial-stopped"
+
+
 class TransientError(ThriftuneError):
     """Something outside failed that may work in a minute (network, hub, blob store). Tasks make it retryable."""
 

@@ -12,7 +12,8 @@ from tasks.provisioning import on_cpu_node, on_planned_node
 from tasks.publish import publish
 from tasks.results import Versions, steps_of
 from tasks.summarize import summarize
-from tasks.train import start_of, start_version, training_task
+from tasks.train import training_task
+from tasks.training_body import start_of, start_version
 from thriftune.config import RunConfig
 from thriftune.config.choices import METHODS
 from thriftune.planning import pod_requests

@@ -120,6 +120,22 @@ def remember(record: str, results: Sequence[str], facts: Mapping[str, Any]) -> N
         store.put_bytes(_beginning(key), own.content)
 
 
+def made_by(record: str) -> Made | None:
+    """The result that a record tells of; None if there is no such record yet, or if its result is no longer whole.
+
+    Args:
+        record: `Entry.record`.
+
+    Raises:
+        UserError: The store refuses access to the index.
+        TransientError: The store does not answer.
+    """
+    folder, _, name = record.rpartition("/")
+    root, _, key = folder.rpartition("/")
+    made = _recorded(Store(root), key, name.removesuffix(_JSON))
+    return made if made is not None and not _damages_of(made) else None
+
+
 def damages(url: str) -> list[str]:
     """What a finished directory in a store lacks, by one listing and its manifest; empty if it is whole.
 

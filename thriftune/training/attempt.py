@@ -24,7 +24,7 @@ from thriftune.training.guards.resources import ResourceWatch
 from thriftune.training.guards.stall import StallWatch
 from thriftune.training.memory_watch import PeakMemory, return_freed_blocks
 from thriftune.training.notice import Notice
-from thriftune.training.result import EFFORT, Effort, Spent, effort_so_far, memory_use
+from thriftune.training.result import EFFORT, Effort, GoesOn, Spent, effort_so_far, memory_use
 from thriftune.training.spending import Spending
 from thriftune.training_plan import TrainingPlan
 
@@ -47,12 +47,14 @@ class Loaded:
         validation: Measures the held-out loss.
         clock: Times loading and steps.
         telling: Writes the lines of the training.
+        goes_on: Told of each validation, it says whether the training goes on; None to be told of none.
     """
 
     trainer: "ResumableTrainer"
     validation: "ValidationCallback"
     clock: "StepClock"
     telling: "Telling"
+    goes_on: GoesOn | None = None
 
 
 class Attempt:
@@ -237,6 +239,7 @@ class Attempt:
     def _add_callbacks(self, loaded: Loaded, resumed: Resumed | None, effort: Callable[[], Effort]) -> None:
         """Add the callbacks that check each step, which waits for the GPU, then time, tell, validate and save."""
         from thriftune.training.budget_stop import BudgetCallback
+        from thriftune.training.early_stop import EarlyStop
         from thriftune.training.guarding import Guarding
         from thriftune.training.resumable import CheckpointCallback
 
@@ -272,6 +275,7 @@ class Attempt:
         given = (self._checkpoints, self._notice, content, self.stall, guard, is_best)
         trainer.add_callback(CheckpointCallback(*given, lambda: trainer.written))
         trainer.add_callback(BudgetCallback(self._spending, self._checkpoints, guard, self.stall))
+        trainer.add_callback(EarlyStop(loaded.goes_on, self._checkpoints, guard, self.stall))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

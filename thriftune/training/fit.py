@@ -26,7 +26,15 @@ from thriftune.training.lines import Journal, journal_in, told
 from thriftune.training.measuring import Measuring
 from thriftune.training.memory_watch import MemoryUse
 from thriftune.training.objective import objective_of
-from thriftune.training.result import Asked, Pace, Spent, TrainingResult, logged_losses, logged_validations
+from thriftune.training.result import (
+    Asked,
+    GoesOn,
+    Pace,
+    Spent,
+    TrainingResult,
+    logged_losses,
+    logged_validations,
+)
 from thriftune.training.run_record import RunRecord
 from thriftune.training.trainer import make_trainer, seed_by_rank, training_arguments
 from thriftune.training.validation import Validator
@@ -52,6 +60,7 @@ class Inputs:
         checkpoints: Where checkpoints are; None if none are saved.
         fetching_seconds: Seconds that this process took to fetch them.
         lines: Folder for the lines that the training tells of itself; None for none.
+        goes_on: Told of each validation, it says whether the training goes on; None to be told of none.
     """
 
     config: RunConfig
@@ -62,6 +71,7 @@ class Inputs:
     checkpoints: CheckpointLocation | None = None
     fetching_seconds: float = 0.0
     lines: Path | None = None
+    goes_on: GoesOn | None = None
 
 
 def fit(inputs: Inputs, destination: Path) -> TrainingResult:
@@ -209,7 +219,8 @@ def _load(inputs: Inputs, attempt: Attempt, journal: Journal, resumed: Resumed |
                 known = losses.first(saving.ROWS).mean if plan.precision == "fp32" else None
                 _measuring(inputs, loaded).note_base_loss(known)
 
-    loaded = Loaded(trainer, ValidationCallback(validator, begin, config.training.patience), clock, telling)
+    validating = ValidationCallback(validator, begin, config.training.patience)
+    loaded = Loaded(trainer, validating, clock, telling, inputs.goes_on)
     return loaded
 
 

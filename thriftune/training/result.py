@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -105,6 +105,10 @@ class Validation:
     def rank(self) -> float:
         """The loss, to find the lowest: one that is not a number is higher than all others."""
         return math.inf if math.isnan(self.loss) else self.loss
+
+
+# Told of all validations after the first step, it says whether a training goes on.
+GoesOn = Callable[[Sequence[Validation]], bool]
 
 
 @dataclass(frozen=True)

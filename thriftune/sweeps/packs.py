@@ -1,0 +1,43 @@
+"""The trials that share a node."""
+
+from dataclasses import dataclass
+
+from thriftune.training_plan import TrainingPlan
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """One trial that is to train.
+
+    Attributes:
+        number: Number of the trial, from 0.
+        config: The trial's run file, as JSON.
+        plan: Its plan.
+        cache_key: What the training is known by.
+        record: URL of its record in the index; empty in a local run.
+        model: Key of its base model among the pack's models.
+        dataset: Key of its dataset among the pack's datasets.
+    """
+
+    number: int
+    config: str
+    plan: TrainingPlan
+    cache_key: str
+    record: str
+    model: str
+    dataset: str
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Trials for one node.
+
+    Attributes:
+        number: Number of the pack, from 0.
+        slots: Most trials at a time; the others wait for a free device.
+        jobs: The trials.
+    """
+
+    number: int
+    slots: int
+    jobs: list[TrialJob]
