@@ -150,6 +150,19 @@ def remember(record: str, *results: FlyteDirectory, facts: Mapping[str, Any] | N
             index.remember(record, [uri_of(result) for result in results], facts or {})
 
 
+def made_by(record: str) -> index.Made | None:
+    """What a task made, by its record; None if it made nothing yet, or what it made is no longer whole.
+
+    Args:
+        record: URL of the record.
+
+    Raises:
+        ResultError: The index may not be read.
+    """
+    with _in_the_index(record):
+        return index.made_by(record)
+
+
 def require_there(places: Mapping[str, str]) -> None:
     """Refuse to end a run well whose results are not in the store.
 

@@ -1,5 +1,6 @@
 """Training tasks: one body, declared once per number of nodes, and once for a single process."""
 
+from collections.abc import Callable
 from typing import Any
 
 from flytekit.types.directory import FlyteDirectory
@@ -8,7 +9,7 @@ from tasks import checkpoints, interruption, live, pod_check, settings
 from tasks.declaring import TRAIN_CACHE, cache, declared_as, training_node_task, wandb_secrets
 from tasks.elastic import elastic, in_worker
 from tasks.failures import explained
-from tasks.training_body import Trained, Work, train
+from tasks.training_body import Keeps, Trained, Work, train
 from tasks.transfer import transient_errors_retried
 from thriftune.config import RunConfig
 from thriftune.config.rules import NODE_COUNTS
@@ -41,10 +42,33 @@ def _train(
     Returns:
         The directory of a model or an adapter, and what was measured.
     """
+    return train_here(config, plan, cache_key, record, model, dataset)
+
+
+def train_here(
+    config: RunConfig,
+    plan: TrainingPlan,
+    cache_key: str,
+    record: str,
+    model: FlyteDirectory,
+    dataset: FlyteDirectory,
+    keeps: Callable[[Work], Keeps] = Keeps.of_run,
+) -> Trained:
+    """Train in a process of a task: a worker of its agent where the strategy is distributed, else the task's own.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        cache_key: What the training is known by.
+        record: URL to write the place of the result to; empty in a local run.
+        model: The base model.
+        dataset: The prepared dataset.
+        keeps: Says where it keeps what it makes.
+    """
     if STRATEGIES[plan.strategy].facts.is_distributed:
         with explained("a worker of the training"), transient_errors_retried():
             lines = settings.lines_path(config.name)
-            return in_worker(lambda: train(Work(config, plan, cache_key, record, model, dataset, lines)))
+            return in_worker(lambda: train(Work(config, plan, cache_key, record, model, dataset, lines), keeps))
     with checkpoints.attempt(cache_key):
         pod_check.require_planned(plan)  # the agent has looked at the pod of workers
         with (
@@ -52,7 +76,7 @@ def _train(
             interruption.training(config, in_workers=False),
             live.watching(config, plan, cache_key) as lines,
         ):
-            return train(Work(config, plan, cache_key, record, model, dataset, lines))
+            return train(Work(config, plan, cache_key, record, model, dataset, lines), keeps)
 
 
 def _declare(name: str, task_config: Any = None) -> Any:

@@ -1,10 +1,10 @@
 """What every process of a training does, whether the training is a run of its own or a trial of a sweep."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from flytekit.types.directory import FlyteDirectory
 
@@ -27,37 +27,6 @@ class Trained(NamedTuple):
 
     model: FlyteDirectory
     training: TrainingResult
-
-
-Facts = Callable[[FlyteDirectory, TrainingResult], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Keeps:
-    """Where a training keeps what it makes.
-
-    Attributes:
-        place: Where its result is written to.
-        checkpoints: Where its checkpoints are.
-        facts: What the index says of its result, which is uploaded by then.
-    """
-
-    place: Path
-    checkpoints: CheckpointLocation
-    facts: Facts
-
-    @classmethod
-    def of_run(cls, config: RunConfig, plan: TrainingPlan, cache_key: str) -> Self:
-        """Where a training keeps it that is a run of its own.
-
-        Args:
-            config: The run.
-            plan: Its plan.
-            cache_key: What Flyte's cache knows the training by.
-        """
-        place = settings.result_path(config.name, METHODS[plan.method].facts.result)
-        there = checkpoints.checkpoint_location(config.name, cache_key)
-        return cls(place, there, lambda _model, _result: Asked.of(config).facts)
 
 
 @dataclass(frozen=True)
@@ -85,7 +54,38 @@ class Work:
     goes_on: GoesOn | None = None
 
 
-def train(work: Work, keeps: Callable[[RunConfig, TrainingPlan, str], Keeps] = Keeps.of_run) -> Trained:
+@dataclass(frozen=True)
+class Keeps:
+    """Where a training keeps what it makes.
+
+    Attributes:
+        place: Where its result is written to.
+        checkpoints: Where its checkpoints are.
+        remember: Writes down what it made, which is uploaded by then.
+    """
+
+    place: Path
+    checkpoints: CheckpointLocation
+    remember: Callable[[FlyteDirectory, TrainingResult], None]
+
+    @classmethod
+    def of_run(cls, work: Work) -> Self:
+        """Where a training keeps it that is a run of its own.
+
+        Args:
+            work: The training.
+        """
+        config = work.config
+        place = settings.result_path(config.name, METHODS[work.plan.method].facts.result)
+        there = checkpoints.checkpoint_location(config.name, work.cache_key)
+
+        def remember(model: FlyteDirectory, _: TrainingResult) -> None:
+            results.remember(work.record, model, facts=Asked.of(config).facts)
+
+        return cls(place, there, remember)
+
+
+def train(work: Work, keeps: Callable[[Work], Keeps] = Keeps.of_run) -> Trained:
     """Train by the method of the run, under the strategy of its plan. Runs in each process of the training.
 
     Args:
@@ -96,7 +96,7 @@ def train(work: Work, keeps: Callable[[RunConfig, TrainingPlan, str], Keeps] = K
     rank = STRATEGIES[plan.strategy].join(plan)
     if rank.is_main:
         live.say_joined(lines)
-    kept = keeps(config, plan, work.cache_key)
+    kept = keeps(work)
     began, start = time.monotonic(), start_of(config)
     model_dir, dataset_dir = download_once_per_node(work.model, work.dataset)
     own = download(start) if start else None
@@ -106,7 +106,7 @@ def train(work: Work, keeps: Callable[[RunConfig, TrainingPlan, str], Keeps] = K
     output = upload(kept.place) if rank.is_main else FlyteDirectory(str(kept.place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
         result = live.with_hours(plan, lines, result)
-        results.remember(work.record, output, facts=kept.facts(output, result))
+        kept.remember(output, result)
         checkpoints.mark_done(work.cache_key)
         ledger.remember(config, plan, model_dir, result, fetching_seconds)
         live.finish(config, plan, lines, result)

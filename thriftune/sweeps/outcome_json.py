@@ -26,9 +26,10 @@ def from_json(text: str | bytes) -> Outcome | None:
         text: What `to_json` returned.
     """
     try:
-        return _adapter().validate_python(json.loads(text))
+        outcome: Outcome = _adapter().validate_python(json.loads(text))
     except ValueError:  # also pydantic's own error
         return None
+    return outcome
 
 
 @functools.cache

@@ -65,23 +65,25 @@ class Slots:
         self._held[number] = device
         return number, device
 
-    def may_restart(self, number: int) -> bool:
-        """Whether a trial may start again. It counts as a start, and goes before those that wait.
-
-        Args:
-            number: The trial, which has ended.
-        """
-        if self._restarted[number] >= self._restarts:
-            return False
-        self._restarted[number] += 1
-        self.leave(number)
-        self._waiting.appendleft(number)
-        return True
-
     def leave(self, number: int) -> None:
         """Give the device of a trial to the next one.
 
         Args:
-            number: The trial.
+            number: The trial, which has ended.
         """
         self._free.appendleft(self._held.pop(number))
+
+    def restart(self, number: int) -> bool:
+        """Let a trial start again, before those that wait; not more often than it may.
+
+        Args:
+            number: The trial, which has left its device.
+
+        Returns:
+            Whether it may.
+        """
+        if self._restarted[number] >= self._restarts:
+            return False
+        self._restarted[number] += 1
+        self._waiting.appendleft(number)
+        return True
