@@ -7,8 +7,9 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flytekit.bin.entrypoint import setup_execution
@@ -105,12 +106,14 @@ class _Asking:
 
 def _said(start: Start, words: Words) -> Said:
     """Train, and turn whatever ends that into what the parent has to know."""
-    number, asking = start.job.number, _Asking(words, is_compared=bool(start.halving))
+    number, began = start.job.number, time.monotonic()
+    asking = _Asking(words, is_compared=bool(start.halving))
     try:
         with writing_to(Path(), f"training trial {number}"):
             return Said(_trained(start, asking))
     except StoppedEarlyError as error:
-        outcome = asking.outcome(number, "stopped")
+        seconds = start.seconds_before + time.monotonic() - began
+        outcome = replace(asking.outcome(number, "stopped"), seconds=seconds)
         try:
             trial_results.remember_stopped(start.job.cache_key, start.halving, outcome)
         except (FlyteRecoverableException, UserError) as unknown:

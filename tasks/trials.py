@@ -66,18 +66,18 @@ def train_pack(
         datasets: The prepared datasets, by key.
 
     Returns:
-        What came of each trial, in the order of the pack.
+        What came of each trial, by its number.
     """
-    known = {job.number: trial_results.found_job(job, halving) for job in pack.jobs}
-    left = [job for job in pack.jobs if known[job.number] is None]
-    for outcome in filter(None, known.values()):
+    found = [outcome for job in pack.jobs if (outcome := trial_results.found_job(job, halving))]
+    for outcome in found:
         logger.info("Trial %d is not trained again: an earlier run or attempt %s it", outcome.number, outcome.status)
+    known = {outcome.number for outcome in found}
+    left = [job for job in pack.jobs if job.number not in known]
+    made: list[Outcome] = []
     if left:
         logger.info("Pack %d (%s): %d trials, %d at a time", pack.number, cache_key, len(left), pack.slots)
-        ended = [outcome for outcome in known.values() if outcome]
-        made = _trained(pack, left, halving, [*earlier, *ended], models, datasets)
-        known |= {outcome.number: outcome for outcome in made}
-    return [outcome for job in pack.jobs if (outcome := known[job.number])]
+        made = _trained(pack, left, halving, [*earlier, *found], models, datasets)
+    return sorted([*found, *made], key=lambda outcome: outcome.number)
 
 
 def _trained(

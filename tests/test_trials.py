@@ -12,14 +12,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+from bucket import Bucket, set_environment
 from trials import Given, config_of, dataset_of, job_of, keep, pack_of
 
+from thriftune.checkpoints import layout, restoring
 from thriftune.config import RunConfig
+from thriftune.stores import transfer
+from thriftune.stores.store import Store
+from thriftune.sweeps import outcome_json
+from thriftune.sweeps.outcomes import Outcome
+from thriftune.sweeps.packs import Pack
 from thriftune.training.fit import Inputs, fit
 from thriftune.training.lines import LINES, read
 
@@ -136,45 +145,105 @@ def replace_name(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"name": "other-t1"})
 
 
-@pytest.mark.slow
-def test_a_pod_that_is_told_to_end_leaves_what_the_next_one_goes_on_with(given, alone, outputs, tmp_path):
-    configs = [config_of(0), config_of(1, training={"max_steps": 60}), config_of(2)]
-    work = tmp_path / "work"
-    keep(given(*configs, slots=2), work)
+@contextmanager
+def started(work: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
+    """A pack that is trained by a process of its own, whose output is `work`/log."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    command = [sys.executable, str(ROOT / "tests" / "trials.py"), str(work)]
+    command = [sys.executable, str(ROOT / "tests" / "trials.py"), str(work), *arguments]
+    variables = {**os.environ, "PYTHONPATH": path, **environment}
     with (work / "log").open("w") as log:
-        pod = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: any(line.kind == "saved" for line in lines_of(outputs, 1)) or pod.poll() is not None)
-        pod.send_signal(signal.SIGTERM)
-        pod.wait(60)
-    finally:
-        if pod.poll() is None:
-            pod.kill()
-    said = (work / "log").read_text()
-    assert pod.returncode == 1, said
-    assert "FlyteRecoverableException" in said
-    assert "trials have no result yet" in said
-    assert not (work / "outcomes.json").exists()
-    before = {number: lines_of(outputs, number) for number in range(3)}
-    saved = max(line.step for line in before[1] if line.kind == "saved")
-    assert before[1][-1].kind == "interrupted"
+        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
 
-    made = given(*configs, slots=2).train()
-    assert [outcome.status for outcome in made] == ["trained"] * 3
-    assert made[1].training.resumed_at == saved
-    for number, outcome in enumerate(made):
-        finished_before = any(line.kind == "finished" for line in before[number])
-        assert outcome.is_served == finished_before
-        assert (lines_of(outputs, number) == before[number]) == finished_before
-        assert weights(outcome) == alone(configs[number])
+
+def key_of(pack: Pack, number: int) -> str:
+    """What a trial is known by, without its generation."""
+    return pack.jobs[number].cache_key.removesuffix("-0")
+
+
+def outcomes_in(work: Path) -> list[Outcome]:
+    return [outcome_json.from_json(text) for text in json.loads((work / "outcomes.json").read_text())]
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_told_to_end_leaves_what_the_next_one_goes_on_with(alone, tiny_model_dir, dataset, tmp_path):
+    """What one attempt trained is found by the next one. All trials have one seed, and none writes over another."""
+    bucket, work, place = Bucket(), tmp_path / "work", f"s3://{Bucket.name}"
+    patch = set_environment(bucket)
+    try:
+        transfer.upload(tiny_model_dir, f"{place}/model", {})
+        transfer.upload(dataset, f"{place}/dataset", {})
+        configs = [config_of(0), config_of(1, training={"max_steps": 100}), config_of(2)]
+        pack = pack_of(configs, tiny_model_dir, slots=2, index=f"{place}/results")
+        keep(Given(pack, f"{place}/model", f"{place}/dataset"), work)
+        of_long = Store(f"{place}/data/thriftune/p-d/checkpoints/{key_of(pack, 1)}")
+        with started(work, "run", "0", place) as pod:
+            index = Store(f"{place}/results")
+            wait_until(lambda: index.names(key_of(pack, 0)) or pod.poll() is not None)
+            wait_until(lambda: restoring.complete([of_long]) or pod.poll() is not None)
+            pod.send_signal(signal.SIGTERM)
+            pod.wait(60)
+        said = " ".join((work / "log").read_text().split())
+        assert pod.returncode == 1, said
+        assert "FlyteRecoverableException" in said
+        assert "trials have no result yet" in said
+        saved = next(manifest.step for _, manifest in restoring.complete([of_long]))
+
+        with started(work, "run", "1", place) as pod:
+            assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
+        made = outcomes_in(work)
+        assert [(outcome.status, outcome.is_served) for outcome in made] == [("trained", False)] * 3
+        said = (work / "log").read_text()
+        assert "Trial 0 is not trained again" in said
+        assert "[trial 0]" not in said
+        assert made[1].training.resumed_at == saved
+        assert len({outcome.model for outcome in made}) == 3
+        for config, outcome in zip(configs, made, strict=True):
+            assert Store(outcome.model).get_bytes(WEIGHTS) == alone(config)
+        assert not restoring.complete([of_long])
+        assert b"<html" in of_long.get_bytes(layout.PAGE)
+
+        with started(work, "another", "0", place) as pod:
+            assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
+        assert [outcome.is_served for outcome in outcomes_in(work)] == [True] * 3
+    finally:
+        patch.undo()
+        bucket.stop()
+
+
+@pytest.mark.slow
+def test_an_interrupted_local_run_saves_every_trial_and_names_the_way_on(given, outputs, tmp_path):
+    configs = [config_of(number, training={"max_steps": 600}) for number in range(2)]
+    work = tmp_path / "work"
+    keep(given(*configs), work)
+    with started(work, "local", TMPDIR=str(tmp_path)) as run:
+        wait_until(lambda: all(lines_of(outputs, number)[-1:] for number in range(2)) or run.poll() is not None)
+        kinds = [lambda n=number: any(line.kind == "saved" for line in lines_of(outputs, n)) for number in range(2)]
+        wait_until(lambda: all(has() for has in kinds) or run.poll() is not None)
+        others = psutil.Process(run.pid).children(recursive=True)
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        run.wait(30)
+        assert time.monotonic() - began < 10
+    said = (work / "log").read_text().splitlines()
+    assert run.returncode == 128 + signal.SIGINT
+    assert said[-1].startswith("To go on (of 2 trials those that finished are not trained again, the others resume): ")
+    assert not [other for other in others if other.is_running() and other.status() != psutil.STATUS_ZOMBIE]
+    for number in range(2):
+        last = [line for line in lines_of(outputs, number) if line.kind in ("step", "saved", "interrupted")]
+        assert last[-1].kind == "interrupted"
+        done = max(line.step for line in last)
+        assert list((outputs / "cache").glob(f"checkpoints-*/checkpoint-{done}/manifest.json"))
 
 
 @pytest.mark.slow
 def test_what_was_stopped_early_is_not_trained_again_and_can_be_continued(given, alone, outputs):
     halving = json.dumps({"first": 1, "factor": 2})
-    configs = [config_of(1), config_of(0, training={"learning_rate": 1e-6})]  # one after the other: the second is worse
+    configs = [config_of(0), config_of(1, training={"learning_rate": 1e-6})]  # one after the other: the second is worse
     made = given(*configs, slots=1, halving=halving).train()
     assert [outcome.status for outcome in made] == ["trained", "stopped"]
     assert made[1].steps == (2,)
@@ -183,7 +252,9 @@ def test_what_was_stopped_early_is_not_trained_again_and_can_be_continued(given,
     lines = len(lines_of(outputs, 1))
 
     again = given(*configs, slots=1, halving=halving).train()
-    assert again == [replace(made[0], is_served=True, seconds=again[0].seconds), replace(made[1], is_served=True)]
+    served = [replace(one, is_served=True, seconds=other.seconds) for one, other in zip(made, again, strict=True)]
+    assert again == served
+    assert all(0 < other.seconds <= one.seconds for one, other in zip(made, again, strict=True))
     assert len(lines_of(outputs, 1)) == lines
 
     whole = given(*configs, slots=1).train()

@@ -1,15 +1,19 @@
 """Packs of trials of the tiny model, for the tests; run as a program, it trains one as a pod does.
 
-Usage: tests/trials.py WORK, a folder in which pack.json has what `kept` wrote. Writes outcomes.json there.
+Usage: tests/trials.py WORK local, or WORK EXECUTION ATTEMPT BUCKET. WORK is a folder in which pack.json has what `keep`
+wrote; outcomes.json is written there. The first is a local run, which ends as `pyflyte run` does when it is interrupted;
+the second is what a pod of the task does once its inputs are read.
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from conftest import run_dict
+from flytekit.bin.entrypoint import setup_execution
 from flytekit.types.directory import FlyteDirectory
 from planning import planned
 from pydantic import TypeAdapter
@@ -67,16 +71,17 @@ def config_of(number: int, method: str = "qlora", **overrides: Any) -> RunConfig
     return RunConfig.model_validate(content)
 
 
-def job_of(number: int, config: RunConfig, model: Path) -> TrialJob:
-    """A trial as a sweep gives it."""
+def job_of(number: int, config: RunConfig, model: Path, index: str = "") -> TrialJob:
+    """A trial as a sweep gives it, with the URL of an index of results in a pod."""
     text = config.model_dump_json()
     known = artifacts.key_of(config.model_copy(update={"name": ""}).model_dump_json())
-    return TrialJob(number, text, planned(config, model=model), f"trial-{known}", "", "m", "d")
+    record = f"{index}/trial-{known}/0.json" if index else ""
+    return TrialJob(number, text, planned(config, model=model), f"trial-{known}-0", record, "m", "d")
 
 
-def pack_of(configs: list[RunConfig], model: Path, slots: int = 3) -> Pack:
+def pack_of(configs: list[RunConfig], model: Path, slots: int = 3, index: str = "") -> Pack:
     """Trials for one node."""
-    return Pack(0, slots, [job_of(number, config, model) for number, config in enumerate(configs)])
+    return Pack(0, slots, [job_of(number, config, model, index) for number, config in enumerate(configs)])
 
 
 def keep(given: Given, work: Path) -> None:
@@ -85,11 +90,29 @@ def keep(given: Given, work: Path) -> None:
     (work / "pack.json").write_text(json.dumps(asdict(given)))
 
 
+def in_pod(given: Given, bucket: str, execution: str, attempt: str) -> list[Outcome]:
+    """Train a pack in a context as flytekit makes one in a pod."""
+    ids = {"PROJECT": "p", "DOMAIN": "d", "NAME": "train_pack", "VERSION": "1"}
+    os.environ |= {
+        "FLYTE_ATTEMPT_NUMBER": attempt,
+        **{f"FLYTE_INTERNAL_TASK_{key}": value for key, value in ids.items()},
+    }
+    os.environ |= {f"FLYTE_INTERNAL_EXECUTION_{key}": value for key, value in ids.items() if len(value) == 1}
+    os.environ["FLYTE_INTERNAL_EXECUTION_ID"] = execution
+    raw = f"{bucket}/data/ab/{execution}-n3-0-dn2-{attempt}"
+    with setup_execution(raw, f"{bucket}/metadata/p-d-{execution}/n3/data/0"):
+        inputs = {"cache_key": "pack", "pack": given.pack, "halving": given.halving, "earlier": []}
+        models, datasets = {"m": FlyteDirectory(given.model)}, {"d": FlyteDirectory(given.dataset)}
+        made: list[Outcome] = train_pack.execute(**inputs, models=models, datasets=datasets)
+        return made
+
+
 def main() -> None:
-    work = Path(sys.argv[1])
-    given = TypeAdapter(Given).validate_python(json.loads((work / "pack.json").read_text()))
-    outcomes = given.train()
-    (work / "outcomes.json").write_text(json.dumps([outcome_json.to_json(outcome) for outcome in outcomes]))
+    work, how, *rest = sys.argv[1:]
+    given = TypeAdapter(Given).validate_python(json.loads((Path(work) / "pack.json").read_text()))
+    sys.argv[0] = "pyflyte"
+    outcomes = given.train() if how == "local" else in_pod(given, rest[1], how, rest[0])
+    (Path(work) / "outcomes.json").write_text(json.dumps([outcome_json.to_json(outcome) for outcome in outcomes]))
 
 
 if __name__ == "__main__":
