@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,9 +22,11 @@ from unittest.mock import patch as patched
 import psutil
 import pytest
 from bucket import Bucket, set_environment
+from flytekit.bin.entrypoint import setup_execution
 from flytekit.types.directory import FlyteDirectory
 from trials import Given, config_of, dataset_of, in_pod, job_of, keep, pack_of
 
+from tasks.transfer import upload
 from tasks.trials import train_trial
 from thriftune.checkpoints import layout, restoring
 from thriftune.config import RunConfig
@@ -307,3 +310,16 @@ def test_a_trial_that_another_run_of_this_machine_trains_is_refused(tmp_path, ou
             pass
     with trial_results.held_here("trial-key"):
         pass
+
+
+def test_uploads_of_processes_with_one_seed_have_places_of_their_own(tmp_path):
+    """flytekit takes the name from `random`, which every training seeds: trials of a pod wrote over each other."""
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "weights").write_bytes(b"x")
+    places = []
+    with setup_execution(raw_output_data_prefix="memory://bucket/data/ab/run-n3-0-0"):
+        for _ in range(2):
+            random.seed(0)
+            places.append(upload(tmp_path / "trial").path)
+    assert len({*places}) == 2
+    assert all(Store(place).get_bytes("weights") == b"x" for place in places)
