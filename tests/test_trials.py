@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,12 +17,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch as patched
 
 import psutil
 import pytest
 from bucket import Bucket, set_environment
-from trials import Given, config_of, dataset_of, job_of, keep, pack_of
+from flytekit.bin.entrypoint import setup_execution
+from flytekit.types.directory import FlyteDirectory
+from trials import Given, config_of, dataset_of, in_pod, job_of, keep, pack_of
 
+from tasks.transfer import upload
+from tasks.trials import train_trial
 from thriftune.checkpoints import layout, restoring
 from thriftune.config import RunConfig
 from thriftune.stores import transfer
@@ -207,9 +213,12 @@ def test_a_pod_that_is_told_to_end_leaves_what_the_next_one_goes_on_with(alone, 
         assert not restoring.complete([of_long])
         assert b"<html" in of_long.get_bytes(layout.PAGE)
 
-        with started(work, "another", "0", place) as pod:
-            assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
-        assert [outcome.is_served for outcome in outcomes_in(work)] == [True] * 3
+        with patched.dict(os.environ):  # another execution finds all of it, and starts no process
+            given = Given(pack, f"{place}/model", f"{place}/dataset")
+            found = in_pod(given, place, "another", "0")
+        assert found == [
+            replace(outcome, is_served=True, seconds=one.seconds) for outcome, one in zip(made, found, strict=True)
+        ]
     finally:
         patch.undo()
         bucket.stop()
@@ -263,6 +272,33 @@ def test_what_was_stopped_early_is_not_trained_again_and_can_be_continued(given,
     assert weights(whole[1]) == alone(configs[1])
 
 
+@pytest.mark.slow
+def test_a_trial_over_several_devices_is_trained_once_and_its_error_is_an_outcome(tiny_model_dir, dataset, outputs):
+    config = config_of(
+        0, "full", hardware={"device": "CPU", "devices_per_node": 2}, strategy="ddp", training={"micro_batch": 2}
+    )
+    job = job_of(0, config, tiny_model_dir)
+    assert job.plan.processes_per_node == 2
+
+    def train(config: RunConfig, key: str) -> Outcome:
+        model, rows = FlyteDirectory(str(tiny_model_dir)), FlyteDirectory(str(dataset))
+        given = {"config": config, "plan": job.plan, "cache_key": key, "record": ""}
+        return train_trial(**given, number=4, model=model, dataset=rows)
+
+    made = train(config, job.cache_key)
+    assert (made.number, made.status, made.is_served) == (4, "trained", False)
+    assert (Path(made.model) / "model.safetensors").is_file()
+    assert made.seconds > 0
+    found = train(config, job.cache_key)
+    assert found == replace(made, is_served=True, seconds=found.seconds)
+    broken = config.model_copy(
+        update={"checkpoints": config.checkpoints.model_copy(update={"resume_from": "/nowhere"}), "name": "sweep-t1"}
+    )
+    failed = train(broken, "trial-other-0")
+    assert (failed.number, failed.status) == (4, "failed")
+    assert "checkpoints.resume_from = /nowhere" in failed.error
+
+
 def test_a_trial_that_another_run_of_this_machine_trains_is_refused(tmp_path, outputs):
     from tasks import trial_results
     from thriftune.checkpoints.errors import LeaseError
@@ -274,3 +310,16 @@ def test_a_trial_that_another_run_of_this_machine_trains_is_refused(tmp_path, ou
             pass
     with trial_results.held_here("trial-key"):
         pass
+
+
+def test_uploads_of_processes_with_one_seed_have_places_of_their_own(tmp_path):
+    """flytekit takes the name from `random`, which every training seeds: trials of a pod wrote over each other."""
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "weights").write_bytes(b"x")
+    places = []
+    with setup_execution(raw_output_data_prefix="memory://bucket/data/ab/run-n3-0-0"):
+        for _ in range(2):
+            random.seed(0)
+            places.append(upload(tmp_path / "trial").path)
+    assert len({*places}) == 2
+    assert all(Store(place).get_bytes("weights") == b"x" for place in places)
