@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 RESUME_FROM = "lora.resume_from"
 WEIGHTS = "adapter_model.safetensors"
 _MISFIT = "adapter-weights-misfit"  # the code of a problem: weights are missing or do not fit
-_PREFIX = "base_model.model."  # starts every name in an adapter's file
+PREFIX = "base_model.model."  # starts every name in an adapter's file
 _LORA = "lora_"  # in the names of a LoRA adapter's weights
 # The same for the adapter types that are put on modules and in which every module has its own weights; in others that
 # are put on modules they share some, so this does not work.
@@ -138,7 +138,7 @@ def adapted_modules(shapes: Shapes) -> set[str]:
     Args:
         shapes: Shape of each of its weights, by name.
     """
-    return {name.removeprefix(_PREFIX).partition(f".{_LORA}")[0] for name in shapes if f".{_LORA}" in name}
+    return {name.removeprefix(PREFIX).partition(f".{_LORA}")[0] for name in shapes if f".{_LORA}" in name}
 
 
 def _put_on(
@@ -271,7 +271,7 @@ def _require_all(missing: list[str], without_place: list[str], remedy: str, fiel
     Raises:
         AdapterError: Names them.
     """
-    if wrapped := wrapper_in([key.replace(_PREFIX, "", 1) for key in without_place]):
+    if wrapped := wrapper_in([key.replace(PREFIX, "", 1) for key in without_place]):
         remedy = f"{wrapped} Unwrap the model before saving its adapter, or remove that part from every name."
     misplaced = [key for key in without_place if _LORA in key]
     messages = []
