@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 
 from thriftune.errors import AdapterError
 from thriftune.models.merging import mapped, merge
-from thriftune.models.merging.shards import layout_of
+from thriftune.models.merging.comparing import in_fp32
+from thriftune.models.merging.shards import InShards, layout_of
+from thriftune.models.merging.sums import put_on
 from thriftune.models.tokenizer import load_tokenizer
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -197,3 +199,35 @@ def test_weights_stay_in_their_files_until_they_are_used(made):
     loaded.find_ranges()
     loaded.release(weight)
     assert not weight.any(), "what was written to is not forgotten"
+
+
+def resident(files: tuple[Path, ...]) -> int:
+    """KiB of files that are in this process's memory."""
+    count, wanted, names = 0, False, {str(file.resolve()) for file in files}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            wanted = line.split()[-1] in names
+        elif wanted and line.startswith("Rss:"):
+            count += int(line.split()[1])
+    return count
+
+
+def test_what_was_written_or_computed_with_is_not_held(llama_tokenizer, tmp_path):
+    """The whole model was: merging 70B asked for 159 GiB."""
+    config = LlamaConfig(**SIZES | {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 512})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "base", max_shard_size="1MB")
+    llama_tokenizer.save_pretrained(tmp_path / "base")
+    get_peft_model(model, lora(use_dora=True)).save_pretrained(tmp_path / "adapter")
+    loaded = mapped.load(tmp_path / "base")
+    layout, sums = layout_of(loaded), put_on(loaded.model, tmp_path / "adapter")
+    loaded.find_ranges()
+    way = InShards(loaded, sums, layout, torch.bfloat16, 0)
+    whole = sum(file.stat().st_size for file in loaded.files) // 1024
+    assert resident(loaded.files) > whole / 2, "DoRA reads every weight at first"
+    (tmp_path / "merged").mkdir()
+    way.write(tmp_path / "merged", "nearest")
+    assert resident(loaded.files) < whole / 4  # the system maps 64 KiB around what is read
+    with in_fp32(sums.adapted, loaded):
+        sums.adapted(torch.arange(8)[None])
+    assert resident(loaded.files) < whole / 4  # the system maps 64 KiB around what is read

@@ -100,15 +100,19 @@ def _measured(way: Way, held_out: HeldOutRows) -> tuple[HeldOutRows, float, floa
 
 
 def _loss(model: Any, mapped: Mapped, rows: HeldOutRows) -> float:
-    with _in_fp32(model, mapped):
+    with in_fp32(model, mapped):
         return rows.loss(model)
 
 
 @contextmanager
-def _in_fp32(model: Any, mapped: Mapped) -> Iterator[None]:
+def in_fp32(model: Any, mapped: Mapped) -> Iterator[None]:
     """Compute in fp32, weight by weight: CPUs are fast in it, and it shows small differences.
 
     Not for parameters that peft wraps (fused experts): it replaces them while the module runs.
+
+    Args:
+        model: The model that computes.
+        mapped: The model whose weights it has.
     """
     import torch
     from peft.tuners.lora.layer import ParamWrapper

@@ -58,6 +58,20 @@ def layout_of(mapped: Mapped) -> Layout | None:
     return Layout(files, {**{name: b for name, b in mapped.model.named_buffers() if name in state}, **weights})
 
 
+def is_converted(model: Any) -> bool:
+    """Whether transformers joins or divides weights of files while it loads a model, as those of many experts.
+
+    Args:
+        model: The model; it may be on the meta device.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, apply_converters
+
+    found: list[Any] = get_model_conversion_mapping(model)
+    converters = [each.reverse_transform() for each in found if isinstance(each, WeightConverter)]
+    return any(apply_converters(name, converters)[1] is not None for name, _ in model.named_parameters())
+
+
 class InShards:
     """Writes a base model's weights with an adapter's parts, of which one is in memory at a time.
 

@@ -1,0 +1,45 @@
+"""Memory of merging an adapter into its base model: that of one weight, unless the model is held as a whole."""
+
+import math
+
+from thriftune.config import RunConfig
+from thriftune.methods.adapters import adapter_parameters, fused_adapters
+from thriftune.models import saving
+from thriftune.models.architecture import Architecture
+from thriftune.models.merging.shards import is_converted
+
+_GIB = 2**30
+_HALF, _FULL = 2, 4  # bytes per parameter
+# Bytes for each number of the weight that is merged, in peft's `merge(safe_merge=True)`: it, a copy, the adapter's
+# product and the same scaled, all in fp32. DoRA adds the sum, and the sum scaled.
+_MERGED, _MERGED_BY_DORA = 4 * _FULL, 6 * _FULL
+# Bytes for each number of a weight that is only computed with or copied: in fp32, and as its file has it.
+_USED = _FULL + _HALF
+# Bytes for each number of the adapter: as its file has it, and as peft holds it.
+_ADAPTER = 2 * _FULL
+# Activations and outputs of the rows that are compared.
+_COMPARING = _GIB // 2
+# Factor: a model held as a whole is merged layer by layer in fp32, and its largest weight computes in fp32.
+_WHOLE = 1.2
+
+
+def merging_gib(config: RunConfig, architecture: Architecture) -> float:
+    """GiB that merging the adapter of a run takes, beside Python and its libraries.
+
+    Args:
+        config: The run.
+        architecture: The base model's.
+
+    Returns:
+        The GiB; 0 for a run that does not merge.
+    """
+    if not config.merges:
+        return 0.0
+    lora = config.lora_or_default
+    if is_converted(architecture.skeleton) or fused_adapters(lora, architecture):
+        return _WHOLE * saving.bytes_at_most(config) * architecture.parameters / _GIB
+    adapters = adapter_parameters(architecture, lora)
+    weights = [math.prod(architecture.shapes.get(f"{name}.weight", ())) for name in adapters]
+    merged = (_MERGED_BY_DORA if lora.variant == "dora" else _MERGED) * max(weights)
+    largest = max(merged, _USED * architecture.largest_parameter)
+    return (_ADAPTER * sum(adapters.values()) + largest + _COMPARING) / _GIB
