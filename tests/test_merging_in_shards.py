@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from thriftune.errors import AdapterError
@@ -156,7 +156,6 @@ def test_names_that_transformers_changes_while_it_loads_are_followed(made, tmp_p
     """Files of a model without its head lack the prefix of every name."""
     base, adapter = made("gpt2", tied=True, peft=lora(target_modules=["c_attn"], fan_in_fan_out=True))
     expected = by_peft(base, adapter).state_dict()
-    from safetensors.torch import save_file
 
     bare = {name.removeprefix("transformer."): tensor for name, tensor in weights_in(base).items()}
     for file in base.glob("*.safetensors*"):
@@ -214,9 +213,9 @@ def resident(files: tuple[Path, ...]) -> int:
 
 def test_what_was_written_or_computed_with_is_not_held(llama_tokenizer, tmp_path):
     """The whole model was: merging 70B asked for 159 GiB."""
-    config = LlamaConfig(**SIZES | {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 512})
+    config = LlamaConfig(**SIZES | {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": 512})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "base", max_shard_size="1MB")
+    model.save_pretrained(tmp_path / "base", max_shard_size="4MB")
     llama_tokenizer.save_pretrained(tmp_path / "base")
     get_peft_model(model, lora(use_dora=True)).save_pretrained(tmp_path / "adapter")
     loaded = mapped.load(tmp_path / "base")
@@ -231,3 +230,13 @@ def test_what_was_written_or_computed_with_is_not_held(llama_tokenizer, tmp_path
     with in_fp32(sums.adapted, loaded):
         sums.adapted(torch.arange(8)[None])
     assert resident(loaded.files) < whole / 4  # the system maps 64 KiB around what is read
+
+
+def test_numbers_that_are_none_are_not_saved(made, tmp_path):
+    base, adapter = made("llama", tied=False, peft=lora())
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"][3, 1] = float("nan")
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=r"adapter = model\.layers\.1\.mlp\.up_proj\.weight: has numbers"):
+        merge(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

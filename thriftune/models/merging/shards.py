@@ -68,7 +68,7 @@ def is_converted(model: Any) -> bool:
     from transformers.core_model_loading import WeightConverter, apply_converters
 
     found: list[Any] = get_model_conversion_mapping(model)
-    converters = [each.reverse_transform() for each in found if isinstance(each, WeightConverter)]
+    converters: list[Any] = [each.reverse_transform() for each in found if isinstance(each, WeightConverter)]
     return any(apply_converters(name, converters)[1] is not None for name, _ in model.named_parameters())
 
 

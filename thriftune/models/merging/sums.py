@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Parts of names that peft puts between a module and its parent.
 _WRAPPERS = (".base_layer", ".token_adapter")
+_PIECE = 2**24  # elements that are looked at together
 _WHOLE = ".modules_to_save."  # in the names of what trains as a whole, and of the layers in it
 
 
@@ -79,11 +80,12 @@ class Sums:
             return self.replaced.get(name, base)
         layer, _, key = self.layers[name]
         with _in_fp32(layer) as held:
-            layer.merge(safe_merge=True)
+            layer.merge()  # not `safe_merge`, which holds two more weights
             made = {other: parameter.data for other, parameter in held.items()}
+        _require_finite(made[key], name)
         stem = name.removesuffix(key)
         self.vectors.update({f"{stem}{other}": sum_ for other, sum_ in made.items() if other != key and sum_.ndim <= 1})
-        return made.get(key, base)
+        return made[key]
 
     def rounding_name(self, name: str) -> str:
         """The name that the random numbers of a weight's rounding are drawn by.
@@ -182,17 +184,34 @@ def _find(sums: Sums, path: str, module: Any, tensors: "dict[str, torch.Tensor]"
 @contextmanager
 def _in_fp32(layer: "BaseTunerLayer") -> Iterator[dict[str, "torch.nn.Parameter"]]:
     """Hold a layer's base weights in fp32; peft alone would round the adapter's part as well. Undoes the merging."""
+    import torch
+
     base = layer.get_base_layer()
     held = {key: p for key, p in base.named_parameters(recurse=False) if p.is_floating_point()}
     stored = {key: parameter.data for key, parameter in held.items()}
     try:
         for parameter in held.values():
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(torch.float32, copy=True)
         yield held
     finally:
         for key, parameter in held.items():
             parameter.data = stored[key]
         layer.merged_adapters.clear()
+
+
+def _require_finite(weight: "torch.Tensor", name: str) -> None:
+    """Refuse a sum with numbers that are none, as peft's `safe_merge` does.
+
+    Raises:
+        AdapterError: It has such numbers.
+    """
+    import torch
+
+    pieces: list[torch.Tensor] = list(torch.split(weight.reshape(-1), _PIECE))
+    if not all(torch.isfinite(piece).all() for piece in pieces):
+        raise AdapterError.single(
+            "adapter", name, "has numbers that are not finite once it is merged.", "Train the adapter again."
+        )
 
 
 def _in_base(model: Any, adapter_dir: Path) -> set[str]:
