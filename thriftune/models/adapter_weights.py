@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.errors import AdapterError, Problem
-from thriftune.models import classifier
+from thriftune.models import classifier, lineage
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG, examples, wrapper_in
 from thriftune.models.weight_files import Folder, Shapes
@@ -58,12 +58,15 @@ def attach(
         The model with the adapter; the first one is active.
 
     Raises:
-        AdapterError: There is none, or its weights do not match its configuration and the model.
+        AdapterError: There is none, its weights do not match its configuration and the model, or it was trained on
+            another base or with another chat template.
     """
     from peft import LoraConfig as LoraOfPeft
     from peft.utils import load_peft_weights
 
     config = _config_of(adapter_dir, field)
+    if place := _place_of(model):
+        lineage.require_lineage(adapter_dir, place, field)
     _require_own_biases(model, config, field, adapter_dir)
     if (adapter_dir / WEIGHTS).is_file():
         shapes_in(Folder(adapter_dir), field, adapter_dir)
@@ -151,6 +154,14 @@ def _put_on(
         model.load_adapter(str(adapter_dir), name, is_trainable=is_trainable, ignore_mismatched_sizes=True)
         return model
     return PeftModel.from_pretrained(model, str(adapter_dir), name, is_trainable, config, ignore_mismatched_sizes=True)
+
+
+def _place_of(model: "PreTrainedModel | PeftModel") -> Path | None:
+    """The directory that a model was loaded from; None for one that was made in memory."""
+    adapted: Any = model
+    base = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+    place = Path(base.name_or_path or "")
+    return place if base.name_or_path and (place / "config.json").is_file() else None
 
 
 def _config_of(adapter_dir: Path, field: str) -> "PeftConfig":
