@@ -33,7 +33,6 @@ def test_a_mixture_is_held_as_a_whole(run_config):
     assert whole == pytest.approx(1.2 * 2 * parameters / 2**30)
 
 
-def test_what_is_not_merged_needs_nothing(run_config):
-    assert merging_gib(run_config("qlora", lora={"merge": False}), shape_of("llama")) == 0
+def test_what_cannot_be_merged_needs_nothing(run_config):
     assert merging_gib(run_config("full"), shape_of("llama")) == 0
     assert math.isclose(merging_gib(run_config("qlora"), shape_of("llama")), 0.5, rel_tol=0.01)

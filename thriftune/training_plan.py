@@ -257,7 +257,7 @@ class TrainingPlan:
         time: How long it takes; None where that is not known.
         is_spot: Whether its nodes are from the spot market, which may take them back at any time.
         spot: What it is expected to take there; None elsewhere, and where that is not known.
-        merging_gib: GiB that merging the adapter into the base takes beside libraries; 0 where it is not merged.
+        merging_gib: GiB that merging the adapter into the base takes beside libraries; 0 where it cannot be merged.
     """
 
     method: str

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from thriftune import artifacts
 from thriftune.models.weight_files import INDEX
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def write_index(directory: Path, files: Mapping[str, Mapping[str, Entry]]) -> No
     placed = {name: file for file, entries in files.items() for name in entries}
     total = sum(entry.size for entries in files.values() for entry in entries.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    artifacts.write_text(directory / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _header(entries: Mapping[str, Entry]) -> bytes:

@@ -3,6 +3,7 @@
 import math
 
 from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS
 from thriftune.methods.adapters import adapter_parameters, fused_adapters
 from thriftune.models import saving
 from thriftune.models.architecture import Architecture
@@ -10,9 +11,9 @@ from thriftune.models.merging.shards import is_converted
 
 _GIB = 2**30
 _HALF, _FULL = 2, 4  # bytes per parameter
-# Bytes for each number of the weight that is merged, in peft's `merge(safe_merge=True)`: it, a copy, the adapter's
-# product and the same scaled, all in fp32. DoRA adds the sum, and the sum scaled.
-_MERGED, _MERGED_BY_DORA = 4 * _FULL, 6 * _FULL
+# Bytes for each number of the weight that is merged: it, the adapter's product and the same scaled, in fp32, and the
+# sum as it is written. DoRA adds the sum, its norm and the sum scaled. Both as measured: docs/merging.md.
+_MERGED, _MERGED_BY_DORA = 4 * _FULL, 7 * _FULL
 # Bytes for each number of a weight that is only computed with or copied: in fp32, and as its file has it.
 _USED = _FULL + _HALF
 # Bytes for each number of the adapter: as its file has it, and as peft holds it.
@@ -24,16 +25,16 @@ _WHOLE = 1.2
 
 
 def merging_gib(config: RunConfig, architecture: Architecture) -> float:
-    """GiB that merging the adapter of a run takes, beside Python and its libraries.
+    """GiB that merging the adapter of a run takes, or would take, beside Python and its libraries.
 
     Args:
         config: The run.
         architecture: The base model's.
 
     Returns:
-        The GiB; 0 for a run that does not merge.
+        The GiB; 0 for a method whose results cannot be merged.
     """
-    if not config.merges:
+    if not METHODS[config.method].merges:
         return 0.0
     lora = config.lora_or_default
     if is_converted(architecture.skeleton) or fused_adapters(lora, architecture):
