@@ -51,10 +51,17 @@ def _plan(method: str, model: Path) -> TrainingPlan:
     return planned(run_of(method), model=model)
 
 
-def train(config: RunConfig, model: Path, dataset: Path, output: Path, store: Path | None = None) -> TrainingResult:
+def train(
+    config: RunConfig,
+    model: Path,
+    dataset: Path,
+    output: Path,
+    store: Path | None = None,
+    start: Path | None = None,
+) -> TrainingResult:
     """Train in this process, with checkpoints if there is a store."""
     place = CheckpointLocation(str(store), store.with_name(f"{store.name}-scratch"), 10.0) if store else None
-    return fit(Inputs(config, _plan(config.method, model), model, dataset, checkpoints=place), output)
+    return fit(Inputs(config, _plan(config.method, model), model, dataset, start, checkpoints=place), output)
 
 
 def plain(model: Path, adapter: Path | None = None, *, four_bit: bool = False) -> Any:

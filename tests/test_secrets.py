@@ -305,6 +305,7 @@ OTHER_WRITERS = {
     ("thriftune/strategies/fsdp/state.py", "write_text"): "numbers of an optimizer, and names of weights",
     ("tasks/elastic.py", "write_text"): "an error of ours that a worker tells its agent, removed at once",
     ("tasks/elastic.py", "to_json"): "the same",
+    ("thriftune/models/weight_writer.py", "open"): "weights, under the names that a model has for them",
     ("thriftune/models/gguf_head.py", "open"): "the start of a model's file, removed at once",
     ("thriftune/models/files.py", "open"): "copies of a model's files",
     ("tasks/settings.py", "write_text"): "which run a folder is of",

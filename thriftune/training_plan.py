@@ -257,6 +257,7 @@ class TrainingPlan:
         time: How long it takes; None where that is not known.
         is_spot: Whether its nodes are from the spot market, which may take them back at any time.
         spot: What it is expected to take there; None elsewhere, and where that is not known.
+        merging_gib: GiB that merging the adapter into the base takes beside libraries; 0 where it cannot be merged.
     """
 
     method: str
@@ -286,6 +287,7 @@ class TrainingPlan:
     time: RunTime | None = None
     is_spot: bool = False
     spot: SpotTime | None = None
+    merging_gib: float = 0.0
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.errors import AdapterError, Problem
-from thriftune.models import classifier
+from thriftune.models import classifier, lineage
 from thriftune.models.architecture import Architecture
 from thriftune.models.completeness import ADAPTER_CONFIG, examples, wrapper_in
 from thriftune.models.weight_files import Folder, Shapes
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 RESUME_FROM = "lora.resume_from"
 WEIGHTS = "adapter_model.safetensors"
 _MISFIT = "adapter-weights-misfit"  # the code of a problem: weights are missing or do not fit
-_PREFIX = "base_model.model."  # starts every name in an adapter's file
+PREFIX = "base_model.model."  # starts every name in an adapter's file
 _LORA = "lora_"  # in the names of a LoRA adapter's weights
 # The same for the adapter types that are put on modules and in which every module has its own weights; in others that
 # are put on modules they share some, so this does not work.
@@ -58,12 +58,15 @@ def attach(
         The model with the adapter; the first one is active.
 
     Raises:
-        AdapterError: There is none, or its weights do not match its configuration and the model.
+        AdapterError: There is none, its weights do not match its configuration and the model, or it was trained on
+            another base or with another chat template.
     """
     from peft import LoraConfig as LoraOfPeft
     from peft.utils import load_peft_weights
 
     config = _config_of(adapter_dir, field)
+    if place := _place_of(model):
+        lineage.require_lineage(adapter_dir, place, field)
     _require_own_biases(model, config, field, adapter_dir)
     if (adapter_dir / WEIGHTS).is_file():
         shapes_in(Folder(adapter_dir), field, adapter_dir)
@@ -138,7 +141,7 @@ def adapted_modules(shapes: Shapes) -> set[str]:
     Args:
         shapes: Shape of each of its weights, by name.
     """
-    return {name.removeprefix(_PREFIX).partition(f".{_LORA}")[0] for name in shapes if f".{_LORA}" in name}
+    return {name.removeprefix(PREFIX).partition(f".{_LORA}")[0] for name in shapes if f".{_LORA}" in name}
 
 
 def _put_on(
@@ -151,6 +154,14 @@ def _put_on(
         model.load_adapter(str(adapter_dir), name, is_trainable=is_trainable, ignore_mismatched_sizes=True)
         return model
     return PeftModel.from_pretrained(model, str(adapter_dir), name, is_trainable, config, ignore_mismatched_sizes=True)
+
+
+def _place_of(model: "PreTrainedModel | PeftModel") -> Path | None:
+    """The directory that a model was loaded from; None for one that was made in memory."""
+    adapted: Any = model
+    base = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+    place = Path(base.name_or_path or "")
+    return place if base.name_or_path and (place / "config.json").is_file() else None
 
 
 def _config_of(adapter_dir: Path, field: str) -> "PeftConfig":
@@ -271,7 +282,7 @@ def _require_all(missing: list[str], without_place: list[str], remedy: str, fiel
     Raises:
         AdapterError: Names them.
     """
-    if wrapped := wrapper_in([key.replace(_PREFIX, "", 1) for key in without_place]):
+    if wrapped := wrapper_in([key.replace(PREFIX, "", 1) for key in without_place]):
         remedy = f"{wrapped} Unwrap the model before saving its adapter, or remove that part from every name."
     misplaced = [key for key in without_place if _LORA in key]
     messages = []

@@ -198,7 +198,7 @@ def weights_in(store: Store, source: str) -> Weights:
     """
     nothing = "its weights cannot be read."
     with failures.explained("model.source", source, ModelSourceError, nothing, code="model-incomplete"):
-        files = _files_to_read(store, source)
+        files = files_to_read(store, source)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             read = list(pool.map(lambda name: _or_reason(lambda: store.shapes(name)), files))
     bad = {name: found for name, found in zip(files, read, strict=True) if isinstance(found, str)}
@@ -210,7 +210,7 @@ def weights_in(store: Store, source: str) -> Weights:
     return Weights(shapes, tuple(sorted(others)))
 
 
-def _files_to_read(store: Store, source: str) -> list[str]:
+def files_to_read(store: Store, source: str) -> list[str]:
     """The files that transformers (5.23) reads: the single file, or those that the index names.
 
     Args:

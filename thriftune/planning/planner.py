@@ -18,6 +18,7 @@ from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.choices import Choice, Fitting, Refusal
 from thriftune.planning.evaluating import planned_benchmarks, planned_evaluation
 from thriftune.planning.ledger import Record
+from thriftune.planning.merging import merging_gib
 from thriftune.planning.objectives import require_countable, warn_of_budget
 from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
 from thriftune.planning.search import search, ways_of
@@ -203,6 +204,7 @@ def _plan_of(config: RunConfig, model: Architecture, catalogue: Catalogue, fitti
         prices_as_of=f"{catalogue.as_of}, {catalogue.region}" if is_rented else "",
         parameters=METHODS[config.method].planned(config, model)[1].parameters,
         trained_parameters=METHODS[config.method].trained_parameters(config, model),
+        merging_gib=merging_gib(config, model),
         alternatives=[_alternative(other) for other in fitting[1:]],
         time=fitting[0].time,
         is_spot=choice.offer.is_spot,

@@ -15,8 +15,6 @@ _HALF, _FULL = 2, 4  # bytes per parameter
 # Memory of Python and its libraries, with room for more: tests/test_task_memory.py measures half a GiB.
 _PROCESS_GIB = 3
 _LIBRARIES_GIB = _PROCESS_GIB + math.ceil(transfer.MEMORY_GIB)
-# Factor: a layer is merged in fp32, beside the one it replaces, and the output head, the largest, computes in fp32.
-_MERGING = 1.2
 # Factor: a GGUF file is unpacked to 16 bits, tensor by tensor through fp32, and saved from there.
 _UNPACKING = 1.15
 _MERGING_CPUS = 4
@@ -67,18 +65,18 @@ def fetching_model(source: str, parameters: int) -> PodRequest:
 
 
 def merging(config: RunConfig, plan: TrainingPlan) -> PodRequest:
-    """Resources to merge an adapter into its base model, which is held as a whole.
+    """Resources to merge an adapter into its base model (`thriftune.planning.merging`).
 
     Args:
         config: The run.
         plan: Its plan.
 
     Returns:
-        The request: 20 GiB of memory for a 7B model in 16 bits, 159 for 70B.
+        The request: 8 GiB of memory for a 7B model, 10 for 70B.
     """
     merged = saving.bytes_at_most(config) * plan.parameters
     disk = _HALF * plan.parameters + merged + _FULL * plan.trained_parameters
-    return PodRequest(_LIBRARIES_GIB + _gib(_MERGING * merged), _gib(disk), _MERGING_CPUS)
+    return PodRequest(_LIBRARIES_GIB + math.ceil(plan.merging_gib), _gib(disk), _MERGING_CPUS)
 
 
 def publishing(config: RunConfig, plan: TrainingPlan) -> PodRequest:

@@ -13,11 +13,13 @@ from thriftune import artifacts
 from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.checkpoints.resumed import Resumed
 from thriftune.config import ModelConfig, RunConfig
+from thriftune.data.conversion import formats
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.errors import StartAgainError
 from thriftune.methods import METHODS, Trained
 from thriftune.models import architecture as architectures
 from thriftune.models import saving
+from thriftune.models.lineage import lineage_of
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.strategies import STRATEGIES
 from thriftune.training.attempt import Attempt, Loaded
@@ -269,7 +271,9 @@ def _save(inputs: Inputs, loaded: Loaded, result: TrainingResult, destination: P
     strategy, config, trainer = STRATEGIES[inputs.plan.strategy], inputs.config, loaded.trainer
     version = artifacts.source_version(inputs.model_dir)
     fingerprint = artifacts.read_manifest(inputs.dataset_dir)["fingerprint"]
-    record = RunRecord(config, inputs.plan, version, fingerprint, result).as_json()
+    is_chat = any(row_format.is_chat for row_format in formats(config.data))
+    lineage = lineage_of(inputs.model_dir, inputs.start, uses_template=is_chat)
+    record = RunRecord(config, inputs.plan, version, fingerprint, result, lineage).as_json()
     trained = Trained(
         trainer.model,
         inputs.model_dir,

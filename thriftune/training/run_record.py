@@ -1,6 +1,6 @@
 """The record of a run in the manifest of the model or adapter it made: written and read only here."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from thriftune import artifacts
 from thriftune.config import RunConfig
 from thriftune.errors import ConfigError, UserError
+from thriftune.models.lineage import Lineage
 from thriftune.training.result import TrainingResult
 from thriftune.training_plan import TrainingPlan
 
@@ -23,6 +24,7 @@ class RunRecord:
         model_version: Version of the base model's source.
         dataset_fingerprint: Fingerprint of the prepared dataset.
         training: What was measured during training.
+        lineage: The base model, chat template and adapter that it was made from.
     """
 
     config: RunConfig
@@ -30,6 +32,7 @@ class RunRecord:
     model_version: str
     dataset_fingerprint: str
     training: TrainingResult
+    lineage: Lineage = field(default_factory=Lineage)
 
     def of_run(self, config: RunConfig, training: TrainingResult) -> Self:
         """The record of a run that was given this training: with its own file, and answers to its own prompts.
