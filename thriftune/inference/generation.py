@@ -1,17 +1,16 @@
 """Answer prompts in batches, with a model and any number of adapters: those that can, in one batch."""
 
 import gc
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from thriftune import damage
 from thriftune.data.questions import encode_prompt, prompt_style
 from thriftune.errors import AdapterError, ModelSourceError
+from thriftune.inference.answers import Answer
 from thriftune.inference.asking import BASE, Question, questions_of
 from thriftune.inference.prompts import Prompt, require_prompts
 from thriftune.models import classifier, mixed_batch
@@ -26,23 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-OutputFormat = Literal["jsonl", "parquet"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one prompt.
-
-    Attributes:
-        prompt: As it was given.
-        adapter: Name of the adapter that answered, or `base`.
-        answer: What the model generated, without special tokens.
-    """
-
-    prompt: str
-    adapter: str
-    answer: str
 
 
 def generate(
@@ -171,7 +153,7 @@ def _passes(model: Any, load: Load, internal: Mapping[str, str]) -> Iterator[fro
             yield frozenset({name})
 
 
-def _require_usable(model_dir: Path, adapters: Iterable[Path]) -> None:
+def _require_usable(model_dir: Path, adapters: Collection[Path]) -> None:
     """Refuse a model or an adapter that cannot answer: damaged, with links out of its directory, or a classifier.
 
     Args:
@@ -190,33 +172,3 @@ def _require_usable(model_dir: Path, adapters: Iterable[Path]) -> None:
     classifier.require_language(model_dir, "model_dir")
     for adapter in adapters:
         classifier.require_language(adapter, "adapters")
-
-
-def by_adapter(answers: Iterable[Answer]) -> dict[str, list[str]]:
-    """The texts of answers by the name of the adapter, each in the order of the prompts.
-
-    Args:
-        answers: The answers.
-    """
-    texts: dict[str, list[str]] = {}
-    for answer in answers:
-        texts.setdefault(answer.adapter, []).append(answer.answer)
-    return texts
-
-
-def write_answers(answers: Sequence[Answer], file: Path) -> None:
-    """Write answers as Parquet or JSONL, depending on the file's ending.
-
-    Args:
-        answers: The answers.
-        file: The file to write.
-    """
-    rows = [asdict(answer) for answer in answers]
-    if file.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), file)
-    else:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.write_text(text, encoding="utf-8")
