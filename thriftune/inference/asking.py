@@ -1,6 +1,5 @@
 """Who answers which prompt: names of adapters, and questions in the order of their answers."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,6 @@ from thriftune.inference.prompts import Prompt
 
 BASE = benchmark_run.BASE  # name for answers without any adapter
 NAMES = "adapter_names"
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,39}")
 _SHOWN = 20  # names in a message
 
 
@@ -45,7 +43,7 @@ def names_of(count: int, given: Sequence[str]) -> list[str]:
         remedy = "Give each adapter one name, in the order of --adapters; or none, to number them."
         raise AdapterError.single(NAMES, given, f"are {len(given)} names for {count} adapters.", remedy)
     for number, name in enumerate(given):
-        if name == BASE or not _NAME.fullmatch(name):
+        if name == BASE or not benchmark_run.ADAPTER_NAME.fullmatch(name):
             remedy = f"Use letters, digits, dots and dashes, at most 40, and not {BASE}."
             raise AdapterError.single(f"{NAMES}.{number}", name, "is no name for an adapter.", remedy)
         if name in given[:number]:

@@ -59,7 +59,7 @@ def cheapest_node(held: Held, machines: Iterable[Offer]) -> EvaluationNode | Non
         precision = choose_precision(held.precision, offer.device)
         for devices in range(1, (offer.gpus or 1) + 1):
             if _fits(held, offer, devices, precision):
-                return _node(offer, devices, precision, held.architecture)
+                return node_on(offer, devices, precision, held.architecture)
     return None
 
 
@@ -249,7 +249,15 @@ def _fits(held: Held, offer: Offer, devices: int, precision: Precision) -> bool:
     return fits(needed, (offer.gpu_gib or offer.host_gib) * GIB)
 
 
-def _node(offer: Offer, devices: int, precision: Precision, architecture: Architecture) -> EvaluationNode:
+def node_on(offer: Offer, devices: int, precision: Precision, architecture: Architecture) -> EvaluationNode:
+    """A node with some of the devices of a machine, and that share of its host.
+
+    Args:
+        offer: The machine.
+        devices: Number of its devices.
+        precision: Precision to compute in.
+        architecture: The model that it holds.
+    """
     share = devices / offer.gpus if offer.gpus else 1.0
     request = NodeRequest(
         cpus=max(1, math.floor(offer.cpus * share)),
