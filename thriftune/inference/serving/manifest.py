@@ -80,6 +80,13 @@ class ManifestRequest:
     drain_seconds: int = 60
 
 
+class _Written(yaml.SafeDumper):
+    """Writes what is there twice twice, as people read and change manifests."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def manifests(request: ManifestRequest) -> str:
     """A Deployment and a Service as YAML, with what was planned as comments.
 
@@ -96,7 +103,7 @@ def manifests(request: ManifestRequest) -> str:
     _require_usable(request)
     if request.served.engine == "vllm":
         vllm.require_servable(request.plan.node.hardware, request.served, request.configurations)
-    documents = yaml.safe_dump_all([_deployment(request), _service(request)], sort_keys=False, width=120)
+    documents = yaml.dump_all([_deployment(request), _service(request)], Dumper=_Written, sort_keys=False, width=120)
     return "".join(f"# {line}\n" for line in _comments(request)) + documents
 
 
@@ -194,7 +201,7 @@ def _serving(request: ManifestRequest, container: Container) -> dict[str, Any]:
 
 def _resources(request: ManifestRequest, *, without_gpus: bool = False) -> dict[str, Any]:
     asked = request.plan.node.request
-    gpus = {GPU: asked.gpus} if asked.gpus and not without_gpus else {}
+    gpus = {GPU: str(asked.gpus)} if asked.gpus and not without_gpus else {}
     disk = {"ephemeral-storage": f"{asked.disk_gib}Gi"}
     wanted = {"cpu": str(asked.cpus), "memory": f"{asked.memory_gib}Gi", **disk, **gpus}
     return {"requests": wanted, "limits": dict(wanted)}
