@@ -15,7 +15,8 @@ from thriftune.errors import AdapterError, ConfigError, UserError
 from thriftune.hardware import DEVICES
 from thriftune.inference.serving import manifest, vllm
 from thriftune.inference.serving.cluster import ClusterOptions, manifests_of, planned
-from thriftune.inference.serving.manifest import ManifestRequest, manifests
+from thriftune.inference.serving.manifest import manifests
+from thriftune.inference.serving.manifest_request import INSTANCE_LABEL, ManifestRequest
 from thriftune.models import architecture
 from thriftune.planning import catalogue, serving
 from thriftune.planning.served_adapters import AdapterSize
@@ -140,7 +141,7 @@ def test_the_pod_is_as_pod_templates_makes_it(request_for, engine):
     assert ours["containers"][0]["securityContext"] == container["securityContext"]
     assert container["volumeMounts"][0] in ours["containers"][0]["volumeMounts"]
     assert theirs["volumes"][0] in ours["volumes"]
-    assert pod_templates.INSTANCE_LABEL == manifest.INSTANCE_LABEL
+    assert pod_templates.INSTANCE_LABEL == INSTANCE_LABEL
     assert manifest.GPU == GPU_OF_TEMPLATES
 
 

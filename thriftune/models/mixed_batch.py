@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 NO_ADAPTER = "__base__"
 _LORA = "LORA"
 # Fields of peft's LoraConfig, and why an adapter that has one cannot be in a batch with others.
-# Source: peft 0.21.2, tuners/lora/layer.py (_check_forward_args, _mixed_batch_forward), utils/other.py
-# (AuxiliaryTrainingWrapper), tuners/lora/model.py (_enable_peft_forward_hooks).
+# Source: peft 0.21.2, its layers' check of adapter_names, the wrapper of modules that train beside LoRA, and generate.
 _REFUSED: Mapping[str, str] = {
     "use_dora": "peft refuses DoRA in a batch of several adapters",
     # The wrapper asks which adapter is active, not which one a row names: its weights are left out without a word.

@@ -15,7 +15,7 @@ from thriftune.models.completeness import ADAPTER_CONFIG
 from thriftune.models.weight_files import Folder
 
 # The values that vLLM allows for --max-lora-rank.
-# Source: vLLM 0.8.5, vllm/config.py, LoRAConfig
+# Source: the LoRA section of vLLM 0.8.5's configuration.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 

@@ -17,9 +17,8 @@ from thriftune.overhead import GIB, with_overhead
 from thriftune.planned_node import EvaluationNode
 from thriftune.planning import matching
 from thriftune.planning.catalogue import Catalogue
-from thriftune.planning.evaluating import node_on
 from thriftune.planning.memory.validating import cache_of_row
-from thriftune.planning.offers import Offer
+from thriftune.planning.offers import Offer, node_on
 from thriftune.planning.served_adapters import AdapterSize, slot_rank, slots_elements
 from thriftune.planning.verdict import fits
 from thriftune.strategies.memory.activations import StepShape, measure

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thriftune.config import HardwareConfig, ModelConfig
-from thriftune.inference.serving.manifest import INSTANCE_LABEL, ManifestRequest, manifests
+from thriftune.inference.serving.manifest import manifests
+from thriftune.inference.serving.manifest_request import INSTANCE_LABEL, ManifestRequest
 from thriftune.models import architecture
 from thriftune.planning import serving
 from thriftune.planning.catalogue import Catalogue

@@ -1,13 +1,13 @@
 """vLLM's own server in a manifest: its image, its arguments, and what it cannot serve.
 
-Source: vLLM 0.8.5, docs/features/lora.md, docs/serving/engine_args.md and vllm/lora/peft_helper.py; not run here. It is
-the last minor version whose first engine runs on GPUs of capability 7.5, which its second one refuses (vllm-project/
-vllm, issue 15853); it chooses between them by itself.
+Source: vLLM 0.8.5's documentation of LoRA adapters and of engine arguments, https://docs.vllm.ai/en/v0.8.5; not run
+here. Its first engine runs on GPUs of capability 7.5, which its second one refuses
+(https://github.com/vllm-project/vllm/issues/15853); this version still has both, and chooses by itself.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thriftune.config.benchmark_run import BASE
 from thriftune.errors import AdapterError, ConfigError, Problem
@@ -106,7 +106,7 @@ def container(served: Served, node: EvaluationNode, base: str, adapters: Mapping
     return Container(IMAGE, args, "/health", env=_environment(secret))
 
 
-def _environment(secret: str) -> list[dict[str, object]]:
+def _environment(secret: str) -> list[dict[str, Any]]:
     """Its variables: the key comes from a Secret, and caches go where a user without a name may write."""
     key = {"secretKeyRef": {"name": secret, "key": "api-key"}}
     plain = {
