@@ -40,6 +40,11 @@ def compiled(part, config, plan, upload=None, **versions):
 
     With an upload, the code comes from there; else it is in the image.
     """
+    return compiled_with(part, upload, config=config, plan=plan, **(versions or VERSIONS))
+
+
+def compiled_with(part, upload=None, **inputs):
+    """The same of a part with any inputs."""
     image = ImageConfig.auto(img_name=PLATFORM.image or "registry/thriftune:1")
     fast = FastSerializationSettings(True, "/root", upload) if upload else None
     settings = SerializationSettings(
@@ -50,7 +55,6 @@ def compiled(part, config, plan, upload=None, **versions):
     running = context.with_serialization_settings(settings).with_execution_state(
         state.with_params(mode=state.Mode.TASK_EXECUTION)
     )
-    versions = versions or VERSIONS
     part._wf = None  # flytekit keeps what it compiled first; a pod compiles once
     with FlyteContextManager.with_context(running) as inside:
-        return part.compile_into_workflow(inside, part._task_function, config=config, plan=plan, **versions).nodes
+        return part.compile_into_workflow(inside, part._task_function, **inputs).nodes
