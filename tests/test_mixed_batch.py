@@ -17,6 +17,7 @@ from thriftune.models.adapter_weights import config_of
 from thriftune.models.answering import Sampling, complete
 from thriftune.models.loading import Placement, attach_adapters
 from thriftune.models.mixed_batch import NO_ADAPTER, batchable, kind_of, loads_of, unbatchable_on
+from thriftune.models.quantization import FourBit
 
 CPU = Placement(DEVICES["CPU"], "fp32")
 PROMPTS = ["What is the capital of France?", "hi", "Two and two"]
@@ -92,6 +93,23 @@ def test_what_is_batched_answers_as_it_does_alone(tiny_model_dir, adapter, chang
     both = by_name(asked(tiny_model_dir, {"one": one, "two": two}))
     assert both["one"] == by_name(asked(tiny_model_dir, {"one": one}))["one"] != both["two"]
     assert both["two"] == by_name(asked(tiny_model_dir, {"two": two}))["two"]
+
+
+def test_adapters_share_a_batch_on_a_base_in_4_bits(tiny_model_dir, adapter):
+    """peft has other layers there. Rows of other adapters change nothing: each adapter's logits are summed alone."""
+    import torch
+
+    from thriftune.models.loading import load_model
+
+    named = {"one": adapter("one", lora()), "two": adapter("two", lora())}
+    model = attach_adapters(load_model(tiny_model_dir, Placement(CPU.device, "fp32", FourBit())), named).eval()
+    ids = torch.arange(10, 20).repeat(3, 1)
+    with torch.no_grad():
+        mixed = model(ids, adapter_names=["one", "two", NO_ADAPTER]).logits
+        for row, name in enumerate(named):
+            model.set_adapter(name)
+            assert torch.allclose(mixed[row], model(ids).logits[row], atol=1e-5)
+        assert not torch.allclose(mixed[0], mixed[1], atol=1e-2)
 
 
 @pytest.mark.parametrize(("changes", "reason"), BAD.values(), ids=BAD)
