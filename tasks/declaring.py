@@ -38,6 +38,7 @@ FETCH_CACHE = "5"
 PREPARE_CACHE = f"{PREPARATION}.2"  # .2 since the fingerprint is its key; the rows depend on PREPARATION
 TRAIN_CACHE = "6"
 BENCHMARK_CACHE = "1"
+GENERATE_CACHE = "1"
 
 # Logs, caches in the home directory, compiled kernels.
 _BESIDE_TEMPORARY_FILES_GIB = 2

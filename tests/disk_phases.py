@@ -14,7 +14,7 @@ from thriftune.config import DataConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import TRAIN, load_split
 from thriftune.disk import writing_to
-from thriftune.inference import generation
+from thriftune.inference import answers as answering
 from thriftune.models import fetching as models
 from thriftune.models import merging
 
@@ -39,7 +39,7 @@ def saved_by_torch(disk: Path) -> None:
 
 def phases(disk: Path, inputs: Path) -> dict[str, Callable[[], object]]:
     model, data = inputs / "model", DataConfig(source=str(inputs / "rows.jsonl"), format="chat", max_length=96)
-    answers = [generation.Answer("Why?", "base", "Because. " * 10_000)] * 10
+    answers = [answering.Answer("Why?", "base", "Because. " * 10_000)] * 10
     return {
         "fetching the base model": lambda: models.fetch(str(model), "1", disk / "fetched"),
         "copying the tokenizer": lambda: models.copy_tokenizer(model, disk / "tokenizer"),
@@ -53,9 +53,9 @@ def phases(disk: Path, inputs: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def _write(file: Path, answers: list[generation.Answer]) -> None:
+def _write(file: Path, answers: list[answering.Answer]) -> None:
     with writing_to(file, "writing the answers"):
-        generation.write_answers(answers, file)
+        answering.write_answers(answers, file)
 
 
 def _report(folder: Path) -> None:

@@ -5,22 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from thriftune.artifacts import change_manifest
 from thriftune.data.examples import Conversation
 from thriftune.data.formats import FORMATS, alpaca_prompt
 from thriftune.data.rendering import render
 from thriftune.data.tokenization import IGNORED, Tokenization
-from thriftune.errors import DataError, ModelSourceError
+from thriftune.errors import AdapterError, DataError, ModelSourceError
 from thriftune.hardware import DEVICES
-from thriftune.inference.generation import (
-    BASE,
-    Answer,
-    Sampling,
-    complete,
-    encode_prompt,
-    generate,
-    prompt_style,
-    write_answers,
-)
+from thriftune.inference.answers import Answer, read_answers, write_answers
+from thriftune.inference.asking import BASE, names_of
+from thriftune.inference.generation import Sampling, complete, encode_prompt, generate, prompt_style
+from thriftune.inference.prompts import Prompt
 from thriftune.models.loading import Placement
 
 PROMPTS = ["What is the capital of France?", "hi", "The quick brown fox jumps over the lazy dog", "Two and two"]
@@ -131,6 +126,56 @@ def test_each_adapter_answers_every_prompt_with_its_own_weights(tiny_model_dir, 
         assert [a.answer for a in alone] == answers[name]
 
 
+def test_prompts_that_name_who_answers_are_answered_in_their_order(tiny_model_dir, random_adapter):
+    adapters = {"one": random_adapter(seed=1), "two": random_adapter(seed=2)}
+    prompts = [Prompt("hi", "two"), Prompt("hi", BASE), Prompt("Two and two"), Prompt("hi", "one")]
+    found = generate(tiny_model_dir, prompts, adapters=adapters, placement=CPU, sampling=Sampling(8), batch=8)
+    asked = [("hi", "two"), ("hi", BASE), ("Two and two", "one"), ("Two and two", "two"), ("hi", "one")]
+    assert [(a.prompt, a.adapter) for a in found] == asked
+    for prompt, name in asked:
+        own = {name: adapters[name]} if name in adapters else {}
+        (alone,) = generate(tiny_model_dir, [prompt], adapters=own, placement=CPU, sampling=Sampling(8), batch=1)
+        assert alone in found
+
+
+def test_each_adapter_is_asked_in_the_form_that_it_was_trained_on(tiny_model_dir, random_adapter):
+    """All were asked in the form of the first."""
+    adapters = {"chat": random_adapter(seed=1), "alpaca": random_adapter(seed=2)}
+    for style, directory in adapters.items():
+        change_manifest(directory, {"config": {"data": {"format": style}}})
+    both = generate(tiny_model_dir, PROMPTS, adapters=adapters, placement=CPU, sampling=Sampling(8), batch=4)
+    for name, directory in adapters.items():
+        alone = generate(
+            tiny_model_dir, PROMPTS, adapters={name: directory}, placement=CPU, sampling=Sampling(8), batch=4
+        )
+        assert [a for a in both if a.adapter == name] == alone
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["one"], r"adapter_names = \['one'\]: are 1 names for 2 adapters"),
+        (["one", "one"], r"adapter_names\.1 = one: is the name of adapter 1 too"),
+        (["one", "base"], r"adapter_names\.1 = base: is no name"),
+        (["../x", "two"], r"adapter_names\.0 = \.\./x: is no name"),
+    ],
+)
+def test_wrong_names_of_adapters_are_refused(names, reason):
+    with pytest.raises(AdapterError, match=reason):
+        names_of(2, names)
+
+
+def test_adapters_without_names_are_numbered():
+    assert names_of(2, []) == ["adapter-1", "adapter-2"]
+    assert names_of(2, ["b", "a"]) == ["b", "a"]
+
+
+def test_a_prompt_for_an_adapter_that_there_is_not_is_refused_before_a_model_is_loaded(tmp_path):
+    with pytest.raises(DataError, match=r"prompts\.1 = three: .* The names are one, base\."):
+        prompts = [Prompt("hi"), Prompt("hi", "three")]
+        generate(tmp_path, prompts, adapters={"one": tmp_path}, placement=CPU, sampling=Sampling(), batch=1)
+
+
 def test_an_adapter_may_have_a_dot_in_its_path(tiny_model_dir, random_adapter):
     adapters = {"/data/v1.0/adapter": random_adapter(seed=1)}
     (answer,) = generate(tiny_model_dir, ["hi"], adapters=adapters, placement=CPU, sampling=Sampling(2), batch=1)
@@ -154,6 +199,7 @@ def test_answers_are_written_as_jsonl(tmp_path):
     text = (tmp_path / "a.jsonl").read_text(encoding="utf-8")
     assert "Où?" in text
     assert [Answer(**json.loads(line)) for line in text.splitlines()] == ANSWERS
+    assert list(read_answers(tmp_path / "a.jsonl")) == ANSWERS
 
 
 def test_answers_are_written_as_parquet(tmp_path):

@@ -1,13 +1,18 @@
 """Map tasks as Flyte gets them."""
 
 from conftest import run_dict
-from planning import compiled
+from flytekit.types.directory import FlyteDirectory
+from flytekit.types.file import FlyteFile
+from planning import compiled, nodes_of
 
 from tasks.benchmark import benchmark_shard
+from tasks.generate_parts import Asked
 from tasks.mapping import mapped
 from thriftune.config import RunConfig
+from thriftune.models.answering import Sampling
 from thriftune.planning import catalogue, planner
 from workflows.finetune import train_on_plan
+from workflows.generate import answer_parts
 
 VERSIONS = {"model_version": "1", "tokenizer_version": "1", "data_version": "1", "table": None}
 BENCHMARKS = '{"general-mini": "1", "held_out": "1"}'
@@ -73,3 +78,19 @@ def test_the_uploaded_code_is_unpacked_once():
         assert command.count("pyflyte-fast-execute") == 1
         own = command[command.index("--") + 1 :]
         assert [own[0], own[2]] == ["env", "pyflyte-map-execute"]
+
+
+def test_parts_of_a_file_of_prompts_are_answered_at_most_so_many_at_a_time_and_then_joined():
+    parts = [FlyteFile(f"s3://b/part-{number}.jsonl") for number in range(3)]
+    named = {"one": FlyteDirectory("s3://b/one"), "two": FlyteDirectory("s3://b/two")}
+    asked = Asked(Sampling(8), quantize=True, batch=4)
+    inputs = {"model_dir": FlyteDirectory("s3://b/model"), "parts": parts, "keys": ["a", "b", "c"], "named": named}
+    nodes = nodes_of(answer_parts, **inputs, asked=asked, parallel=2, output_format="jsonl")
+    (answering,) = [node for node in nodes if node.array_node]
+    (joining,) = [node for node in nodes if not node.array_node]
+    assert answering.array_node.to_flyte_idl().parallelism == 2
+    assert joining.upstream_node_ids == [answering.id]
+    bound = {one.var: one.binding for one in answering.inputs}
+    keys = [one.scalar.primitive.string_value for one in bound["cache_key"].collection.bindings]
+    assert len(set(keys)) == 3
+    assert bound["adapters"].map.bindings.keys() == {"one", "two"}

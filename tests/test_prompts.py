@@ -8,7 +8,7 @@ import pytest
 
 from thriftune.config.formats import ENDINGS
 from thriftune.errors import DataError
-from thriftune.inference.prompts import read_prompts
+from thriftune.inference.prompts import Prompt, iterate_prompts, read_prompts
 
 LINE_SEPARATOR, BOM = "\u2028", "\ufeff"
 PROMPTS = [f"One{LINE_SEPARATOR}and a half?", "Où,\there?", "None"]
@@ -108,3 +108,28 @@ def test_a_file_of_another_kind_is_refused(tmp_path, name):
     (tmp_path / name).write_text("One?")
     with pytest.raises(DataError, match=r"prompts_file = .*does not end in \.jsonl"):
         read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_a_column_names_who_answers(tmp_path, ending):
+    file = tmp_path / f"p{ending}"
+    if ending == ".jsonl":
+        file.write_text('{"prompt": "a", "adapter": "one"}\n{"prompt": "b", "adapter": null}\n{"prompt": "c"}\n')
+    elif ending == ".csv":
+        file.write_text("adapter,other,prompt\none,x,a\n,y,b\n,z,c\n")
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {"adapter": ["one", None, ""], "other": [1, 2, 3], "prompt": ["a", "b", "c"]}
+        pq.write_table(pa.table(columns), file)
+    found = [(prompt.text, prompt.adapter) for prompt in iterate_prompts(file)]
+    assert found == [("a", "one"), ("b", ""), ("c", "")]
+
+
+def test_a_name_that_is_no_text_is_refused_with_its_line(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "adapter": 7}\n')
+    prompts = iterate_prompts(tmp_path / "p.jsonl")
+    assert next(prompts) == Prompt("a", "", "p.jsonl, line 1")
+    with pytest.raises(DataError, match="p.jsonl, line 2 = .*its adapter is of type int, and not a name"):
+        next(prompts)

@@ -9,7 +9,7 @@ import pytest
 
 from workflows.benchmark import benchmark
 from workflows.full_finetune import full_finetune, full_finetune_on_table
-from workflows.generate import generate
+from workflows.generate import generate, generate_in_parts
 from workflows.plan import calibrate, plan, preflight
 from workflows.qlora_finetune import qlora_finetune, qlora_finetune_on_table
 from workflows.sweep import sweep
@@ -17,7 +17,7 @@ from workflows.sweep import sweep
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = (
     full_finetune, full_finetune_on_table, qlora_finetune, qlora_finetune_on_table, generate, plan, preflight,
-    calibrate, benchmark, sweep,
+    calibrate, benchmark, generate_in_parts, sweep,
 )  # fmt: skip
 _VERSION = """
 from flytekit.configuration import ImageConfig, SerializationSettings

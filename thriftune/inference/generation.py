@@ -1,47 +1,35 @@
-"""Answer prompts in batches, with a model and any number of adapters."""
+"""Answer prompts in batches, with a model and any number of adapters: those that can, in one batch."""
 
-import json
+import gc
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 from thriftune import damage
 from thriftune.data.questions import encode_prompt, prompt_style
 from thriftune.errors import AdapterError, ModelSourceError
-from thriftune.inference.prompts import require_prompts
-from thriftune.models import classifier
+from thriftune.inference.answers import Answer
+from thriftune.inference.asking import BASE, Question, questions_of
+from thriftune.inference.prompts import Prompt, require_prompts
+from thriftune.models import classifier, mixed_batch
 from thriftune.models.answering import Sampling, complete
 from thriftune.models.completeness import require_no_adapter
 from thriftune.models.files import ADAPTER_FILES, files_of
 from thriftune.models.loading import Placement, attach_adapters, load_model
+from thriftune.models.mixed_batch import NO_ADAPTER, Load
 from thriftune.models.tokenizer import load_tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
-
-OutputFormat = Literal["jsonl", "parquet"]
-BASE = "base"  # name for answers without any adapter
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one prompt.
-
-    Attributes:
-        prompt: As it was given.
-        adapter: Name of the adapter that answered, or `base`.
-        answer: What the model generated, without special tokens.
-    """
-
-    prompt: str
-    adapter: str
-    answer: str
 
 
 def generate(
     model_dir: Path,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     *,
     adapters: dict[str, Path],
     placement: Placement,
@@ -52,44 +40,121 @@ def generate(
 
     Args:
         model_dir: A model: a base model, a fine-tuned or a merged one.
-        prompts: The prompts.
-        adapters: Adapter directories by name; each of them answers every prompt. If empty, the model itself answers.
+        prompts: The prompts. One that names an adapter, or `base`, is answered by that alone.
+        adapters: Adapter directories by name; each of them answers every prompt that names none. If empty, the model
+            itself does.
         placement: How to hold the model.
         sampling: How tokens are sampled.
         batch: Prompts per forward pass.
 
     Returns:
-        One answer per prompt and adapter, adapter by adapter.
+        One answer per prompt and adapter: adapter by adapter; or in the order of the prompts, if one of them names who
+        answers.
 
     Raises:
-        DataError: There are no prompts, or one is empty.
+        DataError: There are no prompts, one is empty, or one names an adapter that there is not.
         UserError: The model or an adapter is damaged, contains links out of its directory, or is a classifier.
     """
-    require_prompts(prompts)
-    _require_whole(model_dir, adapters.values())
-    require_no_adapter(model_dir)
-    classifier.require_language(model_dir, "model_dir")
-    for adapter in adapters.values():
-        classifier.require_language(adapter, "adapters")
+    asked = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    require_prompts([prompt.text for prompt in asked])
+    questions = questions_of(asked, list(adapters))
+    _require_usable(model_dir, adapters.values())
     tokenizer = load_tokenizer(model_dir, padding_side="left")
+    # Each adapter is asked in the form that it was trained on.
+    styles = {name: prompt_style(path, tokenizer) for name, path in {BASE: model_dir, **adapters}.items()}
+    encoded = [encode_prompt(question.text, tokenizer, styles[question.adapter]) for question in questions]
+    texts: dict[int, str] = {}
+    for load in _loads(questions, adapters):
+        texts |= _answered(model_dir, load, questions, encoded, tokenizer, placement, sampling, batch)
+        gc.collect()  # a peft model refers to itself, and two copies of a base may not fit
+    return [Answer(question.text, question.adapter, texts[i]) for i, question in enumerate(questions)]
+
+
+def _loads(questions: Sequence[Question], adapters: Mapping[str, Path]) -> Iterator[Load]:
+    """The copies of the base that questions need, one after the other; that without adapters only where none has room.
+
+    Args:
+        questions: What is asked.
+        adapters: Directories by name.
+    """
+    named = {question.adapter for question in questions}
+    loads = list(mixed_batch.loads_of({name: path for name, path in adapters.items() if name in named}))
+    if BASE in named and not any(load.mixed for load in loads):
+        yield Load("", {}, frozenset())
+    yield from loads
+
+
+def _answered(
+    model_dir: Path,
+    load: Load,
+    questions: Sequence[Question],
+    encoded: Sequence[list[int]],
+    tokenizer: "PreTrainedTokenizerBase",
+    placement: Placement,
+    sampling: Sampling,
+    batch: int,
+) -> dict[int, str]:
+    """The answers of the adapters on one copy of the base, by the number of the question."""
     # torch allows no dot in a module's name, and adapters are named by their paths.
-    internal = {name: f"adapter_{number}" for number, name in enumerate(adapters)}
-    model = attach_adapters(load_model(model_dir, placement), {internal[n]: path for n, path in adapters.items()})
+    internal = {name: f"adapter_{number}" for number, name in enumerate(load.adapters)}
+    attached = {internal[name]: path for name, path in load.adapters.items()}
+    model = attach_adapters(load_model(model_dir, placement), attached)
     model.eval()
-    style = prompt_style(next(iter(adapters.values()), model_dir), tokenizer)
-    encoded = [encode_prompt(prompt, tokenizer, style) for prompt in prompts]
-    answers = []
-    for name in list(adapters) or [BASE]:
-        if name in adapters:
-            model.set_adapter(internal[name])
-        logger.info("Answering %d prompts with %s", len(prompts), name)
-        texts = complete(model, tokenizer, encoded, sampling, batch)
-        answers += [Answer(prompt, name, text) for prompt, text in zip(prompts, texts, strict=True)]
-    return answers
+    texts: dict[int, str] = {}
+    for names in _passes(model, load, internal):
+        asked = [i for i, question in enumerate(questions) if question.adapter in names]
+        # The adapters' questions of one prompt come together: rows of a batch are then about equally long.
+        asked.sort(key=lambda i: questions[i].prompt)
+        answering = sorted({questions[i].adapter for i in asked})
+        logger.info("Answering %d prompts with %s", len(asked), ", ".join(answering) or "nobody")
+        rows = [encoded[i] for i in asked]
+        mixed = [internal.get(questions[i].adapter, NO_ADAPTER) for i in asked] if len(answering) > 1 else None
+        with _active(model, [internal[name] for name in answering if name != BASE]):
+            texts |= zip(asked, complete(model, tokenizer, rows, sampling, batch, mixed), strict=True)
+    return texts
 
 
-def _require_whole(model_dir: Path, adapters: Iterable[Path]) -> None:
-    """Refuse a model or an adapter that is damaged, or that contains links out of its directory.
+@contextmanager
+def _active(model: Any, names: Sequence[str]) -> Iterator[None]:
+    """Have adapters answer: the first where rows name none; the base alone if there are none.
+
+    Args:
+        model: The base, with or without adapters on it.
+        names: Names of those that answer.
+    """
+    if names:
+        model.set_adapter(names[0])
+        yield
+    elif hasattr(model, "peft_config"):
+        with model.disable_adapter():
+            yield
+    else:
+        yield
+
+
+def _passes(model: Any, load: Load, internal: Mapping[str, str]) -> Iterator[frozenset[str]]:
+    """Names of those that answer in one batch, and of each that answers alone.
+
+    Args:
+        model: The base with the adapters.
+        load: The adapters.
+        internal: Their names on the model.
+    """
+    if not load.adapters:
+        yield frozenset({BASE})
+        return
+    reasons = {name: mixed_batch.unbatchable_on(model, internal[name]) for name in load.adapters}
+    together = frozenset(name for name, reason in reasons.items() if not reason)
+    if together or load.mixed:  # where nobody else answers in one batch after all, the base does
+        yield together | {BASE}
+    for name, reason in reasons.items():
+        if reason:
+            logger.info("%s answers in batches of its own: %s", name, reason)
+            yield frozenset({name})
+
+
+def _require_usable(model_dir: Path, adapters: Collection[Path]) -> None:
+    """Refuse a model or an adapter that cannot answer: damaged, with links out of its directory, or a classifier.
 
     Args:
         model_dir: The model.
@@ -103,33 +168,7 @@ def _require_whole(model_dir: Path, adapters: Iterable[Path]) -> None:
     for adapter in adapters:
         files_of(adapter, "adapters", AdapterError, ADAPTER_FILES, ())
         damage.require_undamaged(adapter, "adapters", content=True)
-
-
-def by_adapter(answers: Sequence[Answer]) -> dict[str, list[str]]:
-    """The texts of answers by the name of the adapter, each in the order of the prompts.
-
-    Args:
-        answers: The answers.
-    """
-    texts: dict[str, list[str]] = {}
-    for answer in answers:
-        texts.setdefault(answer.adapter, []).append(answer.answer)
-    return texts
-
-
-def write_answers(answers: Sequence[Answer], file: Path) -> None:
-    """Write answers as Parquet or JSONL, depending on the file's ending.
-
-    Args:
-        answers: The answers.
-        file: The file to write.
-    """
-    rows = [asdict(answer) for answer in answers]
-    if file.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), file)
-    else:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.write_text(text, encoding="utf-8")
+    require_no_adapter(model_dir)
+    classifier.require_language(model_dir, "model_dir")
+    for adapter in adapters:
+        classifier.require_language(adapter, "adapters")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,46 @@ from thriftune.data.tokenization import is_unicode
 from thriftune.errors import DataError
 
 _COLUMN = "prompt"
+ADAPTER_COLUMN = "adapter"
 _SHOWN = 80  # characters of a wrong prompt that a message shows
 _REMEDY = f'Write {{"{_COLUMN}": "..."}} for each, a column named {_COLUMN}, or a .txt file with one prompt per line.'
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What to ask, and whom.
+
+    Attributes:
+        text: The question.
+        adapter: Name of the adapter that answers; empty where every adapter does.
+        place: Where it was read, for messages; empty for a prompt that was given itself.
+    """
+
+    text: str
+    adapter: str = ""
+    place: str = ""
+
+
 def read_prompts(file: Path) -> list[str]:
-    """Read prompts from a file, with the readers of training data.
+    """The texts of the prompts in a file, as `iterate_prompts` reads them.
+
+    Args:
+        file: As there.
+
+    Raises:
+        DataError: As there.
+    """
+    return [prompt.text for prompt in iterate_prompts(file)]
+
+
+def iterate_prompts(file: Path) -> Iterator[Prompt]:
+    """Read prompts from a file, with the readers of training data, one at a time.
 
     Args:
         file: JSON Lines, JSON, CSV, TSV or Parquet with a column `prompt`, where JSON may also be a list of texts; or a
-            text file with one prompt per line, without its empty lines.
+            text file with one prompt per line, without its empty lines. A column `adapter` names who answers.
 
-    Returns:
+    Yields:
         The prompts, in order.
 
     Raises:
@@ -33,16 +61,18 @@ def read_prompts(file: Path) -> list[str]:
     ending = ending_of(file.name) or ""
     column = "text" if ending.startswith(".txt") else _COLUMN
     counted = "line" if ending.startswith(".jsonl") else "row"
-    prompts = [_prompt_in(raw, column, f"{file.name}, {counted} {number}") for number, raw in _rows_of(file, column)]
-    if not prompts:
+    is_empty = True
+    for number, raw in _rows_of(file, column):
+        is_empty = False
+        yield _prompt_in(raw, column, f"{file.name}, {counted} {number}")
+    if is_empty:
         raise DataError.single("prompts_file", file, "holds no prompts.", "Give at least one.")
-    return prompts
 
 
 def _rows_of(file: Path, column: str) -> Iterator[tuple[int, RawRow]]:
     """The rows of a file with their numbers, one at a time."""
     try:
-        yield from read_file(file, "line", (column,))
+        yield from read_file(file, "line", (column, ADAPTER_COLUMN))
     except DataError as error:
         raise DataError([replace(problem, field="prompts_file") for problem in error.problems]) from error
 
@@ -63,12 +93,14 @@ def require_prompts(prompts: Sequence[str]) -> None:
             raise DataError.single(f"prompts.{number}", repr(prompt[:_SHOWN]), problem, "Write another, or remove it.")
 
 
-def _prompt_in(raw: RawRow, column: str, place: str) -> str:
+def _prompt_in(raw: RawRow, column: str, place: str) -> Prompt:
     """The prompt in a row."""
+    adapter: Any = None
     try:
         row = decode(raw)
         prompt = row.get(column)
         problem = _problem_of(prompt) if column in row else f"has no {_COLUMN}."
+        adapter = row.get(ADAPTER_COLUMN)
     except NotAnObjectError as error:
         prompt = error.value
         problem = _problem_of(prompt) if isinstance(prompt, str) else f"{error}."
@@ -76,7 +108,10 @@ def _prompt_in(raw: RawRow, column: str, place: str) -> str:
         prompt, problem = None, f"{error}."
     if problem:
         raise DataError.single(place, _shown(raw), problem, _REMEDY)
-    return str(prompt)
+    if not isinstance(adapter, str | None):
+        message = f"its {ADAPTER_COLUMN} is of type {type(adapter).__name__}, and not a name."
+        raise DataError.single(place, _shown(raw), message, "Write the name of an adapter, or leave it out.")
+    return Prompt(str(prompt), (adapter or "").strip(), place)
 
 
 def _problem_of(prompt: Any) -> str:

@@ -52,20 +52,22 @@ def side_by_side(
     answers: Mapping[str, Sequence[str]],
     most_prompts: int = MOST_PROMPTS,
     longest: int = LONGEST,
+    count: int | None = None,
 ) -> SideBySide:
     """Put the answers to each prompt beside one another.
 
     Args:
-        prompts: The prompts.
+        prompts: The prompts, or the first of them.
         answers: By name of the model, its answers in the order of the prompts.
         most_prompts: Largest number of prompts to show.
         longest: Largest number of characters to show of a text.
+        count: Number of prompts in all; None for those given.
     """
     rows = [
         (_excerpt(prompt, longest), [_excerpt(texts[number], longest) for texts in answers.values()])
         for number, prompt in enumerate(prompts[:most_prompts])
     ]
-    return SideBySide(list(answers), rows, len(prompts) - len(rows))
+    return SideBySide(list(answers), rows, (len(prompts) if count is None else count) - len(rows))
 
 
 def page_of(
@@ -74,38 +76,41 @@ def page_of(
     models: Mapping[str, str],
     sampling: Sampling,
     place: str,
+    count: int | None = None,
 ) -> str:
     """Answers as one HTML page.
 
     Args:
-        prompts: The prompts.
+        prompts: The prompts, or the first of them.
         answers: By name of the model, its answers in the order of the prompts.
         models: Where the model and its adapters are, by name.
         sampling: How the answers were made.
         place: Where all of them are, in full.
+        count: Number of prompts in all; None for those given.
     """
     drawn = f"drawn at temperature {sampling.temperature:g} with seed {sampling.seed}"
     how = drawn if sampling.temperature else "the likeliest token each time"
     return pages.render(
         "inference/answers.html.jinja",
         {},
-        count=len(prompts),
+        count=len(prompts) if count is None else count,
         asked=f"answered in at most {sampling.max_new_tokens:,} tokens each, {how}",
-        answers=side_by_side(prompts, answers),
+        answers=side_by_side(prompts, answers, count=count),
         models=models,
         place=place,
     )
 
 
-def as_text(prompts: Sequence[str], answers: Mapping[str, Sequence[str]], place: str) -> str:
+def as_text(prompts: Sequence[str], answers: Mapping[str, Sequence[str]], place: str, count: int | None = None) -> str:
     """Answers for a log: the first prompts, each with the beginning of every answer.
 
     Args:
-        prompts: The prompts.
+        prompts: The prompts, or the first of them.
         answers: By name of the model, its answers in the order of the prompts.
         place: Where all of them are, in full.
+        count: Number of prompts in all; None for those given.
     """
-    shown = side_by_side(prompts, answers, _LOGGED_PROMPTS, _LONGEST_LOGGED)
+    shown = side_by_side(prompts, answers, _LOGGED_PROMPTS, _LONGEST_LOGGED, count)
     lines = [line for row in shown.rows for line in _lines(shown.columns, *row)]
     if shown.left_out:
         lines.append(f"... and {shown.left_out:,} more prompts")

@@ -64,7 +64,7 @@ def attach(
     from peft import LoraConfig as LoraOfPeft
     from peft.utils import load_peft_weights
 
-    config = _config_of(adapter_dir, field)
+    config = config_of(adapter_dir, field)
     if place := _place_of(model):
         lineage.require_lineage(adapter_dir, place, field)
     _require_own_biases(model, config, field, adapter_dir)
@@ -99,7 +99,7 @@ def require_fit(architecture: Architecture, adapter_dir: Path, shapes: Shapes, f
     import torch
     from peft import get_peft_model
 
-    config = _config_of(adapter_dir, field)
+    config = config_of(adapter_dir, field)
     task = classifier.peft_task(architecture.labels)
     if config.task_type != task and classifier.peft_task(["any"]) in (task, config.task_type):
         remedy = "Name an adapter of the same task, or start a new one."
@@ -164,7 +164,16 @@ def _place_of(model: "PreTrainedModel | PeftModel") -> Path | None:
     return place if base.name_or_path and (place / "config.json").is_file() else None
 
 
-def _config_of(adapter_dir: Path, field: str) -> "PeftConfig":
+def config_of(adapter_dir: Path, field: str) -> "PeftConfig":
+    """The configuration of an adapter. Reads no weights.
+
+    Args:
+        adapter_dir: The adapter's directory.
+        field: The key that names it, for messages.
+
+    Raises:
+        AdapterError: There is none, or it cannot be read.
+    """
     from peft import PeftConfig
 
     if not (adapter_dir / ADAPTER_CONFIG).is_file():  # else peft would look for it on the hub

@@ -42,7 +42,12 @@ class Continuation:
 
 
 def complete(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[list[int]], sampling: Sampling, batch: int
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    batch: int,
+    adapter_names: Sequence[str] | None = None,
 ) -> Iterator[str]:
     """Continue token sequences.
 
@@ -52,6 +57,7 @@ def complete(
         prompts: Token ids of each prompt.
         sampling: How answers are generated.
         batch: Prompts per forward pass.
+        adapter_names: Which of the model's adapters continues each prompt, as `continue_batch` takes it.
 
     Yields:
         The continuation of each prompt, in order, without special tokens: up to EOS, the token with which the chat
@@ -69,7 +75,9 @@ def complete(
         drawing = {"do_sample": True, "temperature": sampling.temperature}
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
-        yield from (said.text for said in continue_batch(model, tokenizer, part, sampling.max_new_tokens, drawing))
+        names = None if adapter_names is None else adapter_names[start : start + batch]
+        said = continue_batch(model, tokenizer, part, sampling.max_new_tokens, drawing, names)
+        yield from (one.text for one in said)
 
 
 def continue_batch(
@@ -78,6 +86,7 @@ def continue_batch(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     drawing: Mapping[str, Any],
+    adapter_names: Sequence[str] | None = None,
 ) -> Iterator[Continuation]:
     """Continue the token sequences of one batch.
 
@@ -87,6 +96,9 @@ def continue_batch(
         prompts: Token ids of each prompt.
         max_new_tokens: Longest answer, in tokens.
         drawing: How the model's `generate` chooses tokens.
+        adapter_names: Which of the model's adapters continues each prompt, by its name on the model, or
+            `thriftune.models.mixed_batch.NO_ADAPTER`; only names that `mixed_batch.batchable` lets through. None leaves
+            that to the model: the adapter that is active.
 
     Yields:
         The continuation of each prompt, in order.
@@ -100,6 +112,7 @@ def continue_batch(
     device = next(model.parameters()).device
     padded = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(device)
     longest = answer_room(model, padded["input_ids"].shape[1], max_new_tokens)
+    mixed = {} if adapter_names is None else {"adapter_names": list(adapter_names)}
     with torch.no_grad():  # not inference mode: a training may go on with these weights
         generated = model.generate(
             **padded,
@@ -107,6 +120,7 @@ def continue_batch(
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=stops,
             **drawing,
+            **mixed,
         )
     for row in generated[:, padded["input_ids"].shape[1] :].tolist():
         said = before_stop(row, stops)

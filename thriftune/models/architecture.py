@@ -114,11 +114,15 @@ class Architecture:
     @cached_property
     def cached_per_token(self) -> int:
         """Elements of keys and values that the cache holds per token while answering."""
-        text = self._text
-        heads = int(getattr(text, "num_attention_heads", 0) or 1)
-        width = int(getattr(text, "head_dim", None) or self.hidden_size // heads)
-        shared = int(getattr(text, "num_key_value_heads", None) or heads)
-        return 2 * self.layers * shared * width
+        heads = int(getattr(self._text, "num_attention_heads", 0) or 1)
+        width = int(getattr(self._text, "head_dim", None) or self.hidden_size // heads)
+        return 2 * self.layers * self.shared_heads * width
+
+    @cached_property
+    def shared_heads(self) -> int:
+        """Heads of keys and values of a layer, which several heads of queries may share."""
+        heads = int(getattr(self._text, "num_attention_heads", 0) or 1)
+        return int(getattr(self._text, "num_key_value_heads", None) or heads)
 
     @cached_property
     def longest_input(self) -> int | None:

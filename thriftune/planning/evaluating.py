@@ -16,7 +16,7 @@ from thriftune.planned_node import EvaluationNode, NodeRequest
 from thriftune.planning import matching, offers
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.memory.validating import held_by_row, held_by_rows
-from thriftune.planning.offers import DISK_BESIDE_GIB, Offer
+from thriftune.planning.offers import Offer
 from thriftune.planning.verdict import fits
 from thriftune.strategies.memory.adapters import split
 from thriftune.strategies.memory.items import LASTING, WEIGHTS
@@ -59,7 +59,7 @@ def cheapest_node(held: Held, machines: Iterable[Offer]) -> EvaluationNode | Non
         precision = choose_precision(held.precision, offer.device)
         for devices in range(1, (offer.gpus or 1) + 1):
             if _fits(held, offer, devices, precision):
-                return _node(offer, devices, precision, held.architecture)
+                return offers.node_on(offer, devices, precision, held.architecture)
     return None
 
 
@@ -247,19 +247,6 @@ def _fits(held: Held, offer: Offer, devices: int, precision: Precision) -> bool:
     items = {WEIGHTS: weights, _ROWS: held.rows_bytes(precision)}
     needed = with_overhead(items, offer.device, lasting=LASTING)
     return fits(needed, (offer.gpu_gib or offer.host_gib) * GIB)
-
-
-def _node(offer: Offer, devices: int, precision: Precision, architecture: Architecture) -> EvaluationNode:
-    share = devices / offer.gpus if offer.gpus else 1.0
-    request = NodeRequest(
-        cpus=max(1, math.floor(offer.cpus * share)),
-        memory_gib=math.floor(offer.host_gib * share),
-        shared_memory_gib=1,
-        disk_gib=math.ceil(2 * _HALF * architecture.parameters / GIB) + DISK_BESIDE_GIB,
-        gpus=devices if offer.gpus else 0,
-    )
-    name, price = offer.name, offer.price_per_hour
-    return EvaluationNode(name, offer.device, devices, offer.gpu_gib, precision, request, price)
 
 
 def _nothing_holds(field: str, value: str, hardware: HardwareConfig, what: str, remedy: str) -> ConfigError:

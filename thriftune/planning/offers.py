@@ -1,6 +1,7 @@
 """The machines a run can have: node types of the catalogue or this machine, as far as the run's file allows them."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,9 @@ from thriftune.config import HardwareConfig, RunConfig
 from thriftune.config.choices import METHODS, STRATEGIES, strategies_of
 from thriftune.disk import free_bytes
 from thriftune.errors import ConfigError, Problem
-from thriftune.hardware import DEVICES, Device, choose_precision, detect_device, gpu_count
+from thriftune.hardware import DEVICES, Device, Precision, choose_precision, detect_device, gpu_count
+from thriftune.models.architecture import Architecture
+from thriftune.planned_node import EvaluationNode, NodeRequest
 from thriftune.planning.node_types import NodeType
 
 logger = logging.getLogger(__name__)
@@ -18,6 +21,7 @@ logger = logging.getLogger(__name__)
 THIS_MACHINE = "this machine"
 _REMOTE = "or add --remote to run on a cluster."
 _GIB = 2**30
+_MODEL_AND_COPY = 4  # bytes of a weight in 16 bits, twice
 # Disk of a node for everything besides models and checkpoints: prepared rows and their mapped copy, logs, compiled
 # kernels. An assumption.
 DISK_BESIDE_GIB = 10
@@ -97,6 +101,27 @@ def on_spot(offer: Offer) -> Offer:
         return offer
     price = offer.price_per_hour if offer.spot_price_per_hour is None else offer.spot_price_per_hour
     return replace(offer, is_spot=True, price_per_hour=price)
+
+
+def node_on(offer: Offer, devices: int, precision: Precision, architecture: Architecture) -> EvaluationNode:
+    """A node with some of the devices of a machine, and that share of its host.
+
+    Args:
+        offer: The machine.
+        devices: Number of its devices.
+        precision: Precision to compute in.
+        architecture: The model that it holds.
+    """
+    share = devices / offer.gpus if offer.gpus else 1.0
+    request = NodeRequest(
+        cpus=max(1, math.floor(offer.cpus * share)),
+        memory_gib=math.floor(offer.host_gib * share),
+        shared_memory_gib=1,
+        disk_gib=math.ceil(_MODEL_AND_COPY * architecture.parameters / _GIB) + DISK_BESIDE_GIB,
+        gpus=devices if offer.gpus else 0,
+    )
+    name, price = offer.name, offer.price_per_hour
+    return EvaluationNode(name, offer.device, devices, offer.gpu_gib, precision, request, price)
 
 
 def this_machine(folder: Path = Path(), devices: Mapping[str, Device] = DEVICES) -> Offer:

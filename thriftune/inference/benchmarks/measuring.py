@@ -12,12 +12,12 @@ from thriftune import artifacts
 from thriftune.config import DataFormat
 from thriftune.config.benchmarks import HELD_OUT
 from thriftune.data.questions import prompt_style
+from thriftune.inference.asking import BASE
 from thriftune.inference.benchmarks import harness_data, harness_scoring, harness_tasks, held_out
 from thriftune.inference.benchmarks.own_items import METRICS, Question, asked, chosen, solved_examples, written
 from thriftune.inference.benchmarks.prepared import PreparedBenchmarks, PreparedTask
 from thriftune.inference.benchmarks.results import LOSS, ItemResult, Results, TaskFacts
 from thriftune.inference.benchmarks.room import positions_left, require_room
-from thriftune.inference.generation import BASE
 from thriftune.models.answering import Continuation, continue_batch
 from thriftune.models.drawing import choosing, seed_of
 from thriftune.models.loading import Placement, attach_adapters, load_model

@@ -73,5 +73,15 @@ def held_by_row(architecture: Architecture, precision: Precision, tokens: int, n
     loss = (width + _COPIES) * tokens * architecture.outputs
     if architecture.labels:  # which answers with a class, and needs no cache for that
         return loss
-    answer = width * (tokens + new_tokens) * architecture.cached_per_token
-    return max(loss, answer)
+    return max(loss, cache_of_row(architecture, precision, tokens + new_tokens))
+
+
+def cache_of_row(architecture: Architecture, precision: Precision, tokens: int) -> int:
+    """Bytes of the keys and values of one row while it is answered.
+
+    Args:
+        architecture: The model.
+        precision: Precision of the products.
+        tokens: Tokens of the question and its answer.
+    """
+    return _WIDTHS[precision] * tokens * architecture.cached_per_token
