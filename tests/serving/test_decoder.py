@@ -45,9 +45,7 @@ def generated(model_dir, adapters, tokens=TOKENS):
     found = {}
     for name, path in [(BASE, None), *adapters.items()]:
         given = {name: path} if path else {}
-        answers = generate(
-            model_dir, PROMPTS, adapters=given, placement=CPU, sampling=Sampling(tokens), batch=1
-        )
+        answers = generate(model_dir, PROMPTS, adapters=given, placement=CPU, sampling=Sampling(tokens), batch=1)
         found |= {(name, answer.prompt): answer.answer for answer in answers}
     return found
 

@@ -16,7 +16,7 @@ from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import PrecisionChoice
 
 BASE = "base"
-_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,39}")
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,39}")
 OF_A_RUN = "publish."  # where a run that trains has its gate
 
 
@@ -85,7 +85,7 @@ def _problems(config: BenchmarkRun) -> Iterator[Problem]:
     for field, place in (*places(config), *adapters.items()):
         yield from with_user(field, place)
     for name in config.adapters:
-        if name == BASE or not _ADAPTER_NAME.fullmatch(name):
+        if name == BASE or not ADAPTER_NAME.fullmatch(name):
             remedy = f"Use letters, digits, dots and dashes, at most 40, and not {BASE}."
             yield Problem(f"adapters.{name}", config.adapters[name], "is no name for an adapter.", remedy)
     if config.benchmarks.has_held_out:

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thriftune.config.benchmark_run import BASE
 from thriftune.errors import AdapterError
-from thriftune.inference.generation import BASE
 from thriftune.inference.serving.cache import require_growing
 from thriftune.inference.serving.choosing import require_known
 from thriftune.models.loading import Placement, attach_adapters, load_model
@@ -99,13 +99,19 @@ class Loaded:
         if not self.internal:
             yield options
         elif kind.is_mixed:
+            # Of modules that trained as a whole, the active adapter's are used for every row: it has to have none.
+            self._activate(next(name for name in self.internal if name in self.mixed))
             yield {**options, "adapter_names": [self.internal.get(name, _WITHOUT) for name in names]}
         elif kind.name == BASE:
             with self.model.disable_adapter():
                 yield options
         else:
-            self.model.set_adapter(self.internal[kind.name])
+            self._activate(kind.name)
             yield options
+
+    def _activate(self, name: str) -> None:
+        if self.model.active_adapter != self.internal[name]:
+            self.model.set_adapter(self.internal[name])
 
     @cached_property
     def _keeps_last(self) -> bool:
@@ -121,14 +127,27 @@ class Loaded:
             torch.cuda.empty_cache()
 
 
-def batchable(config: Any) -> bool:
-    """Whether peft can have rows of an adapter beside rows of others in one batch: plain LoRA of linear layers.
+# Fields of peft's LoraConfig that a batch of several adapters cannot have: peft refuses some of them, and of others it
+# quietly computes something else (peft 0.21.2, tuners/lora/layer.py and utils/other.py).
+_ALONE = (
+    "use_dora",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
+
+
+def batchable(config: Any) -> str:
+    """Why an adapter cannot be in one batch with others; empty if it can.
 
     Args:
-        config: The adapter's peft configuration.
+        config: Its peft configuration.
     """
-    special = ("use_dora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "lora_ga_config", "target_parameters")
-    return str(config.peft_type.value) == "LORA" and not any(getattr(config, name, None) for name in special)
+    if (kind := str(config.peft_type.value)) != "LORA":
+        return f"peft computes batches of several adapters for LoRA only, and this is {kind}"
+    return next((f"it has {name}, which peft cannot batch" for name in _ALONE if getattr(config, name, None)), "")
 
 
 def load(model_dir: Path, adapters: Mapping[str, Path], placement: Placement) -> Loaded:
@@ -152,11 +171,12 @@ def load(model_dir: Path, adapters: Mapping[str, Path], placement: Placement) ->
         if configs[internal[name]].is_prompt_learning:
             message = "is a trained prefix, whose rows the server cannot decode beside others."
             raise AdapterError.single(f"--adapters {name}", path, message, "Answer with workflows/generate.py.")
-    mixed = {name for name in adapters if batchable(configs[internal[name]])}
+    reasons = {name: batchable(configs[internal[name]]) for name in adapters}
+    mixed = {name for name, reason in reasons.items() if not reason}
     if mixed or not adapters:
         mixed.add(BASE)
     for name in sorted({*adapters} - mixed):
-        logger.info("%s is decoded apart from the others: peft cannot batch its kind", name)
+        logger.info("%s is decoded apart from the others: %s", name, reasons[name])
     stops = frozenset(stop_tokens(tokenizer, model.generation_config.eos_token_id))
     loaded = Loaded(model, tokenizer, stops, internal, frozenset(mixed))
     _try(loaded, model_dir)
