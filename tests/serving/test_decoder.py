@@ -68,7 +68,7 @@ def test_mixed_answers_equal_those_of_generate(tiny_model_dir, adapters, joining
         for number, ask in enumerate(asks_of(loaded, [BASE, *adapters]))
     ]
     expected = {}
-    for number, ask in enumerate(asks):
+    for ask in asks:
         name, _, prompt = ask.uid.partition("|")
         given = {name: adapters[name]} if name != BASE else {}
         (answer,) = generate(

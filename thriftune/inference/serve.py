@@ -79,6 +79,7 @@ def _serve(given: argparse.Namespace) -> int:
         from thriftune.models.tokenizer import load_tokenizer
 
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+        logging.getLogger("litserve").setLevel(logging.WARNING)
         tokenizer = load_tokenizer(base, padding_side="left")
         questions = Questions(tokenizer, styles_of(base, adapters, tokenizer), limits, positions)
         served = Served(base, adapters, placement, limits.max_batch, given.threads)
@@ -131,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     """What the command line may say."""
     parser = argparse.ArgumentParser(
         prog="python -m thriftune.inference.serve",
-        description="Serve a base model and adapters on it over HTTP, as OpenAI's clients ask. The request's `model` is "
-        f"the name of an adapter, or `{BASE}`.",
+        description="Serve a base model and adapters on it over HTTP, as OpenAI's clients ask. The request's `model` "
+        f"is the name of an adapter, or `{BASE}`.",
         epilog="docs/serving-http.md has the endpoints, the limits and what a proxy in front should do.",
     )
     add = parser.add_argument

@@ -44,7 +44,7 @@ class RowCache:
 
         cache = DynamicCache()
         for keys, values in self.layers:
-            layer = DynamicLayer()
+            layer = DynamicLayer()  # type: ignore[no-untyped-call]
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values  # `update` would copy them
             cache.layers.append(layer)
@@ -59,7 +59,7 @@ class RowCache:
         import torch
 
         length = max(self.mask.shape[1], other.mask.shape[1])
-        mine, others = self._padded(length), other._padded(length)
+        mine, others = self.padded(length), other.padded(length)
         pairs = zip(mine.layers, others.layers, strict=True)
         layers = tuple((torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in pairs)
         return RowCache(layers, torch.cat([mine.mask, others.mask]))
@@ -80,8 +80,12 @@ class RowCache:
         )
         return RowCache(layers, mask[:, first:])  # type: ignore[arg-type] # a tuple of two comes out of two
 
-    def _padded(self, length: int) -> "RowCache":
-        """The same rows with padding on the left, up to a length."""
+    def padded(self, length: int) -> "RowCache":
+        """The same rows with padding on the left.
+
+        Args:
+            length: Tokens of each row afterwards.
+        """
         from torch.nn.functional import pad
 
         missing = length - self.mask.shape[1]

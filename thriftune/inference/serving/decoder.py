@@ -86,7 +86,7 @@ class Decoder:
         for ask in newcomers:
             try:
                 by_batch.setdefault(self._loaded.batch_of(ask.model).name, []).append(self._row(ask))
-            except Exception as error:  # a wrong request must not end the others
+            except Exception as error:  # noqa: BLE001 - one request must not end the others
                 pieces.append(_failed(ask, 0, error))
         for name, rows in by_batch.items():
             pieces += self._guarded(rows, self._batches[name], joining=True)

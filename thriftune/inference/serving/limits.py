@@ -13,7 +13,7 @@ class Limits:
         max_prompt_tokens: Longest question, in tokens.
         max_tokens: Longest answer, in tokens; also where a request does not say.
         max_body_bytes: Longest body of a request.
-        max_connections: Connections at once. Another one takes the place of one that waits for its request, or is closed.
+        max_connections: Connections at once. Another one takes the place of one that sends no request.
         request_seconds: From a request's arrival to the end of its answer.
         head_seconds: Until a connection has sent the head of a request, and then again until its body is there.
         stall_seconds: How long a client may leave what it is sent unread.

@@ -120,8 +120,8 @@ def _object_in(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        reason = "is nested too deep" if isinstance(error, RecursionError) else f"is not JSON ({error})"
-        raise RefusedError(400, f"The body {reason[:_SHOWN]}. Send a JSON object.", code="invalid_json") from None
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:_SHOWN]
+        raise RefusedError(400, f"The body is not JSON: {reason}. Send an object.", code="invalid_json") from None
     if not isinstance(content, dict):
         raise RefusedError(400, "The body is not a JSON object. Send one.", code="invalid_json")
     if is_too_deep(content):
@@ -140,7 +140,8 @@ def _invalid(error: ValidationError) -> RefusedError:
     """The first problem of a request, in one line."""
     problems = error.errors(include_url=False, include_context=False, include_input=True)
     first: Mapping[str, Any] = problems[0]
-    place = [part for part in first["loc"] if not (isinstance(part, str) and not part.isidentifier())]
+    # pydantic also names the alternative of a union that did not fit: str, list[TextPart].
+    place = [part for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part != "str")]
     field = ".".join(str(part)[:_SHOWN] for part in place) or "body"
     if first["type"] == "extra_forbidden":
         message = f"{field} is not a field that this server knows. Leave it out."

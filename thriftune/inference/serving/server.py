@@ -32,11 +32,10 @@ logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 30
 _CLOSING_SECONDS = 5  # for what has been answered to leave, when the server ends
 _LOOKED_SECONDS = 0.05  # how often an ending server looks whether all is answered
-_WORKER_END_SECONDS = 5
 _FAILED = 1  # exit status of a server whose decoding process ended
 
 
-class AdaptersServer(LitServer):
+class AdaptersServer(LitServer):  # type: ignore[misc]
     """Serves until it is told to end. One HTTP process, one decoding process, two queues between them."""
 
     def __init__(self, served: Served, questions: Questions, key: bytes | None) -> None:
@@ -81,7 +80,7 @@ class AdaptersServer(LitServer):
             The exit status of the process: 0 after a signal.
         """
         self._transport = MPQueueTransport(None, [self._context.Queue()])
-        self.workers_setup_status = {}
+        self.workers_setup_status: dict[str, str] = {}
         for api in self.litapi_connector:
             self.litapi_request_queues[api.api_path] = self._asked
             self.inference_workers = self.launch_inference_worker(api)
@@ -149,10 +148,8 @@ class AdaptersServer(LitServer):
     def _end_workers(self) -> None:
         self._asked.cancel_join_thread()
         for worker in self.inference_workers:
-            worker.terminate()
-            worker.join(_WORKER_END_SECONDS)
-            if worker.is_alive():
-                worker.kill()
+            worker.kill()  # it has nothing to save, and does not listen to SIGTERM
+            worker.join()
 
     async def _health(self) -> Response:
         """Whether the server lives: also while it loads or ends."""
@@ -173,13 +170,13 @@ class _Http(uvicorn.Server):
         self._is_told = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; the second signal ends at once.
+        """Begin to end; a second Ctrl-C ends at once. A second SIGTERM does not: `timeout` and others send two.
 
         Args:
             sig: The signal.
             frame: Where it came.
         """
-        if self._is_told:
+        if self._is_told and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
         self._is_told = True
         logger.info("%s: answering what was accepted", signal.Signals(sig).name)

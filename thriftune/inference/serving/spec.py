@@ -26,7 +26,7 @@ TOLD = "thriftune.told"  # where a request's scope has what is logged of it
 _LET_GO_BYTES, _LET_GO_SECONDS = 64 << 20, 3.0
 
 
-class AdaptersSpec(OpenAISpec):
+class AdaptersSpec(OpenAISpec):  # type: ignore[misc]
     """Chat completions of a base model and adapters on it, chosen by the request's `model`."""
 
     def __init__(self, desk: Desk, questions: Questions) -> None:
@@ -67,7 +67,7 @@ class AdaptersSpec(OpenAISpec):
         assert self._questions is not None, "only the HTTP process has it"
         return self._questions
 
-    async def chat_completion(self, request: Request) -> Response:  # type: ignore[override] # reads the body itself
+    async def chat_completion(self, request: Request) -> Response:
         """Answer a conversation.
 
         Args:

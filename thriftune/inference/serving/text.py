@@ -1,4 +1,4 @@
-"""The text of an answer while it is made: what has been shown never changes, and in the end it is what decoding gives."""
+"""The text of an answer while it is made: what was shown never changes, and in the end it is what decoding gives."""
 
 import re
 from collections.abc import Sequence

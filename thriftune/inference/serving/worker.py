@@ -49,7 +49,7 @@ class Served:
     threads: int | None = None
 
 
-class AdaptersAPI(LitAPI):
+class AdaptersAPI(LitAPI):  # type: ignore[misc]
     """What litserve runs in the decoding process."""
 
     def __init__(self, served: Served, spec: Any) -> None:
@@ -69,7 +69,8 @@ class AdaptersAPI(LitAPI):
         Args:
             device: litserve's name for it; the placement says more.
         """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
+        for each in (signal.SIGINT, signal.SIGTERM):  # may reach every process: the parent ends this one, at last
+            signal.signal(each, signal.SIG_IGN)
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
         if self.served.threads:
             import torch
@@ -83,14 +84,14 @@ class AdaptersAPI(LitAPI):
         self.decoder = Decoder(loaded, self.served.max_batch)
 
     def authorize(self) -> None:
-        """Nothing: `thriftune.inference.serving.door` has looked at the key before. litserve's own would want another."""
+        """Nothing: `thriftune.inference.serving.door` has looked at the key, and litserve would want another."""
 
     def health(self) -> bool:
         """Whether requests are taken, for the readiness that litserve answers."""
         return bool(self.spec.desk.state == "ready")
 
 
-class DecodingLoop(LitLoop):
+class DecodingLoop(LitLoop):  # type: ignore[misc]
     """Takes requests and gives up requests between two steps of the decoder, and reports each step."""
 
     def pre_setup(self, lit_api: LitAPI, spec: Any = None) -> None:
