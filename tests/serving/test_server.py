@@ -39,9 +39,7 @@ def expected(tiny_model_dir, adapters):
     found = {}
     for name in ("base", *adapters):
         given = {name: adapters[name]} if name in adapters else {}
-        answers = generate(
-            tiny_model_dir, PROMPTS, adapters=given, placement=CPU, sampling=Sampling(TOKENS), batch=1
-        )
+        answers = generate(tiny_model_dir, PROMPTS, adapters=given, placement=CPU, sampling=Sampling(TOKENS), batch=1)
         found |= {(name, answer.prompt): answer.answer for answer in answers}
     return found
 

@@ -19,6 +19,7 @@ from thriftune.models.weight_files import Folder
 
 _BASE, _ADAPTERS = "--base", "--adapters"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_UNREAD_BYTES = 1 << 16  # what the kernel keeps for a client that does not read; else it would be megabytes
 _SHORTEST_KEY = 16  # characters; a shorter one is guessed
 
 
@@ -119,6 +120,7 @@ def listen(host: str, port: int, *, has_key: bool, is_open: bool) -> socket.sock
         raise ConfigError.single("--host", host, f"is no address ({error}).", "Name one of this machine.") from error
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD_BYTES)  # connections inherit it
     try:
         listening.bind((host, port))
         listening.listen()  # what is bound, but does not listen, another server could still take

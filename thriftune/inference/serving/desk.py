@@ -89,6 +89,19 @@ class Desk:
         if self.state != "ready":
             raise draining()
 
+    def require_room(self, answers: int) -> None:
+        """Refuse a request while too many wait.
+
+        Args:
+            answers: How many it asks for.
+
+        Raises:
+            RefusedError: They do not fit beside those that were accepted.
+        """
+        if len(self._by_uid) + answers > self.limits.max_batch + self.limits.max_queue:
+            message = f"{len(self._by_uid)} answers are being made or wait (--max-queue). Ask again later."
+            raise RefusedError(429, message, code="queue_full", retry_after=_RETRY_SECONDS)
+
     @asynccontextmanager
     async def answering(self, asks: Sequence[Ask], told: Told) -> AsyncIterator[Answering]:
         """Take a request in. Whatever happens to it, its rows are free afterwards.
@@ -104,9 +117,7 @@ class Desk:
             RefusedError: Too many wait already, or the server is not ready.
         """
         self.require_open()
-        if len(self._by_uid) + len(asks) > self.limits.max_batch + self.limits.max_queue:
-            message = f"{len(self._by_uid)} answers are being made or wait (--max-queue). Ask again later."
-            raise RefusedError(429, message, code="queue_full", retry_after=_RETRY_SECONDS)
+        self.require_room(len(asks))
         deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
         taken = Answering(asks, told, deadline, unfinished={ask.uid for ask in asks})
         told.prompt_tokens = len(asks[0].prompt)

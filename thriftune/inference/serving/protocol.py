@@ -10,6 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from thriftune.inference.serving.limits import Limits
 from thriftune.inference.serving.refusals import RefusedError
 
+_IDLE_SECONDS = 1.0  # without a request, after which a connection may have to make place for another
+
 
 def limited(limits: Limits) -> type[H11Protocol]:
     """Uvicorn's protocol with limits on connections.
@@ -21,6 +23,7 @@ def limited(limits: Limits) -> type[H11Protocol]:
     class Limited(H11Protocol):
         """A connection that ends when its client sends no request, or does not read what it asked for."""
 
+        idle_since: float | None = None  # loop time since which it has sent no request
         _late: asyncio.TimerHandle | None = None
         _stalled: asyncio.TimerHandle | None = None
 
@@ -49,7 +52,9 @@ def limited(limits: Limits) -> type[H11Protocol]:
             super().data_received(data)
             if self.conn.their_state is h11.IDLE:
                 self._wait_for_head()
-            elif self._late is not None:
+                return
+            self.idle_since = None
+            if self._late is not None:
                 self._late.cancel()
                 self._late = None
 
@@ -76,13 +81,14 @@ def limited(limits: Limits) -> type[H11Protocol]:
             if self.flow is not None:
                 super().connection_lost(exc)
 
-        @property
-        def is_without_request(self) -> bool:
-            """Whether it has sent no request, or no other after the last answer."""
-            return self._late is not None or self.timeout_keep_alive_task is not None
+        def on_response_complete(self) -> None:
+            """The client may send another request."""
+            self.idle_since = self.loop.time()
+            super().on_response_complete()
 
         def _wait_for_head(self) -> None:
             if self._late is None and self.timeout_keep_alive_task is None:
+                self.idle_since = self.loop.time()
                 self._late = self.loop.call_later(limits.head_seconds, self.transport.abort)
 
     return Limited
@@ -91,7 +97,8 @@ def limited(limits: Limits) -> type[H11Protocol]:
 def _one_given_up(connections: Any) -> bool:
     """End one of the connections that wait for a request, if there is one: it holds a place for nothing."""
     for connection in connections:
-        if connection.is_without_request:
+        since = connection.idle_since
+        if since is not None and connection.loop.time() - since > _IDLE_SECONDS:
             connections.discard(connection)
             connection.transport.abort()
             return True

@@ -144,6 +144,7 @@ class EventStream(Response):
         try:
             async for event in self._events(taken):
                 await send({"type": "http.response.body", "body": _event(event), "more_body": True})
+                await asyncio.sleep(0)  # else, with all pieces there, it would not be noticed that the client left
         except RefusedError as error:
             self._told.outcome = error.status
             await send({"type": "http.response.body", "body": _event(json.dumps(error.body)), "more_body": True})

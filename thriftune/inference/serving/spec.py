@@ -80,6 +80,7 @@ class AdaptersSpec(OpenAISpec):  # type: ignore[misc]
         self.desk.require_open()
         chat = read(await self._body(request), self.questions.styles)
         told.model = chat.model
+        self.desk.require_room(chat.n or 1)  # before any work on its text
         asks = await asyncio.to_thread(self.questions.asks, chat)  # a long text takes a tokenizer its time
         if chat.stream:
             return EventStream(self.desk, chat, asks, told)
