@@ -58,7 +58,7 @@ def answer(client, model, prompt, *, stream):
 
 
 def test_every_answer_under_load_is_that_of_generate(server, expected):
-    """16 clients at once, streaming and not, all models in one batch: nothing is lost, and no row has another's text."""
+    """16 clients at once, streaming and not, all models in one batch: nothing is lost, no row has another's text."""
     until, keys = time.monotonic() + SECONDS, list(expected)
 
     def ask_on(thread):
@@ -146,8 +146,7 @@ def test_a_signal_under_load_loses_no_accepted_request(tiny_model_dir, adapters,
                 ended.set()  # the port is closed: it has exited
                 return
             except openai.InternalServerError as error:
-                assert error.status_code == 503
-                results.append("refused")
+                results.append(error.status_code)
                 return
             assert (text, end) == (expected[model, prompt], "length")
             results.append("answered")
@@ -170,4 +169,5 @@ def test_a_signal_under_load_loses_no_accepted_request(tiny_model_dir, adapters,
     answered = results.count("answered")
     assert log.count(" 200 model=") == answered, "an accepted request has no answer"
     assert answered > before
+    assert {*results} <= {"answered", 503}
     assert "Traceback" not in log

@@ -99,15 +99,34 @@ class Loaded:
         if not self.internal:
             yield options
         elif kind.is_mixed:
-            # Of modules that trained as a whole, the active adapter's are used for every row: it has to have none.
-            self._activate(next(name for name in self.internal if name in self.mixed))
-            yield {**options, "adapter_names": [self.internal.get(name, _WITHOUT) for name in names]}
+            with self._without_whole_modules():
+                yield {**options, "adapter_names": [self.internal.get(name, _WITHOUT) for name in names]}
         elif kind.name == BASE:
             with self.model.disable_adapter():
                 yield options
         else:
             self._activate(kind.name)
             yield options
+
+    @contextmanager
+    def _without_whole_modules(self) -> Iterator[None]:
+        """Have the base's own modules where some adapter has trained one as a whole.
+
+        peft (0.21.2) looks there for a module of every adapter that a batch names, or uses the active one's for all.
+        """
+        for module in self._whole_modules:
+            module.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for module in self._whole_modules:
+                module.enable_adapters(True)
+
+    @cached_property
+    def _whole_modules(self) -> list[Any]:
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        return [module for module in self.model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
 
     def _activate(self, name: str) -> None:
         if self.model.active_adapter != self.internal[name]:

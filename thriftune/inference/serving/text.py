@@ -54,7 +54,7 @@ class AnswerText:
         if (cut := self._cut(text)) is not None:
             self.is_stopped = True
             return self._show(cut)
-        return self._show(text[: len(text) - self._held_back(text)]) if self._is_streamed else ""
+        return self._show(text[: len(text) - self._held_back(text)].rstrip()) if self._is_streamed else ""
 
     def end(self) -> str:
         """The rest of the text, when no token comes any more."""
