@@ -76,6 +76,23 @@ def test_an_adapter_of_another_version_of_the_base(tmp_path, tiny_model_dir, ran
         checking.require_servable(base, {"a1": adapter})
 
 
+def test_types_that_one_server_cannot_have(tmp_path, tiny_model_dir, module_adapters):
+    from peft import IA3Config, PrefixTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for name, config in {
+        "ia3": IA3Config(task_type="CAUSAL_LM"),
+        "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    }.items():
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
+        get_peft_model(model, config).save_pretrained(tmp_path / name)
+    with pytest.raises(checking.AdapterError, match="ia3 = .* is of type IA3, and a1 of type LORA.*Start a server"):
+        checking.require_servable(tiny_model_dir, module_adapters | {"ia3": tmp_path / "ia3"})
+    with pytest.raises(checking.AdapterError, match="prefix = .* is of type PREFIX_TUNING, whose trained prefix"):
+        checking.require_servable(tiny_model_dir, {"prefix": tmp_path / "prefix"})
+    assert checking.require_servable(tiny_model_dir, {"ia3": tmp_path / "ia3"}) is None
+
+
 def test_limits_above_zero(capsys, tmp_path):
     assert "--max-tokens = 0: is not above zero." in wrong(capsys, "--base", tmp_path, "--max-tokens", 0)
 

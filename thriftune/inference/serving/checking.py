@@ -12,11 +12,12 @@ from thriftune.models import architecture as architectures
 from thriftune.models import classifier
 from thriftune.models import config_json as model_config
 from thriftune.models.adapter_weights import require_fit, shapes_in
-from thriftune.models.completeness import require_no_adapter
+from thriftune.models.completeness import ADAPTER_CONFIG, require_no_adapter
 from thriftune.models.files import ADAPTER_FILES, files_of
 from thriftune.models.positions import table_length
 from thriftune.models.weight_files import Folder
 
+_PREFIXES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE")
 _BASE, _ADAPTERS = "--base", "--adapters"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _UNREAD_BYTES = 1 << 16  # what the kernel keeps for a client that does not read; else it would be megabytes
@@ -76,6 +77,7 @@ def require_servable(model_dir: Path, adapters: Mapping[str, Path]) -> int | Non
         classifier.require_language(place, field)
         require_fit(architecture, place, shapes_in(Folder(place), field, place), field, place)
         _require_same_version(place, version, field)
+    _require_one_type(adapters)
     return table_length(architecture.skeleton)
 
 
@@ -94,6 +96,26 @@ def _require_same_version(place: Path, version: str, field: str) -> None:
     if version and trained and trained != version:
         message = f"was trained on version {trained} of its base, and {_BASE} has version {version}."
         raise AdapterError.single(field, place, message, "Serve it on the version that it was trained on.")
+
+
+def _require_one_type(adapters: Mapping[str, Path]) -> None:
+    """Refuse trained prefixes, which the decoder does not know, and adapters that peft cannot put on one model.
+
+    Args:
+        adapters: Adapter directories by name.
+
+    Raises:
+        AdapterError: Names the adapter.
+    """
+    types = {name: classifier.content_of(place, ADAPTER_CONFIG).get("peft_type") for name, place in adapters.items()}
+    for name, kind in types.items():
+        field, first = f"{_ADAPTERS} {name}", next(iter(types))
+        if kind in _PREFIXES:
+            message = f"is of type {kind}, whose trained prefix the server cannot decode beside others."
+            raise AdapterError.single(field, adapters[name], message, "Answer with workflows/generate.py.")
+        if kind != types[first]:
+            message = f"is of type {kind}, and {first} of type {types[first]}: peft has one type on a model."
+            raise AdapterError.single(field, adapters[name], message, "Start a server for each type.")
 
 
 def listen(host: str, port: int, *, has_key: bool, is_open: bool) -> socket.socket:
