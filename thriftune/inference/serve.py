@@ -67,6 +67,12 @@ def _serve(given: argparse.Namespace) -> int:
     """
     limits = _limits_of(given)
     adapters = checking.adapters_of(given.adapters)
+    if given.manifest:
+        # Late, as below: a server does not plan.
+        from thriftune.inference.serving import manifest_flags
+
+        sys.stdout.write(manifest_flags.text_of(given, adapters, limits))
+        return 0
     key = checking.key_in(given.api_key_file) if given.api_key_file else None
     with checking.listen(given.host, given.port, has_key=key is not None, is_open=given.no_api_key) as listening:
         base = given.base.expanduser()
@@ -146,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     key.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the key that clients have to send")
     key.add_argument("--no-api-key", action="store_true", help="everybody who reaches --host may ask")
     add("--threads", type=int, help="threads that compute on the CPU (default: torch's)")
+    _add_manifest(parser.add_argument_group("a cluster's manifests, instead of serving"))
     limits = parser.add_argument_group("limits")
     for limit in fields(Limits):
         usual = limit.default
@@ -153,6 +160,25 @@ def _parser() -> argparse.ArgumentParser:
         text = f"{_LIMITS[limit.name]} (default {usual:g})"
         limits.add_argument(_flag(limit.name), type=kind, default=usual, metavar="N", help=text)
     return parser
+
+
+def _add_manifest(group: argparse._ArgumentGroup) -> None:
+    """What `--manifest` needs to know beside what is served.
+
+    Args:
+        group: Gets the options.
+    """
+    add = group.add_argument
+    add("--manifest", choices=("k8s",), help="write a Deployment and a Service to standard output, and end")
+    add("--files", metavar="PLACE", help="where the pods find the files: claim:NAME, or the URL of a folder")
+    add("--folders", nargs="*", default=[], metavar="NAME=PATH", help="folders there (default: base, and the names)")
+    add("--engine", choices=("vllm", "own"), default="vllm", help="vLLM in its own image (default), or this server")
+    add("--image", default="", help="this project's image, for this server or to bring files from a URL")
+    add("--device", help="kind of device, such as T4 (default: the cheapest that holds it)")
+    add("--instance", help="node type, such as g4dn.xlarge")
+    add("--name", default="adapters", help="name of the Deployment and the Service (default adapters)")
+    add("--secret", default="thriftune-serving", help="Secret with the key `api-key` (default thriftune-serving)")
+    add("--replicas", type=int, default=1, help="number of pods (default 1)")
 
 
 def _port(text: str) -> int:
