@@ -44,13 +44,12 @@ def adapters(random_adapter):
 def generated(model_dir, adapters, asks):
     """What `generate` answers to each request, alone."""
     found = {}
-    for ask in asks:
-        name, _, prompt = ask.uid.partition("|")
+    for name, tokens in sorted({(ask.model, ask.max_tokens) for ask in asks}):
         given = {name: adapters[name]} if name != BASE else {}
-        (answer,) = generate(
-            model_dir, [prompt], adapters=given, placement=CPU, sampling=Sampling(ask.max_tokens), batch=1
-        )
-        found[ask.uid] = answer.answer
+        asked = [ask for ask in asks if (ask.model, ask.max_tokens) == (name, tokens)]
+        prompts = [ask.uid.partition("|")[2] for ask in asked]
+        answers = generate(model_dir, prompts, adapters=given, placement=CPU, sampling=Sampling(tokens), batch=1)
+        found |= {ask.uid: answer.answer for ask, answer in zip(asked, answers, strict=True)}
     return found
 
 
@@ -67,9 +66,10 @@ def asks_of(loaded, names, **given):
 def test_mixed_answers_equal_those_of_generate(tiny_model_dir, adapters, joining, is_streamed):
     """Whatever comes and goes in the batch: a wrong mask, position or cache row changes a token at once."""
     loaded = load(tiny_model_dir, adapters, CPU)
+    names = [BASE, *adapters]
     asks = [
-        replace(ask, is_streamed=is_streamed, max_tokens=3 + number % TOKENS)
-        for number, ask in enumerate(asks_of(loaded, [BASE, *adapters]))
+        replace(ask, is_streamed=is_streamed, max_tokens=4 + 7 * names.index(ask.model))
+        for ask in asks_of(loaded, names)
     ]
     expected = generated(tiny_model_dir, adapters, asks)
     texts, ends = answered(Decoder(loaded, max_batch=6), asks, joining)
