@@ -28,24 +28,31 @@ class Placement:
         device: The device it runs on.
         precision: Precision to compute in.
         four_bit: How linear layers are held in 4 bits; None if they are not.
+        eight_bit: Whether linear layers are held in 8 bits, which is for answering, not for training.
     """
 
     device: Device
     precision: Precision
     four_bit: FourBit | None = None
+    eight_bit: bool = False
 
 
 def as_stored(placement: Placement, model_dir: Path) -> Placement:
     """Hold a model that is stored in fp32 in fp32 if there is room: in 16 bits it is a different model.
 
     Args:
-        placement: How to hold it otherwise; returned unchanged if that is in 4 bits.
+        placement: How to hold it otherwise; returned unchanged if that is in 4 or 8 bits.
         model_dir: Directory with safetensors.
 
     Returns:
         The placement. A warning is logged if the weights are rounded.
     """
-    if placement.four_bit is not None or placement.precision == "fp32" or _stored_dtype(model_dir) != "float32":
+    if (
+        placement.four_bit is not None
+        or placement.eight_bit
+        or placement.precision == "fp32"
+        or _stored_dtype(model_dir) != "float32"
+    ):
         return placement
     needed = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
     if needed <= sum(_limits(placement.device).values()):
@@ -155,6 +162,10 @@ def attach_adapters(model: "PreTrainedModel", adapters: dict[str, Path]) -> Any:
 
 
 def _quantization(placement: Placement) -> "BitsAndBytesConfig | None":
+    if placement.eight_bit:
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(load_in_8bit=True)
     if placement.four_bit is None:
         return None
     return quantization.configuration(torch_dtype(placement.precision), placement.four_bit)

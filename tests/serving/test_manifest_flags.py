@@ -1,0 +1,37 @@
+"""`--manifest k8s` writes what a cluster applies, planned for the limits of the same command line."""
+
+import pytest
+import yaml
+
+from thriftune.inference.serve import main
+
+
+def command(base, adapters, *options):
+    named = [f"{name}={path}" for name, path in adapters.items()]
+    return ["--base", str(base), "--adapters", *named, "--manifest", "k8s", *options]
+
+
+def test_manifests_are_written_for_the_limits_of_the_command_line(capsys, tiny_model_dir, module_adapters):
+    options = ["--files", "claim:models", "--engine", "own", "--image", "thriftune:1", "--max-batch", "3"]
+    folders = ["--folders", "a1=runs/one", "--max-tokens", "64", "--max-prompt-tokens", "100"]
+    assert main(command(tiny_model_dir, module_adapters, *options, *folders)) == 0
+    deployment, service = yaml.safe_load_all(capsys.readouterr().out)
+    assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    given = [*container.get("command", []), *container["args"]]
+    for name, value in {"--max-batch": "3", "--max-tokens": "64", "--max-prompt-tokens": "100"}.items():
+        assert given[given.index(name) + 1] == value
+    assert any(part.startswith("a1=") and part.endswith("runs/one") for part in given)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "error: --files: is where the pods find the model"),
+        (["--files", "claim:models", "--bits", "32"], "error: --bits = 32: is not planned for a cluster."),
+        (["--files", "claim:models", "--folders", "other=x"], "error: --folders = other=x: is not NAME=PATH"),
+    ],
+)
+def test_what_a_manifest_lacks(capsys, tiny_model_dir, module_adapters, options, text):
+    assert main(command(tiny_model_dir, module_adapters, *options)) == 2
+    assert text in capsys.readouterr().err

@@ -1,0 +1,193 @@
+"""The command line of the server: what is wrong is said before anything is loaded, and the key is asked for."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+from http_server import command, question, serving
+
+from thriftune.errors import ConfigError
+from thriftune.inference.serve import main
+from thriftune.inference.serving import checking
+
+KEY = "a-key-of-letters-4711"
+
+
+def wrong(capsys, *arguments):
+    """The one line that a wrong command line gets."""
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["x"], "--adapters = x: is not NAME=DIR."),
+        (["base=d"], "--adapters = base: is no name"),
+        (["../x=d"], "--adapters = ../x: is no name"),
+        (["a b=d"], "is no name for an adapter."),
+        (["a=d", "a=e"], "--adapters = a: is there twice. Give each adapter a name of its own."),
+        (["a="], "is not NAME=DIR."),
+    ],
+)
+def test_names_of_adapters(capsys, tmp_path, given, text):
+    assert text in wrong(capsys, "--base", tmp_path, "--adapters", *given)
+
+
+def test_what_is_not_there(capsys, tmp_path, tiny_model_dir):
+    assert "--base" in wrong(capsys, "--port", 0, "--base", tmp_path / "none")
+    line = wrong(capsys, "--port", 0, "--base", tiny_model_dir, "--adapters", f"a={tmp_path / 'none'}")
+    assert line.startswith(f"error: --adapters a = {tmp_path / 'none'}: ")
+
+
+def test_an_adapter_of_another_base(capsys, tmp_path, tiny_model_dir, module_adapters):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from thriftune.models.tokenizer import load_tokenizer
+
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    config.hidden_size = config.intermediate_size = 32
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    load_tokenizer(tiny_model_dir).save_pretrained(tmp_path)
+    capsys.readouterr()  # progress bars
+    line = wrong(capsys, "--port", 0, "--base", tmp_path, "--adapters", f"a1={module_adapters['a1']}")
+    assert line.startswith("error: --adapters a1 = ")
+    assert "other shapes than the model needs" in line
+
+
+def test_an_adapter_of_another_version_of_the_base(tmp_path, tiny_model_dir, random_adapter):
+    import shutil
+
+    from thriftune import artifacts
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    artifacts.write_manifest(base, "base model", {"source": "org/model", "source_version": "new"})
+    adapter = random_adapter(1)
+    artifacts.change_manifest(adapter, artifacts.read_content(adapter) | {"model_version": "old"})
+    with pytest.raises(checking.AdapterError, match="version old of its base, and --base has version new"):
+        checking.require_servable(base, {"a1": adapter})
+
+
+def test_types_that_one_server_cannot_have(tmp_path, tiny_model_dir, module_adapters):
+    from peft import IA3Config, PrefixTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for name, config in {
+        "ia3": IA3Config(task_type="CAUSAL_LM"),
+        "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    }.items():
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
+        get_peft_model(model, config).save_pretrained(tmp_path / name)
+    with pytest.raises(checking.AdapterError, match="ia3 = .* is of type IA3, and a1 of type LORA.*Start a server"):
+        checking.require_servable(tiny_model_dir, module_adapters | {"ia3": tmp_path / "ia3"})
+    with pytest.raises(checking.AdapterError, match="prefix = .* is of type PREFIX_TUNING, whose trained prefix"):
+        checking.require_servable(tiny_model_dir, {"prefix": tmp_path / "prefix"})
+    assert checking.require_servable(tiny_model_dir, {"ia3": tmp_path / "ia3"}) is None
+
+
+def test_limits_above_zero(capsys, tmp_path):
+    assert "--max-tokens = 0: is not above zero." in wrong(capsys, "--base", tmp_path, "--max-tokens", 0)
+
+
+def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        line = wrong(capsys, "--base", tmp_path / "none", "--port", port)
+    assert line.startswith(f"error: --port = {port}: cannot be listened on (Address already in use).")
+
+
+def test_others_may_ask_only_with_a_key_or_if_somebody_says_so(capsys, tmp_path):
+    assert "--host = 0.0.0.0: is reached from other machines" in wrong(
+        capsys, "--base", tmp_path, "--host", "0.0.0.0", "--port", 0
+    )
+    for has_key, is_open in [(True, False), (False, True)]:
+        checking.listen("0.0.0.0", 0, has_key=has_key, is_open=is_open).close()
+    with pytest.raises(ConfigError, match="--host = nowhere.invalid"):
+        checking.listen("nowhere.invalid", 0, has_key=True, is_open=False)
+
+
+@pytest.mark.parametrize("content", ["", " \n", "short", f"{KEY}\n{KEY}"])
+def test_a_key_is_one_long_line_and_never_shown(capsys, tmp_path, content):
+    file = tmp_path / "key"
+    file.write_text(content)
+    line = wrong(capsys, "--base", tmp_path, "--api-key-file", file)
+    assert f"--api-key-file = {file}" in line
+    assert KEY not in line
+
+
+def test_a_server_with_a_key(tiny_model_dir, module_adapters, tmp_path):
+    """Whoever lacks it learns nothing, and neither it nor a text is in the log. A request that takes too long ends."""
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    options = ["--api-key-file", str(tmp_path / "key"), "--max-tokens", "220", "--request-seconds", "0.2"]
+    with serving(tiny_model_dir, module_adapters, tmp_path / "log", options) as server:
+        for header in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": KEY},
+            {"Authorization": f"Basic {KEY}"},
+        ):
+            with server.client(headers=header) as client:
+                assert client.get("/health").status_code == client.get("/ready").status_code == 200
+                for path in ("/v1/models", "/metrics", "/", "/info", "/nothing"):
+                    assert client.get(path).status_code == 401
+                reply = client.post("/v1/chat/completions", json=question("A SECRET TEXT"))
+                assert reply.json()["error"]["code"] == "invalid_api_key"
+        with server.client(headers={"Authorization": f"Bearer {KEY}"}) as client:
+            assert client.post("/v1/chat/completions", json=question("A SECRET TEXT")).status_code == 200
+            slow = client.post("/v1/chat/completions", json=question("hi", max_tokens=220, n=8))
+            assert (slow.status_code, slow.json()["error"]["code"]) == (504, "timeout")
+            broken = client.post("/v1/chat/completions", json=question("hi", max_tokens=220, n=8, stream=True)).text
+            assert '"code": "timeout"' in broken
+            assert "[DONE]" not in broken
+        assert server.end(signal.SIGINT) == 0
+        log = server.log.read_text()
+    assert KEY not in log
+    assert "SECRET" not in log
+    assert log.count(" 504 model=base") == 2
+
+
+def test_a_server_lives_before_its_decoder_is_ready_and_ends_with_it(tiny_model_dir, module_adapters, tmp_path):
+    with serving(tiny_model_dir, module_adapters, tmp_path / "log", state="loading") as server:
+        with server.client() as client:
+            assert (client.get("/health").status_code, client.get("/ready").status_code) == (200, 503)
+            reply = client.post("/v1/chat/completions", json=question("hi"))
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "loading")
+            assert reply.headers["retry-after"] == "5"
+        server.wait_until("ready")
+        _decoder_of(server).kill()
+        assert server.process.wait(30) == 1
+        assert "The decoding process ended with status -9" in server.log.read_text()
+
+
+def test_nothing_is_left_of_a_server_that_is_killed(tiny_model_dir, module_adapters, tmp_path):
+    with serving(tiny_model_dir, module_adapters, tmp_path / "log") as server:
+        decoder = _decoder_of(server)
+        server.process.kill()
+        server.process.wait()
+        with suppress(psutil.NoSuchProcess):
+            decoder.wait(20)
+        assert not decoder.is_running()
+
+
+def _decoder_of(server):
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    (decoder,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return decoder
+
+
+def test_help_is_there_at_once():
+    began = time.monotonic()
+    shown = subprocess.run(
+        [*command("x", {})[:3], "--help"], capture_output=True, text=True, timeout=60, check=True, env=os.environ
+    )
+    assert "--api-key-file FILE" in shown.stdout
+    assert "--max-queue" in shown.stdout
+    assert time.monotonic() - began < 30

@@ -1,0 +1,178 @@
+"""What is wrong with the command line of a server, before a model is loaded: each with field, value and remedy."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from thriftune import artifacts, damage
+from thriftune.config import ModelConfig
+from thriftune.config.benchmark_run import ADAPTER_NAME, BASE
+from thriftune.errors import AdapterError, ConfigError, ModelSourceError
+from thriftune.models import architecture as architectures
+from thriftune.models import classifier
+from thriftune.models import config_json as model_config
+from thriftune.models.adapter_weights import require_fit, shapes_in
+from thriftune.models.completeness import ADAPTER_CONFIG, require_no_adapter
+from thriftune.models.files import ADAPTER_FILES, files_of
+from thriftune.models.positions import table_length
+from thriftune.models.weight_files import Folder
+
+_PREFIXES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE")
+_BASE, _ADAPTERS = "--base", "--adapters"
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_UNREAD_BYTES = 1 << 16  # what the kernel keeps for a client that does not read; else it would be megabytes
+_SHORTEST_KEY = 16  # characters; a shorter one is guessed
+
+
+def adapters_of(given: Sequence[str]) -> dict[str, Path]:
+    """The adapters on a command line.
+
+    Args:
+        given: NAME=DIR each.
+
+    Returns:
+        Directories by name.
+
+    Raises:
+        AdapterError: One is not of that form, has no proper name, or is there twice.
+    """
+    found: dict[str, Path] = {}
+    for entry in given:
+        name, equals, place = entry.partition("=")
+        if not equals or not place:
+            raise AdapterError.single(_ADAPTERS, entry, "is not NAME=DIR.", "Write for example poems=/models/poems.")
+        if name == BASE or not ADAPTER_NAME.fullmatch(name):
+            remedy = f"Use letters, digits, dots and dashes, at most 40, and not {BASE}."
+            raise AdapterError.single(_ADAPTERS, name, "is no name for an adapter.", remedy)
+        if name in found:
+            raise AdapterError.single(_ADAPTERS, name, "is there twice.", "Give each adapter a name of its own.")
+        found[name] = Path(place).expanduser()
+    return found
+
+
+def require_servable(model_dir: Path, adapters: Mapping[str, Path]) -> int | None:
+    """Refuse a base or an adapter that cannot be served. Reads no weights, except to compare checksums.
+
+    Args:
+        model_dir: The base model.
+        adapters: Adapter directories by name.
+
+    Returns:
+        Length of the base's position table; None if it has none.
+
+    Raises:
+        UserError: It is damaged, a classifier, no model, or the adapter is of another base.
+    """
+    files_of(model_dir, _BASE, ModelSourceError)
+    damage.require_undamaged(model_dir, _BASE, ModelSourceError, content=True)
+    require_no_adapter(model_dir)
+    classifier.require_language(model_dir, _BASE)
+    content = model_config.read(ModelConfig(source=str(model_dir)), token=None)
+    architecture = architectures.from_content(content, str(model_dir))
+    version = artifacts.source_version(model_dir)
+    for name, place in adapters.items():
+        field = f"{_ADAPTERS} {name}"
+        files_of(place, field, AdapterError, ADAPTER_FILES, ())
+        damage.require_undamaged(place, field, AdapterError, content=True)
+        classifier.require_language(place, field)
+        require_fit(architecture, place, shapes_in(Folder(place), field, place), field, place)
+        _require_same_version(place, version, field)
+    _require_one_type(adapters)
+    return table_length(architecture.skeleton)
+
+
+def _require_same_version(place: Path, version: str, field: str) -> None:
+    """Refuse an adapter that says it was trained on another version of the base.
+
+    Args:
+        place: The adapter.
+        version: The base's; empty where it is not known.
+        field: The key that names it, for messages.
+
+    Raises:
+        AdapterError: It was.
+    """
+    trained = str(artifacts.read_manifest(place).get("model_version") or "") if artifacts.is_whole(place) else ""
+    if version and trained and trained != version:
+        message = f"was trained on version {trained} of its base, and {_BASE} has version {version}."
+        raise AdapterError.single(field, place, message, "Serve it on the version that it was trained on.")
+
+
+def _require_one_type(adapters: Mapping[str, Path]) -> None:
+    """Refuse trained prefixes, which the decoder does not know, and adapters that peft cannot put on one model.
+
+    Args:
+        adapters: Adapter directories by name.
+
+    Raises:
+        AdapterError: Names the adapter.
+    """
+    types = {name: classifier.content_of(place, ADAPTER_CONFIG).get("peft_type") for name, place in adapters.items()}
+    for name, kind in types.items():
+        field, first = f"{_ADAPTERS} {name}", next(iter(types))
+        if kind in _PREFIXES:
+            message = f"is of type {kind}, whose trained prefix the server cannot decode beside others."
+            raise AdapterError.single(field, adapters[name], message, "Answer with workflows/generate.py.")
+        if kind != types[first]:
+            message = f"is of type {kind}, and {first} of type {types[first]}: peft has one type on a model."
+            raise AdapterError.single(field, adapters[name], message, "Start a server for each type.")
+
+
+def listen(host: str, port: int, *, has_key: bool, is_open: bool) -> socket.socket:
+    """Take the address of a server.
+
+    Args:
+        host: Address or name to listen on.
+        port: The port; 0 for any free one.
+        has_key: Whether clients need a key.
+        is_open: Whether everybody may ask, as somebody has said.
+
+    Returns:
+        The bound socket.
+
+    Raises:
+        ConfigError: It is taken or there is none such, or others than this machine could ask without a key.
+    """
+    if host not in _LOCAL and not has_key and not is_open:
+        message = "is reached from other machines, and there is no key."
+        raise ConfigError.single("--host", host, message, "Add --api-key-file FILE, or --no-api-key if all may ask.")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except (OSError, UnicodeError) as error:
+        raise ConfigError.single("--host", host, f"is no address ({error}).", "Name one of this machine.") from error
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD_BYTES)  # connections inherit it
+    try:
+        listening.bind((host, port))
+        listening.listen()  # what is bound, but does not listen, another server could still take
+    except OSError as error:
+        listening.close()
+        field, value = ("--host", host) if error.errno == 99 else ("--port", str(port))
+        remedy = "Choose another one, or end the program that has it."
+        raise ConfigError.single(field, value, f"cannot be listened on ({error.strerror}).", remedy) from error
+    return listening
+
+
+def key_in(file: Path) -> bytes:
+    """The key that clients have to send.
+
+    Args:
+        file: Holds it, and nothing else.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds no proper key. The message does not show it.
+    """
+    field = "--api-key-file"
+    try:
+        key = file.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError.single(field, file, f"cannot be read ({error.strerror}).", "Name a file.") from error
+    if not key:
+        raise ConfigError.single(field, file, "is empty: everybody would have that key.", "Write a key into it.")
+    if len(key) < _SHORTEST_KEY or not all(33 <= byte <= 126 for byte in key):
+        message = f"does not hold one line of at least {_SHORTEST_KEY} letters, digits and signs."
+        raise ConfigError.single(
+            field, file, message, "Make one: python -c 'import secrets; print(secrets.token_hex())'"
+        )
+    return key

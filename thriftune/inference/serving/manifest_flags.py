@@ -1,0 +1,72 @@
+"""The command line's `--manifest`: what a cluster needs to serve the same, as YAML on standard output."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from thriftune.config import HardwareConfig
+from thriftune.config.benchmark_run import BASE
+from thriftune.errors import ConfigError
+from thriftune.inference.serving.cluster import ClusterOptions, manifests_of
+from thriftune.inference.serving.limits import Limits
+from thriftune.planning import catalogue
+
+_USUAL_BITS = 16
+
+
+def text_of(given: argparse.Namespace, adapters: Mapping[str, Path], limits: Limits) -> str:
+    """The manifests for a command line.
+
+    Args:
+        given: The command line.
+        adapters: Its adapters by name.
+        limits: Its limits: memory is planned for as many answers of that length.
+
+    Returns:
+        YAML.
+
+    Raises:
+        UserError: No node holds it, or something in the manifests cannot be.
+    """
+    if not given.files:
+        message = "is where the pods find the model, and --manifest needs it."
+        raise ConfigError.single("--files", "", message, "Name claim:NAME, or the URL of a folder like s3://...")
+    if given.bits == 32:
+        raise ConfigError.single("--bits", given.bits, "is not planned for a cluster.", "Use 4, 8 or 16.")
+    folders = _folders_of(given.folders, adapters)
+    options = ClusterOptions(
+        files=given.files,
+        base=folders.pop(BASE, BASE),
+        folders=folders,
+        engine=given.engine,
+        bits=given.bits or _USUAL_BITS,
+        sequences=limits.max_batch,
+        tokens=limits.max_prompt_tokens + limits.max_tokens,
+        answer_tokens=limits.max_tokens,
+        hardware=HardwareConfig(device=given.device, instance=given.instance),
+        name=given.name,
+        image=given.image,
+        secret=given.secret,
+        replicas=given.replicas,
+    )
+    return manifests_of(given.base.expanduser(), adapters, options, catalogue.load())
+
+
+def _folders_of(given: list[str], adapters: Mapping[str, Path]) -> dict[str, str]:
+    """Folders within `--files`, by the name of what is in them.
+
+    Args:
+        given: NAME=PATH each.
+        adapters: The adapters by name.
+
+    Raises:
+        ConfigError: One is not of that form, or of no such name.
+    """
+    found = {}
+    for entry in given:
+        name, equals, place = entry.partition("=")
+        if not equals or not place or name not in {BASE, *adapters}:
+            remedy = f"The names are {', '.join([BASE, *adapters])}."
+            raise ConfigError.single("--folders", entry, "is not NAME=PATH of what is served.", remedy)
+        found[name] = place
+    return found

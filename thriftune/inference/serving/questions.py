@@ -1,0 +1,115 @@
+"""Turning a request into what the decoder is asked: tokens in the form that the adapter was trained on."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from thriftune.config import DataFormat
+from thriftune.config.benchmark_run import BASE
+from thriftune.data.formats import FORMATS
+from thriftune.data.questions import encode_prompt, encode_text, prompt_style
+from thriftune.errors import DataError
+from thriftune.inference.serving.asking import Ask
+from thriftune.inference.serving.limits import Limits
+from thriftune.inference.serving.refusals import RefusedError
+from thriftune.inference.serving.requests import ChatRequest, Said
+from thriftune.models import chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FREE_TEMPERATURE = 1.0  # OpenAI's, for a request that does not say
+
+
+@dataclass(frozen=True)
+class Questions:
+    """How questions to each of the served models are written.
+
+    Attributes:
+        tokenizer: The base model's tokenizer.
+        styles: The format of questions by the name of the model: of `base` and of each adapter.
+        limits: What is too long.
+        positions: Length of the model's position table; None if it has none.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    styles: Mapping[str, DataFormat]
+    limits: Limits
+    positions: int | None = None
+
+    def asks(self, request: ChatRequest) -> list[Ask]:
+        """What the decoder is asked for a request: once for each of its choices.
+
+        Args:
+            request: The request, of a model that is served.
+
+        Raises:
+            RefusedError: The conversation cannot be put in the adapter's form, or is too long.
+        """
+        prompt = tuple(self._encoded(request.messages, request.model))
+        if len(prompt) > self.limits.max_prompt_tokens:
+            message = f"The messages are {len(prompt)} tokens; at most {self.limits.max_prompt_tokens} are read."
+            raise RefusedError(400, f"{message} Shorten them.", "messages", "context_length_exceeded")
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        return [
+            Ask(
+                uid=uuid4().hex,
+                model=request.model,
+                prompt=prompt,
+                max_tokens=self._room(request, len(prompt)),
+                temperature=_FREE_TEMPERATURE if request.temperature is None else request.temperature,
+                top_p=request.top_p or 1.0,
+                seed=(seed + number) % (1 << 63),
+                stop=request.stops,
+                is_streamed=bool(request.stream),
+            )
+            for number in range(request.n or 1)
+        ]
+
+    def _room(self, request: ChatRequest, prompt: int) -> int:
+        """Longest answer, in tokens."""
+        wanted = request.wanted_tokens
+        if wanted is not None and wanted > self.limits.max_tokens:
+            message = f"{wanted} tokens were asked for; an answer has at most {self.limits.max_tokens}. Ask for fewer."
+            raise RefusedError(400, message, "max_tokens", "invalid_value")
+        room = wanted or self.limits.max_tokens
+        if self.positions is None:
+            return room
+        if prompt >= self.positions:
+            message = f"The messages are {prompt} tokens, and the model has {self.positions} positions. Shorten them."
+            raise RefusedError(400, message, "messages", "context_length_exceeded")
+        return min(room, self.positions - prompt)
+
+    def _encoded(self, messages: Sequence[Said], model: str) -> list[int]:
+        """The tokens of a conversation, with the answer's turn opened."""
+        style = self.styles[model]
+        if style in FORMATS and FORMATS[style].is_chat:
+            turns = [{"role": said.role, "content": said.text} for said in messages]
+            try:
+                text = chat_template.apply(turns, self.tokenizer, prompt=True)
+            except chat_template.TemplateFailsError as error:
+                raise RefusedError(400, f"{error}. Send other messages.", "messages", "template_refuses") from None
+            return encode_text(text, self.tokenizer, style)
+        if [said.role for said in messages] != ["user"]:
+            message = f"{model} was trained on the format {style}, which has no conversations. Send one user message."
+            raise RefusedError(400, message, "messages", "single_message_only")
+        try:
+            return encode_prompt(messages[0].text, self.tokenizer, style)
+        except DataError as error:
+            raise RefusedError(400, error.problems[0].message, "messages", "invalid_value") from None
+
+
+def styles_of(
+    model_dir: Path, adapters: Mapping[str, Path], tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, DataFormat]:
+    """The format of questions by the name of each served model.
+
+    Args:
+        model_dir: The base model.
+        adapters: Adapter directories by name.
+        tokenizer: The base model's tokenizer.
+    """
+    return {name: prompt_style(path, tokenizer) for name, path in {BASE: model_dir, **adapters}.items()}
