@@ -1,6 +1,7 @@
 """What was trained, asked once: its tokenizer, settings and stop tokens, its next tokens, and its answers."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ def of_directory(model_dir: Path, asked: Asked, room: float | None = None) -> Re
     directory = InDirectory(model_dir)
     tokenizer = load_tokenizer(model_dir, padding_side="left")
     config = directory.config(None)  # type: ignore[arg-type] - its own
-    dtype, remark = _dtype(model_dir, free_bytes() if room is None else room)
-    rows = _affordable(first_tokens(asked.rows, config.vocab_size), _parameters(model_dir))
+    dtype, remark = held_in(model_dir, free_bytes() if room is None else room)
+    rows = _affordable(first_tokens(asked.rows, config.vocab_size), parameters_in(model_dir))
     likely, stopped = None, None
     if dtype is not None:
         model = directory.load(config, dtype)
@@ -139,9 +140,12 @@ def free_bytes() -> float:
     return free if limit is None else min(free, (limit.size - limit.used) * _GIB)
 
 
-def _parameters(model_dir: Path) -> int:
-    import math
+def parameters_in(model_dir: Path) -> int:
+    """Number of weights in a model's files.
 
+    Args:
+        model_dir: Model directory.
+    """
     return sum(math.prod(shape) for shape in StoredTensors(model_dir).shapes.values())
 
 
@@ -156,11 +160,19 @@ def _affordable(rows: Sequence[Row], parameters: int) -> Sequence[Row]:
     return taken
 
 
-def _dtype(model_dir: Path, room: float) -> "tuple[torch.dtype | None, str]":
-    """The type to hold models in: 32 bits where there is room, else 16; none if that does not fit either, and why."""
+def held_in(model_dir: Path, room: float) -> "tuple[torch.dtype | None, str]":
+    """The type to hold a model in.
+
+    Args:
+        model_dir: Model directory.
+        room: Bytes of memory that it may take.
+
+    Returns:
+        32 bits where there is room, else 16; or none if that does not fit either, and why.
+    """
     import torch
 
-    parameters = _parameters(model_dir)
+    parameters = parameters_in(model_dir)
     for dtype, size in ((torch.float32, 4), (torch.float16, 2)):
         if _HELD * size * parameters + _BESIDE_BYTES <= room:
             return dtype, ""

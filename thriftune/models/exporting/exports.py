@@ -1,13 +1,17 @@
 """The table of formats that a model can be exported to. Another format is a row here, and a module that writes it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thriftune.config.exporting import ExportFormat
 from thriftune.errors import ExportError, Problem
 from thriftune.models.exporting import gguf_architectures, gguf_writing, plain, quantized
+from thriftune.models.exporting.gguf_vocabulary import vocabulary_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _GB = 1e9
 
@@ -59,7 +63,7 @@ EXPORTS: Mapping[ExportFormat, Export] = {
 }
 
 
-def problems_of(formats: tuple[ExportFormat, ...], content: Mapping[str, Any], source: str) -> Iterator[Problem]:
+def problems_of(formats: Sequence[str], content: Mapping[str, Any], source: str) -> Iterator[Problem]:
     """What keeps a model from being exported, by its config.json alone.
 
     Args:
@@ -70,13 +74,28 @@ def problems_of(formats: tuple[ExportFormat, ...], content: Mapping[str, Any], s
     Yields:
         A problem, which names all formats that have it.
     """
-    files = ", ".join(name for name in formats if EXPORTS[name].is_gguf)
+    files = ", ".join(name for name, export in EXPORTS.items() if name in formats and export.is_gguf)
     if not files:
         return
     try:
         gguf_architectures.require_covered(content, files, source)
     except ExportError as error:
         yield from error.problems
+
+
+def require_tokenizer(formats: Sequence[str], tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:
+    """Refuse a tokenizer that one of the formats cannot hold.
+
+    Args:
+        formats: The formats that were asked for.
+        tokenizer: The model's tokenizer.
+        rows: Rows of the model's embedding.
+
+    Raises:
+        ExportError: A GGUF file was asked for, and cannot say to llama.cpp how the tokenizer works.
+    """
+    if any(EXPORTS[name].is_gguf for name in EXPORTS if name in formats):
+        vocabulary_of(tokenizer, rows)
 
 
 def write(name: ExportFormat, model_dir: Path, directory: Path, title: str, shard_gb: float) -> list[str]:
