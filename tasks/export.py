@@ -16,6 +16,7 @@ from tasks.summarize import write_metrics
 from tasks.transfer import download, upload, uri_of
 from thriftune.config import ExportConfig, RunConfig
 from thriftune.config import messages as config_messages
+from thriftune.config.exporting import OnFail
 from thriftune.config.rules import require_no_user
 from thriftune.data.questions import prompt_style
 from thriftune.errors import ConfigError
@@ -46,7 +47,7 @@ def export_model(
     adapter: FlyteDirectory | None,
     rows_file: FlyteFile | None,
     shard_gb: float,
-    on_fail: str,
+    on_fail: OnFail,
 ) -> Exported:
     """Export a model directory, or an adapter merged into one.
 
@@ -82,7 +83,7 @@ def export_model(
     )
     made = _uploaded(exporting.export(here, settings.result_path(_NAME, "exports"), config, asked, name))
     made = replace(made, parity=[*before, *made.parity])
-    _show(name, made)
+    _show(_NAME, made)
     exporting.require_same(made, config, _places(uri_of(model_dir), made))
     return Exported([FlyteDirectory(place) for place in made.places.values()], made.parity)
 
@@ -120,7 +121,7 @@ def export_result(
     return complete
 
 
-def _config_of(formats: list[str], shard_gb: float, on_fail: str) -> ExportConfig:
+def _config_of(formats: list[str], shard_gb: float, on_fail: OnFail) -> ExportConfig:
     """The arguments as a section of a run file, which refuses what is not known.
 
     Raises:

@@ -10,6 +10,7 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 
 from tasks.export import export_model
+from thriftune.config.exporting import OnFail
 from thriftune.inference.parity.report import Parity
 
 
@@ -27,7 +28,7 @@ def export(
     adapter: FlyteDirectory | None = None,
     rows: FlyteFile | None = None,
     shard_gb: float = 5.0,
-    on_fail: str = "error",
+    on_fail: OnFail = "error",
 ) -> ExportResult:
     """Export a model, and compare each export with it: prompts token by token, weights, next tokens, and answers.
 

@@ -69,13 +69,12 @@ def run(reference: Reference, model: Any, tokenizer: Any, limits: Allowed, parit
         That, with the next tokens and answers.
     """
     assert reference.likely is not None
-    compared = compare(reference.likely, log_probabilities(model, reference.rows))
+    compared = compare(reference.likely, log_probabilities(model, reference.rows), limits.tied)
     stopped = share_that_stops(model, tokenizer, reference.asked)
-    fallen = None if reference.stopped is None else max(0.0, reference.stopped - stopped)
     measures = [
         Measure("KL divergence of the next token, nats", compared.kl, limits.kl),
         Measure("likeliest next token agrees, share", compared.agreement, limits.agreement, is_least=True),
-        Measure(f"answers that stop fewer than {reference.stopped:.0%}, share", fallen, limits.stops),
+        _stopping(reference, stopped, limits),
     ]
     wrong = list(_beyond(measures))
     return replace(
@@ -95,6 +94,12 @@ def _beyond(measures: list[Measure], by: str = "") -> Iterator[Difference]:
         value, limit = measure.text
         what: differences.What = "answers" if measure.name.startswith("answers") else "outputs"
         yield Difference(what, f"{by}{measure.name} is {value}, allowed is {limit}")
+
+
+def _stopping(reference: Reference, stopped: float, limits: Allowed, where: str = "") -> Measure:
+    """The share of answers that stop, with that of what was trained less what it may fall as its limit."""
+    least = max(0.0, (reference.stopped or 0.0) - limits.stops)
+    return Measure(f"answers that stop{where}, share", stopped, least, is_least=True)
 
 
 def _weights(
@@ -127,12 +132,12 @@ def _with_llama_cpp(parity: Parity, reference: Reference, candidate: Candidate, 
     if not llama_cpp.is_installed():
         return replace(parity, remarks=[*parity.remarks, "llama.cpp's Python package is not installed: not run there."])
     asked, tokenizer = reference.asked, reference.tokenizer
-    made = llama_cpp.run(candidate.gguf, tokenizer, asked, reference.rows, reference.likely, LONGEST_ANSWER)
-    fallen = None if reference.stopped is None else max(0.0, reference.stopped - made.stopped)
+    rows, likely = reference.rows, reference.likely
+    made = llama_cpp.run(candidate.gguf, tokenizer, asked, rows, likely, LONGEST_ANSWER, limits.tied)
     measures = [
         Measure("KL divergence in llama.cpp, nats", made.compared.kl, limits.kl),
         Measure("likeliest token agrees in llama.cpp, share", made.compared.agreement, limits.agreement, is_least=True),
-        Measure("answers that stop fewer in llama.cpp, share", fallen, limits.stops),
+        _stopping(reference, made.stopped, limits, " in llama.cpp"),
     ]
     wrong = [*made.differences, *_beyond(measures, "in llama.cpp, ")]
     return replace(

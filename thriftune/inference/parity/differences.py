@@ -206,9 +206,8 @@ def _prompts(
         if was != ours:
             yield Difference("template", f"{prompt[:_SHOWN]!r} becomes {ours[-_SHOWN:]!r} and was {was[-_SHOWN:]!r}")
             return
-        different = list(
-            _tokens(repr(prompt[:_SHOWN]), *(encode_text(was, t, style) for t in (trained, found)), trained)
-        )
+        ids = [encode_text(was, one, style) for one in (trained, found)]
+        different = list(_tokens(repr(prompt[:_SHOWN]), ids[0], ids[1], trained))
         if different:
             yield from different
             return

@@ -47,6 +47,7 @@ def run(
     rows: Sequence[Row],
     reference: "Sequence[torch.Tensor]",
     longest: int,
+    tied: float,
 ) -> InLlamaCpp:
     """Read a file with llama.cpp, and ask it what was asked of the reference.
 
@@ -57,15 +58,17 @@ def run(
         rows: Rows.
         reference: Log-probabilities of what was trained on the rows.
         longest: Most tokens of an answer.
+        tied: As in `outputs.compare`.
     """
-    import llama_cpp
+    llama_cpp: Any = importlib.import_module("llama_cpp")
 
     kept = [number for number, row in enumerate(rows) if len(row.tokens) <= _LONGEST_ROW]
     model: Any = llama_cpp.Llama(str(file), n_ctx=_LONGEST_ROW, logits_all=True, verbose=False)
     try:
         encoded = [encode_text(prompt_text(p, tokenizer, asked.style), tokenizer, asked.style) for p in asked.prompts]
         found = list(_differences(model, tokenizer, asked, encoded))
-        compared = compare([reference[number] for number in kept], _log_probabilities(model, [rows[n] for n in kept]))
+        found_likely = _log_probabilities(model, [rows[number] for number in kept])
+        compared = compare([reference[number] for number in kept], found_likely, tied)
         fitting = [ids for ids in encoded if len(ids) + longest <= _LONGEST_ROW]
         ended = [_ends(model, ids, longest) for ids in fitting]
     finally:
@@ -100,5 +103,6 @@ def _log_probabilities(model: Any, rows: Sequence[Row]) -> "Iterator[torch.Tenso
 
 
 def _ends(model: Any, prompt: list[int], longest: int) -> bool:
+    model.reset()  # else what two prompts share is taken from memory, where no place may be left
     said = model.create_completion(prompt, max_tokens=longest, temperature=0)
     return bool(said["choices"][0]["finish_reason"] == "stop")

@@ -1,6 +1,7 @@
 """Whether a merged model is the adapter on its base: the same next tokens and answers, before anything is exported."""
 
 from pathlib import Path
+from typing import Any
 
 from thriftune.data.questions import prompt_style
 from thriftune.inference.parity import checking, reference, rows
@@ -27,7 +28,7 @@ def check(base: Path, adapter: Path, merged: Path) -> Parity:
         return Parity(_KIND, [], remarks=[remark])
     tokenizer = load_tokenizer(base, padding_side="left")
     asked = rows.of_general(tokenizer, prompt_style(adapter, tokenizer))
-    trained = reference.of_model(attach(load_causal_lm(base, dtype=dtype), adapter).eval(), tokenizer, asked)
-    return checking.run(
-        trained, load_causal_lm(merged, dtype=dtype).eval(), tokenizer, ALLOWED[_KIND], Parity(_KIND, [])
-    )
+    adapted: Any = attach(load_causal_lm(base, dtype=dtype), adapter)
+    trained = reference.of_model(adapted.eval(), tokenizer, asked)
+    summed: Any = load_causal_lm(merged, dtype=dtype)
+    return checking.run(trained, summed.eval(), tokenizer, ALLOWED[_KIND], Parity(_KIND, []))

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 # Bytes of the reference's log-probabilities that are kept for the comparison.
 _KEPT_BYTES = 1 << 29
-# Two tokens that the reference holds about equally likely: which one is first is chance.
-_TIED = 0.1  # nats
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ def first_tokens(rows: Sequence[Row], vocabulary: int) -> list[Row]:
         rows: Rows.
         vocabulary: Number of tokens that a model knows.
     """
-    left, taken = _KEPT_BYTES // (4 * vocabulary), []
+    taken: list[Row] = []
+    left = _KEPT_BYTES // (4 * vocabulary)
     for row in rows:
         if not row.trained:
             continue
@@ -72,12 +71,13 @@ def log_probabilities(model: Any, rows: Sequence[Row]) -> "Iterator[torch.Tensor
             yield logits[before].float().log_softmax(-1).cpu()
 
 
-def compare(reference: "Sequence[torch.Tensor]", found: "Iterator[torch.Tensor]") -> Compared:
+def compare(reference: "Sequence[torch.Tensor]", found: "Iterator[torch.Tensor]", tied: float) -> Compared:
     """Compare log-probabilities.
 
     Args:
         reference: Those of what was trained, row by row.
         found: Those of the model.
+        tied: Tokens within so many nats are equally likely.
 
     Returns:
         Means over all tokens; infinite where a number is not finite.
@@ -91,7 +91,7 @@ def compare(reference: "Sequence[torch.Tensor]", found: "Iterator[torch.Tensor]"
         kl = (was.exp() * (was - ours)).sum(-1)
         divergence += float(kl.sum()) if bool(torch.isfinite(kl).all()) else float("inf")
         likely = was.gather(-1, ours.argmax(-1, keepdim=True))[:, 0]
-        agreeing += int((was.max(-1).values - likely <= _TIED).sum())
+        agreeing += int((was.max(-1).values - likely <= tied).sum())
         tokens += trained.shape[0]
     return Compared(len(reference), tokens, max(0.0, divergence / tokens), agreeing / tokens)
 

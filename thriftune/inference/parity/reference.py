@@ -75,7 +75,7 @@ def of_directory(model_dir: Path, asked: Asked, room: float | None = None) -> Re
     """
     directory = InDirectory(model_dir)
     tokenizer = load_tokenizer(model_dir, padding_side="left")
-    config = directory.config(None)  # type: ignore[arg-type] - its own
+    config = directory.own_config()
     dtype, remark = held_in(model_dir, free_bytes() if room is None else room)
     rows = _affordable(first_tokens(asked.rows, config.vocab_size), parameters_in(model_dir))
     likely, stopped = None, None
@@ -151,7 +151,8 @@ def parameters_in(model_dir: Path) -> int:
 
 def _affordable(rows: Sequence[Row], parameters: int) -> Sequence[Row]:
     """The first rows that take minutes, and at least one."""
-    left, taken = _OPERATIONS / (2 * parameters), []
+    taken: list[Row] = []
+    left = _OPERATIONS / (2 * parameters)
     for row in rows:
         left -= len(row.tokens)
         if taken and left < 0:

@@ -120,7 +120,7 @@ def _general(most: int) -> Iterator[tuple[str, str]]:
     """General questions, spread over their groups."""
     items = general.general_items()
     for item in items[:: max(1, len(items) // most)][:most]:
-        yield item.question, item.choices[item.answer]
+        yield item.question, item.accepted[0]
 
 
 def _pairs_in(file: Path) -> Iterable[tuple[str, str]]:

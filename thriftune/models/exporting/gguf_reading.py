@@ -116,11 +116,12 @@ class GgufFile:
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=dtype,
             )
-        return model.eval()
+        evaluated: Any = model
+        return evaluated.eval()
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer in the file."""
-        from tokenizers import pre_tokenizers
+        from tokenizers import normalizers
         from transformers import AutoTokenizer
 
         with gguf_file.alone(self._file) as link, gguf_file.known(self._file):
@@ -129,9 +130,12 @@ class GgufFile:
         if self.value("tokenizer.ggml.model") == BYTES:
             backend.pre_tokenizer, backend.model.ignore_merges = split_of(self.value("tokenizer.ggml.pre"))
         else:
-            # In llama.cpp a space is put before each text between special tokens, not before the first alone.
-            scheme = "always" if self.value("tokenizer.ggml.add_space_prefix", True) else "never"
-            backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme=scheme, split=False)
+            # In llama.cpp a space is put before each text between special tokens, not before the first alone, and
+            # before one that begins with a space too.
+            marking = [normalizers.Replace(" ", _SPACE)]
+            has_prefix = self.value("tokenizer.ggml.add_space_prefix", True)
+            prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []
+            backend.normalizer, backend.pre_tokenizer = normalizers.Sequence([*prefix, *marking]), None
         return tokenizer  # type: ignore[no-any-return]
 
     def tensors(self, names: dict[str, str], config: "PretrainedConfig") -> Iterator[tuple[str, "torch.Tensor"]]:

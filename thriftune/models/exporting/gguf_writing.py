@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 FILE = "model.gguf"
 TYPES = ("f16", "q8_0", "q4_0")
 _PART_BYTES = 1 << 26  # of a tensor in 32 bits, at a time
+_TOO_LARGE = 65520  # the first number that fp16 rounds to infinity
 _BLOCK = 32  # weights that share a scale in q8_0 and q4_0
 _OUTER = ("token_embd.weight", "output.weight")
 
@@ -168,7 +169,7 @@ def _parts(
     for start in range(0, shape[0], rows):
         part = whole[start : start + rows] if order is None else whole[order[start : start + rows]]
         values = np.ascontiguousarray(part.float().numpy())
-        if kind == "F16" and not np.isfinite(values.astype(np.float16)).all():
+        if kind == "F16" and np.abs(values).max(initial=0.0) >= _TOO_LARGE:
             message = f"{name} has a weight of {np.abs(values).max():.3g}, and the largest number in fp16 is 65504."
             raise ExportError.single(architectures.FIELD, "gguf", message, "Use bf16 or fp32.")
         yield quantize(values, GGMLQuantizationType[kind])

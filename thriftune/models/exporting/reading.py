@@ -164,6 +164,10 @@ class InDirectory:
         Args:
             like: Configuration of what was trained.
         """
+        return self.own_config()
+
+    def own_config(self) -> "PretrainedConfig":
+        """Its configuration, as its files have it."""
         from transformers import AutoConfig
 
         config: PretrainedConfig = AutoConfig.from_pretrained(self._directory, local_files_only=True)
@@ -176,7 +180,8 @@ class InDirectory:
             like: Configuration of what was trained.
             dtype: Type to hold weights in that are not quantized.
         """
-        return load_causal_lm(self._directory, dtype=dtype).eval()
+        model: Any = load_causal_lm(self._directory, dtype=dtype)
+        return model.eval()
 
     def tensors(self, like: "PretrainedConfig", names: list[str]) -> "Iterator[tuple[str, torch.Tensor]]":
         """Its weights one by one; none of a quantized model, whose files hold no values.
