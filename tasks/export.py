@@ -72,6 +72,7 @@ def export_model(
     here, before = download(model_dir), []
     name = Path(uri_of(model_dir)).name
     if adapter is not None:
+        exporting.require_exportable(here, config, name)  # before minutes of merging
         base, here = here, settings.result_path(_NAME, "merged")
         merging.merge(base, download(adapter), here)
         before = [merged.check(base, download(adapter), here)]

@@ -42,7 +42,7 @@ def test_every_format_is_kept_with_its_report_and_the_version_of_the_model(model
         assert (tmp_path / kind / "parity.html").read_text().startswith("<!doctype html>")
     assert not list(tmp_path.glob("*.partial"))
     measured = {one.format: {m.name: m.value for m in one.measures} for one in made.parity}
-    assert all(len(values) == 4 for values in measured.values())
+    assert all(len(values) >= 4 for values in measured.values())
     error = {kind: values["largest error of a weight"] for kind, values in measured.items()}
     assert 0 == error["fp32"] < error["fp16"] < error["bf16"] < error["int8"] < error["nf4"]
     shown = table_of(made.parity)

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def run(
         found_likely = _log_probabilities(model, [rows[number] for number in kept])
         compared = compare([reference[number] for number in kept], found_likely, tied)
         fitting = [ids for ids in encoded if len(ids) + longest <= _LONGEST_ROW]
-        ended = [_ends(model, ids, longest) for ids in fitting]
+        ended = [_ends(llama_cpp, model, ids, longest) for ids in fitting]
     finally:
         model.close()
     return InLlamaCpp(str(llama_cpp.__version__), compared, sum(ended) / max(1, len(ended)), found)
@@ -102,7 +103,12 @@ def _log_probabilities(model: Any, rows: Sequence[Row]) -> "Iterator[torch.Tenso
         yield logits[[place - 1 for place in row.trained]].float().log_softmax(-1)
 
 
-def _ends(model: Any, prompt: list[int], longest: int) -> bool:
-    model.reset()  # else what two prompts share is taken from memory, where no place may be left
-    said = model.create_completion(prompt, max_tokens=longest, temperature=0)
-    return bool(said["choices"][0]["finish_reason"] == "stop")
+def _ends(library: Any, model: Any, prompt: list[int], longest: int) -> bool:
+    """Whether a greedy answer ends with a token that llama.cpp takes for an end.
+
+    Token by token: its `create_completion` counts no token while a text ends within a character of several bytes.
+    """
+    vocabulary = library.llama_model_get_vocab(model.model)
+    model.reset()
+    said = islice(model.generate(prompt, temp=0.0, repeat_penalty=1.0), longest)
+    return any(library.llama_vocab_is_eog(vocabulary, token) for token in said)
