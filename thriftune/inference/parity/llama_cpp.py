@@ -106,7 +106,7 @@ def _log_probabilities(model: Any, rows: Sequence[Row]) -> "Iterator[torch.Tenso
 def _ends(library: Any, model: Any, prompt: list[int], longest: int) -> bool:
     """Whether a greedy answer ends with a token that llama.cpp takes for an end.
 
-    Token by token: its `create_completion` counts no token while a text ends within a character of several bytes.
+    Token by token: its own completion counts no token while a text ends within a character of several bytes.
     """
     vocabulary = library.llama_model_get_vocab(model.model)
     model.reset()

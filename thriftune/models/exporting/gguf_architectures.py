@@ -2,7 +2,7 @@
 
 An architecture is covered if llama.cpp runs it, gguf's table names its tensors, and transformers reads it back.
 
-Source: llama.cpp's convert_hf_to_gguf.py, for names of keys, the order of rows, and what is stored in 32 bits.
+Source: llama.cpp's converter from hub models (convert_hf_to_gguf), for names of keys, the order of rows, and what is stored in 32 bits.
 """
 
 import math
@@ -138,7 +138,7 @@ def rope_factors(config: "PretrainedConfig") -> "np.ndarray[Any, Any] | None":
     Args:
         config: The model's configuration.
 
-    Source: convert_hf_to_gguf.py, LlamaModel.generate_extra_tensors.
+    Source: the same converter, LlamaModel.generate_extra_tensors.
     """
     import numpy as np
 
