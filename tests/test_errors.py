@@ -29,6 +29,8 @@ def test_there_are_errors_to_test():
         "AdapterError",
         "PublishError",
         "GateError",
+        "ExportError",
+        "ParityError",
         "DivergedError",
         "ResultError",
         "PodError",

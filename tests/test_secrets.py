@@ -303,6 +303,7 @@ OTHER_WRITERS = {
     ("thriftune/preflight/adapters.py", "write_bytes"): "a copy of the adapter's configuration, removed at once",
     ("thriftune/preflight/base_model.py", "write_text"): "a copy of the model's configuration, removed at once",
     ("thriftune/models/stopping.py", "write_text"): "the model's generation_config.json",
+    ("thriftune/models/exporting/plain.py", "write_text"): "the model's config.json and index, which are its own",
     ("thriftune/strategies/fsdp/state.py", "write_text"): "numbers of an optimizer, and names of weights",
     ("tasks/elastic.py", "write_text"): "an error of ours that a worker tells its agent, removed at once",
     ("tasks/elastic.py", "to_json"): "the same",

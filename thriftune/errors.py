@@ -149,6 +149,20 @@ class GateError(UserError):
     code = "gate-failed"
 
 
+class ExportError(UserError):
+    """A result cannot be exported to a format, or its tokenizer cannot be written there."""
+
+    headline = "The model cannot be exported"
+    code = "export-not-covered"
+
+
+class ParityError(UserError):
+    """An export is not what was trained. What was trained is kept."""
+
+    headline = "An export is not what was trained"
+    code = "export-differs"
+
+
 class ResultError(UserError):
     """A result of a run is not in the store, or the index of results cannot be used."""
 

@@ -7,6 +7,7 @@ from flytekit import dynamic, workflow
 from flytekit.types.structured import StructuredDataset
 
 from tasks.declaring import dynamic_task
+from tasks.export import export_result
 from tasks.merge_adapter import merge_adapter
 from tasks.provisioning import on_cpu_node, on_planned_node
 from tasks.publish import publish
@@ -55,6 +56,9 @@ def train_on_plan(
     made = {"training": trained.training, "model": result, "adapter": adapter, "merged": merged}
     reports = {**measured._asdict(), **compared._asdict()}
     metrics = summarize(config=config, plan=plan, training_key=steps.training.cache_key, **made, **reports)
+    if config.export:
+        metrics = export_result(result=result, dataset=dataset, config=config, to=config.export, metrics=metrics)
+        on_cpu_node(metrics, plan, pod_requests.exporting(config, plan))
     if config.publish:
         metrics = publish(result=result, config=config, to=config.publish, metrics=metrics)
         on_cpu_node(metrics, plan, pod_requests.publishing(config, plan))

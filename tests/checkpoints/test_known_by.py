@@ -59,6 +59,7 @@ OTHERS = {
     "evaluation.prompts": ["Why?"],
     "evaluation.max_new_tokens": 3,
     "benchmarks": {"tasks": ["general-mini"]},
+    "export": {"formats": ["int8"]},
     "publish": {"repository": "me/tuned"},
 }
 # The method says what trains; no run of one file is of two. Nor has it the sections of two.

@@ -9,6 +9,7 @@ from thriftune.config.schema import (
     DataFormat,
     DataSource,
     EvaluationConfig,
+    ExportConfig,
     FsdpConfig,
     HardwareConfig,
     LlamaAdapterConfig,
@@ -31,7 +32,7 @@ from thriftune.config.schema import (
 
 __all__ = [
     "AUTO", "BenchmarksConfig", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource",
-    "EvaluationConfig", "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method",
-    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "ReplaySource", "RunConfig",
-    "Section", "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
+    "EvaluationConfig", "ExportConfig", "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig",
+    "Method", "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "ReplaySource",
+    "RunConfig", "Section", "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from thriftune.config.data import Section
 
+OnFail = Literal["error", "keep"]
 ExportFormat = Literal["gguf-f16", "gguf-q8_0", "gguf-q4_0", "int8", "nf4", "fp32", "fp16", "bf16"]
 
 
@@ -18,7 +19,7 @@ class ExportConfig(Section):
         "transformers. fp32, fp16, bf16: safetensors.",
     )
     shard_gb: float = Field(default=5.0, gt=0, description="Largest safetensors file, in GB (1e9 bytes).")
-    on_fail: Literal["error", "keep"] = Field(
+    on_fail: OnFail = Field(
         default="error",
         description="What to do with an export that differs too much from what was trained. error: the run fails, and "
         "the export is not kept. keep: it is kept, with a warning.",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from thriftune.batching import split_batch
-from thriftune.config import benchmark_rules, data_rules, method_rules, task_rules, zero_file
+from thriftune.config import benchmark_rules, data_rules, export_rules, method_rules, task_rules, zero_file
 from thriftune.config.choices import ADAMW, AUTO, METHODS, STRATEGIES, strategies_of
 from thriftune.config.data import places
 from thriftune.errors import ConfigError, Problem
@@ -37,7 +37,7 @@ def check(config: "RunConfig") -> list[Problem]:
         _optimizer,
         _inline_zero,
     )
-    of_parts = (data_rules.check, method_rules.check, task_rules.check, benchmark_rules.check)
+    of_parts = (data_rules.check, method_rules.check, task_rules.check, benchmark_rules.check, export_rules.check)
     return [problem for rule in (*of_parts, *rules) for problem in rule(config)]
 
 

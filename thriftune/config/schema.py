@@ -28,6 +28,7 @@ from thriftune.config.data import (
     Section,
 )
 from thriftune.config.evaluation import EvaluationConfig
+from thriftune.config.exporting import ExportConfig
 from thriftune.config.methods import (
     ClassificationConfig,
     LlamaAdapterConfig,
@@ -42,9 +43,9 @@ from thriftune.hardware import PrecisionChoice
 
 __all__ = [
     "AUTO", "BenchmarksConfig", "CheckpointConfig", "ClassificationConfig", "DataConfig", "DataFormat", "DataSource",
-    "EvaluationConfig", "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig", "Method",
-    "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "ReplaySource", "RunConfig",
-    "Section", "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
+    "EvaluationConfig", "ExportConfig", "FsdpConfig", "HardwareConfig", "LlamaAdapterConfig", "LongRows", "LoraConfig",
+    "Method", "MixedSource", "ModelConfig", "PartialConfig", "PrefixConfig", "PublishConfig", "ReplaySource",
+    "RunConfig", "Section", "StrategyName", "Task", "TrainingConfig", "ZeroConfig",
 ]  # fmt: skip
 
 
@@ -245,6 +246,7 @@ class RunConfig(Section):
     checkpoints: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     benchmarks: BenchmarksConfig | None = Field(default=None, description="Nothing is measured when left out.")
+    export: ExportConfig | None = Field(default=None, description="Nothing is exported when left out.")
     publish: PublishConfig | None = Field(default=None, description="Nothing is pushed when left out.")
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from thriftune.config import RunConfig
 from thriftune.config.choices import METHODS
 from thriftune.models import saving
+from thriftune.models.exporting.exports import EXPORTS
 from thriftune.models.source import is_gguf
 from thriftune.stores import transfer
 from thriftune.training_plan import TrainingPlan
@@ -18,6 +19,11 @@ _LIBRARIES_GIB = _PROCESS_GIB + math.ceil(transfer.MEMORY_GIB)
 # Factor: a GGUF file is unpacked to 16 bits, tensor by tensor through fp32, and saved from there.
 _UNPACKING = 1.15
 _MERGING_CPUS = 4
+# Factor: a model is held in 16 bits, and the largest layer computes in 32; beside it are the reference's probabilities
+# (thriftune.inference.parity.reference).
+_COMPARING, _BESIDE_COMPARED = 1.25, 3 << 29
+# Most memory that is asked for only to run exports: 20 billion parameters in 16 bits.
+_MOST_COMPARED = 48 * _GIB
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,29 @@ def publishing(config: RunConfig, plan: TrainingPlan) -> PodRequest:
     is_adapter = not METHODS[config.method].trains_weights and not config.merges
     size = _FULL * plan.trained_parameters if is_adapter else saving.bytes_at_most(config) * plan.parameters
     return PodRequest(_LIBRARIES_GIB, _gib(size))
+
+
+def exporting(config: RunConfig, plan: TrainingPlan) -> PodRequest:
+    """Resources to export a result and compare each export with it.
+
+    Writing is done in parts, but for bitsandbytes', which holds the model. Comparing holds a model too, up to a limit:
+    what is larger is compared weight by weight.
+
+    Args:
+        config: The run, with a section `export`.
+        plan: Its plan.
+
+    Returns:
+        The request.
+    """
+    assert config.export is not None
+    formats = [EXPORTS[name] for name in config.export.formats]
+    compared = min(_COMPARING * _HALF * plan.parameters + _BESIDE_COMPARED, _MOST_COMPARED)
+    written = _MERGING * max(kind.held_bytes for kind in formats) * plan.parameters
+    memory = max(compared, written, config.export.shard_gb * 1e9)
+    stored = saving.bytes_at_most(config) * plan.parameters
+    disk = stored + sum(kind.bytes_per_weight for kind in formats) * plan.parameters
+    return PodRequest(_LIBRARIES_GIB + _gib(memory), _gib(disk), _MERGING_CPUS)
 
 
 def _gib(count: float) -> int:

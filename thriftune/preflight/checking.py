@@ -20,6 +20,7 @@ from thriftune.preflight import (
     base_model,
     benchmarks,
     data_checks,
+    exports,
     outputs,
     platform,
     resuming,
@@ -106,6 +107,7 @@ def run(
         notes.learn(benchmarks_version=measured.version)
         notes.findings += adapters.check(config, base)
         notes.findings += trained_parts.check(config, base)
+        notes.findings += exports.check(config, base, checked)
     _check_checkpoints(config, plan, notes)
     notes.findings += _check_plan(plan, notes.findings)
     return Preflight(config.name, in_order(notes.findings), notes.facts)

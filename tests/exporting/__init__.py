@@ -1,0 +1,1 @@
+"""Exports and parity, on tiny models of every architecture that is covered."""

@@ -1,0 +1,158 @@
+"""Exports as a run makes them: written, compared, kept or not; in safetensors and in bitsandbytes' formats."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from exporting.exported_models import pieces_tokenizer, save_model
+from thriftune import artifacts
+from thriftune.config import ExportConfig
+from thriftune.data.questions import prompt_style
+from thriftune.errors import DataError, ExportError, ParityError, UserError
+from thriftune.inference import exporting
+from thriftune.inference.parity import rows
+from thriftune.inference.parity.report import page_of, table_of
+from thriftune.models.completeness import load_causal_lm
+from thriftune.models.exporting import exports, gguf_architectures
+from thriftune.models.tokenizer import load_tokenizer
+
+
+def asked_of(model_dir):
+    tokenizer = load_tokenizer(model_dir)
+    return rows.of_pairs([("What is it?", "It is blue.")] * 2, tokenizer, prompt_style(model_dir, tokenizer))
+
+
+def config_of(*formats, **settings):
+    return ExportConfig.model_validate({"formats": formats, **settings})
+
+
+def test_every_format_is_kept_with_its_report_and_the_version_of_the_model(model_of, tmp_path):
+    model_dir = model_of("qwen2")
+    config = config_of("gguf-q8_0", "int8", "nf4", "fp32", "fp16", "bf16")
+    made = exporting.export(model_dir, tmp_path, config, asked_of(model_dir), "tiny")
+    assert list(made.places) == list(config.formats)
+    assert [one.sentence for one in made.parity if not one.passes] == []
+    exporting.require_same(made, config, "there")
+    for kind, place in made.places.items():
+        manifest = artifacts.read_manifest(tmp_path / kind)
+        assert (manifest["kind"], manifest["format"], str(tmp_path / kind)) == ("export", kind, place)
+        assert manifest["parity"]["measures"] == json.loads((tmp_path / kind / "parity.json").read_text())["measures"]
+        assert (tmp_path / kind / "parity.html").read_text().startswith("<!doctype html>")
+    assert not list(tmp_path.glob("*.partial"))
+    measured = {one.format: {m.name: m.value for m in one.measures} for one in made.parity}
+    assert all(len(values) >= 4 for values in measured.values())
+    error = {kind: values["largest error of a weight"] for kind, values in measured.items()}
+    assert 0 == error["fp32"] < error["fp16"] < error["bf16"] < error["int8"] < error["nf4"]
+    shown = table_of(made.parity)
+    assert "nf4 is what was trained, as far as its format allows." in shown
+    assert "at most" in page_of("tiny", made.parity)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_bitsandbytes_are_loaded_by_transformers_as_they_are(model_of, tmp_path, kind):
+    exports.write(kind, model_of("qwen2"), tmp_path, "m", 1.0)
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert config["load_in_8bit" if kind == "int8" else "load_in_4bit"] is True
+    model = load_causal_lm(tmp_path)
+    assert type(model.model.layers[0].mlp.up_proj.weight).__name__ == {"int8": "Int8Params", "nf4": "Params4bit"}[kind]
+    original = sum(file.stat().st_size for file in model_of("qwen2").glob("*.safetensors"))
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) < original / 2
+
+
+def test_shards_are_no_larger_than_asked_and_load_as_one(model_of, tmp_path):
+    exports.write("fp16", model_of("llama3"), tmp_path, "m", 5e-5)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 3
+    assert all(file.stat().st_size < 5e4 + 4000 for file in files)
+    was = load_file(model_of("llama3") / "model.safetensors")
+    found = load_causal_lm(tmp_path, dtype="auto")
+    assert found.dtype == torch.float16
+    for name, parameter in found.named_parameters():
+        assert torch.equal(parameter, was[name].half())
+
+
+def break_order(monkeypatch):
+    monkeypatch.setattr(gguf_architectures, "row_order", lambda *_: None)
+
+
+def test_an_export_that_differs_is_not_kept_and_the_others_are(model_of, tmp_path, monkeypatch):
+    model_dir, config = model_of("llama3"), config_of("gguf-f16", "fp16")
+    break_order(monkeypatch)
+    made = exporting.export(model_dir, tmp_path, config, asked_of(model_dir), "tiny")
+    assert list(made.places) == ["fp16"]
+    assert [one.passes for one in made.parity] == [False, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fp16"]
+    with pytest.raises(ParityError, match=r"export.gguf-f16 = outputs: KL divergence.*kept \(model: m\)"):
+        exporting.require_same(made, config, "model: m")
+
+
+def test_an_export_that_differs_is_kept_where_that_is_asked_for(model_of, tmp_path, monkeypatch):
+    model_dir, config = model_of("llama3"), config_of("gguf-f16", on_fail="keep")
+    break_order(monkeypatch)
+    made = exporting.export(model_dir, tmp_path, config, asked_of(model_dir), "tiny")
+    assert list(made.places) == ["gguf-f16"]
+    exporting.require_same(made, config, "")
+    assert "gguf-f16 is not what was trained. outputs:" in exporting.remarks_of(made)[0]
+
+
+def test_a_model_is_refused_before_anything_is_written(tmp_path, model_of):
+    other = save_model(tmp_path / "phi", "stablelm", pieces_tokenizer(), {"layer_norm_eps": 1e-5})
+    with pytest.raises(ExportError, match="architecture stablelm"):
+        exporting.export(other, tmp_path / "out", config_of("fp16", "gguf-f16"), asked_of(other), "phi")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ExportError, match="gguf-f16.*is named twice"):
+        exporting.require_exportable(model_of("llama"), config_of("gguf-f16", "gguf-f16"), "m")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="is an adapter, not a model"):
+        exporting.require_exportable(tmp_path / "adapter", config_of("fp16"), "m")
+
+
+def test_rows_of_a_file_are_prompts_with_answers(model_of, tmp_path):
+    tokenizer = load_tokenizer(model_of("llama"))
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "What is it?", "answer": "It is blue."}\n' * 3)
+    asked = rows.of_file(file, tokenizer, "chat")
+    assert asked.prompts == ("What is it?",) * 3
+    row = asked.rows[0]
+    said = tokenizer.decode([row.tokens[place] for place in row.trained])
+    assert said.strip() == "It is blue.<|im_end|>"
+    file.write_text('{"prompt": "What is it?"}\n')
+    with pytest.raises(DataError, match="rows = rows.jsonl, row 1: has no text as answer"):
+        rows.of_file(file, tokenizer, "chat")
+    file.write_text("")
+    with pytest.raises(DataError, match="rows"):
+        rows.of_file(file, tokenizer, "chat")
+
+
+def test_general_questions_are_asked_where_there_are_no_rows(model_of):
+    asked = rows.of_general(load_tokenizer(model_of("llama")), "chat")
+    assert (len(asked.rows), len(asked.prompts)) == (rows.ROWS, rows.PROMPTS)
+    assert all(row.trained and row.trained[0] > 0 for row in asked.rows)
+
+
+def test_a_merged_model_is_compared_with_the_adapter_on_its_base(tiny_model_dir, random_adapter, tmp_path):
+    from thriftune.inference.parity import merged
+    from thriftune.models import merging
+
+    adapter = random_adapter(1)
+    merging.merge(tiny_model_dir, adapter, tmp_path / "merged")
+    found = merged.check(tiny_model_dir, adapter, tmp_path / "merged")
+    assert found.passes, found.sentence
+    assert found.measures[0].value < 1e-6
+    other = merged.check(tiny_model_dir, random_adapter(2), tmp_path / "merged")
+    assert {difference.what for difference in other.differences} == {"outputs"}
+
+
+def test_llama_cpp_makes_the_same_of_a_file(model_of, tmp_path):
+    """Only where its Python package is installed, which is no dependency."""
+    pytest.importorskip("llama_cpp")
+    model_dir = model_of("llama")
+    config = config_of("gguf-f16")
+    made = exporting.export(model_dir, tmp_path, config, asked_of(model_dir), "tiny")
+    (parity,) = made.parity
+    assert parity.passes
+    assert parity.llama_cpp is not None
+    assert parity.llama_cpp.compared.kl < 1e-4

@@ -1,0 +1,52 @@
+"""How far an export may be from what was trained, by its kind. docs/exporting.md says what is usual.
+
+Every limit is three to ten times what was measured on SmolLM2-135M and on the tests' models, so that a quantizer's
+usual loss passes on small models, which lose most; what a fault costs is far above (a wrong order of rows: nats).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The limits of a kind of export.
+
+    Attributes:
+        kl: Most KL divergence of the next token, the mean over the compared tokens, in nats.
+        tied: Tokens that the reference holds likely within so many nats count as equally likely: which of them a
+            quantized model has first is chance.
+        agreement: Least share of tokens whose likeliest next token is the reference's, or tied with it.
+        weights: Most relative error of a weight matrix, as the norm of the difference by the norm.
+        stops: Most that the share of answers that stop may fall.
+    """
+
+    kl: float
+    tied: float
+    agreement: float
+    weights: float
+    stops: float
+
+
+# What is the same numbers, but for the order in which they are added.
+EXACT = Allowed(kl=1e-5, tied=0.01, agreement=0.999, weights=1e-6, stops=0.0)
+_HALF = Allowed(kl=1e-3, tied=0.05, agreement=0.98, weights=2e-3, stops=0.125)
+_BFLOAT = Allowed(kl=1e-2, tied=0.1, agreement=0.95, weights=5e-3, stops=0.125)
+_EIGHT_BITS = Allowed(kl=0.03, tied=0.1, agreement=0.90, weights=0.03, stops=0.25)
+# bitsandbytes' has one scale a row, and rounds what it multiplies to 8 bits too.
+_INT8 = Allowed(kl=0.15, tied=0.2, agreement=0.85, weights=0.05, stops=0.25)
+_FOUR_BITS = Allowed(kl=1.2, tied=0.5, agreement=0.50, weights=0.25, stops=0.5)
+
+ALLOWED: Mapping[str, Allowed] = {
+    "saved": _BFLOAT,  # rounded once, to the type of the base
+    "merged": _BFLOAT,  # the same
+    "served": EXACT,
+    "fp32": EXACT,
+    "fp16": _HALF,
+    "bf16": _BFLOAT,
+    "gguf-f16": _HALF,
+    "gguf-q8_0": _EIGHT_BITS,
+    "int8": _INT8,
+    "nf4": _FOUR_BITS,
+    "gguf-q4_0": _FOUR_BITS,
+}

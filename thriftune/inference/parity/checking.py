@@ -1,0 +1,148 @@
+"""Whether an export is what was trained: everything is looked at, and all that differs is named."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from thriftune.errors import ModelSourceError
+from thriftune.inference.parity import differences, llama_cpp
+from thriftune.inference.parity.allowed import ALLOWED, Allowed
+from thriftune.inference.parity.differences import Difference
+from thriftune.inference.parity.outputs import compare, log_probabilities
+from thriftune.inference.parity.reference import LONGEST_ANSWER, Reference, share_that_stops
+from thriftune.inference.parity.report import Measure, Parity
+from thriftune.models.exporting.quantized import dequantized
+from thriftune.models.exporting.reading import Candidate, opened
+from thriftune.models.exporting.tensors import StoredTensors
+
+logger = logging.getLogger(__name__)
+
+_SHAPES = ("vocabulary", "settings", "weights")
+
+
+def check(reference: Reference, directory: Path, kind: str) -> Parity:
+    """Compare an export with what was trained.
+
+    Args:
+        reference: What was trained.
+        directory: The export.
+        kind: Its format, or saved, merged or served: a key of `ALLOWED`.
+
+    Returns:
+        All that differs, with what was measured.
+    """
+    limits, candidate = ALLOWED[kind], opened(directory)
+    stops, asked = reference.stops, reference.asked
+    found = list(differences.in_text(reference.tokenizer, stops, candidate, asked.prompts, asked.style))
+    found += differences.in_settings(reference.config, candidate.config(reference.config))
+    measures, remarks = [], [remark for remark in (reference.remark, _unlisted(reference, candidate)) if remark]
+    if (stored := _weights(reference, candidate, limits)) is not None:
+        measures.append(stored[0])
+        found += stored[1]
+    parity = Parity(kind, found, measures, prompts=len(asked.prompts), remarks=remarks)
+    if reference.likely is None:
+        return parity
+    try:
+        model = candidate.load(reference.config, reference.dtype)
+    except (ModelSourceError, RuntimeError, ValueError) as error:
+        if not any(one.what in _SHAPES for one in found):  # it was not said yet why
+            found.append(Difference("weights", f"the model cannot be loaded: {error}"))
+        return parity
+    if not measures and (held := _weights(reference, candidate, limits, model)) is not None:
+        parity = replace(parity, differences=[*found, *held[1]], measures=[held[0]])
+    return _with_llama_cpp(run(reference, model, candidate.tokenizer(), limits, parity), reference, candidate, limits)
+
+
+def run(reference: Reference, model: Any, tokenizer: Any, limits: Allowed, parity: Parity) -> Parity:
+    """Compare what a model in memory says with what was trained: for exports, and for what is merged or served.
+
+    Args:
+        reference: What was trained, with its next tokens.
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        limits: How far it may be from the reference.
+        parity: What is known of it.
+
+    Returns:
+        That, with the next tokens and answers.
+    """
+    assert reference.likely is not None
+    compared = compare(reference.likely, log_probabilities(model, reference.rows), limits.tied)
+    stopped = share_that_stops(model, tokenizer, reference.asked)
+    measures = [
+        Measure("KL divergence of the next token, nats", compared.kl, limits.kl),
+        Measure("likeliest next token agrees, share", compared.agreement, limits.agreement, is_least=True),
+        _stopping(reference, stopped, limits),
+    ]
+    wrong = list(_beyond(measures))
+    return replace(
+        parity,
+        differences=[*parity.differences, *wrong],
+        measures=[*parity.measures, *measures],
+        rows=compared.rows,
+        tokens=compared.tokens,
+        prompts=len(reference.asked.prompts),
+    )
+
+
+def _beyond(measures: list[Measure], by: str = "") -> Iterator[Difference]:
+    """The measures beyond their limits: next tokens, then answers."""
+    wrong = [measure for measure in measures if not measure.is_kept]
+    for measure in wrong:
+        value, limit = measure.text
+        what: differences.What = "answers" if measure.name.startswith("answers") else "outputs"
+        yield Difference(what, f"{by}{measure.name} is {value}, allowed is {limit}")
+
+
+def _stopping(reference: Reference, stopped: float, limits: Allowed, where: str = "") -> Measure:
+    """The share of answers that stop, with that of what was trained less what it may fall as its limit."""
+    least = max(0.0, (reference.stopped or 0.0) - limits.stops)
+    return Measure(f"answers that stop{where}, share", stopped, least, is_least=True)
+
+
+def _weights(
+    reference: Reference, candidate: Candidate, limits: Allowed, model: Any = None
+) -> tuple[Measure, list[Difference]] | None:
+    """Compare the weights in an export's files, or in the model that was loaded from them.
+
+    Returns:
+        The largest error, and what is beyond the limit; None if there was nothing to compare.
+    """
+    if reference.weights is None:
+        return None
+    with StoredTensors(reference.weights) as stored:
+        found = dequantized(model) if model else candidate.tensors(reference.config, list(stored))
+        error, wrong = differences.in_weights(stored, ((n, t) for n, t in found if n in stored), limits.weights)
+    return None if error is None else (Measure("largest error of a weight", error, limits.weights), wrong)
+
+
+def _unlisted(reference: Reference, candidate: Candidate) -> str:
+    """What ended an answer of what was trained and is not named in the export; empty if there is nothing."""
+    lost = [token for token in reference.listed if token not in candidate.stops]
+    names = ", ".join(repr(name) for name in reference.tokenizer.convert_ids_to_tokens(lost))
+    return f"generation_config.json names {names} too as ends of an answer, which the file does not." if lost else ""
+
+
+def _with_llama_cpp(parity: Parity, reference: Reference, candidate: Candidate, limits: Allowed) -> Parity:
+    """Add what llama.cpp makes of a GGUF file, where it is installed."""
+    if candidate.gguf is None or reference.likely is None:
+        return parity
+    if not llama_cpp.is_installed():
+        return replace(parity, remarks=[*parity.remarks, "llama.cpp's Python package is not installed: not run there."])
+    asked, tokenizer = reference.asked, reference.tokenizer
+    rows, likely = reference.rows, reference.likely
+    made = llama_cpp.run(candidate.gguf, tokenizer, asked, rows, likely, LONGEST_ANSWER, limits.tied)
+    measures = [
+        Measure("KL divergence in llama.cpp, nats", made.compared.kl, limits.kl),
+        Measure("likeliest token agrees in llama.cpp, share", made.compared.agreement, limits.agreement, is_least=True),
+        _stopping(reference, made.stopped, limits, " in llama.cpp"),
+    ]
+    wrong = [*made.differences, *_beyond(measures, "in llama.cpp, ")]
+    return replace(
+        parity,
+        differences=[*parity.differences, *wrong],
+        measures=[*parity.measures, *measures],
+        llama_cpp=made,
+    )

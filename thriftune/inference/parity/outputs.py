@@ -1,0 +1,110 @@
+"""The next tokens that two models hold likely, on the same rows; one model is in memory at a time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from thriftune.inference.parity.rows import Row
+from thriftune.models.substitution import computing_with
+
+if TYPE_CHECKING:
+    import torch
+
+# Bytes of the reference's log-probabilities that are kept for the comparison.
+_KEPT_BYTES = 1 << 29
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How far the next tokens of a model are from the reference's.
+
+    Attributes:
+        rows: Rows compared.
+        tokens: Tokens compared.
+        kl: KL divergence, the mean over the tokens, in nats.
+        agreement: Share of tokens where the model's likeliest is the reference's, or one that is as likely there.
+    """
+
+    rows: int
+    tokens: int
+    kl: float
+    agreement: float
+
+
+def first_tokens(rows: Sequence[Row], vocabulary: int) -> list[Row]:
+    """The first rows whose log-probabilities can be kept in memory; at least one.
+
+    Args:
+        rows: Rows.
+        vocabulary: Number of tokens that a model knows.
+    """
+    taken: list[Row] = []
+    left = _KEPT_BYTES // (4 * vocabulary)
+    for row in rows:
+        if not row.trained:
+            continue
+        left -= len(row.trained)
+        if taken and left < 0:
+            break
+        taken.append(row)
+    return taken
+
+
+def log_probabilities(model: Any, rows: Sequence[Row]) -> "Iterator[torch.Tensor]":
+    """The log-probabilities of every next token at the trained positions, row by row.
+
+    Args:
+        model: A language model in evaluation mode.
+        rows: Rows.
+
+    Yields:
+        A tensor [trained positions, vocabulary] in 32 bits for each row.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    with in_fp32(model), torch.no_grad():
+        for row in rows:
+            logits = model(input_ids=torch.tensor([row.tokens], device=device)).logits[0]
+            before = torch.tensor([place - 1 for place in row.trained], device=logits.device)
+            yield logits[before].float().log_softmax(-1).cpu()
+
+
+def compare(reference: "Sequence[torch.Tensor]", found: "Iterator[torch.Tensor]", tied: float) -> Compared:
+    """Compare log-probabilities.
+
+    Args:
+        reference: Those of what was trained, row by row.
+        found: Those of the model.
+        tied: Tokens within so many nats are equally likely.
+
+    Returns:
+        Means over all tokens; infinite where a number is not finite.
+    """
+    import torch
+
+    divergence, agreeing, tokens = 0.0, 0, 0
+    for trained, made in zip(reference, found, strict=True):
+        size = min(trained.shape[-1], made.shape[-1])  # rows of an embedding beyond the vocabulary
+        was, ours = trained[:, :size], made[:, :size]
+        kl = (was.exp() * (was - ours)).sum(-1)
+        divergence += float(kl.sum()) if bool(torch.isfinite(kl).all()) else float("inf")
+        likely = was.gather(-1, ours.argmax(-1, keepdim=True))[:, 0]
+        agreeing += int((was.max(-1).values - likely <= tied).sum())
+        tokens += trained.shape[0]
+    return Compared(len(reference), tokens, max(0.0, divergence / tokens), agreeing / tokens)
+
+
+def in_fp32(model: Any) -> AbstractContextManager[None]:
+    """Compute in 32 bits, weight by weight, where a model is held in 16; a quantized one computes as it does.
+
+    Args:
+        model: The model.
+    """
+    import torch
+
+    is_plain = all(parameter.is_floating_point() for parameter in model.parameters())
+    if not is_plain or all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        return nullcontext()
+    return computing_with(model, lambda _, parameter: parameter.detach().float())
