@@ -35,6 +35,11 @@ class _Written(yaml.SafeDumper):
     """Writes what is there twice twice, as people read and change manifests."""
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Whether a value is written again where it is used again.
+
+        Args:
+            data: The value.
+        """
         return True
 
 
