@@ -38,8 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("What is the capital of France?", "Name a colour.", "The quick brown fox", "Where do cats sleep at night?")
 TOKENS = 32
 CORE = 0  # all servers share it
-ROUNDS, ROUND_SECONDS = 3, 6.0
-MIB = 1 << 20
+ROUNDS, ROUND_SECONDS, MIB = 3, 6.0, 1 << 20
 
 
 @dataclass(frozen=True)
