@@ -38,8 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("What is the capital of France?", "Name a colour.", "The quick brown fox", "Where do cats sleep at night?")
 TOKENS = 32
 CORE = 0  # all servers share it
-ROUNDS, ROUND_SECONDS = 3, 6.0
-MIB = 1 << 20
+ROUNDS, ROUND_SECONDS, MIB = 3, 6.0, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,22 +60,16 @@ class Load:
     cpu_seconds: float
 
     @property
-    def tokens_a_second(self) -> float:
-        """Tokens of answers; each has the same number."""
-        return len(self.latencies) * TOKENS / self.seconds
-
-    @property
     def tokens_a_cpu_second(self) -> float:
-        """The same for each second that the servers computed."""
+        """Tokens of answers, each of which has the same number, for each second that the servers computed."""
         return len(self.latencies) * TOKENS / self.cpu_seconds
 
     def __str__(self) -> str:
-        cuts = statistics.quantiles(self.latencies, n=100)
+        cuts, count = statistics.quantiles(self.latencies, n=100), len(self.latencies)
         return (
-            f"{len(self.latencies)} requests in {self.seconds:.0f} s: {len(self.latencies) / self.seconds:.1f} "
-            f"requests/s, {self.tokens_a_second:.0f} tokens/s ({self.tokens_a_cpu_second:.0f} per CPU second), "
-            f"p50 {cuts[49]:.2f} s, p95 {cuts[94]:.2f} s, "
-            f"{self.wrong} wrong, {self.lost} lost"
+            f"{count} requests in {self.seconds:.0f} s: {count / self.seconds:.1f} requests/s, "
+            f"{count * TOKENS / self.seconds:.0f} tokens/s ({self.tokens_a_cpu_second:.0f} per CPU second), "
+            f"p50 {cuts[49]:.2f} s, p95 {cuts[94]:.2f} s, {self.wrong} wrong, {self.lost} lost"
         )
 
 

@@ -119,6 +119,25 @@ def test_without_an_adapter_that_can_be_batched_the_base_answers_alone(tiny_mode
     assert texts == generated(tiny_model_dir, other_kinds, asks)
 
 
+def test_another_type_than_lora_answers_in_turns_with_the_base(tiny_model_dir, tmp_path):
+    import torch
+    from peft import IA3Config, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32"), IA3Config())
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if "ia3_" in key:
+                weight.mul_(1.0 + torch.arange(weight.numel()).reshape(weight.shape) % 3)
+    model.save_pretrained(tmp_path / "ia3")
+    adapters = {"ia3": tmp_path / "ia3"}
+    loaded = load(tiny_model_dir, adapters, CPU)
+    asks = asks_of(loaded, [BASE, "ia3"])
+    texts, _ends = answered(Decoder(loaded, max_batch=5), asks)
+    assert texts == generated(tiny_model_dir, adapters, asks)
+    assert len(set(texts.values())) > len(PROMPTS)
+
+
 def test_a_base_without_adapters_is_served(tiny_model_dir):
     loaded = load(tiny_model_dir, {}, CPU)
     asks = asks_of(loaded, [BASE])

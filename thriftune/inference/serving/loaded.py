@@ -147,7 +147,7 @@ class Loaded:
 
 
 # Fields of peft's LoraConfig that a batch of several adapters cannot have: peft refuses some of them, and of others it
-# quietly computes something else (peft 0.21.2, tuners/lora/layer.py and utils/other.py).
+# quietly computes something else (peft 0.21.2).
 _ALONE = (
     "use_dora",
     "modules_to_save",

@@ -10,8 +10,9 @@ from thriftune.errors import ConfigError
 from thriftune.inference.serving.cluster import ClusterOptions, manifests_of
 from thriftune.inference.serving.limits import Limits
 from thriftune.planning import catalogue
+from thriftune.planning.serving import Bits
 
-_USUAL_BITS = 16
+_USUAL_BITS: Bits = 16
 
 
 def text_of(given: argparse.Namespace, adapters: Mapping[str, Path], limits: Limits) -> str:
@@ -39,7 +40,7 @@ def text_of(given: argparse.Namespace, adapters: Mapping[str, Path], limits: Lim
         base=folders.pop(BASE, BASE),
         folders=folders,
         engine=given.engine,
-        bits=given.bits or _USUAL_BITS,
+        bits=_USUAL_BITS if given.bits is None else given.bits,
         sequences=limits.max_batch,
         tokens=limits.max_prompt_tokens + limits.max_tokens,
         answer_tokens=limits.max_tokens,
