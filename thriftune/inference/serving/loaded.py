@@ -14,6 +14,7 @@ from thriftune.errors import AdapterError
 from thriftune.inference.serving.cache import require_growing
 from thriftune.inference.serving.choosing import require_known
 from thriftune.models.loading import Placement, attach_adapters, load_model
+from thriftune.models.mixed_batch import NO_ADAPTER, unbatchable_on
 from thriftune.models.stopping import stop_tokens
 from thriftune.models.tokenizer import load_tokenizer
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-_WITHOUT = "__base__"  # what peft calls a row without an adapter
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Loaded:
             yield options
         elif kind.is_mixed:
             with self._without_whole_modules():
-                yield {**options, "adapter_names": [self.internal.get(name, _WITHOUT) for name in names]}
+                yield {**options, "adapter_names": [self.internal.get(name, NO_ADAPTER) for name in names]}
         elif kind.name == BASE:
             with self.model.disable_adapter():
                 yield options
@@ -146,29 +145,6 @@ class Loaded:
             torch.cuda.empty_cache()
 
 
-# Fields of peft's LoraConfig that a batch of several adapters cannot have: peft refuses some of them, and of others it
-# quietly computes something else (peft 0.21.2).
-_ALONE = (
-    "use_dora",
-    "modules_to_save",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-    "alora_invocation_tokens",
-)
-
-
-def batchable(config: Any) -> str:
-    """Why an adapter cannot be in one batch with others; empty if it can.
-
-    Args:
-        config: Its peft configuration.
-    """
-    if (kind := str(config.peft_type.value)) != "LORA":
-        return f"peft computes batches of several adapters for LoRA only, and this is {kind}"
-    return next((f"it has {name}, which peft cannot batch" for name in _ALONE if getattr(config, name, None)), "")
-
-
 def load(model_dir: Path, adapters: Mapping[str, Path], placement: Placement) -> Loaded:
     """Load a model and its adapters, and look once whether the server can decode with each.
 
@@ -190,7 +166,7 @@ def load(model_dir: Path, adapters: Mapping[str, Path], placement: Placement) ->
         if configs[internal[name]].is_prompt_learning:
             message = "is a trained prefix, whose rows the server cannot decode beside others."
             raise AdapterError.single(f"--adapters {name}", path, message, "Answer with workflows/generate.py.")
-    reasons = {name: batchable(configs[internal[name]]) for name in adapters}
+    reasons = {name: unbatchable_on(model, internal[name]) for name in adapters}
     mixed = {name for name, reason in reasons.items() if not reason}
     if mixed or not adapters:
         mixed.add(BASE)
