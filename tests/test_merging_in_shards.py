@@ -240,3 +240,18 @@ def test_numbers_that_are_none_are_not_saved(made, tmp_path):
     with pytest.raises(AdapterError, match=r"adapter = model\.layers\.1\.mlp\.up_proj\.weight: has numbers"):
         merge(base, adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_file_that_only_config_json_names_becomes_the_usual_one(made, tmp_path):
+    base, adapter = made("llama", tied=False, peft=lora())
+    expected = by_peft(base, adapter).state_dict()
+    save_file(weights_in(base), tmp_path / "odd.safetensors", metadata={"format": "pt"})
+    for file in base.glob("*.safetensors*"):
+        file.unlink()
+    (tmp_path / "odd.safetensors").rename(base / "odd.safetensors")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"transformers_weights": "odd.safetensors"}))
+    merge(base, adapter, tmp_path / "merged")
+    assert [file.name for file in (tmp_path / "merged").glob("*.safetensors")] == ["model.safetensors"]
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []

@@ -61,17 +61,16 @@ def merge(
         UserError: The adapter is damaged.
     """
     damage.require_undamaged(adapter_dir, "adapter", content=True)
-    load = partial(mapped.load, model_dir, trust_remote_code=trust_remote_code, classes=classes)
-    way = _way(load, model_dir, adapter_dir, save_dtype, seed)
+    load = partial(mapped.load, trust_remote_code=trust_remote_code, classes=classes)
+    way = _way(partial(load, model_dir), model_dir, adapter_dir, save_dtype, seed)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
     with artifacts.writing(destination, "saving the merged model", way.size) as directory:
 
-        def write(mode: RoundingMode) -> Mapped:
+        def write(mode: RoundingMode) -> None:
             way.write(directory, mode)
             save_tokenizer(tokenizer, directory)
-            return mapped.load(directory, trust_remote_code=trust_remote_code, classes=classes)
 
-        compared = comparing.written_as_trained(way, held_out, write)
+        compared = comparing.written_as_trained(way, held_out, write, partial(load, directory))
         # The whole record of the run that made the adapter, if this package made it.
         record = artifacts.read_content(adapter_dir) if artifacts.is_whole(adapter_dir) else {}
         artifacts.write_manifest(directory, "model", {**record, "merged_from": "adapter"})

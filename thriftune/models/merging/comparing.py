@@ -37,7 +37,11 @@ class HeldOutRows(Protocol):
 
 
 class Way(Protocol):
-    """One of the ways to merge."""
+    """One of the ways to merge.
+
+    Attributes:
+        target: Type of the written weights.
+    """
 
     target: "torch.dtype"
 
@@ -54,14 +58,15 @@ class Way(Protocol):
 
 
 def written_as_trained(
-    way: Way, held_out: HeldOutRows | None, write: Callable[[RoundingMode], Mapped]
+    way: Way, held_out: HeldOutRows | None, write: Callable[[RoundingMode], None], load: Callable[[], Mapped]
 ) -> SavedWeights | None:
     """Write the merged model, rounded in the way that keeps what was trained.
 
     Args:
         way: The way to merge.
         held_out: Rows to compare it on with the adapter on its base; None to compare nothing.
-        write: Writes the model, and returns what was written.
+        write: Writes the model.
+        load: Loads what was written.
 
     Returns:
         The measured losses; None where none were. That is also where the model's code multiplies by the weight of a
@@ -76,7 +81,8 @@ def written_as_trained(
 
     def loss_of(_: Precision, mode: RoundingMode) -> float:
         written.append(mode)
-        merged = write(mode)
+        write(mode)
+        merged = load()
         return _loss(merged.model, merged, rows)
 
     decided = saving.decide(_NAMES[str(way.target)], len(rows), before, lambda: trained, loss_of, or_fp32=False)

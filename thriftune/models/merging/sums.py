@@ -202,6 +202,10 @@ def _in_fp32(layer: "BaseTunerLayer") -> Iterator[dict[str, "torch.nn.Parameter"
 def _require_finite(weight: "torch.Tensor", name: str) -> None:
     """Refuse a sum with numbers that are none, as peft's `safe_merge` does.
 
+    Args:
+        weight: The sum.
+        name: Its name in the base model.
+
     Raises:
         AdapterError: It has such numbers.
     """
