@@ -2,7 +2,8 @@
 
 An architecture is covered if llama.cpp runs it, gguf's table names its tensors, and transformers reads it back.
 
-Source: llama.cpp's converter from hub models (convert_hf_to_gguf), for names of keys, the order of rows, and what is stored in 32 bits.
+Source: llama.cpp's converter from hub models (convert_hf_to_gguf), for names of keys, the order of rows, and what is
+stored in 32 bits.
 """
 
 import math
