@@ -129,8 +129,8 @@ class Children:
         left = len(self._trials) - len(outcomes)
         if left:
             raise FlyteRecoverableException(
-                f"The node is going away: {left} of {len(self._trials)} trials have no result yet. Another attempt goes "
-                "on with them from their checkpoints, and finds what the others made."
+                f"The node is going away: {left} of {len(self._trials)} trials have no result yet. Another attempt "
+                "goes on with them from their checkpoints, and finds what the others made."
             )
         return outcomes
 

@@ -33,6 +33,7 @@ def test_there_are_errors_to_test():
         "ResultError",
         "PodError",
         "BudgetError",
+        "StoppedEarlyError",
     }
     assert TransientError in ALL
 

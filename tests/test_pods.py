@@ -381,3 +381,16 @@ def test_a_run_on_cpus_is_not_looked_at(in_a_pod, run_config):
     cpus = planned(run_config("qlora", hardware={"device": "CPU", "instance": "c7i.large"}))
     assert promise_of(cpus).request.gpus == 0
     pod_check.require_planned(cpus)
+
+
+def test_trials_may_have_more_gpus_than_they_use_at_a_time_and_not_fewer(plan, in_a_pod, reads, run_config):
+    """The last pack of a sweep leaves devices of its node free."""
+    reads()  # two GPUs
+    for slots in (1, 2):
+        pod_check.require_for_trials(plan, slots)
+    with pytest.raises(PodError, match="planned"):
+        pod_check.require_for_trials(plan, 3)
+    reads(driver=driven(T4, T4), trial=tried(A10G, A10G))
+    with pytest.raises(PodError, match="T4 planned"):
+        pod_check.require_for_trials(plan, 1)
+    pod_check.require_for_trials(planned(run_config("qlora", hardware={"device": "CPU", "instance": "c7i.large"})), 9)

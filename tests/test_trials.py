@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch as patched
 
 import psutil
 import pytest
 from bucket import Bucket, set_environment
-from trials import Given, config_of, dataset_of, job_of, keep, pack_of
+from flytekit.types.directory import FlyteDirectory
+from trials import Given, config_of, dataset_of, in_pod, job_of, keep, pack_of
 
+from tasks.trials import train_trial
 from thriftune.checkpoints import layout, restoring
 from thriftune.config import RunConfig
 from thriftune.stores import transfer
@@ -169,50 +172,52 @@ def outcomes_in(work: Path) -> list[Outcome]:
     return [outcome_json.from_json(text) for text in json.loads((work / "outcomes.json").read_text())]
 
 
+@pytest.fixture
+def bucket(tiny_model_dir, dataset):
+    """The URL of a bucket that holds the model and the dataset."""
+    server, place = Bucket(), f"s3://{Bucket.name}"
+    patch = set_environment(server)
+    transfer.upload(tiny_model_dir, f"{place}/model", {})
+    transfer.upload(dataset, f"{place}/dataset", {})
+    yield place
+    patch.undo()
+    server.stop()
+
+
 @pytest.mark.slow
-def test_a_pod_that_is_told_to_end_leaves_what_the_next_one_goes_on_with(alone, tiny_model_dir, dataset, tmp_path):
+def test_a_pod_that_is_told_to_end_leaves_what_the_next_one_goes_on_with(alone, tiny_model_dir, bucket, tmp_path):
     """What one attempt trained is found by the next one. All trials have one seed, and none writes over another."""
-    bucket, work, place = Bucket(), tmp_path / "work", f"s3://{Bucket.name}"
-    patch = set_environment(bucket)
-    try:
-        transfer.upload(tiny_model_dir, f"{place}/model", {})
-        transfer.upload(dataset, f"{place}/dataset", {})
-        configs = [config_of(0), config_of(1, training={"max_steps": 100}), config_of(2)]
-        pack = pack_of(configs, tiny_model_dir, slots=2, index=f"{place}/results")
-        keep(Given(pack, f"{place}/model", f"{place}/dataset"), work)
-        of_long = Store(f"{place}/data/thriftune/p-d/checkpoints/{key_of(pack, 1)}")
-        with started(work, "run", "0", place) as pod:
-            index = Store(f"{place}/results")
-            wait_until(lambda: index.names(key_of(pack, 0)) or pod.poll() is not None)
-            wait_until(lambda: restoring.complete([of_long]) or pod.poll() is not None)
-            pod.send_signal(signal.SIGTERM)
-            pod.wait(60)
-        said = " ".join((work / "log").read_text().split())
-        assert pod.returncode == 1, said
-        assert "FlyteRecoverableException" in said
-        assert "trials have no result yet" in said
-        saved = next(manifest.step for _, manifest in restoring.complete([of_long]))
+    configs = [config_of(0), config_of(1, training={"max_steps": 100}), config_of(2)]
+    pack, index = pack_of(configs, tiny_model_dir, slots=2, index=f"{bucket}/results"), Store(f"{bucket}/results")
+    given, work = Given(pack, f"{bucket}/model", f"{bucket}/dataset"), tmp_path / "work"
+    keep(given, work)
+    of_long = Store(f"{bucket}/data/thriftune/p-d/checkpoints/{key_of(pack, 1)}")
+    with started(work, "run", "0", bucket) as pod:
+        wait_until(lambda: index.names(key_of(pack, 0)) or pod.poll() is not None)
+        wait_until(lambda: restoring.complete([of_long]) or pod.poll() is not None)
+        pod.send_signal(signal.SIGTERM)
+        pod.wait(60)
+    said = " ".join((work / "log").read_text().split())
+    assert pod.returncode == 1, said
+    assert "FlyteRecoverableException" in said
+    assert "trials have no result yet" in said
+    saved = next(manifest.step for _, manifest in restoring.complete([of_long]))
 
-        with started(work, "run", "1", place) as pod:
-            assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
-        made = outcomes_in(work)
-        assert [(outcome.status, outcome.is_served) for outcome in made] == [("trained", False)] * 3
-        said = (work / "log").read_text()
-        assert "Trial 0 is not trained again" in said
-        assert "[trial 0]" not in said
-        assert made[1].training.resumed_at == saved
-        assert len({outcome.model for outcome in made}) == 3
-        for config, outcome in zip(configs, made, strict=True):
-            assert Store(outcome.model).get_bytes(WEIGHTS) == alone(config)
-        assert not restoring.complete([of_long])
-        assert b"<html" in of_long.get_bytes(layout.PAGE)
+    with started(work, "run", "1", bucket) as pod:
+        assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
+    made, said = outcomes_in(work), (work / "log").read_text()
+    assert [(outcome.status, outcome.is_served) for outcome in made] == [("trained", False)] * 3
+    assert "Trial 0 is not trained again" in said
+    assert "[trial 0]" not in said
+    assert made[1].training.resumed_at == saved
+    assert [Store(outcome.model).get_bytes(WEIGHTS) for outcome in made] == [alone(config) for config in configs]
+    assert not restoring.complete([of_long])
+    assert b"<html" in of_long.get_bytes(layout.PAGE)
 
-        with started(work, "another", "0", place) as pod:
-            assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
-        assert [outcome.is_served for outcome in outcomes_in(work)] == [True] * 3
-    finally:
-        patch.undo()
-        bucket.stop()
+    with patched.dict(os.environ):  # another execution finds all of it, and starts no process
+        found = in_pod(given, bucket, "another", "0")
+    spent = [outcome.seconds for outcome in found]
+    assert found == [replace(one, is_served=True, seconds=own) for one, own in zip(made, spent, strict=True)]
 
 
 @pytest.mark.slow
@@ -263,14 +268,28 @@ def test_what_was_stopped_early_is_not_trained_again_and_can_be_continued(given,
     assert weights(whole[1]) == alone(configs[1])
 
 
-def test_a_trial_that_another_run_of_this_machine_trains_is_refused(tmp_path, outputs):
-    from tasks import trial_results
-    from thriftune.checkpoints.errors import LeaseError
+@pytest.mark.slow
+def test_a_trial_over_several_devices_is_trained_once_and_its_error_is_an_outcome(tiny_model_dir, dataset, outputs):
+    config = config_of(
+        0, "full", hardware={"device": "CPU", "devices_per_node": 2}, strategy="ddp", training={"micro_batch": 2}
+    )
+    job = job_of(0, config, tiny_model_dir)
+    assert job.plan.processes_per_node == 2
 
-    with trial_results.held_here("trial-key"):
-        with pytest.raises(LeaseError, match="another run on this machine"), trial_results.held_here("trial-key"):
-            pass
-        with trial_results.held_here("trial-other"):
-            pass
-    with trial_results.held_here("trial-key"):
-        pass
+    def train(config: RunConfig, key: str) -> Outcome:
+        model, rows = FlyteDirectory(str(tiny_model_dir)), FlyteDirectory(str(dataset))
+        given = {"config": config, "plan": job.plan, "cache_key": key, "record": ""}
+        return train_trial(**given, number=4, model=model, dataset=rows)
+
+    made = train(config, job.cache_key)
+    assert (made.number, made.status, made.is_served) == (4, "trained", False)
+    assert (Path(made.model) / "model.safetensors").is_file()
+    assert made.seconds > 0
+    found = train(config, job.cache_key)
+    assert found == replace(made, is_served=True, seconds=found.seconds)
+    broken = config.model_copy(
+        update={"checkpoints": config.checkpoints.model_copy(update={"resume_from": "/nowhere"}), "name": "sweep-t1"}
+    )
+    failed = train(broken, "trial-other-0")
+    assert (failed.number, failed.status) == (4, "failed")
+    assert "checkpoints.resume_from = /nowhere" in failed.error

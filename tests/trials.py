@@ -1,8 +1,8 @@
 """Packs of trials of the tiny model, for the tests; run as a program, it trains one as a pod does.
 
 Usage: tests/trials.py WORK local, or WORK EXECUTION ATTEMPT BUCKET. WORK is a folder in which pack.json has what `keep`
-wrote; outcomes.json is written there. The first is a local run, which ends as `pyflyte run` does when it is interrupted;
-the second is what a pod of the task does once its inputs are read.
+wrote; outcomes.json is written there. The first is a local run, which ends as `pyflyte run` does when it is
+interrupted; the second is what a pod of the task does once its inputs are read.
 """
 
 import json

@@ -238,3 +238,17 @@ def test_a_store_that_knows_no_conditions_is_asked_first(monkeypatch):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_a_record_alone_tells_what_was_made_while_that_is_whole(root, result):
+    """A pod that is tried again knows the record of each of its trials, and asks for no generation."""
+    entry = ask(root)
+    assert index.made_by(entry.record) is None
+    index.remember(entry.record, [result()], {"outcome": "{}"})
+    made = index.made_by(entry.record)
+    assert made == ask(root).made
+    assert made.facts == {"outcome": "{}"}
+    Store(made.results[0]).remove("weights")
+    assert index.made_by(entry.record) is None
+    Store(root).put_bytes(entry.record.removeprefix(f"{Store(root).prefix}/"), b"{")
+    assert index.made_by(entry.record) is None
