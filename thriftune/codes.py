@@ -87,7 +87,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "gpu-unusable": ("error", "torch cannot use a GPU, for a reason of its own; Flyte tries again."),
     "training-diverged": ("error", "The loss is no longer a number."),
     "budget-spent": ("error", "Going on would cost more than plan.budget; what was trained is saved."),
-    "trial-stopped": ("note", "Other trials of the sweep were better at the same point; what was trained is saved."),
+    "trial-stopped": ("error", "Other trials of the sweep were better at the same point; what was trained is saved."),
     "model-weights-unused": ("warning", "There are weights that the model does not have, or files that are not read."),
     "model-holds-adapter": ("warning", "An adapter lies next to the model and is left out."),
     "pad-is-eos": ("warning", "Pad also ends a text or turn; tools that mask padding by id never train it."),

@@ -4,12 +4,12 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from thriftune import artifacts, damage
+from thriftune import damage
 from thriftune.config import ModelConfig
 from thriftune.config.benchmark_run import ADAPTER_NAME, BASE
 from thriftune.errors import AdapterError, ConfigError, ModelSourceError
 from thriftune.models import architecture as architectures
-from thriftune.models import classifier
+from thriftune.models import classifier, lineage
 from thriftune.models import config_json as model_config
 from thriftune.models.adapter_weights import require_fit, shapes_in
 from thriftune.models.completeness import ADAPTER_CONFIG, require_no_adapter
@@ -69,33 +69,15 @@ def require_servable(model_dir: Path, adapters: Mapping[str, Path]) -> int | Non
     classifier.require_language(model_dir, _BASE)
     content = model_config.read(ModelConfig(source=str(model_dir)), token=None)
     architecture = architectures.from_content(content, str(model_dir))
-    version = artifacts.source_version(model_dir)
     for name, place in adapters.items():
         field = f"{_ADAPTERS} {name}"
         files_of(place, field, AdapterError, ADAPTER_FILES, ())
         damage.require_undamaged(place, field, AdapterError, content=True)
         classifier.require_language(place, field)
         require_fit(architecture, place, shapes_in(Folder(place), field, place), field, place)
-        _require_same_version(place, version, field)
+        lineage.require_lineage(place, model_dir, field)
     _require_one_type(adapters)
     return table_length(architecture.skeleton)
-
-
-def _require_same_version(place: Path, version: str, field: str) -> None:
-    """Refuse an adapter that says it was trained on another version of the base.
-
-    Args:
-        place: The adapter.
-        version: The base's; empty where it is not known.
-        field: The key that names it, for messages.
-
-    Raises:
-        AdapterError: It was.
-    """
-    trained = str(artifacts.read_manifest(place).get("model_version") or "") if artifacts.is_whole(place) else ""
-    if version and trained and trained != version:
-        message = f"was trained on version {trained} of its base, and {_BASE} has version {version}."
-        raise AdapterError.single(field, place, message, "Serve it on the version that it was trained on.")
 
 
 def _require_one_type(adapters: Mapping[str, Path]) -> None:
