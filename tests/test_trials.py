@@ -7,7 +7,6 @@ import json
 import logging
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -22,11 +21,9 @@ from unittest.mock import patch as patched
 import psutil
 import pytest
 from bucket import Bucket, set_environment
-from flytekit.bin.entrypoint import setup_execution
 from flytekit.types.directory import FlyteDirectory
 from trials import Given, config_of, dataset_of, in_pod, job_of, keep, pack_of
 
-from tasks.transfer import upload
 from tasks.trials import train_trial
 from thriftune.checkpoints import layout, restoring
 from thriftune.config import RunConfig
@@ -175,53 +172,52 @@ def outcomes_in(work: Path) -> list[Outcome]:
     return [outcome_json.from_json(text) for text in json.loads((work / "outcomes.json").read_text())]
 
 
+@pytest.fixture
+def bucket(tiny_model_dir, dataset):
+    """The URL of a bucket that holds the model and the dataset."""
+    server, place = Bucket(), f"s3://{Bucket.name}"
+    patch = set_environment(server)
+    transfer.upload(tiny_model_dir, f"{place}/model", {})
+    transfer.upload(dataset, f"{place}/dataset", {})
+    yield place
+    patch.undo()
+    server.stop()
+
+
 @pytest.mark.slow
-def test_a_pod_that_is_told_to_end_leaves_what_the_next_one_goes_on_with(alone, tiny_model_dir, dataset, tmp_path):
+def test_a_pod_that_is_told_to_end_leaves_what_the_next_one_goes_on_with(alone, tiny_model_dir, bucket, tmp_path):
     """What one attempt trained is found by the next one. All trials have one seed, and none writes over another."""
-    bucket, work, place = Bucket(), tmp_path / "work", f"s3://{Bucket.name}"
-    patch = set_environment(bucket)
-    try:
-        transfer.upload(tiny_model_dir, f"{place}/model", {})
-        transfer.upload(dataset, f"{place}/dataset", {})
-        configs = [config_of(0), config_of(1, training={"max_steps": 100}), config_of(2)]
-        pack = pack_of(configs, tiny_model_dir, slots=2, index=f"{place}/results")
-        keep(Given(pack, f"{place}/model", f"{place}/dataset"), work)
-        of_long = Store(f"{place}/data/thriftune/p-d/checkpoints/{key_of(pack, 1)}")
-        with started(work, "run", "0", place) as pod:
-            index = Store(f"{place}/results")
-            wait_until(lambda: index.names(key_of(pack, 0)) or pod.poll() is not None)
-            wait_until(lambda: restoring.complete([of_long]) or pod.poll() is not None)
-            pod.send_signal(signal.SIGTERM)
-            pod.wait(60)
-        said = " ".join((work / "log").read_text().split())
-        assert pod.returncode == 1, said
-        assert "FlyteRecoverableException" in said
-        assert "trials have no result yet" in said
-        saved = next(manifest.step for _, manifest in restoring.complete([of_long]))
+    configs = [config_of(0), config_of(1, training={"max_steps": 100}), config_of(2)]
+    pack, index = pack_of(configs, tiny_model_dir, slots=2, index=f"{bucket}/results"), Store(f"{bucket}/results")
+    given, work = Given(pack, f"{bucket}/model", f"{bucket}/dataset"), tmp_path / "work"
+    keep(given, work)
+    of_long = Store(f"{bucket}/data/thriftune/p-d/checkpoints/{key_of(pack, 1)}")
+    with started(work, "run", "0", bucket) as pod:
+        wait_until(lambda: index.names(key_of(pack, 0)) or pod.poll() is not None)
+        wait_until(lambda: restoring.complete([of_long]) or pod.poll() is not None)
+        pod.send_signal(signal.SIGTERM)
+        pod.wait(60)
+    said = " ".join((work / "log").read_text().split())
+    assert pod.returncode == 1, said
+    assert "FlyteRecoverableException" in said
+    assert "trials have no result yet" in said
+    saved = next(manifest.step for _, manifest in restoring.complete([of_long]))
 
-        with started(work, "run", "1", place) as pod:
-            assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
-        made = outcomes_in(work)
-        assert [(outcome.status, outcome.is_served) for outcome in made] == [("trained", False)] * 3
-        said = (work / "log").read_text()
-        assert "Trial 0 is not trained again" in said
-        assert "[trial 0]" not in said
-        assert made[1].training.resumed_at == saved
-        assert len({outcome.model for outcome in made}) == 3
-        for config, outcome in zip(configs, made, strict=True):
-            assert Store(outcome.model).get_bytes(WEIGHTS) == alone(config)
-        assert not restoring.complete([of_long])
-        assert b"<html" in of_long.get_bytes(layout.PAGE)
+    with started(work, "run", "1", bucket) as pod:
+        assert pod.wait(_BEGINNING_S) == 0, (work / "log").read_text()
+    made, said = outcomes_in(work), (work / "log").read_text()
+    assert [(outcome.status, outcome.is_served) for outcome in made] == [("trained", False)] * 3
+    assert "Trial 0 is not trained again" in said
+    assert "[trial 0]" not in said
+    assert made[1].training.resumed_at == saved
+    assert [Store(outcome.model).get_bytes(WEIGHTS) for outcome in made] == [alone(config) for config in configs]
+    assert not restoring.complete([of_long])
+    assert b"<html" in of_long.get_bytes(layout.PAGE)
 
-        with patched.dict(os.environ):  # another execution finds all of it, and starts no process
-            given = Given(pack, f"{place}/model", f"{place}/dataset")
-            found = in_pod(given, place, "another", "0")
-        assert found == [
-            replace(outcome, is_served=True, seconds=one.seconds) for outcome, one in zip(made, found, strict=True)
-        ]
-    finally:
-        patch.undo()
-        bucket.stop()
+    with patched.dict(os.environ):  # another execution finds all of it, and starts no process
+        found = in_pod(given, bucket, "another", "0")
+    spent = [outcome.seconds for outcome in found]
+    assert found == [replace(one, is_served=True, seconds=own) for one, own in zip(made, spent, strict=True)]
 
 
 @pytest.mark.slow
@@ -297,29 +293,3 @@ def test_a_trial_over_several_devices_is_trained_once_and_its_error_is_an_outcom
     failed = train(broken, "trial-other-0")
     assert (failed.number, failed.status) == (4, "failed")
     assert "checkpoints.resume_from = /nowhere" in failed.error
-
-
-def test_a_trial_that_another_run_of_this_machine_trains_is_refused(tmp_path, outputs):
-    from tasks import trial_results
-    from thriftune.checkpoints.errors import LeaseError
-
-    with trial_results.held_here("trial-key"):
-        with pytest.raises(LeaseError, match="another run on this machine"), trial_results.held_here("trial-key"):
-            pass
-        with trial_results.held_here("trial-other"):
-            pass
-    with trial_results.held_here("trial-key"):
-        pass
-
-
-def test_uploads_of_processes_with_one_seed_have_places_of_their_own(tmp_path):
-    """flytekit takes the name from `random`, which every training seeds: trials of a pod wrote over each other."""
-    (tmp_path / "trial").mkdir()
-    (tmp_path / "trial" / "weights").write_bytes(b"x")
-    places = []
-    with setup_execution(raw_output_data_prefix="memory://bucket/data/ab/run-n3-0-0"):
-        for _ in range(2):
-            random.seed(0)
-            places.append(upload(tmp_path / "trial").path)
-    assert len({*places}) == 2
-    assert all(Store(place).get_bytes("weights") == b"x" for place in places)
