@@ -7,7 +7,7 @@ from pathlib import Path
 from thriftune.config import HardwareConfig, ModelConfig
 from thriftune.inference.serving.manifest import manifests
 from thriftune.inference.serving.manifest_request import INSTANCE_LABEL, ManifestRequest
-from thriftune.models import architecture
+from thriftune.models import architecture, lineage
 from thriftune.planning import serving
 from thriftune.planning.catalogue import Catalogue
 from thriftune.planning.served_adapters import size_in
@@ -67,6 +67,8 @@ def planned(
     Raises:
         UserError: The model or an adapter cannot be read, or no node holds what is served.
     """
+    for name, directory in adapters.items():
+        lineage.require_lineage(directory, base, f"--adapters {name}")
     shape = architecture.of(ModelConfig(source=str(base)))
     sizes = tuple(size_in(directory, name) for name, directory in adapters.items())
     served = Served(shape, options.bits, sizes, options.sequences, options.tokens, options.engine)
