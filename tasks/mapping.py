@@ -58,6 +58,4 @@ def mapped(
             below 1.
         **bound: Inputs that all items have.
     """
-    # flytekit's own map tasks have no decks, and warn in each pod whose task shows one.
-    shown = {"enable_deck": task.enable_deck, "deck_fields": tuple(task.deck_fields)}
-    return MapTask(functools.partial(task, **bound), concurrency=parallel, min_success_ratio=min_success_ratio, **shown)
+    return MapTask(functools.partial(task, **bound), concurrency=parallel, min_success_ratio=min_success_ratio)

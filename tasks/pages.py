@@ -68,7 +68,8 @@ def publish_deck(name: str, page: str) -> None:
     decks = current_context().decks
     decks[:] = [deck for deck in decks if deck.name != name]
     show_deck(name, page)
-    Deck.publish()
+    if current_context().enable_deck:  # flytekit's map tasks have none, and it warns each time
+        Deck.publish()
 
 
 def show(what: str, run_name: str, page: str, content: str = "") -> None:

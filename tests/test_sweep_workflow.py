@@ -139,6 +139,14 @@ def test_a_round_fetches_and_prepares_once_and_its_packs_are_one_map_task(tiny, 
     assert 0 < trained._min_success_ratio < 0.1, "a pod that is lost must not end the sweep"
 
 
+def test_a_single_pack_is_no_map_task_so_that_its_page_is_shown_while_it_trains(tiny, on_cluster):
+    run = tiny({"grid": RATES}, hardware={"device": None, "instance": "g4dn.metal"})
+    planned = plan_round(config=run, before=SoFar())
+    nodes = nodes_of(train_round, config=run, planned=planned, before=SoFar())
+    assert names(nodes) == ["fetch_model", "prepare_dataset", "train_pack", "join_round"]
+    assert not [node for node in nodes if node.array_node]
+
+
 def test_other_data_is_prepared_beside_and_other_devices_are_trials_alone(tiny, on_cluster):
     run = tiny({"grid": {"data.max_length": [48, 64]}, "allow": ["data"]}, hardware={"device": "T4"})
     planned = plan_round(config=run, before=SoFar())

@@ -123,7 +123,7 @@ def _packed(
     halving: str,
     earlier: list[Outcome],
 ) -> Iterator[Any]:
-    """Add the pods that train several trials each; those with equal nodes are one map task."""
+    """Add the pods that train several trials each: those with equal nodes are one map task, a single pod is none."""
     groups: list[tuple[EvaluationNode, list[Pack]]] = []
     for index, pack in enumerate(planned.packs):
         jobs = [missing[number].job for number in pack.numbers if number in missing]
@@ -138,9 +138,12 @@ def _packed(
         models = {missing[number].keys[0]: ready[number].model for number in numbers}
         datasets = {missing[number].keys[1]: ready[number].dataset for number in numbers}
         given = {"halving": halving, "earlier": earlier, "models": models, "datasets": datasets}
-        trained = mapped(train_pack, None, min_success_ratio=_FEW, **given)
         keys = [artifacts.key_of(*(job.cache_key for job in pack.jobs)) for pack in packs]
-        yield on_planned_node(trained(cache_key=keys, pack=packs), node)
+        if len(planned.packs) == 1 and not planned.alone:  # map tasks show no page while they run
+            yield [on_planned_node(train_pack(cache_key=keys[0], pack=packs[0], **given), node)]
+        else:
+            trained = mapped(train_pack, None, min_success_ratio=_FEW, **given)
+            yield on_planned_node(trained(cache_key=keys, pack=packs), node)
 
 
 def _alone(

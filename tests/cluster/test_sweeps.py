@@ -47,7 +47,7 @@ def first(cluster: ControlPlane, start) -> Run:
 
 
 def test_trials_share_a_pod_which_is_tried_again_when_its_node_is_lost(first):
-    assert attempts_of(first)["train_pack_map"] == 2
+    assert attempts_of(first)["train_pack"] == 2
     table = output(first, "trials")
     assert [(row["status"], row["is_best"]) for row in table["rows"]] == [("trained", False), ("trained", True)]
     assert table["best"] == 1
@@ -63,7 +63,7 @@ def test_a_sweep_that_grew_trains_only_what_is_missing(first, start, cluster):
     rows = output(grown, "trials")["rows"]
     assert [row["is_served"] for row in rows] == [True, True, False]
     assert [row["model"] for row in rows[:2]] == [row["model"] for row in output(first, "trials")["rows"]]
-    assert attempts_of(grown)["train_pack_map"] == 1
+    assert attempts_of(grown)["train_pack"] == 1
     again = start(1e-3, 3e-2, 1e-2)
-    assert "train_pack_map" not in pods_of(again)
+    assert "train_pack" not in pods_of(again)
     assert output(again, "trials")["best"] == output(grown, "trials")["best"]
