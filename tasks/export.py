@@ -24,6 +24,7 @@ from thriftune.inference import exporting
 from thriftune.inference.exporting import Exports
 from thriftune.inference.parity import merged, rows
 from thriftune.inference.parity.report import Parity, page_of, table_of
+from thriftune.inference.parity.rows import Asked
 from thriftune.inference.report import RunMetrics
 from thriftune.models import merging
 from thriftune.models.tokenizer import load_tokenizer
@@ -69,19 +70,13 @@ def export_model(
     config = _config_of(formats, shard_gb, on_fail)
     given = {"model_dir": model_dir, "adapter": adapter, "rows": rows_file}
     require_no_user((field, uri_of(one)) for field, one in given.items() if one is not None)
-    here, before = download(model_dir), []
-    name = Path(uri_of(model_dir)).name
+    here, before, name = download(model_dir), [], Path(uri_of(model_dir)).name
+    exporting.require_exportable(here, config, name)  # before minutes of merging
     if adapter is not None:
-        exporting.require_exportable(here, config, name)  # before minutes of merging
         base, here = here, settings.result_path(_NAME, "merged")
         merging.merge(base, download(adapter), here)
         before = [merged.check(base, download(adapter), here)]
-    exporting.require_exportable(here, config, name)
-    tokenizer = load_tokenizer(here)
-    style = prompt_style(here, tokenizer)
-    asked = (
-        rows.of_general(tokenizer, style) if rows_file is None else rows.of_file(download(rows_file), tokenizer, style)
-    )
+    asked = _asked(here, rows_file)
     made = _uploaded(exporting.export(here, settings.result_path(_NAME, "exports"), config, asked, name))
     made = replace(made, parity=[*before, *made.parity])
     _show(_NAME, made)
@@ -120,6 +115,15 @@ def export_result(
     pages.show_result(complete)
     exporting.require_same(made, to, _places(uri_of(result), made))
     return complete
+
+
+def _asked(model_dir: Path, rows_file: FlyteFile | None) -> Asked:
+    """What a model and its exports are asked: the rows of a file, or else the general questions."""
+    tokenizer = load_tokenizer(model_dir)
+    style = prompt_style(model_dir, tokenizer)
+    if rows_file is None:
+        return rows.of_general(tokenizer, style)
+    return rows.of_file(download(rows_file), tokenizer, style)
 
 
 def _config_of(formats: list[str], shard_gb: float, on_fail: OnFail) -> ExportConfig:
