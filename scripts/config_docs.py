@@ -53,8 +53,8 @@ _SWEEPING = """\
 # The file of a sweep
 
 `pyflyte run workflows/sweep.py sweep --config FILE` trains a run with other values in each trial
-([sweeps](sweeps.md)). Its file is a [run file](configuration.md) with a section `sweep` more. All problems of a file are
-reported at once, those of its trials too.
+([sweeps](sweeps.md)). Its file is a [run file](configuration.md) with a section `sweep` more. All problems of a file
+are reported at once, those of its trials too.
 
 This page is made from `thriftune/config/sweep.py` by `python scripts/config_docs.py sweeps > docs/sweep-runs.md`.
 

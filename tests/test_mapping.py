@@ -3,7 +3,8 @@
 from conftest import run_dict
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
-from planning import compiled, nodes_of
+from planning import compiled
+from planning import nodes_of as nodes_of_part
 
 from tasks.benchmark import benchmark_shard
 from tasks.generate_parts import Asked
@@ -85,7 +86,7 @@ def test_parts_of_a_file_of_prompts_are_answered_at_most_so_many_at_a_time_and_t
     named = {"one": FlyteDirectory("s3://b/one"), "two": FlyteDirectory("s3://b/two")}
     asked = Asked(Sampling(8), quantize=True, batch=4)
     inputs = {"model_dir": FlyteDirectory("s3://b/model"), "parts": parts, "keys": ["a", "b", "c"], "named": named}
-    nodes = nodes_of(answer_parts, **inputs, asked=asked, parallel=2, output_format="jsonl")
+    nodes = nodes_of_part(answer_parts, **inputs, asked=asked, parallel=2, output_format="jsonl")
     (answering,) = [node for node in nodes if node.array_node]
     (joining,) = [node for node in nodes if not node.array_node]
     assert answering.array_node.to_flyte_idl().parallelism == 2

@@ -62,7 +62,7 @@ def test_an_adapter_of_another_base(capsys, tmp_path, tiny_model_dir, module_ada
     assert "other shapes than the model needs" in line
 
 
-def test_an_adapter_of_another_base(tiny_model_dir, random_adapter):
+def test_an_adapter_that_was_trained_on_another_base(tiny_model_dir, random_adapter):
     from thriftune import artifacts
 
     adapter = random_adapter(1)

@@ -18,6 +18,8 @@ _PROCESS_GIB = 3
 _LIBRARIES_GIB = _PROCESS_GIB + math.ceil(transfer.MEMORY_GIB)
 # Factor: a GGUF file is unpacked to 16 bits, tensor by tensor through fp32, and saved from there.
 _UNPACKING = 1.15
+# Factor: what bitsandbytes makes of a layer, beside the layer.
+_BESIDE_WRITTEN = 1.2
 _MERGING_CPUS = 4
 # Factor: a model is held in 16 bits, and the largest layer computes in 32; beside it are the reference's probabilities
 # (thriftune.inference.parity.reference).
@@ -116,7 +118,7 @@ def exporting(config: RunConfig, plan: TrainingPlan) -> PodRequest:
     assert config.export is not None
     formats = [EXPORTS[name] for name in config.export.formats]
     compared = min(_COMPARING * _HALF * plan.parameters + _BESIDE_COMPARED, _MOST_COMPARED)
-    written = _MERGING * max(kind.held_bytes for kind in formats) * plan.parameters
+    written = _BESIDE_WRITTEN * max(kind.held_bytes for kind in formats) * plan.parameters
     memory = max(compared, written, config.export.shard_gb * 1e9)
     stored = saving.bytes_at_most(config) * plan.parameters
     disk = stored + sum(kind.bytes_per_weight for kind in formats) * plan.parameters
