@@ -323,6 +323,13 @@ OTHER_WRITERS = {
     ("thriftune/stores/store.py", "pipe_file"): "what is given to put_bytes",
     ("thriftune/gpu_trial.py", "print"): "readings of GPUs, to the process that started it",
     ("tasks/pages.py", "Deck"): "the one that shows decks",
+    (
+        "tasks/trial_results.py",
+        "to_json",
+    ): "what came of a trial, whose error is redacted in thriftune/sweeps/outcome_json.py",
+    ("thriftune/sweeps/words.py", "to_json"): "the same, from a trial to the process that waits for it",
+    ("tasks/trial_results.py", "put_bytes"): "the same, beside the checkpoints of a trial that was stopped early",
+    ("tasks/trial_results.py", "open"): "nothing: a lock",
     ("tasks/live.py", "put_bytes"): "the page, redacted there, and lines, redacted where they are made",
     ("thriftune/training/lines.py", "open"): "numbers, and texts that are redacted there",
 }

@@ -21,7 +21,8 @@ _RUNS: dict[str, dict[str, Any]] = {
     "full-3x-g4dn.metal": {"method": "full", "hardware": {"instance": "g4dn.metal", "nodes": 3}},
     "full-1x-g5.12xlarge": {"method": "full", "hardware": {"instance": "g5.12xlarge", "nodes": 1}},
     "qlora-1x-g4dn.12xlarge": {
-        "method": "qlora", "strategy": "layers", "hardware": {"instance": "g4dn.12xlarge", "devices_per_node": 4}
+        "method": "qlora", "strategy": "layers", "hardware": {"instance": "g4dn.12xlarge", "devices_per_node": 4},
+        "export": {"formats": ["fp16"]},
     },
     "lora-1x-g6.xlarge": {
         "method": "lora", "hardware": {"instance": "g6.xlarge"}, "benchmarks": {"tasks": ["general-mini"], "shards": 2}

@@ -136,7 +136,9 @@ def test_a_task_may_read_the_secrets_that_it_uses_and_no_other(package, name):
     uses = set()
     if "hub_token(" in source_of(name) or name == "tasks.calibrate.show_calibrated":  # which plans once more
         uses.add(SETTINGS["THRIFTUNE_HUB_SECRET"])
-    if name.startswith("tasks.train.") or "has_wandb_login(" in source_of(name):
+    # A sweep's plan has the preflight of its trials.
+    trains = name.startswith(("tasks.train.", "tasks.trials.")) or name == "tasks.plan_sweep.plan_round"
+    if trains or "has_wandb_login(" in source_of(name):
         uses.add(SETTINGS["THRIFTUNE_WANDB_SECRET"])
     assert secrets_of(package.template(name)) == uses
 
@@ -161,8 +163,15 @@ def test_every_task_is_part_of_something(package):
     used = {task.id.name for _, task, _ in package.pods()}
     # Of the node counts, the plans here have two; one factory declares them all. A calibration and a run that only
     # measures have parts of their own, compiled when they run: tests/test_provisioning.py, tests/test_benchmark_run.py.
-    # So has a file of prompts that is answered in parts: tests/test_mapping.py.
-    elsewhere = {name for name in TASKS if name.startswith(("tasks.calibrate.", "tasks.generate_parts."))}
+    # So have a file of prompts that is answered in parts, and a sweep: tests/test_mapping.py, test_sweep_workflow.py.
+    in_parts = (
+        "tasks.calibrate.",
+        "tasks.generate_parts.",
+        "tasks.trials.",
+        "tasks.summarize_sweep.",
+        "workflows.trials.",
+    )
+    elsewhere = {name for name in TASKS if name.startswith(in_parts)}
     assert set(TASKS) - used <= _NODES_OF.keys() | elsewhere | {"tasks.compare_benchmarks.summarize_benchmarks"}
 
 

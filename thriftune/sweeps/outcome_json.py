@@ -7,16 +7,17 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from thriftune.redaction import redacted
 from thriftune.sweeps.outcomes import Outcome
 
 
 def to_json(outcome: Outcome) -> str:
-    """What came of a trial as JSON, in which a number may be NaN or Infinity.
+    """What came of a trial as JSON, in which a number may be NaN or Infinity, and no error holds a secret.
 
     Args:
         outcome: What came of it.
     """
-    return json.dumps(asdict(outcome))
+    return json.dumps({**asdict(outcome), "error": redacted(outcome.error)})
 
 
 def from_json(text: str | bytes) -> Outcome | None:
