@@ -9,7 +9,8 @@ plan. What the rest of a header says (machines, price, hints) is a person's, and
 import re
 import sys
 import textwrap
-from pathlib import Path
+
+from planning_table import files
 
 from tasks.run_files import load
 from thriftune.config import RunConfig
@@ -49,7 +50,7 @@ def _lines(text: str) -> str:
 
 def main() -> None:
     """Renew the headers of all files that are not for this machine."""
-    for file in sorted({*Path("configs").glob("*.yaml")} - {*Path("configs").glob("benchmark-*.yaml")}):
+    for file in files():
         text = file.read_text(encoding="utf-8")
         config = RunConfig.model_validate(load(text))
         if config.hardware.device == "CPU":

@@ -59,9 +59,10 @@ SAID = "rows and their mean length from scripts/planning_table.py"
 
 
 def files() -> list[Path]:
-    """The files of runs that train, by name."""
+    """The files of single runs that train, by name."""
     configs = ROOT / "configs"
-    return sorted({*configs.glob("*.yaml")} - {*configs.glob("benchmark-*.yaml")})
+    others = {*configs.glob("benchmark-*.yaml"), *configs.glob("*-sweep.yaml")}
+    return sorted({*configs.glob("*.yaml")} - others)
 
 
 def config_of(file: Path, **changes: Any) -> "RunConfig":

@@ -46,11 +46,9 @@ class EarlyStop(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """If the answer ended the training, wait for the last upload.
+        """If the answer ended the training, wait for the last upload, and raise StoppedEarlyError.
 
-        Raises:
-            StoppedEarlyError: The training was stopped, and its checkpoint is in the store.
-            TransientError: It was stopped, and its checkpoint could not be saved: another attempt saves one.
+        It raises TransientError if no checkpoint could be saved: another attempt saves one.
         """
         if not self._is_stopped:
             return
