@@ -13,6 +13,7 @@ import yaml
 
 from tasks.image import require_image
 from thriftune.config.benchmark_run import BenchmarkRun
+from thriftune.config.sweep import SweepRun
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,10 +21,13 @@ COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.S) 
 PLANS = [c for c in COMMANDS if "workflows/plan.py" in c]
 # Run whole by hand, as it takes minutes; tests/test_benchmark_run.py runs the same on a tiny model.
 MEASURING = [c for c in COMMANDS if "workflows/benchmark.py" in c]
-ELSEWHERE = [*PLANS, *MEASURING]
+# The same: tests/test_sweep_workflow.py.
+SWEEPS = [c for c in COMMANDS if "workflows/sweep.py" in c]
+ELSEWHERE = [*PLANS, *MEASURING, *SWEEPS]
 LOCAL = [
     c for c in COMMANDS if c.startswith("pyflyte run workflows") and "configs/demo" not in c and c not in ELSEWHERE
 ]
+SERVING = [c for c in COMMANDS if c.startswith("python -m thriftune.inference.serve ")]
 # tests/cluster/test_qlora_runs.py runs these.
 REGISTERING = [c for c in COMMANDS if c.startswith(("pyflyte register ", "pyflyte launchplan "))]
 SANDBOX = "source configs/sandbox.env && "
@@ -38,10 +42,10 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    assert len(COMMANDS) == 14
-    assert (len(LOCAL), len(PLANS), len(MEASURING)) == (2, 1, 1)
+    assert len(COMMANDS) == 17
+    assert (len(LOCAL), len(PLANS), len(MEASURING), len(SWEEPS), len(SERVING)) == (3, 1, 1, 1, 1)
     for command in COMMANDS:
-        known = command in (*REGISTERING, "flytectl demo start")
+        known = command in (*REGISTERING, *SERVING, "flytectl demo start")
         assert command.removeprefix(SANDBOX).startswith(("make ", "pyflyte run ")) or known, command
 
 
@@ -68,6 +72,21 @@ def test_the_command_that_measures_is_that_of_the_example(command):
     config = ROOT / shlex.split(command)[-1]
     assert f"#   {command}\n" in config.read_text()
     assert BenchmarkRun.model_validate(yaml.safe_load(config.read_text())).name == config.stem
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_the_sweep_is_that_of_the_example(command):
+    config = ROOT / shlex.split(command)[-1]
+    assert f"{command}\n" in config.read_text()
+    assert SweepRun.model_validate(yaml.safe_load(config.read_text())).name == config.stem
+
+
+@pytest.mark.parametrize("command", SERVING)
+def test_the_server_takes_the_words_of_its_command(command, tmp_path):
+    """It stops where the README's model is not; tests/serving starts it on one that is there."""
+    done = run(command, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --base = my-model"), done.stderr
 
 
 @pytest.mark.parametrize("command", PLANS)
@@ -99,6 +118,7 @@ def test_own_model_and_data_as_the_readme_says(tmp_path, tiny_model_dir, chat_ro
     assert (model / "manifest.json").is_file()
     assert (model.parent / "metrics.json").is_file()
     assert list(tmp_path.glob("outputs/generate/*/answers.jsonl"))
+    assert list(tmp_path.glob("outputs/**/*.gguf"))
 
 
 def test_images_are_of_this_release():
