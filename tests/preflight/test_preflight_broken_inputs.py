@@ -457,6 +457,7 @@ def test_there_are_enough_cases_and_every_code_but_the_hub_s_has_one():
         "hub-token-refused", "publish-no-write-access", "checkpoint-not-found", "checkpoint-differs",
         "config-invalid", "input-unusable", "training-diverged", "budget-spent", "trial-stopped",
         "training-no-progress", "checkpoints-in-use", "result-missing", "gate-failed",  # of other tasks
+        "export-not-covered", "export-differs",  # tests/preflight/test_preflight_exports.py, tests/exporting
     }  # fmt: skip
     of_pods = {code for code in errors if code.startswith(("gpu-", "pod-"))}  # tests/test_pods.py has these
     assert errors - refused - of_pods == elsewhere
