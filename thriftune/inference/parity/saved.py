@@ -93,9 +93,12 @@ class _Result(InDirectory):
     @property
     def stops(self) -> tuple[int, ...]:
         """The tokens that end an answer; of a classifier, which writes none, those of its tokenizer."""
-        if is_classifier(content_of(self.directory)):
-            return super().stops
-        return tuple(self.listed)
+        return super().stops if self.classifies else tuple(self.listed)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is a classifier."""
+        return is_classifier(content_of(self.directory))
 
     @property
     def listed(self) -> list[int]:
@@ -107,7 +110,7 @@ class _Result(InDirectory):
 def _all(base: _Result, made: _Result, prompts: tuple[str, ...], added_layers: int) -> Iterator[Difference]:
     """What differs; the model it came from was read before, so that what cannot be read is the result's fault."""
     tokenizer, config = base.tokenizer(), base.own_config().get_text_config()
-    stops = stop_tokens(tokenizer, base.listed)
+    stops = [] if made.classifies else stop_tokens(tokenizer, base.listed)
     try:
         style = prompt_style(made.directory, tokenizer)
         yield from differences.in_text(tokenizer, stops, made, prompts, style)
