@@ -9,6 +9,7 @@ from tasks import results, settings
 from tasks.declaring import TRAIN_CACHE, cache, cpu_task
 from tasks.transfer import download, upload
 from thriftune.config import RunConfig
+from thriftune.inference.parity import saved as parity
 from thriftune.models import merging
 from thriftune.models.classifier import Classes
 from thriftune.models.saving import ROWS, SavedWeights
@@ -51,16 +52,18 @@ def merge_adapter(
     """
     place, model_dir = settings.result_path(config.name, "model"), download(model)
     tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+    dataset_dir, trusts = download(dataset), config.model.trust_remote_code
     saved = merging.merge(
         model_dir,
         download(adapter),
         place,
-        held_out=HeldOut(held_out_rows(download(dataset), ROWS), tokenizer, _ROWS_AT_ONCE, objective_of(config.labels)),
+        held_out=HeldOut(held_out_rows(dataset_dir, ROWS), tokenizer, _ROWS_AT_ONCE, objective_of(config.labels)),
         save_dtype=config.training.save_dtype,
         seed=config.seed,
-        trust_remote_code=config.model.trust_remote_code,
+        trust_remote_code=trusts,
         classes=Classes.of(config),
     )
+    parity.compare(model_dir, place, dataset_dir, trust_remote_code=trusts)
     merged = upload(place)
     results.remember(record, merged)
     return Merged(merged, saved)

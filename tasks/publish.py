@@ -18,6 +18,7 @@ from thriftune.errors import GateError, Problem, PublishError, TransientError
 from thriftune.inference.gate import evidence
 from thriftune.inference.gate.verdict import Verdict
 from thriftune.inference.model_card import card_of
+from thriftune.inference.parity import saved
 from thriftune.inference.report import RunMetrics
 from thriftune.models import publishing
 from thriftune.training import run_record
@@ -49,12 +50,14 @@ def publish(result: FlyteDirectory, config: RunConfig, to: PublishConfig, metric
 
     Raises:
         GateError: The gate fails, and the run file asks for an error then.
+        ResultParityError: The result is not what was trained.
     """
     is_held = to.gate is not None and not _decided(metrics).publishes(to.gate)
     metrics = replace(metrics, remarks=[*metrics.remarks, *_said_of(metrics.verdict, is_held=is_held)])
     place = settings.result_path(metrics.name, "evidence" if is_held else "publish")
     with transient_errors_retried(), _saying_what_is_whole(metrics, place):
         result_dir = download(result)
+        saved.require_same(result_dir, _places(metrics))
         record = run_record.read(result_dir).of_run(config, metrics.training)
         card, beside = card_of(result_dir, record, metrics, to.repository), _evidence(metrics, to)
         if is_held:
@@ -107,8 +110,7 @@ def _require_passed(metrics: RunMetrics, to: PublishConfig) -> None:
     """
     if to.gate is None or to.gate.on_fail == "hold" or _decided(metrics).outcome != "fails":
         return
-    places = ", ".join(f"{what}: {place}" for what, place in metrics.outputs.items() if place)
-    remedy = f"Everything is kept ({places}). With on_fail: hold the run succeeds, and publishes nothing."
+    remedy = f"Everything is kept ({_places(metrics)}). With on_fail: hold the run succeeds, and publishes nothing."
     raise GateError(
         [
             Problem(f"publish.gate.{ruling.rule}", ruling.metric, ruling.reason, remedy)
@@ -117,10 +119,14 @@ def _require_passed(metrics: RunMetrics, to: PublishConfig) -> None:
     )
 
 
+def _places(metrics: RunMetrics) -> str:
+    return ", ".join(f"{what}: {place}" for what, place in metrics.outputs.items() if place)
+
+
 @contextmanager
 def _saying_what_is_whole(metrics: RunMetrics, staged: Path) -> Iterator[None]:
     """Add to an error of the hub that nothing else is lost, and what to do."""
-    places = ", ".join(f"{what}: {place}" for what, place in metrics.outputs.items())
+    places = _places(metrics)
     again = "start the same run again, which takes everything else from the cache and only publishes"
     if settings.is_local():  # a local run would train again
         again = f"what was to be pushed is in {staged}; `hf upload` pushes it"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -13,6 +13,7 @@ from tasks.transfer import download, download_once_per_node, transient_errors_re
 from thriftune import distributed
 from thriftune.checkpoints.location import CheckpointLocation
 from thriftune.config import RunConfig
+from thriftune.inference.parity import saved
 from thriftune.methods import METHODS
 from thriftune.models import fetching
 from thriftune.models.adapter_weights import RESUME_FROM
@@ -103,6 +104,8 @@ def train(work: Work, keeps: Callable[[Work], Keeps] = Keeps.of_run) -> Trained:
     fetching_seconds = time.monotonic() - began
     inputs = Inputs(config, plan, model_dir, dataset_dir, own, kept.checkpoints, fetching_seconds, lines, work.goes_on)
     result = fit(inputs, kept.place)
+    if rank.is_main:
+        result = compared(inputs, kept.place, result)
     output = upload(kept.place) if rank.is_main else FlyteDirectory(str(kept.place))
     if rank.is_main:  # after the upload: the model must not be lost if the page fails
         result = live.with_hours(plan, lines, result)
@@ -112,6 +115,25 @@ def train(work: Work, keeps: Callable[[Work], Keeps] = Keeps.of_run) -> Trained:
         live.finish(config, plan, lines, result)
     distributed.leave()
     return Trained(model=output, training=result)
+
+
+def compared(inputs: Inputs, place: Path, result: TrainingResult) -> TrainingResult:
+    """Compare a trained model with its base, before it is uploaded. An adapter has no tokenizer and no settings.
+
+    Args:
+        inputs: The inputs of the training.
+        place: Its result.
+        result: What was measured.
+
+    Returns:
+        That, with a remark if the result is not what was trained: it is kept, and not published.
+    """
+    config = inputs.config
+    if not METHODS[config.method].facts.trains_weights:
+        return result
+    added, trusts = config.partial_or_default.add_layers, config.model.trust_remote_code
+    found = saved.compare(inputs.model_dir, place, inputs.dataset_dir, added_layers=added, trust_remote_code=trusts)
+    return replace(result, remarks=[*result.remarks, saved.sentence_of(found)]) if found else result
 
 
 def start_of(config: RunConfig) -> FlyteDirectory | None:

@@ -31,6 +31,7 @@ def test_there_are_errors_to_test():
         "GateError",
         "ExportError",
         "ParityError",
+        "ResultParityError",
         "DivergedError",
         "ResultError",
         "PodError",

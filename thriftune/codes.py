@@ -33,6 +33,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "publish-no-write-access": ("error", "The token may not write to the repository to publish to."),
     "export-not-covered": ("error", "An export's format cannot hold this model, or its file cannot be written."),
     "export-differs": ("error", "An export is not what was trained, and export.on_fail is error."),
+    "result-differs": ("error", "A result to publish is not what was trained: its tokenizer, template or settings."),
     "data-not-found": ("error", "There is no such file or dataset, or the token cannot see it."),
     "data-revision-not-found": ("error", "The dataset has no such commit, tag or branch."),
     "data-split-not-found": ("error", "The dataset has no such split or subset."),

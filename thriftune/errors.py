@@ -163,6 +163,13 @@ class ParityError(UserError):
     code = "export-differs"
 
 
+class ResultParityError(ParityError):
+    """A saved or merged result is not what was trained. It is kept, and not published."""
+
+    headline = "The result is not what was trained"
+    code = "result-differs"
+
+
 class ResultError(UserError):
     """A result of a run is not in the store, or the index of results cannot be used."""
 

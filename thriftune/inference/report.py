@@ -162,6 +162,7 @@ def remarks_of(metrics: RunMetrics) -> Iterator[str]:
         lowest = "which had the lowest held-out loss"
         yield f"The result has the weights of step {training.kept_step:,} of {training.steps:,}, {lowest}."
     yield from (event.text for event in training_report.events_of(training) if event.kind != "checkpoint")
+    yield from () if training.resumed_at else training.remarks  # else the event of resuming has them
     for saved in (training.saved, metrics.merged):
         yield from saved.remarks if saved else ()
     yield from contamination_of(metrics)

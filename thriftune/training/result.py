@@ -157,7 +157,8 @@ class TrainingResult:
         skipped_steps: Steps whose batch was skipped, because the loss diverged there.
         resources: Memory and disk over the last attempt, on the node of rank 0.
         warnings: Warnings about what was nearly full there.
-        remarks: Sentences about the differences from the run that it resumed from, with the value that was used.
+        remarks: Sentences about the differences from the run that it resumed from, with the value that was used; and
+            one about a result that is not what was trained.
         saved: How the weights are saved, and what rounding does to the loss; None where nothing is rounded: adapters,
             and weights that the run asks for in fp32.
         asked: What it was asked; None in results of older versions.

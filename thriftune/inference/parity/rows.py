@@ -64,8 +64,17 @@ def of_dataset(dataset_dir: Path, style: DataFormat, most: int = ROWS) -> Asked:
         content: Any = row
         trained = [place for place, label in enumerate(content["labels"]) if label != IGNORED and place]
         rows.append(Row(tuple(content["input_ids"]), tuple(trained)))
+    return Asked(style, prompts_of(dataset_dir), tuple(rows))
+
+
+def prompts_of(dataset_dir: Path) -> tuple[str, ...]:
+    """Held-out questions of a prepared dataset; general ones if it has none.
+
+    Args:
+        dataset_dir: A prepared dataset.
+    """
     samples = [str(sample["question"]) for sample in prepared.load_samples(dataset_dir)[:PROMPTS]]
-    return Asked(style, tuple(samples) or tuple(prompt for prompt, _ in _general(PROMPTS)), tuple(rows))
+    return tuple(samples) or tuple(prompt for prompt, _ in _general(PROMPTS))
 
 
 def of_file(file: Path, tokenizer: "PreTrainedTokenizerBase", style: DataFormat) -> Asked:

@@ -130,13 +130,15 @@ class InDirectory:
 
     gguf: Path | None = None
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, trust_remote_code: bool = False) -> None:
         """Name it.
 
         Args:
             directory: The directory.
+            trust_remote_code: Run code that its tokenizer and its configuration ship.
         """
-        self._directory = directory
+        self.directory = directory
+        self._trust = trust_remote_code
 
     @property
     def template(self) -> str:
@@ -150,13 +152,13 @@ class InDirectory:
         from transformers import GenerationConfig
 
         listed = None
-        if (self._directory / "generation_config.json").is_file():
-            listed = GenerationConfig.from_pretrained(self._directory).eos_token_id
+        if (self.directory / "generation_config.json").is_file():
+            listed = GenerationConfig.from_pretrained(self.directory).eos_token_id
         return tuple(stop_tokens(self.tokenizer(), listed))
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Its tokenizer."""
-        return load_tokenizer(self._directory)
+        return load_tokenizer(self.directory, trust_remote_code=self._trust)
 
     def config(self, like: "PretrainedConfig") -> "PretrainedConfig":
         """Its configuration.
@@ -170,7 +172,9 @@ class InDirectory:
         """Its configuration, as its files have it."""
         from transformers import AutoConfig
 
-        config: PretrainedConfig = AutoConfig.from_pretrained(self._directory, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            self.directory, trust_remote_code=self._trust, local_files_only=True
+        )
         return config
 
     def load(self, like: "PretrainedConfig", dtype: "torch.dtype") -> Any:
@@ -180,7 +184,7 @@ class InDirectory:
             like: Configuration of what was trained.
             dtype: Type to hold weights in that are not quantized.
         """
-        model: Any = load_causal_lm(self._directory, dtype=dtype)
+        model: Any = load_causal_lm(self.directory, dtype=dtype)
         return model.eval()
 
     def tensors(self, like: "PretrainedConfig", names: list[str]) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -192,7 +196,7 @@ class InDirectory:
         """
         if getattr(self.config(like), "quantization_config", None) is not None:
             return
-        with StoredTensors(self._directory) as stored:
+        with StoredTensors(self.directory) as stored:
             for name in names:
                 if name in stored:
                     yield name, stored.get(name)
