@@ -24,9 +24,10 @@ from thriftune.config.choices import METHODS
 from thriftune.config.sweep import SweepRun
 from thriftune.planned_node import EvaluationNode
 from thriftune.planning import pod_requests
+from thriftune.planning.evaluating import held_in_four_bit
 from thriftune.sweeps.choosing import best_of
 from thriftune.sweeps.outcomes import Outcome
-from thriftune.sweeps.packs import Pack, TrialJob
+from thriftune.sweeps.packs import Pack, TrialJob, TrialKey
 from thriftune.sweeps.rounds import PlannedRound, PlannedTrial, SoFar
 from thriftune.sweeps.table import SweepTable
 from workflows.benchmarking import Benchmarking, Subject, asking_of, make_ready
@@ -71,6 +72,12 @@ class _Known:
         trial, keys = self.trial, self.keys
         return TrialJob(trial.number, trial.run, trial.plan, training.cache_key, training.record, *keys)
 
+    @property
+    def key(self) -> TrialKey:
+        """Where what it makes is found."""
+        training = self.steps.training
+        return TrialKey(self.trial.number, training.cache_key, training.record)
+
 
 @dataclass(frozen=True)
 class _Sources:
@@ -99,20 +106,24 @@ def train_round(config: SweepRun, planned: PlannedRound, before: SoFar) -> SoFar
     """Fetch and prepare what is equal once, and train the trials that no earlier run has: packs, and single ones."""
     halving = config.sweep.halving.model_dump_json() if config.sweep.halving else ""
     served: list[Outcome] = []
+    keys: list[TrialKey] = []
     missing: dict[int, _Known] = {}
     for known in map(_Known.of, planned.trials):
-        training = known.steps.training
-        found = trial_results.found(known.trial.number, training.cache_key, training.record, halving)
+        key = known.key
+        found = trial_results.found(key.number, key.cache_key, key.record, halving)
         if found is not None:
             served.append(found)
-        else:
-            missing[known.trial.number] = known
+            continue
+        if key.cache_key not in {other.cache_key for other in keys}:  # else two processes would write to one place
+            missing[key.number] = known
+        keys.append(key)
     sources = _Sources()
     ready = {number: sources.of(known) for number, known in missing.items()}
     earlier = [*before.outcomes, *served]
     packed = list(_packed(planned, missing, ready, halving, earlier))
     alone = list(_alone(config, planned, missing, ready))
-    joined: SoFar = join_round(config=config, planned=planned, before=before, served=served, packed=packed, alone=alone)
+    made = {"served": served, "keys": keys, "packed": packed, "alone": alone}
+    joined: SoFar = join_round(config=config, planned=planned, before=before, **made)
     return joined
 
 
@@ -175,10 +186,12 @@ def measure_round(config: SweepRun, planned: PlannedRound, found: SoFar) -> SoFa
     """Measure the trials of a round on the benchmarks: all adapters of a base with one load of it."""
     numbers = {trial.number for trial in planned.trials}
     own = [one for one in found.tried if one.trial.number in numbers and one.outcome.status == "trained"]
-    groups: dict[tuple[str, str], list[tuple[_Known, str]]] = {}
+    groups: dict[str, list[tuple[_Known, str]]] = {}
     for one in own:
         known = _Known.of(one.trial)
-        groups.setdefault(known.keys, []).append((known, one.outcome.model))
+        config = known.config
+        same = repr((*known.keys, METHODS[config.method].trains_weights, held_in_four_bit(config)))
+        groups.setdefault(same, []).append((known, one.outcome.model))
     sources, measured, folders = _Sources(), [], []
     for group in groups.values():
         benchmarking = _benchmarking(group[0][0], sources)
@@ -235,12 +248,14 @@ def conclude(config: SweepRun, found: SoFar) -> Concluded:
     summary = summarize_sweep(config=config, found=found)
     best = best_of(found.outcomes, found.scores, is_higher_better=found.is_higher_better)
     trial = next((one.trial for one in found.tried if one.trial.number == best), None)
+    if trial is None:  # the summary says that there is none
+        return Concluded(summary.best, summary.table)
     run = config.as_run
-    if trial is None or not run.merges:  # the summary says that there is none
+    lora = trial.config.lora_or_default.model_copy(update={"merge": run.lora_or_default.merge})
+    merging = trial.config.model_copy(update={"lora": lora, "name": run.name})
+    if not merging.merges:  # by the method of the trial, which may be another one than the run's
         return Concluded(summary.best, summary.table)
     known = _Known.of(trial)
-    lora = known.config.lora_or_default.model_copy(update={"merge": True})
-    merging = known.config.model_copy(update={"lora": lora, "name": run.name})
     steps = steps_of(merging, trial.plan, known.versions, _TRIAL)
     assert steps.merged is not None
     ready = _Sources().of(known)
