@@ -138,7 +138,8 @@ class _Planning:
         left_out = [LeftOut(n, json.dumps(trials[n]), _reason(error)) for n, error in refused.items()]
         for one in left_out:
             logger.warning("Trial %d (%s) is left out: %s", one.number, written(trials[one.number]), one.reason)
-        packs = self._packs([trial for trial in planned if packing.is_packed(trial.plan)])
+        small = [trial for trial in planned if packing.is_packed(trial.plan)]
+        packs = self._packs(small, packing.share_of(self.sweep.sweep.parallel, len(small), max(1, len(planned))))
         by_number = {number: pack for pack in packs for number in pack.numbers}
         placed = [_placed(trial, by_number.get(trial.number)) for trial in planned]
         return PlannedRound(placed, packs, left_out)
@@ -200,17 +201,17 @@ class _Planning:
             raise known
         return known
 
-    def _packs(self, trials: Sequence[PlannedTrial]) -> list[PlannedPack]:
+    def _packs(self, trials: Sequence[PlannedTrial], parallel: int | None) -> list[PlannedPack]:
         plans = {trial.number: trial.plan for trial in trials}
         if self.there.here is not None:
-            return packing.packed_here(plans, self.there.here, self.sweep.sweep.parallel)
+            return packing.packed_here(plans, self.there.here, parallel)
         machines: dict[str, list[Offer]] = {}
         for trial in trials:
             if trial.plan.device not in machines:
                 found = matching.matching(trial.config, self.there.nodes)
                 found = [offers.on_spot(offer) for offer in found] if settings.PLATFORM.interruptible else found
                 machines[trial.plan.device] = [offer for offer in found if offer.device.name == trial.plan.device]
-        return packing.packed(plans, machines, self.sweep.sweep.parallel)
+        return packing.packed(plans, machines, parallel)
 
 
 def _on(config: RunConfig, **hardware: int) -> RunConfig:

@@ -88,7 +88,7 @@ def score_round(
     found: SoFar,
     made: list[list[FlyteDirectory]],
     served: list[list[FlyteDirectory]],
-    folders: list[dict[str, int]],
+    folders: list[dict[str, list[int]]],
 ) -> SoFar:
     """Judge the trials of a round by a metric of the benchmarks.
 
@@ -97,7 +97,7 @@ def score_round(
         found: What came of the sweep so far.
         made: Results of shards, for each group of trials that was measured together.
         served: Those that the index had.
-        folders: For each group, by the name of the folder in each shard: the number of the trial.
+        folders: For each group, by the name of the folder in each shard: the numbers of the trials.
 
     Returns:
         What came of the sweep so far, with the scores.
@@ -109,9 +109,9 @@ def score_round(
     is_higher_better = found.is_higher_better
     for own, known, names in zip(made, served, folders, strict=True):
         shards = download_all([*own, *known])
-        for folder, number in names.items():
+        for folder, numbers in names.items():
             results = joined_of(shards, folder)
-            scores[number] = _score(config, results)
+            scores |= dict.fromkeys(numbers, _score(config, results))
             is_higher_better = _is_higher_better(config, results)
     return found.judged(scores, is_higher_better=is_higher_better)
 

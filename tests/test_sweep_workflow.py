@@ -272,6 +272,35 @@ def test_what_trained_is_measured_with_one_load_of_its_base(tiny, on_cluster):
     assert names(nodes) == ["prepare_benchmarks", "fetch_model", "benchmark_shard_map", "score_round"]
 
 
+def bound(number):
+    return number.scalar.primitive.integer
+
+
+def test_trials_of_different_methods_are_measured_apart_and_equal_ones_once(tiny, on_cluster):
+    """An adapter of qlora is measured on a base in 4 bits, one of lora is not, and a model is no adapter."""
+    sweep = {"overrides": [{"method": method} for method in ("lora", "qlora")], "metric": "general-mini.accuracy"}
+    sweep["overrides"].append({"method": "lora", "training.save_dtype": "fp32"})
+    run = tiny(sweep, hardware={"device": "T4"}, benchmarks={"tasks": ["general-mini"]})
+    planned = plan_round(config=run, before=SoFar())
+    outcomes = [Outcome(trial.number, "trained", model=f"s3://b/{trial.number}") for trial in planned.trials]
+    found = join_round(config=run, planned=planned, before=SoFar(), served=outcomes, keys=[], packed=[], alone=[])
+    nodes = nodes_of(measure_round, config=run, planned=planned, found=found)
+    assert names(nodes).count("benchmark_shard_map") == 2
+    (folders,) = (one.binding for node in nodes[-1:] for one in node.inputs if one.var == "folders")
+    numbers = [list(one.map.bindings.values()) for one in folders.collection.bindings]
+    assert sorted([[bound(n) for n in own.collection.bindings] for (own,) in numbers]) == [[0, 2], [1]]
+
+
+def test_a_best_of_a_method_that_merges_nothing_is_the_result_as_it_is(tiny, on_cluster):
+    """The run merges by its own method, and the trial has another."""
+    run = tiny({"overrides": [{"method": "lora"}, {"method": "full"}]}, hardware={"device": "T4"})
+    planned = plan_round(config=run, before=SoFar())
+    outcomes = [Outcome(trial.number, "trained", model=f"s3://b/{trial.number}") for trial in planned.trials]
+    found = join_round(config=run, planned=planned, before=SoFar(), served=outcomes, keys=[], packed=[], alone=[])
+    best = found.judged({0: 2.0, 1: 1.0}, is_higher_better=False)
+    assert names(nodes_of(conclude, config=run, found=best)) == ["summarize_sweep"]
+
+
 def test_the_best_is_merged_where_the_run_merges(tiny, on_cluster):
     run = tiny({"grid": RATES}, hardware={"device": "T4"})
     planned = plan_round(config=run, before=SoFar())

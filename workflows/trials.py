@@ -23,7 +23,7 @@ from thriftune.config.benchmark_run import BASE
 from thriftune.config.choices import METHODS
 from thriftune.config.sweep import SweepRun
 from thriftune.planned_node import EvaluationNode
-from thriftune.planning import pod_requests
+from thriftune.planning import packing, pod_requests
 from thriftune.planning.evaluating import held_in_four_bit
 from thriftune.sweeps.choosing import best_of
 from thriftune.sweeps.outcomes import Outcome
@@ -119,7 +119,7 @@ def train_round(config: SweepRun, planned: PlannedRound, before: SoFar) -> SoFar
         keys.append(key)
     sources = _Sources()
     ready = {number: sources.of(known) for number, known in missing.items()}
-    earlier = [*before.outcomes, *served]
+    earlier = [*before.outcomes, *served] if halving else []  # nobody else asks, and they hold whole curves
     packed = list(_packed(planned, missing, ready, halving, earlier))
     alone = list(_alone(config, planned, missing, ready))
     made = {"served": served, "keys": keys, "packed": packed, "alone": alone}
@@ -170,7 +170,8 @@ def _alone(
     for group in groups.values():
         there = ready[group[0].trial.number]
         given = {"model": there.model, "dataset": there.dataset}
-        trained = mapped(train_trial, config.sweep.parallel, min_success_ratio=_FEW, **given)
+        share = packing.share_of(config.sweep.parallel, len(group), len(planned.trials))
+        trained = mapped(train_trial, share, min_success_ratio=_FEW, **given)
         node = trained(
             config=[known.config for known in group],
             plan=[known.trial.plan for known in group],
@@ -217,17 +218,22 @@ def _benchmarking(known: _Known, sources: _Sources) -> Benchmarking:
     return make_ready(section, asking_of(known.config, section, node), versions, dataset)
 
 
-def _subjects(group: list[tuple[_Known, str]], sources: _Sources) -> Iterator[tuple[Subject, dict[str, int]]]:
-    """What is measured together, and the number of each trial by the folder that has its results."""
+def _subjects(group: list[tuple[_Known, str]], sources: _Sources) -> Iterator[tuple[Subject, dict[str, list[int]]]]:
+    """What is measured together, and by the folder that has its results the numbers of the trials that made it."""
     first = group[0][0]
-    by_key = {artifacts.key_of(known.steps.training.cache_key): (known, model) for known, model in group}
+    places: dict[str, str] = {}
+    numbers: dict[str, list[int]] = {}
+    for known, model in group:
+        key = artifacts.key_of(known.steps.training.cache_key)
+        places.setdefault(key, model)
+        numbers.setdefault(key, []).append(known.trial.number)
     if METHODS[first.config.method].trains_weights:
-        for key, (known, model) in by_key.items():
-            yield Subject(key, _directory(model)), {BASE: known.trial.number}
+        for key, model in places.items():
+            yield Subject(key, _directory(model)), {BASE: numbers[key]}
         return
-    adapters = {key: _directory(model) for key, (_, model) in by_key.items()}
+    adapters = {key: _directory(model) for key, model in places.items()}
     subject = Subject(first.steps.model.cache_key, sources.fetched(first).model, adapters, from_index=True)
-    yield subject, {key: known.trial.number for key, (known, _) in by_key.items()}
+    yield subject, numbers
 
 
 def _directory(place: str) -> FlyteDirectory:
