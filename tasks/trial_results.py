@@ -117,7 +117,8 @@ def stopped_before(number: int, cache_key: str, halving: str) -> Outcome | None:
     except ValueError:  # half of it was written
         return None
     outcome = outcome_json.from_json(kept.get(OUTCOME, "")) if kept.get("halving") == halving else None
-    return outcome and replace(outcome, number=number, is_served=kept.get("by") != _this_run())
+    is_of_this = not settings.is_local() and kept.get("by") == _execution()  # which pays for what it stopped itself
+    return outcome and replace(outcome, number=number, is_served=not is_of_this)
 
 
 def remember_stopped(cache_key: str, halving: str, outcome: Outcome) -> None:
@@ -128,7 +129,7 @@ def remember_stopped(cache_key: str, halving: str, outcome: Outcome) -> None:
         halving: How trials are stopped early, as JSON.
         outcome: What came of it.
     """
-    text = json.dumps({"halving": halving, OUTCOME: outcome_json.to_json(outcome), "by": _this_run()})
+    text = json.dumps({"halving": halving, OUTCOME: outcome_json.to_json(outcome), "by": _execution()})
     with transient_errors_retried():
         checkpoints.trial_store(cache_key).put_bytes(_STOPPED, text.encode())
 
@@ -170,9 +171,8 @@ def _finished(cache_key: str, record: str) -> Outcome | None:
     return outcome_json.from_json(file.read_bytes())
 
 
-def _this_run() -> str:
-    """What tells this run from others, which pay for what they made themselves."""
-    return settings.run_stamp() if settings.is_local() else str(current_context().execution_id.name)
+def _execution() -> str:
+    return str(current_context().execution_id.name)
 
 
 def _place_of(cache_key: str) -> Path:
