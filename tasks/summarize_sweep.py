@@ -69,12 +69,11 @@ def join_round(
 
 def _of_others(config: SweepRun, keys: Sequence[TrialKey], known: Mapping[int, Outcome]) -> Iterator[Outcome]:
     """What came of trials that no pod told of: what a lost pod had made, and equals of another trial of the round."""
-    halving = config.sweep.halving.model_dump_json() if config.sweep.halving else ""
     made = {key.cache_key: known[key.number] for key in keys if key.number in known}
     for key in keys:
         if key.number in known:
             continue
-        outcome = made.get(key.cache_key)
+        outcome, halving = made.get(key.cache_key), config.sweep.halving_json
         if outcome is not None:
             logger.info("Trial %d trains the same as trial %d, and was not trained again", key.number, outcome.number)
             yield replace(outcome, number=key.number, is_served=True)

@@ -104,7 +104,7 @@ class _Sources:
 @dynamic(**dynamic_task())
 def train_round(config: SweepRun, planned: PlannedRound, before: SoFar) -> SoFar:
     """Fetch and prepare what is equal once, and train the trials that no earlier run has: packs, and single ones."""
-    halving = config.sweep.halving.model_dump_json() if config.sweep.halving else ""
+    halving = config.sweep.halving_json
     served: list[Outcome] = []
     keys: list[TrialKey] = []
     missing: dict[int, _Known] = {}
