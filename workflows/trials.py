@@ -190,8 +190,8 @@ def measure_round(config: SweepRun, planned: PlannedRound, found: SoFar) -> SoFa
     groups: dict[str, list[tuple[_Known, str]]] = {}
     for one in own:
         known = _Known.of(one.trial)
-        config = known.config
-        same = repr((*known.keys, METHODS[config.method].trains_weights, held_in_four_bit(config)))
+        trains_weights = METHODS[known.config.method].trains_weights
+        same = repr((*known.keys, trains_weights, held_in_four_bit(known.config)))
         groups.setdefault(same, []).append((known, one.outcome.model))
     sources, measured, folders = _Sources(), [], []
     for group in groups.values():
