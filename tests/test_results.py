@@ -13,7 +13,7 @@ from flytekit.models.core.identifier import WorkflowExecutionIdentifier
 from flytekit.types.directory import FlyteDirectory
 from planning import compiled, planned
 
-from tasks import ledger, results, settings
+from tasks import ledger, platform, results, settings
 from tasks.results import Versions, steps_of
 from tasks.summarize import summarize
 from thriftune import artifacts
@@ -157,6 +157,7 @@ def test_a_worker_of_a_task_finds_the_ledger_of_the_project(monkeypatch):
     monkeypatch.setattr(settings, "is_local", lambda: False)
     with in_execution("abc", "s3://b/metadata/propeller/ml-production-abc/n3/data/0"), settings.run_handed_down("/w"):
         there = ledger.place()
+        platform.read(os.environ)  # what a worker that is spawned does first
         with in_execution("abc", None):  # as `spawn_helper` of flytekitplugins.kfpytorch sets it up
             assert ledger.place() == there == "s3://b/metadata/propeller/thriftune/ml-production/ledger"
     assert not [name for name in os.environ if name == settings._METADATA]
