@@ -15,6 +15,7 @@ from tasks.plan import Surroundings, is_for_this_machine, surroundings
 from tasks.training_body import start_version
 from tasks.transfer import transient_errors_retried
 from thriftune.config import RunConfig
+from thriftune.config.choices import METHODS
 from thriftune.config.sweep import SweepRun
 from thriftune.config.trials import number_of_trials, trial_of, written
 from thriftune.errors import ConfigError, Problem, UserError
@@ -60,20 +61,38 @@ def plan_round(config: SweepRun, before: SoFar) -> PlannedRound:
     if not trials:
         return PlannedRound(began=began)
     with transient_errors_retried():
-        planned = replace(_Planning(config).round_of(trials), began=began)
-    if planned.trials:
-        _show(config, planned, is_first=not before.tried)
-    return planned
+        is_last = len(before.left_out) + len(trials) >= number_of_trials(config)
+        must_have_one = not before.tried and is_last
+        planned = replace(_Planning(config).round_of(trials, must_have_one=must_have_one), began=began)
+    return _within_budget(config, planned, before, hours) if planned.trials else planned
 
 
-def _show(config: SweepRun, planned: PlannedRound, *, is_first: bool) -> None:
-    """Log the plan, show it on a page, and refuse a whole sweep that is expected to exceed its budget."""
+def _within_budget(config: SweepRun, planned: PlannedRound, before: SoFar, hours: float) -> PlannedRound:
+    """Log the plan, show it on a page, and hold it to the budget: a first round is refused, a later one ends the sweep.
+
+    Args:
+        config: The sweep.
+        planned: The round, with at least one trial.
+        before: What came of the rounds before.
+        hours: Hours since the first.
+
+    Raises:
+        ConfigError: All trials are expected to take more than the budget.
+    """
+    budget, is_first = config.sweep.budget, not before.tried
     now, currency = cost.expected(planned, config.sweep.parallel), planned.trials[0].plan.currency
-    whole = now.times(number_of_trials(config) - len(planned.left_out)) if now and is_first else now
+    left_out = len(before.left_out) + len(planned.left_out)
+    whole = now.times(number_of_trials(config) - left_out) if now and is_first else now
     logger.info("\n%s", plan_report.plan_text(planned, config.name, whole, currency))
     pages.show("plan", config.name, plan_report.plan_page(planned, config.name, whole, currency))
+    if config.sweep.halving and (alone := [trial.number for trial in planned.alone]):
+        logger.warning("Halving stops no trial with a node of its own: %s train to their end", alone)
     if is_first:
-        cost.require_within(config.sweep.budget, whole, currency)
+        cost.require_within(budget, whole, currency)
+    elif now and (ended := cost.beyond(budget, before.cost + now.cost, hours + now.hours, currency)):
+        logger.warning("No more trials are started: %s. What was trained is compared.", ended)
+        return replace(planned, trials=[], packs=[], ended=ended)
+    return planned
 
 
 @dataclass
@@ -97,11 +116,12 @@ class _Planning:
         calibrations = [record for record in ledger.records() if record.trial]
         self.there = surroundings(calibrations, on_this_machine=is_for_this_machine(self.sweep.as_run))
 
-    def round_of(self, trials: Mapping[int, Mapping[str, Any]]) -> PlannedRound:
+    def round_of(self, trials: Mapping[int, Mapping[str, Any]], *, must_have_one: bool) -> PlannedRound:
         """Plan trials, check them, and pack those that share nodes.
 
         Args:
             trials: What each sets, by its number.
+            must_have_one: Whether it is an error that none of them can be trained, although they were drawn.
 
         Raises:
             ConfigError: As `plan_round` says.
@@ -113,12 +133,13 @@ class _Planning:
                 planned.append(self._planned(number, values))
             except UserError as error:
                 refused[number] = error
-        if refused and (not self.sweep.sweep.ranges or not planned):
+        if refused and (not self.sweep.sweep.ranges or (must_have_one and not planned)):
             raise ConfigError.of("plan-does-not-fit", [_problem(n, trials[n], error) for n, error in refused.items()])
         left_out = [LeftOut(n, json.dumps(trials[n]), _reason(error)) for n, error in refused.items()]
         for one in left_out:
             logger.warning("Trial %d (%s) is left out: %s", one.number, written(trials[one.number]), one.reason)
-        packs = self._packs([trial for trial in planned if packing.is_packed(trial.plan)])
+        small = [trial for trial in planned if packing.is_packed(trial.plan)]
+        packs = self._packs(small, packing.share_of(self.sweep.sweep.parallel, len(small), max(1, len(planned))))
         by_number = {number: pack for pack in packs for number in pack.numbers}
         placed = [_placed(trial, by_number.get(trial.number)) for trial in planned]
         return PlannedRound(placed, packs, left_out)
@@ -167,7 +188,7 @@ class _Planning:
         Raises:
             PreflightError: It refuses the trial.
         """
-        key = _key(config)
+        key = json.dumps([_key(config), _what_trains(config)], default=str)
         if key not in self.checked:
             found = preflight.check(config.model_copy(update={"name": self.sweep.name}), plan)
             try:
@@ -180,17 +201,17 @@ class _Planning:
             raise known
         return known
 
-    def _packs(self, trials: Sequence[PlannedTrial]) -> list[PlannedPack]:
+    def _packs(self, trials: Sequence[PlannedTrial], parallel: int | None) -> list[PlannedPack]:
         plans = {trial.number: trial.plan for trial in trials}
         if self.there.here is not None:
-            return packing.packed_here(plans, self.there.here, self.sweep.sweep.parallel)
+            return packing.packed_here(plans, self.there.here, parallel)
         machines: dict[str, list[Offer]] = {}
         for trial in trials:
             if trial.plan.device not in machines:
                 found = matching.matching(trial.config, self.there.nodes)
                 found = [offers.on_spot(offer) for offer in found] if settings.PLATFORM.interruptible else found
                 machines[trial.plan.device] = [offer for offer in found if offer.device.name == trial.plan.device]
-        return packing.packed(plans, machines, self.sweep.sweep.parallel)
+        return packing.packed(plans, machines, parallel)
 
 
 def _on(config: RunConfig, **hardware: int) -> RunConfig:
@@ -198,10 +219,17 @@ def _on(config: RunConfig, **hardware: int) -> RunConfig:
 
 
 def _key(config: RunConfig) -> str:
-    """What decides the rows of a run, and what a preflight finds about it besides its plan."""
+    """What decides the rows of a run."""
     start = config.lora_or_default.resume_from
     decides = (config.method, config.model.model_dump(), config.data.model_dump(), config.seed, config.labels, start)
     return json.dumps(decides, default=str)
+
+
+def _what_trains(config: RunConfig) -> dict[str, Any]:
+    """What a preflight looks at besides rows and plan. The size of an adapter only matters where one is continued."""
+    sections = {facts.section for facts in METHODS.values() if facts.section}
+    sizes = {"lora": {"rank", "alpha", "dropout"}} if config.lora_or_default.resume_from is None else {}
+    return config.model_dump(include=sections, exclude=sizes)
 
 
 def _placed(trial: PlannedTrial, pack: PlannedPack | None) -> PlannedTrial:

@@ -230,7 +230,12 @@ REGISTRATION_ONLY = (
     "raw_output", "notify", "labels", "nightly_config", "nightly_cron", "weekly_config", "weekly_cron"
 )  # fmt: skip
 # Variables of local runs; only tasks.settings reads them, and they are never passed to a pod.
-LOCAL_ONLY = ("THRIFTUNE_OUTPUTS", "THRIFTUNE_RUN_STAMP", "THRIFTUNE_WORDS_OF_WORKERS")
+LOCAL_ONLY = (
+    "THRIFTUNE_OUTPUTS",
+    "THRIFTUNE_RUN_STAMP",
+    "THRIFTUNE_WORDS_OF_WORKERS",
+    "THRIFTUNE_METADATA_OF_TASK",
+)
 
 
 def variable(field: str) -> str:

@@ -80,6 +80,8 @@ _SHARD = 2
 _OWNER = ".run"
 # Folder where a worker of a training leaves messages for its agent.
 _WORDS = "THRIFTUNE_WORDS_OF_WORKERS"
+# Where Flyte keeps the metadata of their task, which the Elastic plugin does not tell its workers.
+_METADATA = "THRIFTUNE_METADATA_OF_TASK"
 
 # Read by NVIDIA's container runtime, and by CUDA.
 _SHOWING_GPUS = ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
@@ -124,7 +126,8 @@ def run_handed_down(words: str, variables: Mapping[str, str] = MappingProxyType(
         words: Folder where these processes leave messages for this one.
         variables: What else they find in their environment.
     """
-    handed = {_RUN_STAMP: _RUN, _WORDS: words, **variables}
+    metadata = current_context().output_metadata_prefix
+    handed = {_RUN_STAMP: _RUN, _WORDS: words, **({_METADATA: str(metadata)} if metadata else {}), **variables}
     before = {name: os.environ[name] for name in handed if name in os.environ}
     os.environ.update(handed)
     try:
@@ -232,7 +235,8 @@ def is_of_another_run(url: str) -> bool:
 def _metadata_parts() -> tuple[list[str], int | None]:
     """The parts of the URL that Flyte keeps this task's metadata at, and which of them names the execution, if any."""
     context = current_context()
-    execution, parts = context.execution_id, str(context.output_metadata_prefix).split("/")
+    prefix = context.output_metadata_prefix or os.environ.get(_METADATA, "")
+    execution, parts = context.execution_id, str(prefix).split("/")
     names = (execution.name, f"{execution.project}-{execution.domain}-{execution.name}")
     return parts, next((number for number, part in enumerate(parts) if part in names), None)
 

@@ -1,13 +1,14 @@
 """Put together what came of the trials of a sweep: round by round, their scores, and all of it at the end."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
 
-from tasks import pages, settings
+from tasks import pages, settings, trial_results
 from tasks.compare_benchmarks import download_all, joined_of
 from tasks.declaring import cpu_task
 from thriftune.config import gate_rules
@@ -18,6 +19,7 @@ from thriftune.inference.benchmarks.scores import scores_of
 from thriftune.sweeps import report
 from thriftune.sweeps.choosing import losses_of
 from thriftune.sweeps.outcomes import Outcome
+from thriftune.sweeps.packs import TrialKey
 from thriftune.sweeps.rounds import PlannedRound, SoFar, Tried
 from thriftune.sweeps.table import SweepTable, headline, table_of, text_of
 
@@ -32,6 +34,7 @@ def join_round(
     planned: PlannedRound,
     before: SoFar,
     served: list[Outcome],
+    keys: list[TrialKey],
     packed: list[list[list[Outcome] | None]],
     alone: list[list[Outcome | None]],
 ) -> SoFar:
@@ -42,6 +45,7 @@ def join_round(
         planned: The round.
         before: What came of the rounds before.
         served: Trials that an earlier run had trained.
+        keys: Where what the others make is found. Of several with one key, one was trained.
         packed: What came of the packs; None of one whose pod was lost.
         alone: What came of trials with a node each; None of one whose pod was lost.
 
@@ -51,6 +55,7 @@ def join_round(
     packs = [outcomes for group in packed for outcomes in group if outcomes]
     singles = [[outcome] for group in alone for outcome in group if outcome]
     known = {outcome.number: outcome for outcomes in (served, *packs, *singles) for outcome in outcomes}
+    known |= {one.number: one for one in _of_others(config, keys, known)}
     tried = []
     for trial in planned.trials:
         outcome = known.get(trial.number, Outcome(trial.number, "unknown", error=_LOST))
@@ -62,13 +67,27 @@ def join_round(
     return found
 
 
+def _of_others(config: SweepRun, keys: Sequence[TrialKey], known: Mapping[int, Outcome]) -> Iterator[Outcome]:
+    """What came of trials that no pod told of: what a lost pod had made, and equals of another trial of the round."""
+    made = {key.cache_key: known[key.number] for key in keys if key.number in known}
+    for key in keys:
+        if key.number in known:
+            continue
+        outcome, halving = made.get(key.cache_key), config.sweep.halving_json
+        if outcome is not None:
+            logger.info("Trial %d trains the same as trial %d, and was not trained again", key.number, outcome.number)
+            yield replace(outcome, number=key.number, is_served=True)
+        elif (found := trial_results.found(key.number, key.cache_key, key.record, halving)) is not None:
+            yield found
+
+
 @task(**cpu_task())
 def score_round(
     config: SweepRun,
     found: SoFar,
     made: list[list[FlyteDirectory]],
     served: list[list[FlyteDirectory]],
-    folders: list[dict[str, int]],
+    folders: list[dict[str, list[int]]],
 ) -> SoFar:
     """Judge the trials of a round by a metric of the benchmarks.
 
@@ -77,7 +96,7 @@ def score_round(
         found: What came of the sweep so far.
         made: Results of shards, for each group of trials that was measured together.
         served: Those that the index had.
-        folders: For each group, by the name of the folder in each shard: the number of the trial.
+        folders: For each group, by the name of the folder in each shard: the numbers of the trials.
 
     Returns:
         What came of the sweep so far, with the scores.
@@ -89,9 +108,9 @@ def score_round(
     is_higher_better = found.is_higher_better
     for own, known, names in zip(made, served, folders, strict=True):
         shards = download_all([*own, *known])
-        for folder, number in names.items():
+        for folder, numbers in names.items():
             results = joined_of(shards, folder)
-            scores[number] = _score(config, results)
+            scores |= dict.fromkeys(numbers, _score(config, results))
             is_higher_better = _is_higher_better(config, results)
     return found.judged(scores, is_higher_better=is_higher_better)
 

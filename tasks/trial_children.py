@@ -6,6 +6,7 @@ not train, and does not use a GPU.
 
 import logging
 import multiprocessing
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -168,7 +169,8 @@ class Children:
             *self._prefixes,
         )
         trial.began = time.monotonic()
-        with settings.run_handed_down(start.words, self._environment(job, device)):
+        environment = {**self._environment(job, device), "TMPDIR": str(_temporary(trial))}
+        with settings.run_handed_down(start.words, environment):
             process = multiprocessing.get_context("spawn").Process(
                 target=trial_child.main, args=(start,), name=f"trial {job.number}"
             )
@@ -203,6 +205,7 @@ class Children:
             error = f"started {PLATFORM.restarts + 1} times, the last time: {said.again}"
             outcome = Outcome(number, "failed", steps=steps, losses=losses, error=error)
         trial.outcome = replace(outcome, seconds=trial.seconds)
+        shutil.rmtree(_temporary(trial), ignore_errors=True)  # or trials that waited would find no room on the disk
         if self._halving and outcome.training:
             self._halving.goes_on(number, [one.loss for one in outcome.training.validations if one.step > 0])
         if outcome.status == "trained":
@@ -252,6 +255,14 @@ class Children:
             for process in left:
                 process.join(max(0.0, until - time.monotonic()))
                 process.kill()
+                process.join()
+
+
+def _temporary(trial: _Trial) -> Path:
+    """Folder for the temporary files of a trial's processes, of which a later one finds what an earlier one left."""
+    folder = trial.words.folder / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _death(exit_code: int) -> str:

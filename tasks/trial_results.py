@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from flytekit import current_context
 from flytekit.types.directory import FlyteDirectory
 
 from tasks import checkpoints, results, settings
@@ -116,7 +117,8 @@ def stopped_before(number: int, cache_key: str, halving: str) -> Outcome | None:
     except ValueError:  # half of it was written
         return None
     outcome = outcome_json.from_json(kept.get(OUTCOME, "")) if kept.get("halving") == halving else None
-    return outcome and replace(outcome, number=number, is_served=True)
+    is_of_this = not settings.is_local() and kept.get("by") == _execution()  # which pays for what it stopped itself
+    return outcome and replace(outcome, number=number, is_served=not is_of_this)
 
 
 def remember_stopped(cache_key: str, halving: str, outcome: Outcome) -> None:
@@ -127,7 +129,7 @@ def remember_stopped(cache_key: str, halving: str, outcome: Outcome) -> None:
         halving: How trials are stopped early, as JSON.
         outcome: What came of it.
     """
-    text = json.dumps({"halving": halving, OUTCOME: outcome_json.to_json(outcome)})
+    text = json.dumps({"halving": halving, OUTCOME: outcome_json.to_json(outcome), "by": _execution()})
     with transient_errors_retried():
         checkpoints.trial_store(cache_key).put_bytes(_STOPPED, text.encode())
 
@@ -167,6 +169,10 @@ def _finished(cache_key: str, record: str) -> Outcome | None:
     if not file.is_file() or not damage.is_reusable(_place_of(cache_key)):
         return None
     return outcome_json.from_json(file.read_bytes())
+
+
+def _execution() -> str:
+    return str(current_context().execution_id.name)
 
 
 def _place_of(cache_key: str) -> Path:

@@ -8,6 +8,7 @@ import contextvars
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,6 +162,7 @@ class TrialElasticTask(PlannedElasticTask):
         if known is not None:
             logger.info("Trial %d is not trained again: an earlier run or attempt trained it", number)
             return known
+        began = time.monotonic()
         try:
             if STRATEGIES[kwargs["plan"].strategy].facts.is_distributed:
                 outcome = super().execute(**kwargs)
@@ -168,7 +170,8 @@ class TrialElasticTask(PlannedElasticTask):
                 outcome = PythonFunctionTask.execute(self, **kwargs)
         except (UserError, FlyteUserRuntimeException) as error:
             logger.error("Trial %d failed: %s", number, error)
-            return Outcome(number, "failed", error=in_a_line(error, _LONGEST_ERROR))
+            seconds = time.monotonic() - began
+            return Outcome(number, "failed", error=in_a_line(error, _LONGEST_ERROR), seconds=seconds)
         checkpoints.remove_steps(kwargs["cache_key"])
         return outcome
 

@@ -92,6 +92,17 @@ def test_a_trial_that_fits_nothing_beside_others_has_the_node_of_its_plan(qlora,
     assert [(pack.node.instance, pack.slots) for pack in packs] == [("g4dn.xlarge", 1)]
 
 
+def test_no_more_run_at_a_time_than_asked_for_where_no_node_type_holds_all(qlora, t4s):
+    full = replace(qlora, instance="g4dn.xlarge", memory=replace(qlora.memory, host={"loading": 12.9}))
+    large = replace(qlora, instance="g4dn.2xlarge", memory=replace(qlora.memory, host={"loading": 28.0}))
+    plans = {number: full if number % 2 else large for number in range(8)}
+    offers = {"T4": [offer for offer in t4s["T4"] if offer.name in ("g4dn.xlarge", "g4dn.2xlarge")]}
+    offers["T4"] = [replace(offer, gpu_gib=0.0) if offer.name == "g4dn.2xlarge" else offer for offer in offers["T4"]]
+    packs = packing.packed(plans, offers, 4)
+    assert sorted(number for pack in packs for number in pack.numbers) == list(range(8))
+    assert sum(pack.slots for pack in packs) == 4
+
+
 @pytest.mark.parametrize(
     ("parallel", "host_gib", "slots"), [(None, 64.0, 2), (3, 64.0, 3), (9, 64.0, 4), (3, 4.0, 2), (3, 0.5, 1)]
 )

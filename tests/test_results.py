@@ -1,6 +1,7 @@
 """What is made anew when a result is gone, what answers other prompts, and how a run ends whose result is not there."""
 
 import logging
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ from flytekit.models.core.identifier import WorkflowExecutionIdentifier
 from flytekit.types.directory import FlyteDirectory
 from planning import compiled, planned
 
-from tasks import results, settings
+from tasks import ledger, platform, results, settings
 from tasks.results import Versions, steps_of
 from tasks.summarize import summarize
 from thriftune import artifacts
@@ -149,6 +150,17 @@ def test_the_index_is_the_same_for_every_execution_of_a_project(prefix, root, mo
         with in_execution(name, prefix.replace("abc", name)):
             found.append(settings.results_root())
     assert found == [f"{root}/results"] * 2
+
+
+def test_a_worker_of_a_task_finds_the_ledger_of_the_project(monkeypatch):
+    """The Elastic plugin tells its workers nothing of the metadata, and they wrote below a folder `None`."""
+    monkeypatch.setattr(settings, "is_local", lambda: False)
+    with in_execution("abc", "s3://b/metadata/propeller/ml-production-abc/n3/data/0"), settings.run_handed_down("/w"):
+        there = ledger.place()
+        platform.read(os.environ)  # what a worker that is spawned does first
+        with in_execution("abc", None):  # as `spawn_helper` of flytekitplugins.kfpytorch sets it up
+            assert ledger.place() == there == "s3://b/metadata/propeller/thriftune/ml-production/ledger"
+    assert not [name for name in os.environ if name == settings._METADATA]
 
 
 @contextmanager

@@ -113,6 +113,7 @@ def test_what_does_not_change_a_training_is_refused():
         ({"grid": RATES, "budget": {"cost": 0}}, {}, r"sweep\.budget\.cost = 0"),
         ({"grid": RATES, "halving": {"factor": 1}}, {}, r"sweep\.halving\.factor = 1"),
         ({"grid": RATES}, {"publish": {"repository": "me/it"}}, r"publish = me/it: is for one result"),
+        ({"grid": RATES}, {"export": {"formats": ["gguf-f16"]}}, r"export\.formats = gguf-f16: are for one result"),
         (
             {"grid": RATES},
             {"strategy": "ddp", "hardware": {"nodes": 2, "device": "T4"}},

@@ -7,16 +7,19 @@ import pytest
 import yaml
 from conftest import run_dict
 from planning import nodes_of
+from test_results import TRAINED
 from test_sweep_config import RANGE, sweep_of
 from test_workflows import pyflyte_run
 
-from tasks import plan_sweep
+from tasks import plan_sweep, trial_results
 from tasks.plan_sweep import plan_round
 from tasks.summarize_sweep import join_round, summarize_sweep
 from thriftune.errors import ConfigError, ResultError
 from thriftune.planning.offers import THIS_MACHINE
 from thriftune.sweeps.outcomes import Outcome
+from thriftune.sweeps.packs import TrialKey
 from thriftune.sweeps.rounds import PlannedRound, SoFar
+from thriftune.sweeps.table import table_of
 from workflows.sweep import run_rounds
 from workflows.trials import conclude, measure_round, train_round
 
@@ -94,6 +97,45 @@ def test_a_drawn_trial_that_cannot_be_planned_is_left_out_and_that_is_said(tiny,
         plan_round(config=tiny({"ranges": {"lora.target_modules": [["no_such"]]}, "trials": 1}), before=SoFar())
 
 
+def test_a_round_whose_drawn_trials_cannot_be_planned_does_not_end_the_sweep(tiny):
+    """One trial at a time: a bad draw is a whole round, and what trained before must not be lost for it."""
+    ranges = {"lora.target_modules": [["q_proj"], ["no_such"]]}
+    run = tiny({"ranges": ranges, "trials": 2, "sampler": "tpe", "parallel": 1})
+    before, numbers = SoFar(), []
+    for _ in range(2):
+        planned = plan_round(config=run, before=before)
+        numbers.append([*(trial.number for trial in planned.trials), *(one.number for one in planned.left_out)])
+        outcomes = [Outcome(trial.number, "trained", model="/m", training=TRAINED) for trial in planned.trials]
+        before = join_round(config=run, planned=planned, before=before, served=outcomes, keys=[], packed=[], alone=[])
+    assert numbers == [[0], [1]]
+    assert len(before.left_out) == len(before.tried) == 1
+    assert [row.status for row in table_of(run, before).rows].count("left out") == 1
+
+
+def test_the_rank_of_each_trial_is_checked_where_an_adapter_is_continued(tiny, random_adapter):
+    """The preflight of another trial says nothing of it."""
+    adapter = random_adapter(0, rank=4)
+    run = tiny({"grid": {"lora.rank": [4, 8]}}, lora={"alpha": 8, "resume_from": str(adapter)})
+    with pytest.raises(ConfigError, match=r"lora\.rank = 8: trial 1 \(lora\.rank: 8\): .* has 4") as caught:
+        plan_round(config=run, before=SoFar())
+    assert len(caught.value.problems) == 1
+
+
+def test_a_round_that_would_exceed_the_budget_is_not_started(tiny, on_cluster, caplog):
+    run = tiny({"grid": RATES, "parallel": 2, "budget": {"cost": 1}}, hardware={"device": "T4"})
+    first = plan_round(config=run, before=SoFar())
+    slow = [Outcome(trial.number, "failed", error="no", seconds=3400.0) for trial in first.trials]
+    dear = [replace(trial, plan=replace(trial.plan, price_per_hour=0.529)) for trial in first.trials]
+    done = {"served": slow, "keys": [], "packed": [], "alone": []}
+    found = join_round(config=run, planned=replace(first, trials=dear), before=SoFar(), **done)
+    assert 0.9 < found.cost < 1
+    second = plan_round(config=run, before=found)
+    assert second.trials == []
+    assert second.packs == []
+    assert second.ended.startswith("with the next ones 1.0")
+    assert "No more trials are started: with the next ones" in caplog.text
+
+
 def test_a_sweep_beyond_its_budget_is_refused_with_the_number(tiny, on_cluster):
     sweep = {"grid": RATES, "budget": {"cost": 0.01}}
     with pytest.raises(ConfigError, match=r"sweep\.budget\.cost = 0\.01: 4 trials are expected to cost .* USD"):
@@ -105,7 +147,7 @@ def test_what_is_spent_ends_a_sweep_before_the_next_round_and_that_is_said(tiny,
     first = plan_round(config=run, before=SoFar())
     assert len(first.trials) == 2
     outcomes = [Outcome(trial.number, "failed", error="no") for trial in first.trials]
-    done = {"served": outcomes, "packed": [], "alone": []}
+    done = {"served": outcomes, "keys": [], "packed": [], "alone": []}
     found = join_round(config=run, planned=first, before=SoFar(), **done)
     assert [trial.number for trial in plan_round(config=run, before=found).trials] == [2, 3]
     late = plan_round(config=run, before=replace(found, began=found.began - 2 * 3600))
@@ -119,9 +161,49 @@ def test_a_lost_pack_is_said_and_does_not_end_the_sweep(tiny, caplog):
     run = tiny({"grid": RATES})
     planned = plan_round(config=run, before=SoFar())
     known = [Outcome(0, "failed", error="no"), Outcome(1, "stopped", steps=(1,), losses=(2.0,))]
-    found = join_round(config=run, planned=planned, before=SoFar(), served=[], packed=[[known, None]], alone=[])
+    found = join_round(
+        config=run, planned=planned, before=SoFar(), served=[], keys=[], packed=[[known, None]], alone=[]
+    )
     assert [one.status for one in found.outcomes] == ["failed", "stopped", "unknown", "unknown"]
     assert "Trial 2 unknown: its pod was lost" in caplog.text
+
+
+def test_what_a_lost_pack_had_trained_is_found_in_the_index(tiny, monkeypatch):
+    """Its pod uploads each trial when that is done, and only its own list of outcomes is lost with it."""
+    run = tiny({"grid": RATES})
+    planned = plan_round(config=run, before=SoFar())
+    there = Outcome(2, "trained", model="s3://b/2", training=TRAINED)
+    found_by = {"key-2": there}
+    monkeypatch.setattr(trial_results, "found", lambda _, key, *__: found_by.get(key))
+    keys = [TrialKey(number, f"key-{number}", "s3://b/index") for number in range(4)]
+    known = [Outcome(0, "failed", error="no"), Outcome(1, "stopped", steps=(1,), losses=(2.0,))]
+    made = {"served": [], "keys": keys, "packed": [[known, None]], "alone": []}
+    found = join_round(config=run, planned=planned, before=SoFar(), **made)
+    assert [one.status for one in found.outcomes] == ["failed", "stopped", "trained", "unknown"]
+    assert list(found.scores) == [2]
+
+
+def test_trials_that_are_the_same_training_are_trained_once(tiny, on_cluster):
+    """An adapter is stored as it trained: to two processes with one key their checkpoints would be one folder."""
+    run = tiny({"grid": {"training.save_dtype": ["bf16", "fp32"]}}, hardware={"device": "T4"})
+    planned = plan_round(config=run, before=SoFar())
+    assert [trial.number for trial in planned.trials] == [0, 1]
+    nodes = nodes_of(train_round, config=run, planned=planned, before=SoFar())
+    (trained,) = (node.array_node for node in nodes if node.array_node)
+    given = {one.var: one.binding for one in trained.node.inputs}
+    assert len(given["cache_key"].collection.bindings) == 1
+
+
+def test_an_equal_trial_has_what_the_trained_one_has_at_no_cost(tiny):
+    run = tiny({"grid": RATES})
+    planned = plan_round(config=run, before=SoFar())
+    keys = [TrialKey(number, f"key-{number // 2}", "") for number in range(4)]
+    done = [Outcome(0, "trained", model="/m", training=TRAINED, seconds=60.0), Outcome(2, "failed", error="no")]
+    made = {"served": [], "keys": keys, "packed": [[done]], "alone": []}
+    found = join_round(config=run, planned=planned, before=SoFar(), **made)
+    assert [one.status for one in found.outcomes] == ["trained", "trained", "failed", "failed"]
+    assert [one.is_served for one in found.outcomes] == [False, True, False, True]
+    assert [one.number for one in found.outcomes] == [0, 1, 2, 3]
 
 
 def names(nodes):
@@ -184,17 +266,46 @@ def test_what_trained_is_measured_with_one_load_of_its_base(tiny, on_cluster):
     run = tiny(sweep, hardware={"device": "T4"}, benchmarks={"tasks": ["general-mini"]})
     planned = plan_round(config=run, before=SoFar())
     outcomes = [Outcome(trial.number, "trained", model=f"s3://b/{trial.number}") for trial in planned.trials]
-    found = join_round(config=run, planned=planned, before=SoFar(), served=outcomes, packed=[], alone=[])
+    found = join_round(config=run, planned=planned, before=SoFar(), served=outcomes, keys=[], packed=[], alone=[])
     assert found.scores == {}
     nodes = nodes_of(measure_round, config=run, planned=planned, found=found)
     assert names(nodes) == ["prepare_benchmarks", "fetch_model", "benchmark_shard_map", "score_round"]
+
+
+def bound(number):
+    return number.scalar.primitive.integer
+
+
+def test_trials_of_different_methods_are_measured_apart_and_equal_ones_once(tiny, on_cluster):
+    """An adapter of qlora is measured on a base in 4 bits, one of lora is not, and a model is no adapter."""
+    sweep = {"overrides": [{"method": method} for method in ("lora", "qlora")], "metric": "general-mini.accuracy"}
+    sweep["overrides"].append({"method": "lora", "training.save_dtype": "fp32"})
+    run = tiny(sweep, hardware={"device": "T4"}, benchmarks={"tasks": ["general-mini"]})
+    planned = plan_round(config=run, before=SoFar())
+    outcomes = [Outcome(trial.number, "trained", model=f"s3://b/{trial.number}") for trial in planned.trials]
+    found = join_round(config=run, planned=planned, before=SoFar(), served=outcomes, keys=[], packed=[], alone=[])
+    nodes = nodes_of(measure_round, config=run, planned=planned, found=found)
+    assert names(nodes).count("benchmark_shard_map") == 2
+    (folders,) = (one.binding for node in nodes[-1:] for one in node.inputs if one.var == "folders")
+    numbers = [list(one.map.bindings.values()) for one in folders.collection.bindings]
+    assert sorted([[bound(n) for n in own.collection.bindings] for (own,) in numbers]) == [[0, 2], [1]]
+
+
+def test_a_best_of_a_method_that_merges_nothing_is_the_result_as_it_is(tiny, on_cluster):
+    """The run merges by its own method, and the trial has another."""
+    run = tiny({"overrides": [{"method": "lora"}, {"method": "full"}]}, hardware={"device": "T4"})
+    planned = plan_round(config=run, before=SoFar())
+    outcomes = [Outcome(trial.number, "trained", model=f"s3://b/{trial.number}") for trial in planned.trials]
+    found = join_round(config=run, planned=planned, before=SoFar(), served=outcomes, keys=[], packed=[], alone=[])
+    best = found.judged({0: 2.0, 1: 1.0}, is_higher_better=False)
+    assert names(nodes_of(conclude, config=run, found=best)) == ["summarize_sweep"]
 
 
 def test_the_best_is_merged_where_the_run_merges(tiny, on_cluster):
     run = tiny({"grid": RATES}, hardware={"device": "T4"})
     planned = plan_round(config=run, before=SoFar())
     outcomes = [Outcome(trial.number, "trained", model=f"s3://b/{trial.number}") for trial in planned.trials]
-    found = join_round(config=run, planned=planned, before=SoFar(), served=outcomes, packed=[], alone=[])
+    found = join_round(config=run, planned=planned, before=SoFar(), served=outcomes, keys=[], packed=[], alone=[])
     merged = nodes_of(conclude, config=run, found=found.judged({0: 2.0, 1: 1.0}, is_higher_better=False))
     assert names(merged) == ["summarize_sweep", "fetch_model", "prepare_dataset", "merge_adapter"]
     kept = tiny({"grid": RATES}, hardware={"device": "T4"}, lora={"merge": False})

@@ -78,6 +78,16 @@ def test_tpe_proposes_the_same_after_the_same_outcomes_and_others_after_others()
     assert propose(run, {n: Told(float(n)) for n in range(20)}) == []
 
 
+def test_a_stopped_trial_with_a_lower_loss_is_better_whatever_the_metric():
+    """optuna reads what a stopped trial reported in the direction of the study, and a loss is no accuracy."""
+    run = sweep_of({"ranges": RANGE, "trials": 40, "sampler": "tpe", "parallel": 8})
+    settings: list[float] = []
+    for _ in range(5):
+        told = {n: Told(None, (1,), (-math.log(rate),)) for n, rate in enumerate(settings)}
+        settings += [one["training.learning_rate"] for one in propose(run, told, is_higher_better=True)]
+    assert sum(math.log(rate) for rate in settings[-8:]) > sum(math.log(rate) for rate in settings[:8]) + 4
+
+
 def test_tpe_comes_nearer_to_what_is_good():
     """Of the last trials more have a high rate, which is what the score asks for, than of the first."""
     run = sweep_of({"ranges": RANGE, "trials": 40, "sampler": "tpe", "parallel": 8})

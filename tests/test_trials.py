@@ -22,8 +22,10 @@ import psutil
 import pytest
 from bucket import Bucket, set_environment
 from flytekit.types.directory import FlyteDirectory
-from trials import Given, config_of, dataset_of, in_pod, job_of, keep, pack_of
+from trials import Given, config_of, dataset_of, in_pod, job_of, keep, leave_temporary_files, pack_of
 
+from tasks import trial_child
+from tasks.trial_children import Children, Node
 from tasks.trials import train_trial
 from thriftune.checkpoints import layout, restoring
 from thriftune.config import RunConfig
@@ -32,6 +34,7 @@ from thriftune.stores.store import Store
 from thriftune.sweeps import outcome_json
 from thriftune.sweeps.outcomes import Outcome
 from thriftune.sweeps.packs import Pack
+from thriftune.sweeps.slots import NO_GPU
 from thriftune.training.fit import Inputs, fit
 from thriftune.training.lines import LINES, read
 
@@ -163,6 +166,17 @@ def started(work: Path, *arguments: str, **environment: str) -> Iterator[subproc
                 process.kill()
 
 
+def test_the_temporary_files_of_a_trial_end_with_it(given, tiny_model_dir, dataset, tmp_path, monkeypatch):
+    """A pod's trials write their results there: of many on one device, all would be on its disk at the end."""
+    monkeypatch.setattr(trial_child, "main", leave_temporary_files)
+    jobs = given(config_of(0), config_of(1), slots=1).pack.jobs
+    node = Node([NO_GPU], {"m": tiny_model_dir}, {"d": dataset})
+    made = Children(jobs, node, None, tmp_path / "words").run()
+    places = [Path(outcome.error) for outcome in made]
+    assert [place.parent for place in places] == [tmp_path / "words" / f"t{number}" / "tmp" for number in range(2)]
+    assert not any(place.parent.exists() for place in places)
+
+
 def key_of(pack: Pack, number: int) -> str:
     """What a trial is known by, without its generation."""
     return pack.jobs[number].cache_key.removesuffix("-0")
@@ -292,4 +306,5 @@ def test_a_trial_over_several_devices_is_trained_once_and_its_error_is_an_outcom
     )
     failed = train(broken, "trial-other-0")
     assert (failed.number, failed.status) == (4, "failed")
+    assert failed.seconds > 0, "its node was paid for"
     assert "checkpoints.resume_from = /nowhere" in failed.error

@@ -8,6 +8,7 @@ interrupted; the second is what a pod of the task does once its inputs are read.
 import json
 import os
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from flytekit.types.directory import FlyteDirectory
 from planning import planned
 from pydantic import TypeAdapter
 
+from tasks.trial_child import Start
 from tasks.trials import train_pack
 from thriftune import artifacts
 from thriftune.config import DataConfig, RunConfig
@@ -25,6 +27,7 @@ from thriftune.data import prepare
 from thriftune.sweeps import outcome_json
 from thriftune.sweeps.outcomes import Outcome
 from thriftune.sweeps.packs import Pack, TrialJob
+from thriftune.sweeps.words import Said, Words
 
 STEPS = 8
 
@@ -105,6 +108,13 @@ def in_pod(given: Given, bucket: str, execution: str, attempt: str) -> list[Outc
         models, datasets = {"m": FlyteDirectory(given.model)}, {"d": FlyteDirectory(given.dataset)}
         made: list[Outcome] = train_pack.execute(**inputs, models=models, datasets=datasets)
         return made
+
+
+def leave_temporary_files(start: Start) -> None:
+    """In place of a trial's training: write a temporary file, and say where."""
+    place = Path(tempfile.mkdtemp())
+    (place / "weights").write_bytes(b"x")
+    Words(Path(start.words)).say(Said(Outcome(start.job.number, "failed", error=str(place))))
 
 
 def main() -> None:

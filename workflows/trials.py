@@ -23,10 +23,11 @@ from thriftune.config.benchmark_run import BASE
 from thriftune.config.choices import METHODS
 from thriftune.config.sweep import SweepRun
 from thriftune.planned_node import EvaluationNode
-from thriftune.planning import pod_requests
+from thriftune.planning import packing, pod_requests
+from thriftune.planning.evaluating import held_in_four_bit
 from thriftune.sweeps.choosing import best_of
 from thriftune.sweeps.outcomes import Outcome
-from thriftune.sweeps.packs import Pack, TrialJob
+from thriftune.sweeps.packs import Pack, TrialJob, TrialKey
 from thriftune.sweeps.rounds import PlannedRound, PlannedTrial, SoFar
 from thriftune.sweeps.table import SweepTable
 from workflows.benchmarking import Benchmarking, Subject, asking_of, make_ready
@@ -71,6 +72,12 @@ class _Known:
         trial, keys = self.trial, self.keys
         return TrialJob(trial.number, trial.run, trial.plan, training.cache_key, training.record, *keys)
 
+    @property
+    def key(self) -> TrialKey:
+        """Where what it makes is found."""
+        training = self.steps.training
+        return TrialKey(self.trial.number, training.cache_key, training.record)
+
 
 @dataclass(frozen=True)
 class _Sources:
@@ -97,22 +104,26 @@ class _Sources:
 @dynamic(**dynamic_task())
 def train_round(config: SweepRun, planned: PlannedRound, before: SoFar) -> SoFar:
     """Fetch and prepare what is equal once, and train the trials that no earlier run has: packs, and single ones."""
-    halving = config.sweep.halving.model_dump_json() if config.sweep.halving else ""
+    halving = config.sweep.halving_json
     served: list[Outcome] = []
+    keys: list[TrialKey] = []
     missing: dict[int, _Known] = {}
     for known in map(_Known.of, planned.trials):
-        training = known.steps.training
-        found = trial_results.found(known.trial.number, training.cache_key, training.record, halving)
+        key = known.key
+        found = trial_results.found(key.number, key.cache_key, key.record, halving)
         if found is not None:
             served.append(found)
-        else:
-            missing[known.trial.number] = known
+            continue
+        if key.cache_key not in {other.cache_key for other in keys}:  # else two processes would write to one place
+            missing[key.number] = known
+        keys.append(key)
     sources = _Sources()
     ready = {number: sources.of(known) for number, known in missing.items()}
-    earlier = [*before.outcomes, *served]
+    earlier = [*before.outcomes, *served] if halving else []  # nobody else asks, and they hold whole curves
     packed = list(_packed(planned, missing, ready, halving, earlier))
     alone = list(_alone(config, planned, missing, ready))
-    joined: SoFar = join_round(config=config, planned=planned, before=before, served=served, packed=packed, alone=alone)
+    made = {"served": served, "keys": keys, "packed": packed, "alone": alone}
+    joined: SoFar = join_round(config=config, planned=planned, before=before, **made)
     return joined
 
 
@@ -159,7 +170,8 @@ def _alone(
     for group in groups.values():
         there = ready[group[0].trial.number]
         given = {"model": there.model, "dataset": there.dataset}
-        trained = mapped(train_trial, config.sweep.parallel, min_success_ratio=_FEW, **given)
+        share = packing.share_of(config.sweep.parallel, len(group), len(planned.trials))
+        trained = mapped(train_trial, share, min_success_ratio=_FEW, **given)
         node = trained(
             config=[known.config for known in group],
             plan=[known.trial.plan for known in group],
@@ -175,10 +187,12 @@ def measure_round(config: SweepRun, planned: PlannedRound, found: SoFar) -> SoFa
     """Measure the trials of a round on the benchmarks: all adapters of a base with one load of it."""
     numbers = {trial.number for trial in planned.trials}
     own = [one for one in found.tried if one.trial.number in numbers and one.outcome.status == "trained"]
-    groups: dict[tuple[str, str], list[tuple[_Known, str]]] = {}
+    groups: dict[str, list[tuple[_Known, str]]] = {}
     for one in own:
         known = _Known.of(one.trial)
-        groups.setdefault(known.keys, []).append((known, one.outcome.model))
+        trains_weights = METHODS[known.config.method].trains_weights
+        same = repr((*known.keys, trains_weights, held_in_four_bit(known.config)))
+        groups.setdefault(same, []).append((known, one.outcome.model))
     sources, measured, folders = _Sources(), [], []
     for group in groups.values():
         benchmarking = _benchmarking(group[0][0], sources)
@@ -204,17 +218,22 @@ def _benchmarking(known: _Known, sources: _Sources) -> Benchmarking:
     return make_ready(section, asking_of(known.config, section, node), versions, dataset)
 
 
-def _subjects(group: list[tuple[_Known, str]], sources: _Sources) -> Iterator[tuple[Subject, dict[str, int]]]:
-    """What is measured together, and the number of each trial by the folder that has its results."""
+def _subjects(group: list[tuple[_Known, str]], sources: _Sources) -> Iterator[tuple[Subject, dict[str, list[int]]]]:
+    """What is measured together, and by the folder that has its results the numbers of the trials that made it."""
     first = group[0][0]
-    by_key = {artifacts.key_of(known.steps.training.cache_key): (known, model) for known, model in group}
+    places: dict[str, str] = {}
+    numbers: dict[str, list[int]] = {}
+    for known, model in group:
+        key = artifacts.key_of(known.steps.training.cache_key)
+        places.setdefault(key, model)
+        numbers.setdefault(key, []).append(known.trial.number)
     if METHODS[first.config.method].trains_weights:
-        for key, (known, model) in by_key.items():
-            yield Subject(key, _directory(model)), {BASE: known.trial.number}
+        for key, model in places.items():
+            yield Subject(key, _directory(model)), {BASE: numbers[key]}
         return
-    adapters = {key: _directory(model) for key, (_, model) in by_key.items()}
+    adapters = {key: _directory(model) for key, model in places.items()}
     subject = Subject(first.steps.model.cache_key, sources.fetched(first).model, adapters, from_index=True)
-    yield subject, {key: known.trial.number for key, (known, _) in by_key.items()}
+    yield subject, numbers
 
 
 def _directory(place: str) -> FlyteDirectory:
@@ -235,12 +254,14 @@ def conclude(config: SweepRun, found: SoFar) -> Concluded:
     summary = summarize_sweep(config=config, found=found)
     best = best_of(found.outcomes, found.scores, is_higher_better=found.is_higher_better)
     trial = next((one.trial for one in found.tried if one.trial.number == best), None)
+    if trial is None:  # the summary says that there is none
+        return Concluded(summary.best, summary.table)
     run = config.as_run
-    if trial is None or not run.merges:  # the summary says that there is none
+    lora = trial.config.lora_or_default.model_copy(update={"merge": run.lora_or_default.merge})
+    merging = trial.config.model_copy(update={"lora": lora, "name": run.name})
+    if not merging.merges:  # by the method of the trial, which may be another one than the run's
         return Concluded(summary.best, summary.table)
     known = _Known.of(trial)
-    lora = known.config.lora_or_default.model_copy(update={"merge": True})
-    merging = known.config.model_copy(update={"lora": lora, "name": run.name})
     steps = steps_of(merging, trial.plan, known.versions, _TRIAL)
     assert steps.merged is not None
     ready = _Sources().of(known)

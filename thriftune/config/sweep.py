@@ -72,6 +72,11 @@ class SweepConfig(Section):
     )
 
     @property
+    def halving_json(self) -> str:
+        """How trials are stopped early, as JSON; empty if they are not."""
+        return self.halving.model_dump_json() if self.halving else ""
+
+    @property
     def is_decided_by_loss(self) -> bool:
         """Whether the best trial is the one with the lowest held-out loss."""
         return self.metric == HELD_OUT_LOSS

@@ -89,6 +89,17 @@ def is_packed(plan: TrainingPlan) -> bool:
     return plan.nodes == 1 and plan.devices_per_node == 1
 
 
+def share_of(parallel: int | None, part: int, whole: int) -> int | None:
+    """How many of some trials may run at a time beside the others; at least one, and None for all.
+
+    Args:
+        parallel: Most trials at a time; None for all.
+        part: Number of these trials.
+        whole: Number of all trials.
+    """
+    return None if parallel is None else max(1, parallel * part // whole)
+
+
 def packed(
     plans: Mapping[int, TrainingPlan], machines: Mapping[str, Sequence[Offer]], parallel: int | None
 ) -> list[PlannedPack]:
@@ -105,18 +116,25 @@ def packed(
     packs: list[PlannedPack] = []
     for device in sorted({plan.device for plan in plans.values()}):
         group = {number: plan for number, plan in plans.items() if plan.device == device}
-        share = None if parallel is None else max(1, parallel * len(group) // len(plans))
+        share = share_of(parallel, len(group), len(plans))
         made = [packs_on(offer, group, share) for offer in machines[device] if _is_enough(offer, group)]
         found = [one for one in made if one]
         cheapest = min(found, key=_rank, default=None)
-        packs += cheapest or _each_on_its_own(group, machines[device])
+        packs += cheapest or _where_planned(group, machines[device], share)
     return packs
 
 
-def _each_on_its_own(plans: Mapping[int, TrainingPlan], machines: Sequence[Offer]) -> list[PlannedPack]:
+def _where_planned(
+    plans: Mapping[int, TrainingPlan], machines: Sequence[Offer], parallel: int | None
+) -> list[PlannedPack]:
     """Each trial on the node type of its plan, where no one type holds all of them."""
     offers = {offer.name: offer for offer in machines}
-    return [pack for number, plan in plans.items() for pack in packs_on(offers[plan.instance], {number: plan}, 1)]
+    packs: list[PlannedPack] = []
+    for instance in sorted({plan.instance for plan in plans.values()}):
+        group = {number: plan for number, plan in plans.items() if plan.instance == instance}
+        share = share_of(parallel, len(group), len(plans))
+        packs += packs_on(offers[instance], group, share)
+    return packs
 
 
 def packed_here(plans: Mapping[int, TrainingPlan], here: Offer, parallel: int | None) -> list[PlannedPack]:

@@ -103,6 +103,24 @@ def spent(budget: BudgetConfig | None, cost: float, hours: float, currency: str)
     return ""
 
 
+def beyond(budget: BudgetConfig | None, cost: float, hours: float, currency: str) -> str:
+    """Why a round is not started; empty if it is.
+
+    Args:
+        budget: What a sweep may take; None for no limit.
+        cost: What its trials have cost, and those of the round are expected to.
+        hours: Hours since it began until the round is expected to be done.
+        currency: Currency of the cost.
+    """
+    if budget is None:
+        return ""
+    if budget.cost is not None and cost > budget.cost:
+        return f"with the next ones {cost:,.2f} of {budget.cost:,.2f} {currency} would be spent"
+    if budget.hours is not None and hours > budget.hours:
+        return f"with the next ones it would take {hours_text(hours)} of {hours_text(budget.hours)}"
+    return ""
+
+
 def _remedy(limit: float, needed: float, found: Expected) -> str:
     possible = math.floor(found.trials * limit / needed)
     fewer = f"Try at most {possible} trial{'s' if possible > 1 else ''}" if possible else "Shorten the trials"

@@ -29,6 +29,21 @@ class TrialJob:
 
 
 @dataclass(frozen=True)
+class TrialKey:
+    """Where what a trial makes is found.
+
+    Attributes:
+        number: Number of the trial, from 0.
+        cache_key: What the training is known by. Trials that write the same in two ways have the same.
+        record: URL of its record in the index; empty in a local run.
+    """
+
+    number: int
+    cache_key: str
+    record: str
+
+
+@dataclass(frozen=True)
 class Pack:
     """Trials for one node.
 

@@ -66,7 +66,7 @@ def propose(run: SweepRun, told: Mapping[int, Told], *, is_higher_better: bool =
         if first >= len(told) or not new:
             break
         for number, trial in enumerate(asked, start=first):
-            _tell(study, trial, told.get(number, Told()))
+            _tell(study, trial, told.get(number, Told()), is_higher_better=is_higher_better)
     if len(new) < min(size, wanted - first):
         logger.warning("The ranges hold no more than %d trials that differ: %d were asked for", len(drawn), wanted)
     return new
@@ -128,11 +128,11 @@ def _value(drawn: RangeConfig | tuple[Any, ...], value: Any) -> Any:
     return drawn[value] if isinstance(drawn, tuple) else value
 
 
-def _tell(study: "optuna.Study", trial: "optuna.Trial", told: Told) -> None:
+def _tell(study: "optuna.Study", trial: "optuna.Trial", told: Told, *, is_higher_better: bool) -> None:
     import optuna
 
     for step, loss in zip(told.steps, told.losses, strict=True):
-        trial.report(loss, step)
+        trial.report(-loss if is_higher_better else loss, step)  # a loss is better lower, whatever the metric is
     if told.score is not None:
         study.tell(trial, told.score)
     else:
