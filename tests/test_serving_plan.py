@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused_with_numbers_and_what_would(changes, messa
 
 
 def test_what_a_refusal_says_would_fit_does():
-    asked = replace(USUAL, sequences=64)
+    asked = replace(USUAL, sequences=32)
     with pytest.raises(ConfigError) as caught:
         plan(asked, HardwareConfig(device="T4"), CATALOGUE)
     fewer = int(re.search(r"at most (\d+) at a time", str(caught.value)).group(1))

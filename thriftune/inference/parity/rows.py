@@ -51,11 +51,12 @@ class Asked:
     rows: tuple[Row, ...]
 
 
-def of_dataset(dataset_dir: Path, style: DataFormat, most: int = ROWS) -> Asked:
-    """The held-out rows of a prepared dataset, with their questions as prompts.
+def of_dataset(dataset_dir: Path, tokenizer: "PreTrainedTokenizerBase", style: DataFormat, most: int = ROWS) -> Asked:
+    """The held-out rows of a prepared dataset, with their questions as prompts; general ones if it has none.
 
     Args:
         dataset_dir: A prepared dataset.
+        tokenizer: Tokenizer of what was trained.
         style: The format of its questions.
         most: Most rows.
     """
@@ -65,7 +66,10 @@ def of_dataset(dataset_dir: Path, style: DataFormat, most: int = ROWS) -> Asked:
         trained = [place for place, label in enumerate(content["labels"]) if label != IGNORED and place]
         rows.append(Row(tuple(content["input_ids"]), tuple(trained)))
     samples = [str(sample["question"]) for sample in prepared.load_samples(dataset_dir)[:PROMPTS]]
-    return Asked(style, tuple(samples) or tuple(prompt for prompt, _ in _general(PROMPTS)), tuple(rows))
+    prompts = tuple(samples) or tuple(prompt for prompt, _ in _general(PROMPTS))
+    if not any(row.trained for row in rows):  # a dataset without held-out rows
+        return Asked(style, prompts, of_general(tokenizer, style).rows)
+    return Asked(style, prompts, tuple(rows))
 
 
 def of_file(file: Path, tokenizer: "PreTrainedTokenizerBase", style: DataFormat) -> Asked:
