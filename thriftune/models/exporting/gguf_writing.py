@@ -68,7 +68,8 @@ def write(model_dir: Path, directory: Path, kind: str, name: str) -> list[str]:
 
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
     architecture = architectures.require_covered(config.to_dict(), f"gguf-{kind}", model_dir.name)
-    vocabulary = vocabulary_of(load_tokenizer(model_dir), config.vocab_size)
+    tokenizer = load_tokenizer(model_dir)
+    vocabulary = vocabulary_of(tokenizer, config.vocab_size)
     file_types = {"f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0, "q4_0": LlamaFileType.MOSTLY_Q4_0}
     writer = GGUFWriter(directory / FILE, architecture.name)
     try:
@@ -80,7 +81,7 @@ def write(model_dir: Path, directory: Path, kind: str, name: str) -> list[str]:
         _write_vocabulary(writer, vocabulary)
         with StoredTensors(model_dir) as tensors:
             remarks = _write_tensors(writer, tensors, config, kind)
-        return [*remarks, *_unsaid(config, load_tokenizer(model_dir))]
+        return [*remarks, *_unsaid(config, tokenizer)]
     finally:
         writer.close()
 
