@@ -1,6 +1,5 @@
 """Putting complete adapters on models. If some weights do not fit, peft loads the others and says next to nothing."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 RESUME_FROM = "lora.resume_from"
 WEIGHTS = "adapter_model.safetensors"
