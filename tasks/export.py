@@ -105,8 +105,8 @@ def export_result(
             kept.
     """
     here = download(result)
-    style = prompt_style(here, load_tokenizer(here, trust_remote_code=config.model.trust_remote_code))
-    asked = rows.of_dataset(download(dataset), style)
+    tokenizer = load_tokenizer(here, trust_remote_code=config.model.trust_remote_code)
+    asked = rows.of_dataset(download(dataset), tokenizer, prompt_style(here, tokenizer))
     made = _uploaded(exporting.export(here, settings.result_path(config.name, "exports"), to, asked, config.name))
     _show(config.name, made)
     outputs = {**metrics.outputs, **{f"export {kind}": place for kind, place in made.places.items()}}

@@ -18,7 +18,8 @@ from thriftune.hardware import DEVICES
 from thriftune.inference.generation import generate
 from thriftune.models.adapter_weights import WEIGHTS, attach
 from thriftune.models.answering import Sampling
-from thriftune.models.lineage import base_digest, require_lineage, template_digest
+from thriftune.models.exporting import exports
+from thriftune.models.lineage import base_digests, require_lineage, template_digest
 from thriftune.models.loading import Placement
 from thriftune.models.merging import merge
 from thriftune.models.tokenizer import load_tokenizer
@@ -68,8 +69,10 @@ def other_template(tiny_model_dir, tmp_path):
 def test_what_an_adapter_comes_from_is_in_its_manifest(trained, tiny_model_dir, tmp_path):
     adapter, dataset = trained
     record = artifacts.read_manifest(adapter)["lineage"]
-    assert record == {"base": base_digest(tiny_model_dir), "template": template_digest(tiny_model_dir), "parent": ""}
-    assert all(record[name] for name in ("base", "template"))
+    base, base_in_fp16 = base_digests(tiny_model_dir)
+    template = template_digest(tiny_model_dir)
+    assert record == {"base": base, "base_in_fp16": base_in_fp16, "template": template, "parent": ""}
+    assert all((base, base_in_fp16, template))
     longer = run_of("lora", lora={"rank": 2, "resume_from": str(adapter)})
     train(longer, tiny_model_dir, dataset, tmp_path / "longer", start=adapter)
     assert artifacts.read_manifest(tmp_path / "longer")["lineage"] == record | {"parent": sha256_of(adapter / WEIGHTS)}
@@ -113,7 +116,7 @@ def test_a_template_is_only_asked_for_where_rows_were_rendered_with_it(trained, 
     require_lineage(tmp_path / "plain", other_template, "adapter")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_copies_of_the_base_are_the_base(trained, tiny_model_dir, tmp_path, dtype):
     """Versions of local directories are made of the times of their files: no copy had the same."""
     base = copied(tiny_model_dir, tmp_path / "copy", load(tiny_model_dir, dtype=dtype), max_shard_size="50KB")
@@ -121,12 +124,37 @@ def test_copies_of_the_base_are_the_base(trained, tiny_model_dir, tmp_path, dtyp
     attach(load(base), trained[0])
 
 
+@pytest.mark.parametrize("before", [torch.bfloat16, torch.float32])
+def test_the_base_of_a_copy_in_fp16_is_its_base(trained, tiny_model_dir, other_base, tmp_path, before):
+    """Rounding to fp16 and then to bf16 is not rounding to bf16; numbers below 2**-17 lose digits in fp16."""
+    model = load(tiny_model_dir, dtype=before)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1e-4)
+    base = copied(tiny_model_dir, tmp_path / "base", model)
+    copy = copied(tiny_model_dir, tmp_path / "copy", load(base, dtype=torch.float16))
+    assert base_digests(base)[0] != base_digests(copy)[0]
+    adapter = shutil.copytree(trained[0], tmp_path / "adapter")
+    record = artifacts.read_content(adapter)
+    for trained_on, put_on in ((base, copy), (copy, base)):
+        digests = dict(zip(("base", "base_in_fp16"), base_digests(trained_on), strict=True))
+        artifacts.write_manifest(adapter, "adapter", record | {"lineage": record["lineage"] | digests})
+        require_lineage(adapter, put_on, "adapter")
+        with pytest.raises(AdapterError, match="another base model"):
+            require_lineage(adapter, other_base, "adapter")
+
+
+def test_a_base_whose_files_are_quantized_is_allowed_and_said(trained, tiny_model_dir, tmp_path, caplog):
+    exports.write("nf4", tiny_model_dir, made := tmp_path / "nf4", "tiny", 1.0)
+    require_lineage(trained[0], made, "adapter")
+    assert "cannot be seen: its weights are quantized" in caplog.text
+
+
 def test_a_base_in_a_file_without_prefixes_or_with_its_tied_head_is_the_same(tiny_model_dir, tmp_path):
     base = copied(tiny_model_dir, tmp_path / "copy")
     weights = load_file(base / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file({name.removeprefix("model."): tensor for name, tensor in weights.items()}, base / "model.safetensors")
-    assert base_digest(base) == base_digest(tiny_model_dir)
+    assert base_digests(base) == base_digests(tiny_model_dir)
 
 
 def test_an_adapter_of_unknown_origin_is_allowed_and_said(random_adapter, tiny_model_dir, other_base, caplog):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from thriftune.errors import AdapterError
+from thriftune.models import merging
 from thriftune.models.merging import mapped, merge
 from thriftune.models.merging.comparing import in_fp32
 from thriftune.models.merging.shards import InShards, layout_of
@@ -239,6 +240,25 @@ def test_numbers_that_are_none_are_not_saved(made, tmp_path):
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(AdapterError, match=r"adapter = model\.layers\.1\.mlp\.up_proj\.weight: has numbers"):
         merge(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "experts"),
+    [("model.norm.weight", False), ("model.layers.1.mlp.up_proj.weight", False), ("model.norm.weight", True)],
+)
+def test_numbers_that_fp16_cannot_hold_are_not_saved(made, monkeypatch, tmp_path, name, experts):
+    """Of weights that the adapter leaves alone, and of sums, they became infinite without a word."""
+    base, adapter = made("llama", tied=False, peft=lora(), dtype=torch.bfloat16)
+    for file in base.glob("*.safetensors"):
+        weights = load_file(file)
+        if name in weights:
+            weights[name].view(-1)[3] = 1e5
+            save_file(weights, file, metadata={"format": "pt"})
+    if experts:  # a model that is held as a whole is written in another way
+        monkeypatch.setattr(merging, "is_of_single_weights", lambda _: False)
+    with pytest.raises(AdapterError, match=rf"adapter = {name}: has .* not finite in float16 .* bf16 or fp32"):
+        merge(base, adapter, tmp_path / "merged", save_dtype="fp16")
     assert not (tmp_path / "merged").exists()
 
 

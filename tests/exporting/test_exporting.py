@@ -1,6 +1,7 @@
 """Exports as a run makes them: written, compared, kept or not; in safetensors and in bitsandbytes' formats."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,22 @@ def test_a_model_is_refused_before_anything_is_written(tmp_path, model_of):
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="is an adapter, not a model"):
         exporting.require_exportable(tmp_path / "adapter", config_of("fp16"), "m")
+
+
+def test_what_is_quantized_already_is_refused(tmp_path, model_of):
+    """Scales of 8-bit weights were cast to fp16, and of the weights themselves nothing could be compared."""
+    (tmp_path / "int8").mkdir()
+    exports.write("int8", model_of("qwen2"), tmp_path / "int8", "m", 1.0)
+    with pytest.raises(ExportError, match="model_dir = m: is quantized already"):
+        exporting.require_exportable(tmp_path / "int8", config_of("fp16", "nf4"), "m")
+
+
+def test_a_dataset_without_held_out_rows_is_compared_on_general_questions(model_of, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(model_of("llama"))
+    monkeypatch.setattr(rows, "held_out_rows", lambda _directory, _most: [])
+    monkeypatch.setattr(rows.prepared, "load_samples", lambda _: [{"question": "What is it?"}])
+    asked = rows.of_dataset(tmp_path, tokenizer, "chat")
+    assert asked == replace(rows.of_general(tokenizer, "chat"), prompts=("What is it?",))
 
 
 def test_rows_of_a_file_are_prompts_with_answers(model_of, tmp_path):

@@ -71,6 +71,15 @@ def test_what_a_file_cannot_hold_is_refused_by_name(changes, reason):
     assert not list(exports.problems_of(("fp16", "int8"), content, "owner/model"))
 
 
+def test_a_window_of_attention_that_llama_cpp_does_not_have_is_said(model_of, tmp_path):
+    copy = shutil.copytree(model_of("mistral"), tmp_path / "model")
+    file = copy / "config.json"
+    for window, said in ((64, 1), (None, 0), (256, 0)):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "sliding_window": window}))
+        remarks = exports.write("gguf-f16", copy, tmp_path, "m", 1.0)
+        assert len([remark for remark in remarks if "not 64 alone" in remark]) == said
+
+
 def test_a_weight_beyond_16_bits_is_refused_by_name(model_of, tmp_path):
     model_dir = shutil.copytree(model_of("qwen2"), tmp_path / "model")
     weights = load_file(model_dir / "model.safetensors")

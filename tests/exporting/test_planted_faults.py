@@ -14,6 +14,7 @@ from exporting.exported_models import CHATML
 from thriftune.data.questions import prompt_style
 from thriftune.inference.parity import checking, reference, rows
 from thriftune.models.exporting import exports, gguf_architectures
+from thriftune.models.exporting.reading import opened
 from thriftune.models.tokenizer import load_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -217,6 +218,58 @@ def test_what_does_not_fit_into_memory_is_compared_weight_by_weight(model_of, tm
     assert "next tokens and answers were not compared" in found.remarks[0]
     broken = faulty(lambda _: was, model_of, tmp_path, "qwen2", tripled_head, "gguf-q4_0")
     assert named(broken) == {"weights"}
+
+
+def test_a_lost_weight_is_named_where_the_model_is_not_run(model_of, tmp_path):
+    """Only what is there was compared, and loading, which would have said it, takes memory."""
+    directory = model_of("llama")
+    tokenizer = load_tokenizer(directory)
+    asked = rows.of_pairs([("What is two and two?", "Four.")], tokenizer, "chat")
+    was = reference.of_directory(directory, asked, room=1e6)
+    for kind in ("fp32", "gguf-f16"):
+        (folder := tmp_path / kind).mkdir()
+        copy = shutil.copytree(directory, folder / "model")
+        weights = load_file(copy / WEIGHTS)
+        del weights["model.layers.1.mlp.up_proj.weight"]
+        save_file(weights, copy / WEIGHTS, metadata={"format": "pt"})
+        (made := folder / "export").mkdir()
+        exports.write(kind, copy, made, "m", 1.0)
+        assert named(checking.check(was, made, kind)) == {"weights"}
+
+
+def test_an_export_of_which_no_number_was_compared_does_not_pass(model_of, tmp_path):
+    directory = model_of("qwen2")
+    tokenizer = load_tokenizer(directory)
+    asked = rows.of_pairs([("What is two and two?", "Four.")], tokenizer, "chat")
+    exports.write("nf4", directory, tmp_path, "m", 1.0)
+    found = checking.check(reference.of_directory(directory, asked, room=1e6), tmp_path, "nf4")
+    assert named(found) == {"weights"}
+    assert "nothing of its numbers could be compared" in found.sentence
+    untrained = replace(asked, rows=tuple(replace(row, trained=()) for row in asked.rows))
+    found = checking.check(reference.of_directory(directory, untrained), tmp_path, "nf4")
+    assert "outputs" in named(found), "an agreement of no tokens"
+
+
+def test_of_several_templates_the_one_that_is_used_is_exported_and_compared(model_of, tmp_path):
+    """Of a tokenizer with templates by name, a GGUF file had none, and parity found none missing."""
+    directory = shutil.copytree(model_of("qwen2"), tmp_path / "model")
+    tokenizer = load_tokenizer(directory)
+    template = tokenizer.chat_template
+    tokenizer.chat_template = {"default": template, "tool_use": "{{ tools }}" + template}
+    tokenizer.save_pretrained(directory)
+    asked = rows.of_pairs([("What is two and two?", "Four.")], tokenizer, "text")
+    (made := tmp_path / "export").mkdir()
+    remarks = exports.write("gguf-f16", directory, made, "m", 1.0)
+    assert "of several chat templates only the default one is in the file, and not tool_use." in remarks
+    assert opened(made).template == template
+    was = reference.of_directory(directory, asked)
+    assert checking.check(was, made, "gguf-f16").passes
+    bare = shutil.copytree(directory, tmp_path / "bare")
+    for file in (bare / "chat_template.jinja", *(bare / "additional_chat_templates").glob("*")):
+        file.unlink()
+    (made := tmp_path / "lost").mkdir()
+    exports.write("gguf-f16", bare, made, "m", 1.0)
+    assert "template" in named(checking.check(was, made, "gguf-f16"))
 
 
 def test_a_model_in_16_bits_is_computed_in_32(model_of):

@@ -1,8 +1,10 @@
 """Answers that are decoded together are those that `generate` gives for each adapter alone."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from thriftune.data.questions import encode_prompt
 from thriftune.errors import ModelSourceError
@@ -11,6 +13,7 @@ from thriftune.inference.generation import BASE, generate
 from thriftune.inference.serving.asking import Ask
 from thriftune.inference.serving.decoder import Decoder
 from thriftune.inference.serving.loaded import load
+from thriftune.models.adapter_weights import WEIGHTS
 from thriftune.models.answering import Sampling
 from thriftune.models.loading import Placement
 
@@ -225,3 +228,23 @@ def test_a_request_that_fails_takes_only_its_own_pass_with_it(tiny_model_dir, ad
         last |= {piece.uid: piece for piece in decoder.step().pieces if piece.is_last}
     assert last.pop("wrong").error.startswith("IndexError: index out of range")
     assert {uid: piece.text for uid, piece in last.items()} == generated(tiny_model_dir, adapters, asks)
+
+
+def test_no_temperature_and_no_numbers_that_are_none_end_the_answers_of_others(tiny_model_dir, adapters, tmp_path):
+    """Scores divided by 1e-300 are not finite, and neither are those of an adapter that overflows."""
+    weights = load_file(adapters["a3"] / WEIGHTS)
+    broken = shutil.copytree(adapters["a3"], tmp_path / "broken")
+    save_file({name: weight.fill_(float("nan")) for name, weight in weights.items()}, broken / WEIGHTS)
+    loaded = load(tiny_model_dir, {**adapters, "broken": broken}, CPU)
+    asks = asks_of(loaded, list(adapters))
+    cold = replace(asks[0], uid="cold", temperature=1e-300)
+    wrong = [replace(asks[0], uid="wrong", model="broken"), replace(cold, uid="drawn", model="broken")]
+    decoder, last = Decoder(loaded, max_batch=99), {}
+    for ask in [*asks, cold, *wrong]:
+        decoder.add(ask)
+    while decoder.is_busy:
+        last |= {piece.uid: piece for piece in decoder.step().pieces if piece.is_last}
+    assert all("are not finite" in last.pop(ask.uid).error for ask in wrong)
+    expected = generated(tiny_model_dir, adapters, asks)
+    assert last.pop("cold").text == expected[asks[0].uid]
+    assert {uid: piece.text for uid, piece in last.items()} == expected

@@ -87,6 +87,8 @@ def status_of(connection):
         ({"n": 9}, 400, "n"),
         ({"stop": [""]}, 400, "stop"),
         ({"stop": ["x"] * 5}, 400, "stop"),
+        ({"stop": "x" * 300}, 400, "stop"),
+        ({"stop": ["x" * 300]}, 400, "stop"),
         ({"stream": "yes"}, 400, "stream"),
         ({"tools": [{"type": "function"}]}, 400, "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from thriftune.inference.serve import main
+from thriftune.inference.serve import _limits_of, _parser, main
 
 
 def command(base, adapters, *options):
@@ -14,20 +14,34 @@ def command(base, adapters, *options):
 def test_manifests_are_written_for_the_limits_of_the_command_line(capsys, tiny_model_dir, module_adapters):
     options = ["--files", "claim:models", "--engine", "own", "--image", "thriftune:1", "--max-batch", "3"]
     folders = ["--folders", "a1=runs/one", "--max-tokens", "64", "--max-prompt-tokens", "100"]
-    assert main(command(tiny_model_dir, module_adapters, *options, *folders)) == 0
+    others = ["--max-queue", "7", "--max-body-bytes", "123456789", "--request-seconds", "20.5", "--drain-seconds", "90"]
+    assert main(command(tiny_model_dir, module_adapters, *options, *folders, *others)) == 0
     deployment, service = yaml.safe_load_all(capsys.readouterr().out)
     assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     given = [*container.get("command", []), *container["args"]]
-    for name, value in {"--max-batch": "3", "--max-tokens": "64", "--max-prompt-tokens": "100"}.items():
+    planned = {"--max-batch": "3", "--max-tokens": "64", "--max-prompt-tokens": "100"}
+    for name, value in {**planned, **dict(zip(others[::2], others[1::2], strict=True))}.items():
         assert given[given.index(name) + 1] == value
+    assert "--stall-seconds" not in given
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 90
+    asked = ["--base", "b", *[part for part in container["args"] if part not in ("--base", "/models/base")]]
+    assert _limits_of(_parser().parse_args(asked)).request_seconds == 20.5
     assert any(part.startswith("a1=") and part.endswith("runs/one") for part in given)
+
+
+SHORT = ["--files", "claim:models", "--max-tokens", "64", "--max-prompt-tokens", "100"]
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ([], "error: --files: is where the pods find the model"),
+        ([*SHORT, "--max-queue", "7"], "error: --max-queue = 7: is a limit of our own server"),
+        (
+            ["--files", "claim:models", "--drain-seconds", "inf"],
+            "error: --drain-seconds = inf: is no number above zero",
+        ),
         (["--files", "claim:models", "--bits", "32"], "error: --bits = 32: is not planned for a cluster."),
         (["--files", "claim:models", "--folders", "other=x"], "error: --folders = other=x: is not NAME=PATH"),
     ],

@@ -90,7 +90,7 @@ def test_types_that_one_server_cannot_have(tmp_path, tiny_model_dir, module_adap
 
 
 def test_limits_above_zero(capsys, tmp_path):
-    assert "--max-tokens = 0: is not above zero." in wrong(capsys, "--base", tmp_path, "--max-tokens", 0)
+    assert "--max-tokens = 0: is no number above zero." in wrong(capsys, "--base", tmp_path, "--max-tokens", 0)
 
 
 def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys, tmp_path):

@@ -1,6 +1,7 @@
 """Text that is shown while it is made adds up to what decoding all tokens gives."""
 
 import random
+import time
 
 import pytest
 
@@ -103,3 +104,13 @@ def test_a_long_answer_costs_little_for_each_token(llama_tokenizer):
     tokens = llama_tokenizer("word " * 2000, add_special_tokens=False)["input_ids"][:4000]
     assert "".join(shown(Counting(), tokens)) == llama_tokenizer.decode(tokens).strip()
     assert sum(counted) / len(tokens) < 200
+
+
+def test_a_long_stop_text_costs_no_more_than_the_answer(llama_tokenizer):
+    """All its beginnings were looked for at every token: seconds each, in the process that all answers share."""
+    tokens = llama_tokenizer("x" * 40, add_special_tokens=False)["input_ids"]
+    answer = AnswerText(llama_tokenizer, ["x" * 10**6], is_streamed=True)
+    began = time.process_time()
+    shown = "".join(answer.add(token) for token in tokens)
+    assert time.process_time() - began < 2
+    assert (shown, answer.end()) == ("", "x" * 40), "what may be its beginning is held back"

@@ -55,6 +55,9 @@ def require_exportable(model_dir: Path, asked: ExportConfig, name: str) -> None:
     require_no_adapter(model_dir)
     classifier.require_language(model_dir, "model_dir")
     content: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    if content.get("quantization_config"):
+        message = "is quantized already (its config.json has a quantization_config)."
+        raise ExportError.single("model_dir", name, message, "Export the model that it was made of.")
     problems = [*repeated(asked.formats, "formats"), *exports.problems_of(asked.formats, content, name)]
     if problems:
         raise ExportError(problems)

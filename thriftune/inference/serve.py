@@ -5,6 +5,7 @@ python -m thriftune.inference.serve --base DIR --adapters NAME=DIR NAME=DIR
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -125,12 +126,14 @@ def _limits_of(given: argparse.Namespace) -> Limits:
         given: The command line.
 
     Raises:
-        ConfigError: One is not above zero.
+        ConfigError: One is not above zero, or not finite.
     """
     chosen: dict[str, Any] = {name: getattr(given, name) for name in _LIMITS}
     for name, value in chosen.items():
-        if not value > 0 and not (name == "max_queue" and value == 0):
-            raise ConfigError.single(_flag(name), value, "is not above zero.", "Give another number, or leave it out.")
+        if not 0 < value < math.inf and not (name == "max_queue" and value == 0):
+            raise ConfigError.single(
+                _flag(name), value, "is no number above zero.", "Give another number, or leave it out."
+            )
     return Limits(**chosen)
 
 
@@ -151,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     key = parser.add_mutually_exclusive_group()
     key.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the key that clients have to send")
     key.add_argument("--no-api-key", action="store_true", help="everybody who reaches --host may ask")
-    add("--threads", type=int, help="threads that compute on the CPU (default: torch's)")
+    add("--threads", type=_threads, help="threads that compute on the CPU (default: torch's)")
     _add_manifest(parser.add_argument_group("a cluster's manifests, instead of serving"))
     limits = parser.add_argument_group("limits")
     for limit in fields(Limits):
@@ -186,6 +189,13 @@ def _port(text: str) -> int:
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{port} is no port: 0 to 65535")
     return port
+
+
+def _threads(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} is no number of threads: 1 or more")
+    return count
 
 
 def _flag(name: str) -> str:

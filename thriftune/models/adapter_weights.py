@@ -1,16 +1,15 @@
 """Putting complete adapters on models. If some weights do not fit, peft loads the others and says next to nothing."""
 
-import logging
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune.errors import AdapterError, Problem
-from thriftune.models import classifier, lineage
+from thriftune.errors import AdapterError
+from thriftune.models import adapter_misfits, classifier, lineage
+from thriftune.models.adapter_misfits import LORA, PREFIX
 from thriftune.models.architecture import Architecture
-from thriftune.models.completeness import ADAPTER_CONFIG, examples, wrapper_in
+from thriftune.models.completeness import ADAPTER_CONFIG
 from thriftune.models.weight_files import Folder, Shapes
 from thriftune.stores import failures
 
@@ -19,20 +18,14 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
-
 RESUME_FROM = "lora.resume_from"
 WEIGHTS = "adapter_model.safetensors"
-_MISFIT = "adapter-weights-misfit"  # the code of a problem: weights are missing or do not fit
-PREFIX = "base_model.model."  # starts every name in an adapter's file
-_LORA = "lora_"  # in the names of a LoRA adapter's weights
 # The same for the adapter types that are put on modules and in which every module has its own weights; in others that
 # are put on modules they share some, so this does not work.
-_PARTS = {"LORA": _LORA, "IA3": "ia3_"}
+_PARTS = {"LORA": LORA, "IA3": "ia3_"}
 _OF_PREFIX = ("prompt_embeddings",)  # which peft loads apart from the others
 # The types of which peft can say which names their file has to have.
 _NAMED = {*_PARTS, "PREFIX_TUNING", "ADAPTION_PROMPT"}
-_SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")
 
 
 def attach(
@@ -75,9 +68,11 @@ def attach(
     try:
         attached = _put_on(model, adapter_dir, config, name, is_trainable=is_trainable)
     except (KeyError, TypeError, ValueError) as error:
-        raise _refused(error, field, adapter_dir) from error
+        raise adapter_misfits.refused(error, field, adapter_dir) from error
     except RuntimeError as error:  # of a type whose weights peft takes as they are
-        raise _of_other_shape(error, name, _remedy(config), field, adapter_dir) from error
+        raise adapter_misfits.of_other_shape(
+            error, name, adapter_misfits.remedy_of(config), field, adapter_dir
+        ) from error
     # Loaded again, because peft does not pass on what it found the first time.
     _fill(attached, load_peft_weights(str(adapter_dir), device="cpu"), config, name, field, adapter_dir)
     return attached
@@ -104,12 +99,12 @@ def require_fit(architecture: Architecture, adapter_dir: Path, shapes: Shapes, f
     if config.task_type != task and classifier.peft_task(["any"]) in (task, config.task_type):
         remedy = "Name an adapter of the same task, or start a new one."
         raise AdapterError.single(
-            field, value, f"was trained for task {config.task_type}, not {task}.", remedy, code=_MISFIT
+            field, value, f"was trained for task {config.task_type}, not {task}.", remedy, code=adapter_misfits.CODE
         )
     try:
         model = get_peft_model(architecture.on_meta(torch.bfloat16), config)
     except (KeyError, TypeError, ValueError, NotImplementedError) as error:
-        raise _refused(error, field, value) from error
+        raise adapter_misfits.refused(error, field, value) from error
     tensors = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
     _fill(model, tensors, config, "default", field, value)
 
@@ -126,12 +121,12 @@ def shapes_in(folder: Folder, field: str, value: object) -> Shapes:
         AdapterError: The file is missing, damaged or truncated.
         TransientError: The store did not answer.
     """
-    with failures.explained(field, str(value), AdapterError, f"has no {WEIGHTS}.", code=_MISFIT):
+    with failures.explained(field, str(value), AdapterError, f"has no {WEIGHTS}.", code=adapter_misfits.CODE):
         try:
             return folder.shapes(WEIGHTS)
         except ValueError as error:
             raise AdapterError.single(
-                field, value, f"{WEIGHTS} {error}.", "Copy or save the adapter again.", code=_MISFIT
+                field, value, f"{WEIGHTS} {error}.", "Copy or save the adapter again.", code=adapter_misfits.CODE
             ) from error
 
 
@@ -141,7 +136,7 @@ def adapted_modules(shapes: Shapes) -> set[str]:
     Args:
         shapes: Shape of each of its weights, by name.
     """
-    return {name.removeprefix(PREFIX).partition(f".{_LORA}")[0] for name in shapes if f".{_LORA}" in name}
+    return {name.removeprefix(PREFIX).partition(f".{LORA}")[0] for name in shapes if f".{LORA}" in name}
 
 
 def _put_on(
@@ -220,34 +215,27 @@ def _fill(
     part = _PARTS.get(str(kind.value))
     if kind.value not in _NAMED:
         return
-    remedy = _remedy(config)
+    remedy = adapter_misfits.remedy_of(config)
     try:
         with _present(model, config, name):
             loaded: Any = set_peft_model_state_dict(model, dict(tensors), adapter_name=name)
             missing = _without(model, tensors, name, part)
     except KeyError as error:  # of a module that was trained as a whole
-        raise AdapterError.single(field, value, f"has no weights for {error}.", remedy, code=_MISFIT) from error
+        raise AdapterError.single(
+            field, value, f"has no weights for {error}.", remedy, code=adapter_misfits.CODE
+        ) from error
     except RuntimeError as error:
-        raise _of_other_shape(error, name, remedy, field, value) from error
+        raise adapter_misfits.of_other_shape(error, name, remedy, field, value) from error
     if part:
-        missing += [_in_file(key, name) for key in sorted(loaded.missing_keys) if part in key and f".{name}" in key]
-    without_place = [_in_file(key, name) for key in sorted(loaded.unexpected_keys) if key not in _OF_PREFIX]
-    _require_all(missing, without_place, remedy, field, value)
-
-
-def _remedy(config: "PeftConfig") -> str:
-    origin = config.base_model_name_or_path
-    return f"Use the base model that it was trained on{f' ({origin})' if origin else ''}, or save it again."
-
-
-def _of_other_shape(error: RuntimeError, name: str, remedy: str, field: str, value: object) -> Exception:
-    """The error for weights of another shape than the model needs; torch's own where it says something else."""
-    found = _SIZE_MISMATCH.findall(str(error))
-    if not found:
-        return error
-    shapes = [f"{_in_file(key, name)} is {stored} and should be {needed}" for key, stored, needed in found]
-    message = f"has weights with other shapes than the model needs: {examples(shapes)}."
-    return AdapterError.single(field, value, message, remedy, code=_MISFIT)
+        missing += [
+            adapter_misfits.in_file(key, name)
+            for key in sorted(loaded.missing_keys)
+            if part in key and f".{name}" in key
+        ]
+    without_place = [
+        adapter_misfits.in_file(key, name) for key in sorted(loaded.unexpected_keys) if key not in _OF_PREFIX
+    ]
+    adapter_misfits.require_all(missing, without_place, remedy, field, value)
 
 
 def _present(model: Any, config: "PeftConfig", name: str) -> AbstractContextManager[None]:
@@ -275,50 +263,9 @@ def _require_own_biases(model: Any, config: "PeftConfig", field: str, value: obj
     configs = [*getattr(model, "peft_config", {}).values(), config]
     if len(configs) > 1 and any(getattr(each, "bias", "none") != "none" for each in configs):
         message = "cannot be on a model beside another: one of them has trained biases of the base model."
-        raise AdapterError.single(field, value, message, "Use one adapter at a time, or merge it.", code=_MISFIT)
-
-
-def _require_all(missing: list[str], without_place: list[str], remedy: str, field: str, value: object) -> None:
-    """Refuse an adapter with missing weights, or with weights that the model does not have.
-
-    Args:
-        missing: Names of missing weights.
-        without_place: Names of weights that the model does not have.
-        remedy: What to do about it.
-        field: The key that names it, for messages.
-        value: The value of that key.
-
-    Raises:
-        AdapterError: Names them.
-    """
-    if wrapped := wrapper_in([key.replace(PREFIX, "", 1) for key in without_place]):
-        remedy = f"{wrapped} Unwrap the model before saving its adapter, or remove that part from every name."
-    misplaced = [key for key in without_place if _LORA in key]
-    messages = []
-    if missing:
-        messages.append(f"{len(missing)} of its weights are missing, such as {examples(missing)}.")
-    if misplaced:
-        messages.append(f"the model has no place for {len(misplaced)} of its weights, such as {examples(misplaced)}.")
-    if messages:
-        raise AdapterError.of(_MISFIT, [Problem(field, str(value), message, remedy) for message in messages])
-    if without_place:
-        logger.warning("%s = %s: the model has no place for %s", field, value, examples(without_place))
-
-
-def _in_file(key: str, name: str) -> str:
-    """The name of a weight in an adapter's file, which leaves out the adapter's name."""
-    return key.replace(f".{name}", "", 1)
-
-
-def _refused(error: Exception, field: str, value: object) -> AdapterError:
-    text = " ".join(str(error).split())[:300]
-    return AdapterError.single(
-        field,
-        value,
-        f"peft cannot put it on the model: {text}.",
-        "Use the base model that it was trained on.",
-        code=_MISFIT,
-    )
+        raise AdapterError.single(
+            field, value, message, "Use one adapter at a time, or merge it.", code=adapter_misfits.CODE
+        )
 
 
 def is_target(name: str, targets: Sequence[str] | None) -> bool:

@@ -75,6 +75,18 @@ def apply(
         return str(tokenizer.apply_chat_template(plain, tools=functions, tokenize=False, add_generation_prompt=prompt))
 
 
+def text_of(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The chat template that conversations without tools are rendered with; empty if there is none.
+
+    Args:
+        tokenizer: A tokenizer; it may have several templates by name.
+    """
+    found: Any = tokenizer.chat_template
+    if isinstance(found, dict):
+        found = found.get("default")
+    return found if isinstance(found, str) else ""
+
+
 def marked_turns(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: "PreTrainedTokenizerBase",

@@ -2,8 +2,9 @@
 
 An adapter of the right shape fits every model of its architecture, a fine-tuned one as well as the base that it was
 trained on. A base is known by numbers out of each weight of its layers: reading them takes less than a second, they are
-the same in a copy, in other shards and in another precision, and any training changes them. Versions of sources are not
-compared: a commit may change a README alone, and a copy of a directory has other times.
+the same in a copy, in other shards and in another precision, and any training changes them. They are compared in bf16,
+and once more after a rounding to fp16: a copy in fp16 is otherwise not that of a base in bf16 or fp32. Versions of
+sources are not compared: a commit may change a README alone, and a copy of a directory has other times.
 """
 
 import hashlib
@@ -37,11 +38,13 @@ class Lineage:
 
     Attributes:
         base: Digest of the weights of its base model.
+        base_in_fp16: The same of a copy of it in fp16.
         template: Digest of the chat template that its rows were rendered with.
         parent: Digest of the weights of the adapter that it continues.
     """
 
     base: str = ""
+    base_in_fp16: str = ""
     template: str = ""
     parent: str = ""
 
@@ -55,8 +58,10 @@ def lineage_of(model_dir: Path, parent_dir: Path | None, *, uses_template: bool)
         uses_template: Whether its rows were rendered with the chat template.
     """
     parent = parent_dir / _ADAPTER_WEIGHTS if parent_dir else None
+    base, base_in_fp16 = base_digests(model_dir)
     return Lineage(
-        base=base_digest(model_dir),
+        base=base,
+        base_in_fp16=base_in_fp16,
         template=template_digest(model_dir) if uses_template else "",
         parent=sha256_of(parent) if parent and parent.is_file() else "",
     )
@@ -74,11 +79,14 @@ def require_lineage(adapter_dir: Path, model_dir: Path, field: str) -> None:
         AdapterError: Both are known, and differ.
     """
     manifest = _manifest_of(adapter_dir)
-    known = _recorded(manifest)
+    known, there = _recorded(manifest), base_digests(model_dir)
     if not known.base:
         logger.info("%s = %s: nothing says which base model it was trained on", field, adapter_dir)
         _warn_of_other_source(adapter_dir, model_dir, field)
-    elif known.base != base_digest(model_dir):
+    elif not any(there):
+        message = "%s = %s: whether %s is the base that it was trained on cannot be seen: its weights are quantized"
+        logger.warning(message, field, adapter_dir, model_dir)
+    elif not {known.base, known.base_in_fp16} & {*there}:
         raise AdapterError.single(
             field,
             adapter_dir,
@@ -94,8 +102,8 @@ def require_lineage(adapter_dir: Path, model_dir: Path, field: str) -> None:
         )
 
 
-def base_digest(model_dir: Path) -> str:
-    """A digest of numbers out of each weight of a model's layers, whatever its precision and its files.
+def base_digests(model_dir: Path) -> tuple[str, str]:
+    """Digests of numbers out of each weight of a model's layers, whatever its precision and its files.
 
     Embeddings and the output head are left out, because copies differ in whether tied ones are written twice.
 
@@ -103,14 +111,16 @@ def base_digest(model_dir: Path) -> str:
         model_dir: The model.
 
     Returns:
-        The digest; empty for a directory without weights.
+        The digest, and that of a copy in fp16; empty for a directory without weights, or with quantized ones.
     """
     folder = Folder(model_dir)
     if not any(name.endswith(".safetensors") for name in folder.names):
-        return ""
+        return "", ""
+    if content_of(model_dir, "config.json").get("quantization_config"):
+        return "", ""
     files = [model_dir / name for name in files_to_read(folder, str(model_dir))]
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return _digest(tuple(stamps))
+    return _digests(tuple(stamps))
 
 
 def template_digest(model_dir: Path) -> str:
@@ -130,35 +140,37 @@ def template_digest(model_dir: Path) -> str:
 
 
 @lru_cache(maxsize=8)
-def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
+def _digests(stamps: tuple[tuple[str, int, int], ...]) -> tuple[str, str]:
     from safetensors import safe_open
 
-    found: dict[str, bytes] = {}
+    found: dict[str, tuple[bytes, bytes]] = {}
     for path, _, _ in stamps:
         with safe_open(path, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - no mapping
                 if layer := layer_of(name):
                     stem = layer.rpartition(".")[0].rpartition(".")[0]  # a model without its head lacks the prefix
                     found[name.removeprefix(f"{stem}.")] = _numbers_in(opened.get_slice(name))
-    digest = hashlib.sha256()
-    for name, numbers in sorted(found.items()):
-        digest.update(name.encode() + b"\0" + numbers)
-    return digest.hexdigest()
+    digests = hashlib.sha256(), hashlib.sha256()
+    for name, both in sorted(found.items()):
+        for digest, numbers in zip(digests, both, strict=True):
+            digest.update(name.encode() + b"\0" + numbers)
+    return digests[0].hexdigest(), digests[1].hexdigest()
 
 
-def _numbers_in(weight: Any) -> bytes:
-    """Numbers of a weight's middle row, in the precision that all copies of a model have."""
+def _numbers_in(weight: Any) -> tuple[bytes, bytes]:
+    """Numbers of a weight's middle row in bf16, and those of its copy in fp16."""
     import torch
 
     shape = weight.get_shape()
     if not all(shape):
-        return b""
+        return b"", b""
     row = tuple(slice(size // 2, size // 2 + 1) for size in shape[:-1])
     part = weight[(*row, slice(0, _NUMBERS))] if shape else weight[...]
+    both = (part, part)
     if part.is_floating_point():
-        part = part.to(torch.bfloat16).view(torch.int16)
-    numbers: bytes = part.contiguous().numpy().tobytes()
-    return repr(shape).encode() + numbers
+        both = (part.to(torch.bfloat16).view(torch.int16), part.half().to(torch.bfloat16).view(torch.int16))
+    numbers, halved = (repr(shape).encode() + one.contiguous().numpy().tobytes() for one in both)
+    return numbers, halved
 
 
 def _manifest_of(directory: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def write_file(
 
     Args:
         file: The file. An older one is removed first: a process may have it mapped into its memory.
-        entries: The tensors by name, in the order in which they are asked for; larger types first keep all aligned.
+        entries: The tensors by name, in the order in which they are asked for and written; see `aligned`.
         tensor_of: Makes each of them, in the type and shape of its entry.
         on_bytes: Told how many bytes were written.
 
@@ -71,6 +71,15 @@ def write_file(
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, and was to be {entry}.")
             _write_bytes(opened, tensor)
             on_bytes(entry.size)
+
+
+def aligned(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Tensors in the order in which each begins at a multiple of its type's size: larger types first, then by name.
+
+    Args:
+        entries: The tensors of a file, by name.
+    """
+    return dict(sorted(entries.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
 def write_index(directory: Path, files: Mapping[str, Mapping[str, Entry]]) -> None:

@@ -27,7 +27,7 @@ from thriftune.strategies.memory.items import ACTIVATIONS, WEIGHTS
 Engine = Literal["own", "vllm"]
 Bits = Literal[4, 8, 16]
 
-ADAPTERS, CACHE, LOGITS = "adapters", "keys and values", "logits"
+ADAPTERS, CACHE, COPY, LOGITS = "adapters", "keys and values", "their copy", "logits"
 _LASTING = (WEIGHTS, ADAPTERS, CACHE)
 _FULL = 4  # bytes of a number in fp32
 # Share of a GPU that vLLM takes: its default for --gpu-memory-utilization. Its CUDA graphs are in the rest.
@@ -146,6 +146,9 @@ def needed(served: Served, device: Device, devices: int = 1) -> dict[str, int]:
         ACTIVATIONS: rows * pass_.one_layer.all,
         LOGITS: served.sequences * (width + _FULL) * architecture.outputs,
     }
+    if served.engine == "own":
+        # When rows join or leave, all keys and values are there twice; there is no pass of the model then.
+        items[COPY] = max(0, items[CACHE] - items[ACTIVATIONS] - items[LOGITS])
     return with_overhead(items, device, lasting=_LASTING, processes=devices)
 
 

@@ -41,6 +41,8 @@ def check(reference: Reference, directory: Path, kind: str) -> Parity:
     if (stored := _weights(reference, candidate, limits)) is not None:
         measures.append(stored[0])
         found += stored[1]
+    if reference.likely is None and not measures:
+        found.append(Difference("weights", "nothing of its numbers could be compared; export it where there is memory"))
     parity = Parity(kind, found, measures, prompts=len(asked.prompts), remarks=remarks)
     if reference.likely is None:
         return parity
@@ -96,7 +98,7 @@ def _beyond(measures: list[Measure], by: str = "") -> Iterator[Difference]:
         yield Difference(what, f"{by}{measure.name} is {value}, allowed is {limit}")
 
 
-def _stopping(reference: Reference, stopped: float, limits: Allowed, where: str = "") -> Measure:
+def _stopping(reference: Reference, stopped: float | None, limits: Allowed, where: str = "") -> Measure:
     """The share of answers that stop, with that of what was trained less what it may fall as its limit."""
     least = max(0.0, (reference.stopped or 0.0) - limits.stops)
     return Measure(f"answers that stop{where}, share", stopped, least, is_least=True)
@@ -134,9 +136,10 @@ def _with_llama_cpp(parity: Parity, reference: Reference, candidate: Candidate, 
     asked, tokenizer = reference.asked, reference.tokenizer
     rows, likely = reference.rows, reference.likely
     made = llama_cpp.run(candidate.gguf, tokenizer, asked, rows, likely, LONGEST_ANSWER, limits.tied)
-    measures = [
-        Measure("KL divergence in llama.cpp, nats", made.compared.kl, limits.kl),
-        Measure("likeliest token agrees in llama.cpp, share", made.compared.agreement, limits.agreement, is_least=True),
+    kl, agreement = (made.compared.kl, made.compared.agreement) if made.compared.tokens else (None, None)
+    measures = [  # None where every row is longer than what it is given to read
+        Measure("KL divergence in llama.cpp, nats", kl, limits.kl),
+        Measure("likeliest token agrees in llama.cpp, share", agreement, limits.agreement, is_least=True),
         _stopping(reference, made.stopped, limits, " in llama.cpp"),
     ]
     wrong = [*made.differences, *_beyond(measures, "in llama.cpp, ")]

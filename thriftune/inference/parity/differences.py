@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from thriftune.config import DataFormat
 from thriftune.data.questions import encode_text, prompt_text
 from thriftune.errors import DataError
+from thriftune.models.chat_template import text_of
 
 if TYPE_CHECKING:
     import torch
@@ -141,8 +142,7 @@ def _same(was: Any, found: Any) -> bool:
 
 
 def _template(trained: "PreTrainedTokenizerBase", candidate: "Candidate") -> Iterator[Difference]:
-    was = trained.chat_template if isinstance(trained.chat_template, str) else ""
-    found = candidate.template
+    was, found = text_of(trained), candidate.template
     if was == found:
         return
     at = next((place for place, pair in enumerate(zip_longest(was, found)) if pair[0] != pair[1]), 0)

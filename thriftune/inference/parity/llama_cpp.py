@@ -26,13 +26,13 @@ class InLlamaCpp:
     Attributes:
         version: Version of its Python package.
         compared: Its next tokens beside the reference's.
-        stopped: Share of its greedy answers that stop.
+        stopped: Share of its greedy answers that stop; None where no question with an answer fits.
         differences: Prompts that it makes other tokens of.
     """
 
     version: str
     compared: Compared
-    stopped: float
+    stopped: float | None
     differences: list[Difference]
 
 
@@ -74,7 +74,8 @@ def run(
         ended = [_ends(llama_cpp, model, ids, longest) for ids in fitting]
     finally:
         model.close()
-    return InLlamaCpp(str(llama_cpp.__version__), compared, sum(ended) / max(1, len(ended)), found)
+    stopped = sum(ended) / len(ended) if ended else None
+    return InLlamaCpp(str(llama_cpp.__version__), compared, stopped, found)
 
 
 def _differences(

@@ -80,7 +80,7 @@ def compare(reference: "Sequence[torch.Tensor]", found: "Iterator[torch.Tensor]"
         tied: Tokens within so many nats are equally likely.
 
     Returns:
-        Means over all tokens; infinite where a number is not finite.
+        Means over all tokens; infinite where a number is not finite, and no numbers where there is nothing to compare.
     """
     import torch
 
@@ -93,6 +93,8 @@ def compare(reference: "Sequence[torch.Tensor]", found: "Iterator[torch.Tensor]"
         likely = was.gather(-1, ours.argmax(-1, keepdim=True))[:, 0]
         agreeing += int((was.max(-1).values - likely <= tied).sum())
         tokens += trained.shape[0]
+    if not tokens:  # which is no agreement
+        return Compared(0, 0, float("nan"), float("nan"))
     return Compared(len(reference), tokens, max(0.0, divergence / tokens), agreeing / tokens)
 
 

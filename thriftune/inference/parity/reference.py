@@ -180,7 +180,7 @@ def held_in(model_dir: Path, room: float) -> "tuple[torch.dtype | None, str]":
     needed, free = (number / _GIB for number in (_HELD * 2 * parameters + _BESIDE_BYTES, room))
     remark = (
         f"To run the model takes {needed:.1f} GiB of memory, and {free:.1f} are free: next tokens and answers were not "
-        "compared. Prompts, settings and each weight were."
+        "compared."
     )
     logger.warning(remark)
     return None, remark

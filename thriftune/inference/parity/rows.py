@@ -51,11 +51,12 @@ class Asked:
     rows: tuple[Row, ...]
 
 
-def of_dataset(dataset_dir: Path, style: DataFormat, most: int = ROWS) -> Asked:
-    """The held-out rows of a prepared dataset, with their questions as prompts.
+def of_dataset(dataset_dir: Path, tokenizer: "PreTrainedTokenizerBase", style: DataFormat, most: int = ROWS) -> Asked:
+    """The held-out rows of a prepared dataset, with their questions as prompts; general ones if it has none.
 
     Args:
         dataset_dir: A prepared dataset.
+        tokenizer: Tokenizer of what was trained.
         style: The format of its questions.
         most: Most rows.
     """
@@ -64,6 +65,8 @@ def of_dataset(dataset_dir: Path, style: DataFormat, most: int = ROWS) -> Asked:
         content: Any = row
         trained = [place for place, label in enumerate(content["labels"]) if label != IGNORED and place]
         rows.append(Row(tuple(content["input_ids"]), tuple(trained)))
+    if not any(row.trained for row in rows):  # a dataset without held-out rows
+        return Asked(style, prompts_of(dataset_dir), of_general(tokenizer, style).rows)
     return Asked(style, prompts_of(dataset_dir), tuple(rows))
 
 

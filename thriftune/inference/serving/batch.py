@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from thriftune.inference.serving.asking import Ask
 from thriftune.inference.serving.cache import RowCache
@@ -12,6 +12,7 @@ from thriftune.inference.serving.text import AnswerText
 
 if TYPE_CHECKING:
     import torch
+    from transformers import DynamicCache
 
 
 @dataclass(eq=False)
@@ -51,14 +52,14 @@ class Batch:
         self._kind = kind
         self._cache: RowCache | None = None
 
-    def join(self, newcomers: Sequence[Row]) -> list[int]:
+    def join(self, newcomers: Sequence[Row]) -> list[int | None]:
         """Read the questions of new rows, which join the batch.
 
         Args:
             newcomers: The rows.
 
         Returns:
-            The first token of each.
+            The first token of each, as `choose` gives them.
         """
         import torch
 
@@ -71,16 +72,16 @@ class Batch:
             ids[number, longest - len(row.ask.prompt) :] = torch.tensor(row.ask.prompt, device=device)
             mask[number, longest - len(row.ask.prompt) :] = 1
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        tokens, cache = self._forward(newcomers, ids, mask, positions, None)
+        tokens, cache = self._forward(newcomers, ids, mask, positions, RowCache((), mask).as_cache())
         self._cache = cache if self._cache is None else self._cache.joined(cache)
         self.rows += newcomers
         return tokens
 
-    def step(self) -> list[int]:
+    def step(self) -> list[int | None]:
         """Read the last token of each row.
 
         Returns:
-            The next one of each.
+            The next one of each, as `choose` gives them.
         """
         import torch
 
@@ -88,7 +89,9 @@ class Batch:
         ids = torch.tensor([[row.seen[-1]] for row in self.rows], device=self._loaded.device)
         mask = torch.nn.functional.pad(self._cache.mask, (0, 1), value=1)
         positions = mask.sum(-1, keepdim=True) - 1
-        tokens, self._cache = self._forward(self.rows, ids, mask, positions, self._cache)
+        known = self._cache.as_cache()
+        self._cache = None  # else the old keys and values of all layers would stay beside the new ones
+        tokens, self._cache = self._forward(self.rows, ids, mask, positions, known)
         return tokens
 
     def drop(self, leaving: Collection[Row]) -> None:
@@ -109,18 +112,17 @@ class Batch:
         ids: "torch.Tensor",
         mask: "torch.Tensor",
         positions: "torch.Tensor",
-        cache: RowCache | None,
-    ) -> tuple[list[int], RowCache]:
+        known: "DynamicCache",
+    ) -> tuple[list[int | None], RowCache]:
         """One forward pass: the next token of each row, and what the model now knows of them."""
         import torch
 
-        used: Any = (cache or RowCache((), mask)).as_cache()
         with torch.inference_mode(), self._loaded.answering(self._kind, [row.ask.model for row in rows]) as options:
             output = self._loaded.model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=used,
+                past_key_values=known,
                 use_cache=True,
                 **options,
             )

@@ -59,10 +59,13 @@ class RowCache:
         import torch
 
         length = max(self.mask.shape[1], other.mask.shape[1])
-        mine, others = self.padded(length), other.padded(length)
-        pairs = zip(mine.layers, others.layers, strict=True)
-        layers = tuple((torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in pairs)
-        return RowCache(layers, torch.cat([mine.mask, others.mask]))
+        # Part by part, so that one padded copy is there at a time: the cache may be most of the memory.
+        layers = tuple(
+            tuple(torch.cat([_padded(a, length), _padded(b, length)]) for a, b in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(self.layers, other.layers, strict=True)
+        )
+        mask = torch.cat([_widened(self.mask, length), _widened(other.mask, length)])
+        return RowCache(layers, mask)  # type: ignore[arg-type] # as below
 
     def only(self, rows: Sequence[int]) -> "RowCache":
         """Some of the rows, without the columns that are padding in all of them.
@@ -80,19 +83,20 @@ class RowCache:
         )
         return RowCache(layers, mask[:, first:])  # type: ignore[arg-type] # a tuple of two comes out of two
 
-    def padded(self, length: int) -> "RowCache":
-        """The same rows with padding on the left.
 
-        Args:
-            length: Tokens of each row afterwards.
-        """
-        from torch.nn.functional import pad
+def _padded(part: "torch.Tensor", length: int) -> "torch.Tensor":
+    """Keys or values with padding on the left."""
+    from torch.nn.functional import pad
 
-        missing = length - self.mask.shape[1]
-        if not missing:
-            return self
-        layers = tuple((pad(keys, (0, 0, missing, 0)), pad(values, (0, 0, missing, 0))) for keys, values in self.layers)
-        return RowCache(layers, pad(self.mask, (missing, 0)))
+    missing = length - part.shape[2]
+    return pad(part, (0, 0, missing, 0)) if missing else part
+
+
+def _widened(mask: "torch.Tensor", length: int) -> "torch.Tensor":
+    """A mask that hides that padding."""
+    from torch.nn.functional import pad
+
+    return pad(mask, (length - mask.shape[1], 0))
 
 
 def require_growing(cache: Any, source: object) -> None:

@@ -30,6 +30,8 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "watermarking_config": (None,),
 }
 
+_COLDEST = 1e-6  # a lower temperature draws the likeliest token, too
+
 
 def require_known(generation_config: Any, source: object) -> None:
     """Refuse a model whose generation_config asks for what the server's decoder does not do.
@@ -85,7 +87,7 @@ def choice_of(temperature: float, top_p: float, seed: int, penalty: float) -> Ch
     return Choice(temperature, top_p, penalty, torch.Generator().manual_seed(seed))
 
 
-def choose(logits: "torch.Tensor", choices: Sequence[Choice], seen: Sequence[Sequence[int]]) -> list[int]:
+def choose(logits: "torch.Tensor", choices: Sequence[Choice], seen: Sequence[Sequence[int]]) -> list[int | None]:
     """Choose the next token of each row.
 
     Args:
@@ -94,13 +96,20 @@ def choose(logits: "torch.Tensor", choices: Sequence[Choice], seen: Sequence[Seq
         seen: The tokens of each row so far, with its question.
 
     Returns:
-        One token a row.
+        One token a row; None where the scores are no numbers, as after an overflow in fp16. That is an error of this
+        row alone.
     """
+    import torch
+
     scores = logits.float()
-    tokens: list[int] = scores.argmax(-1).tolist()
+    likeliest: list[int] = scores.argmax(-1).tolist()
+    usable: list[bool] = torch.isfinite(scores.amax(-1)).tolist()
+    tokens: list[int | None] = []
     for row, choice in enumerate(choices):
-        if not choice.is_plain:
-            tokens[row] = _chosen(scores[row].cpu(), choice, seen[row])
+        if not usable[row]:
+            tokens.append(None)
+        else:
+            tokens.append(likeliest[row] if choice.is_plain else _chosen(scores[row].cpu(), choice, seen[row]))
     return tokens
 
 
@@ -114,7 +123,9 @@ def _chosen(scores: "torch.Tensor", choice: Choice, seen: Sequence[int]) -> int:
         scores = scores.index_put((ids,), torch.where(old < 0, old * choice.penalty, old / choice.penalty))
     if choice.temperature == 0:
         return int(scores.argmax())
-    shares, order = torch.softmax(scores / choice.temperature, -1).sort(descending=True)
+    # Differences, and no division by what is 0 in 32 bits: else a tiny temperature makes scores that are no numbers.
+    warmed = (scores - scores.max()) / max(choice.temperature, _COLDEST)
+    shares, order = torch.softmax(warmed, -1).sort(descending=True)
     before = shares.cumsum(-1) - shares
     shares = shares.masked_fill(before >= choice.top_p, 0.0)  # the likeliest always stays
     return int(order[torch.multinomial(shares, 1, generator=choice.generator)])

@@ -34,6 +34,8 @@ class ClusterOptions:
         replicas: Number of pods.
         node_label: Label of the nodes that holds their type.
         service_account: Account of the pods.
+        drain_seconds: How long accepted requests are answered once a pod has to go.
+        limits: Flags of other limits of our own server, where they are not the usual ones.
     """
 
     files: str
@@ -51,6 +53,8 @@ class ClusterOptions:
     replicas: int = 1
     node_label: str = INSTANCE_LABEL
     service_account: str = ""
+    drain_seconds: int = 60
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 def planned(
@@ -102,5 +106,7 @@ def manifests_of(base: Path, adapters: Mapping[str, Path], options: ClusterOptio
         replicas=options.replicas,
         node_label=options.node_label,
         service_account=options.service_account,
+        drain_seconds=options.drain_seconds,
+        limits=options.limits,
     )
     return manifests(request)

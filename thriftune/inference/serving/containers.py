@@ -35,10 +35,12 @@ class Budget:
     Attributes:
         answer_tokens: Tokens of the longest answer.
         drain_seconds: Seconds after it was told to end.
+        others: Flags of its other limits, where they are not the usual ones.
     """
 
     answer_tokens: int
     drain_seconds: int
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
 def own(served: Served, image: str, base: str, adapters: Mapping[str, str], key_file: str, budget: Budget) -> Container:
@@ -61,6 +63,7 @@ def own(served: Served, image: str, base: str, adapters: Mapping[str, str], key_
         "--max-prompt-tokens": served.tokens - budget.answer_tokens,
         "--max-tokens": budget.answer_tokens,
         "--drain-seconds": budget.drain_seconds,
+        **{flag: f"{value:.15g}" for flag, value in budget.others.items()},
     }
     args = [text for flag, value in flags.items() for text in (flag, str(value))]
     if served.bits != 16:  # 16 is what the device computes in, which the server finds by itself

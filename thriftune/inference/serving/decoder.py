@@ -113,8 +113,11 @@ class Decoder:
         batch.drop([row for row, piece in zip(rows, taken, strict=True) if piece.is_last])
         return [piece for piece in taken if piece.text or piece.is_last]
 
-    def _take(self, row: Row, token: int) -> Piece:
+    def _take(self, row: Row, token: int | None) -> Piece:
         """What a token adds to an answer."""
+        if token is None:
+            message = "the scores of the next token are not finite; try --bits 32, or another adapter"
+            return Piece(row.ask.uid, "", len(row.text.tokens), error=message)
         if token in self._loaded.stops:
             return self._last(row, "", "stop")
         text = row.text.add(token)

@@ -86,7 +86,7 @@ def _container(request: ManifestRequest) -> Container:
 
 
 def _budget(request: ManifestRequest) -> containers.Budget:
-    return containers.Budget(request.answer_tokens, request.drain_seconds)
+    return containers.Budget(request.answer_tokens, request.drain_seconds, request.limits)
 
 
 def _deployment(request: ManifestRequest) -> dict[str, Any]:

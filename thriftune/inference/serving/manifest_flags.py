@@ -1,7 +1,9 @@
 """The command line's `--manifest`: what a cluster needs to serve the same, as YAML on standard output."""
 
 import argparse
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from thriftune.config import HardwareConfig
@@ -13,6 +15,7 @@ from thriftune.planning import catalogue
 from thriftune.planning.serving import Bits
 
 _USUAL_BITS: Bits = 16
+_PLANNED = ("max_batch", "max_prompt_tokens", "max_tokens", "drain_seconds")
 
 
 def text_of(given: argparse.Namespace, adapters: Mapping[str, Path], limits: Limits) -> str:
@@ -49,8 +52,17 @@ def text_of(given: argparse.Namespace, adapters: Mapping[str, Path], limits: Lim
         image=given.image,
         secret=given.secret,
         replicas=given.replicas,
+        drain_seconds=math.ceil(limits.drain_seconds),
+        limits={f"--{name.replace('_', '-')}": getattr(limits, name) for name in _others(limits)},
     )
     return manifests_of(given.base.expanduser(), adapters, options, catalogue.load())
+
+
+def _others(limits: Limits) -> Iterator[str]:
+    """Names of the limits that memory and pods are not planned by, where they are not the usual ones."""
+    for limit in fields(Limits):
+        if limit.name not in _PLANNED and getattr(limits, limit.name) != limit.default:
+            yield limit.name
 
 
 def _folders_of(given: list[str], adapters: Mapping[str, Path]) -> dict[str, str]:

@@ -39,6 +39,7 @@ class ManifestRequest:
         node_label: Label of the nodes that holds their type; empty leaves the choice to resources.
         service_account: Account of the pods, by which a store knows them; empty for the namespace's own.
         drain_seconds: How long accepted requests are answered once a pod has to go.
+        limits: Flags of other limits of our own server, where they are not the usual ones.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ManifestRequest:
     node_label: str = INSTANCE_LABEL
     service_account: str = ""
     drain_seconds: int = 60
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 def problems_of(request: ManifestRequest) -> Iterator[Problem]:
@@ -74,6 +76,10 @@ def problems_of(request: ManifestRequest) -> Iterator[Problem]:
     if not request.image and (is_remote(request.files) or request.served.engine == "own"):
         yield Problem("image", "", "this project's image is needed here.", "Build one with `make image`, and name it.")
     yield from _of_adapters(request)
+    if request.served.engine != "own":
+        for flag, number in request.limits.items():
+            message = "is a limit of our own server, which vLLM does not have."
+            yield Problem(flag, f"{number:g}", message, "Leave it out, or use --engine own.")
     if not 0 < request.answer_tokens < request.served.tokens:
         message = f"leaves no room for a question in {request.served.tokens} tokens."
         yield Problem("answer_tokens", str(request.answer_tokens), message, "Use fewer, and at least 1.")

@@ -29,6 +29,10 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
+# The decoder, which all share, looks for it at every token.
+StopText = Annotated[str, Field(max_length=256)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -68,7 +72,7 @@ class ChatRequest(_Strict):
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None

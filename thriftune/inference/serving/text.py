@@ -92,6 +92,6 @@ class AnswerText:
     def _held_back(self, text: str) -> int:
         """Characters at the end of a text that may be the start of a stop text."""
         return max(
-            (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
+            (n for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])),
             default=0,
         )

@@ -179,6 +179,16 @@ def row_order(tensor: str, rows: int, config: "PretrainedConfig") -> "np.ndarray
     return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 
 
+def is_derived(name: str, config: "PretrainedConfig") -> bool:
+    """Whether a tensor in a model's files may be left out: a buffer, or a head that is the embedding.
+
+    Args:
+        name: Its name.
+        config: The model's configuration.
+    """
+    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings)
+
+
 def tensor_names(config: "PretrainedConfig", names: list[str]) -> dict[str, str]:
     """The name in GGUF of each tensor that is written; buffers, and a head that is the embedding, are not.
 
@@ -196,7 +206,7 @@ def tensor_names(config: "PretrainedConfig", names: list[str]) -> dict[str, str]
     table = get_tensor_name_map(number, config.num_hidden_layers)
     found: dict[str, str] = {}
     for name in names:
-        if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings):
+        if is_derived(name, config):
             continue
         known = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if known is None:

@@ -142,11 +142,11 @@ class GgufFile:
         """The tensors in the file, dequantized one by one, with rows in the model's order.
 
         Args:
-            names: The name in the file of each tensor of the model; those that are not there are left out.
+            names: The name in the file of each tensor of the model.
             config: The model's configuration.
 
         Yields:
-            The model's name of each, and its values in 32 bits.
+            The model's name of each, and its values in 32 bits; none of one that is not there.
         """
         import numpy as np
         import torch
@@ -155,6 +155,7 @@ class GgufFile:
         for name, known in names.items():
             found = self._tensors.get(known)
             if found is None:
+                yield name, torch.empty(0)
                 continue
             values = dequantize(found.data, found.tensor_type)
             order = architectures.row_order(known, values.shape[0], config)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thriftune.errors import ExportError
-from thriftune.models.chat_template import turn_end
+from thriftune.models.chat_template import text_of, turn_end
 from thriftune.models.exporting.gguf_architectures import FIELD
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Vocabulary
         merges=() if is_pieces else tuple(" ".join(pair) for pair in pairs),
         special=_special(tokenizer),
         adds=_adds(tokenizer) | ({"space": split == _SPACE} if is_pieces else {}),
-        template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else "",
+        template=text_of(tokenizer),
     )
 
 

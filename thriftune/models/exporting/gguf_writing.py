@@ -68,7 +68,8 @@ def write(model_dir: Path, directory: Path, kind: str, name: str) -> list[str]:
 
     config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
     architecture = architectures.require_covered(config.to_dict(), f"gguf-{kind}", model_dir.name)
-    vocabulary = vocabulary_of(load_tokenizer(model_dir), config.vocab_size)
+    tokenizer = load_tokenizer(model_dir)
+    vocabulary = vocabulary_of(tokenizer, config.vocab_size)
     file_types = {"f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0, "q4_0": LlamaFileType.MOSTLY_Q4_0}
     writer = GGUFWriter(directory / FILE, architecture.name)
     try:
@@ -79,9 +80,20 @@ def write(model_dir: Path, directory: Path, kind: str, name: str) -> list[str]:
         architectures.write_settings(writer, config)
         _write_vocabulary(writer, vocabulary)
         with StoredTensors(model_dir) as tensors:
-            return _write_tensors(writer, tensors, config, kind)
+            remarks = _write_tensors(writer, tensors, config, kind)
+        return [*remarks, *_unsaid(config, tokenizer)]
     finally:
         writer.close()
+
+
+def _unsaid(config: "PretrainedConfig", tokenizer: Any) -> Iterator[str]:
+    """What such a file has no key for, and llama.cpp so does not do."""
+    window = getattr(config, "sliding_window", None)
+    if window and config.model_type == "mistral" and window < config.max_position_embeddings:
+        yield f"llama.cpp lets every token see all before it, and not {window:,} alone: longer texts differ."
+    if isinstance(tokenizer.chat_template, dict) and len(tokenizer.chat_template) > 1:
+        others = ", ".join(sorted({*tokenizer.chat_template} - {"default"}))
+        yield f"of several chat templates only the default one is in the file, and not {others}."
 
 
 def _write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:

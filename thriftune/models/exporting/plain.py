@@ -1,4 +1,4 @@
-"""Writing a model directory as safetensors of another precision, in files of a chosen size: one file in memory."""
+"""Writing a model directory as safetensors of another precision, in files of a chosen size: one tensor in memory."""
 
 import json
 import shutil
@@ -12,11 +12,11 @@ from thriftune.hardware import Precision, torch_dtype
 from thriftune.models.exporting.gguf_architectures import FIELD
 from thriftune.models.exporting.tensors import StoredTensors
 from thriftune.models.weight_files import INDEX, SINGLE
+from thriftune.models.weight_writer import Entry, aligned, write_file, write_index
 
 if TYPE_CHECKING:
     import torch
 
-_PARTIAL = "part-{:05d}.safetensors"
 _CONFIG = "config.json"
 
 
@@ -36,21 +36,31 @@ def write(model_dir: Path, directory: Path, precision: Precision, shard_bytes: i
         ExportError: A weight is too large for fp16.
     """
     dtype = torch_dtype(precision)
-    written: list[list[str]] = []
     with StoredTensors(model_dir) as tensors:
-        part: dict[str, torch.Tensor] = {}
-        size = 0
-        for name in tensors:
-            tensor = _cast(name, tensors.get(name), dtype)
-            if part and size + tensor.nbytes > shard_bytes:
-                written.append(_save(part, directory / _PARTIAL.format(len(written))))
-                part, size = {}, 0
-            part[name] = tensor
-            size += tensor.nbytes
-        written.append(_save(part, directory / _PARTIAL.format(len(written))))
-    _name(directory, written)
+        files = _files(tensors, dtype, shard_bytes)
+        for file, entries in files.items():
+            write_file(directory / file, entries, lambda name: _cast(name, tensors.get(name), dtype))
+    if list(files) != [SINGLE]:
+        write_index(directory, files)
     copy_others(model_dir, directory, {"dtype": str(dtype).removeprefix("torch.")})
     return []
+
+
+def _files(tensors: StoredTensors, dtype: "torch.dtype", shard_bytes: int) -> dict[str, dict[str, Entry]]:
+    """The tensors of each file, by its name."""
+    parts: list[dict[str, Entry]] = [{}]
+    size = 0
+    for name in tensors:
+        stored = tensors.dtype(name)
+        entry = Entry(dtype if stored.is_floating_point else stored, tensors.shapes[name])
+        if parts[-1] and size + entry.size > shard_bytes:
+            parts.append({})
+            size = 0
+        parts[-1][name] = entry
+        size += entry.size
+    if len(parts) == 1:
+        return {SINGLE: aligned(parts[0])}
+    return {f"model-{n:05d}-of-{len(parts):05d}.safetensors": aligned(part) for n, part in enumerate(parts, 1)}
 
 
 def copy_others(model_dir: Path, directory: Path, changes: Mapping[str, Any]) -> None:
@@ -75,38 +85,13 @@ def _cast(name: str, tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Ten
     Raises:
         ExportError: A weight is too large for it.
     """
+    import torch
+
     if not tensor.is_floating_point():
         return tensor
     cast = tensor.to(dtype)
     if not cast.isfinite().all() and tensor.isfinite().all():
-        message = f"{name} has a weight of {tensor.abs().max():.3g}, and the largest number in fp16 is 65504."
-        raise ExportError.single(FIELD, str(dtype).removeprefix("torch."), message, "Use bf16 or fp32.")
+        kind, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+        message = f"{name} has a weight of {tensor.abs().max():.3g}, and the largest number in {kind} is {most:g}."
+        raise ExportError.single(FIELD, kind, message, "Use bf16 or fp32.")
     return cast
-
-
-def _save(part: "dict[str, torch.Tensor]", file: Path) -> list[str]:
-    """Write a file.
-
-    Returns:
-        Names of its tensors.
-    """
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.contiguous() for name, tensor in part.items()}, file, metadata={"format": "pt"})
-    return list(part)
-
-
-def _name(directory: Path, written: list[list[str]]) -> None:
-    """Give the files the names that transformers looks for, and write the index if there are several."""
-    if len(written) == 1:
-        (directory / _PARTIAL.format(0)).rename(directory / SINGLE)
-        return
-    files: dict[str, str] = {}
-    size = 0
-    for number, names in enumerate(written):
-        file = directory / f"model-{number + 1:05d}-of-{len(written):05d}.safetensors"
-        (directory / _PARTIAL.format(number)).rename(file)
-        size += file.stat().st_size
-        files |= dict.fromkeys(names, file.name)
-    index = {"metadata": {"total_size": size}, "weight_map": files}
-    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from thriftune.models.chat_template import text_of
 from thriftune.models.completeness import load_causal_lm
 from thriftune.models.exporting import gguf_architectures, gguf_writing
 from thriftune.models.exporting.gguf_reading import GgufFile
@@ -53,6 +54,8 @@ class Candidate(Protocol):
 
     def tensors(self, like: "PretrainedConfig", names: list[str]) -> "Iterator[tuple[str, torch.Tensor]]":
         """Its weights one by one, dequantized, by their names in what was trained; none of packed ones.
+
+        One that is lost is there without values: what is compared by name must not be fewer without a word.
 
         Args:
             like: Configuration of what was trained.
@@ -143,8 +146,7 @@ class InDirectory:
     @property
     def template(self) -> str:
         """Its chat template; empty if there is none."""
-        template = self.tokenizer().chat_template
-        return template if isinstance(template, str) else ""
+        return text_of(self.tokenizer())
 
     @property
     def stops(self) -> tuple[int, ...]:
@@ -196,7 +198,11 @@ class InDirectory:
         """
         if getattr(self.config(like), "quantization_config", None) is not None:
             return
+        import torch
+
         with StoredTensors(self.directory) as stored:
             for name in names:
                 if name in stored:
                     yield name, stored.get(name)
+                elif not gguf_architectures.is_derived(name, like):
+                    yield name, torch.empty(0)

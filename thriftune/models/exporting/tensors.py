@@ -6,12 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from thriftune.models.weight_files import Folder, Shapes, weights_in
+from thriftune.models.weight_files import Folder, Shapes, files_to_read, weights_in
 
 if TYPE_CHECKING:
     import torch
-
-_OTHERS = ("consolidated", "adapter_model")  # safetensors that transformers does not read
 
 
 class StoredTensors:
@@ -26,10 +24,9 @@ class StoredTensors:
         Raises:
             ModelSourceError: Files are missing or damaged.
         """
-        weights = weights_in(Folder(model_dir), str(model_dir))
-        found = sorted(model_dir.glob("*.safetensors"))
-        self._files = [file for file in found if file.name not in weights.unread and not file.name.startswith(_OTHERS)]
-        self.shapes: Shapes = weights.shapes
+        folder = Folder(model_dir)
+        self.shapes: Shapes = weights_in(folder, str(model_dir)).shapes
+        self._files = [model_dir / name for name in files_to_read(folder, str(model_dir))]
         self._stack = ExitStack()
         self._of: dict[str, Any] = {}
 
@@ -61,10 +58,13 @@ class StoredTensors:
         tensor: torch.Tensor = self._of[name].get_tensor(name)
         return tensor
 
-    def rows(self, name: str) -> Any:
-        """A tensor of which only the rows that are asked for are read: `rows(name)[3:9]`.
+    def dtype(self, name: str) -> "torch.dtype":
+        """The type of a tensor.
 
         Args:
             name: Its name in the files.
         """
-        return self._of[name].get_slice(name)
+        # Of no rows, where it has any: nothing is read.
+        part = self._of[name].get_slice(name)
+        dtype: torch.dtype = (part[:0] if part.get_shape() else part[...]).dtype
+        return dtype

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.models.merging.mapped import Mapped
-from thriftune.models.merging.sums import Sums
+from thriftune.models.merging.sums import Sums, require_finite
 from thriftune.models.rounding import RoundingMode, rounded
 from thriftune.models.weight_files import SINGLE
-from thriftune.models.weight_writer import Entry, write_file, write_index
+from thriftune.models.weight_writer import Entry, aligned, write_file, write_index
 from thriftune.progress import bytes_progress
 
 if TYPE_CHECKING:
@@ -138,10 +138,8 @@ class InShards:
         )
 
     def _entries(self, names: dict[str, str]) -> dict[str, Entry]:
-        found = {
-            name: Entry(self._type_of(place), tuple(self._layout.weights[place].shape)) for name, place in names.items()
-        }
-        return dict(sorted(found.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+        weights = self._layout.weights
+        return aligned({n: Entry(self._type_of(place), tuple(weights[place].shape)) for n, place in names.items()})
 
     def _type_of(self, place: str) -> "torch.dtype":
         """The type to write a weight in: its own if transformers keeps it in fp32, or if it holds whole numbers."""
@@ -157,6 +155,8 @@ class InShards:
             made = rounded(made.float(), dtype, mode, self._sums.rounding_name(place), self._seed)
         else:
             made = made.to(dtype, copy=True)
+        if self._sums.changes(place) or dtype != base.dtype:
+            require_finite(made, place)
         self._mapped.release(base)
         return made
 

@@ -82,7 +82,7 @@ class Sums:
         with _in_fp32(layer) as held:
             layer.merge()  # not `safe_merge`, which holds two more weights
             made = {other: parameter.data for other, parameter in held.items()}
-        _require_finite(made[key], name)
+        require_finite(made[key], name)
         stem = name.removesuffix(key)
         self.vectors.update({f"{stem}{other}": sum_ for other, sum_ in made.items() if other != key and sum_.ndim <= 1})
         return made[key]
@@ -199,8 +199,8 @@ def _in_fp32(layer: "BaseTunerLayer") -> Iterator[dict[str, "torch.nn.Parameter"
         layer.merged_adapters.clear()
 
 
-def _require_finite(weight: "torch.Tensor", name: str) -> None:
-    """Refuse a sum with numbers that are none, as peft's `safe_merge` does.
+def require_finite(weight: "torch.Tensor", name: str) -> None:
+    """Refuse a sum with numbers that are none, as peft's `safe_merge` does, or that became none in its type.
 
     Args:
         weight: The sum.
@@ -211,11 +211,18 @@ def _require_finite(weight: "torch.Tensor", name: str) -> None:
     """
     import torch
 
+    if not weight.is_floating_point():
+        return
     pieces: list[torch.Tensor] = list(torch.split(weight.reshape(-1), _PIECE))
     if not all(torch.isfinite(piece).all() for piece in pieces):
-        raise AdapterError.single(
-            "adapter", name, "has numbers that are not finite once it is merged.", "Train the adapter again."
-        )
+        kind = str(weight.dtype).removeprefix("torch.")
+        message = f"has numbers that are not finite in {kind} once it is merged."
+        remedy = "Train the adapter again."
+        if weight.dtype == torch.float16:
+            remedy = (
+                "Merge into a base in bf16 or fp32: the largest number in fp16 is 65504. Or train the adapter again."
+            )
+        raise AdapterError.single("adapter", name, message, remedy)
 
 
 def _in_base(model: Any, adapter_dir: Path) -> set[str]:

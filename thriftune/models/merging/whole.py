@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.models.merging.mapped import Mapped
-from thriftune.models.merging.sums import Sums
+from thriftune.models.merging.sums import Sums, require_finite
 from thriftune.models.rounding import RoundingMode, rounded
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class AsAWhole:
         for name in {*sums.replaced, *sums.written}:  # which were trained as a whole
             parameter = merged.get_parameter(name)
             parameter.data = rounded(parameter.data.float(), self.target, mode, name, self._seed)
+        for name, parameter in merged.named_parameters():
+            require_finite(parameter.data, name)
         merged.save_pretrained(directory)
 
 
