@@ -4,6 +4,7 @@ peft refuses some adapters there, and of others it quietly computes something el
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,27 @@ def unbatchable_on(model: Any, name: str) -> str:
         if isinstance(module, LoraLayer) and name in module.lora_variant:
             return f"it is a variant of LoRA ({type(module.lora_variant[name]).__name__})"
     return batchable(model.peft_config[name])
+
+
+@contextmanager
+def sharing(model: Any) -> Iterator[None]:
+    """Have the base's own modules where an adapter on a model has trained one as a whole: rows of others share a batch.
+
+    peft (0.21.2) looks there for a module of every adapter that a batch names, or uses the active one's for all.
+
+    Args:
+        model: A peft model. Which of its adapters is active stays as it is.
+    """
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    whole = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    for module in whole:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in whole:
+            module.enable_adapters(True)
 
 
 def kind_of(config: "PeftConfig") -> str:
