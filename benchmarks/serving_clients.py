@@ -99,9 +99,10 @@ def server(
                 time.sleep(0.2)
             assert process.poll() is None, log.read_text()
             here = psutil.Process(process.pid)
-            for each in [here, *here.children(recursive=True)] if core is not None else []:
-                for thread in each.threads():
-                    os.sched_setaffinity(thread.id, {core})
+            if core is not None:
+                for each in [here, *here.children(recursive=True)]:
+                    for thread in each.threads():
+                        os.sched_setaffinity(thread.id, {core})
             yield f"http://127.0.0.1:{port}/v1", here
         finally:
             process.terminate()

@@ -150,7 +150,7 @@ def test_rows_that_share_a_batch_do_not_depend_on_the_active_adapter(tiny_model_
     ids = torch.tensor([llama_tokenizer("The quick brown fox")["input_ids"]] * 3)
     model.set_adapter(active)
     with torch.no_grad():
-        with mixed_batch.sharing(model):
+        with mixed_batch.sharing(mixed_batch.whole_modules(model)):
             mixed = model(ids, adapter_names=[*made, NO_ADAPTER]).logits
         assert model.active_adapter == active
         for row, name in enumerate(made):

@@ -3,7 +3,7 @@
 peft refuses some adapters there, and of others it quietly computes something else: all of that is decided here, once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,18 +102,26 @@ def unbatchable_on(model: Any, name: str) -> str:
     return batchable(model.peft_config[name])
 
 
+def whole_modules(model: Any) -> list[Any]:
+    """The modules of a model that some adapter has trained as a whole, for `sharing`.
+
+    Args:
+        model: A peft model.
+    """
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+
+
 @contextmanager
-def sharing(model: Any) -> Iterator[None]:
-    """Have the base's own modules where an adapter on a model has trained one as a whole: rows of others share a batch.
+def sharing(whole: Sequence[Any]) -> Iterator[None]:
+    """Have the base's own modules where an adapter has trained one as a whole: rows of others share a batch.
 
     peft (0.21.2) looks there for a module of every adapter that a batch names, or uses the active one's for all.
 
     Args:
-        model: A peft model. Which of its adapters is active stays as it is.
+        whole: The model's modules of that kind. Which of its adapters is active stays as it is.
     """
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    whole = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
     for module in whole:
         module.enable_adapters(False)
     try:

@@ -77,9 +77,21 @@ def require_servable(model_dir: Path, adapters: Mapping[str, Path]) -> int | Non
         classifier.require_language(place, field)
         require_fit(architecture, place, shapes_in(Folder(place), field, place), field, place)
         lineage.require_lineage(place, model_dir, field)
-    _require_one_type(adapters)
-    _require_one_base(adapters)
+    require_on_one_base(adapters)
     return table_length(architecture.skeleton)
+
+
+def require_on_one_base(adapters: Mapping[str, Path]) -> None:
+    """Refuse adapters that this server cannot have on its one copy of the base.
+
+    Args:
+        adapters: Adapter directories by name.
+
+    Raises:
+        AdapterError: Names the adapter.
+    """
+    _require_one_type(adapters)
+    _require_unchanged_base(adapters)
 
 
 def _require_one_type(adapters: Mapping[str, Path]) -> None:
@@ -102,7 +114,7 @@ def _require_one_type(adapters: Mapping[str, Path]) -> None:
             raise AdapterError.single(field, adapters[name], message, "Start a server for each type.")
 
 
-def _require_one_base(adapters: Mapping[str, Path]) -> None:
+def _require_unchanged_base(adapters: Mapping[str, Path]) -> None:
     """Refuse adapters that change the base for the others on it, or for who asks the base: there is one copy of it.
 
     Args:

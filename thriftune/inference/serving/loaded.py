@@ -14,7 +14,7 @@ from thriftune.errors import AdapterError
 from thriftune.inference.serving.cache import require_growing
 from thriftune.inference.serving.choosing import require_known
 from thriftune.models.loading import Placement, attach_adapters, load_model
-from thriftune.models.mixed_batch import NO_ADAPTER, sharing, unbatchable_on
+from thriftune.models.mixed_batch import NO_ADAPTER, sharing, unbatchable_on, whole_modules
 from thriftune.models.stopping import stop_tokens
 from thriftune.models.tokenizer import load_tokenizer
 
@@ -98,7 +98,7 @@ class Loaded:
         if not self.internal:
             yield options
         elif kind.is_mixed:
-            with sharing(self.model):
+            with sharing(self._whole_modules):
                 yield {**options, "adapter_names": [self.internal.get(name, NO_ADAPTER) for name in names]}
         elif kind.name == BASE:
             with self.model.disable_adapter():
@@ -106,6 +106,10 @@ class Loaded:
         else:
             self._activate(kind.name)
             yield options
+
+    @cached_property
+    def _whole_modules(self) -> list[Any]:
+        return whole_modules(self.model)
 
     def _activate(self, name: str) -> None:
         if self.model.active_adapter != self.internal[name]:
