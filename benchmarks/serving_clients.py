@@ -189,7 +189,7 @@ class Clients:
         for count in range(sys.maxsize):
             if time.monotonic() >= until:
                 return
-            name, prompt = keys[(5 * number + count) % len(keys)]
+            name, prompt = keys[(7 * number + count) % len(keys)]  # 7: no divisor of what there is
             sent = time.monotonic()
             self._begun.append(number)
             try:
