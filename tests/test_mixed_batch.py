@@ -1,6 +1,7 @@
 """Which adapters may answer in one batch: what is said of them is what peft does."""
 
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,46 @@ def test_what_is_not_batched_answers_as_it_does_alone(tiny_model_dir, adapter, c
     both = by_name(asked(tiny_model_dir, {"one": one, "two": two}))
     assert both["one"] == by_name(asked(tiny_model_dir, {"one": one}))["one"] != both["two"]
     assert both["two"] == by_name(asked(tiny_model_dir, {"two": two}))["two"]
+
+
+@pytest.mark.parametrize("order", list(permutations(["one", "two", "whole"])), ids="-".join)
+def test_a_batch_beside_a_whole_module_answers_as_each_alone(tiny_model_dir, adapter, order):
+    """peft looked there for a module of each adapter of the batch, or took that of the active one for every row."""
+    made = {
+        "one": adapter("one", lora()),
+        "two": adapter("two", lora(r=8)),
+        "whole": adapter("whole", lora(modules_to_save=["lm_head"])),
+    }
+    prompts = [Prompt(text, name) for text in PROMPTS for name in (*order, BASE)]
+    found = by_name(asked(tiny_model_dir, {name: made[name] for name in order}, prompts, batch=5))
+    for name in order:
+        assert found[name] == by_name(asked(tiny_model_dir, {name: made[name]}))[name]
+    assert found[BASE] == by_name(asked(tiny_model_dir, {}))[BASE]
+    assert len({tuple(answers) for answers in found.values()}) == len(found)
+
+
+@pytest.mark.parametrize("active", ["one", "whole"])
+def test_rows_that_share_a_batch_do_not_depend_on_the_active_adapter(tiny_model_dir, llama_tokenizer, adapter, active):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
+    made = {"one": adapter("one", lora()), "two": adapter("two", lora())}
+    named = {**made, "whole": adapter("whole", lora(modules_to_save=["lm_head"]))}
+    model = attach_adapters(base, named).eval()
+    ids = torch.tensor([llama_tokenizer("The quick brown fox")["input_ids"]] * 3)
+    model.set_adapter(active)
+    with torch.no_grad():
+        with mixed_batch.sharing(mixed_batch.whole_modules(model)):
+            mixed = model(ids, adapter_names=[*made, NO_ADAPTER]).logits
+        assert model.active_adapter == active
+        for row, name in enumerate(made):
+            model.set_adapter(name)
+            assert torch.equal(mixed[row], model(ids).logits[row])
+        with model.disable_adapter():
+            assert torch.equal(mixed[2], model(ids).logits[2])
+        model.set_adapter("whole")  # whose own module is used again
+        assert not torch.allclose(model(ids).logits[0], mixed[2], atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["DoRA", "a whole module", "parameters"])

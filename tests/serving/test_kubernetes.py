@@ -243,6 +243,13 @@ def test_adapters_that_vllm_cannot_serve_are_refused_by_name(request_for, tmp_pa
         vllm.require_servable(DEVICES["T4"], served, {name: made[name] for name in made if name != "prefix"})
 
 
+def test_adapters_that_our_server_would_refuse_get_no_manifest(tiny_model_dir, random_adapter, tmp_path):
+    adapters = {"one": random_adapter(1), "own": configured(tmp_path, "own", bias="all")}
+    options = ClusterOptions("claim:models", engine="own", image="here/image:1", tokens=256, answer_tokens=64)
+    with pytest.raises(AdapterError, match="--adapters own = .* needs a copy of the base for itself"):
+        manifests_of(tiny_model_dir, adapters, options, CATALOGUE)
+
+
 def test_a_model_on_this_disk_is_planned_and_written(tiny_model_dir, random_adapter):
     adapters = {"one": random_adapter(1), "two": random_adapter(2, rank=9)}
     options = ClusterOptions("claim:models", folders={"two": "other/two"}, tokens=256, answer_tokens=64)

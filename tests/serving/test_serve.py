@@ -72,6 +72,32 @@ def test_an_adapter_that_was_trained_on_another_base(tiny_model_dir, random_adap
         checking.require_servable(tiny_model_dir, {"a1": adapter})
 
 
+CHANGED = {
+    "biases": ({"bias": "lora_only"}, "trained biases are those of the base model"),
+    "tokens": ({"trainable_token_indices": {"embed_tokens": [5, 6]}}, "beside one with tokens that trained"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), CHANGED.values(), ids=CHANGED)
+def test_an_adapter_that_changes_the_base_is_not_served_beside_others(
+    tmp_path, tiny_model_dir, module_adapters, changes, reason
+):
+    """One that had trained biases answered, and so did all others and the base, with these biases in every row."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float32")
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **changes)
+    get_peft_model(model, config).save_pretrained(tmp_path / "own")
+    with pytest.raises(checking.AdapterError, match=f"--adapters own = .* needs a copy of the base.*{reason}.*Merge"):
+        checking.require_servable(tiny_model_dir, module_adapters | {"own": tmp_path / "own"})
+    if "bias" in changes:  # of the one alone, who asks the base would get another
+        with pytest.raises(checking.AdapterError, match=reason):
+            checking.require_servable(tiny_model_dir, {"own": tmp_path / "own"})
+    else:
+        checking.require_servable(tiny_model_dir, {"own": tmp_path / "own"})
+
+
 def test_types_that_one_server_cannot_have(tmp_path, tiny_model_dir, module_adapters):
     from peft import IA3Config, PrefixTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from thriftune.models import mixed_batch
 from thriftune.models.positions import answer_room
 from thriftune.models.stopping import before_stop, stop_tokens
 
@@ -113,7 +114,8 @@ def continue_batch(
     padded = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(device)
     longest = answer_room(model, padded["input_ids"].shape[1], max_new_tokens)
     mixed = {} if adapter_names is None else {"adapter_names": list(adapter_names)}
-    with torch.no_grad():  # not inference mode: a training may go on with these weights
+    whole = mixed_batch.whole_modules(model) if mixed else []
+    with mixed_batch.sharing(whole), torch.no_grad():  # not inference mode: a training may go on with these weights
         generated = model.generate(
             **padded,
             max_new_tokens=longest,

@@ -3,7 +3,8 @@
 peft refuses some adapters there, and of others it quietly computes something else: all of that is decided here, once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,26 @@ def batchable(config: "PeftConfig") -> str:
     return next((reason for field, reason in _REFUSED.items() if getattr(config, field, None)), "")
 
 
+def alone(config: "PeftConfig") -> str:
+    """Why an adapter needs a copy of the base for itself; empty if others may be on the same.
+
+    Args:
+        config: Its configuration.
+    """
+    reason = batchable(config)
+    return reason if reason in (_OF_THE_BASE, *(_REFUSED[field] for field in _ALONE)) else ""
+
+
+def changes_base(config: "PeftConfig") -> str:
+    """Why the base itself is another while an adapter is on it, whoever answers; empty if it is not.
+
+    Args:
+        config: Its configuration.
+    """
+    reason = batchable(config)
+    return reason if reason == _OF_THE_BASE else ""
+
+
 def unbatchable_on(model: Any, name: str) -> str:
     """Why an adapter that is on a model cannot be in one batch with others; empty if it can.
 
@@ -79,6 +100,35 @@ def unbatchable_on(model: Any, name: str) -> str:
         if isinstance(module, LoraLayer) and name in module.lora_variant:
             return f"it is a variant of LoRA ({type(module.lora_variant[name]).__name__})"
     return batchable(model.peft_config[name])
+
+
+def whole_modules(model: Any) -> list[Any]:
+    """The modules of a model that some adapter has trained as a whole, for `sharing`.
+
+    Args:
+        model: A peft model.
+    """
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+
+
+@contextmanager
+def sharing(whole: Sequence[Any]) -> Iterator[None]:
+    """Have the base's own modules where an adapter has trained one as a whole: rows of others share a batch.
+
+    peft (0.21.2) looks there for a module of every adapter that a batch names, or uses the active one's for all.
+
+    Args:
+        whole: The model's modules of that kind. Which of its adapters is active stays as it is.
+    """
+    for module in whole:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in whole:
+            module.enable_adapters(True)
 
 
 def kind_of(config: "PeftConfig") -> str:
@@ -105,10 +155,8 @@ def loads_of(adapters: Mapping[str, Path]) -> Iterator[Load]:
     mixed = set()
     for name, directory in adapters.items():
         config = config_of(directory, "adapters")
-        reason = batchable(config)
-        if not reason:
+        if not batchable(config):
             mixed.add(name)
-        changes_base = reason in (_OF_THE_BASE, *(_REFUSED[field] for field in _ALONE))
-        sorted_by.setdefault((kind_of(config), name if changes_base else ""), {})[name] = directory
+        sorted_by.setdefault((kind_of(config), name if alone(config) else ""), {})[name] = directory
     for (kind, _), found in sorted_by.items():
         yield Load(kind, found, frozenset(mixed & found.keys()))

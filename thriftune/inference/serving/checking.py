@@ -11,9 +11,10 @@ from thriftune.errors import AdapterError, ConfigError, ModelSourceError
 from thriftune.models import architecture as architectures
 from thriftune.models import classifier, lineage
 from thriftune.models import config_json as model_config
-from thriftune.models.adapter_weights import require_fit, shapes_in
+from thriftune.models.adapter_weights import config_of, require_fit, shapes_in
 from thriftune.models.completeness import ADAPTER_CONFIG, require_no_adapter
 from thriftune.models.files import ADAPTER_FILES, files_of
+from thriftune.models.mixed_batch import alone, changes_base
 from thriftune.models.positions import table_length
 from thriftune.models.weight_files import Folder
 
@@ -76,8 +77,21 @@ def require_servable(model_dir: Path, adapters: Mapping[str, Path]) -> int | Non
         classifier.require_language(place, field)
         require_fit(architecture, place, shapes_in(Folder(place), field, place), field, place)
         lineage.require_lineage(place, model_dir, field)
-    _require_one_type(adapters)
+    require_on_one_base(adapters)
     return table_length(architecture.skeleton)
+
+
+def require_on_one_base(adapters: Mapping[str, Path]) -> None:
+    """Refuse adapters that this server cannot have on its one copy of the base.
+
+    Args:
+        adapters: Adapter directories by name.
+
+    Raises:
+        AdapterError: Names the adapter.
+    """
+    _require_one_type(adapters)
+    _require_unchanged_base(adapters)
 
 
 def _require_one_type(adapters: Mapping[str, Path]) -> None:
@@ -98,6 +112,25 @@ def _require_one_type(adapters: Mapping[str, Path]) -> None:
         if kind != types[first]:
             message = f"is of type {kind}, and {first} of type {types[first]}: peft has one type on a model."
             raise AdapterError.single(field, adapters[name], message, "Start a server for each type.")
+
+
+def _require_unchanged_base(adapters: Mapping[str, Path]) -> None:
+    """Refuse adapters that change the base for the others on it, or for who asks the base: there is one copy of it.
+
+    Args:
+        adapters: Adapter directories by name.
+
+    Raises:
+        AdapterError: Names the adapter.
+    """
+    for name, place in adapters.items():
+        field = f"{_ADAPTERS} {name}"
+        config = config_of(place, field)
+        reason = alone(config) if len(adapters) > 1 else changes_base(config)
+        if reason:
+            message = f"needs a copy of the base for itself: {reason}."
+            remedy = "Merge it into the model and serve that, or answer with workflows/generate.py."
+            raise AdapterError.single(field, place, message, remedy)
 
 
 def listen(host: str, port: int, *, has_key: bool, is_open: bool) -> socket.socket:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from thriftune.config import HardwareConfig, ModelConfig
+from thriftune.inference.serving import checking
 from thriftune.inference.serving.manifest import manifests
 from thriftune.inference.serving.manifest_request import INSTANCE_LABEL, ManifestRequest
 from thriftune.models import architecture, lineage
@@ -73,6 +74,8 @@ def planned(
     """
     for name, directory in adapters.items():
         lineage.require_lineage(directory, base, f"--adapters {name}")
+    if options.engine == "own":  # vLLM has rules of its own
+        checking.require_on_one_base(adapters)
     shape = architecture.of(ModelConfig(source=str(base)))
     sizes = tuple(size_in(directory, name) for name, directory in adapters.items())
     served = Served(shape, options.bits, sizes, options.sequences, options.tokens, options.engine)

@@ -14,7 +14,7 @@ from thriftune.errors import AdapterError
 from thriftune.inference.serving.cache import require_growing
 from thriftune.inference.serving.choosing import require_known
 from thriftune.models.loading import Placement, attach_adapters, load_model
-from thriftune.models.mixed_batch import NO_ADAPTER, unbatchable_on
+from thriftune.models.mixed_batch import NO_ADAPTER, sharing, unbatchable_on, whole_modules
 from thriftune.models.stopping import stop_tokens
 from thriftune.models.tokenizer import load_tokenizer
 
@@ -98,7 +98,7 @@ class Loaded:
         if not self.internal:
             yield options
         elif kind.is_mixed:
-            with self._without_whole_modules():
+            with sharing(self._whole_modules):
                 yield {**options, "adapter_names": [self.internal.get(name, NO_ADAPTER) for name in names]}
         elif kind.name == BASE:
             with self.model.disable_adapter():
@@ -107,25 +107,9 @@ class Loaded:
             self._activate(kind.name)
             yield options
 
-    @contextmanager
-    def _without_whole_modules(self) -> Iterator[None]:
-        """Have the base's own modules where some adapter has trained one as a whole.
-
-        peft (0.21.2) looks there for a module of every adapter that a batch names, or uses the active one's for all.
-        """
-        for module in self._whole_modules:
-            module.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for module in self._whole_modules:
-                module.enable_adapters(True)
-
     @cached_property
     def _whole_modules(self) -> list[Any]:
-        from peft.utils.other import AuxiliaryTrainingWrapper
-
-        return [module for module in self.model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        return whole_modules(self.model)
 
     def _activate(self, name: str) -> None:
         if self.model.active_adapter != self.internal[name]:
