@@ -168,7 +168,7 @@ def _require_usable(model_dir: Path, adapters: Collection[Path]) -> None:
     for adapter in adapters:
         files_of(adapter, "adapters", AdapterError, ADAPTER_FILES, ())
         damage.require_undamaged(adapter, "adapters", content=True)
-    require_no_adapter(model_dir)
+    require_no_adapter(model_dir, "model_dir")
     classifier.require_language(model_dir, "model_dir")
     for adapter in adapters:
         classifier.require_language(adapter, "adapters")
