@@ -27,6 +27,7 @@ from thriftune.inference.parity.report import Parity, page_of, table_of
 from thriftune.inference.parity.rows import Asked
 from thriftune.inference.report import RunMetrics
 from thriftune.models import merging
+from thriftune.models.fitting import require_all_fit
 from thriftune.models.tokenizer import load_tokenizer
 
 logger = logging.getLogger("thriftune.tasks.export")
@@ -74,6 +75,9 @@ def export_model(
     exporting.require_exportable(here, config, name)  # before minutes of merging
     if adapter is not None:
         base, here = here, settings.result_path(_NAME, "merged")
+        # Before minutes of merging, as above.
+        require_all_fit(base, {"adapter": download(adapter)})
+        _asked(base, rows_file)
         merging.merge(base, download(adapter), here)
         before = [merged.check(base, download(adapter), here)]
     asked = _asked(here, rows_file)

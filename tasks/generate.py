@@ -14,8 +14,8 @@ from thriftune import hardware
 from thriftune.config.rules import require_no_user
 from thriftune.disk import writing_to
 from thriftune.inference import generation, side_by_side
-from thriftune.inference.answers import OutputFormat, by_adapter, in_rows, write_answers
-from thriftune.inference.asking import names_of
+from thriftune.inference.answers import OutputFormat, by_adapter, in_rows, require_format, write_answers
+from thriftune.inference.asking import names_of, require_settings
 from thriftune.inference.prompts import Prompt, iterate_prompts
 from thriftune.models.answering import Sampling
 from thriftune.models.loading import Placement
@@ -62,8 +62,10 @@ def generate_answers(
     named = dict(zip(names_of(len(adapters), adapter_names), adapters, strict=True))
     inputs = {"model_dir": [model_dir], "prompts_file": [prompts_file] if prompts_file else [], "adapters": adapters}
     require_no_user((field, uri_of(one)) for field, given in inputs.items() for one in given)
-    pod_check.require_for_generating()
     sampling = Sampling(max_new_tokens, temperature, seed)
+    require_settings(sampling, batch)
+    require_format(output_format)
+    pod_check.require_for_generating()
     asked = [*map(Prompt, prompts), *(iterate_prompts(download(prompts_file)) if prompts_file else [])]
     answers = generation.generate(
         download(model_dir),

@@ -5,7 +5,6 @@ import yaml
 
 from thriftune.inference.serve import main
 
-
 SHORT = ["--max-tokens", "64", "--max-prompt-tokens", "100"]  # the tiny model has 256 positions
 
 

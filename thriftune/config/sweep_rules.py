@@ -31,6 +31,7 @@ _LEARNS_NOTHING = "changes nothing of what is learnt, so that trials would be eq
 REFUSED = {
     "name": "is the sweep's: each trial is called after it and its number.",
     "publish": "is for one result, and a sweep has many.",
+    "export": "is for one result, and a sweep has many.",
     "benchmarks": "must be the same for all trials, or they could not be compared.",
     "evaluation": "must be the same for all trials, or they could not be compared.",
     "hardware": "must be the same for all trials: the planner chooses the nodes for all of them.",
@@ -232,6 +233,9 @@ def _run(run: "SweepRun") -> Iterator[Problem]:
     if run.publish is not None:
         remedy = "Leave it out, and publish the best with a run of its own that has these values."
         yield Problem("publish", run.publish.repository, "is for one result, and a sweep has many.", remedy)
+    if run.export is not None:
+        remedy = "Leave it out, and export the best with workflows/export.py."
+        yield Problem("export", ", ".join(run.export.formats), "is for one result, and a sweep has many.", remedy)
     if (run.hardware.nodes or 1) > 1:
         message = "a trial of a sweep has one node, or a part of one."
         yield Problem("hardware.nodes", str(run.hardware.nodes), message, "Use nodes: 1, or leave it out.")

@@ -5,7 +5,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+from thriftune.errors import ConfigError
 
 OutputFormat = Literal["jsonl", "parquet"]
 _AT_ONCE = 1000  # answers that are in memory while a file is written
@@ -24,6 +26,20 @@ class Answer:
     prompt: str
     adapter: str
     answer: str
+
+
+def require_format(given: str) -> None:
+    """Refuse a format that answers are not written in. Flyte takes any text for one.
+
+    Args:
+        given: What was asked for.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    known = get_args(OutputFormat)
+    if given not in known:
+        raise ConfigError.single("output_format", given, "is no format of answers.", f"Use {' or '.join(known)}.")
 
 
 def write_answers(answers: Iterable[Answer], file: Path) -> int:
