@@ -1,7 +1,7 @@
 """Answer prompts with a model directory, and show the answers side by side."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
@@ -79,7 +79,8 @@ def generate_answers(
     with writing_to(place, "writing the answers"):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_answers(answers, place)
-    made, shown, texts = upload_file(place), [prompt.text for prompt in asked], by_adapter(answers)
+    made, shown = upload_file(place), [prompt.text for prompt in asked]
+    texts: Mapping[str, Sequence[str | None]] = by_adapter(answers)
     if any(prompt.adapter for prompt in asked):
         shown, texts, _ = in_rows(answers, len(asked))
     logger.info("\n%s", side_by_side.as_text(shown, texts, uri_of(made)))

@@ -103,7 +103,7 @@ def by_adapter(answers: Iterable[Answer]) -> dict[str, list[str]]:
     return texts
 
 
-def in_rows(answers: Iterable[Answer], most: int) -> tuple[list[str], dict[str, list[str]], int]:
+def in_rows(answers: Iterable[Answer], most: int) -> tuple[list[str], dict[str, list[str | None]], int]:
     """Answers that are in the order of the prompts, as a table: one row for each prompt, one column for each adapter.
 
     Args:
@@ -111,7 +111,7 @@ def in_rows(answers: Iterable[Answer], most: int) -> tuple[list[str], dict[str, 
         most: Largest number of prompts to return.
 
     Returns:
-        The first prompts; by adapter its answers to them, empty where it was not asked; and the number of all prompts.
+        The first prompts; by adapter its answers to them, None where it was not asked; and the number of all prompts.
     """
     rows: list[tuple[str, dict[str, str]]] = []
     count, last, seen = 0, "", set[str]()
@@ -124,4 +124,4 @@ def in_rows(answers: Iterable[Answer], most: int) -> tuple[list[str], dict[str, 
         if count <= most:
             rows[-1][1][answer.adapter] = answer.answer
     names: Sequence[str] = list(dict.fromkeys(name for _, row in rows for name in row))
-    return [prompt for prompt, _ in rows], {name: [row.get(name, "") for _, row in rows] for name in names}, count
+    return [prompt for prompt, _ in rows], {name: [row.get(name) for _, row in rows] for name in names}, count

@@ -29,4 +29,4 @@ def require_all_fit(model_dir: Path, adapters: Mapping[str, Path]) -> None:
         for field, place in adapters.items():
             require_fit(architecture, place, shapes_in(Folder(place), field, place), field, place)
     for field, place in adapters.items():
-        lineage.require_lineage(place, model_dir, field)
+        lineage.refuse_others(place, model_dir, field)  # where nothing tells, it is said when one is put on the other

@@ -63,6 +63,23 @@ def lineage_of(model_dir: Path, parent_dir: Path | None, *, uses_template: bool)
 
 
 def require_lineage(adapter_dir: Path, model_dir: Path, field: str) -> None:
+    """Refuse an adapter on another base model or template than it was trained with, and say if nothing tells.
+
+    Args:
+        adapter_dir: The adapter.
+        model_dir: The model to put it on.
+        field: The key that names the adapter, for messages.
+
+    Raises:
+        AdapterError: Both are known, and differ.
+    """
+    if not _recorded(_manifest_of(adapter_dir)).base:
+        logger.info("%s = %s: nothing says which base model it was trained on", field, adapter_dir)
+        _warn_of_other_source(adapter_dir, model_dir, field)
+    refuse_others(adapter_dir, model_dir, field)
+
+
+def refuse_others(adapter_dir: Path, model_dir: Path, field: str) -> None:
     """Refuse an adapter on another base model, or with another chat template, than it was trained with.
 
     Args:
@@ -75,10 +92,7 @@ def require_lineage(adapter_dir: Path, model_dir: Path, field: str) -> None:
     """
     manifest = _manifest_of(adapter_dir)
     known = _recorded(manifest)
-    if not known.base:
-        logger.info("%s = %s: nothing says which base model it was trained on", field, adapter_dir)
-        _warn_of_other_source(adapter_dir, model_dir, field)
-    elif known.base != base_digest(model_dir):
+    if known.base and known.base != base_digest(model_dir):
         raise AdapterError.single(
             field,
             adapter_dir,
