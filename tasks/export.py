@@ -27,6 +27,7 @@ from thriftune.inference.parity.report import Parity, page_of, table_of
 from thriftune.inference.parity.rows import Asked
 from thriftune.inference.report import RunMetrics
 from thriftune.models import merging
+from thriftune.models.fitting import require_all_fit
 from thriftune.models.tokenizer import load_tokenizer
 
 logger = logging.getLogger("thriftune.tasks.export")
@@ -74,12 +75,15 @@ def export_model(
     exporting.require_exportable(here, config, name)  # before minutes of merging
     if adapter is not None:
         base, here = here, settings.result_path(_NAME, "merged")
+        # Before minutes of merging, as above.
+        require_all_fit(base, {"adapter": download(adapter)})
+        _asked(base, rows_file)
         merging.merge(base, download(adapter), here)
         before = [merged.check(base, download(adapter), here)]
     asked = _asked(here, rows_file)
     made = _uploaded(exporting.export(here, settings.result_path(_NAME, "exports"), config, asked, name))
     made = replace(made, parity=[*before, *made.parity])
-    _show(_NAME, made)
+    _show(_NAME, made, name)
     exporting.require_same(made, config, _places(uri_of(model_dir), made))
     return Exported([FlyteDirectory(place) for place in made.places.values()], made.parity)
 
@@ -108,7 +112,7 @@ def export_result(
     tokenizer = load_tokenizer(here, trust_remote_code=config.model.trust_remote_code)
     asked = rows.of_dataset(download(dataset), tokenizer, prompt_style(here, tokenizer))
     made = _uploaded(exporting.export(here, settings.result_path(config.name, "exports"), to, asked, config.name))
-    _show(config.name, made)
+    _show(config.name, made, config.name)
     outputs = {**metrics.outputs, **{f"export {kind}": place for kind, place in made.places.items()}}
     complete = replace(metrics, outputs=outputs, remarks=[*metrics.remarks, *exporting.remarks_of(made)])
     write_metrics(complete)
@@ -143,11 +147,11 @@ def _uploaded(made: Exports) -> Exports:
     return replace(made, places={kind: uri_of(upload(Path(place))) for kind, place in made.places.items()})
 
 
-def _show(name: str, made: Exports) -> None:
+def _show(folder: str, made: Exports, name: str) -> None:
     logger.info("\n%s", table_of(made.parity))
     for kind, place in made.places.items():
         logger.info("%s: %s", kind, place)
-    pages.show("parity", name, page_of(name, made.parity))
+    pages.show("parity", folder, page_of(name, made.parity))
 
 
 def _places(model: str, made: Exports) -> str:

@@ -1,7 +1,7 @@
 """Answer prompts with a model directory, and show the answers side by side."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flytekit import task
 from flytekit.types.directory import FlyteDirectory
@@ -14,8 +14,8 @@ from thriftune import hardware
 from thriftune.config.rules import require_no_user
 from thriftune.disk import writing_to
 from thriftune.inference import generation, side_by_side
-from thriftune.inference.answers import OutputFormat, by_adapter, in_rows, write_answers
-from thriftune.inference.asking import names_of
+from thriftune.inference.answers import OutputFormat, by_adapter, in_rows, require_format, write_answers
+from thriftune.inference.asking import names_of, require_settings
 from thriftune.inference.prompts import Prompt, iterate_prompts
 from thriftune.models.answering import Sampling
 from thriftune.models.loading import Placement
@@ -62,8 +62,10 @@ def generate_answers(
     named = dict(zip(names_of(len(adapters), adapter_names), adapters, strict=True))
     inputs = {"model_dir": [model_dir], "prompts_file": [prompts_file] if prompts_file else [], "adapters": adapters}
     require_no_user((field, uri_of(one)) for field, given in inputs.items() for one in given)
-    pod_check.require_for_generating()
     sampling = Sampling(max_new_tokens, temperature, seed)
+    require_settings(sampling, batch)
+    require_format(output_format)
+    pod_check.require_for_generating()
     asked = [*map(Prompt, prompts), *(iterate_prompts(download(prompts_file)) if prompts_file else [])]
     answers = generation.generate(
         download(model_dir),
@@ -77,7 +79,8 @@ def generate_answers(
     with writing_to(place, "writing the answers"):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_answers(answers, place)
-    made, shown, texts = upload_file(place), [prompt.text for prompt in asked], by_adapter(answers)
+    made, shown = upload_file(place), [prompt.text for prompt in asked]
+    texts: Mapping[str, Sequence[str | None]] = by_adapter(answers)
     if any(prompt.adapter for prompt in asked):
         shown, texts, _ = in_rows(answers, len(asked))
     logger.info("\n%s", side_by_side.as_text(shown, texts, uri_of(made)))

@@ -21,8 +21,8 @@ from thriftune.config.rules import require_no_user
 from thriftune.disk import writing_to
 from thriftune.errors import ConfigError
 from thriftune.inference import generation, side_by_side
-from thriftune.inference.answers import OutputFormat, in_rows, write_answers
-from thriftune.inference.asking import BASE, names_of
+from thriftune.inference.answers import OutputFormat, in_rows, require_format, write_answers
+from thriftune.inference.asking import BASE, names_of, require_settings
 from thriftune.inference.parts import answers_file, answers_in, key_parts, split
 from thriftune.inference.prompts import iterate_prompts
 from thriftune.models import fetching
@@ -71,6 +71,7 @@ def split_prompts(
     batch: int,
     rows_per_part: int,
     parallel: int,
+    output_format: OutputFormat,
 ) -> SplitPrompts:
     """Check a file of prompts row by row, and write it to parts. All that is wrong is said before a GPU is asked for.
 
@@ -86,6 +87,7 @@ def split_prompts(
         batch: Prompts per forward pass.
         rows_per_part: Questions of a part.
         parallel: Most parts at a time.
+        output_format: What the answers will be written as, which is only checked here.
 
     Returns:
         The parts.
@@ -93,10 +95,11 @@ def split_prompts(
     named = dict(zip(names_of(len(adapters), adapter_names), adapters, strict=True))
     inputs = {"model_dir": [model_dir], "prompts_file": [prompts_file], "adapters": adapters}
     require_no_user((field, uri_of(one)) for field, given in inputs.items() for one in given)
-    for field, number in {"parallel": parallel, "batch": batch, "max_new_tokens": max_new_tokens}.items():
-        if number < 1:
-            raise ConfigError.single(field, number, "is less than one.", "Use at least 1.")
+    if parallel < 1:
+        raise ConfigError.single("parallel", parallel, "is less than one.", "Use at least 1.")
     asked = Asked(Sampling(max_new_tokens, temperature, seed), quantize, batch)
+    require_settings(asked.sampling, batch)
+    require_format(output_format)
     prompts, folder = iterate_prompts(download(prompts_file)), Path(tempfile.mkdtemp())
     with writing_to(folder, "splitting the prompts"):
         parts = split(prompts, list(named), rows_per_part, folder)

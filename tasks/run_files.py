@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, get_origin
+from typing import IO, Any, get_args, get_origin
 
 import yaml
 
 from thriftune.bounded_yaml import BoundedLoader, TooMuchYamlError
-from thriftune.errors import ConfigError, UserError
+from thriftune.errors import ConfigError, Problem, UserError
 from thriftune.limits import TOO_DEEP, is_too_deep
+from thriftune.urls import is_remote
 
 _CLICK_TYPES = "flytekit.interaction.click_types"
 _COMMANDS = "flytekit.clis.sdk_in_container"
@@ -148,6 +149,8 @@ def use_in_pyflyte() -> None:
     )
     if click_types is not None and not hasattr(click_types.JsonParamType.convert, "__wrapped__"):
         click_types.JsonParamType.convert = _converting(click_types.JsonParamType.convert)
+    if click_types is not None and not hasattr(click_types.UnionParamType.convert, "__wrapped__"):
+        click_types.UnionParamType.convert = _choosing(click_types.UnionParamType.convert)
     if run is not None:
         vars(run)["yaml"] = SimpleNamespace(safe_load=_load_inputs, YAMLError=yaml.YAMLError)
     if utils is not None and not hasattr(utils.pretty_print_exception, "__wrapped__"):
@@ -163,13 +166,58 @@ def _converting(convert: Callable[..., Any]) -> Callable[..., Any]:
             return convert(kind, value, param, ctx)
         try:
             is_list = get_origin(kind._python_type) is list  # noqa: SLF001
-            return convert(kind, read(value, f"--{param.name}" if param else "--config", is_list=is_list), param, ctx)
+            option = f"--{param.name}" if param else "--config"
+            content = read(value, option, is_list=is_list)
+            if is_list and any("FlyteDirectory" in str(item) for item in get_args(kind._python_type)):  # noqa: SLF001
+                _require_places(option, content, is_folder=True)
+            return convert(kind, content, param, ctx)
         except ConfigError as error:
             if _is_readable(value) and value not in str(error):
                 error.add_note(f"The file is {value}.")
             raise
 
     return converted
+
+
+def _choosing(convert: Callable[..., Any]) -> Callable[..., Any]:
+    """The conversion of an option that may be left out.
+
+    Of a path that there is not, flytekit makes a text, and fails at that with the lines of its source.
+    """
+
+    @functools.wraps(convert)
+    def converted(kind: Any, value: Any, param: Any, ctx: Any) -> Any:
+        kinds = {type(one).__name__ for one in kind._types}  # noqa: SLF001
+        if isinstance(value, str) and kinds & {"FileParamType", "DirParamType"}:
+            _require_places(f"--{param.name}", [value], is_folder="DirParamType" in kinds)
+        return convert(kind, value, param, ctx)
+
+    return converted
+
+
+def _require_places(option: str, places: list[Any], *, is_folder: bool) -> None:
+    """Refuse paths of this machine that lead to nothing, or to a file in place of a folder or the other way.
+
+    Args:
+        option: The option, as it is typed.
+        places: Paths or URLs.
+        is_folder: Whether each is to be a folder, and not a file.
+
+    Raises:
+        ConfigError: Names each.
+    """
+    problems = []
+    for place in places:
+        if not isinstance(place, str) or is_remote(place):
+            continue
+        if not Path(place).exists():
+            remedy = "Check the path; it begins in the present folder."
+            problems.append(Problem(option, place, "does not exist.", remedy))
+        elif Path(place).is_dir() != is_folder:
+            wanted = "a folder" if is_folder else "a file"
+            problems.append(Problem(option, place, f"is not {wanted}.", f"Name {wanted}."))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _printing(print_error: Callable[..., None]) -> Callable[..., None]:

@@ -124,6 +124,11 @@ def _said(start: Start, words: Words) -> Said:
         logger.error("%s", error)
         logger.debug("The trial failed", exc_info=True)
         return Said(asking.outcome(number, "failed", _in_a_line(error)))
+    except FlyteRecoverableException as error:  # the node goes away, or the store does not answer
+        cause = error.__cause__ or error
+        logger.warning("The trial ended before its end: %s", in_a_line(cause, _LONGEST_ERROR))
+        logger.debug("It ended so", exc_info=True)
+        return Said(again=in_a_line(cause, _LONGEST_ERROR))
     except Exception as error:
         logger.exception("The trial ended before its end")
         return Said(again=in_a_line(error, _LONGEST_ERROR))

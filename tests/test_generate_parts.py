@@ -93,7 +93,7 @@ def test_a_file_is_split_and_joined_without_holding_it(tmp_path, kind):
 def test_answers_to_prompts_that_name_who_answers_have_a_row_for_each_prompt():
     answers = [Answer("a", "one", "1"), Answer("a", "two", "2"), Answer("b", "two", "3"), Answer("b", "two", "4")]
     prompts, texts, count = in_rows(answers, 9)
-    assert (prompts, texts, count) == (["a", "b", "b"], {"one": ["1", "", ""], "two": ["2", "3", "4"]}, 3)
+    assert (prompts, texts, count) == (["a", "b", "b"], {"one": ["1", None, None], "two": ["2", "3", "4"]}, 3)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Prompts as tokens, answers in batches, and the files they go to."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from thriftune.data.examples import Conversation
 from thriftune.data.formats import FORMATS, alpaca_prompt
 from thriftune.data.rendering import render
 from thriftune.data.tokenization import IGNORED, Tokenization
-from thriftune.errors import AdapterError, DataError, ModelSourceError
+from thriftune.errors import AdapterError, ConfigError, DataError, ModelSourceError
 from thriftune.hardware import DEVICES
-from thriftune.inference.answers import Answer, read_answers, write_answers
-from thriftune.inference.asking import BASE, names_of
+from thriftune.inference.answers import Answer, read_answers, require_format, write_answers
+from thriftune.inference.asking import BASE, names_of, require_settings
 from thriftune.inference.generation import Sampling, complete, encode_prompt, generate, prompt_style
 from thriftune.inference.prompts import Prompt
 from thriftune.models.loading import Placement
@@ -213,3 +214,45 @@ def test_an_adapter_is_no_model_to_ask(random_adapter):
     """It ended in a traceback of the tokenizer that an adapter does not have."""
     with pytest.raises(ModelSourceError, match="is an adapter, not a model"):
         generate(random_adapter(1), ["Why?"], adapters={}, placement=CPU, sampling=Sampling(3), batch=2)
+
+
+def test_an_adapter_of_another_model_is_refused_before_one_is_loaded(tiny_model_dir, llama_tokenizer, tmp_path):
+    """peft loaded both first, and warned of each weight."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    config.hidden_size, config.head_dim = 32, 8
+    config.save_pretrained(tmp_path / "base")
+    llama_tokenizer.save_pretrained(tmp_path / "base")
+    other = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(target_modules=["q_proj"]))
+    other.save_pretrained(tmp_path / "adapter")
+    adapters = {"theirs": tmp_path / "adapter"}
+    with pytest.raises(AdapterError, match="adapters theirs = .*adapter: has weights with other shapes"):
+        generate(tiny_model_dir, ["Why?"], adapters=adapters, placement=CPU, sampling=Sampling(3), batch=2)
+    with pytest.raises(ModelSourceError, match="weights"):  # it fits this one, which has none: as far as that it goes
+        generate(tmp_path / "base", ["Why?"], adapters=adapters, placement=CPU, sampling=Sampling(3), batch=2)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "batch", "said"),
+    [
+        (Sampling(), 0, "batch = 0: is less than one"),
+        (Sampling(max_new_tokens=0), 1, "max_new_tokens = 0: is less than one"),
+        (Sampling(temperature=-1), 1, "temperature = -1: is no temperature"),
+        (Sampling(temperature=math.nan), 1, "temperature = nan: is no temperature"),
+        (Sampling(temperature=math.inf), 1, "temperature = inf: is no temperature"),
+    ],
+)
+def test_settings_that_answer_nothing_are_refused(sampling, batch, said):
+    """A temperature below 0 was taken for 0, and a batch of 0 was a traceback after the model was loaded."""
+    with pytest.raises(ConfigError, match=said):
+        require_settings(sampling, batch)
+    require_settings(Sampling(temperature=0.7), 1)
+
+
+def test_a_format_of_answers_that_there_is_not_is_refused():
+    """csv made a file of JSON lines with that ending."""
+    with pytest.raises(ConfigError, match=r"output_format = csv: is no format of answers\. Use jsonl or parquet\."):
+        require_format("csv")
+    require_format("parquet")

@@ -82,8 +82,8 @@ def test_every_use_on_another_base_is_refused(trained, other_base, tmp_path):
     """It fitted, and its answers were nobody's."""
     adapter, dataset = trained
     uses = {
-        "adapter": [
-            lambda: merge(other_base, adapter, tmp_path / "merged"),
+        "adapter": [lambda: merge(other_base, adapter, tmp_path / "merged")],
+        "adapters one": [
             lambda: generate(
                 other_base, ["x"], adapters={"one": adapter}, placement=PLACEMENT,
                 sampling=Sampling(max_new_tokens=1), batch=1,

@@ -183,6 +183,15 @@ def test_answers_of_several_adapters_stand_side_by_side():
     assert "one 100" not in page.said
 
 
+def test_who_was_not_asked_did_not_answer_nothing():
+    """Of each prompt for one adapter, the others seemed to have had no answer."""
+    prompts, answers = ["Why?", "How?"], {"one": ["1", None], "two": [None, ""]}
+    page = Page(side_by_side.page_of(prompts, answers, {"model": MODEL}, Sampling(), "f"))
+    assert "Prompt one two Why? 1 not asked How? not asked no text" in page.said
+    lines = side_by_side.as_text(prompts, answers, "f").splitlines()
+    assert lines == ["> Why?", "  one: 1", "> How?", "  two: ", "All answers: f"]
+
+
 def test_a_log_holds_the_beginning_of_answers_and_says_what_it_cut():
     prompts = ["Why?\nSay it.", *["More?"] * 30]
     answers = {"base": ["b" * 350 + "\x1b[31m", *["short\nlines"] * 30]}

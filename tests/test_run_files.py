@@ -218,6 +218,26 @@ def test_a_text_in_place_of_a_list_is_told_how_a_list_is_written(in_the_checkout
     assert done.stderr.splitlines()[1:] == [f"  - {option} = {given[:80]}{said}"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("export", "--formats", '["fp16"]', "--rows", "none.jsonl"), "--rows = none.jsonl: does not exist. Check"),
+        (("export", "--formats", '["fp16"]', "--rows", "docs"), "--rows = docs: is not a file. Name a file."),
+        (("export", "--formats", '["fp16"]', "--adapter", "none"), "--adapter = none: does not exist."),
+        (("export", "--formats", '["fp16"]', "--adapter", "README.md"), "--adapter = README.md: is not a folder."),
+        (("generate", "--prompts_file", "none.txt"), "--prompts_file = none.txt: does not exist."),
+        (("generate", "--adapters", '["docs", "none", "s3://b/a"]'), "--adapters = none: does not exist."),
+    ],
+)
+def test_a_path_that_leads_to_nothing_is_named(in_the_checkout, arguments, said):
+    """It ended in a traceback: flytekit took it for a text where the option may be left out."""
+    workflow, *options = arguments
+    done = in_the_checkout(f"workflows/{workflow}.py", workflow, "--model_dir", ".", *options)
+    assert (done.exit_code, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()[1:]
+    assert line.startswith(f"  - {said}")
+
+
 @pytest.mark.parametrize("where", [(), ("--remote", "--image", "example:1")], ids=["local", "remote"])
 def test_the_command_itself_ends_so(tmp_path, where):
     file = written(tmp_path, "run.yaml", text_of() + "trainings: {}\n")

@@ -217,6 +217,14 @@ def test_the_table_has_each_trial_with_what_came_of_it(found):
     assert [row["number"] for row in content["rows"]] == [0, 1, 2, 3, 4]
 
 
+def test_costs_are_a_column_only_where_there_are_any(found):
+    rows = [replace(row, cost=0.0) for row in table_of(sweep_of({"grid": RATES}), found).rows]
+    header, cells = cells_of(replace(table_of(sweep_of({"grid": RATES}), found), rows=rows))
+    assert header[-3:] == ["status", "time", ""]
+    assert cells[0][-3:] == ["trained", "30 min", "best"]
+    assert {len(row) for row in cells} == {len(header)}
+
+
 def test_numbers_that_are_not_finite_are_none_in_the_file(planned):
     found = tried(planned, outcome(0, "failed", (3.0, math.nan)))
     table = table_of(sweep_of({"grid": RATES}), found)

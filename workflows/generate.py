@@ -133,6 +133,7 @@ def generate_in_parts(
         batch=batch,
         rows_per_part=rows_per_part,
         parallel=parallel,
+        output_format=output_format,
     )
     answers: FlyteFile = answer_parts(
         model_dir=model_dir,

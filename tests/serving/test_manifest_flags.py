@@ -5,6 +5,8 @@ import yaml
 
 from thriftune.inference.serve import _limits_of, _parser, main
 
+SHORT = ["--max-tokens", "64", "--max-prompt-tokens", "100"]  # the tiny model has 256 positions
+
 
 def command(base, adapters, *options):
     named = [f"{name}={path}" for name, path in adapters.items()]
@@ -44,6 +46,15 @@ SHORT = ["--files", "claim:models", "--max-tokens", "64", "--max-prompt-tokens",
         ),
         (["--files", "claim:models", "--bits", "32"], "error: --bits = 32: is not planned for a cluster."),
         (["--files", "claim:models", "--folders", "other=x"], "error: --folders = other=x: is not NAME=PATH"),
+        (["--files", "claim:models"], "error: --max-prompt-tokens and --max-tokens together = 5120: "),
+        ([*SHORT, "--files", "models"], "error: --files = models: is neither a claim nor a URL."),
+        ([*SHORT, "--files", "claim:models", "--device", "T5"], "error: --device = T5: "),
+        ([*SHORT, "--files", "claim:models", "--instance", "g9.large"], "error: --instance = g9.large: "),
+        ([*SHORT, "--files", "claim:models", "--name", "My App"], "error: --name = My App: is no name in Kubernetes."),
+        ([*SHORT, "--files", "claim:models", "--engine", "own"], "error: --image: this project's image is needed"),
+        ([*SHORT, "--files", "claim:models", "--replicas", "0"], "error: --replicas = 0: is less than one."),
+        ([*SHORT, "--files", "claim:models", "--max-batch", "9999999"], "error: --max-batch = 9999999 x 164 tokens: "),
+        ([*SHORT, "--files", "claim:models", "--bits", "8"], "error: --bits = 8: "),
     ],
 )
 def test_what_a_manifest_lacks(capsys, tiny_model_dir, module_adapters, options, text):

@@ -115,6 +115,38 @@ def test_types_that_one_server_cannot_have(tmp_path, tiny_model_dir, module_adap
     assert checking.require_servable(tiny_model_dir, {"ia3": tmp_path / "ia3"}) is None
 
 
+def test_an_adapter_is_no_base(capsys, module_adapters):
+    line = wrong(capsys, "--port", 0, "--base", module_adapters["a1"])
+    assert line.startswith(f"error: --base = {module_adapters['a1']}: is an adapter, not a model.")
+
+
+def test_adapters_of_each_flag_count(capsys, tmp_path):
+    assert "a: is there twice" in wrong(capsys, "--base", tmp_path, "--adapters", "a=d", "--adapters", "a=e")
+
+
+def test_what_only_a_manifest_needs_is_not_left_out_silently(capsys, tmp_path):
+    line = wrong(capsys, "--base", tmp_path, "--files", "claim:models")
+    assert line == "error: --files = claim:models: is for --manifest alone. Add --manifest k8s, or leave it out."
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "http", ""])
+def test_what_is_no_port(capsys, tmp_path, port):
+    with pytest.raises(SystemExit) as ended:
+        main(["--base", str(tmp_path), "--port", port])
+    assert ended.value.code == 2
+    assert f"argument --port: {port} is no port: 0 to 65535" in capsys.readouterr().err
+
+
+def test_an_address_of_another_machine(tmp_path):
+    with pytest.raises(ConfigError, match=r"--host = 192\.0\.2\.1: .*Name an address of this machine"):
+        checking.listen("192.0.2.1", 0, has_key=True, is_open=False)
+
+
+@pytest.mark.parametrize("threads", [0, -3])
+def test_threads_above_zero(capsys, tmp_path, threads):
+    assert f"--threads = {threads}: is not above zero." in wrong(capsys, "--base", tmp_path, "--threads", threads)
+
+
 def test_limits_above_zero(capsys, tmp_path):
     assert "--max-tokens = 0: is no number above zero." in wrong(capsys, "--base", tmp_path, "--max-tokens", 0)
 

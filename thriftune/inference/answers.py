@@ -5,7 +5,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+from thriftune.errors import ConfigError
 
 OutputFormat = Literal["jsonl", "parquet"]
 _AT_ONCE = 1000  # answers that are in memory while a file is written
@@ -24,6 +26,20 @@ class Answer:
     prompt: str
     adapter: str
     answer: str
+
+
+def require_format(given: str) -> None:
+    """Refuse a format that answers are not written in. Flyte takes any text for one.
+
+    Args:
+        given: What was asked for.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    known = get_args(OutputFormat)
+    if given not in known:
+        raise ConfigError.single("output_format", given, "is no format of answers.", f"Use {' or '.join(known)}.")
 
 
 def write_answers(answers: Iterable[Answer], file: Path) -> int:
@@ -87,7 +103,7 @@ def by_adapter(answers: Iterable[Answer]) -> dict[str, list[str]]:
     return texts
 
 
-def in_rows(answers: Iterable[Answer], most: int) -> tuple[list[str], dict[str, list[str]], int]:
+def in_rows(answers: Iterable[Answer], most: int) -> tuple[list[str], dict[str, list[str | None]], int]:
     """Answers that are in the order of the prompts, as a table: one row for each prompt, one column for each adapter.
 
     Args:
@@ -95,7 +111,7 @@ def in_rows(answers: Iterable[Answer], most: int) -> tuple[list[str], dict[str, 
         most: Largest number of prompts to return.
 
     Returns:
-        The first prompts; by adapter its answers to them, empty where it was not asked; and the number of all prompts.
+        The first prompts; by adapter its answers to them, None where it was not asked; and the number of all prompts.
     """
     rows: list[tuple[str, dict[str, str]]] = []
     count, last, seen = 0, "", set[str]()
@@ -108,4 +124,4 @@ def in_rows(answers: Iterable[Answer], most: int) -> tuple[list[str], dict[str, 
         if count <= most:
             rows[-1][1][answer.adapter] = answer.answer
     names: Sequence[str] = list(dict.fromkeys(name for _, row in rows for name in row))
-    return [prompt for prompt, _ in rows], {name: [row.get(name, "") for _, row in rows] for name in names}, count
+    return [prompt for prompt, _ in rows], {name: [row.get(name) for _, row in rows] for name in names}, count

@@ -1,11 +1,13 @@
 """Who answers which prompt: names of adapters, and questions in the order of their answers."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from thriftune.config import benchmark_run
-from thriftune.errors import AdapterError, DataError
+from thriftune.errors import AdapterError, ConfigError, DataError, Problem
 from thriftune.inference.prompts import Prompt
+from thriftune.models.answering import Sampling
 
 BASE = benchmark_run.BASE  # name for answers without any adapter
 NAMES = "adapter_names"
@@ -50,6 +52,29 @@ def names_of(count: int, given: Sequence[str]) -> list[str]:
             message = f"is the name of adapter {given.index(name) + 1} too."
             raise AdapterError.single(f"{NAMES}.{number}", name, message, "Give each adapter a name of its own.")
     return list(given)
+
+
+def require_settings(sampling: Sampling, batch: int) -> None:
+    """Refuse settings with which nothing can be answered, or of which each library makes something else.
+
+    Args:
+        sampling: How tokens are sampled.
+        batch: Prompts per forward pass.
+
+    Raises:
+        ConfigError: Names each.
+    """
+    counts = {"max_new_tokens": sampling.max_new_tokens, "batch": batch}
+    problems = [
+        Problem(field, str(number), "is less than one.", "Use at least 1.")
+        for field, number in counts.items()
+        if number < 1
+    ]
+    if not 0 <= sampling.temperature < math.inf:
+        remedy = "Use 0 for the likeliest tokens, or a number above it."
+        problems.append(Problem("temperature", str(sampling.temperature), "is no temperature.", remedy))
+    if problems:
+        raise ConfigError(problems)
 
 
 def questions_of(prompts: Sequence[Prompt], adapters: Sequence[str]) -> list[Question]:

@@ -52,7 +52,7 @@ def require_exportable(model_dir: Path, asked: ExportConfig, name: str) -> None:
         ExportError: A format is named twice, or cannot hold the model or its tokenizer; names each.
     """
     damage.require_undamaged(model_dir, "model_dir", content=True)
-    require_no_adapter(model_dir)
+    require_no_adapter(model_dir, "model_dir")
     classifier.require_language(model_dir, "model_dir")
     content: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     if content.get("quantization_config"):

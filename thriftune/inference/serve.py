@@ -14,7 +14,7 @@ from typing import Any
 
 from thriftune import hardware
 from thriftune.config.benchmark_run import BASE
-from thriftune.errors import ConfigError, UserError
+from thriftune.errors import ConfigError, Problem, UserError
 from thriftune.inference.serving import checking
 from thriftune.inference.serving.limits import Limits
 from thriftune.models.loading import Placement, as_stored
@@ -22,6 +22,7 @@ from thriftune.models.quantization import FourBit
 
 _USER_ERROR = 2  # exit status, as argparse's own
 _PORT, _HOST = 8000, "127.0.0.1"
+_ABOVE_ZERO = "Give another number, or leave it out."
 _LIMITS = {
     "max_batch": "answers that are decoded at once",
     "max_queue": "answers that wait for a place; more get status 429",
@@ -67,6 +68,8 @@ def _serve(given: argparse.Namespace) -> int:
         UserError: Something is wrong; nothing was loaded.
     """
     limits = _limits_of(given)
+    if given.threads is not None and given.threads < 1:
+        raise ConfigError.single("--threads", given.threads, "is not above zero.", _ABOVE_ZERO)
     adapters = checking.adapters_of(given.adapters)
     if given.manifest:
         # Late, as below: a server does not plan.
@@ -74,6 +77,7 @@ def _serve(given: argparse.Namespace) -> int:
 
         sys.stdout.write(manifest_flags.text_of(given, adapters, limits))
         return 0
+    _require_no_manifest(given)
     key = checking.key_in(given.api_key_file) if given.api_key_file else None
     with checking.listen(given.host, given.port, has_key=key is not None, is_open=given.no_api_key) as listening:
         base = given.base.expanduser()
@@ -92,6 +96,24 @@ def _serve(given: argparse.Namespace) -> int:
         served = Served(base, adapters, placement, limits.max_batch, given.threads)
         logging.getLogger(__name__).info("Listening on %s port %d", *listening.getsockname()[:2])
         return AdaptersServer(served, questions, key).serve(listening)
+
+
+def _require_no_manifest(given: argparse.Namespace) -> None:
+    """Refuse what only a manifest needs where a server is to start: it would change nothing, without a word.
+
+    Args:
+        given: The command line.
+
+    Raises:
+        ConfigError: Names each such option.
+    """
+    usual = argparse.ArgumentParser()
+    _add_manifest(usual.add_argument_group())
+    idle = [name for name, one in vars(usual.parse_args([])).items() if getattr(given, name) != one]
+    if idle:
+        remedy = "Add --manifest k8s, or leave it out."
+        values = [(_flag(name), str(getattr(given, name))) for name in idle]
+        raise ConfigError([Problem(name, value, "is for --manifest alone.", remedy) for name, value in values])
 
 
 def _placement(bits: int | None, base: Path) -> Placement:
@@ -131,9 +153,7 @@ def _limits_of(given: argparse.Namespace) -> Limits:
     chosen: dict[str, Any] = {name: getattr(given, name) for name in _LIMITS}
     for name, value in chosen.items():
         if not 0 < value < math.inf and not (name == "max_queue" and value == 0):
-            raise ConfigError.single(
-                _flag(name), value, "is no number above zero.", "Give another number, or leave it out."
-            )
+            raise ConfigError.single(_flag(name), value, "is no number above zero.", _ABOVE_ZERO)
     return Limits(**chosen)
 
 
@@ -143,24 +163,32 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m thriftune.inference.serve",
         description="Serve a base model and adapters on it over HTTP, as OpenAI's clients ask. The request's `model` "
         f"is the name of an adapter, or `{BASE}`.",
-        epilog="docs/serving-http.md has the endpoints, the limits and what a proxy in front should do.",
+        epilog="docs/serving-http.md has the endpoints, the limits and the manifests.",
     )
     add = parser.add_argument
     add("--base", type=Path, required=True, metavar="DIR", help="the base model: safetensors with its tokenizer")
-    add("--adapters", nargs="*", default=[], metavar="NAME=DIR", help="adapters on it, each under a name of its own")
+    add(
+        "--adapters",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="NAME=DIR",
+        help="adapters on it, each under a name of its own",
+    )
     add("--bits", type=int, choices=(4, 8, 16, 32), help="how the base is held; usual: as stored and as the device can")
     add("--host", default=_HOST, help=f"address to listen on (default {_HOST}: this machine alone)")
     add("--port", type=_port, default=_PORT, help=f"port to listen on (default {_PORT}; 0: any free one)")
     key = parser.add_mutually_exclusive_group()
     key.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the key that clients have to send")
     key.add_argument("--no-api-key", action="store_true", help="everybody who reaches --host may ask")
-    add("--threads", type=_threads, help="threads that compute on the CPU (default: torch's)")
+    add("--threads", type=int, help="threads that compute on the CPU (default: torch's)")
     _add_manifest(parser.add_argument_group("a cluster's manifests, instead of serving"))
     limits = parser.add_argument_group("limits")
     for limit in fields(Limits):
         usual = limit.default
         kind = type(usual)
-        text = f"{_LIMITS[limit.name]} (default {usual:g})"
+        shown = str(usual) if kind is int else f"{usual:g}"
+        text = f"{_LIMITS[limit.name]} (default {shown})"
         limits.add_argument(_flag(limit.name), type=kind, default=usual, metavar="N", help=text)
     return parser
 
@@ -174,7 +202,14 @@ def _add_manifest(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--manifest", choices=("k8s",), help="write a Deployment and a Service to standard output, and end")
     add("--files", metavar="PLACE", help="where the pods find the files: claim:NAME, or the URL of a folder")
-    add("--folders", nargs="*", default=[], metavar="NAME=PATH", help="folders there (default: base, and the names)")
+    add(
+        "--folders",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help="folders there (default: base, and the names)",
+    )
     add("--engine", choices=("vllm", "own"), default="vllm", help="vLLM in its own image (default), or this server")
     add("--image", default="", help="this project's image, for this server or to bring files from a URL")
     add("--device", help="kind of device, such as T4 (default: the cheapest that holds it)")
@@ -185,17 +220,9 @@ def _add_manifest(group: argparse._ArgumentGroup) -> None:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is no port: 0 to 65535")
-    return port
-
-
-def _threads(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{count} is no number of threads: 1 or more")
-    return count
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: 0 to 65535")
+    return int(text)
 
 
 def _flag(name: str) -> str:

@@ -32,24 +32,24 @@ class SideBySide:
 
     Attributes:
         columns: Names of the models.
-        rows: Each prompt with its answers, one per column.
+        rows: Each prompt with its answers, one per column; None of a model that was not asked.
         left_out: Number of prompts that are not shown.
     """
 
     columns: list[str]
-    rows: list[tuple[Excerpt, list[Excerpt]]]
+    rows: list[tuple[Excerpt, list[Excerpt | None]]]
     left_out: int
 
     @property
     def is_cut(self) -> bool:
         """Whether anything is not shown."""
         texts = (text for prompt, answers in self.rows for text in (prompt, *answers))
-        return bool(self.left_out) or any(text.left_out for text in texts)
+        return bool(self.left_out) or any(text.left_out for text in texts if text)
 
 
 def side_by_side(
     prompts: Sequence[str],
-    answers: Mapping[str, Sequence[str]],
+    answers: Mapping[str, Sequence[str | None]],
     most_prompts: int = MOST_PROMPTS,
     longest: int = LONGEST,
     count: int | None = None,
@@ -58,21 +58,21 @@ def side_by_side(
 
     Args:
         prompts: The prompts, or the first of them.
-        answers: By name of the model, its answers in the order of the prompts.
+        answers: By name of the model, its answers in the order of the prompts; None where it was not asked.
         most_prompts: Largest number of prompts to show.
         longest: Largest number of characters to show of a text.
         count: Number of prompts in all; None for those given.
     """
-    rows = [
-        (_excerpt(prompt, longest), [_excerpt(texts[number], longest) for texts in answers.values()])
-        for number, prompt in enumerate(prompts[:most_prompts])
-    ]
+    rows: list[tuple[Excerpt, list[Excerpt | None]]] = []
+    for number, prompt in enumerate(prompts[:most_prompts]):
+        row = [texts[number] for texts in answers.values()]
+        rows.append((_excerpt(prompt, longest), [None if text is None else _excerpt(text, longest) for text in row]))
     return SideBySide(list(answers), rows, (len(prompts) if count is None else count) - len(rows))
 
 
 def page_of(
     prompts: Sequence[str],
-    answers: Mapping[str, Sequence[str]],
+    answers: Mapping[str, Sequence[str | None]],
     models: Mapping[str, str],
     sampling: Sampling,
     place: str,
@@ -82,7 +82,7 @@ def page_of(
 
     Args:
         prompts: The prompts, or the first of them.
-        answers: By name of the model, its answers in the order of the prompts.
+        answers: By name of the model, its answers in the order of the prompts; None where it was not asked.
         models: Where the model and its adapters are, by name.
         sampling: How the answers were made.
         place: Where all of them are, in full.
@@ -101,12 +101,14 @@ def page_of(
     )
 
 
-def as_text(prompts: Sequence[str], answers: Mapping[str, Sequence[str]], place: str, count: int | None = None) -> str:
+def as_text(
+    prompts: Sequence[str], answers: Mapping[str, Sequence[str | None]], place: str, count: int | None = None
+) -> str:
     """Answers for a log: the first prompts, each with the beginning of every answer.
 
     Args:
         prompts: The prompts, or the first of them.
-        answers: By name of the model, its answers in the order of the prompts.
+        answers: By name of the model, its answers in the order of the prompts; None where it was not asked.
         place: Where all of them are, in full.
         count: Number of prompts in all; None for those given.
     """
@@ -118,11 +120,12 @@ def as_text(prompts: Sequence[str], answers: Mapping[str, Sequence[str]], place:
     return "\n".join(lines)
 
 
-def _lines(columns: Sequence[str], prompt: Excerpt, answers: Sequence[Excerpt]) -> Iterator[str]:
+def _lines(columns: Sequence[str], prompt: Excerpt, answers: Sequence[Excerpt | None]) -> Iterator[str]:
     """The lines of one prompt; a text's own lines are indented, so that none looks like another entry."""
     yield f"> {_said(prompt)}"
     for column, answer in zip(columns, answers, strict=True):
-        yield f"  {column}: {_said(answer)}"
+        if answer is not None:
+            yield f"  {column}: {_said(answer)}"
 
 
 def _said(excerpt: Excerpt) -> str:

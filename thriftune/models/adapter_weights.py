@@ -101,10 +101,12 @@ def require_fit(architecture: Architecture, adapter_dir: Path, shapes: Shapes, f
         raise AdapterError.single(
             field, value, f"was trained for task {config.task_type}, not {task}.", remedy, code=adapter_misfits.CODE
         )
-    try:
+    origin, config.base_model_name_or_path = config.base_model_name_or_path, None
+    try:  # without the name, as peft warns that this model has another one
         model = get_peft_model(architecture.on_meta(torch.bfloat16), config)
     except (KeyError, TypeError, ValueError, NotImplementedError) as error:
         raise adapter_misfits.refused(error, field, value) from error
+    config.base_model_name_or_path = origin
     tensors = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
     _fill(model, tensors, config, "default", field, value)
 

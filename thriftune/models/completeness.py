@@ -186,11 +186,12 @@ def load_checked(
     return model, unexpected
 
 
-def require_no_adapter(model_dir: Path) -> None:
+def require_no_adapter(model_dir: Path, field: str = "model") -> None:
     """Refuse a directory with an adapter: transformers would put it on the model, or load another model for it.
 
     Args:
         model_dir: Model directory.
+        field: The key that names it, for messages.
 
     Raises:
         ModelSourceError: There is one.
@@ -199,14 +200,14 @@ def require_no_adapter(model_dir: Path) -> None:
         return
     if not (model_dir / "config.json").is_file():
         raise ModelSourceError.single(
-            "model",
+            field,
             model_dir,
             "is an adapter, not a model.",
             "Name the base model, and name this as its adapter.",
             code="model-incomplete",
         )
     raise ModelSourceError.single(
-        "model",
+        field,
         model_dir,
         f"holds an adapter next to the model ({ADAPTER_CONFIG}), which transformers would put on it unasked.",
         "Move the adapter into its own directory, and name that where an adapter is wanted.",

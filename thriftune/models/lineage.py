@@ -68,6 +68,26 @@ def lineage_of(model_dir: Path, parent_dir: Path | None, *, uses_template: bool)
 
 
 def require_lineage(adapter_dir: Path, model_dir: Path, field: str) -> None:
+    """Refuse an adapter on another base model or template than it was trained with, and say if nothing tells.
+
+    Args:
+        adapter_dir: The adapter.
+        model_dir: The model to put it on.
+        field: The key that names the adapter, for messages.
+
+    Raises:
+        AdapterError: Both are known, and differ.
+    """
+    if not _recorded(_manifest_of(adapter_dir)).base:
+        logger.info("%s = %s: nothing says which base model it was trained on", field, adapter_dir)
+        _warn_of_other_source(adapter_dir, model_dir, field)
+    elif not any(base_digests(model_dir)):
+        message = "%s = %s: whether %s is the base that it was trained on cannot be seen: its weights are quantized"
+        logger.warning(message, field, adapter_dir, model_dir)
+    refuse_others(adapter_dir, model_dir, field)
+
+
+def refuse_others(adapter_dir: Path, model_dir: Path, field: str) -> None:
     """Refuse an adapter on another base model, or with another chat template, than it was trained with.
 
     Args:
@@ -80,13 +100,7 @@ def require_lineage(adapter_dir: Path, model_dir: Path, field: str) -> None:
     """
     manifest = _manifest_of(adapter_dir)
     known, there = _recorded(manifest), base_digests(model_dir)
-    if not known.base:
-        logger.info("%s = %s: nothing says which base model it was trained on", field, adapter_dir)
-        _warn_of_other_source(adapter_dir, model_dir, field)
-    elif not any(there):
-        message = "%s = %s: whether %s is the base that it was trained on cannot be seen: its weights are quantized"
-        logger.warning(message, field, adapter_dir, model_dir)
-    elif not {known.base, known.base_in_fp16} & {*there}:
+    if known.base and any(there) and not {known.base, known.base_in_fp16} & {*there}:
         raise AdapterError.single(
             field,
             adapter_dir,

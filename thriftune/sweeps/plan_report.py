@@ -11,16 +11,20 @@ from thriftune.sweeps.cost import Expected
 from thriftune.sweeps.rounds import LeftOut, PlannedRound, PlannedTrial
 
 _COLUMNS = 160
-HEADER = ("trial", "sets", "node", "at a time", "memory", "time", "cost")
+_HEADER = ("trial", "sets", "node", "at a time", "memory", "time", "cost")
+_HALF_A_MINUTE = 1 / 120  # hours; less would be shown as 0 min
 
 
-def rows_of(planned: PlannedRound) -> list[tuple[str, ...]]:
-    """The trials of a round, those that are left out at the end.
+def cells_of(planned: PlannedRound) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The header and the rows of the table: the trials of a round, those that are left out at the end.
 
     Args:
         planned: The round.
     """
-    return [*(_row(planned, trial) for trial in planned.trials), *map(_row_left_out, planned.left_out)]
+    rows = [*(_row(planned, trial) for trial in planned.trials), *map(_row_left_out, planned.left_out)]
+    if any(row[-1] for row in rows):
+        return _HEADER, rows
+    return _HEADER[:-1], [row[:-1] for row in rows]  # nothing costs anything on this machine
 
 
 def plan_text(planned: PlannedRound, name: str, whole: Expected | None, currency: str) -> str:
@@ -36,10 +40,10 @@ def plan_text(planned: PlannedRound, name: str, whole: Expected | None, currency
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
-    for label in HEADER:
+    table, (header, rows) = Table(), cells_of(planned)
+    for label in header:
         table.add_column(label, overflow="fold")
-    for row in rows_of(planned):
+    for row in rows:
         table.add_row(*map(Text, row))
     console = Console(file=io.StringIO(), width=_COLUMNS, force_terminal=False)
     console.print(Text(headline(planned, name, whole, currency)), table, sep="\n")
@@ -57,8 +61,8 @@ def plan_page(planned: PlannedRound, name: str, whole: Expected | None, currency
         currency: Currency of the prices.
     """
     line = headline(planned, name, whole, currency)
-    given = {"name": name, "headline": line, "header": HEADER, "rows": rows_of(planned)}
-    return pages.render("sweeps/plan.html.jinja", {}, **given)
+    header, rows = cells_of(planned)
+    return pages.render("sweeps/plan.html.jinja", {}, name=name, headline=line, header=header, rows=rows)
 
 
 def headline(planned: PlannedRound, name: str, whole: Expected | None, currency: str) -> str:
@@ -75,7 +79,7 @@ def headline(planned: PlannedRound, name: str, whole: Expected | None, currency:
         taken = "what they take is not known"
     else:
         price = f" and {whole.cost:,.2f} {currency}" if whole.cost else ""
-        taken = f"{_counted(whole.trials, 'trial')} in all, about {hours_text(whole.hours)}{price}"
+        taken = f"{_counted(whole.trials, 'trial')} in all, about {_taken(whole.hours)}{price}"
     left = f"; {_counted(len(planned.left_out), 'trial')} left out" if planned.left_out else ""
     return f"{name}: {_counted(len(planned.trials), 'trial')} now, on {nodes}{left}; {taken}"
 
@@ -90,13 +94,17 @@ def _row(planned: PlannedRound, trial: PlannedTrial) -> tuple[str, ...]:
         f"{pack.node.instance}{', shared' if len(pack.numbers) > 1 else ''}" if pack else machines(plan),
         str(pack.slots) if pack else "1",
         f"{plan.memory.device_gib:.1f} GiB",
-        hours_text(hours) if hours is not None else "",
+        _taken(hours) if hours is not None else "",
         cost,
     )
 
 
 def _row_left_out(one: LeftOut) -> tuple[str, ...]:
     return (str(one.number), written(json.loads(one.settings)), f"left out: {one.reason}", "", "", "", "")
+
+
+def _taken(hours: float) -> str:
+    return hours_text(hours) if hours > _HALF_A_MINUTE else "a minute or less"
 
 
 def _counted(count: int, noun: str) -> str:

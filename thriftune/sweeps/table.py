@@ -17,6 +17,7 @@ _COLUMNS = 160
 _LEAST_SHOWN = 0.005  # less than that would be shown as 0.00
 _SECONDS_PER_HOUR = 3600
 LEFT_OUT = "left out"
+_COST = "cost"
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,16 @@ def cells_of(table: SweepTable) -> tuple[list[str], list[list[str]]]:
     keys = list(dict.fromkeys(key for row in table.rows for key in row.settings))
     is_scored = table.metric != HELD_OUT_LOSS
     scored = [table.metric] if is_scored else []
-    header = ["trial", *keys, "loss before", "after", *scored, "status", "time", "cost", ""]
-    return header, [_cells(row, keys, table.currency, is_scored=is_scored) for row in table.rows]
+    header = ["trial", *keys, "loss before", "after", *scored, "status", "time", _COST, ""]
+    cells = [_cells(row, keys, table.currency, is_scored=is_scored) for row in table.rows]
+    if not table.cost:  # on this machine
+        place = header.index(_COST, len(header) - 2)
+        return _without(header, place), [_without(row, place) for row in cells]
+    return header, cells
+
+
+def _without(cells: list[str], place: int) -> list[str]:
+    return cells[:place] + cells[place + 1 :]
 
 
 def _cells(row: TrialRow, keys: Iterable[str], currency: str, *, is_scored: bool) -> list[str]:

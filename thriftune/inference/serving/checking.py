@@ -1,5 +1,6 @@
 """What is wrong with the command line of a server, before a model is loaded: each with field, value and remedy."""
 
+import errno
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def require_servable(model_dir: Path, adapters: Mapping[str, Path]) -> int | Non
     """
     files_of(model_dir, _BASE, ModelSourceError)
     damage.require_undamaged(model_dir, _BASE, ModelSourceError, content=True)
-    require_no_adapter(model_dir)
+    require_no_adapter(model_dir, _BASE)
     classifier.require_language(model_dir, _BASE)
     content = model_config.read(ModelConfig(source=str(model_dir)), token=None)
     architecture = architectures.from_content(content, str(model_dir))
@@ -163,8 +164,10 @@ def listen(host: str, port: int, *, has_key: bool, is_open: bool) -> socket.sock
         listening.listen()  # what is bound, but does not listen, another server could still take
     except OSError as error:
         listening.close()
-        field, value = ("--host", host) if error.errno == 99 else ("--port", str(port))
+        field, value = "--port", str(port)
         remedy = "Choose another one, or end the program that has it."
+        if error.errno == errno.EADDRNOTAVAIL:
+            field, value, remedy = "--host", host, "Name an address of this machine."
         raise ConfigError.single(field, value, f"cannot be listened on ({error.strerror}).", remedy) from error
     return listening
 

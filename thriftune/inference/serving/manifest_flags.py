@@ -3,12 +3,12 @@
 import argparse
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from thriftune.config import HardwareConfig
 from thriftune.config.benchmark_run import BASE
-from thriftune.errors import ConfigError
+from thriftune.errors import ConfigError, UserError
 from thriftune.inference.serving.cluster import ClusterOptions, manifests_of
 from thriftune.inference.serving.limits import Limits
 from thriftune.planning import catalogue
@@ -16,6 +16,15 @@ from thriftune.planning.serving import Bits
 
 _USUAL_BITS: Bits = 16
 _PLANNED = ("max_batch", "max_prompt_tokens", "max_tokens", "drain_seconds")
+# What a person types, by the field of an error of the planner or of the manifests.
+_FLAGS = {
+    "tokens": "--max-prompt-tokens and --max-tokens together",
+    "sequences": "--max-batch",
+    "answer_tokens": "--max-tokens",
+    "hardware.device": "--device",
+    "hardware.instance": "--instance",
+    **{name: f"--{name}" for name in ("adapters", "bits", "files", "image", "name", "replicas", "secret")},
+}
 
 
 def text_of(given: argparse.Namespace, adapters: Mapping[str, Path], limits: Limits) -> str:
@@ -55,7 +64,21 @@ def text_of(given: argparse.Namespace, adapters: Mapping[str, Path], limits: Lim
         drain_seconds=math.ceil(limits.drain_seconds),
         limits={f"--{name.replace('_', '-')}": getattr(limits, name) for name in _others(limits)},
     )
-    return manifests_of(given.base.expanduser(), adapters, options, catalogue.load())
+    try:
+        return manifests_of(given.base.expanduser(), adapters, options, catalogue.load())
+    except UserError as error:
+        problems = [replace(problem, field=_flag_of(problem.field)) for problem in error.problems]
+        raise type(error)(problems) from error
+
+
+def _flag_of(field: str) -> str:
+    """What a person types for a field of the planner or of the manifests.
+
+    Args:
+        field: The field, such as `tokens` or `adapters.legal`.
+    """
+    name, _, of = field.partition(".")
+    return _FLAGS.get(field) or (f"--adapters {of}" if name == "adapters" else field)
 
 
 def _others(limits: Limits) -> Iterator[str]:
