@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.errors import AdapterError
-from thriftune.models.adapter_weights import PREFIX, WEIGHTS, attach, shapes_in
+from thriftune.models.adapter_misfits import PREFIX
+from thriftune.models.adapter_weights import WEIGHTS, attach, shapes_in
 from thriftune.models.classifier import content_of
 from thriftune.models.completeness import ADAPTER_CONFIG
 from thriftune.models.weight_files import Folder
