@@ -4,7 +4,7 @@ Usage: python benchmarks/k_adapters.py [--seconds 60] [--threads 16] [--steps 4]
 
 Needs `make setup build/demo/questions.jsonl`. What a person would type, as commands: `workflows/sweep.py sweep` trains
 three trials at the same time, `workflows/export.py export` merges each into the base, compares it and writes GGUF and
-8 bits, `thriftune.inference.serve` serves the base with all three in fp32. Then threads ask for a while, every answer is
+8 bits, `thriftune.inference.serve` serves the base with all three in fp32. Then threads ask for a while, each answer is
 compared with what `generate` gives for that adapter, and SIGTERM comes while they ask: what was accepted is answered.
 With --folder, results stay there, and what an earlier start trained is not trained again.
 """
