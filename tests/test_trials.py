@@ -252,7 +252,7 @@ def test_an_interrupted_local_run_saves_every_trial_and_names_the_way_on(given, 
     assert run.returncode == 128 + signal.SIGINT
     assert said[-1].startswith("To go on (of 2 trials those that finished are not trained again, the others resume): ")
     assert not [line for line in said if "Traceback" in line]
-    assert sum("The trial ended before its end: The node is going away" in line for line in said) == 2
+    assert sum("The trial ended before its end: PreemptedError: The node is going away" in line for line in said) == 2
     assert not [other for other in others if other.is_running() and other.status() != psutil.STATUS_ZOMBIE]
     for number in range(2):
         last = [line for line in lines_of(outputs, number) if line.kind in ("step", "saved", "interrupted")]
