@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import pytest
-from http_server import question, serving
+
+from serving.http_server import question, serving
 
 MIB = 1 << 20
 OPTIONS = [

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from http_server import command, question, serving
 
+from serving.http_server import command, question, serving
 from thriftune.errors import ConfigError
 from thriftune.inference.serve import main
 from thriftune.inference.serving import checking

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from http_server import question, serving
 
+from serving.http_server import question, serving
 from thriftune.hardware import DEVICES
 from thriftune.inference.generation import generate
 from thriftune.models.answering import Sampling
