@@ -158,7 +158,7 @@ def test_a_worker_of_a_task_finds_the_ledger_of_the_project(monkeypatch):
     with in_execution("abc", "s3://b/metadata/propeller/ml-production-abc/n3/data/0"), settings.run_handed_down("/w"):
         there = ledger.place()
         platform.read(os.environ)  # what a worker that is spawned does first
-        with in_execution("abc", None):  # as `spawn_helper` of flytekitplugins.kfpytorch sets it up
+        with in_execution("abc", None):  # as flytekit sets it up in a worker
             assert ledger.place() == there == "s3://b/metadata/propeller/thriftune/ml-production/ledger"
     assert not [name for name in os.environ if name == settings._METADATA]
 

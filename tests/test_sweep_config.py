@@ -112,7 +112,6 @@ def test_what_does_not_change_a_training_is_refused():
         ({"grid": RATES, "budget": {}}, {}, r"sweep\.budget = \{\}: limits nothing"),
         ({"grid": RATES, "budget": {"cost": 0}}, {}, r"sweep\.budget\.cost = 0"),
         ({"grid": RATES, "halving": {"factor": 1}}, {}, r"sweep\.halving\.factor = 1"),
-        ({"grid": RATES}, {"export": {"formats": ["int8"]}}, r"export = int8: is for one result, and a sweep has many"),
         ({"grid": {"export.shard_gb": [1, 2]}}, {}, r"sweep\.grid\.export\.shard_gb = \[1, 2\]: is for one result"),
         ({"grid": RATES}, {"publish": {"repository": "me/it"}}, r"publish = me/it: is for one result"),
         ({"grid": RATES}, {"export": {"formats": ["gguf-f16"]}}, r"export\.formats = gguf-f16: are for one result"),

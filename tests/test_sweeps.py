@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from html_page import Page
-from test_packing import run_of
+from test_packs import run_of
 from test_results import TRAINED
 from test_sweep_config import RANGE, RATES, sweep_of
 

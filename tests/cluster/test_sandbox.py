@@ -130,7 +130,7 @@ def test_the_model_is_fetched_into_a_folder_with_the_command_of_the_page_and_of_
     shown = shlex.split(fetch_command_on_a_deck(run, cluster))[1:]
     assert shown == [*fetch, uri.replace("EXECUTION", run.name), yaml.safe_load((ROOT / FILE).read_text())["name"]]
     pyflyte(*shown[:-1], str(tmp_path / folder), settings=settings)
-    (model,) = [file.parent for file in tmp_path.rglob("model.safetensors")]
+    (model,) = [file.parent for file in tmp_path.rglob("config.json")]
     assert model.relative_to(tmp_path).as_posix() in PAGE
     assert loss(model) > 0
 

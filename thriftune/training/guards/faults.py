@@ -18,7 +18,7 @@ Kind = Literal["user", "transient", "memory", "ours"]
 USER_NAMES = frozenset({
     "UserError", "ConfigError", "DataError", "ModelSourceError", "AdapterError", "PublishError", "DivergedError",
     "PreflightError", "NotWritableError", "ResultError", "PodError", "NoProgressError", "LeaseError", "BudgetError",
-    "GateError", "ExportError", "ParityError", "StoppedEarlyError",
+    "GateError", "ExportError", "ParityError", "ResultParityError", "StoppedEarlyError",
 })  # fmt: skip
 TRANSIENT_NAMES = frozenset({
     "TransientError", "PreemptedError", "EndedAtOnceError", "StartAgainError", "DiskFullError", "IncompleteError",
