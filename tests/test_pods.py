@@ -299,16 +299,8 @@ def test_a_task_without_a_gpu_says_so_before_it_downloads(task, plan, in_a_pod, 
         pytest.skip("this machine has a GPU")
     monkeypatch.setenv("PET_NNODES", "2:2")
     given = {"config": run_config("qlora"), "plan": plan, "model": NOWHERE, "model_dir": NOWHERE, "dataset": NOWHERE}
-    given |= {
-        "prompts": ["Why?"],
-        "adapters": [],
-        "quantize": False,
-        "batch": 1,
-        "max_new_tokens": 1,
-        "temperature": 0.0,
-        "seed": 0,
-    }
-    given |= {"cache_key": "training-1"}
+    given |= {"prompts": ["Why?"], "adapters": [], "quantize": False, "batch": 1, "max_new_tokens": 1}
+    given |= {"temperature": 0.0, "seed": 0, "output_format": "jsonl", "cache_key": "training-1"}
     with pytest.raises(PodError) as caught:
         task.execute(**{name: given.get(name) for name in task.python_interface.inputs})
     assert "gpu-not-visible" in {problem.code for problem in caught.value.problems}
