@@ -171,3 +171,4 @@ def test_a_signal_under_load_loses_no_accepted_request(tiny_model_dir, adapters,
     assert answered > before
     assert {*results} <= {"answered", 503}
     assert "Traceback" not in log
+    assert "leaked" not in log

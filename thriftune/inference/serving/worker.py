@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from litserve import LitAPI
 from litserve.loops.base import LitLoop
+from tqdm import tqdm
 
 from thriftune.errors import ThriftuneError
 from thriftune.inference.serving.asking import Ask, Cancel
@@ -72,6 +74,8 @@ class AdaptersAPI(LitAPI):  # type: ignore[misc]
         for each in (signal.SIGINT, signal.SIGTERM):  # may reach every process: the parent ends this one, at last
             signal.signal(each, signal.SIG_IGN)
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+        # Its own lock is one between processes, which Python reports as leaked when this one is killed at the end.
+        tqdm.set_lock(threading.RLock())
         if self.served.threads:
             import torch
 
