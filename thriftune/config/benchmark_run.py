@@ -16,8 +16,22 @@ from thriftune.errors import ConfigError, Problem
 from thriftune.hardware import PrecisionChoice
 
 BASE = "base"
-ADAPTER_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,39}")
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,39}")
 OF_A_RUN = "publish."  # where a run that trains has its gate
+
+
+def problem_of_name(name: str, field: str, value: str) -> Problem | None:
+    """What is wrong with a name for an adapter; None if it is one.
+
+    Args:
+        name: The name.
+        field: The key that names the adapter, for the message.
+        value: What the message shows of it.
+    """
+    if name != BASE and _ADAPTER_NAME.fullmatch(name):
+        return None
+    remedy = f"Use letters, digits, dots and dashes, at most 40, and not {BASE}."
+    return Problem(field, value, "is no name for an adapter.", remedy)
 
 
 class BenchmarkRun(Section):
@@ -85,9 +99,8 @@ def _problems(config: BenchmarkRun) -> Iterator[Problem]:
     for field, place in (*places(config), *adapters.items()):
         yield from with_user(field, place)
     for name in config.adapters:
-        if name == BASE or not ADAPTER_NAME.fullmatch(name):
-            remedy = f"Use letters, digits, dots and dashes, at most 40, and not {BASE}."
-            yield Problem(f"adapters.{name}", config.adapters[name], "is no name for an adapter.", remedy)
+        if problem := problem_of_name(name, f"adapters.{name}", config.adapters[name]):
+            yield problem
     if config.benchmarks.has_held_out:
         message = "are the rows that a training holds out, and this run has no data section."
         remedy = "Leave it out, or write the rows as a .jsonl file of your own (docs/evaluation.md)."

@@ -45,9 +45,8 @@ def names_of(count: int, given: Sequence[str]) -> list[str]:
         remedy = "Give each adapter one name, in the order of --adapters; or none, to number them."
         raise AdapterError.single(NAMES, given, f"are {len(given)} names for {count} adapters.", remedy)
     for number, name in enumerate(given):
-        if name == BASE or not benchmark_run.ADAPTER_NAME.fullmatch(name):
-            remedy = f"Use letters, digits, dots and dashes, at most 40, and not {BASE}."
-            raise AdapterError.single(f"{NAMES}.{number}", name, "is no name for an adapter.", remedy)
+        if problem := benchmark_run.problem_of_name(name, f"{NAMES}.{number}", name):
+            raise AdapterError([problem])
         if name in given[:number]:
             message = f"is the name of adapter {given.index(name) + 1} too."
             raise AdapterError.single(f"{NAMES}.{number}", name, message, "Give each adapter a name of its own.")

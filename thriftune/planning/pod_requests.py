@@ -80,7 +80,7 @@ def merging(config: RunConfig, plan: TrainingPlan) -> PodRequest:
         plan: Its plan.
 
     Returns:
-        The request: 8 GiB of memory for a 7B model, 10 for 70B.
+        The request: 7 GiB of memory for a 7B model, 10 for 70B.
     """
     merged = saving.bytes_at_most(config) * plan.parameters
     disk = _HALF * plan.parameters + merged + _FULL * plan.trained_parameters

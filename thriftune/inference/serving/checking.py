@@ -7,7 +7,7 @@ from pathlib import Path
 
 from thriftune import damage
 from thriftune.config import ModelConfig
-from thriftune.config.benchmark_run import ADAPTER_NAME, BASE
+from thriftune.config.benchmark_run import problem_of_name
 from thriftune.errors import AdapterError, ConfigError, ModelSourceError
 from thriftune.models import architecture as architectures
 from thriftune.models import classifier, lineage
@@ -43,9 +43,8 @@ def adapters_of(given: Sequence[str]) -> dict[str, Path]:
         name, equals, place = entry.partition("=")
         if not equals or not place:
             raise AdapterError.single(_ADAPTERS, entry, "is not NAME=DIR.", "Write for example poems=/models/poems.")
-        if name == BASE or not ADAPTER_NAME.fullmatch(name):
-            remedy = f"Use letters, digits, dots and dashes, at most 40, and not {BASE}."
-            raise AdapterError.single(_ADAPTERS, name, "is no name for an adapter.", remedy)
+        if problem := problem_of_name(name, _ADAPTERS, name):
+            raise AdapterError([problem])
         if name in found:
             raise AdapterError.single(_ADAPTERS, name, "is there twice.", "Give each adapter a name of its own.")
         found[name] = Path(place).expanduser()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from thriftune.config.benchmark_run import ADAPTER_NAME, BASE
+from thriftune.config.benchmark_run import BASE, problem_of_name
 from thriftune.config.rules import with_user
 from thriftune.errors import Problem
 from thriftune.planning.serving import Served, ServingPlan
@@ -106,9 +106,8 @@ def _of_adapters(request: ManifestRequest) -> Iterator[Problem]:
             message = "is no folder below that of the files."
             yield Problem(f"adapters.{name}", path, message, "Use a path like run/adapter.")
     for name in request.adapters:
-        if name == BASE or not ADAPTER_NAME.fullmatch(name):
-            remedy = f"Use letters, digits, dots and dashes, at most 40, and not {BASE}."
-            yield Problem(f"adapters.{name}", request.adapters[name], "is no name for an adapter.", remedy)
+        if problem := problem_of_name(name, f"adapters.{name}", request.adapters[name]):
+            yield problem
     if {adapter.name for adapter in request.served.adapters} != request.adapters.keys():
         named = ", ".join(request.adapters)
         yield Problem("adapters", named, "are others than memory was planned for.", "Give both the same adapters.")
