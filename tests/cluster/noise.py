@@ -25,8 +25,8 @@ _ABOUT_THE_RUN = re.compile(
     r"|[\d.]+ % of the items of \S+ are among the rows to train on"
     r"|.* may not be read, and is made anew)"
     # The same as tasks/log.py leaves out of torch's Python, by its C++, which no filter reaches: a node found the store
-    # of its job, which was done, gone with the node that held it.
-    r"|TCPStore\.cpp:\d+\] \[c10d\] recvValueWithTimeout failed on SocketImpl"
+    # of its job, which was done, gone with the node that held it. Which call finds it differs: these are all it has.
+    r"|TCPStore\.cpp:\d+\] \[c10d\] (recvValue|recvValueWithTimeout|recvVector|sendBytes) failed on SocketImpl"
 )
 # What flytekit and torch say of an attempt that failed, also on the nodes that did not cause it.
 _ABOUT_A_FAILURE = re.compile(

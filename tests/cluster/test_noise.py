@@ -12,6 +12,7 @@ NOISE = {
     "a warning": "bitsandbytes/optim/optimizer.py:509: UserWarning: Paged optimizers are not supported on CPU.",
     "torch": "[rank0]:W1130 10:13:13.480000 77 torch/distributed/run.py:774] Setting OMP_NUM_THREADS",
     "a traceback": "Traceback (most recent call last):",
+    "a job without its store": "[W1201 08:59:26.551905578 socket.cpp:764] [c10d] The client socket is closed.",
     "a new warning of ours": "10:11:16 WARNING The disk is slow.",
 }
 ABOUT_THE_RUN = (
@@ -19,6 +20,8 @@ ABOUT_THE_RUN = (
     "10:12:07 WARNING Told to stop (the node is going away, or the run was interrupted): saving a checkpoint",
     "│ warning │ max-steps-beyond-epochs │ training.max_steps = 8 │ a pass over the data is 7 steps, │",
     "Loading weights: 100%|##########| 21/21 [00:00<00:00, 10362.40it/s]",
+    "[W1201 08:59:26.551905578 TCPStore.cpp:115] [c10d] recvVector failed on SocketImpl(fd=13, addr=[::ffff:127.0.0.1]",
+    "[W1130 08:59:26.551905578 TCPStore.cpp:340] [c10d] recvValueWithTimeout failed on SocketImpl(fd=13, addr=[::ffff",
 )
 
 
