@@ -194,7 +194,7 @@ class Children:
         trial.process = None
         said = trial.words.heard() or Said(again=_death(exit_code))
         outcome = said.outcome
-        self._slots.leave(number)
+        self._slots.leave(number, outcome.status if outcome else None)
         if outcome is None and self._notice.was_given:
             return
         if outcome is None and self._slots.restart(number):
