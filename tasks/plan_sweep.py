@@ -16,7 +16,8 @@ from tasks.training_body import start_version
 from tasks.transfer import transient_errors_retried
 from thriftune.config import RunConfig
 from thriftune.config.choices import METHODS
-from thriftune.config.sweep import SweepRun
+from thriftune.config.sweep import HalvingConfig, SweepRun
+from thriftune.config.sweep_rules import validations_before_end
 from thriftune.config.trials import number_of_trials, trial_of, written
 from thriftune.errors import ConfigError, Problem, UserError
 from thriftune.planning import matching, offers, packing
@@ -85,14 +86,28 @@ def _within_budget(config: SweepRun, planned: PlannedRound, before: SoFar, hours
     whole = now.times(number_of_trials(config) - left_out) if now and is_first else now
     logger.info("\n%s", plan_report.plan_text(planned, config.name, whole, currency))
     pages.show("plan", config.name, plan_report.plan_page(planned, config.name, whole, currency))
-    if config.sweep.halving and (alone := [trial.number for trial in planned.alone]):
-        logger.warning("Halving stops no trial with a node of its own: %s train to their end", alone)
+    if config.sweep.halving:
+        _say_whom_halving_spares(config.sweep.halving, planned)
     if is_first:
         cost.require_within(budget, whole, currency)
     elif now and (ended := cost.beyond(budget, before.cost + now.cost, hours + now.hours, currency)):
         logger.warning("No more trials are started: %s. What was trained is compared.", ended)
         return replace(planned, trials=[], packs=[], ended=ended)
     return planned
+
+
+def _say_whom_halving_spares(halving: HalvingConfig, planned: PlannedRound) -> None:
+    alone = [trial.number for trial in planned.alone]
+    if alone:
+        logger.warning("Halving stops no trial with a node of its own: %s train to their end", alone)
+    few = []
+    for trial in planned.trials:
+        steps = trial.plan.time.steps if trial.plan.time else 0
+        count = validations_before_end(steps or None, trial.config.evaluation.every_steps)
+        if trial.number not in alone and count is not None and count < halving.first:
+            few.append(trial.number)
+    if few:
+        logger.warning("Halving stops no trial before %d validations, and %s have fewer", halving.first, few)
 
 
 @dataclass

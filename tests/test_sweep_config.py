@@ -1,6 +1,7 @@
 """The file of a sweep: which trials it names, and what it may not say."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from conftest import run_dict
 from thriftune.checkpoints.known_by import DECIDED
 from thriftune.config import RunConfig
 from thriftune.config.sweep import SweepRun
-from thriftune.config.sweep_rules import REFUSED
+from thriftune.config.sweep_rules import REFUSED, validations_before_end
 from thriftune.config.trials import all_keys, field_of, given_settings, number_of_trials, numbers_of, trial_of
 from thriftune.errors import ConfigError
+from thriftune.training.validation import Validator
 
 RATES = {"training.learning_rate": [1e-4, 2e-4, 3e-4]}
 RANGE = {"training.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}}
@@ -112,6 +114,16 @@ def test_what_does_not_change_a_training_is_refused():
         ({"grid": RATES, "budget": {}}, {}, r"sweep\.budget = \{\}: limits nothing"),
         ({"grid": RATES, "budget": {"cost": 0}}, {}, r"sweep\.budget\.cost = 0"),
         ({"grid": RATES, "halving": {"factor": 1}}, {}, r"sweep\.halving\.factor = 1"),
+        (
+            {"grid": RATES, "halving": {"first": 3}},
+            {"training": {"max_steps": 9}, "evaluation": {"every_steps": 3}},
+            r"sweep\.halving\.first = 3: stops no trial: before its last step, none validates more than 2 times\.",
+        ),
+        (
+            {"grid": RATES, "halving": {"first": 10}},
+            {"training": {"max_steps": None}},
+            r"none validates more than 9 times",
+        ),
         ({"grid": {"export.shard_gb": [1, 2]}}, {}, r"sweep\.grid\.export\.shard_gb = \[1, 2\]: is for one result"),
         ({"grid": RATES}, {"publish": {"repository": "me/it"}}, r"publish = me/it: is for one result"),
         ({"grid": RATES}, {"export": {"formats": ["gguf-f16"]}}, r"export\.formats = gguf-f16: are for one result"),
@@ -132,6 +144,33 @@ def test_what_cannot_be_is_refused_by_field_value_and_remedy(sweep, changes, sai
         sweep_of(sweep, **changes)
     assert len(caught.value.problems) == 1, str(caught.value)
     assert caught.value.problems[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("first", "grid", "changes"),
+    [
+        (2, RATES, {"training": {"max_steps": 9}, "evaluation": {"every_steps": 3}}),
+        (9, RATES, {"training": {"max_steps": 10}}),
+        (
+            500,
+            RATES,
+            {"training": {"max_steps": None}, "evaluation": {"every_steps": 3}},
+        ),  # the file does not say how many
+        (4, {"training.max_steps": [2, 50]}, {"evaluation": {"every_steps": 10}}),
+    ],
+)
+def test_halving_that_can_stop_a_trial_is_accepted(first, grid, changes):
+    sweep_of({"grid": grid, "halving": {"first": first}}, **changes)
+
+
+@pytest.mark.parametrize("every", [None, 1, 2, 3, 7, 30])
+def test_the_validations_that_may_stop_a_trial_are_those_before_its_last_step(every):
+    config = sweep_of({"grid": RATES}, evaluation={"every_steps": every}).as_run
+    counts = SimpleNamespace(_config=config)
+    for steps in range(1, 40):
+        states = [SimpleNamespace(global_step=step, max_steps=steps) for step in range(1, steps)]
+        due = sum(Validator.is_due(counts, state) for state in states)
+        assert validations_before_end(steps, every) == due, steps
 
 
 def test_all_problems_of_run_and_sweep_are_said_at_once():

@@ -73,6 +73,18 @@ def test_trials_over_several_devices_have_nodes_of_their_own(tiny, on_cluster):
     assert {trial.plan.nodes for trial in planned.alone} == {1}
 
 
+def test_trials_with_fewer_validations_than_halving_asks_for_are_named(tiny, caplog):
+    """How many steps an epoch has is known once the rows are counted."""
+    run = tiny(
+        {"grid": {"training.global_batch": [4, 12]}, "halving": {"first": 5}},
+        training={"max_steps": None, "epochs": 1},
+        evaluation={"every_steps": 1},
+    )
+    planned = plan_round(config=run, before=SoFar())
+    assert [trial.plan.time.steps for trial in planned.trials] == [14, 5]
+    assert "Halving stops no trial before 5 validations, and [1] have fewer" in caplog.text
+
+
 def test_a_trial_of_the_file_that_cannot_be_planned_is_refused_before_any_starts(tiny):
     grid = {
         "overrides": [{"lora.rank": 2}, {"lora.target_modules": ["no_such"]}, {"lora.target_modules": ["nor_this"]}]

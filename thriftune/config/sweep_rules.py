@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config import gate_rules
@@ -26,6 +26,8 @@ from thriftune.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from thriftune.config.sweep import RangeConfig, SweepRun
 
+# Validations of a run whose file does not say how often: at each tenth of its steps.
+_USUAL_VALIDATIONS = 10
 _LEARNS_NOTHING = "changes nothing of what is learnt, so that trials would be equal."
 # Keys that no trial may set, or sections of them, and why.
 REFUSED = {
@@ -75,6 +77,7 @@ def of_trials(run: "SweepRun") -> Iterator[Problem]:
         settings = [{**middle, key: value} for key, drawn in run.sweep.ranges.items() for value in _values(drawn)]
     seen: dict[str, int] = {}
     said: set[tuple[str, str, str]] = set()
+    decided: list[int | None] = []
     for number, values in enumerate(settings):
         try:
             trial = trial_of(run, number, values)
@@ -85,11 +88,41 @@ def of_trials(run: "SweepRun") -> Iterator[Problem]:
                     said.add(what)
                     yield problem
             continue
+        training, evaluation = trial.config.training, trial.config.evaluation
+        decided.append(validations_before_end(training.max_steps, evaluation.every_steps))
         content = trial.config.model_dump_json(exclude={"name"})
         if content in seen and not run.sweep.ranges:
             remedy = "Change one of them, or leave it out."
             yield Problem("sweep", f"trial {number}", f"is equal to trial {seen[content]}.", remedy)
         seen.setdefault(content, number)
+    yield from _halving(run, decided)
+
+
+def validations_before_end(steps: int | None, every_steps: int | None) -> int | None:
+    """How often a training validates before its last step, after which nothing stops it; None if that is not known.
+
+    Args:
+        steps: Its optimizer steps; None if they are not known.
+        every_steps: Steps between two validations; None where the file does not say it.
+    """
+    if every_steps is None:
+        return _USUAL_VALIDATIONS - 1 if steps is None else min(_USUAL_VALIDATIONS, steps) - 1
+    return None if steps is None else (steps - 1) // every_steps
+
+
+def _halving(run: "SweepRun", decided: Sequence[int | None]) -> Iterator[Problem]:
+    """Whether halving can stop a trial.
+
+    Args:
+        run: The sweep.
+        decided: For each trial, the validations that may stop it; None where their number is not known.
+    """
+    halving, known = run.sweep.halving, [count for count in decided if count is not None]
+    if halving is None or not known or len(known) < len(decided) or max(known) >= halving.first:
+        return
+    message = f"stops no trial: before its last step, none validates more than {max(known)} times."
+    remedy = "Lower it, validate more often (evaluation.every_steps), or train longer."
+    yield Problem("sweep.halving.first", str(halving.first), message, remedy)
 
 
 def _values(drawn: "RangeConfig | tuple[Any, ...]") -> list[Any]:
