@@ -144,7 +144,7 @@ class Children:
 
     def _state(self, trial: _Trial) -> str:
         if trial.outcome is not None:
-            return " ".join([trial.outcome.status, trial.outcome.error]).strip()
+            return f"{trial.outcome.status}{_because(trial.outcome)}"
         return "trains" if trial.process else "waits"
 
     def _running(self) -> list[_Trial]:

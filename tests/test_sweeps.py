@@ -243,6 +243,27 @@ def test_the_page_has_a_curve_for_each_trial_and_marks_the_best(found):
     assert "diverged: &lt;b&gt;" in page, "what others wrote is escaped"
 
 
+@pytest.mark.parametrize(("trials", "legend"), [(1, 1), (9, 9), (10, 2), (200, 2)])
+def test_more_curves_than_can_be_told_apart_are_of_one_colour_beside_the_best(planned, trials, legend):
+    """Two hundred names for eight colours were a screen of legend that named no curve."""
+    done = [outcome(number, "trained") for number in range(trials)]
+    chart = report.chart_of(done, best=trials - 1)
+    said = report.legend_of(report.classes_of(range(trials), trials - 1))
+    assert len(chart.lines) == trials
+    assert len(said) == legend
+    assert said[-1] == (f"trial {trials - 1}, the best", "best")
+    assert {drawn_as for drawn_as, _ in chart.lines} == {drawn_as for _, drawn_as in said}
+    assert ("the other trials", "other") in said or legend == trials
+
+
+def test_why_a_trial_failed_has_a_row_of_its_own(found):
+    """At the end of a wide table it was out of sight, one word to a line."""
+    page = report.page_of(table_of(sweep_of({"grid": RATES}), found), found)
+    assert '<tr class="why"><td></td><td colspan="6">diverged: &lt;b&gt;</td></tr>' in page
+    assert page.count('class="why"') == 2
+    assert "<td>0, best</td>" in page
+
+
 def test_curves_that_are_not_finite_are_marked():
     chart = report.chart_of([outcome(0, losses=(2.0, math.nan)), outcome(1, losses=(2.0, 1.0))], best=1)
     assert chart.bad == [1.0]

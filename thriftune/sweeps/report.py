@@ -1,7 +1,7 @@
 """The page of a sweep: the held-out losses of all trials on one chart, and the table of what came of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from thriftune import pages
 from thriftune.sweeps.outcomes import Outcome
@@ -9,7 +9,7 @@ from thriftune.sweeps.rounds import SoFar
 from thriftune.sweeps.table import SweepTable, cells_of, headline
 from thriftune.training.charts import HEIGHT, WIDTH, Chart, Point, path, scale, share, step_ticks, thinned
 
-# Colours of curves, after which they are used again; the best has its own.
+# Colours that can be told apart. Of more trials than that, all but the best have one colour.
 COLOURS = 8
 
 
@@ -22,16 +22,16 @@ def page_of(table: SweepTable, found: SoFar) -> str:
     """
     header, rows = cells_of(table)
     chart = chart_of(found.outcomes, table.best)
-    drawn = [outcome.number for outcome in found.outcomes if curve_of(outcome)]
+    classes = classes_of([outcome.number for outcome in found.outcomes if curve_of(outcome)], table.best)
     return pages.render(
         "sweeps/report.html.jinja",
         {},
         name=table.name,
         headline=headline(table),
-        header=header,
-        rows=list(zip(rows, table.rows, strict=True)),
+        header=header[:-1],
+        rows=[(cells[:-1], row) for cells, row in zip(rows, table.rows, strict=True)],
         chart=chart,
-        legend=[(number, class_of(number, table.best)) for number in drawn],
+        legend=legend_of(classes),
         colours=COLOURS,
         width=WIDTH,
         height=HEIGHT,
@@ -61,12 +61,35 @@ def chart_of(outcomes: Sequence[Outcome], best: int | None) -> Chart | None:
     low, high, labels = scale(min(values), max(values))
     first, last = min(steps), max(steps)
     order = sorted(finite, key=lambda number: (number == best, number))
-    lines = [(class_of(n, best), path(thinned(finite[n]), (first, last, low, high))) for n in order if finite[n]]
+    classes = classes_of([number for number, points in curves.items() if points], best)
+    lines = [(classes[n], path(thinned(finite[n]), (first, last, low, high))) for n in order if finite[n]]
     bad = {share(step, first, last) for points in curves.values() for step, loss in points if not math.isfinite(loss)}
     note = f"{len(lines)} trial{'s' if len(lines) != 1 else ''}, in nats"
     return Chart("Held-out loss", note, lines, step_ticks(int(first), int(last)), labels, [], sorted(bad))
 
 
-def class_of(number: int, best: int | None) -> str:
-    """The class that a trial's curve is drawn with."""
-    return "best" if number == best else f"trial-{number % COLOURS}"
+def classes_of(numbers: Sequence[int], best: int | None) -> dict[int, str]:
+    """The class that each trial's curve is drawn with, by its number.
+
+    Args:
+        numbers: The trials that have a curve.
+        best: Number of the best; None if there is none.
+    """
+    others = [number for number in numbers if number != best]
+    is_told_apart = len(others) <= COLOURS
+    found = {number: f"trial-{place}" if is_told_apart else "other" for place, number in enumerate(others)}
+    return {number: found.get(number, "best") for number in numbers}
+
+
+def legend_of(classes: Mapping[int, str]) -> list[tuple[str, str]]:
+    """What the curves are, and the class of each: curves that are drawn alike are said once.
+
+    Args:
+        classes: The class of each trial, by its number.
+    """
+    found = []
+    for number, drawn_as in classes.items():
+        text = {"best": f"trial {number}, the best", "other": "the other trials"}.get(drawn_as, f"trial {number}")
+        if (text, drawn_as) not in found:
+            found.append((text, drawn_as))
+    return found
