@@ -28,7 +28,7 @@ from thriftune.preflight import platform, sizing
 from thriftune.preflight.findings import Facts, PreflightError
 from thriftune.sweeps import cost, plan_report
 from thriftune.sweeps.rounds import LeftOut, PlannedRound, PlannedTrial, SoFar
-from thriftune.sweeps.trials import next_trials
+from thriftune.sweeps.trials import next_trials, round_size, rounds_after
 from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger("thriftune.tasks.plan_sweep")
@@ -62,7 +62,7 @@ def plan_round(config: SweepRun, before: SoFar) -> PlannedRound:
     if not trials:
         return PlannedRound(began=began)
     with transient_errors_retried():
-        is_last = len(before.left_out) + len(trials) >= number_of_trials(config)
+        is_last = rounds_after(config, before) == 1 or len(trials) < round_size(config)  # the ranges gave no more
         must_have_one = not before.tried and is_last
         planned = replace(_Planning(config).round_of(trials, must_have_one=must_have_one), began=began)
     return _within_budget(config, planned, before, hours) if planned.trials else planned
@@ -83,7 +83,8 @@ def _within_budget(config: SweepRun, planned: PlannedRound, before: SoFar, hours
     budget, is_first = config.sweep.budget, not before.tried
     now, currency = cost.expected(planned, config.sweep.parallel), planned.trials[0].plan.currency
     left_out = len(before.left_out) + len(planned.left_out)
-    whole = now.times(number_of_trials(config) - left_out) if now and is_first else now
+    count, rounds = number_of_trials(config) - left_out, rounds_after(config, before)
+    whole = now.times(count, rounds) if now and is_first else now
     logger.info("\n%s", plan_report.plan_text(planned, config.name, whole, currency))
     pages.show("plan", config.name, plan_report.plan_page(planned, config.name, whole, currency))
     if config.sweep.halving:

@@ -34,6 +34,22 @@ def test_a_grid_is_every_combination_in_the_order_of_the_file():
     ]
 
 
+@pytest.mark.parametrize(
+    ("ranges", "count"),
+    [
+        (RANGE, 50),
+        ({"lora.rank": {"low": 4, "high": 8}}, 5),
+        ({"lora.rank": {"low": 4, "high": 9, "step": 2}}, 3),
+        ({"lora.dropout": {"low": 0.0, "high": 0.3, "step": 0.1}}, 4),
+        ({"lora.rank": [4, 8], "lora.alpha": {"low": 1, "high": 3}}, 6),
+        ({**RANGE, "lora.rank": [4, 8]}, 50),
+    ],
+)
+def test_there_are_no_more_trials_than_the_ranges_hold(ranges, count):
+    """Of 50 asked for, a budget counted 50 where 3 could be drawn."""
+    assert number_of_trials(sweep_of({"ranges": ranges, "trials": 50})) == count
+
+
 def test_a_trial_is_a_run_with_its_values_in_sections_that_the_file_leaves_out():
     run = sweep_of({"grid": {**RATES, "lora.rank": [4, 8]}})
     trial = trial_of(run, 3, given_settings(run)[3])

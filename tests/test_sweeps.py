@@ -102,7 +102,7 @@ def test_tpe_comes_nearer_to_what_is_good():
 def test_ranges_that_hold_less_give_less_and_that_is_said(caplog):
     run = sweep_of({"ranges": {"lora.rank": {"low": 4, "high": 8, "step": 2}}, "trials": 8})
     assert sorted(one["lora.rank"] for one in propose(run, {})) == [4, 6, 8]
-    assert "The ranges hold no more than 3 trials that differ: 8 were asked for" in caplog.text
+    assert "no more than 3 trials were drawn that differ: 8 were asked for" in caplog.text
 
 
 def test_lists_of_texts_can_be_chosen_from():
@@ -118,6 +118,7 @@ def test_lists_of_texts_can_be_chosen_from():
         ({"grid": RATES, "parallel": 2}, 1, 3),
         ({"grid": RATES, "parallel": 2, "budget": {"cost": 5}}, 2, 2),
         ({"ranges": RANGE, "trials": 7, "parallel": 3}, 1, 7),
+        ({"ranges": {"lora.rank": {"low": 4, "high": 8}}, "trials": 9, "parallel": 2, "budget": {"cost": 5}}, 3, 2),
         ({"ranges": RANGE, "trials": 7, "parallel": 3, "sampler": "tpe"}, 3, 3),
         ({"ranges": RANGE, "trials": 7, "parallel": 3, "budget": {"hours": 5}}, 3, 3),
     ],
@@ -153,7 +154,9 @@ def test_a_pack_costs_its_node_until_the_longest_is_done(planned, plan):
     assert cost.expected(replace(planned, packs=slower), None).hours == pytest.approx(2 * hours)
     own = cost.expected(replace(planned, packs=[]), 3)
     assert own.hours == pytest.approx(3 * hours), "eight, three at a time"
-    assert found.times(16).cost == pytest.approx(2 * found.cost)
+    whole = found.times(20, 3)
+    assert (whole.trials, whole.hours) == (20, pytest.approx(3 * hours)), "two full rounds, and a third that is not"
+    assert whole.cost == pytest.approx(2.5 * found.cost)
     unknown = replace(planned.trials[0], plan=replace(plan, time=None))
     assert cost.expected(replace(planned, trials=[unknown]), None) is None
 
@@ -163,7 +166,7 @@ def test_a_pack_costs_its_node_until_the_longest_is_done(planned, plan):
     [
         ({"cost": 20}, r"sweep\.budget\.cost = 20: 8 trials are expected to cost 76\.26 USD\. Try at most 2 trials"),
         ({"cost": 1}, r"sweep\.budget\.cost = 1: .* USD\. Shorten the trials"),
-        ({"hours": 2}, r"sweep\.budget\.hours = 2: 8 trials are expected to take 9\.7 hours\. Try at most 1 trial "),
+        ({"hours": 2}, r"sweep\.budget\.hours = 2: 8 trials are expected to take 9\.7 hours\. Shorten the trials"),
     ],
 )
 def test_a_sweep_beyond_its_budget_is_refused_with_the_number(planned, budget, said):
@@ -172,6 +175,13 @@ def test_a_sweep_beyond_its_budget_is_refused_with_the_number(planned, budget, s
     assert len(caught.value.problems) == 1
     cost.require_within(BudgetConfig(cost=1000, hours=100), cost.expected(planned, None), "USD")
     cost.require_within(None, None, "USD")
+
+
+def test_hours_are_saved_by_fewer_rounds_and_not_by_fewer_trials_at_the_same_time(planned):
+    """Eight trials of 9.7 hours at the same time in 2 hours: at most 1 trial, it said, which takes 9.7 hours too."""
+    whole = cost.expected(planned, None).times(24, 3)
+    with pytest.raises(ConfigError, match=r"24 trials are expected to take .* Try at most 16 trials"):
+        cost.require_within(BudgetConfig(hours=20), whole, "USD")
 
 
 def test_a_budget_that_nothing_can_be_said_of_is_refused():

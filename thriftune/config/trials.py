@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from thriftune.config.schema import RunConfig
 from thriftune.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from thriftune.config.sweep import SweepRun
+    from thriftune.config.sweep import RangeConfig, SweepRun
 
 # How a sweep names its trials: one of these keys.
 WAYS = ("overrides", "grid", "ranges")
@@ -26,6 +27,8 @@ _LONGEST_NAME = 40
 _NUMBER_DIGITS = 3
 # More trials than that could not be told apart by name, and nobody looks at them.
 MOST_TRIALS = 10**_NUMBER_DIGITS
+# Of steps: 0.3 / 0.1 is less than 3.
+_ROUNDED = 1e-9
 LONGEST_SWEEP_NAME = _LONGEST_NAME - len("-t") - _NUMBER_DIGITS
 
 
@@ -60,11 +63,22 @@ def number_of_trials(run: "SweepRun") -> int:
     """How many trials a sweep has at most."""
     sweep = run.sweep
     if sweep.ranges:
-        return sweep.trials or 0
+        return int(min(sweep.trials or 0, math.prod(_differing(key, drawn) for key, drawn in sweep.ranges.items())))
     count = 1
     for values in sweep.grid.values():
         count *= len(values)
     return count if sweep.grid else len(sweep.overrides)
+
+
+def _differing(key: str, drawn: "RangeConfig | tuple[Any, ...]") -> float:
+    """How many values may be drawn for a key that differ; infinity where there is no end of them."""
+    if isinstance(drawn, tuple):
+        return len(drawn)
+    field = field_of(key)
+    step = drawn.step or (1.0 if field and numbers_of(field) is int else None)
+    if step is None or not math.isfinite(drawn.high - drawn.low):
+        return math.inf
+    return max(1, math.floor((drawn.high - drawn.low) / step + _ROUNDED) + 1)
 
 
 def trial_of(run: "SweepRun", number: int, settings: Mapping[str, Any]) -> Trial:

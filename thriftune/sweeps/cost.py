@@ -20,20 +20,22 @@ class Expected:
         trials: Number of trials.
         hours: Hours from the first to the last.
         cost: Price of their nodes.
+        rounds: Rounds of them, one after the other, which take equally long.
     """
 
     trials: int
     hours: float
     cost: float
+    rounds: int = 1
 
-    def times(self, trials: int) -> "Expected":
-        """The same for another number of such trials, in rounds of the same size.
+    def times(self, trials: int, rounds: int) -> "Expected":
+        """The same for another number of such trials.
 
         Args:
             trials: Number of trials.
+            rounds: Rounds like this one, one after the other, in which they are trained.
         """
-        factor = trials / self.trials
-        return Expected(trials, self.hours * max(1.0, factor), self.cost * factor)
+        return Expected(trials, self.hours * rounds, self.cost * trials / self.trials, rounds)
 
 
 def expected(planned: PlannedRound, parallel: int | None) -> Expected | None:
@@ -74,12 +76,12 @@ def require_within(budget: BudgetConfig | None, found: Expected | None, currency
     problems = []
     if budget.cost is not None and found.cost > budget.cost:
         message = f"{found.trials} trials are expected to cost {found.cost:,.2f} {currency}."
-        problems.append(
-            Problem("sweep.budget.cost", f"{budget.cost:g}", message, _remedy(budget.cost, found.cost, found))
-        )
+        fewer = _remedy(math.floor(found.trials * budget.cost / found.cost))
+        problems.append(Problem("sweep.budget.cost", f"{budget.cost:g}", message, fewer))
     if budget.hours is not None and found.hours > budget.hours:
         message = f"{found.trials} trials are expected to take {hours_text(found.hours)}."
-        fewer = _remedy(budget.hours, found.hours, found)
+        rounds = math.floor(budget.hours * found.rounds / found.hours)  # those of one round train at the same time
+        fewer = _remedy(math.floor(found.trials * rounds / found.rounds))
         problems.append(Problem("sweep.budget.hours", f"{budget.hours:g}", message, fewer))
     if problems:
         raise ConfigError.of("plan-does-not-fit", problems)
@@ -121,8 +123,7 @@ def beyond(budget: BudgetConfig | None, cost: float, hours: float, currency: str
     return ""
 
 
-def _remedy(limit: float, needed: float, found: Expected) -> str:
-    possible = math.floor(found.trials * limit / needed)
+def _remedy(possible: int) -> str:
     fewer = f"Try at most {possible} trial{'s' if possible > 1 else ''}" if possible else "Shorten the trials"
     return f"{fewer} (training.max_steps shortens them), or raise the budget."
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thriftune.config.sweep import RangeConfig, SweepRun
-from thriftune.config.trials import field_of, numbers_of
+from thriftune.config.trials import field_of, number_of_trials, numbers_of
 
 if TYPE_CHECKING:
     import optuna
@@ -56,7 +56,7 @@ def propose(run: SweepRun, told: Mapping[int, Told], *, is_higher_better: bool =
     sweep, direction = run.sweep, "maximize" if is_higher_better else "minimize"
     study = optuna.create_study(sampler=_sampler(run), direction=direction)
     spaces = {key: _space(key, drawn) for key, drawn in sweep.ranges.items()}
-    wanted = sweep.trials or 0
+    wanted = number_of_trials(run)
     size = sweep.parallel or wanted if sweep.sampler == "tpe" else wanted
     drawn: list[dict[str, Any]] = []
     while True:
@@ -67,8 +67,10 @@ def propose(run: SweepRun, told: Mapping[int, Told], *, is_higher_better: bool =
             break
         for number, trial in enumerate(asked, start=first):
             _tell(study, trial, told.get(number, Told()), is_higher_better=is_higher_better)
-    if len(new) < min(size, wanted - first):
-        logger.warning("The ranges hold no more than %d trials that differ: %d were asked for", len(drawn), wanted)
+    is_last = len(new) < min(size, wanted - first) or len(drawn) >= wanted
+    if is_last and len(drawn) < (sweep.trials or 0):
+        asked_for = "Of the ranges, no more than %d trials were drawn that differ: %d were asked for"
+        logger.warning(asked_for, len(drawn), sweep.trials)
     return new
 
 

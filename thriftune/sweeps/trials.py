@@ -26,6 +26,17 @@ def number_of_rounds(run: SweepRun) -> int:
     return math.ceil(number_of_trials(run) / round_size(run))
 
 
+def rounds_after(run: SweepRun, before: SoFar) -> int:
+    """In how many more rounds the trials are started that were not planned yet.
+
+    Args:
+        run: The sweep.
+        before: What came of the rounds before.
+    """
+    left = number_of_trials(run) - len(before.tried) - len(before.left_out)
+    return math.ceil(left / round_size(run))
+
+
 def next_trials(run: SweepRun, before: SoFar) -> Mapping[int, dict[str, Any]]:
     """What the trials of the next round set, by their numbers; none if all were started.
 
