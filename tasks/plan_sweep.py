@@ -219,15 +219,16 @@ class _Planning:
 
     def _packs(self, trials: Sequence[PlannedTrial], parallel: int | None) -> list[PlannedPack]:
         plans = {trial.number: trial.plan for trial in trials}
+        bases = {trial.number: f"{trial.config.model.source} {trial.model_version}" for trial in trials}
         if self.there.here is not None:
-            return packing.packed_here(plans, self.there.here, parallel)
+            return packing.packed_here(plans, self.there.here, parallel, bases)
         machines: dict[str, list[Offer]] = {}
         for trial in trials:
             if trial.plan.device not in machines:
                 found = matching.matching(trial.config, self.there.nodes)
                 found = [offers.on_spot(offer) for offer in found] if settings.PLATFORM.interruptible else found
                 machines[trial.plan.device] = [offer for offer in found if offer.device.name == trial.plan.device]
-        return packing.packed(plans, machines, parallel)
+        return packing.packed(plans, machines, parallel, bases)
 
 
 def _on(config: RunConfig, **hardware: int) -> RunConfig:

@@ -86,6 +86,16 @@ def test_host_memory_and_disk_limit_how_many_share_a_node(qlora, metal):
     assert {pack.slots for pack in packs} == {2}
 
 
+def test_each_base_model_that_trials_differ_in_is_on_the_disk_of_their_node(qlora, metal):
+    """Room was asked for one of them, and the node's disk was full when the second was fetched."""
+    plans = dict.fromkeys(range(8), qlora)
+    (one,) = packing.packed(plans, metal, None, dict.fromkeys(range(8), "a"))
+    (four,) = packing.packed(plans, metal, None, {number: "abcd"[number % 4] for number in range(8)})
+    base = 2 * qlora.parameters / 2**30
+    assert base > 10
+    assert four.node.request.disk_gib - one.node.request.disk_gib == pytest.approx(3 * base, abs=1)
+
+
 def test_a_trial_that_fits_nothing_beside_others_has_the_node_of_its_plan(qlora, t4s):
     full = replace(qlora, memory=replace(qlora.memory, host={"loading": 12.9}))
     packs = packing.packed({0: full}, {"T4": [offer for offer in t4s["T4"] if offer.name == "g4dn.xlarge"]}, None)
@@ -118,6 +128,13 @@ def test_on_this_machine_a_trial_at_a_time_is_a_device_while_memory_lasts(parall
     (pack,) = packing.packed_here(dict.fromkeys(range(4), plan), replace(here, host_gib=host_gib), parallel)
     assert (pack.slots, pack.numbers, pack.node.instance) == (slots, [0, 1, 2, 3], THIS_MACHINE)
     assert ("trials at a time instead of" in caplog.text) == (host_gib < 64)
+
+
+def test_no_more_run_here_than_there_are_gpus_and_no_memory_is_blamed_for_it(qlora, caplog):
+    here = Offer(THIS_MACHINE, T4, 2, 14.6, 900.0, 64, 0.0, 0.0)
+    (pack,) = packing.packed_here(dict.fromkeys(range(8), qlora), here, 6)
+    assert pack.slots == 2
+    assert caplog.text == ""
 
 
 def test_one_device_is_what_makes_a_trial_share_a_node(qlora):

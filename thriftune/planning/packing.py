@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from types import MappingProxyType
 
 from thriftune.overhead import GIB
 from thriftune.planned_node import EvaluationNode, NodeRequest
@@ -17,6 +18,7 @@ from thriftune.training_plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
+_ONE_BASE: Mapping[int, str] = MappingProxyType({})
 _HALF = 2  # bytes of a weight in 16 bits, as the base model is on the disk
 
 
@@ -48,7 +50,7 @@ class Need:
         cpus: Virtual CPUs.
         memory_gib: Host memory.
         shared_memory_gib: Part of it that must fit /dev/shm.
-        models_gib: Disk for the base model, which trials share.
+        models_gib: Disk for the base models, each of which is there once.
         disk_gib: Disk for each trial besides.
     """
 
@@ -59,17 +61,21 @@ class Need:
     disk_gib: float
 
     @classmethod
-    def of(cls, plans: Iterable[TrainingPlan]) -> "Need":
-        """The most that any of some plans needs."""
-        found = list(plans)
-        base = [_HALF * plan.parameters / GIB for plan in found]
-        beside = [max(0.0, plan.memory.disk_gib - gib) for plan, gib in zip(found, base, strict=True)]
+    def of(cls, plans: Mapping[int, TrainingPlan], bases: Mapping[int, str]) -> "Need":
+        """The most that any of some trials needs.
+
+        Args:
+            plans: Their plans, by number.
+            bases: What the base model of each is known by; those that are not named have the same one.
+        """
+        found = plans.values()
+        sizes = {bases.get(number, ""): _base_gib(plan) for number, plan in plans.items()}
         return cls(
             cpus=1,
             memory_gib=max(plan.memory.host_gib for plan in found),
             shared_memory_gib=max(plan.memory.shared_memory_gib for plan in found),
-            models_gib=max(base),
-            disk_gib=max(beside),
+            models_gib=sum(sizes.values()),
+            disk_gib=max(max(0.0, plan.memory.disk_gib - _base_gib(plan)) for plan in found),
         )
 
     def times_on(self, offer: Offer) -> int:
@@ -101,7 +107,10 @@ def share_of(parallel: int | None, part: int, whole: int) -> int | None:
 
 
 def packed(
-    plans: Mapping[int, TrainingPlan], machines: Mapping[str, Sequence[Offer]], parallel: int | None
+    plans: Mapping[int, TrainingPlan],
+    machines: Mapping[str, Sequence[Offer]],
+    parallel: int | None,
+    bases: Mapping[int, str] = _ONE_BASE,
 ) -> list[PlannedPack]:
     """Pack trials on the nodes of a catalogue: those on which all of them together cost least.
 
@@ -109,6 +118,7 @@ def packed(
         plans: Plans of trials that need one device, by their numbers.
         machines: Node types that they may have, by the name of the device.
         parallel: Most trials at a time; None for all.
+        bases: As in `Need.of`.
 
     Returns:
         The packs, of which no more trials run at a time than `parallel`.
@@ -117,15 +127,15 @@ def packed(
     for device in sorted({plan.device for plan in plans.values()}):
         group = {number: plan for number, plan in plans.items() if plan.device == device}
         share = share_of(parallel, len(group), len(plans))
-        made = [packs_on(offer, group, share) for offer in machines[device] if _is_enough(offer, group)]
+        made = [packs_on(offer, group, share, bases) for offer in machines[device] if _is_enough(offer, group)]
         found = [one for one in made if one]
         cheapest = min(found, key=_rank, default=None)
-        packs += cheapest or _where_planned(group, machines[device], share)
+        packs += cheapest or _where_planned(group, machines[device], share, bases)
     return packs
 
 
 def _where_planned(
-    plans: Mapping[int, TrainingPlan], machines: Sequence[Offer], parallel: int | None
+    plans: Mapping[int, TrainingPlan], machines: Sequence[Offer], parallel: int | None, bases: Mapping[int, str]
 ) -> list[PlannedPack]:
     """Each trial on the node type of its plan, where no one type holds all of them."""
     offers = {offer.name: offer for offer in machines}
@@ -133,22 +143,25 @@ def _where_planned(
     for instance in sorted({plan.instance for plan in plans.values()}):
         group = {number: plan for number, plan in plans.items() if plan.instance == instance}
         share = share_of(parallel, len(group), len(plans))
-        packs += packs_on(offers[instance], group, share)
+        packs += packs_on(offers[instance], group, share, bases)
     return packs
 
 
-def packed_here(plans: Mapping[int, TrainingPlan], here: Offer, parallel: int | None) -> list[PlannedPack]:
+def packed_here(
+    plans: Mapping[int, TrainingPlan], here: Offer, parallel: int | None, bases: Mapping[int, str] = _ONE_BASE
+) -> list[PlannedPack]:
     """Pack trials on this machine; fewer at a time than were asked for where its memory holds no more.
 
     Args:
         plans: Plans of trials that need one device, by their numbers.
         here: This machine. On a CPU, a trial at a time counts as a device, and several may share a core.
         parallel: Most trials at a time; None for as many as there are devices.
+        bases: As in `Need.of`.
     """
     if not plans:
         return []
-    wanted = min(len(plans), parallel or here.gpus or here.cpus)
-    need = Need.of(plans.values())
+    wanted = min(len(plans), parallel or here.gpus or here.cpus, here.gpus or len(plans))
+    need = Need.of(plans, bases)
     machine = here if here.gpus else replace(here, cpus=max(here.cpus, wanted))
     slots = max(1, min(wanted, need.times_on(machine)))
     if slots < wanted:
@@ -159,15 +172,18 @@ def packed_here(plans: Mapping[int, TrainingPlan], here: Offer, parallel: int | 
     return [PlannedPack(_node(machine, need, plans, slots), slots, sorted(plans))]
 
 
-def packs_on(offer: Offer, plans: Mapping[int, TrainingPlan], parallel: int | None) -> list[PlannedPack]:
+def packs_on(
+    offer: Offer, plans: Mapping[int, TrainingPlan], parallel: int | None, bases: Mapping[int, str] = _ONE_BASE
+) -> list[PlannedPack]:
     """The packs of trials on nodes of one type, of which each has about as many; none if no trial fits one.
 
     Args:
         offer: The node type. Of one's own there may be no second one.
         plans: Plans of trials that need one device, by their numbers.
         parallel: Most trials at a time; None for all.
+        bases: As in `Need.of`.
     """
-    need, wanted = Need.of(plans.values()), min(parallel or len(plans), len(plans))
+    need, wanted = Need.of(plans, bases), min(parallel or len(plans), len(plans))
     was_planned = all(plan.instance == offer.name for plan in plans.values())
     at_once = max(need.times_on(offer), int(was_planned))  # the planner knows better what fits beside nothing else
     if not at_once:
@@ -199,6 +215,10 @@ def on_pack(plan: TrainingPlan, pack: PlannedPack) -> TrainingPlan:
         price_per_hour=node.price_per_hour / pack.slots,
         alternatives=[],
     )
+
+
+def _base_gib(plan: TrainingPlan) -> float:
+    return _HALF * plan.parameters / GIB
 
 
 def _is_enough(offer: Offer, plans: Mapping[int, TrainingPlan]) -> bool:
