@@ -13,6 +13,7 @@ from thriftune.models import architecture
 from thriftune.planning import catalogue, matching, packing, planner
 from thriftune.planning.offers import THIS_MACHINE, Offer
 from thriftune.planning.planner import plan as plan_of
+from thriftune.sweeps.packs import Pack, TrialJob, on_fewer_nodes
 
 T4 = DEVICES["T4"]
 
@@ -140,3 +141,18 @@ def test_no_more_run_here_than_there_are_gpus_and_no_memory_is_blamed_for_it(qlo
 def test_one_device_is_what_makes_a_trial_share_a_node(qlora):
     assert packing.is_packed(qlora)
     assert not packing.is_packed(replace(qlora, devices_per_node=4))
+
+
+@pytest.mark.parametrize(
+    ("left", "most", "sizes"),
+    [([1, 1, 1], 8, [3]), ([8, 8, 1], 8, [6, 5, 6]), ([3, 5], 8, [8]), ([1, 2, 1, 2], 3, [3, 3]), ([4], 8, [4])],
+)
+def test_what_is_left_of_several_packs_is_on_as_few_nodes_as_hold_it(qlora, left, most, sizes):
+    numbers = iter(range(100))
+    packs = [
+        Pack(index, 8, [TrialJob(next(numbers), "{}", qlora, "key", "", "m", "d") for _ in range(count)])
+        for index, count in enumerate(left)
+    ]
+    made = on_fewer_nodes(packs, most)
+    assert [len(pack.jobs) for pack in made] == sizes
+    assert [job.number for pack in made for job in pack.jobs] == list(range(sum(left)))

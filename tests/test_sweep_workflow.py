@@ -206,6 +206,20 @@ def test_trials_that_are_the_same_training_are_trained_once(tiny, on_cluster):
     assert len(given["cache_key"].collection.bindings) == 1
 
 
+def test_what_is_missing_of_several_packs_is_trained_on_no_more_nodes_than_it_needs(tiny, on_cluster, monkeypatch):
+    """Of 16 trials on two nodes with eight GPUs one of each was missing, and two such nodes trained one each."""
+    grid = {"training.learning_rate": [number / 1e4 for number in range(1, 17)]}
+    run = tiny({"grid": grid}, hardware={"device": None, "instance": "g4dn.metal"})
+    planned = plan_round(config=run, before=SoFar())
+    assert [len(pack.numbers) for pack in planned.packs] == [8, 8]
+    trained = [Outcome(number, "trained", model=f"s3://b/{number}", training=TRAINED) for number in range(16)]
+    monkeypatch.setattr(trial_results, "found", lambda number, *_: trained[number] if number % 8 < 7 else None)
+    nodes = nodes_of(train_round, config=run, planned=planned, before=SoFar())
+    (node,) = (node.array_node for node in nodes if node.array_node)
+    (packs,) = (one.binding.collection.bindings for one in node.node.inputs if one.var == "cache_key")
+    assert len(packs) == 1
+
+
 def test_an_equal_trial_has_what_the_trained_one_has_at_no_cost(tiny):
     run = tiny({"grid": RATES})
     planned = plan_round(config=run, before=SoFar())

@@ -27,7 +27,7 @@ from thriftune.planning import packing, pod_requests
 from thriftune.planning.evaluating import held_in_four_bit
 from thriftune.sweeps.choosing import best_of
 from thriftune.sweeps.outcomes import Outcome
-from thriftune.sweeps.packs import Pack, TrialJob, TrialKey
+from thriftune.sweeps.packs import Pack, TrialJob, TrialKey, on_fewer_nodes
 from thriftune.sweeps.rounds import PlannedRound, PlannedTrial, SoFar
 from thriftune.sweeps.table import SweepTable
 from workflows.benchmarking import Benchmarking, Subject, asking_of, make_ready
@@ -136,6 +136,7 @@ def _packed(
 ) -> Iterator[Any]:
     """Add the pods that train several trials each: those with equal nodes are one map task, a single pod is none."""
     groups: list[tuple[EvaluationNode, list[Pack]]] = []
+    planned_for = [len(pack.numbers) for pack in planned.packs]
     for index, pack in enumerate(planned.packs):
         jobs = [missing[number].job for number in pack.numbers if number in missing]
         if not jobs:
@@ -144,7 +145,9 @@ def _packed(
         if same is None:
             groups.append((pack.node, same := []))
         same.append(Pack(index, pack.slots, jobs))
-    for node, packs in groups:
+    for node, left in groups:
+        is_whole = all(len(pack.jobs) == planned_for[pack.number] for pack in left)
+        packs = left if is_whole else on_fewer_nodes(left, max(planned_for[pack.number] for pack in left))
         numbers = [job.number for pack in packs for job in pack.jobs]
         models = {missing[number].keys[0]: ready[number].model for number in numbers}
         datasets = {missing[number].keys[1]: ready[number].dataset for number in numbers}

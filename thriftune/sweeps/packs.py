@@ -1,6 +1,8 @@
 """The trials that share a node."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from thriftune.training_plan import TrainingPlan
 
@@ -56,3 +58,16 @@ class Pack:
     number: int
     slots: int
     jobs: list[TrialJob]
+
+
+def on_fewer_nodes(packs: Sequence[Pack], most: int) -> list[Pack]:
+    """Packs of equal nodes, some of whose trials are trained, on as few of these nodes as hold the others.
+
+    Args:
+        packs: The packs, each with the trials that are left.
+        most: Trials that one of them was planned for.
+    """
+    jobs = [job for pack in packs for job in pack.jobs]
+    count = math.ceil(len(jobs) / most)
+    ends = [round(len(jobs) * index / count) for index in range(count + 1)]
+    return [replace(pack, jobs=jobs[ends[index] : ends[index + 1]]) for index, pack in enumerate(packs[:count])]
