@@ -34,6 +34,10 @@ from thriftune.training_plan import TrainingPlan
 logger = logging.getLogger("thriftune.tasks.plan_sweep")
 
 _SECONDS_PER_HOUR = 3600
+_NOT_COMPARABLE = (
+    "The models of the trials have different tokenizers. A held-out loss is a mean over tokens, so that theirs do not "
+    "compare, and the best may not be the best: name a metric of benchmarks in sweep.metric."
+)
 
 
 @task(**cpu_task(None, *hub_secrets(), *wandb_secrets()), enable_deck=True, deck_fields=())
@@ -87,6 +91,9 @@ def _within_budget(config: SweepRun, planned: PlannedRound, before: SoFar, hours
     whole = now.times(count, rounds) if now and is_first else now
     logger.info("\n%s", plan_report.plan_text(planned, config.name, whole, currency))
     pages.show("plan", config.name, plan_report.plan_page(planned, config.name, whole, currency))
+    tokenizers = {one.tokenizer_version for one in (*planned.trials, *(done.trial for done in before.tried))}
+    if config.sweep.is_decided_by_loss and len(tokenizers) > 1:
+        logger.warning("%s", _NOT_COMPARABLE)
     if config.sweep.halving:
         _say_whom_halving_spares(config.sweep.halving, planned)
     if is_first:

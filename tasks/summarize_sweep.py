@@ -149,7 +149,9 @@ def summarize_sweep(config: SweepRun, found: SoFar) -> Summary:
 
 
 def _nothing_trained(config: SweepRun, table: SweepTable) -> ResultError:
-    errors = [f"trial {row.number} ({row.status}): {row.error}" for row in table.rows if row.error]
+    because = {"stopped": "sweep.halving stopped it", "trained": f"its {table.metric} is not a number"}
+    whys = {row.number: row.error or because.get(row.status, "") for row in table.rows}
+    errors = [f"trial {row.number} ({row.status}): {whys[row.number].removesuffix('.')}." for row in table.rows]
     remedy = "Repair what the trials say, and start the sweep again: what is trained is not trained again."
     return ResultError.single("sweep", config.name, f"no trial can be the best. {' '.join(errors[:3])}", remedy)
 

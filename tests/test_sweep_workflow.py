@@ -1,6 +1,7 @@
 """The workflow of a sweep: its nodes, what is refused before any of them trains, and a whole one on the tiny model."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -167,6 +168,35 @@ def test_what_is_spent_ends_a_sweep_before_the_next_round_and_that_is_said(tiny,
     assert "No more trials are started: 2.0 hours of 60 min are over" in caplog.text
     with pytest.raises(ResultError, match=r"no trial can be the best\. trial 0 \(failed\): no"):
         summarize_sweep(config=run, found=found)
+
+
+@pytest.mark.parametrize("status", ["stopped", "trained"])
+def test_why_no_trial_is_the_best_is_said_also_where_none_failed(tiny, status):
+    """All diverged, and the error said: no trial can be the best."""
+    run = tiny({"grid": RATES})
+    planned = plan_round(config=run, before=SoFar())
+    after = replace(TRAINED.after, loss=math.nan)
+    made = (
+        {"training": replace(TRAINED, after=after)} if status == "trained" else {"steps": (1,), "losses": (math.nan,)}
+    )
+    done = {"served": [Outcome(number, status, **made) for number in range(4)], "keys": [], "packed": [], "alone": []}
+    found = join_round(config=run, planned=planned, before=SoFar(), **done)
+    said = {
+        "stopped": r"trial 0 \(stopped\): sweep\.halving",
+        "trained": r"trial 0 \(trained\): its held_out_loss is not",
+    }
+    with pytest.raises(ResultError, match=said[status]):
+        summarize_sweep(config=run, found=found)
+
+
+def test_losses_of_different_tokenizers_are_said_not_to_compare(tiny, caplog):
+    run = tiny({"grid": RATES, "parallel": 2, "budget": {"hours": 100}})
+    first = plan_round(config=run, before=SoFar())
+    assert "tokenizers" not in caplog.text
+    others = replace(first, trials=[replace(trial, tokenizer_version="another") for trial in first.trials])
+    done = {"served": [Outcome(number, "failed") for number in range(2)], "keys": [], "packed": [], "alone": []}
+    plan_round(config=run, before=join_round(config=run, planned=others, before=SoFar(), **done))
+    assert "have different tokenizers" in caplog.text
 
 
 def test_a_lost_pack_is_said_and_does_not_end_the_sweep(tiny, caplog):
