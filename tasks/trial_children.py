@@ -25,7 +25,7 @@ from tasks.settings import PLATFORM
 from tasks.trial_child import Start
 from thriftune import distributed
 from thriftune.strategies import STRATEGIES
-from thriftune.sweeps.halving import Halving
+from thriftune.sweeps.halving import Halving, losses_of
 from thriftune.sweeps.outcomes import Outcome
 from thriftune.sweeps.packs import TrialJob
 from thriftune.sweeps.slots import NO_GPU, Slots
@@ -207,7 +207,7 @@ class Children:
         trial.outcome = replace(outcome, seconds=trial.seconds)
         shutil.rmtree(_temporary(trial), ignore_errors=True)  # or trials that waited would find no room on the disk
         if self._halving and outcome.training:
-            self._halving.goes_on(number, [one.loss for one in outcome.training.validations if one.step > 0])
+            self._halving.goes_on(number, losses_of(outcome))
         if outcome.status == "trained":
             checkpoints.remove_steps(trial.job.cache_key)
         logger.info("Trial %d %s after %.0f s%s", number, outcome.status, trial.seconds, _because(outcome))

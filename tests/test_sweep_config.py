@@ -200,6 +200,17 @@ def test_all_problems_of_run_and_sweep_are_said_at_once():
     assert fields == {"prefix", "sweep.grid.lora.rnk", "sweep.grid.name", "sweep.metric"}
 
 
+def test_every_key_that_leads_to_other_rows_or_to_another_model_has_to_be_allowed():
+    """Else each of its values would prepare a dataset of its own unawares."""
+    leads = {key for key, counts in DECIDED.items() if counts in ("data", "model")} | {"seed", "task", "classification"}
+    keys = [key for key in all_keys() if any(key == one or key.startswith(f"{one}.") for one in leads)]
+    assert len(keys) > 25
+    with pytest.raises(ConfigError) as caught:
+        sweep_of({"grid": {key: ["any"] for key in keys}})
+    refused = [problem.field for problem in caught.value.problems if "Add allow: [" in problem.remedy]
+    assert refused == [f"sweep.grid.{key}" for key in keys]
+
+
 def test_a_file_without_a_sweep_is_told_so():
     with pytest.raises(ConfigError, match=r"sweep: is missing\. Add it: What the trials"):
         SweepRun.model_validate(run_dict("lora"))
