@@ -277,7 +277,7 @@ def test_why_a_trial_failed_has_a_row_of_its_own(found):
 def test_curves_that_are_not_finite_are_marked():
     chart = report.chart_of([outcome(0, losses=(2.0, math.nan)), outcome(1, losses=(2.0, 1.0))], best=1)
     assert chart.bad == [1.0]
-    assert [name for name, _ in chart.lines] == ["trial-0", "best"]
+    assert [name for name, _ in chart.lines] == ["trial-0 point", "best"], "one validation is a dot"
     assert report.chart_of([outcome(0, losses=())], best=None) is None
 
 

@@ -11,6 +11,8 @@ from thriftune.training.charts import HEIGHT, WIDTH, Chart, Point, path, scale, 
 
 # Colours that can be told apart. Of more trials than that, all but the best have one colour.
 COLOURS = 8
+# Class of a curve of one validation, as of a trial that was stopped early: a dot, which has to be seen.
+POINT = "point"
 
 
 def page_of(table: SweepTable, found: SoFar) -> str:
@@ -62,6 +64,7 @@ def chart_of(outcomes: Sequence[Outcome], best: int | None) -> Chart | None:
     first, last = min(steps), max(steps)
     order = sorted(finite, key=lambda number: (number == best, number))
     classes = classes_of([number for number, points in curves.items() if points], best)
+    classes |= {number: f"{classes[number]} {POINT}" for number, points in finite.items() if len(points) == 1}
     lines = [(classes[n], path(thinned(finite[n]), (first, last, low, high))) for n in order if finite[n]]
     bad = {share(step, first, last) for points in curves.values() for step, loss in points if not math.isfinite(loss)}
     note = f"{len(lines)} trial{'s' if len(lines) != 1 else ''}, in nats"
