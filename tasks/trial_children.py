@@ -194,9 +194,9 @@ class Children:
         trial.process = None
         said = trial.words.heard() or Said(again=_death(exit_code))
         outcome = said.outcome
-        self._slots.leave(number, outcome.status if outcome else None)
-        if outcome is None and self._notice.was_given:
+        if outcome is None and self._notice.was_given:  # no other one starts on its device
             return
+        self._slots.leave(number, outcome.status if outcome else None)
         if outcome is None and self._slots.restart(number):
             logger.warning("Trial %d starts again, from its newest checkpoint if it has one: %s", number, said.again)
             return
