@@ -10,7 +10,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from serving.http_server import command, question, serving
+from serving.http_server import STARTING_SECONDS, command, question, serving
 from thriftune.errors import ConfigError
 from thriftune.inference.serve import main
 from thriftune.inference.serving import checking
@@ -228,15 +228,16 @@ def test_a_server_lives_before_its_decoder_is_ready_and_ends_with_it(tiny_model_
         assert "The decoding process ended with status -9" in server.log.read_text()
 
 
-@pytest.mark.parametrize("state", ["loading", "ready"])
-def test_nothing_is_left_of_a_server_that_is_killed(tiny_model_dir, module_adapters, tmp_path, state):
+@pytest.mark.parametrize(
+    ("state", "how", "status"), [("loading", "SIGTERM", 0), ("loading", "SIGKILL", -9), ("ready", "SIGKILL", -9)]
+)
+def test_nothing_is_left_of_a_server_that_ends(tiny_model_dir, module_adapters, tmp_path, state, how, status):
     """A decoder that was still loading took whoever was its parent afterwards for the server, and stayed for good."""
     with serving(tiny_model_dir, module_adapters, tmp_path / "log", state=state) as server:
         decoder = _decoder_of(server)
-        server.process.kill()
-        server.process.wait()
+        assert server.end(signal.Signals[how]) == status
         with suppress(psutil.NoSuchProcess):
-            decoder.wait(60)
+            decoder.wait(STARTING_SECONDS)
         assert not decoder.is_running()
 
 

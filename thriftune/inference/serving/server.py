@@ -82,6 +82,7 @@ class AdaptersServer(LitServer):  # type: ignore[misc]
         """
         self._transport = MPQueueTransport(None, [self._reports])
         self.workers_setup_status: dict[str, str] = {}
+        self.inference_workers: list[Any] = []
         limits = self.desk.limits
         config = uvicorn.Config(
             self.app,
@@ -214,7 +215,9 @@ class _Http(uvicorn.Server):
 
 
 async def _refused(_request: Request, error: Any) -> Response:
-    close = {"Connection": "close"} if error.status in {408, 413, 415} else {}
+    # After 413 and 415 the connection stays a while, and the rest of the body is let go: one that is closed on a client
+    # that sends loses the answer, too.
+    close = {"Connection": "close"} if error.status == 408 else {}
     return JSONResponse(error.body, status_code=error.status, headers={**error.headers, **close})
 
 

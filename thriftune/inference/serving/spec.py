@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from litserve import LitAPI
 
 TOLD = "thriftune.told"  # where a request's scope has what is logged of it
-# A body that is too long is read on for a while and let go, so that the client is there for the answer.
-_LET_GO_BYTES, _LET_GO_SECONDS = 64 << 20, 3.0
 
 
 class AdaptersSpec(OpenAISpec):  # type: ignore[misc]
@@ -143,21 +141,6 @@ class AdaptersSpec(OpenAISpec):  # type: ignore[misc]
             message = f"The body did not come within {limits.head_seconds:.0f} s. Send it at once."
             raise RefusedError(408, message, code="timeout") from None
         if len(body) > limits.max_body_bytes:
-            await _let_go(request)
             message = f"The body has more than {limits.max_body_bytes} bytes (--max-body-bytes). Send less."
             raise RefusedError(413, message, code="body_too_large")
         return bytes(body)
-
-
-async def _let_go(request: Request) -> None:
-    """Read on for a while without keeping anything: a connection that is closed on a sender loses the answer, too."""
-    read_on = 0
-    try:
-        async with asyncio.timeout(_LET_GO_SECONDS):
-            while read_on < _LET_GO_BYTES:
-                message = await request.receive()
-                read_on += len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body"):
-                    return
-    except TimeoutError:
-        return
