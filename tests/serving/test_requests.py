@@ -66,8 +66,8 @@ class Watched:
         return self.tokenizer(text, **options)
 
 
-def asks(tokenizer, text, style="chat", most=20):
-    questions: Any = Questions(tokenizer, {"base": style}, Limits(max_prompt_tokens=most))
+def asks(tokenizer, text, style="chat", most=20, positions=None):
+    questions: Any = Questions(tokenizer, {"base": style}, Limits(max_prompt_tokens=most), positions)
     return questions.asks(read(json.dumps(question(text)).encode(), ["base"]))
 
 
@@ -79,23 +79,29 @@ def test_of_a_text_that_is_far_too_long_the_beginning_is_read(llama_tokenizer):
     assert watched.longest < 1000
 
 
-def test_a_text_of_few_tokens_is_read_however_long_it_is(llama_tokenizer):
-    from tokenizers import normalizers
+def leaving_out(tokenizer, letter):
+    """The tokenizer, without a BOS, as one that leaves out a letter that has no shape."""
+    from tokenizers import Tokenizer, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    brief = PreTrainedTokenizerFast(tokenizer_object=llama_tokenizer.backend_tokenizer)
-    brief.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
-    (ask,) = asks(brief, "\u200b" * 5000 + "hi", "text")
+    inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    inner.normalizer, inner.post_processor = normalizers.Replace(letter, ""), None
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def test_a_text_of_few_tokens_is_read_however_long_it_is(llama_tokenizer):
+    (ask,) = asks(leaving_out(llama_tokenizer, "\u200b"), "\u200b" * 5000 + "hi", "text")
     assert 0 < len(ask.prompt) <= 20
 
 
 def test_a_text_without_tokens_is_refused(llama_tokenizer):
     """The forward pass failed on it: status 500 for what the client has to correct."""
-    from tokenizers import Tokenizer, normalizers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer.from_str(llama_tokenizer.backend_tokenizer.to_str())
-    inner.normalizer = normalizers.Replace("\u200b", "")
-    inner.post_processor = None
     with pytest.raises(RefusedError, match="The messages have no tokens"):
-        asks(PreTrainedTokenizerFast(tokenizer_object=inner), "\u200b", "text")
+        asks(leaving_out(llama_tokenizer, "\u200b"), "\u200b", "text")
+
+
+def test_an_answer_ends_with_the_position_table(llama_tokenizer):
+    (ask,) = asks(llama_tokenizer, "hi", "text", positions=6)
+    assert len(ask.prompt) + ask.max_tokens == 6
+    with pytest.raises(RefusedError, match=r"The messages are \d+ tokens, and the model has 2 positions"):
+        asks(llama_tokenizer, "hi", "text", positions=2)
