@@ -12,8 +12,8 @@ from serving.http_server import question, serving
 
 MIB = 1 << 20
 OPTIONS = [
-    "--max-tokens", "200", "--max-prompt-tokens", "100", "--max-queue", "16", "--max-connections", "100",
-    "--head-seconds", "1", "--stall-seconds", "1", "--max-body-bytes", "100000",
+    "--max-tokens", "5000", "--max-prompt-tokens", "100", "--max-queue", "16", "--max-connections", "100",
+    "--head-seconds", "5", "--stall-seconds", "1", "--max-body-bytes", "100000",
 ]  # fmt: skip
 HI = [{"role": "user", "content": "hi"}]
 
@@ -27,12 +27,11 @@ def server(tiny_model_dir, module_adapters, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def serves_others(server):
-    """Whatever a test did, the next request is answered at once, and no row is left behind."""
+    """Whatever a test did, the next request is answered, and neither a row nor a traceback is left behind."""
     yield
-    began = time.monotonic()
     assert server.ask(model="a1").status_code == 200
-    assert time.monotonic() - began < 5
     assert server.metric("thriftune_accepted") == 0
+    assert "Traceback" not in server.log.read_text()
 
 
 def connect(server, *, reads=None):
@@ -58,6 +57,13 @@ def status_of(connection):
     except ConnectionError:
         return 0
     return int(data.split(b" ", 2)[1]) if data else 0
+
+
+def wait_for(is_so):
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +133,7 @@ def test_other_content_paths_and_methods_are_refused(server):
 
 
 def test_huge_bodies_are_not_kept(server):
-    """Each is refused while it comes; together they would be 320 MiB."""
+    """Each is refused while it comes; together they would be 128 MiB."""
     before = server.memory()
 
     def send(_number):
@@ -138,7 +144,7 @@ def test_huge_bodies_are_not_kept(server):
             ).status_code
 
     def posted_content():
-        for _ in range(20):
+        for _ in range(8):
             yield b"x" * MIB
 
     with ThreadPoolExecutor(16) as pool:
@@ -154,25 +160,30 @@ def test_who_sends_half_a_request_is_cut_off(server):
         assert (status_of(without_head), status_of(half_a_head)) == (0, 0)
 
 
-def test_a_client_that_leaves_frees_its_rows(server):
+def test_who_leaves_within_a_request_is_no_failure(server):
+    """It had a traceback of 60 lines and counted as status 500."""
+    with connect(server) as leaving:
+        leaving.sendall(posted(b"{", length=100))
+    wait_for(lambda: "POST /v1/chat/completions 499 model=-" in server.log.read_text())
+
+
+def test_clients_that_leave_free_their_rows_and_places(server):
+    """A place in the queue was counted until the next answer, though nobody waited any more."""
     for stream in (True, False):
-        with connect(server) as leaving:
-            leaving.sendall(posted(question("hi", "a2", max_tokens=200, n=8, stream=stream)))
-            while not server.metric("thriftune_accepted"):
-                time.sleep(0.01)
-        deadline = time.monotonic() + 5
-        while server.metric("thriftune_accepted"):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    gone = [line for line in server.log.read_text().splitlines() if " 499 model=a2" in line]
-    assert len(gone) == 2
-    assert all(int(line.partition("tokens=")[2].partition("+")[2].split()[0]) < 1600 for line in gone)
+        asked = posted(question("hi", "a2", max_tokens=5000, n=8, stream=stream))
+        with connect(server) as first, connect(server) as second:
+            first.sendall(asked)
+            second.sendall(asked)
+            wait_for(lambda: server.metric("thriftune_queue") == 8)
+        wait_for(lambda: server.metric("thriftune_accepted") == 0)
+        wait_for(lambda: server.metric("thriftune_queue") == 0)
+    wait_for(lambda: server.log.read_text().count(" 499 model=a2") == 4)
 
 
 def test_a_client_that_stops_reading_is_cut_off(server):
     with connect(server, reads=4096) as stopped:
-        stopped.sendall(posted(question("hi", "a3", max_tokens=200, n=8, stream=True)))
-        deadline = time.monotonic() + 20
+        stopped.sendall(posted(question("hi", "a3", max_tokens=5000, n=8, stream=True)))
+        deadline = time.monotonic() + 60
         while " 499 model=a3" not in server.log.read_text():
             assert time.monotonic() < deadline, server.log.read_text()
             assert server.ask(model="a1").status_code == 200
@@ -181,34 +192,27 @@ def test_a_client_that_stops_reading_is_cut_off(server):
 
 def test_500_requests_at_once_get_an_answer_each(server):
     """Answered, told to come again, or refused as one too many; memory does not follow their number."""
-    before = server.memory()
+    before, asked = server.memory(), posted(question("hi", "a1", max_tokens=20))
     with ExitStack() as stack:
-        connections = [stack.enter_context(connect(server)) for _ in range(500)]
-        for connection in connections:
+        connections = []
+        for _ in range(500):
+            connections.append(stack.enter_context(connect(server)))
             with suppress(ConnectionError):  # refused already; its answer can still be read, or not
-                connection.sendall(posted(question("hi", "a1", max_tokens=20)))
+                connections[-1].sendall(asked)
         statuses = [status_of(connection) for connection in connections]
     counted = {status: statuses.count(status) for status in set(statuses)}
     assert set(counted) <= {200, 429, 503, 0}, counted
-    assert counted[200] >= 16, counted
-    assert counted.get(503, 0) + counted.get(0, 0) >= 300, counted
+    assert counted[200] >= 24, counted  # as many as there are places
     assert server.memory() - before < 60 * MIB
 
 
-def test_idle_connections_keep_nobody_out(server):
-    with ExitStack() as stack:
-        for _ in range(100):
-            stack.enter_context(connect(server))
-        time.sleep(1.2)
-        assert server.ask(model="a2").status_code == 200
-
-
 def test_more_than_wait_are_told_when_to_come_again(server):
-    asked = question("hi", "a1", max_tokens=200, n=8)
-    with ThreadPoolExecutor(8) as pool:
-        replies = list(pool.map(lambda _: server.ask(**asked), range(8)))
-    refused = [reply for reply in replies if reply.status_code == 429]
-    assert {reply.status_code for reply in replies} == {200, 429}
-    assert all(
-        reply.headers["retry-after"] == "1" and reply.json()["error"]["code"] == "queue_full" for reply in refused
-    )
+    asked = question("hi", "a1", max_tokens=5000, n=8)
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(connect(server)).sendall(posted(asked))
+        wait_for(lambda: server.metric("thriftune_accepted") == 24)
+        refused = server.ask(**asked)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.json()["error"]["code"] == "queue_full"
+    wait_for(lambda: server.metric("thriftune_accepted") == 0)

@@ -14,7 +14,7 @@ class Ask:
         uid: Identity of the answer.
         model: Name of the adapter that answers, or `base`.
         prompt: Token ids of the question.
-        max_tokens: Longest answer, in tokens.
+        max_tokens: Longest answer, in tokens; at most what the model has positions for.
         temperature: 0 always takes the likeliest token; above 0, tokens are drawn.
         top_p: Share of the probability from which tokens are drawn.
         seed: Seed of the draws.

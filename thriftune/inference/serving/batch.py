@@ -23,14 +23,12 @@ class Row:
         ask: The request.
         text: Its answer so far.
         choice: How its tokens are chosen.
-        room: Most tokens that its answer may have.
         seen: The tokens of its question and answer.
     """
 
     ask: Ask
     text: AnswerText
     choice: Choice
-    room: int
     seen: list[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,6 @@ from thriftune.inference.serving.batch import Batch, Row
 from thriftune.inference.serving.choosing import choice_of
 from thriftune.inference.serving.loaded import Loaded
 from thriftune.inference.serving.text import AnswerText
-from thriftune.models.positions import answer_room
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +92,8 @@ class Decoder:
         return pieces
 
     def _row(self, ask: Ask) -> Row:
-        room = answer_room(self._loaded.model, len(ask.prompt), ask.max_tokens)
         choice = choice_of(ask.temperature, ask.top_p, ask.seed, self._loaded.penalty)
-        return Row(ask, AnswerText(self._loaded.tokenizer, ask.stop, is_streamed=ask.is_streamed), choice, room)
+        return Row(ask, AnswerText(self._loaded.tokenizer, ask.stop, is_streamed=ask.is_streamed), choice)
 
     def _decode(self, batch: Batch) -> list[Piece]:
         return self._guarded(list(batch.rows), batch, joining=False)
@@ -124,7 +122,7 @@ class Decoder:
         row.seen.append(token)
         if row.text.is_stopped:
             return self._last(row, text, "stop")
-        if len(row.text.tokens) == row.room:
+        if len(row.text.tokens) == row.ask.max_tokens:
             return self._last(row, text, "length")
         return Piece(row.ask.uid, text, len(row.text.tokens))
 

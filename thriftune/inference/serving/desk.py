@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,7 +41,7 @@ class Answering:
         asks: One for each of its choices.
         told: What is counted of it.
         deadline: Loop time at which it is given up.
-        pieces: What the decoder has said, for all choices.
+        pieces: What the decoder has said, for all choices; an error ends them.
         began: When it was accepted, by the monotonic clock.
         unfinished: The choices that go on.
     """
@@ -49,7 +49,7 @@ class Answering:
     asks: Sequence[Ask]
     told: Told
     deadline: float
-    pieces: "asyncio.Queue[Piece]" = field(default_factory=asyncio.Queue)
+    pieces: "asyncio.Queue[Piece | RefusedError]" = field(default_factory=asyncio.Queue)
     began: float = field(default_factory=time.monotonic)
     unfinished: set[str] = field(default_factory=set)
 
@@ -72,6 +72,7 @@ class Desk:
         self._send = send
         self._by_uid: dict[str, Answering] = {}
         self._accepted = 0
+        self._being_read = 0
 
     @property
     def accepted(self) -> int:
@@ -98,9 +99,34 @@ class Desk:
         Raises:
             RefusedError: They do not fit beside those that were accepted.
         """
-        if len(self._by_uid) + answers > self.limits.max_batch + self.limits.max_queue:
-            message = f"{len(self._by_uid)} answers are being made or wait (--max-queue). Ask again later."
+        places = self.limits.max_batch + self.limits.max_queue
+        if answers > places:
+            message = f"n = {answers}, and there are {places} places (--max-batch, --max-queue). Ask for fewer."
+            raise RefusedError(400, message, "n", "invalid_value")
+        taken = len(self._by_uid) + self._being_read
+        if taken + answers > places:
+            message = f"{taken} answers are being made or wait (--max-queue). Ask again later."
             raise RefusedError(429, message, code="queue_full", retry_after=_RETRY_SECONDS)
+
+    @contextmanager
+    def reading(self, answers: int) -> Iterator[None]:
+        """Keep places for a request while its text becomes tokens: what would be refused after it need not be read.
+
+        Args:
+            answers: How many it asks for.
+
+        Yields:
+            Nothing, while they are kept.
+
+        Raises:
+            RefusedError: They do not fit beside those that were accepted.
+        """
+        self.require_room(answers)
+        self._being_read += answers
+        try:
+            yield
+        finally:
+            self._being_read -= answers
 
     @asynccontextmanager
     async def answering(self, asks: Sequence[Ask], told: Told) -> AsyncIterator[Answering]:
@@ -134,6 +160,25 @@ class Desk:
             for uid in taken.unfinished:
                 self._send(Cancel(uid))
 
+    @asynccontextmanager
+    async def in_time(self, taken: Answering) -> AsyncIterator[None]:
+        """Give a request up at its deadline, whatever it waits for: the decoder, or a client that reads slowly.
+
+        Args:
+            taken: The request.
+
+        Yields:
+            Nothing, until then.
+
+        Raises:
+            RefusedError: It took too long.
+        """
+        try:
+            async with asyncio.timeout_at(taken.deadline):
+                yield
+        except TimeoutError:
+            raise too_slow(self.limits.request_seconds) from None
+
     async def pieces(self, taken: Answering) -> AsyncIterator[Piece]:
         """The pieces of an accepted request until all its choices have ended.
 
@@ -144,15 +189,13 @@ class Desk:
             Each piece.
 
         Raises:
-            RefusedError: It took too long, or the decoder failed.
+            RefusedError: The decoder failed, or the server ends.
         """
         tokens: dict[str, int] = {}
         while taken.unfinished:
-            try:
-                async with asyncio.timeout_at(taken.deadline):
-                    piece = await taken.pieces.get()
-            except TimeoutError:
-                raise too_slow(self.limits.request_seconds) from None
+            piece = await taken.pieces.get()
+            if isinstance(piece, RefusedError):
+                raise piece
             if not tokens:
                 self.metrics.first_piece(taken.told.model, time.monotonic() - taken.began)
             tokens[piece.uid] = piece.tokens
@@ -177,5 +220,12 @@ class Desk:
     def broke(self) -> None:
         """The decoder has ended: so do all requests."""
         self.state = "broken"
-        for uid, taken in self._by_uid.items():
-            taken.pieces.put_nowait(Piece(uid, "", 0, error="its process ended"))
+        self._end_all(RefusedError(500, "The model failed: its process ended. Ask again.", code="model_failed"))
+
+    def give_up(self) -> None:
+        """The server ends: so do all requests that are left."""
+        self._end_all(draining())
+
+    def _end_all(self, error: RefusedError) -> None:
+        for taken in self._by_uid.values():
+            taken.pieces.put_nowait(error)

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-UNKNOWN = "unknown"  # the model of a request that names none of those served: what clients write is no label
+# The model of a request that names none of those served: what clients write is no label. No adapter has this name.
+UNKNOWN = "(unknown)"
 
 
 class Metrics:

@@ -23,7 +23,7 @@ def limited(limits: Limits) -> type[H11Protocol]:
     class Limited(H11Protocol):
         """A connection that ends when its client sends no request, or does not read what it asked for."""
 
-        idle_since: float | None = None  # loop time since which it has sent no request
+        idle_since: float | None = None  # loop time since which no request of it is answered
         _late: asyncio.TimerHandle | None = None
         _stalled: asyncio.TimerHandle | None = None
 
@@ -39,7 +39,7 @@ def limited(limits: Limits) -> type[H11Protocol]:
                 self.transport = transport
                 return
             super().connection_made(transport)
-            self._wait_for_head()
+            self._limit_waiting()
 
         def data_received(self, data: bytes) -> None:
             """Read what came.
@@ -50,13 +50,7 @@ def limited(limits: Limits) -> type[H11Protocol]:
             if self.transport.is_closing():
                 return
             super().data_received(data)
-            if self.conn.their_state is h11.IDLE:
-                self._wait_for_head()
-                return
-            self.idle_since = None
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
+            self._limit_waiting()
 
         def pause_writing(self) -> None:
             """The client does not read: it has a while to do so."""
@@ -68,6 +62,8 @@ def limited(limits: Limits) -> type[H11Protocol]:
             if self._stalled is not None:
                 self._stalled.cancel()
             super().resume_writing()
+            if self.transport.is_closing():
+                self._limit_waiting()
 
         def connection_lost(self, exc: Exception | None) -> None:
             """Forget the connection.
@@ -82,14 +78,49 @@ def limited(limits: Limits) -> type[H11Protocol]:
                 super().connection_lost(exc)
 
         def on_response_complete(self) -> None:
-            """The client may send another request."""
-            self.idle_since = self.loop.time()
+            """The client may send another request, or has already."""
             super().on_response_complete()
+            self._limit_waiting()
 
-        def _wait_for_head(self) -> None:
-            if self._late is None and self.timeout_keep_alive_task is None:
+        def timeout_keep_alive_handler(self) -> None:
+            """The client has sent no other request; what it has not read may still keep the connection."""
+            super().timeout_keep_alive_handler()
+            self._limit_waiting()
+
+        def send_400_response(self, msg: str) -> None:
+            """Refuse what is not HTTP.
+
+            Args:
+                msg: Why.
+            """
+            if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                super().send_400_response(msg)
+            else:
+                self.transport.abort()  # another answer has begun, or was given before the end of its request
+
+        def _limit_waiting(self) -> None:
+            """Have the connection end after a while in which no request of it is answered.
+
+            It may send no whole head, or the body of a request that was answered without it, or not read its answer.
+            """
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.idle_since = None
+                if self._late is not None:
+                    self._late.cancel()
+                    self._late = None
+                return
+            if self.idle_since is None:
                 self.idle_since = self.loop.time()
-                self._late = self.loop.call_later(limits.head_seconds, self.transport.abort)
+            seconds = self._patience()
+            if self._late is None and seconds is not None:
+                self._late = self.loop.call_later(seconds, self.transport.abort)
+
+        def _patience(self) -> float | None:
+            """Seconds that it has for what it has to do now; None where another clock runs already."""
+            if self.transport.is_closing():  # what is written has to leave
+                return None if self.flow.write_paused else limits.stall_seconds
+            is_kept_alive = self.timeout_keep_alive_task is not None and self.conn.their_state is h11.IDLE
+            return None if is_kept_alive else limits.head_seconds
 
     return Limited
 

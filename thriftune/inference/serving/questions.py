@@ -10,7 +10,7 @@ from uuid import uuid4
 from thriftune.config import DataFormat
 from thriftune.config.benchmark_run import BASE
 from thriftune.data.formats import FORMATS
-from thriftune.data.questions import encode_prompt, encode_text, prompt_style
+from thriftune.data.questions import encode_text, prompt_style, prompt_text
 from thriftune.errors import DataError
 from thriftune.inference.serving.asking import Ask
 from thriftune.inference.serving.limits import Limits
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FREE_TEMPERATURE = 1.0  # OpenAI's, for a request that does not say
+# Making tokens takes 150 times the memory of a text. One with more letters a token than any language has is measured by
+# its beginning, which may have a few tokens more where it was cut.
+_LETTERS_PER_TOKEN, _CUT_TOKENS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,7 @@ class Questions:
         Raises:
             RefusedError: The conversation cannot be put in the adapter's form, or is too long.
         """
-        prompt = tuple(self._encoded(request.messages, request.model))
-        if len(prompt) > self.limits.max_prompt_tokens:
-            message = f"The messages are {len(prompt)} tokens; at most {self.limits.max_prompt_tokens} are read."
-            raise RefusedError(400, f"{message} Shorten them.", "messages", "context_length_exceeded")
+        prompt = self._prompt(request)
         seed = secrets.randbits(62) if request.seed is None else request.seed
         return [
             Ask(
@@ -69,8 +69,23 @@ class Questions:
             for number in range(request.n or 1)
         ]
 
+    def _prompt(self, request: ChatRequest) -> tuple[int, ...]:
+        """The tokens of a conversation, with the answer's turn opened."""
+        style, most = self.styles[request.model], self.limits.max_prompt_tokens
+        text, beginning = self._text(request.messages, request.model), _LETTERS_PER_TOKEN * most
+        if len(text) > beginning:
+            read = len(encode_text(text[:beginning], self.tokenizer, style))
+            if read > most + _CUT_TOKENS:
+                raise _too_long(f"more than {read - _CUT_TOKENS}", most)
+        prompt = tuple(encode_text(text, self.tokenizer, style))
+        if len(prompt) > most:
+            raise _too_long(str(len(prompt)), most)
+        if not prompt:  # some tokenizers leave out letters without a shape
+            raise RefusedError(400, "The messages have no tokens. Write some text.", "messages", "invalid_value")
+        return prompt
+
     def _room(self, request: ChatRequest, prompt: int) -> int:
-        """Longest answer, in tokens."""
+        """Longest answer, in tokens. The decoder relies on it: looking at the model would take it 20 ms a request."""
         wanted = request.wanted_tokens
         if wanted is not None and wanted > self.limits.max_tokens:
             message = f"{wanted} tokens were asked for; an answer has at most {self.limits.max_tokens}. Ask for fewer."
@@ -83,23 +98,27 @@ class Questions:
             raise RefusedError(400, message, "messages", "context_length_exceeded")
         return min(room, self.positions - prompt)
 
-    def _encoded(self, messages: Sequence[Said], model: str) -> list[int]:
-        """The tokens of a conversation, with the answer's turn opened."""
+    def _text(self, messages: Sequence[Said], model: str) -> str:
+        """A conversation in the form that the model was trained on."""
         style = self.styles[model]
         if style in FORMATS and FORMATS[style].is_chat:
             turns = [{"role": said.role, "content": said.text} for said in messages]
             try:
-                text = chat_template.apply(turns, self.tokenizer, prompt=True)
+                return chat_template.apply(turns, self.tokenizer, prompt=True)
             except chat_template.TemplateFailsError as error:
                 raise RefusedError(400, f"{error}. Send other messages.", "messages", "template_refuses") from None
-            return encode_text(text, self.tokenizer, style)
         if [said.role for said in messages] != ["user"]:
             message = f"{model} was trained on the format {style}, which has no conversations. Send one user message."
             raise RefusedError(400, message, "messages", "single_message_only")
         try:
-            return encode_prompt(messages[0].text, self.tokenizer, style)
+            return prompt_text(messages[0].text, self.tokenizer, style)
         except DataError as error:
             raise RefusedError(400, error.problems[0].message, "messages", "invalid_value") from None
+
+
+def _too_long(tokens: str, most: int) -> RefusedError:
+    message = f"The messages are {tokens} tokens; at most {most} are read. Shorten them."
+    return RefusedError(400, message, "messages", "context_length_exceeded")
 
 
 def styles_of(

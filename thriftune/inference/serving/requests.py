@@ -1,6 +1,7 @@
 """Reading a chat request: what is understood is checked, and what is not is refused by name."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from thriftune.inference.serving.refusals import RefusedError
 from thriftune.limits import is_too_deep
 
 MOST_CHOICES = 8
+_MOST_TOKENS = 1 << 31  # what is far beyond any limit is not quoted in thousands of digits
 _SHOWN = 80  # characters of a wrong value in a message
 # Fields of OpenAI's API that the server does not have, with the values that mean nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -48,7 +50,7 @@ class Said(_Strict):
     """A message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -66,12 +68,12 @@ class ChatRequest(_Strict):
     """A request for an answer to a conversation. `user` and `metadata` label it, and change nothing."""
 
     model: str
-    messages: list[Said] = Field(min_length=1, max_length=1000)
+    messages: list[Said] = Field(min_length=1, max_length=1000, fail_fast=True)
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=_MOST_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=_MOST_TOKENS)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -122,7 +124,7 @@ def read(body: bytes, served: Collection[str]) -> ChatRequest:
 
 def _object_in(body: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(body)
+        content = json.loads(body, object_pairs_hook=_without_twice)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:_SHOWN]
         raise RefusedError(400, f"The body is not JSON: {reason}. Send an object.", code="invalid_json") from None
@@ -131,6 +133,15 @@ def _object_in(body: bytes) -> dict[str, Any]:
     if is_too_deep(content):
         raise RefusedError(400, "The body is nested too deep. Send a flat JSON object.", code="invalid_json")
     return content
+
+
+def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless it has a key twice: one of the two would be left out without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise RefusedError(400, f"The key {twice[:_SHOWN]!a} is there twice. Send it once.", code="invalid_json")
+    return found
 
 
 def _require_served(model: object, served: Collection[str]) -> None:

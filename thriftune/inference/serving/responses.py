@@ -26,6 +26,7 @@ from thriftune.inference.serving.refusals import RefusedError
 from thriftune.inference.serving.requests import ChatRequest
 
 GONE = 499  # what is logged for a client that left: nginx's number for it
+_END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 class ClientGoneError(Exception):
@@ -73,7 +74,7 @@ async def whole(desk: Desk, request: ChatRequest, taken: Answering) -> ChatCompl
         taken: The same, accepted.
 
     Raises:
-        RefusedError: It took too long, or the decoder failed.
+        RefusedError: The decoder failed, or the server ends.
     """
     texts = {ask.uid: "" for ask in taken.asks}
     last: dict[str, Piece] = {}
@@ -133,24 +134,27 @@ class EventStream(Response):
         Raises:
             RefusedError: The request was not accepted; nothing was sent.
         """
+        refused = None
         async with self._desk.answering(self._asks, self._told) as taken:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                await unless_gone(receive, self._send_all(taken, send))
+                async with self._desk.in_time(taken):
+                    await unless_gone(receive, self._send_all(taken, send))
             except ClientGoneError:
                 self._told.outcome = GONE
+            except RefusedError as error:
+                refused = error
+        if refused is not None:  # its places are free, whether or not the client reads why
+            self._told.outcome = refused.status
+            await send(_part(_event(json.dumps(refused.body))))
+            await send(_END)
 
     async def _send_all(self, taken: Answering, send: Callable[[Message], Awaitable[None]]) -> None:
-        try:
-            async for event in self._events(taken):
-                await send({"type": "http.response.body", "body": _event(event), "more_body": True})
-                await asyncio.sleep(0)  # else, with all pieces there, it would not be noticed that the client left
-        except RefusedError as error:
-            self._told.outcome = error.status
-            await send({"type": "http.response.body", "body": _event(json.dumps(error.body)), "more_body": True})
-        else:
-            await send({"type": "http.response.body", "body": _event("[DONE]"), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async for event in self._events(taken):
+            await send(_part(_event(event)))
+            await asyncio.sleep(0)  # else, with all pieces there, it would not be noticed that the client left
+        await send(_part(_event("[DONE]")))
+        await send(_END)
 
     async def _events(self, taken: Answering) -> AsyncIterator[str]:
         """The chunks as JSON: who speaks, the texts, why each choice ended, and the counts if they were asked for."""
@@ -179,6 +183,10 @@ def _json(chunk: ChatCompletionChunk) -> str:
     for choice in content["choices"]:
         choice["delta"] = {name: value for name, value in choice["delta"].items() if value is not None}
     return json.dumps(content, ensure_ascii=False)
+
+
+def _part(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
 
 
 def _event(text: str) -> bytes:

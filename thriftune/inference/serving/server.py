@@ -5,8 +5,9 @@ import logging
 import multiprocessing
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -47,7 +48,7 @@ class AdaptersServer(LitServer):  # type: ignore[misc]
             key: What clients have to know; None lets everybody in.
         """
         self._context = multiprocessing.get_context("spawn")
-        self._asked = self._context.Queue()
+        self._asked, self._reports = self._context.Queue(), self._context.Queue()
         self.desk = Desk(questions.limits, self._send)
         self._spec = AdaptersSpec(self.desk, questions)
         self._exit_status = 0
@@ -79,11 +80,9 @@ class AdaptersServer(LitServer):  # type: ignore[misc]
         Returns:
             The exit status of the process: 0 after a signal.
         """
-        self._transport = MPQueueTransport(None, [self._context.Queue()])
+        self._transport = MPQueueTransport(None, [self._reports])
         self.workers_setup_status: dict[str, str] = {}
-        for api in self.litapi_connector:
-            self.litapi_request_queues[api.api_path] = self._asked
-            self.inference_workers = self.launch_inference_worker(api)
+        self.inference_workers: list[Any] = []
         limits = self.desk.limits
         config = uvicorn.Config(
             self.app,
@@ -98,6 +97,9 @@ class AdaptersServer(LitServer):  # type: ignore[misc]
         )
         self._http = _Http(config, self.desk)
         try:
+            for api in self.litapi_connector:
+                self.litapi_request_queues[api.api_path] = self._asked
+                self.inference_workers = self.launch_inference_worker(api)
             self._http.run(sockets=[listening])
         finally:
             self._end_workers()
@@ -113,24 +115,28 @@ class AdaptersServer(LitServer):  # type: ignore[misc]
         Yields:
             Nothing, while it runs.
         """
-        tasks = [asyncio.create_task(self._pass_on()), asyncio.create_task(self._watch())]
+        # A thread of its own: the loop's pool may be busy with long texts, and joins its threads at the end, also one
+        # that waits for the rest of a report whose process was killed.
+        threading.Thread(target=self._pass_on, args=(asyncio.get_running_loop(),), daemon=True).start()
+        watching = asyncio.create_task(self._watch())
         try:
             yield
         finally:
-            self._transport.close(send_sentinel=True)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
-    async def _pass_on(self) -> None:
-        while True:
-            message = await self._transport.areceive(0)
-            if isinstance(message, Report):
-                self.desk.arrived(message)
-            elif message == READY:
-                self.workers_setup_status = dict.fromkeys(self.workers_setup_status, WorkerSetupStatus.READY)
-                self.desk.state = "ready" if self.desk.state == "loading" else self.desk.state
-                logger.info("Ready: %s", ", ".join(self._spec.questions.styles))
+    def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
+            while True:
+                loop.call_soon_threadsafe(self._arrived, self._reports.get())
+
+    def _arrived(self, message: Report | str) -> None:
+        if isinstance(message, Report):
+            self.desk.arrived(message)
+        elif message == READY:
+            self.workers_setup_status = dict.fromkeys(self.workers_setup_status, WorkerSetupStatus.READY)
+            self.desk.state = "ready" if self.desk.state == "loading" else self.desk.state
+            logger.info("Ready: %s", ", ".join(self._spec.questions.styles))
 
     async def _watch(self) -> None:
         """End the server when the decoding process has ended: whoever runs it starts it again, or reads why."""
@@ -204,11 +210,14 @@ class _Http(uvicorn.Server):
                     await asyncio.sleep(_LOOKED_SECONDS)
         except TimeoutError:
             logger.warning("%d requests are given up after %.0f s", desk.accepted, desk.limits.drain_seconds)
+            desk.give_up()
         self.should_exit = True
 
 
 async def _refused(_request: Request, error: Any) -> Response:
-    close = {"Connection": "close"} if error.status in {408, 413, 415} else {}
+    # After 413 and 415 the connection stays a while, and the rest of the body is let go: one that is closed on a client
+    # that sends loses the answer, too.
+    close = {"Connection": "close"} if error.status == 408 else {}
     return JSONResponse(error.body, status_code=error.status, headers={**error.headers, **close})
 
 

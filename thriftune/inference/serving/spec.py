@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from litserve.specs.openai import OpenAISpec
+from starlette.requests import ClientDisconnect
 
 from thriftune.inference.serving.desk import Desk, Told
 from thriftune.inference.serving.questions import Questions
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from litserve import LitAPI
 
 TOLD = "thriftune.told"  # where a request's scope has what is logged of it
-# A body that is too long is read on for a while and let go, so that the client is there for the answer.
-_LET_GO_BYTES, _LET_GO_SECONDS = 64 << 20, 3.0
 
 
 class AdaptersSpec(OpenAISpec):  # type: ignore[misc]
@@ -76,22 +75,25 @@ class AdaptersSpec(OpenAISpec):  # type: ignore[misc]
         Raises:
             RefusedError: It is wrong, or there is no room for it.
         """
+        try:
+            return await self._answer(request)
+        except ClientGoneError:
+            return Response(status_code=GONE)
+
+    async def _answer(self, request: Request) -> Response:
         told: Told = request.scope.setdefault(TOLD, Told())
         self.desk.require_open()
         chat = read(await self._body(request), self.questions.styles)
         told.model = chat.model
-        self.desk.require_room(chat.n or 1)  # before any work on its text
-        asks = await asyncio.to_thread(self.questions.asks, chat)  # a long text takes a tokenizer its time
+        with self.desk.reading(chat.n or 1):
+            asks = await asyncio.to_thread(self.questions.asks, chat)  # a long text takes a tokenizer its time
         if chat.stream:
             return EventStream(self.desk, chat, asks, told)
         return await self._whole(request, chat, asks, told)
 
     async def _whole(self, request: Request, chat: ChatRequest, asks: Any, told: Told) -> Response:
-        async with self.desk.answering(asks, told) as taken:
-            try:
-                answer = await unless_gone(request.receive, whole(self.desk, chat, taken))
-            except ClientGoneError:
-                return Response(status_code=GONE)
+        async with self.desk.answering(asks, told) as taken, self.desk.in_time(taken):
+            answer = await unless_gone(request.receive, whole(self.desk, chat, taken))
         return JSONResponse(answer.model_dump(exclude_none=True))
 
     async def models(self) -> Response:
@@ -116,7 +118,12 @@ class AdaptersSpec(OpenAISpec):  # type: ignore[misc]
         return {"id": name, "object": "model", "created": self._began, "owned_by": "thriftune"}
 
     async def _body(self, request: Request) -> bytes:
-        """The body of a request, as far as it may be long and slow."""
+        """The body of a request, as far as it may be long and slow.
+
+        Raises:
+            RefusedError: It is too long, too slow, or of another type.
+            ClientGoneError: The client left before its end.
+        """
         limits, kind = self.desk.limits, request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             message = f"The content type is {kind[:80]!a}. Send application/json."
@@ -128,25 +135,12 @@ class AdaptersSpec(OpenAISpec):  # type: ignore[misc]
                     body += part
                     if len(body) > limits.max_body_bytes:
                         break
+        except ClientDisconnect:
+            raise ClientGoneError from None
         except TimeoutError:
             message = f"The body did not come within {limits.head_seconds:.0f} s. Send it at once."
             raise RefusedError(408, message, code="timeout") from None
         if len(body) > limits.max_body_bytes:
-            await _let_go(request)
             message = f"The body has more than {limits.max_body_bytes} bytes (--max-body-bytes). Send less."
             raise RefusedError(413, message, code="body_too_large")
         return bytes(body)
-
-
-async def _let_go(request: Request) -> None:
-    """Read on for a while without keeping anything: a connection that is closed on a sender loses the answer, too."""
-    read_on = 0
-    try:
-        async with asyncio.timeout(_LET_GO_SECONDS):
-            while read_on < _LET_GO_BYTES:
-                message = await request.receive()
-                read_on += len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body"):
-                    return
-    except TimeoutError:
-        return

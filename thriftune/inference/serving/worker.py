@@ -1,11 +1,14 @@
 """The decoding process: litserve starts it, loads the model in it, and passes it requests. Imports litserve."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -29,7 +32,7 @@ logger = logging.getLogger(__name__)
 READY = "ready"  # the first message of the process
 UNUSABLE = 2  # exit status of a process whose model cannot be served: the user's fault
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_LOOKED_SECONDS = 1.0  # how often an idle process looks whether its parent is there
+_LOOKED_SECONDS = 1.0  # how often the process looks whether its parent is there
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class AdaptersAPI(LitAPI):  # type: ignore[misc]
         """
         for each in (signal.SIGINT, signal.SIGTERM):  # may reach every process: the parent ends this one, at last
             signal.signal(each, signal.SIG_IGN)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
         # Its own lock is one between processes, which Python reports as leaked when this one is killed at the end.
         tqdm.set_lock(threading.RLock())
@@ -116,7 +120,7 @@ class DecodingLoop(LitLoop):  # type: ignore[misc]
         workers_setup_status: Any,
         callback_runner: Any,
     ) -> None:
-        """Decode until the parent ends this process, or is gone.
+        """Decode until the parent ends this process.
 
         Args:
             lit_api: Has the decoder.
@@ -127,26 +131,32 @@ class DecodingLoop(LitLoop):  # type: ignore[misc]
             workers_setup_status: litserve's table, which is not shared here.
             callback_runner: litserve's callbacks; there are none.
         """
-        decoder, parent = lit_api.decoder, os.getppid()
+        decoder = lit_api.decoder
         assert decoder is not None, "setup has made it"
         transport.send(READY, consumer_id=0)
-        while os.getppid() == parent:
+        while True:
             for message in _waiting(request_queue, block=not decoder.is_busy):
                 if isinstance(message, Cancel):
                     decoder.cancel(message.uid)
                 else:
                     decoder.add(message)
-            if decoder.is_busy:
-                transport.send(decoder.step(), consumer_id=0)
+            # Also when the last one was cancelled: else the numbers of its last step would stay.
+            transport.send(decoder.step(), consumer_id=0)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, whatever it is doing: loading a model may take minutes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "litserve starts this process"
+    while os.getppid() == parent.pid:
+        time.sleep(_LOOKED_SECONDS)
+    os._exit(1)
 
 
 def _waiting(queue: Any, *, block: bool) -> list[Ask | Cancel]:
     """All messages that are there; waits for the first one if there is nothing else to do."""
-    found: list[Ask | Cancel] = []
-    try:
-        if block:
-            found.append(queue.get(timeout=_LOOKED_SECONDS)[-1])
+    found: list[Ask | Cancel] = [queue.get()[-1]] if block else []
+    with suppress(Empty):
         while True:
             found.append(queue.get_nowait()[-1])
-    except Empty:
-        return found
+    return found
