@@ -55,6 +55,16 @@ SHORT = ["--files", "claim:models", "--max-tokens", "64", "--max-prompt-tokens",
         ([*SHORT, "--files", "claim:models", "--replicas", "0"], "error: --replicas = 0: is less than one."),
         ([*SHORT, "--files", "claim:models", "--max-batch", "9999999"], "error: --max-batch = 9999999 x 164 tokens: "),
         ([*SHORT, "--files", "claim:models", "--bits", "8"], "error: --bits = 8: "),
+        ([*SHORT, "--folders", "a1=x", "a1=y"], "error: --folders = a1=y: is a second folder of a1."),
+        ([*SHORT, "--folders", "a1=/x"], "error: --folders a1 = /x: is no folder below"),
+        ([*SHORT, "--folders", "base=a,b"], "error: --folders base = a,b: has , in it"),
+        (
+            [*SHORT, "--port", "80"],
+            "error: --port = 80: is for a server that starts here. Leave it out, or --manifest.",
+        ),
+        ([*SHORT, "--api-key-file", "f"], "error: --api-key-file = f: is for a server"),
+        ([*SHORT, "--threads", "2"], "error: --threads = 2: is for a server"),
+        ([*SHORT, "--base", "nowhere"], "error: --base = nowhere: does not exist"),
     ],
 )
 def test_what_a_manifest_lacks(capsys, tiny_model_dir, module_adapters, options, text):
