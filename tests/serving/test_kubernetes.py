@@ -186,6 +186,15 @@ def test_other_services_set_no_variables_of_vllm(request_for):
     assert pod_of(manifests(request_for(name="vllm")))["enableServiceLinks"] is False
 
 
+@pytest.mark.parametrize(("engine", "waits"), [("vllm", 65), ("own", 5)])
+def test_what_was_accepted_is_answered_before_a_pod_goes(request_for, engine, waits):
+    """vLLM ends at once on SIGTERM, and its clients lost their answers 5 s after a rollout began."""
+    pod = pod_of(manifests(request_for(engine)))
+    (container,) = pod["containers"]
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", str(waits)]
+    assert pod["terminationGracePeriodSeconds"] == 75
+
+
 @pytest.mark.parametrize("files", ["claim:models", "s3://bucket/run"])
 def test_a_rollout_waits_as_long_as_a_start_may_take(request_for, files):
     """Kubernetes calls a Deployment failed after ten minutes, which a large model may take to start."""
