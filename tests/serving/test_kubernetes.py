@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kubernetes.client import ApiClient
+from peft.tuners.lora.config import KasaConfig
 
 import pod_templates
 from pod_templates.nodes import GPU as GPU_OF_TEMPLATES
@@ -268,6 +269,7 @@ REFUSED = {
     "its adapters have biases": {"lora_bias": True},
     "rank_pattern, which vLLM does not read": {"rank_pattern": {"q_proj": 4}},
     "alpha_pattern, which vLLM does not read": {"alpha_pattern": {"q_proj": 4}},
+    "kasa_config, which vLLM does not read": {"kasa_config": KasaConfig()},
 }
 
 
