@@ -93,7 +93,7 @@ def slots_elements(architecture: Architecture, rank: int, devices: int = 1) -> i
         rank: Rank of the slots.
         devices: Number of devices that every layer is divided over.
 
-    Source: vLLM 0.8.5, vllm/lora/layers.py: `create_lora_weights` of each class.
+    Source: the classes in https://github.com/vllm-project/vllm/blob/v0.8.5/vllm/lora/layers.py.
     """
     width = architecture.hidden_size
     layers = sum(_divided(inside, out, width, devices) for out, inside in architecture.linear_shapes.values())
