@@ -228,6 +228,7 @@ def _add_manifest(group: argparse._ActionsContainer) -> None:
     add("--instance", help="node type, such as g4dn.xlarge")
     add("--name", default="adapters", help="name of the Deployment and the Service (default adapters)")
     add("--secret", default="thriftune-serving", help="Secret with the key `api-key` (default thriftune-serving)")
+    add("--service-account", default="", help="account of the pods, by which a store knows them")
     add("--replicas", type=int, default=1, help="number of pods (default 1)")
 
 

@@ -24,6 +24,7 @@ _FLAGS = {
     "hardware.device": "--device",
     "hardware.instance": "--instance",
     "drain_seconds": "--drain-seconds",
+    "service_account": "--service-account",
     **{name: f"--{name}" for name in ("adapters", "bits", "files", "image", "name", "replicas", "secret")},
 }
 
@@ -62,6 +63,7 @@ def text_of(given: argparse.Namespace, adapters: Mapping[str, Path], limits: Lim
         image=given.image,
         secret=given.secret,
         replicas=given.replicas,
+        service_account=given.service_account,
         drain_seconds=math.ceil(limits.drain_seconds),
         limits={f"--{name.replace('_', '-')}": getattr(limits, name) for name in _others(limits)},
     )
