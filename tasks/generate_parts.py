@@ -2,7 +2,8 @@
 
 import json
 import logging
-import tempfile
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,11 @@ from tasks.transfer import download, transient_errors_retried, upload, upload_fi
 from thriftune import artifacts, damage, digests
 from thriftune.config.rules import require_no_user
 from thriftune.disk import writing_to
-from thriftune.errors import ConfigError
+from thriftune.errors import ConfigError, UserError
 from thriftune.inference import generation, side_by_side
 from thriftune.inference.answers import OutputFormat, in_rows, require_format, write_answers
 from thriftune.inference.asking import BASE, names_of, require_settings
-from thriftune.inference.parts import answers_file, answers_in, key_parts, split
+from thriftune.inference.parts import Part, answers_file, answers_in, key_parts, split
 from thriftune.inference.prompts import iterate_prompts
 from thriftune.models import fetching
 from thriftune.models.answering import Sampling
@@ -100,20 +101,37 @@ def split_prompts(
     asked = Asked(Sampling(max_new_tokens, temperature, seed), quantize, batch)
     require_settings(asked.sampling, batch)
     require_format(output_format)
-    prompts, folder = iterate_prompts(download(prompts_file)), Path(tempfile.mkdtemp())
-    with writing_to(folder, "splitting the prompts"):
-        parts = split(prompts, list(named), rows_per_part, folder)
+    parts = _parts_of(download(prompts_file), list(named), rows_per_part)
     with transient_errors_retried():
-        versions = {name: _version(uri_of(one)) for name, one in {BASE: model_dir, **named}.items()}
+        versions = {name: _version(uri_of(one), f"adapters {name}") for name, one in named.items()}
+        versions[BASE] = _version(uri_of(model_dir), "model_dir")
     keys = [artifacts.key_of(*key_parts(part, versions, asked.sampling, _held(asked))) for part in parts]
     logger.info("%d questions in %d parts", sum(part.questions for part in parts), len(parts))
     return SplitPrompts([upload_file(part.file) for part in parts], keys, named, asked)
 
 
-def _version(place: str) -> str:
+def _parts_of(file: Path, adapters: Sequence[str], rows: int) -> list[Part]:
+    """Write the prompts in a file to parts. In a local run they lie beside the answers, as the other tasks read them.
+
+    Args:
+        file: The prompts.
+        adapters: Names of the adapters.
+        rows: Questions of a part.
+    """
+    folder = settings.result_path("generate", "parts")
+    try:
+        with writing_to(folder, "splitting the prompts"):
+            folder.mkdir(parents=True, exist_ok=True)
+            return split(iterate_prompts(file), adapters, rows, folder)
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _version(place: str, field: str) -> str:
     """What a model or an adapter is known by: its content; in a store, its place and the names and stamps of files."""
     if is_remote(place):
-        return artifacts.key_of(place, fetching.version(place, field="model_dir"))
+        return artifacts.key_of(place, fetching.version(place, field=field))
     # Not the times of its files: pyflyte copies directories of a local run anew each time.
     folder = Path(place)
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())

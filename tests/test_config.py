@@ -83,6 +83,7 @@ def test_the_smallest_file_is_valid_and_gets_the_documented_defaults():
         ({"data": {"template": ""}}, "data.template", ["''", "at least 1 character", "columns in braces"]),
         ({"data": {"sample_by": "word"}}, "data.sample_by", ["'word'", "'line', 'paragraph' or 'document'"]),
         ({"data": {"long_rows": "cut"}}, "data.long_rows", ["'cut'", "'truncate', 'drop' or 'split'"]),
+        ({"seed": 2**31}, "seed", ["2147483648", "less than 2147483648"]),  # a traceback of numpy once training began
         ({"data": {"max_rejected": 2}}, "data.max_rejected", ["2", "less than or equal to 1"]),
         ({"data": {"special_tokens": "drop"}}, "data.special_tokens", ["'drop'", "'reject' or 'keep'"]),
         ({"data": {"max_length": 0}}, "data.max_length", ["0", "greater than or equal to 2", "tokens"]),

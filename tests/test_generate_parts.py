@@ -6,7 +6,7 @@ import tracemalloc
 import pytest
 from test_workflows import only, pyflyte_run
 
-from thriftune.errors import ConfigError, DataError
+from thriftune.errors import ConfigError, DataError, ModelSourceError
 from thriftune.inference import parts
 from thriftune.inference.answers import Answer, in_rows, read_answers, write_answers
 from thriftune.inference.asking import BASE
@@ -94,6 +94,50 @@ def test_answers_to_prompts_that_name_who_answers_have_a_row_for_each_prompt():
     answers = [Answer("a", "one", "1"), Answer("a", "two", "2"), Answer("b", "two", "3"), Answer("b", "two", "4")]
     prompts, texts, count = in_rows(answers, 9)
     assert (prompts, texts, count) == (["a", "b", "b"], {"one": ["1", None, None], "two": ["2", "3", "4"]}, 3)
+
+
+@pytest.fixture
+def split_task(tmp_path, monkeypatch, tiny_model_dir):
+    """The task that splits a file, in this process, with results and temporary files in folders of the test."""
+    import tempfile
+
+    from flytekit.types.directory import FlyteDirectory
+    from flytekit.types.file import FlyteFile
+
+    from tasks.generate_parts import SplitPrompts, split_prompts
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("THRIFTUNE_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+    def run(text: str, model: str = str(tiny_model_dir), adapters: tuple[str, ...] = ()) -> SplitPrompts:
+        (tmp_path / "p.jsonl").write_text(text)
+        usual = {"quantize": False, "max_new_tokens": 4, "temperature": 0.0, "seed": 0, "batch": 1}
+        return split_prompts.task_function(
+            FlyteFile(str(tmp_path / "p.jsonl")), FlyteDirectory(model), [FlyteDirectory(one) for one in adapters], [],
+            **usual, rows_per_part=1, parallel=1, output_format="jsonl",
+        )  # fmt: skip
+
+    return run
+
+
+def test_parts_of_a_local_run_lie_beside_its_answers(split_task, tmp_path):
+    """Each run left the whole file in the folder for temporary files; one that is refused leaves nothing."""
+    found = split_task('{"prompt": "a"}\n{"prompt": "b"}\n')
+    places = sorted((tmp_path / "outputs" / "generate").glob("*/parts/part-*.jsonl"))
+    assert [str(place) for place in places] == [part.path for part in found.parts]
+    for place in places:
+        place.unlink()
+    with pytest.raises(DataError, match=r"p\.jsonl, line 2"):
+        split_task('{"prompt": "a"}\n{}\n')
+    assert not list((tmp_path / "outputs").rglob("part-*"))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_an_adapter_that_is_not_in_its_store_is_named_as_one(split_task):
+    """The message said model_dir."""
+    with pytest.raises(ModelSourceError, match="adapters adapter-1 = memory://nowhere/adapter: "):
+        split_task('{"prompt": "a"}\n', adapters=("memory://nowhere/adapter",))
 
 
 @pytest.mark.slow

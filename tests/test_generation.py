@@ -108,6 +108,13 @@ def test_drawn_answers_follow_the_seed(model, llama_tokenizer):
     assert draws[0] == draws[1] != draws[2]
 
 
+def test_the_lowest_temperatures_draw_the_likeliest_token(model, llama_tokenizer):
+    """Scores divided by 1e-40 were no numbers, and torch's sampling ended in a traceback."""
+    ids = [encode_prompt(PROMPTS[0], llama_tokenizer, "text")]
+    (likeliest,) = complete(model, llama_tokenizer, ids, Sampling(6), batch=1)
+    assert list(complete(model, llama_tokenizer, ids, Sampling(6, 1e-40), batch=1)) == [likeliest]
+
+
 def test_generating_answers_every_prompt_in_order(tiny_model_dir):
     answers = generate(tiny_model_dir, PROMPTS, adapters={}, placement=CPU, sampling=Sampling(3), batch=2)
     assert [a.prompt for a in answers] == PROMPTS
@@ -242,13 +249,15 @@ def test_an_adapter_of_another_model_is_refused_before_one_is_loaded(tiny_model_
         (Sampling(temperature=-1), 1, "temperature = -1: is no temperature"),
         (Sampling(temperature=math.nan), 1, "temperature = nan: is no temperature"),
         (Sampling(temperature=math.inf), 1, "temperature = inf: is no temperature"),
+        (Sampling(seed=-1), 1, "seed = -1: is no seed. Use 0 to 4294967295."),
+        (Sampling(seed=2**32), 1, "seed = 4294967296: is no seed"),
     ],
 )
 def test_settings_that_answer_nothing_are_refused(sampling, batch, said):
-    """A temperature below 0 was taken for 0, and a batch of 0 was a traceback after the model was loaded."""
+    """A temperature below 0 was taken for 0; a batch of 0 and a seed of -1 were tracebacks, after loading the model."""
     with pytest.raises(ConfigError, match=said):
         require_settings(sampling, batch)
-    require_settings(Sampling(temperature=0.7), 1)
+    require_settings(Sampling(temperature=0.7, seed=2**32 - 1), 1)
 
 
 def test_a_format_of_answers_that_there_is_not_is_refused():

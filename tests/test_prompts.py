@@ -103,6 +103,13 @@ def test_an_empty_file_is_refused(tmp_path, name):
         read_prompts(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["p.parquet", "p.jsonl.gz"])
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, name):
+    (tmp_path / name).write_text('{"a": \n 1}')
+    with pytest.raises(DataError, match="prompts_file = .*could not be read as "):
+        read_prompts(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["p.md", "prompts", "p.yaml"])
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     (tmp_path / name).write_text("One?")
@@ -125,6 +132,28 @@ def test_a_column_names_who_answers(tmp_path, ending):
         pq.write_table(pa.table(columns), file)
     found = [(prompt.text, prompt.adapter) for prompt in iterate_prompts(file)]
     assert found == [("a", "one"), ("b", ""), ("c", "")]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_a_column_that_nearly_names_who_answers_is_refused(tmp_path, ending):
+    """In a file with the header `prompt, adapter` the second column was ignored, and every adapter answered."""
+    file, name = tmp_path / f"p{ending}", {".jsonl": "adapters", ".csv": " adapter", ".parquet": "Adapter"}[ending]
+    if ending == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"prompt": ["a"], name: ["one"]}), file)
+    else:
+        text = json.dumps({"prompt": "a", name: "one"}) if ending == ".jsonl" else f"prompt,{name}\na, one"
+        file.write_text(f"{text}\n")
+    with pytest.raises(DataError, match=f"p{ending}.* = '{name}': is a column that would be ignored.* Name it adapter"):
+        list(iterate_prompts(file))
+
+
+def test_a_name_that_is_no_unicode_is_refused(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "b", "adapter": "\\ud800"}\n')
+    with pytest.raises(DataError, match="its adapter is text that is not UTF-8"):
+        list(iterate_prompts(tmp_path / "p.jsonl"))
 
 
 def test_a_name_that_is_no_text_is_refused_with_its_line(tmp_path):

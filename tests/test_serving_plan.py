@@ -104,13 +104,32 @@ def test_adapters_take_what_peft_holds_of_them(tiny, tiny_model_dir, random_adap
 
 
 def test_vllm_has_slots_of_one_rank_on_every_layer():
-    assert slots_elements(LLAMA, 16) == EIGHT[0].elements  # which are on every linear layer
+    # On every linear layer; and A and B of the embeddings and the head, with 256 words that an adapter may add.
+    words = 2 * (16 * (32000 + 256 + 4096) + 256 * 4096)
+    assert slots_elements(LLAMA, 16) == EIGHT[0].elements + words
     mixed = (AdapterSize("a", 10, 4), AdapterSize("b", 10, 9))
     assert slot_rank(mixed) == 16
     items = needed(replace(USUAL, adapters=mixed, engine="vllm"), T4)
-    assert items[ADAPTERS] == 2 * 2 * EIGHT[0].elements
+    assert items[ADAPTERS] == 2 * 2 * (EIGHT[0].elements + words)
     with pytest.raises(ConfigError, match=r"adapters\.big = 600: has rank 600; vLLM serves adapters up to 512"):
         slot_rank((AdapterSize("big", 1, 600),))
+
+
+def test_a_slot_is_not_divided_as_its_layer_is():
+    """vLLM has A of a layer divided by its outputs whole on each GPU, and B of one divided by its inputs."""
+    attention = 4 * (4096 + 4096 / 4)  # A of q, k and v is whole, and B of o
+    feed_forward = 3 * (4096 + 11008 / 4)
+    words = slots_elements(LLAMA, 16) - EIGHT[0].elements
+    assert slots_elements(LLAMA, 16, 4) == 32 * 16 * (attention + feed_forward) + words
+    items = needed(replace(USUAL, bits=16, engine="vllm"), T4, 4)
+    assert items[ADAPTERS] == 8 * 2 * slots_elements(LLAMA, 16, 4)
+    assert items[CACHE] == needed(USUAL, T4)[CACHE] // 4
+
+
+def test_vllm_reads_several_short_questions_at_once(tiny):
+    """It computes 2,048 tokens at a time; of a model of 256 positions, those of eight questions."""
+    one = needed(Served(tiny, 16, (), 1, 256), T4)
+    assert needed(Served(tiny, 16, (), 9, 256, "vllm"), T4)[ACTIVATIONS] == 8 * one[ACTIVATIONS]
 
 
 def test_our_own_server_has_room_for_the_cache_twice(tiny_model_dir):

@@ -1,12 +1,14 @@
 """Manifests of a server: what Kubernetes' own client reads, with what was planned, and without a secret."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from kubernetes.client import ApiClient
+from peft.tuners.lora.config import KasaConfig
 
 import pod_templates
 from pod_templates.nodes import GPU as GPU_OF_TEMPLATES
@@ -168,6 +170,41 @@ def test_files_come_from_a_claim_or_are_brought_from_a_store(request_for):
     assert pod["serviceAccountName"] == "reader"
 
 
+@pytest.mark.parametrize("name", ["y", "1e3", "089", "0o17", "7b.models-2"])
+def test_names_stay_texts_for_every_reader_of_yaml(request_for, name):
+    """kubectl read the claim y as true, and a limit of 1e+22 as a number; PyYAML reads both as texts."""
+    text = manifests(request_for("own", files=f"claim:{name}", secret=name, limits={"--head-seconds": 1e-05}))
+    for line in (f"claimName: {name}", f"secretName: {name}", "- 1e-05"):
+        key, _, value = line.rpartition(" ")
+        assert f"{key} '{value}'\n" in text or not manifest._ELSEWHERE_NO_TEXT.fullmatch(value)
+    assert flags_of(pod_of(text))["--head-seconds"] == "1e-05"
+    (claim,) = (one["persistentVolumeClaim"] for one in pod_of(text)["volumes"] if one["name"] == "models")
+    assert claim["claimName"] == name
+
+
+def test_other_services_set_no_variables_of_vllm(request_for):
+    """A Service named vllm gave each pod beside it VLLM_PORT=tcp://..., with which vLLM does not start."""
+    assert pod_of(manifests(request_for(name="vllm")))["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize(("engine", "waits"), [("vllm", 65), ("own", 5)])
+def test_what_was_accepted_is_answered_before_a_pod_goes(request_for, engine, waits):
+    """vLLM ends at once on SIGTERM, and its clients lost their answers 5 s after a rollout began."""
+    pod = pod_of(manifests(request_for(engine)))
+    (container,) = pod["containers"]
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", str(waits)]
+    assert pod["terminationGracePeriodSeconds"] == 75
+
+
+@pytest.mark.parametrize("files", ["claim:models", "s3://bucket/run"])
+def test_a_rollout_waits_as_long_as_a_start_may_take(request_for, files):
+    """Kubernetes calls a Deployment failed after ten minutes, which a large model may take to start."""
+    deployment, _ = read_back(manifests(request_for(files=files)))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    probe = container["startupProbe"]
+    assert deployment["spec"]["progressDeadlineSeconds"] > probe["failureThreshold"] * probe["periodSeconds"] + 600
+
+
 def test_what_brings_files_brings_them(tmp_path):
     import subprocess
     import sys
@@ -189,9 +226,19 @@ def test_what_brings_files_brings_them(tmp_path):
         ({"files": "s3://user:hunter2@bucket/run"}, "files"),
         ({"files": "https://host/run?X-Amz-Signature=abc"}, "files"),
         ({"files": "s3://bucket/run", "image": ""}, "image"),
-        ({"base": "/etc"}, "adapters.base"),
-        ({"adapters": {**NAMES, "legal": "../../etc"}}, "adapters.legal"),
-        ({"adapters": {**NAMES, "legal": "$(SECRET)"}}, "adapters.legal"),
+        ({"secret": ""}, "secret"),
+        ({"service_account": "no name"}, "service_account"),
+        ({"files": "claim:My_Models"}, "files"),
+        ({"files": "claim:"}, "files"),
+        ({"files": "claim:a..b"}, "files"),
+        ({"files": "https://host/run"}, "files"),
+        ({"files": "file:///models"}, "files"),
+        ({"files": "s3:///run"}, "files"),
+        ({"files": "s3://bucket/$(HOME)"}, "files"),
+        ({"base": "/etc"}, "folders.base"),
+        ({"adapters": {**NAMES, "legal": "../../etc"}}, "folders.legal"),
+        ({"adapters": {**NAMES, "legal": "$(SECRET)"}}, "folders.legal"),
+        ({"adapters": {**NAMES, "legal": "run,2"}}, "folders.legal"),
         ({"adapters": {"base": "x", **NAMES}}, "adapters.base"),
         ({"adapters": {"legal": "x"}}, "adapters"),
         ({"answer_tokens": 1024}, "answer_tokens"),
@@ -222,6 +269,7 @@ REFUSED = {
     "its adapters have biases": {"lora_bias": True},
     "rank_pattern, which vLLM does not read": {"rank_pattern": {"q_proj": 4}},
     "alpha_pattern, which vLLM does not read": {"alpha_pattern": {"q_proj": 4}},
+    "kasa_config, which vLLM does not read": {"kasa_config": KasaConfig()},
 }
 
 
@@ -243,11 +291,38 @@ def test_adapters_that_vllm_cannot_serve_are_refused_by_name(request_for, tmp_pa
         vllm.require_servable(DEVICES["T4"], served, {name: made[name] for name in made if name != "prefix"})
 
 
+def changed(source: Path, place: Path, file: str, **changes) -> Path:
+    """A copy of a directory with another JSON file in it, and nothing that says what was in it."""
+    shutil.copytree(source, place)
+    (place / "manifest.json").unlink(missing_ok=True)
+    (place / file).write_text(json.dumps(json.loads((place / file).read_text()) | changes))
+    return place
+
+
 def test_adapters_that_our_server_would_refuse_get_no_manifest(tiny_model_dir, random_adapter, tmp_path):
-    adapters = {"one": random_adapter(1), "own": configured(tmp_path, "own", bias="all")}
+    adapters = {"one": random_adapter(1)}
+    adapters["own"] = changed(adapters["one"], tmp_path / "own", "adapter_config.json", bias="all")
     options = ClusterOptions("claim:models", engine="own", image="here/image:1", tokens=256, answer_tokens=64)
     with pytest.raises(AdapterError, match="--adapters own = .* needs a copy of the base for itself"):
         manifests_of(tiny_model_dir, adapters, options, CATALOGUE)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "own"])
+def test_a_base_that_no_server_could_load_gets_no_manifest(tiny_model_dir, random_adapter, tmp_path, engine):
+    """There were manifests for a classifier and for adapters of another base; a damaged file was a traceback."""
+    adapters = {"one": random_adapter(1)}
+    options = ClusterOptions("claim:models", engine=engine, image="here/image:1", tokens=256, answer_tokens=64)
+    architectures = {"architectures": ["LlamaForSequenceClassification"]}
+    classifier = changed(tiny_model_dir, tmp_path / "classifier", "config.json", **architectures)
+    with pytest.raises(UserError, match="--base = .*classifier: is a classifier, which writes no text"):
+        manifests_of(classifier, adapters, options, CATALOGUE)
+    other = changed(tiny_model_dir, tmp_path / "other", "config.json", hidden_size=32, head_dim=8)
+    with pytest.raises(AdapterError, match="--adapters one = .*: has weights with other shapes"):
+        manifests_of(other, adapters, options, CATALOGUE)
+    cut = changed(tiny_model_dir, tmp_path / "cut", "config.json")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match="cut: model.safetensors is not a complete safetensors file"):
+        manifests_of(cut, adapters, options, CATALOGUE)
 
 
 def test_a_model_on_this_disk_is_planned_and_written(tiny_model_dir, random_adapter):

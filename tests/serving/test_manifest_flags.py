@@ -15,7 +15,16 @@ def command(base, adapters, *options):
 
 def test_manifests_are_written_for_the_limits_of_the_command_line(capsys, tiny_model_dir, module_adapters):
     options = ["--files", "claim:models", "--engine", "own", "--image", "thriftune:1", "--max-batch", "3"]
-    folders = ["--folders", "a1=runs/one", "--max-tokens", "64", "--max-prompt-tokens", "100"]
+    folders = [
+        "--service-account",
+        "reader",
+        "--folders",
+        "a1=runs/one",
+        "--max-tokens",
+        "64",
+        "--max-prompt-tokens",
+        "100",
+    ]
     others = ["--max-queue", "7", "--max-body-bytes", "123456789", "--request-seconds", "20.5", "--drain-seconds", "90"]
     assert main(command(tiny_model_dir, module_adapters, *options, *folders, *others)) == 0
     deployment, service = yaml.safe_load_all(capsys.readouterr().out)
@@ -26,6 +35,7 @@ def test_manifests_are_written_for_the_limits_of_the_command_line(capsys, tiny_m
     for name, value in {**planned, **dict(zip(others[::2], others[1::2], strict=True))}.items():
         assert given[given.index(name) + 1] == value
     assert "--stall-seconds" not in given
+    assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == "reader"
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 90
     asked = ["--base", "b", *[part for part in container["args"] if part not in ("--base", "/models/base")]]
     assert _limits_of(_parser().parse_args(asked)).request_seconds == 20.5
@@ -55,6 +65,17 @@ SHORT = ["--files", "claim:models", "--max-tokens", "64", "--max-prompt-tokens",
         ([*SHORT, "--files", "claim:models", "--replicas", "0"], "error: --replicas = 0: is less than one."),
         ([*SHORT, "--files", "claim:models", "--max-batch", "9999999"], "error: --max-batch = 9999999 x 164 tokens: "),
         ([*SHORT, "--files", "claim:models", "--bits", "8"], "error: --bits = 8: "),
+        ([*SHORT, "--folders", "a1=x", "a1=y"], "error: --folders = a1=y: is a second folder of a1."),
+        ([*SHORT, "--folders", "a1=/x"], "error: --folders a1 = /x: is no folder below"),
+        ([*SHORT, "--folders", "base=a,b"], "error: --folders base = a,b: has , in it"),
+        (
+            [*SHORT, "--port", "80"],
+            "error: --port = 80: is for a server that starts here. Leave it out, or --manifest.",
+        ),
+        ([*SHORT, "--service-account", "A b"], "error: --service-account = A b: is no name in Kubernetes."),
+        ([*SHORT, "--api-key-file", "f"], "error: --api-key-file = f: is for a server"),
+        ([*SHORT, "--threads", "2"], "error: --threads = 2: is for a server"),
+        ([*SHORT, "--base", "nowhere"], "error: --base = nowhere: does not exist"),
     ],
 )
 def test_what_a_manifest_lacks(capsys, tiny_model_dir, module_adapters, options, text):

@@ -223,7 +223,10 @@ class RunConfig(Section):
         "text, with a new output head.",
     )
     seed: int = Field(
-        default=0, ge=0, description="Seed of the split, the data order, the adapter's initial weights, and sampling."
+        default=0,
+        ge=0,
+        lt=2**31,  # numpy takes twice as many, and each rank adds its number
+        description="Seed of the split, the data order, the adapter's initial weights, and sampling.",
     )
     model: ModelConfig
     data: DataConfig

@@ -12,6 +12,7 @@ from thriftune.models.answering import Sampling
 BASE = benchmark_run.BASE  # name for answers without any adapter
 NAMES = "adapter_names"
 _SHOWN = 20  # names in a message
+_LARGEST_SEED = 2**32 - 1  # of numpy, which draws nothing here, but is seeded with torch
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def require_settings(sampling: Sampling, batch: int) -> None:
         for field, number in counts.items()
         if number < 1
     ]
+    if not 0 <= sampling.seed <= _LARGEST_SEED:
+        problems.append(Problem("seed", str(sampling.seed), "is no seed.", f"Use 0 to {_LARGEST_SEED}."))
     if not 0 <= sampling.temperature < math.inf:
         remedy = "Use 0 for the likeliest tokens, or a number above it."
         problems.append(Problem("temperature", str(sampling.temperature), "is no temperature.", remedy))

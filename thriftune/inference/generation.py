@@ -7,16 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thriftune import damage
 from thriftune.data.questions import encode_prompt, prompt_style
-from thriftune.errors import AdapterError, ModelSourceError
 from thriftune.inference.answers import Answer
 from thriftune.inference.asking import BASE, Question, questions_of
 from thriftune.inference.prompts import Prompt, require_prompts
-from thriftune.models import classifier, fitting, mixed_batch
+from thriftune.inference.usable import require_usable
+from thriftune.models import mixed_batch
 from thriftune.models.answering import Sampling, complete
-from thriftune.models.completeness import require_no_adapter
-from thriftune.models.files import ADAPTER_FILES, files_of
 from thriftune.models.loading import Placement, attach_adapters, load_model
 from thriftune.models.mixed_batch import NO_ADAPTER, Load
 from thriftune.models.tokenizer import load_tokenizer
@@ -58,7 +55,7 @@ def generate(
     asked = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     require_prompts([prompt.text for prompt in asked])
     questions = questions_of(asked, list(adapters))
-    _require_usable(model_dir, adapters)
+    require_usable(model_dir, adapters)
     tokenizer = load_tokenizer(model_dir, padding_side="left")
     # Each adapter is asked in the form that it was trained on.
     styles = {name: prompt_style(path, tokenizer) for name, path in {BASE: model_dir, **adapters}.items()}
@@ -151,27 +148,3 @@ def _passes(model: Any, load: Load, internal: Mapping[str, str]) -> Iterator[fro
         if reason:
             logger.info("%s answers in batches of its own: %s", name, reason)
             yield frozenset({name})
-
-
-def _require_usable(model_dir: Path, adapters: Mapping[str, Path]) -> None:
-    """Refuse a damaged model or adapter, one with links out of its directory, a classifier, or an adapter of another.
-
-    Reads no weights, except to compare checksums.
-
-    Args:
-        model_dir: The model.
-        adapters: Adapter directories by name.
-
-    Raises:
-        UserError: With the name of each wrong file.
-    """
-    files_of(model_dir, "model_dir", ModelSourceError)
-    damage.require_undamaged(model_dir, "model_dir", content=True)
-    require_no_adapter(model_dir, "model_dir")
-    classifier.require_language(model_dir, "model_dir")
-    for name, adapter in adapters.items():
-        field = f"adapters {name}"
-        files_of(adapter, field, AdapterError, ADAPTER_FILES, ())
-        damage.require_undamaged(adapter, field, content=True)
-        classifier.require_language(adapter, field)
-    fitting.require_all_fit(model_dir, {f"adapters {name}": adapter for name, adapter in adapters.items()})

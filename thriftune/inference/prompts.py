@@ -1,19 +1,20 @@
 """Read prompts from a file in any format that training data may have; each prompt is a text."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from thriftune.config.formats import ending_of
 from thriftune.data.examples import RawRow, RowError
-from thriftune.data.readers import NotAnObjectError, decode, read_file
+from thriftune.data.readers import NotAnObjectError, columns_of, decode, read_file
 from thriftune.data.tokenization import is_unicode
 from thriftune.errors import DataError
 
 _COLUMN = "prompt"
 ADAPTER_COLUMN = "adapter"
+_SOURCE = "data.source"  # what the readers call a file
 _SHOWN = 80  # characters of a wrong prompt that a message shows
 _REMEDY = f'Write {{"{_COLUMN}": "..."}} for each, a column named {_COLUMN}, or a .txt file with one prompt per line.'
 
@@ -72,9 +73,15 @@ def iterate_prompts(file: Path) -> Iterator[Prompt]:
 def _rows_of(file: Path, column: str) -> Iterator[tuple[int, RawRow]]:
     """The rows of a file with their numbers, one at a time."""
     try:
+        if ending_of(file.name) == ".parquet":  # whose other columns are not read
+            _require_no_other(columns_of(file), file.name)
         yield from read_file(file, "line", (column, ADAPTER_COLUMN))
     except DataError as error:
-        raise DataError([replace(problem, field="prompts_file") for problem in error.problems]) from error
+        problems = [
+            replace(problem, field="prompts_file") if problem.field == _SOURCE else problem
+            for problem in error.problems
+        ]
+        raise DataError(problems) from error
 
 
 def require_prompts(prompts: Sequence[str]) -> None:
@@ -93,6 +100,22 @@ def require_prompts(prompts: Sequence[str]) -> None:
             raise DataError.single(f"prompts.{number}", repr(prompt[:_SHOWN]), problem, "Write another, or remove it.")
 
 
+def _require_no_other(columns: Iterable[str], place: str) -> None:
+    """Refuse a column that is meant to name who answers, and does not: each adapter would answer, without a word.
+
+    Args:
+        columns: Names of columns.
+        place: Where they are, for the message.
+
+    Raises:
+        DataError: One is nearly the name of that column.
+    """
+    for name in columns:
+        if name != ADAPTER_COLUMN and name.strip().lower().removesuffix("s") == ADAPTER_COLUMN:
+            message = f"is a column that would be ignored: that of who answers is {ADAPTER_COLUMN}."
+            raise DataError.single(place, repr(name), message, f"Name it {ADAPTER_COLUMN}, or remove it.")
+
+
 def _prompt_in(raw: RawRow, column: str, place: str) -> Prompt:
     """The prompt in a row."""
     adapter: Any = None
@@ -101,6 +124,7 @@ def _prompt_in(raw: RawRow, column: str, place: str) -> Prompt:
         prompt = row.get(column)
         problem = _problem_of(prompt) if column in row else f"has no {_COLUMN}."
         adapter = row.get(ADAPTER_COLUMN)
+        _require_no_other(row, place)
     except NotAnObjectError as error:
         prompt = error.value
         problem = _problem_of(prompt) if isinstance(prompt, str) else f"{error}."
@@ -108,8 +132,9 @@ def _prompt_in(raw: RawRow, column: str, place: str) -> Prompt:
         prompt, problem = None, f"{error}."
     if problem:
         raise DataError.single(place, _shown(raw), problem, _REMEDY)
-    if not isinstance(adapter, str | None):
-        message = f"its {ADAPTER_COLUMN} is of type {type(adapter).__name__}, and not a name."
+    if not isinstance(adapter, str | None) or not is_unicode(adapter or ""):
+        kind = "text that is not UTF-8" if isinstance(adapter, str) else f"of type {type(adapter).__name__}"
+        message = f"its {ADAPTER_COLUMN} is {kind}, and not a name."
         raise DataError.single(place, _shown(raw), message, "Write the name of an adapter, or leave it out.")
     return Prompt(str(prompt), (adapter or "").strip(), place)
 

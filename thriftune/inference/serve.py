@@ -68,6 +68,7 @@ def _serve(given: argparse.Namespace) -> int:
         UserError: Something is wrong; nothing was loaded.
     """
     limits = _limits_of(given)
+    _require_all_used(given)
     if given.threads is not None and given.threads < 1:
         raise ConfigError.single("--threads", given.threads, "is not above zero.", _ABOVE_ZERO)
     adapters = checking.adapters_of(given.adapters)
@@ -77,7 +78,6 @@ def _serve(given: argparse.Namespace) -> int:
 
         sys.stdout.write(manifest_flags.text_of(given, adapters, limits))
         return 0
-    _require_no_manifest(given)
     key = checking.key_in(given.api_key_file) if given.api_key_file else None
     with checking.listen(given.host, given.port, has_key=key is not None, is_open=given.no_api_key) as listening:
         base = given.base.expanduser()
@@ -98,8 +98,8 @@ def _serve(given: argparse.Namespace) -> int:
         return AdaptersServer(served, questions, key).serve(listening)
 
 
-def _require_no_manifest(given: argparse.Namespace) -> None:
-    """Refuse what only a manifest needs where a server is to start: it would change nothing, without a word.
+def _require_all_used(given: argparse.Namespace) -> None:
+    """Refuse what only a manifest needs where a server is to start, and the reverse: it would change nothing.
 
     Args:
         given: The command line.
@@ -108,12 +108,14 @@ def _require_no_manifest(given: argparse.Namespace) -> None:
         ConfigError: Names each such option.
     """
     usual = argparse.ArgumentParser()
-    _add_manifest(usual.add_argument_group())
+    add, message, remedy = _add_manifest, "is for --manifest alone.", "Add --manifest k8s, or leave it out."
+    if given.manifest:
+        add, message, remedy = _add_own, "is for a server that starts here.", "Leave it out, or --manifest."
+    add(usual)
     idle = [name for name, one in vars(usual.parse_args([])).items() if getattr(given, name) != one]
     if idle:
-        remedy = "Add --manifest k8s, or leave it out."
         values = [(_flag(name), str(getattr(given, name))) for name in idle]
-        raise ConfigError([Problem(name, value, "is for --manifest alone.", remedy) for name, value in values])
+        raise ConfigError([Problem(name, value, message, remedy) for name, value in values])
 
 
 def _placement(bits: int | None, base: Path) -> Placement:
@@ -176,12 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         help="adapters on it, each under a name of its own",
     )
     add("--bits", type=int, choices=(4, 8, 16, 32), help="how the base is held; usual: as stored and as the device can")
-    add("--host", default=_HOST, help=f"address to listen on (default {_HOST}: this machine alone)")
-    add("--port", type=_port, default=_PORT, help=f"port to listen on (default {_PORT}; 0: any free one)")
-    key = parser.add_mutually_exclusive_group()
-    key.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the key that clients have to send")
-    key.add_argument("--no-api-key", action="store_true", help="everybody who reaches --host may ask")
-    add("--threads", type=int, help="threads that compute on the CPU (default: torch's)")
+    _add_own(parser)
     _add_manifest(parser.add_argument_group("a cluster's manifests, instead of serving"))
     limits = parser.add_argument_group("limits")
     for limit in fields(Limits):
@@ -193,7 +190,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_manifest(group: argparse._ArgumentGroup) -> None:
+def _add_own(group: argparse._ActionsContainer) -> None:
+    """What only a server on this machine needs to know.
+
+    Args:
+        group: Gets the options.
+    """
+    add = group.add_argument
+    add("--host", default=_HOST, help=f"address to listen on (default {_HOST}: this machine alone)")
+    add("--port", type=_port, default=_PORT, help=f"port to listen on (default {_PORT}; 0: any free one)")
+    key = group.add_mutually_exclusive_group()
+    key.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the key that clients have to send")
+    key.add_argument("--no-api-key", action="store_true", help="everybody who reaches --host may ask")
+    add("--threads", type=int, help="threads that compute on the CPU (default: torch's)")
+
+
+def _add_manifest(group: argparse._ActionsContainer) -> None:
     """What `--manifest` needs to know beside what is served.
 
     Args:
@@ -216,6 +228,7 @@ def _add_manifest(group: argparse._ArgumentGroup) -> None:
     add("--instance", help="node type, such as g4dn.xlarge")
     add("--name", default="adapters", help="name of the Deployment and the Service (default adapters)")
     add("--secret", default="thriftune-serving", help="Secret with the key `api-key` (default thriftune-serving)")
+    add("--service-account", default="", help="account of the pods, by which a store knows them")
     add("--replicas", type=int, default=1, help="number of pods (default 1)")
 
 

@@ -11,6 +11,9 @@ from thriftune.models.stopping import before_stop, stop_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# A lower temperature draws the likeliest token, too: scores divided by it may be no numbers.
+COLDEST = 1e-6
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -19,7 +22,7 @@ class Sampling:
     Attributes:
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 always takes the likeliest token; above 0, tokens are drawn from the distribution.
-        seed: Seed of the draws.
+        seed: Seed of the draws, from 0 to 2^32 - 1.
     """
 
     max_new_tokens: int = 256
@@ -73,7 +76,7 @@ def complete(
         set_seed(sampling.seed)
     drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if sampling.temperature > 0:
-        drawing = {"do_sample": True, "temperature": sampling.temperature}
+        drawing = {"do_sample": True, "temperature": max(sampling.temperature, COLDEST)}
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         names = None if adapter_names is None else adapter_names[start : start + batch]

@@ -23,7 +23,7 @@ from thriftune.models.architecture import layer_of
 from thriftune.models.classifier import content_of
 from thriftune.models.completeness import ADAPTER_CONFIG
 from thriftune.models.source import kind_of
-from thriftune.models.weight_files import Folder, files_to_read
+from thriftune.models.weight_files import Folder, files_to_read, weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,12 @@ def base_digests(model_dir: Path) -> tuple[str, str]:
 
     Returns:
         The digest, and that of a copy in fp16; empty for a directory without weights, or with quantized ones.
+
+    Raises:
+        ModelSourceError: A file is damaged.
     """
+    from safetensors import SafetensorError
+
     folder = Folder(model_dir)
     if not any(name.endswith(".safetensors") for name in folder.names):
         return "", ""
@@ -134,7 +139,11 @@ def base_digests(model_dir: Path) -> tuple[str, str]:
         return "", ""
     files = [model_dir / name for name in files_to_read(folder, str(model_dir))]
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return _digests(tuple(stamps))
+    try:
+        return _digests(tuple(stamps))
+    except SafetensorError:
+        weights_in(folder, str(model_dir))  # says which file is damaged, and how
+        raise
 
 
 def template_digest(model_dir: Path) -> str:

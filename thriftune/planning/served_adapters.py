@@ -17,6 +17,7 @@ from thriftune.models.weight_files import Folder
 # The values that vLLM allows for --max-lora-rank.
 # Source: the LoRA section of vLLM 0.8.5's configuration.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_ADDED_WORDS = 256  # vLLM's default for --lora-extra-vocab-size
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,28 @@ def slot_rank(adapters: Sequence[AdapterSize]) -> int:
     return found
 
 
-def slots_elements(architecture: Architecture, rank: int) -> int:
-    """Number of weights of one of vLLM's slots, which it makes on every linear layer whatever an adapter is on.
+def slots_elements(architecture: Architecture, rank: int, devices: int = 1) -> int:
+    """Number of weights of one of vLLM's slots on each device, whatever an adapter is on.
+
+    It makes them on every linear layer; and on the embeddings and the output head of most models, with room for words
+    that an adapter adds. Of a layer that is divided, the side of the hidden states is whole on each device, and those
+    of the vocabulary are not divided.
 
     Args:
         architecture: The model.
         rank: Rank of the slots.
+        devices: Number of devices that every layer is divided over.
+
+    Source: the classes in https://github.com/vllm-project/vllm/blob/v0.8.5/vllm/lora/layers.py.
     """
-    return rank * sum(inside + out for out, inside in architecture.linear_shapes.values())
+    width = architecture.hidden_size
+    layers = sum(_divided(inside, out, width, devices) for out, inside in architecture.linear_shapes.values())
+    words = 2 * (rank * (architecture.vocabulary + _ADDED_WORDS + width) + _ADDED_WORDS * width)
+    return rank * layers + words
+
+
+def _divided(inside: int, out: int, width: int, devices: int) -> int:
+    """Numbers of both sides of a layer, for each of a slot's ranks, on one of several devices."""
+    if width not in (inside, out):
+        return inside + out
+    return width + -(-(inside + out - width) // devices)

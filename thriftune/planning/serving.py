@@ -106,19 +106,20 @@ def base_bytes(architecture: Architecture, bits: Bits, precision: Precision) -> 
     return weights.quantized + _FULL * rows + rest
 
 
-def adapter_bytes(served: Served, precision: Precision) -> int:
-    """Bytes of the adapters: peft holds them in fp32; vLLM has slots of one rank on every layer that it knows.
+def adapter_bytes(served: Served, precision: Precision, devices: int = 1) -> int:
+    """Bytes of the adapters on each device: peft holds them in fp32; vLLM has slots of one rank on every layer.
 
     Args:
         served: What is served.
         precision: Precision to compute in.
+        devices: Number of devices, over which vLLM splits every layer.
     """
     if served.engine == "own":
         return _FULL * sum(adapter.elements for adapter in served.adapters)
     if not served.adapters:
         return 0
     width = _FULL if precision == "fp32" else 2
-    return width * len(served.adapters) * slots_elements(served.architecture, slot_rank(served.adapters))
+    return width * len(served.adapters) * slots_elements(served.architecture, slot_rank(served.adapters), devices)
 
 
 def needed(served: Served, device: Device, devices: int = 1) -> dict[str, int]:
@@ -134,14 +135,15 @@ def needed(served: Served, device: Device, devices: int = 1) -> dict[str, int]:
     # Our own server reads all waiting questions in one pass; vLLM some thousand tokens of them.
     rows, tokens = served.sequences, served.tokens
     if served.engine == "vllm":
-        rows, tokens = 1, max(_VLLM_TOKENS, served.tokens)
+        tokens = max(_VLLM_TOKENS, served.tokens)
+        rows = -(-tokens // (architecture.longest_input or tokens))
     tokens = min(tokens, architecture.longest_input or tokens)
     # The layer being computed, as for a validation; traced with a backward pass, so rather too much.
     pass_ = measure(architecture, StepShape(1, tokens, gradient_checkpointing=True, precision=precision))
     row = cache_of_row(architecture, precision, served.tokens)
     items = {
         WEIGHTS: base_bytes(architecture, served.bits, precision) // devices,
-        ADAPTERS: adapter_bytes(served, precision) // devices,
+        ADAPTERS: adapter_bytes(served, precision, devices),
         CACHE: served.sequences * row // devices,
         ACTIVATIONS: rows * pass_.one_layer.all,
         LOGITS: served.sequences * (width + _FULL) * architecture.outputs,

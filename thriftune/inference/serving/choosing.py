@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thriftune.errors import ModelSourceError
+from thriftune.models.answering import COLDEST
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,6 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "dola_layers": (None,),
     "watermarking_config": (None,),
 }
-
-_COLDEST = 1e-6  # a lower temperature draws the likeliest token, too
 
 
 def require_known(generation_config: Any, source: object) -> None:
@@ -124,7 +123,7 @@ def _chosen(scores: "torch.Tensor", choice: Choice, seen: Sequence[int]) -> int:
     if choice.temperature == 0:
         return int(scores.argmax())
     # Differences, and no division by what is 0 in 32 bits: else a tiny temperature makes scores that are no numbers.
-    warmed = (scores - scores.max()) / max(choice.temperature, _COLDEST)
+    warmed = (scores - scores.max()) / max(choice.temperature, COLDEST)
     shares, order = torch.softmax(warmed, -1).sort(descending=True)
     before = shares.cumsum(-1) - shares
     shares = shares.masked_fill(before >= choice.top_p, 0.0)  # the likeliest always stays

@@ -8,6 +8,7 @@ from thriftune.config import HardwareConfig, ModelConfig
 from thriftune.inference.serving import checking
 from thriftune.inference.serving.manifest import manifests
 from thriftune.inference.serving.manifest_request import INSTANCE_LABEL, ManifestRequest
+from thriftune.inference.usable import require_usable
 from thriftune.models import architecture, lineage
 from thriftune.planning import serving
 from thriftune.planning.catalogue import Catalogue
@@ -64,14 +65,15 @@ def planned(
     """What is served, and the node that holds it.
 
     Args:
-        base: The base model on this disk; its weights are not read.
+        base: The base model on this disk; of its weights, a few numbers alone are read.
         adapters: The adapters on this disk, by the names that they are served under.
         options: How to serve.
         catalogue: Node types to choose among.
 
     Raises:
-        UserError: The model or an adapter cannot be read, or no node holds what is served.
+        UserError: The model or an adapter could not be served, or no node holds what is served.
     """
+    require_usable(base, adapters, fields=("--base", "--adapters"), content=False)
     for name, directory in adapters.items():
         lineage.require_lineage(directory, base, f"--adapters {name}")
     if options.engine == "own":  # vLLM has rules of its own

@@ -4,6 +4,7 @@ Nothing is sent to a cluster: what comes out is YAML to read and to apply. vLLM'
 from its documentation; it was not run here.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ _NAME_LABEL = "app.kubernetes.io/name"
 _MODELS, _KEY_FOLDER = "/models", "/var/run/thriftune"
 _SECONDS_PER_GIB = 20  # reading weights from a network disk at 50 MB/s: an assumption
 _STARTING_SECONDS = 300  # what else a server does before it answers, such as compiling: an assumption
+_IMAGE_SECONDS = 900  # until a node is there and has the image: an assumption
 _PROBE_SECONDS = 10
 _LEAVING_SECONDS = 5  # until no proxy sends requests to a pod that is going
 # Brings a folder of a store to a disk; both come as arguments.
@@ -31,8 +33,12 @@ _BRING = (
 )
 
 
+# Texts that kubectl reads as numbers or truth, and PyYAML does not: 1e3, 089, y.
+_ELSEWHERE_NO_TEXT = re.compile(r"[-+.]?[0-9.].*|[yYnN]", re.DOTALL)
+
+
 class _Written(yaml.SafeDumper):
-    """Writes what is there twice twice, as people read and change manifests."""
+    """Writes what is there twice twice, as people read and change manifests; and texts so that all read texts."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Whether a value is written again where it is used again.
@@ -41,6 +47,20 @@ class _Written(yaml.SafeDumper):
             data: The value.
         """
         return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """A text, in quotes where another reader of YAML would take it for something else.
+
+        Args:
+            data: The text.
+        """
+        node = super().represent_str(data)
+        if _ELSEWHERE_NO_TEXT.fullmatch(data):
+            node.style = "'"
+        return node
+
+
+_Written.add_representer(str, _Written.represent_str)
 
 
 def manifests(request: ManifestRequest) -> str:
@@ -97,6 +117,8 @@ def _deployment(request: ManifestRequest) -> dict[str, Any]:
         "metadata": {"name": request.name, "labels": labels},
         "spec": {
             "replicas": request.replicas,
+            # Else a start that takes longer than ten minutes is reported as failed.
+            "progressDeadlineSeconds": _IMAGE_SECONDS + _reading_seconds(request) + _starting_seconds(request),
             "selector": {"matchLabels": labels},
             # The old pod goes first: a second node with GPUs may not be there.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
@@ -113,6 +135,8 @@ def _pod(request: ManifestRequest) -> dict[str, Any]:
     spec: dict[str, Any] = {
         **account,
         "automountServiceAccountToken": False,
+        # Else a Service named vllm would set VLLM_PORT in the pods beside it, which vLLM takes for its own.
+        "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -131,9 +155,19 @@ def _pod(request: ManifestRequest) -> dict[str, Any]:
     return {name: value for name, value in spec.items() if value not in ({}, [])}
 
 
+def _starting_seconds(request: ManifestRequest) -> int:
+    """How long a server may take until it answers, once its files are there."""
+    held = request.plan.needed_gib * request.plan.node.devices
+    return _STARTING_SECONDS + round(_SECONDS_PER_GIB * held)
+
+
+def _reading_seconds(request: ManifestRequest) -> int:
+    """How long its files may take from a store."""
+    return round(_SECONDS_PER_GIB * request.plan.node.request.disk_gib) if is_remote(request.files) else 0
+
+
 def _serving(request: ManifestRequest, container: Container) -> dict[str, Any]:
     probe = {"periodSeconds": _PROBE_SECONDS, "timeoutSeconds": 5}
-    starting = _STARTING_SECONDS + _SECONDS_PER_GIB * request.plan.needed_gib * request.plan.node.devices
     return {
         "name": "server",
         "image": container.image,
@@ -143,10 +177,14 @@ def _serving(request: ManifestRequest, container: Container) -> dict[str, Any]:
         "ports": [{"name": "http", "containerPort": containers.PORT}],
         "resources": _resources(request),
         "securityContext": _unprivileged(),
-        "startupProbe": {**_get(container.ready), **probe, "failureThreshold": round(starting / _PROBE_SECONDS)},
+        "startupProbe": {
+            **_get(container.ready),
+            **probe,
+            "failureThreshold": _starting_seconds(request) // _PROBE_SECONDS,
+        },
         "readinessProbe": {**_get(container.ready), **probe, "failureThreshold": 2},
         "livenessProbe": {**_get("/health"), **probe, "failureThreshold": 6},
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_LEAVING_SECONDS)]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_seconds_before_sigterm(request))]}}},
         "volumeMounts": [
             {"name": "models", "mountPath": _MODELS, "readOnly": True},
             {"name": "dshm", "mountPath": "/dev/shm"},  # noqa: S108 - the path is the point
@@ -154,6 +192,16 @@ def _serving(request: ManifestRequest, container: Container) -> dict[str, Any]:
             *([{"name": "key", "mountPath": _KEY_FOLDER, "readOnly": True}] if request.served.engine == "own" else []),
         ],
     }
+
+
+def _seconds_before_sigterm(request: ManifestRequest) -> int:
+    """How long a pod that has to go still answers before its server hears of it.
+
+    Our own server then answers what it has accepted; vLLM of this version cuts that off.
+
+    Source: https://github.com/vllm-project/vllm/pull/36666, which lets a later version wait.
+    """
+    return _LEAVING_SECONDS + (request.drain_seconds if request.served.engine == "vllm" else 0)
 
 
 def _resources(request: ManifestRequest, *, without_gpus: bool = False) -> dict[str, Any]:

@@ -23,6 +23,8 @@ _FLAGS = {
     "answer_tokens": "--max-tokens",
     "hardware.device": "--device",
     "hardware.instance": "--instance",
+    "drain_seconds": "--drain-seconds",
+    "service_account": "--service-account",
     **{name: f"--{name}" for name in ("adapters", "bits", "files", "image", "name", "replicas", "secret")},
 }
 
@@ -61,6 +63,7 @@ def text_of(given: argparse.Namespace, adapters: Mapping[str, Path], limits: Lim
         image=given.image,
         secret=given.secret,
         replicas=given.replicas,
+        service_account=given.service_account,
         drain_seconds=math.ceil(limits.drain_seconds),
         limits={f"--{name.replace('_', '-')}": getattr(limits, name) for name in _others(limits)},
     )
@@ -78,7 +81,7 @@ def _flag_of(field: str) -> str:
         field: The field, such as `tokens` or `adapters.legal`.
     """
     name, _, of = field.partition(".")
-    return _FLAGS.get(field) or (f"--adapters {of}" if name == "adapters" else field)
+    return _FLAGS.get(field) or (f"--{name} {of}" if name in ("adapters", "folders") else field)
 
 
 def _others(limits: Limits) -> Iterator[str]:
@@ -96,7 +99,7 @@ def _folders_of(given: list[str], adapters: Mapping[str, Path]) -> dict[str, str
         adapters: The adapters by name.
 
     Raises:
-        ConfigError: One is not of that form, or of no such name.
+        ConfigError: One is not of that form, of no such name, or there twice.
     """
     found = {}
     for entry in given:
@@ -104,5 +107,7 @@ def _folders_of(given: list[str], adapters: Mapping[str, Path]) -> dict[str, str
         if not equals or not place or name not in {BASE, *adapters}:
             remedy = f"The names are {', '.join([BASE, *adapters])}."
             raise ConfigError.single("--folders", entry, "is not NAME=PATH of what is served.", remedy)
+        if name in found:
+            raise ConfigError.single("--folders", entry, f"is a second folder of {name}.", "Give one for each name.")
         found[name] = place
     return found

@@ -10,12 +10,19 @@ from thriftune.config.rules import with_user
 from thriftune.errors import Problem
 from thriftune.planning.serving import Served, ServingPlan
 from thriftune.redaction import unsigned
-from thriftune.urls import is_remote
+from thriftune.stores.access import protocol_of
+from thriftune.urls import bucket_of, is_remote
 
 # As pod_templates has it, which knows Kubernetes and is not imported here: a test compares.
 INSTANCE_LABEL = "node.kubernetes.io/instance-type"
 CLAIM = "claim:"
-_KUBERNETES_NAME = re.compile(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
+# Of a Service, whose name begins that of its pods too: a label has 63 characters at most.
+_SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?")
+_WORD = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_OBJECT_NAME = re.compile(rf"(?=.{{1,253}}$){_WORD}(\.{_WORD})*")  # of most other things in Kubernetes
+_STORES = ("s3", "gs", "abfs")
+_LIKE_OBJECTS = "Use small letters, digits, dashes and dots, with a letter or digit at both ends."
+_VARIABLE = "$("  # with which Kubernetes begins one in an argument
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,13 @@ def problems_of(request: ManifestRequest) -> Iterator[Problem]:
     Yields:
         Each problem.
     """
-    for what, name in {"name": request.name, "secret": request.secret}.items():
-        if not _KUBERNETES_NAME.fullmatch(name):
-            yield Problem(what, name, "is no name in Kubernetes.", "Use small letters, digits and dashes, at most 50.")
+    if not _SERVICE_NAME.fullmatch(request.name):
+        remedy = "Use small letters, digits and dashes, at most 50, and begin with a letter."
+        yield Problem("name", request.name, "is no name in Kubernetes.", remedy)
+    account = {"service_account": request.service_account} if request.service_account else {}
+    for what, name in {"secret": request.secret, **account}.items():
+        if not _OBJECT_NAME.fullmatch(name):
+            yield Problem(what, name, "is no name in Kubernetes.", _LIKE_OBJECTS)
     yield from _of_files(request.files)
     if not request.image and (is_remote(request.files) or request.served.engine == "own"):
         yield Problem("image", "", "this project's image is needed here.", "Build one with `make image`, and name it.")
@@ -96,15 +107,25 @@ def _of_files(files: str) -> Iterator[Problem]:
         if unsigned(files) != files:
             remedy = "Leave its signature out, and give the pods an account that may read it."
             yield Problem("files", files, "is signed, and manifests are kept where many may read them.", remedy)
-    elif not files.startswith(CLAIM) or not _KUBERNETES_NAME.fullmatch(files.removeprefix(CLAIM)):
+        elif protocol_of(files) not in _STORES or not bucket_of(files).partition("://")[2] or _VARIABLE in files:
+            remedy = "Use a URL that begins with s3://, gs:// or abfs:// and a bucket, or claim:NAME."
+            yield Problem("files", files, "is no folder in a store.", remedy)
+    elif not files.startswith(CLAIM):
         yield Problem("files", files, "is neither a claim nor a URL.", "Use claim:NAME, or a URL like s3://...")
+    elif not _OBJECT_NAME.fullmatch(files.removeprefix(CLAIM)):
+        yield Problem("files", files, "names no claim that Kubernetes can have.", _LIKE_OBJECTS)
 
 
 def _of_adapters(request: ManifestRequest) -> Iterator[Problem]:
+    # vLLM takes an argument with a comma for JSON.
+    marks = ("=", _VARIABLE, *([","] if request.served.engine == "vllm" else []))
     for name, path in {BASE: request.base, **request.adapters}.items():
-        if path.startswith("/") or ".." in path.split("/") or "$(" in path or "=" in path:
+        if path.startswith("/") or ".." in path.split("/"):
             message = "is no folder below that of the files."
-            yield Problem(f"adapters.{name}", path, message, "Use a path like run/adapter.")
+            yield Problem(f"folders.{name}", path, message, "Use a path like run/adapter.")
+        elif found := next((mark for mark in marks if mark in path), ""):
+            message = f"has {found} in it, with which the server's command line would not name a folder."
+            yield Problem(f"folders.{name}", path, message, "Use another folder, with a path like run/adapter.")
     for name in request.adapters:
         if problem := problem_of_name(name, f"adapters.{name}", request.adapters[name]):
             yield problem

@@ -6,6 +6,7 @@ here. Its first engine runs on GPUs of capability 7.5, which its second one refu
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,10 @@ def unservable(config: "PeftConfig") -> str:
         return reason
     if getattr(config, "lora_bias", False):
         return "its adapters have biases"
-    found = next((name for name in _PATTERNS if getattr(config, name, None)), "")
-    return f"it has a {found}, which vLLM does not read" if found else ""
+    # peft marks the fields that make LoRA compute something else; vLLM passes over those that it does not know.
+    variants = [each.name for each in fields(config) if each.metadata.get("is_lora_variant")]
+    found = next((name for name in (*_PATTERNS, *variants, "use_qalora") if getattr(config, name, None)), "")
+    return f"it has {found}, which vLLM does not read" if found else ""
 
 
 def container(served: Served, node: EvaluationNode, base: str, adapters: Mapping[str, str], secret: str) -> Container:
