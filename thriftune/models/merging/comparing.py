@@ -114,7 +114,8 @@ def written_as_trained(
 
     Returns:
         The measured losses and next tokens; None where none were. That is also where the model's code multiplies by
-        the weight of a module other than the running one, which is still in 16 bits (Jamba's convolutions).
+        the weight of a module other than the running one, which is still in 16 bits (Jamba's convolutions, and peft's
+        single trained tokens where the head is the embedding).
     """
     trained = _measured(way, held_out) if held_out is not None else None
     if trained is None:
@@ -143,14 +144,14 @@ def _measured(way: Way, held_out: HeldOutRows) -> _Trained | None:
     mapped, sums = way.opened
     parameters = sum(parameter.numel() for parameter in sums.adapted.parameters())
     rows = held_out.first_tokens(COMPARED_OPERATIONS / (2 * parameters))
+    likely = Kept(len(rows))
     try:
         with sums.disabled():
             before = _loss(sums.adapted, mapped, rows)
+        return _Trained(rows, before, _loss(sums.adapted, mapped, rows, likely.keep), likely)
     except RuntimeError as error:
         logger.warning("The merged model cannot be compared with the adapter on its base: %s", error)
         return None
-    likely = Kept(len(rows))
-    return _Trained(rows, before, _loss(sums.adapted, mapped, rows, likely.keep), likely)
 
 
 def _loss(model: Any, mapped: Mapped, rows: HeldOutRows, seen: Seen | None = None) -> float:
