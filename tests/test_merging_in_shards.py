@@ -301,6 +301,21 @@ def test_numbers_that_fp16_cannot_hold_are_not_saved(made, monkeypatch, tmp_path
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("bfloat16", torch.bfloat16),
+        ("torch.float16", torch.float16),
+        ("float64", torch.float32),
+        ("auto", torch.float32),
+    ],
+)
+def test_the_type_is_one_that_models_are_computed_in(tmp_path, named, expected):
+    """A base in float64 was merged, and then the run ended with a KeyError."""
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": named}))
+    assert mapped.asked_dtype(tmp_path, torch.float32) == expected
+
+
 def test_a_file_that_only_config_json_names_becomes_the_usual_one(made, tmp_path):
     base, adapter = made("llama", tied=False, peft=lora())
     expected = by_peft(base, adapter).state_dict()

@@ -28,7 +28,7 @@ def check(reference: Reference, directory: Path, kind: str) -> Parity:
     Args:
         reference: What was trained.
         directory: The export.
-        kind: Its format, or saved, merged or served: a key of `ALLOWED`.
+        kind: Its format: a key of `ALLOWED`.
 
     Returns:
         All that differs, with what was measured.

@@ -48,7 +48,7 @@ class Parity:
     """Whether an export is what was trained.
 
     Attributes:
-        format: Its format, or the kind of what was compared: saved, merged, served.
+        format: Its format, or the kind of what was compared: merged, served.
         differences: In what it is not; none if it passes.
         measures: Numbers with their limits.
         rows: Rows whose next tokens were compared.
