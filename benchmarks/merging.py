@@ -6,7 +6,8 @@ Makes a random Llama (1.5B parameters by default) in bf16 and a LoRA adapter on 
 per way, each in a fresh process on one thread:
 
     thriftune   thriftune.models.merging.merge
-    compared    the same, with the losses of the base, of the adapter on it and of the merged model on 4 rows
+    compared    the same, with the losses of the base, of the adapter on it and of the merged model on 4 rows, and with
+                the next tokens of the last two
     peft        from_pretrained, merge_and_unload, save_pretrained
 
 Reported: peak resident memory of the process (VmHWM in /proc/self/status, which counts mapped file pages too), of which
@@ -40,12 +41,15 @@ class Rows:
         """The same rows."""
         return self
 
-    def loss(self, model: Any) -> float:
+    def loss(self, model: Any, seen: Any = None) -> float:
         """Mean loss per token."""
         import torch
 
         with torch.inference_mode():
-            return float(model(input_ids=self.tokens, labels=self.tokens).loss)
+            made = model(input_ids=self.tokens, labels=self.tokens)
+        for row in made.logits if seen else ():
+            seen(row, torch.arange(len(row) - 1))
+        return float(made.loss)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -18,7 +18,7 @@ from thriftune.inference.gate.comparison import Comparison
 from thriftune.inference.gate.verdict import Verdict
 from thriftune.inference.report import RunMetrics, summary_table
 from thriftune.inference.timing import Timing
-from thriftune.models.saving import SavedWeights
+from thriftune.models.merging.comparing import MergedWeights
 from thriftune.training.held_out import EvalReport
 from thriftune.training.result import Asked, TrainingResult
 from thriftune.training_plan import TrainingPlan
@@ -39,7 +39,7 @@ def summarize(
     training_key: str,
     model: FlyteDirectory,
     adapter: FlyteDirectory | None = None,
-    merged: SavedWeights | None = None,
+    merged: MergedWeights | None = None,
     saved_model: EvalReport | None = None,
     before: EvalReport | None = None,
     after: EvalReport | None = None,
@@ -57,7 +57,7 @@ def summarize(
         training_key: What Flyte's cache knows the training by. It is in the cache now, and its checkpoints are removed.
         model: The resulting model.
         adapter: The resulting adapter; None if every weight trained.
-        merged: What merging it did to its loss; None if it was not merged.
+        merged: What merging it did to its loss and next tokens; None if it was not merged.
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
         before: Answers of the model before training, where an earlier run trained and was asked otherwise; else None.
         after: Answers of the result, in the same case.

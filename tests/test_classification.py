@@ -432,6 +432,8 @@ def test_a_merged_adapter_and_one_measured_again_have_the_same_loss(trained, tin
     assert (saved.base_loss, saved.saved_loss) == pytest.approx(
         (results["lora"]["before"]["loss"], after["loss"]), abs=1e-5
     )
+    assert (saved.next_tokens.tokens, saved.next_tokens.agreement) == (len(rows), 1.0), "its classes are compared"
+    assert 0 <= saved.next_tokens.kl < 1e-4
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert plain_loss(merged, job["dataset"])[0] == pytest.approx(after["loss"], abs=1e-5)
     assert merged.config.id2label == dict(enumerate(LABELS))

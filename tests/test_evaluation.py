@@ -10,6 +10,7 @@ from thriftune.data.tokenization import IGNORED
 from thriftune.hardware import DEVICES
 from thriftune.inference.evaluation import evaluate
 from thriftune.models.loading import Placement
+from thriftune.training import held_out
 from thriftune.training.held_out import held_out_loss, held_out_rows, row_losses
 
 _ = IGNORED
@@ -122,6 +123,22 @@ def test_the_losses_of_rows_are_in_the_order_of_the_rows(model, llama_tokenizer,
     assert found.tokens == tuple(len(by_hand(model, [row])) for row in ROWS)
     for row, total in zip(ROWS, found.sums, strict=True):
         assert total == pytest.approx(sum(by_hand(model, [row])), abs=1e-4)
+
+
+@pytest.mark.parametrize(("room", "at_once"), [(1e9, [3]), (2.5, [2, 1]), (0.1, [1, 1, 1])])
+def test_a_whole_model_is_measured_in_bounded_memory(model, llama_tokenizer, monkeypatch, room, at_once):
+    """Eight rows of 1024 tokens had outputs of 5 GB in a vocabulary of 152,000, and their loss took two copies."""
+    longest, vocabulary, given, lengths = 8, model.config.vocab_size, [], []
+    monkeypatch.setattr(held_out, "OUTPUT_BYTES", int(room * 4 * longest * vocabulary))
+    hook = model.register_forward_hook(lambda _, __, made: given.append(len(made.logits)))
+    rows = held_out.HeldOut(dataset([{**row, "length": len(row["labels"])} for row in ROWS]), llama_tokenizer, 8)
+    try:
+        loss = rows.loss(model, lambda logits, places: lengths.append((logits.shape[-1], len(places))))
+    finally:
+        hook.remove()
+    assert given == at_once
+    assert lengths == [(vocabulary, count) for count in (2, 3, 1)], "shorter rows first, and trained tokens alone"
+    assert loss == pytest.approx(sum(by_hand(model, ROWS)) / 6, abs=1e-5)
 
 
 def test_an_adapter_is_measured_on_its_base_model(tiny_model_dir, dataset_dir, random_adapter, run_config):

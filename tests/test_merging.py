@@ -9,9 +9,14 @@ from thriftune.config import DataConfig, LoraConfig
 from thriftune.data import prepare
 from thriftune.data.prepared import VALIDATION, load_split
 from thriftune.errors import AdapterError
+from thriftune.inference.parity.allowed import ALLOWED
+from thriftune.inference.parity.outputs import log_probabilities
+from thriftune.inference.parity.rows import Row
 from thriftune.methods.adapters import peft_config
+from thriftune.models import next_tokens, saving
 from thriftune.models.merging import merge
 from thriftune.models.merging.comparing import COMPARED_OPERATIONS
+from thriftune.models.next_tokens import compare
 from thriftune.models.tokenizer import load_tokenizer
 from thriftune.training.collation import PaddingCollator
 from thriftune.training.held_out import HeldOut, held_out_loss, held_out_rows
@@ -177,12 +182,51 @@ def test_an_adapter_too_small_for_the_nearest_numbers_is_rounded_stochastically(
     assert compared.saved_loss == pytest.approx(held_out(base(tmp_path / "merged"), in_bf16), abs=1e-5)
 
 
+def test_next_tokens_are_compared_at_every_trained_position(in_bf16, random_adapter, tmp_path, caplog):
+    """They were not: a loss may be the same where other tokens are likely."""
+    from peft import PeftModel
+
+    adapter = random_adapter(seed=3)
+    with caplog.at_level("INFO"):
+        compared = merge(in_bf16[0], adapter, tmp_path / "merged", held_out=rows_of(*in_bf16), tied=0.1)
+    rows = [
+        Row(tuple(row["input_ids"]), tuple(place for place, label in enumerate(row["labels"]) if place and label >= 0))
+        for row in held_out_rows(in_bf16[1], 64)
+    ]
+    models = (PeftModel.from_pretrained(base(in_bf16[0]), str(adapter)).eval(), base(tmp_path / "merged").eval())
+    reference, found = (list(log_probabilities(model, rows)) for model in models)
+    expected = compare(reference, iter(found), 0.1)
+    assert compared.next_tokens.tokens == expected.tokens > 100
+    assert compared.next_tokens.kl == pytest.approx(expected.kl, abs=1e-6)
+    assert compared.next_tokens.agreement == pytest.approx(expected.agreement, abs=2 / expected.tokens)
+    assert 0 < expected.kl < 1e-3
+    assert f"on {expected.tokens} tokens of these rows: KL divergence" in caplog.text
+    assert artifacts.read_manifest(tmp_path / "merged")["merging"]["next_tokens"]["kl"] == compared.next_tokens.kl
+
+
+def test_next_tokens_are_those_of_the_rounding_that_was_kept(in_bf16, random_adapter, tmp_path, monkeypatch):
+    """Where stochastic rounding is tried and costs more, the model is written in the first way again."""
+    kept, numbers = [], iter((0.1, 0.2))
+
+    def measured(comparison):
+        kept.append(next_tokens.Compared(1, 1, next(numbers), 1.0))
+        return kept[-1]
+
+    monkeypatch.setattr(next_tokens.Comparison, "compared", property(measured))
+    monkeypatch.setattr(saving, "_NOISE", -1.0)  # nothing is good enough
+    monkeypatch.setattr(saving, "TOLERATED_SHARE", -1e6)
+    compared = merge(in_bf16[0], random_adapter(seed=3), tmp_path / "merged", held_out=rows_of(*in_bf16))
+    assert len(kept) == 2
+    assert compared.next_tokens == kept[0 if compared.rounding == "nearest" else 1]
+
+
 def test_a_sum_that_is_not_what_was_trained_is_a_warning(in_bf16, random_adapter, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.get_delta_weight", lambda self, name: 0 * self.weight.float())
     with caplog.at_level("WARNING"):
         compared = merge(in_bf16[0], random_adapter(seed=3), tmp_path / "merged", held_out=rows_of(*in_bf16))
     assert compared.saved_loss == pytest.approx(compared.base_loss, abs=1e-5)
     assert "loses part of what was learnt" in caplog.text
+    assert compared.next_tokens.kl > ALLOWED["merged"].kl
 
 
 def test_fused_experts_are_merged_and_compared_too(mixture, tmp_path):

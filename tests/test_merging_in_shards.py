@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
@@ -18,6 +19,7 @@ from thriftune.models.merging.comparing import in_fp32
 from thriftune.models.merging.shards import InShards, layout_of
 from thriftune.models.merging.sums import put_on
 from thriftune.models.tokenizer import load_tokenizer
+from thriftune.training.held_out import HeldOut
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
@@ -153,6 +155,43 @@ def test_weights_that_were_one_are_written_apart_where_one_of_them_changed(made,
     assert float((wrong - expected).abs().max()) > 1e-3
 
 
+ON_TIED = {
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "both": {"target_modules": ["lm_head", "embed_tokens"]},
+    "whole head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "whole embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "neither": {"target_modules": ["q_proj"]},
+}
+
+
+@pytest.mark.parametrize("mode", ["nearest", "stochastic"])
+@pytest.mark.parametrize("options", ON_TIED.values(), ids=ON_TIED)
+def test_they_are_written_apart_too_where_the_model_is_held_as_a_whole(made, options, mode, monkeypatch, tmp_path):
+    """There peft's merge changed both; and numbers kept in fp32 were rounded stochastically, to an error."""
+    monkeypatch.setattr(merging, "is_of_single_weights", lambda _: False)
+    monkeypatch.setattr(merging.comparing, "written_as_trained", lambda _, __, write, *___: write(mode))
+    base, adapter = made("llama", tied=True, peft=lora(**options), dtype=torch.bfloat16)
+    merge(base, adapter, tmp_path / "merged")
+    tokens = torch.arange(4, 24).reshape(2, 10)
+    with torch.inference_mode():
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="float32"), str(adapter))
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        found, expected = merged.float().eval()(tokens).logits, adapted.eval()(tokens).logits
+    assert merged.config.tie_word_embeddings is (options is ON_TIED["neither"])
+    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+
+
+def test_what_cannot_be_measured_is_merged_and_said(made, caplog, tmp_path):
+    """peft adds trained tokens to a head that is the embedding, in 16 bits: the run ended with torch's error."""
+    options = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 5]}}
+    base, adapter = made("llama", tied=True, peft=lora(**options), dtype=torch.bfloat16)
+    rows = Dataset.from_dict({"input_ids": [[4, 5, 6]], "labels": [[4, 5, 6]], "length": [3]})
+    assert merge(base, adapter, tmp_path / "merged", held_out=HeldOut(rows, load_tokenizer(base), 1)) is None
+    assert "cannot be compared with the adapter on its base" in caplog.text
+    assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
+
+
 def test_names_that_transformers_changes_while_it_loads_are_followed(made, tmp_path):
     """Files of a model without its head lack the prefix of every name."""
     base, adapter = made("gpt2", tied=True, peft=lora(target_modules=["c_attn"], fan_in_fan_out=True))
@@ -260,6 +299,21 @@ def test_numbers_that_fp16_cannot_hold_are_not_saved(made, monkeypatch, tmp_path
     with pytest.raises(AdapterError, match=rf"adapter = {name}: has .* not finite in float16 .* bf16 or fp32"):
         merge(base, adapter, tmp_path / "merged", save_dtype="fp16")
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("bfloat16", torch.bfloat16),
+        ("torch.float16", torch.float16),
+        ("float64", torch.float32),
+        ("auto", torch.float32),
+    ],
+)
+def test_the_type_is_one_that_models_are_computed_in(tmp_path, named, expected):
+    """A base in float64 was merged, and then the run ended with a KeyError."""
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": named}))
+    assert mapped.asked_dtype(tmp_path, torch.float32) == expected
 
 
 def test_a_file_that_only_config_json_names_becomes_the_usual_one(made, tmp_path):

@@ -1,7 +1,7 @@
 """The page at the end of a run: what came out, what it cost and where it is; and answers side by side."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from html_page import Page
@@ -11,8 +11,10 @@ from test_results import AFTER, BEFORE, TRAINED
 from thriftune.gpu_hours import GpuHours
 from thriftune.inference import side_by_side
 from thriftune.inference.cost import Cost
-from thriftune.inference.report import RunMetrics, page_of, remarks_of, summary_table
+from thriftune.inference.report import RunMetrics, loss_rows, metrics_from_json, page_of, remarks_of, summary_table
 from thriftune.models.answering import Sampling
+from thriftune.models.merging.comparing import MergedWeights
+from thriftune.models.next_tokens import Compared
 from thriftune.models.saving import SavedWeights
 from thriftune.training.guards.oom import Halvings
 from thriftune.training.guards.resources import FillWarning, Samples
@@ -113,6 +115,7 @@ def test_many_and_long_answers_are_cut_on_the_page_and_that_is_said():
 
 
 ROUNDED = SavedWeights("fp16", "nearest", 64, 2.0, 1.0, 1.5)
+MERGED = MergedWeights("bf16", "nearest", 64, 2.0, 1.0, 1.5)
 EVENTS = {
     "answers": (replace(METRICS, remarks=["Its answers are left out."]), "Its answers are left out."),
     "best": (replace(METRICS, training=replace(TRAINED, kept_step=1)), "weights of step 1 of 2"),
@@ -129,9 +132,22 @@ EVENTS = {
         "/tmp is full.",
     ),
     "rounding": (replace(METRICS, training=replace(TRAINED, saved=ROUNDED)), "Saving in fp16 loses part"),
-    "merging": (replace(METRICS, merged=replace(ROUNDED, dtype="bf16")), "Saving in bf16 loses part"),
-    "fp32": (replace(METRICS, merged=replace(ROUNDED, saved_loss=1.0, rounded_loss=1.5)), "saved in fp32."),
+    "merging": (replace(METRICS, merged=MERGED), "Saving in bf16 loses part"),
+    "differs": (
+        replace(METRICS, merged=replace(MERGED, saved_loss=1.0, difference="outputs: too far.")), "outputs: too far."
+    ),
+    "fp32": (replace(METRICS, merged=replace(MERGED, saved_loss=1.0, rounded_loss=1.5)), "saved in fp32."),
 }  # fmt: skip
+
+
+def test_next_tokens_of_a_merged_model_are_beside_its_losses():
+    merged = replace(MERGED, saved_loss=1.0, next_tokens=Compared(64, 441, 0.000123, 0.9977))
+    metrics = replace(METRICS, merged=merged)
+    rows = [("next tokens, merged (441)", "", "KL divergence 0.00012 nats"), ("their likeliest agree", "", "99.8%")]
+    assert list(loss_rows(metrics))[-2:] == rows
+    page, table = Page(page_of(metrics, FETCH)).text, summary_table(metrics)
+    assert [text for name, _, value in rows for text in (name, value) if text not in page or text not in table] == []
+    assert metrics_from_json(asdict(metrics)) == metrics
 
 
 @pytest.mark.parametrize("what", EVENTS)

@@ -1,6 +1,7 @@
 """Exports as a run makes them: written, compared, kept or not; in safetensors and in bitsandbytes' formats."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -161,6 +162,28 @@ def test_a_merged_model_is_compared_with_the_adapter_on_its_base(tiny_model_dir,
     assert found.measures[0].value < 1e-6
     other = merged.check(tiny_model_dir, random_adapter(2), tmp_path / "merged")
     assert {difference.what for difference in other.differences} == {"outputs"}
+
+
+def test_the_trained_model_is_gone_before_the_merged_one_is_loaded(
+    tiny_model_dir, random_adapter, tmp_path, monkeypatch
+):
+    """Room was looked at for one of them, and both were held."""
+    from thriftune.inference.parity import merged
+    from thriftune.models import merging
+
+    adapter, held = random_adapter(1), []
+    merging.merge(tiny_model_dir, adapter, tmp_path / "merged")
+
+    def load(*arguments, **options):
+        assert [one for one in held if one() is not None] == []
+        model = load_causal_lm(*arguments, **options)
+        held.append(weakref.ref(model))
+        return model
+
+    load_causal_lm = merged.load_causal_lm
+    monkeypatch.setattr(merged, "load_causal_lm", load)
+    assert merged.check(tiny_model_dir, adapter, tmp_path / "merged").passes
+    assert len(held) == 2
 
 
 def test_llama_cpp_makes_the_same_of_a_file(model_of, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import run_dict, write_jsonl
 from flytekit.types.directory import FlyteDirectory
 from planning import planned
@@ -251,3 +252,19 @@ def test_a_merge_keeps_a_result_that_differs_and_says_so(inputs_of, outputs, mon
         saved.require_same(result, "")
     assert run_record.read(result) == run_record.read(outputs / "adapter")
     assert damage.damages(result, content=True) == []
+
+
+def test_a_merge_with_other_next_tokens_is_kept_and_not_published(inputs_of, outputs, monkeypatch):
+    """Its text and settings were the base's, and its weights were another model's."""
+    inputs = inputs_of("lora")
+    fit(inputs, outputs / "adapter")
+    summed = "peft.tuners.lora.layer.Linear.get_delta_weight"
+    monkeypatch.setattr(summed, lambda self, _: torch.randn(self.weight.shape, generator=torch.Generator()))
+    made = [FlyteDirectory(str(place)) for place in (inputs.model_dir, outputs / "adapter", inputs.dataset_dir)]
+    done = merge_adapter.task_function(inputs.config, *made, "key", "")
+    result, far = Path(done.model.path), done.saved.next_tokens
+    assert far.kl > 0.01
+    assert artifacts.read_manifest(result)["merging"]["next_tokens"]["kl"] == far.kl
+    assert "outputs: KL divergence of the next token, nats is" in done.saved.remarks[0]
+    with pytest.raises(ResultParityError, match=r"(?s)outputs.*Everything is kept \(model: /somewhere\)"):
+        saved.require_same(result, "model: /somewhere")

@@ -11,6 +11,7 @@ from thriftune.inference.gate import evidence
 from thriftune.inference.gate.comparison import Comparison
 from thriftune.inference.report import RunMetrics, contamination_of
 from thriftune.methods import METHODS
+from thriftune.models.merging.comparing import MergedWeights
 from thriftune.models.saving import SavedWeights
 from thriftune.models.source import kind_of
 from thriftune.training.held_out import EvalReport
@@ -167,9 +168,11 @@ def _of_classifier(run: RunConfig, before: EvalReport | None, after: EvalReport)
 
 
 def _saved(saved: SavedWeights) -> str:
-    """The change of the loss by saving or merging, as text."""
+    """The change of the loss by saving or merging, and of next tokens by merging, as text."""
     losses = f"held-out loss {saved.saved_loss:.4f}, and {saved.trained_loss:.4f} before"
-    return f"{saved.how}: {losses}, over {saved.rows} rows"
+    found = saved.next_tokens if isinstance(saved, MergedWeights) else None
+    tokens = f"; on {found.tokens} of their tokens: {found.text}" if found else ""
+    return f"{saved.how}: {losses}, over {saved.rows} rows{tokens}"
 
 
 def _data(source: DataSource) -> str:

@@ -17,7 +17,7 @@ from thriftune.inference.gate.view import view_of
 from thriftune.inference.side_by_side import side_by_side
 from thriftune.inference.timing import Timing
 from thriftune.methods import METHODS
-from thriftune.models.saving import SavedWeights
+from thriftune.models.merging.comparing import MergedWeights
 from thriftune.planning.time.report import duration as spent
 from thriftune.training import report as training_report
 from thriftune.training.charts import HEIGHT, WIDTH, duration
@@ -42,7 +42,7 @@ class RunMetrics:
         training: What was measured before, during and after training.
         outputs: Where each result is, by kind: model, adapter, published (empty where the gate held it back) and
             evidence (what the gate decided by).
-        merged: What merging the adapter did to its loss; None if nothing was merged.
+        merged: What merging the adapter did to its loss and next tokens; None if nothing was merged.
         saved_model: The saved result measured again on the held-out rows; None if the run does not ask for it.
         cost: What the training's nodes cost; None in metrics of older versions.
         remarks: Sentences that a reader of these numbers must know.
@@ -56,7 +56,7 @@ class RunMetrics:
     method: str
     training: TrainingResult
     outputs: dict[str, str]
-    merged: SavedWeights | None = None
+    merged: MergedWeights | None = None
     saved_model: EvalReport | None = None
     cost: Cost | None = None
     remarks: list[str] = field(default_factory=list)
@@ -142,6 +142,9 @@ def loss_rows(metrics: RunMetrics) -> Iterator[tuple[str, str, str]]:
             yield f"as saved, in {saved.how}", "", f"{saved.saved_loss:.4f}"
             if saved.rounded_loss is not None:
                 yield "in 16 bits it would be", "", f"{saved.rounded_loss:.4f}"
+    if metrics.merged and (found := metrics.merged.next_tokens):
+        yield f"next tokens, merged ({found.tokens})", "", f"KL divergence {found.kl:.2g} nats"
+        yield "their likeliest agree", "", f"{found.agreement:.1%}"
     if metrics.saved_model:
         yield "the result, loaded again", "", f"{metrics.saved_model.loss:.4f}"
 

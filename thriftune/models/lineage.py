@@ -2,9 +2,10 @@
 
 An adapter of the right shape fits every model of its architecture, a fine-tuned one as well as the base that it was
 trained on. A base is known by numbers out of each weight of its layers: reading them takes less than a second, they are
-the same in a copy, in other shards and in another precision, and any training changes them. They are compared in bf16,
-and once more after a rounding to fp16: a copy in fp16 is otherwise not that of a base in bf16 or fp32. Versions of
-sources are not compared: a commit may change a README alone, and a copy of a directory has other times.
+the same in a copy, in other shards and in another precision, and any training of layers changes them; embeddings, last
+norm and head are not looked at. They are compared in bf16, and once more after a rounding to fp16: a copy in fp16 is
+otherwise not that of a base in bf16 or fp32. Versions of sources are not compared: a commit may change a README alone,
+and a copy of a directory has other times.
 """
 
 import hashlib

@@ -25,13 +25,14 @@ def rounded(weight: "torch.Tensor", dtype: "torch.dtype", mode: RoundingMode, na
     Args:
         weight: The weight in fp32, of any shape.
         dtype: Type to round to.
-        mode: How to round; `none` if the type can hold every number of the weight.
+        mode: How to round; `none` if the type can hold every number of the weight, as fp32 does in every mode.
         name: Name of the weight; each name has its own random numbers.
         seed: Seed of the run.
     """
-    if mode != "stochastic":
-        return weight.to(dtype)
     import torch
+
+    if mode != "stochastic" or dtype == torch.float32:
+        return weight.to(dtype)
 
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator(weight.device).manual_seed(int.from_bytes(digest[:7], "big"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from thriftune import distributed
 from thriftune.data.prepared import VALIDATION, load_split
 from thriftune.distributed import Rank
+from thriftune.models.next_tokens import OUTPUT_BYTES, Seen
 from thriftune.training.collation import PaddingCollator
 from thriftune.training.objective import LANGUAGE, Objective
 
@@ -186,6 +187,7 @@ def row_losses(
     rank: Rank = ALONE,
     on_batch: Callable[[], None] = lambda: None,
     objective: Objective = LANGUAGE,
+    seen: Seen | None = None,
 ) -> RowLosses:
     """Measure the loss of each row, with rows of similar length in a batch.
 
@@ -197,6 +199,7 @@ def row_losses(
         rank: This process among those that share the rows; all of them run the model equally often.
         on_batch: Called after each batch of this process.
         objective: What the model has learnt from rows.
+        seen: Told of the outputs of each row of this process, in an order that is the same for every model.
 
     Returns:
         The losses of all rows in their order, on every rank.
@@ -211,7 +214,7 @@ def row_losses(
         mine = first + rank.index
         part = batches[min(mine, len(batches) - 1)]
         inputs = {name: tensor.to(device) for name, tensor in collate([rows[i] for i in part]).items()}
-        columns = objective.measure(model, inputs)
+        columns = objective.measure(model, inputs, seen)
         if mine < len(batches):  # else another rank has measured it
             found.update(zip(part, zip(*(column.tolist() for column in columns), strict=True), strict=True))
         on_batch()
@@ -252,7 +255,7 @@ class HeldOut:
     Args:
         rows: Rows with input_ids and labels.
         tokenizer: The model's tokenizer, for padding.
-        batch: Rows per forward pass.
+        batch: Most rows per forward pass; fewer of long rows with a large vocabulary.
         objective: What the model has learnt from rows.
     """
 
@@ -278,10 +281,14 @@ class HeldOut:
             taken += 1
         return HeldOut(self._rows.select(range(taken)), self._tokenizer, self._batch, self._objective)
 
-    def loss(self, model: Any) -> float:
+    def loss(self, model: Any, seen: Seen | None = None) -> float:
         """Mean negative log-likelihood per trained token, or per row, in nats.
 
         Args:
             model: The model, in evaluation mode.
+            seen: Told of the outputs of each row, in an order that is the same for every model.
         """
-        return held_out_loss(model, self._tokenizer, self._rows, self._batch, objective=self._objective)[0]
+        longest = max(self._rows["length"])
+        outputs = 4 * longest * int(model.config.get_text_config().vocab_size)
+        batch = max(1, min(self._batch, OUTPUT_BYTES // outputs))
+        return row_losses(model, self._tokenizer, self._rows, batch, objective=self._objective, seen=seen).mean

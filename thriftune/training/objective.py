@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from thriftune.data.tokenization import IGNORED
 from thriftune.models.answering import Sampling, complete
 from thriftune.models.classifier import logits_of
+from thriftune.models.next_tokens import Seen
 
 if TYPE_CHECKING:
     import torch
@@ -30,12 +31,15 @@ class Objective(Protocol):
     loss_function: LossFunction | None
     unit: str
 
-    def measure(self, model: Any, inputs: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, ...]":
+    def measure(
+        self, model: Any, inputs: "Mapping[str, torch.Tensor]", seen: Seen | None = None
+    ) -> "tuple[torch.Tensor, ...]":
         """Measure a batch of rows.
 
         Args:
             model: The model, in evaluation mode.
             inputs: Tensors of shape [rows, tokens], including the labels.
+            seen: Told of each row's outputs.
 
         Returns:
             Tensors of shape [rows]: the summed loss and the number of labels of each row; of a classifier also the
@@ -70,18 +74,24 @@ class Language(Objective):
     loss_function = None
     unit = "tokens"
 
-    def measure(self, model: Any, inputs: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, ...]":
+    def measure(
+        self, model: Any, inputs: "Mapping[str, torch.Tensor]", seen: Seen | None = None
+    ) -> "tuple[torch.Tensor, ...]":
         """Summed loss and number of trained tokens of each row."""
         import torch
 
-        given = dict(inputs)
+        given, losses = dict(inputs), []
         labels = given.pop("labels")[:, 1:]
         with torch.no_grad():
-            logits = model(**given).logits[:, :-1].float()
-            losses = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-            )
-        return losses.view(labels.shape).double().sum(1), (labels != IGNORED).sum(1)
+            # Row by row: the outputs of a batch are its largest tensor, and the loss needs as much again.
+            for logits, expected in zip(model(**given).logits[:, :-1], labels, strict=True):
+                each = torch.nn.functional.cross_entropy(
+                    logits.float(), expected, ignore_index=IGNORED, reduction="none"
+                )
+                losses.append(each.double().sum())
+                if seen:
+                    seen(logits, (expected != IGNORED).nonzero()[:, 0])
+        return torch.stack(losses), (labels != IGNORED).sum(1)
 
     def answers(
         self,
@@ -106,7 +116,9 @@ class Classification(Objective):
         self._labels, self.unit = tuple(labels), "rows"
         self.loss_function: LossFunction | None = _mean_over_step
 
-    def measure(self, model: Any, inputs: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, ...]":
+    def measure(
+        self, model: Any, inputs: "Mapping[str, torch.Tensor]", seen: Seen | None = None
+    ) -> "tuple[torch.Tensor, ...]":
         """Loss, 1, likeliest class and true class of each row."""
         import torch
 
@@ -115,6 +127,9 @@ class Classification(Objective):
         with torch.no_grad():
             logits = logits_of(model, given)
             losses = torch.nn.functional.cross_entropy(logits, classes.to(logits.device), reduction="none")
+        if seen:
+            for row in logits:
+                seen(row[None], torch.zeros(1, dtype=torch.long))
         return losses.double(), torch.ones_like(classes), logits.argmax(1), classes
 
     def answers(

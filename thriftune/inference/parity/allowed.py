@@ -38,8 +38,7 @@ _INT8 = Allowed(kl=0.15, tied=0.2, agreement=0.85, weights=0.05, stops=0.25)
 _FOUR_BITS = Allowed(kl=1.2, tied=0.5, agreement=0.50, weights=0.25, stops=0.5)
 
 ALLOWED: Mapping[str, Allowed] = {
-    "saved": _BFLOAT,  # rounded once, to the type of the base
-    "merged": _BFLOAT,  # the same
+    "merged": _BFLOAT,  # rounded once, to the type of the base
     "served": EXACT,
     "fp32": EXACT,
     "fp16": _HALF,

@@ -1,7 +1,6 @@
 """Whether an export is what was trained: everything is looked at, and all that differs is named."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from thriftune.errors import ModelSourceError
 from thriftune.inference.parity import differences, llama_cpp
 from thriftune.inference.parity.allowed import ALLOWED, Allowed
 from thriftune.inference.parity.differences import Difference
-from thriftune.inference.parity.outputs import compare, log_probabilities
+from thriftune.inference.parity.outputs import log_probabilities
 from thriftune.inference.parity.reference import LONGEST_ANSWER, Reference, share_that_stops
-from thriftune.inference.parity.report import Measure, Parity
+from thriftune.inference.parity.report import Measure, Parity, beyond, measures_of
 from thriftune.models.exporting.quantized import dequantized
 from thriftune.models.exporting.reading import Candidate, opened
 from thriftune.models.exporting.tensors import StoredTensors
+from thriftune.models.next_tokens import compare
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def check(reference: Reference, directory: Path, kind: str) -> Parity:
     Args:
         reference: What was trained.
         directory: The export.
-        kind: Its format, or saved, merged or served: a key of `ALLOWED`.
+        kind: Its format: a key of `ALLOWED`.
 
     Returns:
         All that differs, with what was measured.
@@ -73,12 +73,8 @@ def run(reference: Reference, model: Any, tokenizer: Any, limits: Allowed, parit
     assert reference.likely is not None
     compared = compare(reference.likely, log_probabilities(model, reference.rows), limits.tied)
     stopped = share_that_stops(model, tokenizer, reference.asked)
-    measures = [
-        Measure("KL divergence of the next token, nats", compared.kl, limits.kl),
-        Measure("likeliest next token agrees, share", compared.agreement, limits.agreement, is_least=True),
-        _stopping(reference, stopped, limits),
-    ]
-    wrong = list(_beyond(measures))
+    measures = [*measures_of(compared, limits), _stopping(reference, stopped, limits)]
+    wrong = list(beyond(measures))
     return replace(
         parity,
         differences=[*parity.differences, *wrong],
@@ -87,15 +83,6 @@ def run(reference: Reference, model: Any, tokenizer: Any, limits: Allowed, parit
         tokens=compared.tokens,
         prompts=len(reference.asked.prompts),
     )
-
-
-def _beyond(measures: list[Measure], by: str = "") -> Iterator[Difference]:
-    """The measures beyond their limits: next tokens, then answers."""
-    wrong = [measure for measure in measures if not measure.is_kept]
-    for measure in wrong:
-        value, limit = measure.text
-        what: differences.What = "answers" if measure.name.startswith("answers") else "outputs"
-        yield Difference(what, f"{by}{measure.name} is {value}, allowed is {limit}")
 
 
 def _stopping(reference: Reference, stopped: float | None, limits: Allowed, where: str = "") -> Measure:
@@ -142,7 +129,7 @@ def _with_llama_cpp(parity: Parity, reference: Reference, candidate: Candidate, 
         Measure("likeliest token agrees in llama.cpp, share", agreement, limits.agreement, is_least=True),
         _stopping(reference, made.stopped, limits, " in llama.cpp"),
     ]
-    wrong = [*made.differences, *_beyond(measures, "in llama.cpp, ")]
+    wrong = [*made.differences, *beyond(measures, "in llama.cpp, ")]
     return replace(
         parity,
         differences=[*parity.differences, *wrong],

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from thriftune.data.questions import encode_text, prompt_text
 from thriftune.inference.parity.differences import Difference
-from thriftune.inference.parity.outputs import Compared, compare
 from thriftune.inference.parity.rows import Asked, Row
+from thriftune.models.next_tokens import Compared, compare
 
 if TYPE_CHECKING:
     import torch

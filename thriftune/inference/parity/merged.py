@@ -1,15 +1,21 @@
 """Whether a merged model is the adapter on its base: the same next tokens and answers, before anything is exported."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thriftune.data.questions import prompt_style
 from thriftune.inference.parity import checking, reference, rows
 from thriftune.inference.parity.allowed import ALLOWED
+from thriftune.inference.parity.reference import Reference
 from thriftune.inference.parity.report import Parity
+from thriftune.inference.parity.rows import Asked
 from thriftune.models.adapter_weights import attach
 from thriftune.models.completeness import load_causal_lm
 from thriftune.models.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 _KIND = "merged"
 
@@ -28,7 +34,14 @@ def check(base: Path, adapter: Path, merged: Path) -> Parity:
         return Parity(_KIND, [], remarks=[remark])
     tokenizer = load_tokenizer(base, padding_side="left")
     asked = rows.of_general(tokenizer, prompt_style(adapter, tokenizer))
-    adapted: Any = attach(load_causal_lm(base, dtype=dtype), adapter)
-    trained = reference.of_model(adapted.eval(), tokenizer, asked)
+    trained = _trained(base, adapter, dtype, tokenizer, asked)
     summed: Any = load_causal_lm(merged, dtype=dtype)
     return checking.run(trained, summed.eval(), tokenizer, ALLOWED[_KIND], Parity(_KIND, []))
+
+
+def _trained(
+    base: Path, adapter: Path, dtype: "torch.dtype", tokenizer: "PreTrainedTokenizerBase", asked: Asked
+) -> Reference:
+    """What the adapter on its base says; both are out of memory before the sum is loaded."""
+    adapted: Any = attach(load_causal_lm(base, dtype=dtype), adapter)
+    return reference.of_model(adapted.eval(), tokenizer, asked)

@@ -1,8 +1,7 @@
-"""The next tokens that two models hold likely, on the same rows; one model is in memory at a time."""
+"""The next tokens that a model holds likely on rows, of which one model is in memory at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thriftune.inference.parity.rows import Row
@@ -13,23 +12,6 @@ if TYPE_CHECKING:
 
 # Bytes of the reference's log-probabilities that are kept for the comparison.
 _KEPT_BYTES = 1 << 29
-
-
-@dataclass(frozen=True)
-class Compared:
-    """How far the next tokens of a model are from the reference's.
-
-    Attributes:
-        rows: Rows compared.
-        tokens: Tokens compared.
-        kl: KL divergence, the mean over the tokens, in nats.
-        agreement: Share of tokens where the model's likeliest is the reference's, or one that is as likely there.
-    """
-
-    rows: int
-    tokens: int
-    kl: float
-    agreement: float
 
 
 def first_tokens(rows: Sequence[Row], vocabulary: int) -> list[Row]:
@@ -69,33 +51,6 @@ def log_probabilities(model: Any, rows: Sequence[Row]) -> "Iterator[torch.Tensor
             logits = model(input_ids=torch.tensor([row.tokens], device=device)).logits[0]
             before = torch.tensor([place - 1 for place in row.trained], device=logits.device)
             yield logits[before].float().log_softmax(-1).cpu()
-
-
-def compare(reference: "Sequence[torch.Tensor]", found: "Iterator[torch.Tensor]", tied: float) -> Compared:
-    """Compare log-probabilities.
-
-    Args:
-        reference: Those of what was trained, row by row.
-        found: Those of the model.
-        tied: Tokens within so many nats are equally likely.
-
-    Returns:
-        Means over all tokens; infinite where a number is not finite, and no numbers where there is nothing to compare.
-    """
-    import torch
-
-    divergence, agreeing, tokens = 0.0, 0, 0
-    for trained, made in zip(reference, found, strict=True):
-        size = min(trained.shape[-1], made.shape[-1])  # rows of an embedding beyond the vocabulary
-        was, ours = trained[:, :size], made[:, :size]
-        kl = (was.exp() * (was - ours)).sum(-1)
-        divergence += float(kl.sum()) if bool(torch.isfinite(kl).all()) else float("inf")
-        likely = was.gather(-1, ours.argmax(-1, keepdim=True))[:, 0]
-        agreeing += int((was.max(-1).values - likely <= tied).sum())
-        tokens += trained.shape[0]
-    if not tokens:  # which is no agreement
-        return Compared(0, 0, float("nan"), float("nan"))
-    return Compared(len(reference), tokens, max(0.0, divergence / tokens), agreeing / tokens)
 
 
 def in_fp32(model: Any) -> AbstractContextManager[None]:

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from thriftune import pages
-from thriftune.inference.parity.differences import Difference
+from thriftune.inference.parity.allowed import Allowed
+from thriftune.inference.parity.differences import Difference, What
 from thriftune.inference.parity.llama_cpp import InLlamaCpp
+from thriftune.models.next_tokens import Compared
 
 FILE = "parity.json"
 
@@ -46,7 +48,7 @@ class Parity:
     """Whether an export is what was trained.
 
     Attributes:
-        format: Its format, or the kind of what was compared: saved, merged, served.
+        format: Its format, or the kind of what was compared: merged, served.
         differences: In what it is not; none if it passes.
         measures: Numbers with their limits.
         rows: Rows whose next tokens were compared.
@@ -76,6 +78,33 @@ class Parity:
         if self.passes:
             return f"{self.format} is what was trained, as far as its format allows."
         return f"{self.format} is not what was trained. {'; '.join(map(str, self.differences))}."
+
+
+def measures_of(compared: Compared, limits: Allowed) -> list[Measure]:
+    """What was measured of next tokens, with what is allowed.
+
+    Args:
+        compared: What was measured.
+        limits: How far a model may be from the reference.
+    """
+    return [
+        Measure("KL divergence of the next token, nats", compared.kl, limits.kl),
+        Measure("likeliest next token agrees, share", compared.agreement, limits.agreement, is_least=True),
+    ]
+
+
+def beyond(measures: Sequence[Measure], by: str = "") -> Iterator[Difference]:
+    """The measures of next tokens and answers that are beyond their limits, each as a difference.
+
+    Args:
+        measures: What was measured.
+        by: What measured it, to begin the sentence; empty for ourselves.
+    """
+    for measure in measures:
+        if not measure.is_kept:
+            value, limit = measure.text
+            what: What = "answers" if measure.name.startswith("answers") else "outputs"
+            yield Difference(what, f"{by}{measure.name} is {value}, allowed is {limit}")
 
 
 def table_of(found: Sequence[Parity]) -> str:

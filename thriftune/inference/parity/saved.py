@@ -1,6 +1,7 @@
 """Whether a saved or merged result has the text and settings of the model it came from, at the end of each run.
 
-Files are compared, not weights, so that it takes seconds. What differs is written into the result's manifest: a result
+Files are compared, not weights, so that it takes seconds; what merging measured of next tokens is held to its limits.
+What differs is written into the result's manifest: a result
 is never lost for it, and never published.
 """
 
@@ -13,10 +14,13 @@ from thriftune import artifacts
 from thriftune.data.questions import prompt_style
 from thriftune.errors import Problem, ResultParityError
 from thriftune.inference.parity import differences, rows
+from thriftune.inference.parity.allowed import ALLOWED
 from thriftune.inference.parity.differences import Difference
+from thriftune.inference.parity.report import beyond, measures_of
 from thriftune.models.classifier import content_of, is_classifier
 from thriftune.models.exporting.reading import InDirectory
 from thriftune.models.exporting.tensors import StoredTensors
+from thriftune.models.next_tokens import Compared
 from thriftune.models.stopping import stop_tokens
 
 if TYPE_CHECKING:
@@ -30,7 +34,13 @@ _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 
 
 def compare(
-    model_dir: Path, result: Path, dataset_dir: Path, *, added_layers: int = 0, trust_remote_code: bool = False
+    model_dir: Path,
+    result: Path,
+    dataset_dir: Path,
+    *,
+    next_tokens: Compared | None = None,
+    added_layers: int = 0,
+    trust_remote_code: bool = False,
 ) -> list[Difference]:
     """Compare a result with the model it came from, and write what differs into its manifest.
 
@@ -41,6 +51,7 @@ def compare(
         model_dir: The model it came from.
         result: The finished model directory.
         dataset_dir: The prepared dataset, whose held-out questions are compared token by token.
+        next_tokens: Those of a merged model beside the adapter on its base, where they were measured.
         added_layers: How many layers the training added.
         trust_remote_code: Run code that the model ships.
 
@@ -49,6 +60,8 @@ def compare(
     """
     base, made = (_Result(directory, trust_remote_code=trust_remote_code) for directory in (model_dir, result))
     found = list(_all(base, made, rows.prompts_of(dataset_dir), added_layers))
+    if next_tokens:
+        found += beyond(measures_of(next_tokens, ALLOWED["merged"]))
     if found:
         artifacts.change_manifest(result, {_KEY: [{"what": one.what, "detail": one.detail} for one in found]})
         logger.error(sentence_of(found))

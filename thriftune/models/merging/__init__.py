@@ -6,6 +6,7 @@ that transformers converts while it loads them (fused experts) are held as a who
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from thriftune import artifacts, damage
 from thriftune.hardware import torch_dtype
 from thriftune.models.classifier import Classes
 from thriftune.models.merging import comparing, mapped
-from thriftune.models.merging.comparing import HeldOutRows, Way
+from thriftune.models.merging.comparing import HeldOutRows, MergedWeights, Way
 from thriftune.models.merging.mapped import Mapped
 from thriftune.models.merging.shards import InShards, layout_of
 from thriftune.models.merging.sums import Sums, is_of_single_weights, put_on
 from thriftune.models.merging.whole import AsAWhole
 from thriftune.models.rounding import RoundingMode
-from thriftune.models.saving import SaveDtype, SavedWeights
+from thriftune.models.saving import SaveDtype
 from thriftune.models.stopping import save_tokenizer
 from thriftune.models.tokenizer import load_tokenizer
 
@@ -32,11 +33,12 @@ def merge(
     destination: Path,
     *,
     held_out: HeldOutRows | None = None,
+    tied: float = 0.0,
     save_dtype: SaveDtype = "auto",
     seed: int = 0,
     trust_remote_code: bool = False,
     classes: Classes | None = None,
-) -> SavedWeights | None:
+) -> MergedWeights | None:
     """Add an adapter's weights to those of the base model, and save the sum.
 
     The base is used unquantized: adding to dequantized NF4 weights would keep their rounding errors.
@@ -47,13 +49,14 @@ def merge(
         destination: Model directory to create.
         held_out: Rows on which the sum is compared with the adapter on the same base; if None, the sum is rounded to
             the nearest numbers and not compared.
+        tied: Tokens that the adapter on its base holds likely within so many nats count as equally likely there.
         save_dtype: Precision of the saved weights; `auto` keeps the base model's.
         seed: Seed of stochastic rounding.
         trust_remote_code: Run model code that the model ships.
         classes: Classes of the classifier that the adapter makes of it; None for a causal language model.
 
     Returns:
-        What was measured on the held-out rows.
+        What was measured on the held-out rows; None without them.
 
     Raises:
         ModelSourceError: Some weights of the base model are missing.
@@ -70,10 +73,11 @@ def merge(
             way.write(directory, mode)
             save_tokenizer(tokenizer, directory)
 
-        compared = comparing.written_as_trained(way, held_out, write, partial(load, directory))
+        compared = comparing.written_as_trained(way, held_out, write, partial(load, directory), tied)
         # The whole record of the run that made the adapter, if this package made it.
         record = artifacts.read_content(adapter_dir) if artifacts.is_whole(adapter_dir) else {}
-        artifacts.write_manifest(directory, "model", {**record, "merged_from": "adapter"})
+        content = {**record, "merged_from": "adapter", "merging": asdict(compared) if compared else None}
+        artifacts.write_manifest(directory, "model", content)
     return compared
 
 

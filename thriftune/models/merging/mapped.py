@@ -100,14 +100,14 @@ def asked_dtype(model_dir: Path, stored: "torch.dtype") -> "torch.dtype":
 
     Args:
         model_dir: The model's directory.
-        stored: The type to take where it says none.
+        stored: The type to take where it says none, or one that no model is computed in.
     """
     import torch
 
     content = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     named = content.get("dtype") or content.get("torch_dtype")
-    found = getattr(torch, str(named).removeprefix("torch."), None) if named else None
-    return found if isinstance(found, torch.dtype) else stored
+    name = str(named).removeprefix("torch.")
+    return getattr(torch, name) if name in _TYPES.values() else stored
 
 
 def _stored_in(files: Sequence[Path]) -> "torch.dtype":

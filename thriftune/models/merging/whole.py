@@ -1,5 +1,6 @@
 """Merging a model that transformers converts while it loads it, such as one with fused experts: held as a whole."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,13 +52,39 @@ class AsAWhole:
         """
         _, sums = self.opened
         self._opened = None
+        _part_shared_weights(sums.adapted)
         merged = _merged(sums.adapted, mode, self._seed)
         for name in {*sums.replaced, *sums.written}:  # which were trained as a whole
             parameter = merged.get_parameter(name)
             parameter.data = rounded(parameter.data.float(), self.target, mode, name, self._seed)
         for name, parameter in merged.named_parameters():
             require_finite(parameter.data, name)
+        _untie(merged)
         merged.save_pretrained(directory)
+
+
+def _part_shared_weights(adapted: Any) -> None:
+    """Give each adapted layer weights of its own: of embeddings and head that are one, peft would change both."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    shared = Counter(id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False))
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):
+            base = layer.get_base_layer()
+            for key, parameter in list(base.named_parameters(recurse=False)):
+                if shared[id(parameter)] > 1:
+                    setattr(base, key, torch.nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
+
+def _untie(merged: Any) -> None:
+    """Have a model keep its head where that is no longer the embedding; it would be overwritten when it is loaded."""
+    import torch
+
+    embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if head is not None and not torch.equal(embedding.weight, head.weight):
+        for part in (merged.config, merged.config.get_text_config()):
+            part.tie_word_embeddings = False
 
 
 def _merged(model: Any, mode: RoundingMode, seed: int) -> Any:
