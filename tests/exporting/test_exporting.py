@@ -1,6 +1,7 @@
 """Exports as a run makes them: written, compared, kept or not; in safetensors and in bitsandbytes' formats."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -72,6 +73,39 @@ def test_shards_are_no_larger_than_asked_and_load_as_one(model_of, tmp_path):
     assert found.dtype == torch.float16
     for name, parameter in found.named_parameters():
         assert torch.equal(parameter, was[name].half())
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_all_templates_of_a_tokenizer_are_exported(model_of, tmp_path, kind):
+    """Those that have a name lie in a folder, which was not copied."""
+    directory = shutil.copytree(model_of("qwen2"), tmp_path / "model")
+    tokenizer = load_tokenizer(directory)
+    templates = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}" + tokenizer.chat_template}
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(directory)
+    (tmp_path / "export").mkdir()
+    exports.write(kind, directory, tmp_path / "export", "m", 1.0)
+    assert load_tokenizer(tmp_path / "export").chat_template == templates
+
+
+def test_weights_in_other_forms_are_not_taken_for_the_export(model_of, tmp_path):
+    """A GGUF file beside the weights was copied, and then compared in their place."""
+    directory = shutil.copytree(model_of("llama"), tmp_path / "model")
+    exports.write("gguf-q4_0", model_of("llama"), directory, "m", 1.0)
+    (directory / "pytorch_model.bin").write_bytes(b"weights")
+    made = exporting.export(directory, tmp_path, config_of("fp16"), asked_of(directory), "tiny")
+    assert list(made.places) == ["fp16"]
+    assert not {"model.gguf", "pytorch_model.bin"} & {file.name for file in (tmp_path / "fp16").iterdir()}
+
+
+def test_weights_in_a_file_of_their_own_name_are_exported(model_of, tmp_path):
+    """config.json still named the file that the export does not have."""
+    directory = shutil.copytree(model_of("llama"), tmp_path / "model")
+    (directory / "model.safetensors").rename(directory / "own.safetensors")
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "transformers_weights": "own.safetensors"}))
+    made = exporting.export(directory, tmp_path, config_of("fp16", "int8"), asked_of(directory), "tiny")
+    assert list(made.places) == ["fp16", "int8"]
 
 
 def break_order(monkeypatch):
