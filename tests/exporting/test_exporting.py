@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from exporting.exported_models import pieces_tokenizer, save_model
 from thriftune import artifacts
@@ -15,6 +15,7 @@ from thriftune.data.questions import prompt_style
 from thriftune.errors import DataError, ExportError, ParityError, UserError
 from thriftune.inference import exporting
 from thriftune.inference.parity import rows
+from thriftune.inference.parity.differences import Difference
 from thriftune.inference.parity.report import page_of, table_of
 from thriftune.models.completeness import load_causal_lm
 from thriftune.models.exporting import exports, gguf_architectures
@@ -143,6 +144,55 @@ def test_a_model_is_refused_before_anything_is_written(tmp_path, model_of):
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="is an adapter, not a model"):
         exporting.require_exportable(tmp_path / "adapter", config_of("fp16"), "m")
+
+
+def test_what_cannot_be_read_is_refused_in_words(tmp_path, model_of):
+    """Each was a traceback."""
+    for name, content, message in (
+        ("config.json", None, "lacks config.json"),
+        ("config.json", "[1", "its config.json is not JSON"),
+        ("tokenizer.json", None, "model_dir = m: its tokenizer cannot be loaded"),
+    ):
+        directory = shutil.copytree(model_of("llama"), tmp_path / "model", dirs_exist_ok=True)
+        (directory / name).unlink()
+        if content:
+            (directory / name).write_text(content)
+        with pytest.raises(UserError, match=message):
+            exporting.require_exportable(directory, config_of("fp16"), "m")
+
+
+def test_a_model_with_code_of_its_own_is_refused_before_it_is_trained(model_of):
+    content = json.loads((model_of("llama") / "config.json").read_text())
+    own = {**content, "model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
+    (problem,) = exports.problems_of(("fp16", "int8"), own, "m")
+    assert "m ships code of its own" in problem.message
+    assert not list(exports.problems_of(("fp16",), {**content, "auto_map": own["auto_map"]}, "m"))
+
+
+def test_a_size_of_the_vocabulary_may_stand_in_the_part_about_text(model_of, tmp_path):
+    """Models that also see have it there: a KeyError after the training."""
+    directory = shutil.copytree(model_of("qwen3"), tmp_path / "model")
+    text = json.loads((directory / "config.json").read_text())
+    content = {"model_type": "gemma3", "text_config": {**text, "model_type": "gemma3_text"}, "vision_config": {}}
+    (directory / "config.json").write_text(json.dumps(content))
+    exporting.require_exportable(directory, config_of("fp16", "nf4"), "m")
+
+
+def test_an_export_that_cannot_be_written_takes_no_other_with_it(model_of, tmp_path):
+    """Those before it were made and never uploaded, and those after it not made."""
+    directory = shutil.copytree(model_of("llama"), tmp_path / "model")
+    weights = load_file(directory / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = 70000.0
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    config = config_of("gguf-q8_0", "fp16", "bf16", on_fail="keep")
+    made = exporting.export(directory, tmp_path / "out", config, asked_of(directory), "tiny")
+    assert list(made.places) == ["gguf-q8_0", "bf16"]
+    assert exporting.remarks_of(made)[0].startswith("fp16 was not written: model.layers.1.mlp.up_proj.weight has a")
+    with pytest.raises(ExportError, match=r"formats = fp16: .* Use bf16 or fp32. What was trained is kept \(m\)"):
+        exporting.require_same(made, config, "m")
+    wrong = replace(made.parity[1], differences=[Difference("outputs", "differ")])
+    with pytest.raises(ExportError, match=r"(?s)\(2 problems\).*export.bf16 = outputs: differ"):
+        exporting.require_same(replace(made, parity=[wrong]), config_of("bf16"), "m")
 
 
 def test_what_is_quantized_already_is_refused(tmp_path, model_of):

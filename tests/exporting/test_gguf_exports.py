@@ -58,6 +58,10 @@ def test_rows_that_no_block_divides_stay_in_16_bits_and_that_is_said(model_of, t
     [
         ({"model_type": "gpt_neox"}, "is of architecture gpt_neox, .*Covered are llama, mistral, qwen2, qwen3"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling of type yarn"),
+        (
+            {"model_type": "qwen3", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_scaling of type llama3",
+        ),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling of type dynamic"),
         ({"attention_bias": True}, "attention_bias: true"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),

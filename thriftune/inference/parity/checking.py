@@ -36,7 +36,8 @@ def check(reference: Reference, directory: Path, kind: str) -> Parity:
     limits, candidate = ALLOWED[kind], opened(directory)
     stops, asked = reference.stops, reference.asked
     found = list(differences.in_text(reference.tokenizer, stops, candidate, asked.prompts, asked.style))
-    found += differences.in_settings(reference.config, candidate.config(reference.config))
+    trained, theirs = (one.get_text_config() for one in (reference.config, candidate.config(reference.config)))
+    found += differences.in_settings(trained, theirs)
     measures, remarks = [], [remark for remark in (reference.remark, _unlisted(reference, candidate)) if remark]
     if (stored := _weights(reference, candidate, limits)) is not None:
         measures.append(stored[0])

@@ -77,7 +77,7 @@ def of_directory(model_dir: Path, asked: Asked, room: float | None = None) -> Re
     tokenizer = load_tokenizer(model_dir, padding_side="left")
     config = directory.own_config()
     dtype, remark = held_in(model_dir, free_bytes() if room is None else room)
-    rows = _affordable(first_tokens(asked.rows, config.vocab_size), parameters_in(model_dir))
+    rows = _affordable(first_tokens(asked.rows, config.get_text_config().vocab_size), parameters_in(model_dir))
     likely, stopped = None, None
     if dtype is not None:
         model = directory.load(config, dtype)
@@ -98,7 +98,7 @@ def of_model(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: Asked) -> 
         asked: What to ask.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rows = _affordable(first_tokens(asked.rows, model.config.vocab_size), parameters)
+    rows = _affordable(first_tokens(asked.rows, model.config.get_text_config().vocab_size), parameters)
     likely, stopped = list(log_probabilities(model, rows)), share_that_stops(model, tokenizer, asked)
     stops = tuple(stop_tokens(tokenizer))
     listed = tuple(t for t in stop_tokens(tokenizer, model.generation_config.eos_token_id) if t not in stops)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from thriftune.config.exporting import ExportFormat
 from thriftune.errors import ExportError, Problem
 from thriftune.models.exporting import gguf_architectures, gguf_writing, plain, quantized
+from thriftune.models.exporting.gguf_architectures import FIELD
 from thriftune.models.exporting.gguf_vocabulary import vocabulary_of
 from thriftune.models.exporting.tensors import StoredTensors
 
@@ -75,6 +76,12 @@ def problems_of(formats: Sequence[str], content: Mapping[str, Any], source: str)
     Yields:
         A problem, which names all formats that have it.
     """
+    from transformers import CONFIG_MAPPING
+
+    if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
+        message = f"{source} ships code of its own for its architecture, and exports run none."
+        yield Problem(FIELD, ", ".join(formats), message, "Remove export, or use a model that transformers knows.")
+        return
     files = ", ".join(name for name, export in EXPORTS.items() if name in formats and export.is_gguf)
     if not files:
         return

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 BYTES, PIECES = "gpt2", "llama"  # tokenizer.ggml.model
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 _OF_A_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# The token at which llama.cpp ends an answer where a file names none (llama-vocab.cpp): of bytes, of sentencepiece's.
+_EOS_IF_NONE = {False: 11, True: 2}
 _SPACE = "\u2581"
 # How text is split before BPE, by llama.cpp's name (llama-vocab.cpp): the steps, and whether a token of the vocabulary
 # is taken whole without its merges. `split` stands for the expression that transformers has under the same name.
@@ -78,6 +80,9 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Vocabulary
         raise _refused(tokenizer, f"is of kind {model.get('type')}")
     tokens = _tokens(tokenizer, model["vocab"], rows)
     is_pieces = bool(model.get("byte_fallback"))
+    if tokenizer.eos_token_id is None:
+        token = tokens[_EOS_IF_NONE[is_pieces]]
+        raise _refused(tokenizer, f"has no EOS (llama.cpp would end an answer at its default, here {token!r})")
     split = _pieces_split(content, tokenizer) if is_pieces else _bytes_split(content, tokenizer)
     pairs = [pair.split(" ", 1) if isinstance(pair, str) else list(pair) for pair in model["merges"]]
     return Vocabulary(

@@ -117,6 +117,9 @@ def _unsaid(config: "PretrainedConfig", tokenizer: Any) -> Iterator[str]:
     window = getattr(config, "sliding_window", None)
     if window and config.model_type == "mistral" and window < config.max_position_embeddings:
         yield f"llama.cpp lets every token see all before it, and not {window:,} alone: longer texts differ."
+    taking = [token.content for token in tokenizer.added_tokens_decoder.values() if token.lstrip or token.rstrip]
+    if taking:
+        yield f"llama.cpp keeps the white space beside {', '.join(taking)}, which the tokenizer takes away."
     if isinstance(tokenizer.chat_template, dict) and len(tokenizer.chat_template) > 1:
         others = ", ".join(sorted({*tokenizer.chat_template} - {"default"}))
         yield f"of several chat templates only the default one is in the file, and not {others}."
