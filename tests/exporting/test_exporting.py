@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -234,10 +235,19 @@ def test_general_questions_are_asked_where_there_are_no_rows(model_of):
     assert all(row.trained and row.trained[0] > 0 for row in asked.rows)
 
 
-def test_a_merged_model_is_compared_with_the_adapter_on_its_base(tiny_model_dir, random_adapter, tmp_path):
+def test_a_merged_model_is_compared_with_the_adapter_on_its_base(tiny_model_dir, random_adapter, tmp_path, monkeypatch):
     from thriftune.inference.parity import merged
     from thriftune.models import merging
 
+    loaded = []
+
+    def load(*args, **options):
+        assert [model for model in loaded if model() is not None] == [], "one model is in memory at a time"
+        model = load_causal_lm(*args, **options)
+        loaded.append(weakref.ref(model.get_input_embeddings().weight))
+        return model
+
+    monkeypatch.setattr(merged, "load_causal_lm", load)
     adapter = random_adapter(1)
     merging.merge(tiny_model_dir, adapter, tmp_path / "merged")
     found = merged.check(tiny_model_dir, adapter, tmp_path / "merged")

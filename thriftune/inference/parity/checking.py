@@ -2,24 +2,41 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from thriftune.errors import ModelSourceError
 from thriftune.inference.parity import differences, llama_cpp
-from thriftune.inference.parity.allowed import ALLOWED, Allowed
+from thriftune.inference.parity.allowed import ALLOWED, Allowed, fewest_stopping
 from thriftune.inference.parity.differences import Difference
 from thriftune.inference.parity.outputs import compare, log_probabilities
-from thriftune.inference.parity.reference import LONGEST_ANSWER, Reference, share_that_stops
+from thriftune.inference.parity.reference import LONGEST_ANSWER, Reference, Stopping, which_stop
 from thriftune.inference.parity.report import Measure, Parity
+from thriftune.models.exporting.gguf_architectures import is_derived
 from thriftune.models.exporting.quantized import dequantized
 from thriftune.models.exporting.reading import Candidate, opened
 from thriftune.models.exporting.tensors import StoredTensors
 
 logger = logging.getLogger(__name__)
 
+_JOINED = "are held under other names and were compared by what the model says alone."
 _SHAPES = ("vocabulary", "settings", "weights")
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What was found of the weights.
+
+    Attributes:
+        measure: The largest error.
+        wrong: What is beyond the limit.
+        remarks: Which were not compared.
+    """
+
+    measure: Measure
+    wrong: list[Difference]
+    remarks: list[str]
 
 
 def check(reference: Reference, directory: Path, kind: str) -> Parity:
@@ -40,8 +57,8 @@ def check(reference: Reference, directory: Path, kind: str) -> Parity:
     found += differences.in_settings(trained, theirs)
     measures, remarks = [], [remark for remark in (reference.remark, _unlisted(reference, candidate)) if remark]
     if (stored := _weights(reference, candidate, limits)) is not None:
-        measures.append(stored[0])
-        found += stored[1]
+        measures.append(stored.measure)
+        found += stored.wrong
     if reference.likely is None and not measures:
         found.append(Difference("weights", "nothing of its numbers could be compared; export it where there is memory"))
     parity = Parity(kind, found, measures, prompts=len(asked.prompts), remarks=remarks)
@@ -54,7 +71,8 @@ def check(reference: Reference, directory: Path, kind: str) -> Parity:
             found.append(Difference("weights", f"the model cannot be loaded: {error}"))
         return parity
     if not measures and (held := _weights(reference, candidate, limits, model)) is not None:
-        parity = replace(parity, differences=[*found, *held[1]], measures=[held[0]])
+        differing, told = [*found, *held.wrong], [*remarks, *held.remarks]
+        parity = replace(parity, differences=differing, measures=[held.measure], remarks=told)
     return _with_llama_cpp(run(reference, model, candidate.tokenizer(), limits, parity), reference, candidate, limits)
 
 
@@ -73,7 +91,7 @@ def run(reference: Reference, model: Any, tokenizer: Any, limits: Allowed, parit
     """
     assert reference.likely is not None
     compared = compare(reference.likely, log_probabilities(model, reference.rows), limits.tied)
-    stopped = share_that_stops(model, tokenizer, reference.asked)
+    stopped = which_stop(model, tokenizer, reference.asked)
     measures = [
         Measure("KL divergence of the next token, nats", compared.kl, limits.kl),
         Measure("likeliest next token agrees, share", compared.agreement, limits.agreement, is_least=True),
@@ -99,26 +117,34 @@ def _beyond(measures: list[Measure], by: str = "") -> Iterator[Difference]:
         yield Difference(what, f"{by}{measure.name} is {value}, allowed is {limit}")
 
 
-def _stopping(reference: Reference, stopped: float | None, limits: Allowed, where: str = "") -> Measure:
-    """The share of answers that stop, with that of what was trained less what it may fall as its limit."""
-    least = max(0.0, (reference.stopped or 0.0) - limits.stops)
-    return Measure(f"answers that stop{where}, share", stopped, least, is_least=True)
+def _stopping(reference: Reference, stopped: Stopping, limits: Allowed, where: str = "") -> Measure:
+    """The share of answers that stop, with the least that may be left of those that stopped of what was trained."""
+    name = f"answers that stop{where}, share"
+    both = [pair for pair in zip(reference.stopped or (), stopped, strict=True) if None not in pair]
+    if not both:
+        return Measure(name, None, 0.0, is_least=True)
+    was, ours = (sum(map(bool, one)) for one in zip(*both, strict=True))
+    return Measure(name, ours / len(both), fewest_stopping(was, limits.stops) / len(both), is_least=True)
 
 
-def _weights(
-    reference: Reference, candidate: Candidate, limits: Allowed, model: Any = None
-) -> tuple[Measure, list[Difference]] | None:
+def _weights(reference: Reference, candidate: Candidate, limits: Allowed, model: Any = None) -> _Weights | None:
     """Compare the weights in an export's files, or in the model that was loaded from them.
 
     Returns:
-        The largest error, and what is beyond the limit; None if there was nothing to compare.
+        What was found; None if there was nothing to compare.
     """
     if reference.weights is None:
         return None
     with StoredTensors(reference.weights) as stored:
         found = dequantized(model) if model else candidate.tensors(reference.config, list(stored))
-        error, wrong = differences.in_weights(stored, ((n, t) for n, t in found if n in stored), limits.weights)
-    return None if error is None else (Measure("largest error of a weight", error, limits.weights), wrong)
+        left = {name for name in stored if not is_derived(name, reference.config)}
+        count = len(left)
+        known = ((left.discard(name), name, tensor) for name, tensor in found if name in stored)
+        error, wrong = differences.in_weights(stored, ((name, tensor) for _, name, tensor in known), limits.weights)
+    if error is None:
+        return None
+    remarks = [f"{len(left)} of {count} weights, such as {min(left)}, {_JOINED}"] if left else []
+    return _Weights(Measure("largest error of a weight", error, limits.weights), wrong, remarks)
 
 
 def _unlisted(reference: Reference, candidate: Candidate) -> str:
@@ -137,6 +163,8 @@ def _with_llama_cpp(parity: Parity, reference: Reference, candidate: Candidate, 
     asked, tokenizer = reference.asked, reference.tokenizer
     rows, likely = reference.rows, reference.likely
     made = llama_cpp.run(candidate.gguf, tokenizer, asked, rows, likely, LONGEST_ANSWER, limits.tied)
+    if isinstance(made, Difference):
+        return replace(parity, differences=[*parity.differences, made])
     kl, agreement = (made.compared.kl, made.compared.agreement) if made.compared.tokens else (None, None)
     measures = [  # None where every row is longer than what it is given to read
         Measure("KL divergence in llama.cpp, nats", kl, limits.kl),

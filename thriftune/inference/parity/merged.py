@@ -30,5 +30,6 @@ def check(base: Path, adapter: Path, merged: Path) -> Parity:
     asked = rows.of_general(tokenizer, prompt_style(adapter, tokenizer))
     adapted: Any = attach(load_causal_lm(base, dtype=dtype), adapter)
     trained = reference.of_model(adapted.eval(), tokenizer, asked)
+    del adapted  # one model is in memory at a time
     summed: Any = load_causal_lm(merged, dtype=dtype)
     return checking.run(trained, summed.eval(), tokenizer, ALLOWED[_KIND], Parity(_KIND, []))
