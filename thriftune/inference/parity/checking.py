@@ -137,13 +137,12 @@ def _weights(reference: Reference, candidate: Candidate, limits: Allowed, model:
         return None
     with StoredTensors(reference.weights) as stored:
         found = dequantized(model) if model else candidate.tensors(reference.config, list(stored))
-        left = {name for name in stored if not is_derived(name, reference.config)}
-        count = len(left)
-        known = ((left.discard(name), name, tensor) for name, tensor in found if name in stored)
-        error, wrong = differences.in_weights(stored, ((name, tensor) for _, name, tensor in known), limits.weights)
+        error, wrong, compared = differences.in_weights(stored, found, limits.weights)
+        needed = [name for name in stored if not is_derived(name, reference.config)]
     if error is None:
         return None
-    remarks = [f"{len(left)} of {count} weights, such as {min(left)}, {_JOINED}"] if left else []
+    left = sorted({*needed}.difference(compared))
+    remarks = [f"{len(left)} of {len(needed)} weights, such as {left[0]}, {_JOINED}"] if left else []
     return _Weights(Measure("largest error of a weight", error, limits.weights), wrong, remarks)
 
 

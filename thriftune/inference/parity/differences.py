@@ -1,7 +1,7 @@
 """What differs between what was trained and an export before any number is computed: text, tokens and settings."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,27 +104,30 @@ def in_settings(
 
 def in_weights(
     trained: "StoredTensors", found: "Iterable[tuple[str, torch.Tensor]]", allowed: float
-) -> tuple[float | None, list[Difference]]:
+) -> tuple[float | None, list[Difference], Collection[str]]:
     """What differs in the weights, one tensor in memory at a time.
 
     Args:
         trained: The weights of what was trained.
-        found: Those of the export, by the same names.
+        found: Those of the export, by their names; of others than there are in what was trained, nothing is compared.
         allowed: Most relative error of a tensor.
 
     Returns:
-        The largest error, None if there was no weight to compare; and one difference that names the worst tensors.
+        The largest error, None if there was no weight to compare; one difference that names the worst tensors; and the
+        names of those that were compared.
     """
     errors: dict[str, float] = {}
     for name, tensor in found:
+        if name not in trained:
+            continue
         was = trained.get(name)
         errors[name] = relative_error(was, tensor) if was.shape == tensor.shape else float("inf")
     wrong = sorted((name for name, error in errors.items() if not error <= allowed), key=errors.__getitem__)[::-1]
     if not wrong:
-        return max(errors.values(), default=None), []
+        return max(errors.values(), default=None), [], errors
     shown = ", ".join(f"{name} by {errors[name]:.3g}" for name in wrong[:_NAMED])
     detail = f"{len(wrong)} of {len(errors)} tensors differ by more than {allowed:g} of their norm: {shown}"
-    return errors[wrong[0]], [Difference("weights", detail)]
+    return errors[wrong[0]], [Difference("weights", detail)], errors
 
 
 def relative_error(trained: "torch.Tensor", found: "torch.Tensor") -> float:
@@ -135,9 +138,10 @@ def relative_error(trained: "torch.Tensor", found: "torch.Tensor") -> float:
         found: What came of it.
     """
     norm = error = 0.0
-    for was, ours in zip(trained.reshape(-1).split(_PART), found.reshape(-1).split(_PART), strict=True):
-        norm += float(was.double().square().sum())
-        error += float((ours.double() - was.double()).square().sum())
+    for start in range(0, trained.numel(), _PART):
+        was, ours = (one.reshape(-1)[start : start + _PART].double() for one in (trained, found))
+        norm += float(was.square().sum())
+        error += float((ours - was).square().sum())
     return math.sqrt(error / norm if norm else error)
 
 
