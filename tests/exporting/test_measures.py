@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exporting.exported_models import bytes_tokenizer, save_model
-from thriftune.inference.parity import checking, differences, outputs, reference, rows
+from thriftune.inference.parity import checking, differences, llama_cpp, outputs, reference, rows
 from thriftune.inference.parity.allowed import ALLOWED, fewest_stopping
 from thriftune.models.exporting import exports
 from thriftune.models.exporting.reading import opened
@@ -113,3 +113,13 @@ def test_an_export_of_which_no_number_was_compared_does_not_pass(model_of, tmp_p
     untrained = replace(asked, rows=tuple(replace(row, trained=()) for row in asked.rows))
     found = checking.check(reference.of_directory(directory, untrained), tmp_path, "nf4")
     assert "outputs" in {difference.what for difference in found.differences}, "an agreement of no tokens"
+
+
+def test_a_file_that_llama_cpp_cannot_read_is_a_difference(model_of, tmp_path):
+    """Only where its Python package is installed, which is no dependency."""
+    pytest.importorskip("llama_cpp")
+    trained = reference_of(model_of("qwen2"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    found = llama_cpp.run(tmp_path / "model.gguf", trained.tokenizer, trained.asked, [], [], 1, 0.1)
+    assert isinstance(found, differences.Difference)
+    assert found.what == "llama.cpp"
