@@ -1,12 +1,13 @@
 """Exports as a run makes them: written, compared, kept or not; in safetensors and in bitsandbytes' formats."""
 
 import json
+import shutil
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from exporting.exported_models import pieces_tokenizer, save_model
 from thriftune import artifacts
@@ -15,6 +16,7 @@ from thriftune.data.questions import prompt_style
 from thriftune.errors import DataError, ExportError, ParityError, UserError
 from thriftune.inference import exporting
 from thriftune.inference.parity import rows
+from thriftune.inference.parity.differences import Difference
 from thriftune.inference.parity.report import page_of, table_of
 from thriftune.models.completeness import load_causal_lm
 from thriftune.models.exporting import exports, gguf_architectures
@@ -75,6 +77,39 @@ def test_shards_are_no_larger_than_asked_and_load_as_one(model_of, tmp_path):
         assert torch.equal(parameter, was[name].half())
 
 
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_all_templates_of_a_tokenizer_are_exported(model_of, tmp_path, kind):
+    """Those that have a name lie in a folder, which was not copied."""
+    directory = shutil.copytree(model_of("qwen2"), tmp_path / "model")
+    tokenizer = load_tokenizer(directory)
+    templates = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}" + tokenizer.chat_template}
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(directory)
+    (tmp_path / "export").mkdir()
+    exports.write(kind, directory, tmp_path / "export", "m", 1.0)
+    assert load_tokenizer(tmp_path / "export").chat_template == templates
+
+
+def test_weights_in_other_forms_are_not_taken_for_the_export(model_of, tmp_path):
+    """A GGUF file beside the weights was copied, and then compared in their place."""
+    directory = shutil.copytree(model_of("llama"), tmp_path / "model")
+    exports.write("gguf-q4_0", model_of("llama"), directory, "m", 1.0)
+    (directory / "pytorch_model.bin").write_bytes(b"weights")
+    made = exporting.export(directory, tmp_path, config_of("fp16"), asked_of(directory), "tiny")
+    assert list(made.places) == ["fp16"]
+    assert not {"model.gguf", "pytorch_model.bin"} & {file.name for file in (tmp_path / "fp16").iterdir()}
+
+
+def test_weights_in_a_file_of_their_own_name_are_exported(model_of, tmp_path):
+    """config.json still named the file that the export does not have."""
+    directory = shutil.copytree(model_of("llama"), tmp_path / "model")
+    (directory / "model.safetensors").rename(directory / "own.safetensors")
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "transformers_weights": "own.safetensors"}))
+    made = exporting.export(directory, tmp_path, config_of("fp16", "int8"), asked_of(directory), "tiny")
+    assert list(made.places) == ["fp16", "int8"]
+
+
 def break_order(monkeypatch):
     monkeypatch.setattr(gguf_architectures, "row_order", lambda *_: None)
 
@@ -110,6 +145,55 @@ def test_a_model_is_refused_before_anything_is_written(tmp_path, model_of):
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="is an adapter, not a model"):
         exporting.require_exportable(tmp_path / "adapter", config_of("fp16"), "m")
+
+
+def test_what_cannot_be_read_is_refused_in_words(tmp_path, model_of):
+    """Each was a traceback."""
+    for name, content, message in (
+        ("config.json", None, "lacks config.json"),
+        ("config.json", "[1", "its config.json is not JSON"),
+        ("tokenizer.json", None, "model_dir = m: its tokenizer cannot be loaded"),
+    ):
+        directory = shutil.copytree(model_of("llama"), tmp_path / "model", dirs_exist_ok=True)
+        (directory / name).unlink()
+        if content:
+            (directory / name).write_text(content)
+        with pytest.raises(UserError, match=message):
+            exporting.require_exportable(directory, config_of("fp16"), "m")
+
+
+def test_a_model_with_code_of_its_own_is_refused_before_it_is_trained(model_of):
+    content = json.loads((model_of("llama") / "config.json").read_text())
+    own = {**content, "model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
+    (problem,) = exports.problems_of(("fp16", "int8"), own, "m")
+    assert "m ships code of its own" in problem.message
+    assert not list(exports.problems_of(("fp16",), {**content, "auto_map": own["auto_map"]}, "m"))
+
+
+def test_a_size_of_the_vocabulary_may_stand_in_the_part_about_text(model_of, tmp_path):
+    """Models that also see have it there: a KeyError after the training."""
+    directory = shutil.copytree(model_of("qwen3"), tmp_path / "model")
+    text = json.loads((directory / "config.json").read_text())
+    content = {"model_type": "gemma3", "text_config": {**text, "model_type": "gemma3_text"}, "vision_config": {}}
+    (directory / "config.json").write_text(json.dumps(content))
+    exporting.require_exportable(directory, config_of("fp16", "nf4"), "m")
+
+
+def test_an_export_that_cannot_be_written_takes_no_other_with_it(model_of, tmp_path):
+    """Those before it were made and never uploaded, and those after it not made."""
+    directory = shutil.copytree(model_of("llama"), tmp_path / "model")
+    weights = load_file(directory / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = 70000.0
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    config = config_of("gguf-q8_0", "fp16", "bf16", on_fail="keep")
+    made = exporting.export(directory, tmp_path / "out", config, asked_of(directory), "tiny")
+    assert list(made.places) == ["gguf-q8_0", "bf16"]
+    assert exporting.remarks_of(made)[0].startswith("fp16 was not written: model.layers.1.mlp.up_proj.weight has a")
+    with pytest.raises(ExportError, match=r"formats = fp16: .* Use bf16 or fp32. What was trained is kept \(m\)"):
+        exporting.require_same(made, config, "m")
+    wrong = replace(made.parity[1], differences=[Difference("outputs", "differ")])
+    with pytest.raises(ExportError, match=r"(?s)\(2 problems\).*export.bf16 = outputs: differ"):
+        exporting.require_same(replace(made, parity=[wrong]), config_of("bf16"), "m")
 
 
 def test_what_is_quantized_already_is_refused(tmp_path, model_of):
@@ -151,10 +235,19 @@ def test_general_questions_are_asked_where_there_are_no_rows(model_of):
     assert all(row.trained and row.trained[0] > 0 for row in asked.rows)
 
 
-def test_a_merged_model_is_compared_with_the_adapter_on_its_base(tiny_model_dir, random_adapter, tmp_path):
+def test_a_merged_model_is_compared_with_the_adapter_on_its_base(tiny_model_dir, random_adapter, tmp_path, monkeypatch):
     from thriftune.inference.parity import merged
     from thriftune.models import merging
 
+    loaded = []
+
+    def load(*args, **options):
+        assert [model for model in loaded if model() is not None] == [], "one model is in memory at a time"
+        model = load_causal_lm(*args, **options)
+        loaded.append(weakref.ref(model.get_input_embeddings().weight))
+        return model
+
+    monkeypatch.setattr(merged, "load_causal_lm", load)
     adapter = random_adapter(1)
     merging.merge(tiny_model_dir, adapter, tmp_path / "merged")
     found = merged.check(tiny_model_dir, adapter, tmp_path / "merged")

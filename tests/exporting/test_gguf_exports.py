@@ -1,6 +1,7 @@
 """GGUF files of every architecture that is covered, read back; and what is not covered is refused by name."""
 
 import json
+import resource
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from exporting.exported_models import CHATML, MODELS, bytes_tokenizer, save_model
 from thriftune.data.questions import prompt_style
+from thriftune.disk import DiskFullError, writing_to
 from thriftune.errors import ExportError
 from thriftune.inference.parity import checking, reference, rows
 from thriftune.models.exporting import exports, gguf_writing
@@ -56,6 +58,10 @@ def test_rows_that_no_block_divides_stay_in_16_bits_and_that_is_said(model_of, t
     [
         ({"model_type": "gpt_neox"}, "is of architecture gpt_neox, .*Covered are llama, mistral, qwen2, qwen3"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling of type yarn"),
+        (
+            {"model_type": "qwen3", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_scaling of type llama3",
+        ),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling of type dynamic"),
         ({"attention_bias": True}, "attention_bias: true"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
@@ -91,6 +97,23 @@ def test_a_weight_beyond_16_bits_is_refused_by_name(model_of, tmp_path):
             exports.write(kind, model_dir, tmp_path / kind, "m", 1.0)
 
 
+def test_a_head_of_its_own_that_config_json_denies_is_refused(model_of, tmp_path):
+    """The file had no head; where there was no memory to run the model, that passed."""
+    model_dir = shutil.copytree(model_of("llama"), tmp_path / "model")
+    weights = load_file(model_dir / "model.safetensors")
+    for factor, is_own in ((1.0, False), (3.0, True)):
+        weights["lm_head.weight"] = factor * weights["model.embed_tokens.weight"]
+        save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
+        exports.require_weights(("fp16", "int8"), model_dir)
+        if is_own:
+            with pytest.raises(ExportError, match="lm_head.weight that is not its embedding.*Set tie_word_embeddings"):
+                exports.require_weights(("fp16", "gguf-f16"), model_dir)
+            with pytest.raises(ExportError, match=r"lm_head\.weight that is not its embedding"):
+                exports.write("gguf-f16", model_dir, tmp_path, "m", 1.0)
+        else:
+            exports.require_weights(("gguf-f16",), model_dir)
+
+
 def test_the_factors_of_llama_3_are_those_of_transformers(model_of):
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -112,6 +135,19 @@ def test_large_tensors_are_written_in_parts(model_of, tmp_path, monkeypatch):
         gguf_writing.write(model_of("llama"), folder, "q8_0", "m")
         monkeypatch.setattr(gguf_writing, "_PART_BYTES", 4 * 64 * 7)
     assert (whole / "model.gguf").read_bytes() == (parts / "model.gguf").read_bytes()
+
+
+def test_a_full_disk_is_known_for_one(model_of, tmp_path):
+    """numpy's own writer says `4096 requested and 1024 written`, which no attempt on another node followed."""
+    (half := tmp_path / "half").mkdir()
+    exports.write("fp16", model_of("llama"), half, "m", 1.0)
+    before, size = resource.getrlimit(resource.RLIMIT_FSIZE), (half / "model.safetensors").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # among the weights: the vocabulary comes first
+    try:
+        with pytest.raises(DiskFullError, match="a file became larger than"), writing_to(tmp_path / "out", "exporting"):
+            gguf_writing.write(half, tmp_path, "f16", "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_names_template_special_tokens_and_what_ends_a_turn(model_of, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from exporting.exported_models import bytes_tokenizer, pieces_tokenizer
+from exporting.exported_models import bytes_tokenizer, pieces_tokenizer, save_model
 from thriftune.errors import ExportError
 from thriftune.models.exporting.gguf_reading import GgufFile
 from thriftune.models.exporting.gguf_vocabulary import vocabulary_of
@@ -90,6 +90,21 @@ def test_the_expression_of_llama_3_without_its_whole_tokens_is_refused():
     tokenizer = bytes_tokenizer("llama-bpe")
     tokenizer.backend_tokenizer.model.ignore_merges = False
     refused(tokenizer, "splits text by Split and ByteLevel in another way")
+
+
+def test_a_tokenizer_without_an_end_is_refused():
+    """llama.cpp has a default for what a file does not name, and ended answers at a letter."""
+    for made, token in ((bytes_tokenizer("gpt-2"), r"'\)'"), (pieces_tokenizer(), "'</s>'")):
+        made.eos_token = None
+        refused(made, f"has no EOS .llama.cpp would end an answer at its default, here {token}")
+
+
+def test_tokens_that_take_the_space_beside_them_are_said(model_of, tmp_path):
+    tokenizer = bytes_tokenizer("smollm")
+    tokenizer.add_tokens([AddedToken("<tool>", special=True, rstrip=True)], special_tokens=True)
+    model = save_model(tmp_path / "model", "llama", tokenizer)
+    said = write(model, tmp_path, "f16", "m")
+    assert said == ["llama.cpp keeps the white space beside <tool>, which the tokenizer takes away."]
 
 
 def test_a_prefix_space_and_a_changed_text_are_refused():

@@ -3,11 +3,11 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from thriftune import artifacts, damage
+from thriftune.config import ModelConfig
 from thriftune.config.export_rules import repeated
 from thriftune.config.exporting import ExportConfig, ExportFormat
 from thriftune.digests import sha256_of
@@ -16,10 +16,10 @@ from thriftune.inference.parity import checking, reference
 from thriftune.inference.parity.reference import Reference
 from thriftune.inference.parity.report import FILE, Parity, page_of
 from thriftune.inference.parity.rows import Asked
-from thriftune.models import classifier
+from thriftune.models import architecture, classifier, config_json
 from thriftune.models.completeness import require_no_adapter
 from thriftune.models.exporting import exports
-from thriftune.models.tokenizer import load_tokenizer
+from thriftune.models.tokenizer import load_usable
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,12 @@ class Exports:
     Attributes:
         places: Where each export is that was kept, by its format.
         parity: What was found of each, kept or not.
+        refused: Why some could not be written.
     """
 
     places: dict[str, str] = field(default_factory=dict)
     parity: list[Parity] = field(default_factory=list)
+    refused: list[Problem] = field(default_factory=list)
 
 
 def require_exportable(model_dir: Path, asked: ExportConfig, name: str) -> None:
@@ -48,20 +50,22 @@ def require_exportable(model_dir: Path, asked: ExportConfig, name: str) -> None:
         name: The model's name, for messages.
 
     Raises:
-        UserError: The model is damaged, an adapter or a classifier.
+        UserError: The model is damaged, an adapter or a classifier, or lacks a usable config.json or tokenizer.
         ExportError: A format is named twice, or cannot hold the model or its tokenizer; names each.
     """
     damage.require_undamaged(model_dir, "model_dir", content=True)
     require_no_adapter(model_dir, "model_dir")
     classifier.require_language(model_dir, "model_dir")
-    content: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    content = config_json.read(ModelConfig(source=str(model_dir)), token=None)
     if content.get("quantization_config"):
         message = "is quantized already (its config.json has a quantization_config)."
         raise ExportError.single("model_dir", name, message, "Export the model that it was made of.")
     problems = [*repeated(asked.formats, "formats"), *exports.problems_of(asked.formats, content, name)]
     if problems:
         raise ExportError(problems)
-    exports.require_tokenizer(asked.formats, load_tokenizer(model_dir), int(content["vocab_size"]))
+    rows = architecture.from_content(content, name).vocabulary
+    exports.require_tokenizer(asked.formats, load_usable(model_dir, "model_dir", name), rows)
+    exports.require_weights(asked.formats, model_dir)
 
 
 def export(model_dir: Path, folder: Path, config: ExportConfig, asked: Asked, name: str) -> Exports:
@@ -75,8 +79,8 @@ def export(model_dir: Path, folder: Path, config: ExportConfig, asked: Asked, na
         name: Name of the model or run.
 
     Returns:
-        Where each is, with what was measured. With `on_fail: error`, one that differs is not kept; `require_same`
-        raises the error for it.
+        Where each is, with what was measured. With `on_fail: error`, one that differs is not kept. `require_same`
+        raises the error for it, and for one that its weights keep from being written: the others count all the same.
 
     Raises:
         UserError: As `require_exportable`.
@@ -85,20 +89,23 @@ def export(model_dir: Path, folder: Path, config: ExportConfig, asked: Asked, na
     trained = reference.of_directory(model_dir, asked)
     places: dict[str, str] = {}
     found: list[Parity] = []
+    refused: list[Problem] = []
     for kind in config.formats:
         place = folder / kind
         try:
             parity = _export_one(kind, model_dir, place, config, trained, name)
+            places[kind] = str(place)
         except _NotKeptError as error:
             parity = error.parity
-        else:
-            places[kind] = str(place)
+        except ExportError as error:
+            refused += [replace(problem, value=kind) for problem in error.problems]
+            continue
         found.append(parity)
-    return Exports(places, found)
+    return Exports(places, found, refused)
 
 
 def require_same(made: Exports, config: ExportConfig, kept: str) -> None:
-    """Fail where an export is not what was trained and the run file asks for an error then.
+    """Fail where an export could not be written, or is not what was trained and the run file asks for an error then.
 
     Args:
         made: What came of exporting.
@@ -106,17 +113,21 @@ def require_same(made: Exports, config: ExportConfig, kept: str) -> None:
         kept: Where what was trained is, with what was kept.
 
     Raises:
+        ExportError: Names each that could not be written.
         ParityError: Names each export, and all in which it differs.
     """
-    if config.on_fail == "keep":
-        return
-    problems = [
-        Problem(f"export.{one.format}", difference.what, f"{difference.detail}.", f"What was trained is kept ({kept}).")
+    kept = f"What was trained is kept ({kept})."
+    differing = [
+        Problem(f"export.{one.format}", difference.what, f"{difference.detail}.", kept, ParityError.code)
         for one in made.parity
         for difference in one.differences
+        if config.on_fail == "error"
     ]
-    if problems:
-        raise ParityError(problems)
+    if made.refused:
+        refused = [replace(problem, remedy=f"{problem.remedy} {kept}") for problem in made.refused]
+        raise ExportError.of(ExportError.code, [*refused, *differing])
+    if differing:
+        raise ParityError(differing)
 
 
 class _NotKeptError(Exception):
@@ -173,4 +184,5 @@ def remarks_of(made: Exports) -> Sequence[str]:
     Args:
         made: What came of exporting.
     """
-    return [one.sentence for one in made.parity if not one.passes]
+    refused = [f"{problem.value} was not written: {problem.message}" for problem in made.refused]
+    return [*refused, *(one.sentence for one in made.parity if not one.passes)]

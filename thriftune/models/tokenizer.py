@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from thriftune.digests import sha256_of
-from thriftune.models.chat_template import turn_end
+from thriftune.errors import ModelSourceError, UserError
+from thriftune.models.chat_template import TemplateFailsError, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +37,35 @@ def load_tokenizer(
     tokenizer.padding_side = padding_side
     tokenizer.pad_token = choose_pad_token(tokenizer)
     return tokenizer
+
+
+def load_usable(
+    model_dir: Path, field: str, source: str, *, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model directory that a person named, where nobody has looked at it yet.
+
+    Args:
+        model_dir: Directory with tokenizer files.
+        field: The key that names the model, for the message.
+        source: The model, for the message.
+        trust_remote_code: Run tokenizer code that the model ships.
+
+    Raises:
+        ModelSourceError: It cannot be loaded.
+    """
+    try:
+        return load_tokenizer(model_dir, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more particular
+        text = " ".join(str(error).split())[:300]
+        raise ModelSourceError.single(
+            field,
+            source,
+            f"its tokenizer cannot be loaded ({type(error).__name__}: {text}).",
+            "Repair tokenizer.json and tokenizer_config.json; code of its own needs model.trust_remote_code.",
+            code="chat-template-fails" if isinstance(error, TemplateFailsError) else "tokenizer-broken",
+        ) from error
 
 
 def choose_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str:

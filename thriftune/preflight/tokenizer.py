@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thriftune.config import RunConfig
@@ -13,11 +12,11 @@ from thriftune.data.examples import RowError
 from thriftune.data.questions import encode_prompt
 from thriftune.data.rendering import render
 from thriftune.data.tokenization import require_usable
-from thriftune.errors import DataError, ModelSourceError, Problem, UserError
+from thriftune.errors import DataError, Problem
 from thriftune.models.architecture import Architecture
-from thriftune.models.chat_template import SIMPLEST_CONVERSATIONS, TemplateFailsError, turn_end
+from thriftune.models.chat_template import SIMPLEST_CONVERSATIONS, turn_end
 from thriftune.models.positions import table_length
-from thriftune.models.tokenizer import load_tokenizer
+from thriftune.models.tokenizer import load_usable
 from thriftune.preflight.base_model import FIELD, BaseModel
 from thriftune.preflight.findings import skipped
 from thriftune.preflight.outcome import attempt
@@ -57,7 +56,7 @@ def check(config: RunConfig, base: BaseModel) -> CheckedTokenizer:
         return CheckedTokenizer(findings=(skipped("tokenizer", reason),))
     logger.info("Preflight: the tokenizer")
     trust = config.model.trust_remote_code
-    loaded = attempt(lambda: _load(directory, source, trust_remote_code=trust), FIELD, source)
+    loaded = attempt(lambda: load_usable(directory, FIELD, source, trust_remote_code=trust), FIELD, source)
     if loaded.value is None:
         return CheckedTokenizer(findings=tuple(_named(found, source) for found in loaded.findings))
     tokenizer = loaded.value
@@ -139,22 +138,6 @@ def _encoded(prompt: str, tokenizer: "PreTrainedTokenizerBase", config: RunConfi
     except DataError as error:
         return [], error.problems[0].message.removesuffix(".")
     return ids, "" if ids else "it makes no tokens"
-
-
-def _load(directory: Path, source: str, *, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
-    try:
-        return load_tokenizer(directory, trust_remote_code=trust_remote_code)
-    except UserError:
-        raise
-    except Exception as error:  # the tokenizers library raises nothing more particular
-        text = " ".join(str(error).split())[:300]
-        raise ModelSourceError.single(
-            FIELD,
-            source,
-            f"its tokenizer cannot be loaded ({type(error).__name__}: {text}).",
-            "Repair tokenizer.json and tokenizer_config.json; code of its own needs model.trust_remote_code.",
-            code="chat-template-fails" if isinstance(error, TemplateFailsError) else "tokenizer-broken",
-        ) from error
 
 
 def _named(found: Problem, source: str) -> Problem:

@@ -6,6 +6,10 @@ models, which lose most. A fault is far above in one of them: a wrong order of r
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import comb
+
+# Of a model that loses answers no more often than it may, one comparison in a hundred would fail.
+_BY_CHANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Allowed:
             quantized model has first is chance.
         agreement: Least share of tokens whose likeliest next token is the reference's, or tied with it.
         weights: Most relative error of a weight matrix, as the norm of the difference by the norm.
-        stops: Most that the share of answers that stop may fall.
+        stops: How likely an answer that stopped may be one that does not; `fewest_stopping` allows for chance.
     """
 
     kl: float
@@ -30,8 +34,8 @@ class Allowed:
 
 # What is the same numbers, but for the order in which they are added.
 EXACT = Allowed(kl=1e-5, tied=0.01, agreement=0.999, weights=1e-6, stops=0.0)
-_HALF = Allowed(kl=1e-3, tied=0.05, agreement=0.98, weights=2e-3, stops=0.125)
-_BFLOAT = Allowed(kl=1e-2, tied=0.1, agreement=0.95, weights=5e-3, stops=0.125)
+_HALF = Allowed(kl=1e-3, tied=0.05, agreement=0.98, weights=2e-3, stops=0.05)
+_BFLOAT = Allowed(kl=1e-2, tied=0.1, agreement=0.95, weights=5e-3, stops=0.05)
 _EIGHT_BITS = Allowed(kl=0.03, tied=0.1, agreement=0.90, weights=0.03, stops=0.25)
 # bitsandbytes' has one scale a row, and rounds what it multiplies to 8 bits too.
 _INT8 = Allowed(kl=0.15, tied=0.2, agreement=0.85, weights=0.05, stops=0.25)
@@ -49,3 +53,23 @@ ALLOWED: Mapping[str, Allowed] = {
     "nf4": _FOUR_BITS,
     "gguf-q4_0": _FOUR_BITS,
 }
+
+
+def fewest_stopping(stopped: int, lost: float) -> int:
+    """How many answers have to stop of those that stopped before: with fewer, more than chance is at work.
+
+    A share of a few answers falls by chance: of eight that stop half the time, three fewer stop once in ten times.
+
+    Args:
+        stopped: Answers that stopped.
+        lost: How likely each may be one that no longer does.
+
+    Returns:
+        The smallest number that is not less likely than 1 %.
+    """
+    likely = 0.0
+    for kept in range(stopped + 1):
+        likely += comb(stopped, kept) * (1 - lost) ** kept * lost ** (stopped - kept)
+        if likely >= _BY_CHANCE:
+            return kept
+    return stopped

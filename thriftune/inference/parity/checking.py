@@ -1,17 +1,18 @@
 """Whether an export is what was trained: everything is looked at, and all that differs is named."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from thriftune.errors import ModelSourceError
 from thriftune.inference.parity import differences, llama_cpp
-from thriftune.inference.parity.allowed import ALLOWED, Allowed
+from thriftune.inference.parity.allowed import ALLOWED, Allowed, fewest_stopping
 from thriftune.inference.parity.differences import Difference
 from thriftune.inference.parity.outputs import log_probabilities
-from thriftune.inference.parity.reference import LONGEST_ANSWER, Reference, share_that_stops
+from thriftune.inference.parity.reference import LONGEST_ANSWER, Reference, Stopping, which_stop
 from thriftune.inference.parity.report import Measure, Parity, beyond, measures_of
+from thriftune.models.exporting.gguf_architectures import is_derived
 from thriftune.models.exporting.quantized import dequantized
 from thriftune.models.exporting.reading import Candidate, opened
 from thriftune.models.exporting.tensors import StoredTensors
@@ -19,7 +20,23 @@ from thriftune.models.next_tokens import compare
 
 logger = logging.getLogger(__name__)
 
+_JOINED = "are held under other names and were compared by what the model says alone."
 _SHAPES = ("vocabulary", "settings", "weights")
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What was found of the weights.
+
+    Attributes:
+        measure: The largest error.
+        wrong: What is beyond the limit.
+        remarks: Which were not compared.
+    """
+
+    measure: Measure
+    wrong: list[Difference]
+    remarks: list[str]
 
 
 def check(reference: Reference, directory: Path, kind: str) -> Parity:
@@ -36,11 +53,12 @@ def check(reference: Reference, directory: Path, kind: str) -> Parity:
     limits, candidate = ALLOWED[kind], opened(directory)
     stops, asked = reference.stops, reference.asked
     found = list(differences.in_text(reference.tokenizer, stops, candidate, asked.prompts, asked.style))
-    found += differences.in_settings(reference.config, candidate.config(reference.config))
+    trained, theirs = (one.get_text_config() for one in (reference.config, candidate.config(reference.config)))
+    found += differences.in_settings(trained, theirs)
     measures, remarks = [], [remark for remark in (reference.remark, _unlisted(reference, candidate)) if remark]
     if (stored := _weights(reference, candidate, limits)) is not None:
-        measures.append(stored[0])
-        found += stored[1]
+        measures.append(stored.measure)
+        found += stored.wrong
     if reference.likely is None and not measures:
         found.append(Difference("weights", "nothing of its numbers could be compared; export it where there is memory"))
     parity = Parity(kind, found, measures, prompts=len(asked.prompts), remarks=remarks)
@@ -53,7 +71,8 @@ def check(reference: Reference, directory: Path, kind: str) -> Parity:
             found.append(Difference("weights", f"the model cannot be loaded: {error}"))
         return parity
     if not measures and (held := _weights(reference, candidate, limits, model)) is not None:
-        parity = replace(parity, differences=[*found, *held[1]], measures=[held[0]])
+        differing, told = [*found, *held.wrong], [*remarks, *held.remarks]
+        parity = replace(parity, differences=differing, measures=[held.measure], remarks=told)
     return _with_llama_cpp(run(reference, model, candidate.tokenizer(), limits, parity), reference, candidate, limits)
 
 
@@ -72,7 +91,7 @@ def run(reference: Reference, model: Any, tokenizer: Any, limits: Allowed, parit
     """
     assert reference.likely is not None
     compared = compare(reference.likely, log_probabilities(model, reference.rows), limits.tied)
-    stopped = share_that_stops(model, tokenizer, reference.asked)
+    stopped = which_stop(model, tokenizer, reference.asked)
     measures = [*measures_of(compared, limits), _stopping(reference, stopped, limits)]
     wrong = list(beyond(measures))
     return replace(
@@ -85,26 +104,33 @@ def run(reference: Reference, model: Any, tokenizer: Any, limits: Allowed, parit
     )
 
 
-def _stopping(reference: Reference, stopped: float | None, limits: Allowed, where: str = "") -> Measure:
-    """The share of answers that stop, with that of what was trained less what it may fall as its limit."""
-    least = max(0.0, (reference.stopped or 0.0) - limits.stops)
-    return Measure(f"answers that stop{where}, share", stopped, least, is_least=True)
+def _stopping(reference: Reference, stopped: Stopping, limits: Allowed, where: str = "") -> Measure:
+    """The share of answers that stop, with the least that may be left of those that stopped of what was trained."""
+    name = f"answers that stop{where}, share"
+    both = [pair for pair in zip(reference.stopped or (), stopped, strict=True) if None not in pair]
+    if not both:
+        return Measure(name, None, 0.0, is_least=True)
+    was, ours = (sum(map(bool, one)) for one in zip(*both, strict=True))
+    return Measure(name, ours / len(both), fewest_stopping(was, limits.stops) / len(both), is_least=True)
 
 
-def _weights(
-    reference: Reference, candidate: Candidate, limits: Allowed, model: Any = None
-) -> tuple[Measure, list[Difference]] | None:
+def _weights(reference: Reference, candidate: Candidate, limits: Allowed, model: Any = None) -> _Weights | None:
     """Compare the weights in an export's files, or in the model that was loaded from them.
 
     Returns:
-        The largest error, and what is beyond the limit; None if there was nothing to compare.
+        What was found; None if there was nothing to compare.
     """
     if reference.weights is None:
         return None
     with StoredTensors(reference.weights) as stored:
         found = dequantized(model) if model else candidate.tensors(reference.config, list(stored))
-        error, wrong = differences.in_weights(stored, ((n, t) for n, t in found if n in stored), limits.weights)
-    return None if error is None else (Measure("largest error of a weight", error, limits.weights), wrong)
+        error, wrong, compared = differences.in_weights(stored, found, limits.weights)
+        needed = [name for name in stored if not is_derived(name, reference.config)]
+    if error is None:
+        return None
+    left = sorted({*needed}.difference(compared))
+    remarks = [f"{len(left)} of {len(needed)} weights, such as {left[0]}, {_JOINED}"] if left else []
+    return _Weights(Measure("largest error of a weight", error, limits.weights), wrong, remarks)
 
 
 def _unlisted(reference: Reference, candidate: Candidate) -> str:
@@ -123,6 +149,8 @@ def _with_llama_cpp(parity: Parity, reference: Reference, candidate: Candidate, 
     asked, tokenizer = reference.asked, reference.tokenizer
     rows, likely = reference.rows, reference.likely
     made = llama_cpp.run(candidate.gguf, tokenizer, asked, rows, likely, LONGEST_ANSWER, limits.tied)
+    if isinstance(made, Difference):
+        return replace(parity, differences=[*parity.differences, made])
     kl, agreement = (made.compared.kl, made.compared.agreement) if made.compared.tokens else (None, None)
     measures = [  # None where every row is longer than what it is given to read
         Measure("KL divergence in llama.cpp, nats", kl, limits.kl),

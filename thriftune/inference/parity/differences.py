@@ -1,6 +1,7 @@
 """What differs between what was trained and an export before any number is computed: text, tokens and settings."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +10,7 @@ from thriftune.config import DataFormat
 from thriftune.data.questions import encode_text, prompt_text
 from thriftune.errors import DataError
 from thriftune.models.chat_template import text_of
+from thriftune.models.exporting.gguf_vocabulary import content_of, is_of_pieces
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,7 @@ _NONE: Mapping[str, Any] = {}
 _PLAIN = "Two and two are 4.\n  Caf\u00e9, 2026!"
 _NAMED = 3
 _SHOWN = 40
+_PART = 1 << 24  # weights that are compared at a time: in 64 bits, an embedding would take many GB
 _CLOSE = 1e-5  # relative: a GGUF file holds settings in 32 bits
 # Settings that decide a model's numbers; what an architecture does not have is not compared.
 _SETTINGS = (
@@ -71,7 +74,9 @@ def in_text(
     found = candidate.tokenizer()
     yield from _template(trained, candidate)
     yield from _special(trained, found, stops, candidate.stops)
+    yield from _plain_text(trained, candidate)
     yield from _vocabulary(trained, found)
+    yield from _merges(trained, found, candidate)
     yield from _around(trained, found)
     yield from _prompts(trained, found, prompts, style)
 
@@ -99,27 +104,30 @@ def in_settings(
 
 def in_weights(
     trained: "StoredTensors", found: "Iterable[tuple[str, torch.Tensor]]", allowed: float
-) -> tuple[float | None, list[Difference]]:
+) -> tuple[float | None, list[Difference], Collection[str]]:
     """What differs in the weights, one tensor in memory at a time.
 
     Args:
         trained: The weights of what was trained.
-        found: Those of the export, by the same names.
+        found: Those of the export, by their names; of others than there are in what was trained, nothing is compared.
         allowed: Most relative error of a tensor.
 
     Returns:
-        The largest error, None if there was no weight to compare; and one difference that names the worst tensors.
+        The largest error, None if there was no weight to compare; one difference that names the worst tensors; and the
+        names of those that were compared.
     """
     errors: dict[str, float] = {}
     for name, tensor in found:
+        if name not in trained:
+            continue
         was = trained.get(name)
         errors[name] = relative_error(was, tensor) if was.shape == tensor.shape else float("inf")
     wrong = sorted((name for name, error in errors.items() if not error <= allowed), key=errors.__getitem__)[::-1]
     if not wrong:
-        return max(errors.values(), default=None), []
+        return max(errors.values(), default=None), [], errors
     shown = ", ".join(f"{name} by {errors[name]:.3g}" for name in wrong[:_NAMED])
     detail = f"{len(wrong)} of {len(errors)} tensors differ by more than {allowed:g} of their norm: {shown}"
-    return errors[wrong[0]], [Difference("weights", detail)]
+    return errors[wrong[0]], [Difference("weights", detail)], errors
 
 
 def relative_error(trained: "torch.Tensor", found: "torch.Tensor") -> float:
@@ -129,10 +137,12 @@ def relative_error(trained: "torch.Tensor", found: "torch.Tensor") -> float:
         trained: The tensor.
         found: What came of it.
     """
-    was, ours = trained.double(), found.double()
-    norm = float(was.norm())
-    error = float((ours - was).norm())
-    return error / norm if norm else error
+    norm = error = 0.0
+    for start in range(0, trained.numel(), _PART):
+        was, ours = (one.reshape(-1)[start : start + _PART].double() for one in (trained, found))
+        norm += float(was.square().sum())
+        error += float((ours - was).square().sum())
+    return math.sqrt(error / norm if norm else error)
 
 
 def _same(was: Any, found: Any) -> bool:
@@ -180,6 +190,32 @@ def _vocabulary(trained: "PreTrainedTokenizerBase", found: "PreTrainedTokenizerB
     if lost:
         detail = f"{len(lost)} of {len(was)} tokens are gone or have another id, such as {lost[0]!r}"
         yield Difference("vocabulary", detail)
+
+
+def _plain_text(trained: "PreTrainedTokenizerBase", candidate: "Candidate") -> Iterator[Difference]:
+    """Added tokens that a program would take for text like any other."""
+    lost = candidate.plain_text(list(trained.added_tokens_decoder))
+    if lost:
+        names = ", ".join(_shown(trained, token) for token in lost[:_NAMED])
+        yield Difference("special-tokens", f"{len(lost)} are text like any other, such as {names}")
+
+
+def _merges(
+    trained: "PreTrainedTokenizerBase", found: "PreTrainedTokenizerBase", candidate: "Candidate"
+) -> Iterator[Difference]:
+    """Pairs of tokens that are joined: a text that shows a lost one may not be among the prompts."""
+    was, ours = (_merges_of(tokenizer) for tokenizer in (trained, found))
+    if was == ours or (candidate.gguf is not None and is_of_pieces(trained)):  # whose file holds scores in their place
+        return
+    at = next(place for place, pair in enumerate(zip_longest(was, ours)) if pair[0] != pair[1])
+    shown = " and ".join(map(repr, was[at] if at < len(was) else ours[at]))
+    detail = f"merges differ from number {at + 1:,} on, of {shown}; there are {len(ours):,} and were {len(was):,}"
+    yield Difference("vocabulary", detail)
+
+
+def _merges_of(tokenizer: "PreTrainedTokenizerBase") -> list[Any]:
+    model = content_of(tokenizer).get("model", {})
+    return [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model.get("merges", ())]
 
 
 def _around(trained: "PreTrainedTokenizerBase", found: "PreTrainedTokenizerBase") -> Iterator[Difference]:

@@ -26,13 +26,13 @@ class InLlamaCpp:
     Attributes:
         version: Version of its Python package.
         compared: Its next tokens beside the reference's.
-        stopped: Share of its greedy answers that stop; None where no question with an answer fits.
+        stopped: Whether its greedy answer to each prompt stops; None where prompt and answer do not fit.
         differences: Prompts that it makes other tokens of.
     """
 
     version: str
     compared: Compared
-    stopped: float | None
+    stopped: list[bool | None]
     differences: list[Difference]
 
 
@@ -49,7 +49,7 @@ def run(
     reference: "Sequence[torch.Tensor]",
     longest: int,
     tied: float,
-) -> InLlamaCpp:
+) -> InLlamaCpp | Difference:
     """Read a file with llama.cpp, and ask it what was asked of the reference.
 
     Args:
@@ -60,21 +60,27 @@ def run(
         reference: Log-probabilities of what was trained on the rows.
         longest: Most tokens of an answer.
         tied: As in `outputs.compare`.
+
+    Returns:
+        What it made of the file, or that it cannot read it.
     """
     llama_cpp: Any = importlib.import_module("llama_cpp")
 
     kept = [number for number, row in enumerate(rows) if len(row.tokens) <= _LONGEST_ROW]
-    model: Any = llama_cpp.Llama(str(file), n_ctx=_LONGEST_ROW, logits_all=True, verbose=False)
+    try:
+        model: Any = llama_cpp.Llama(str(file), n_ctx=_LONGEST_ROW, logits_all=True, verbose=False)
+    except ValueError as error:
+        return Difference("llama.cpp", f"it cannot read the file: {error}")
     try:
         encoded = [encode_text(prompt_text(p, tokenizer, asked.style), tokenizer, asked.style) for p in asked.prompts]
         found = list(_differences(model, tokenizer, asked, encoded))
         found_likely = _log_probabilities(model, [rows[number] for number in kept])
         compared = compare([reference[number] for number in kept], found_likely, tied)
-        fitting = [ids for ids in encoded if len(ids) + longest <= _LONGEST_ROW]
-        ended = [_ends(llama_cpp, model, ids, longest) for ids in fitting]
+        stopped = [
+            _ends(llama_cpp, model, ids, longest) if len(ids) + longest <= _LONGEST_ROW else None for ids in encoded
+        ]
     finally:
         model.close()
-    stopped = sum(ended) / len(ended) if ended else None
     return InLlamaCpp(str(llama_cpp.__version__), compared, stopped, found)
 
 

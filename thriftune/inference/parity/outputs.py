@@ -1,5 +1,6 @@
 """The next tokens that a model holds likely on rows, of which one model is in memory at a time."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ _KEPT_BYTES = 1 << 29
 
 
 def first_tokens(rows: Sequence[Row], vocabulary: int) -> list[Row]:
-    """The first rows whose log-probabilities can be kept in memory; at least one.
+    """The first rows whose log-probabilities can be kept in memory; of a long first one, its first tokens.
 
     Args:
         rows: Rows.
@@ -26,10 +27,11 @@ def first_tokens(rows: Sequence[Row], vocabulary: int) -> list[Row]:
     for row in rows:
         if not row.trained:
             continue
-        left -= len(row.trained)
-        if taken and left < 0:
+        if taken and len(row.trained) > left:
             break
-        taken.append(row)
+        trained = row.trained[: max(1, left)]
+        taken.append(Row(row.tokens[: trained[-1] + 1], trained))
+        left -= len(trained)
     return taken
 
 
@@ -46,10 +48,13 @@ def log_probabilities(model: Any, rows: Sequence[Row]) -> "Iterator[torch.Tensor
     import torch
 
     device = next(model.parameters()).device
+    can_skip = "logits_to_keep" in inspect.signature(getattr(model, "forward", model)).parameters
     with in_fp32(model), torch.no_grad():
         for row in rows:
-            logits = model(input_ids=torch.tensor([row.tokens], device=device)).logits[0]
-            before = torch.tensor([place - 1 for place in row.trained], device=logits.device)
+            start = row.trained[0] - 1 if can_skip else 0  # before it, no numbers for the whole vocabulary are made
+            kept = {"logits_to_keep": len(row.tokens) - start} if can_skip else {}
+            logits = model(input_ids=torch.tensor([row.tokens], device=device), **kept).logits[0]
+            before = torch.tensor([place - 1 - start for place in row.trained], device=logits.device)
             yield logits[before].float().log_softmax(-1).cpu()
 
 

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Whether the answer to each prompt stops; None of one that was not answered.
+Stopping = Sequence[bool | None]
+
 LONGEST_ANSWER = 64  # tokens
+# Tokens of a prompt that is answered: eight of them and their answers take minutes.
+_LONGEST_PROMPT = 512 - LONGEST_ANSWER
 _GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 # Operations of one pass over the rows, and of the answers: minutes on the four CPUs of a pod.
 _OPERATIONS = 2e13
@@ -47,7 +52,7 @@ class Reference:
         asked: What it was asked.
         rows: The rows that were compared.
         likely: Its log-probabilities of the next tokens; None where it does not fit into memory.
-        stopped: Share of its answers that stop; None in the same case.
+        stopped: Whether each of its answers stops; None in the same case.
         dtype: Type in which it was held, and exports are.
         remark: Why something could not be measured; empty otherwise.
     """
@@ -60,7 +65,7 @@ class Reference:
     asked: Asked
     rows: Sequence[Row]
     likely: "Sequence[torch.Tensor] | None"
-    stopped: float | None
+    stopped: Stopping | None
     dtype: "torch.dtype"
     remark: str = ""
 
@@ -77,11 +82,11 @@ def of_directory(model_dir: Path, asked: Asked, room: float | None = None) -> Re
     tokenizer = load_tokenizer(model_dir, padding_side="left")
     config = directory.own_config()
     dtype, remark = held_in(model_dir, free_bytes() if room is None else room)
-    rows = _affordable(first_tokens(asked.rows, config.vocab_size), parameters_in(model_dir))
+    rows = _affordable(first_tokens(asked.rows, config.get_text_config().vocab_size), parameters_in(model_dir))
     likely, stopped = None, None
     if dtype is not None:
         model = directory.load(config, dtype)
-        likely, stopped = list(log_probabilities(model, rows)), share_that_stops(model, tokenizer, asked)
+        likely, stopped = list(log_probabilities(model, rows)), which_stop(model, tokenizer, asked)
         del model
     stops = tuple(stop_tokens(tokenizer))
     listed = tuple(token for token in directory.stops if token not in stops)
@@ -98,25 +103,31 @@ def of_model(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: Asked) -> 
         asked: What to ask.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rows = _affordable(first_tokens(asked.rows, model.config.vocab_size), parameters)
-    likely, stopped = list(log_probabilities(model, rows)), share_that_stops(model, tokenizer, asked)
+    rows = _affordable(first_tokens(asked.rows, model.config.get_text_config().vocab_size), parameters)
+    likely, stopped = list(log_probabilities(model, rows)), which_stop(model, tokenizer, asked)
     stops = tuple(stop_tokens(tokenizer))
     listed = tuple(t for t in stop_tokens(tokenizer, model.generation_config.eos_token_id) if t not in stops)
     return Reference(tokenizer, model.config, stops, listed, None, asked, rows, likely, stopped, model.dtype)
 
 
-def share_that_stops(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: Asked) -> float:
-    """The share of greedy answers that a stop token ends.
+def which_stop(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: Asked) -> Stopping:
+    """Whether a stop token ends each greedy answer.
 
     Args:
         model: A language model in evaluation mode.
         tokenizer: Its tokenizer.
         asked: Prompts, and the form of a question.
+
+    Returns:
+        That of each prompt; None for a long one, where there are shorter ones.
     """
     encoded = [encode_text(prompt_text(p, tokenizer, asked.style), tokenizer, asked.style) for p in asked.prompts]
+    longest = max(_LONGEST_PROMPT, min(map(len, encoded)))
+    answered = [ids for ids in encoded if len(ids) <= longest]
     with in_fp32(model), _padding(tokenizer):
-        said = list(continue_batch(model, tokenizer, encoded, LONGEST_ANSWER, _GREEDY))
-    return sum(one.stopped for one in said) / len(said)
+        said = continue_batch(model, tokenizer, answered, LONGEST_ANSWER, _GREEDY)
+        stopped = iter([one.stopped for one in said])
+    return [next(stopped) if len(ids) <= longest else None for ids in encoded]
 
 
 @contextmanager

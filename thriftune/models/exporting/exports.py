@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from thriftune.config.exporting import ExportFormat
 from thriftune.errors import ExportError, Problem
 from thriftune.models.exporting import gguf_architectures, gguf_writing, plain, quantized
+from thriftune.models.exporting.gguf_architectures import FIELD
 from thriftune.models.exporting.gguf_vocabulary import vocabulary_of
+from thriftune.models.exporting.tensors import StoredTensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +76,12 @@ def problems_of(formats: Sequence[str], content: Mapping[str, Any], source: str)
     Yields:
         A problem, which names all formats that have it.
     """
+    from transformers import CONFIG_MAPPING
+
+    if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
+        message = f"{source} ships code of its own for its architecture, and exports run none."
+        yield Problem(FIELD, ", ".join(formats), message, "Remove export, or use a model that transformers knows.")
+        return
     files = ", ".join(name for name, export in EXPORTS.items() if name in formats and export.is_gguf)
     if not files:
         return
@@ -96,6 +104,23 @@ def require_tokenizer(formats: Sequence[str], tokenizer: "PreTrainedTokenizerBas
     """
     if any(EXPORTS[name].is_gguf for name in EXPORTS if name in formats):
         vocabulary_of(tokenizer, rows)
+
+
+def require_weights(formats: Sequence[str], model_dir: Path) -> None:
+    """Refuse weights that one of the formats cannot hold, as far as that is known before they are written.
+
+    Args:
+        formats: The formats that were asked for.
+        model_dir: Model directory.
+
+    Raises:
+        ExportError: A GGUF file was asked for, and the model's head is another than its config.json says.
+    """
+    from transformers import AutoConfig
+
+    if any(EXPORTS[name].is_gguf for name in EXPORTS if name in formats):
+        with StoredTensors(model_dir) as tensors:
+            gguf_writing.require_one_head(tensors, AutoConfig.from_pretrained(model_dir, local_files_only=True))
 
 
 def write(name: ExportFormat, model_dir: Path, directory: Path, title: str, shard_gb: float) -> list[str]:

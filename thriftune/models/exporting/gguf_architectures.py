@@ -30,17 +30,20 @@ class Architecture:
         name: Its name in GGUF.
         permutes: Whether the rows of queries and keys are in another order, as in every file of llama's.
         sized_heads: Whether the head's size stands for itself, and is not the hidden size by the number of heads.
+        factors: Whether llama.cpp reads a factor of each frequency of the positions; of the others it refuses a file
+            with them, as one with too many tensors.
     """
 
     name: str
     permutes: bool = False
     sized_heads: bool = False
+    factors: bool = False
 
 
 # By transformers' model_type. Mistral is the same architecture as Llama.
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", permutes=True),
-    "mistral": Architecture("llama", permutes=True),
+    "llama": Architecture("llama", permutes=True, factors=True),
+    "mistral": Architecture("llama", permutes=True, factors=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", sized_heads=True),
 }
@@ -76,7 +79,7 @@ def require_covered(content: Mapping[str, Any], formats: str, source: str) -> Ar
 def _lacking(content: Mapping[str, Any], kind: str) -> str:
     """What a model has that its architecture in GGUF has not, or the reader does not read; empty if nothing."""
     rope = _rope_of(content)
-    if rope not in _ROPES:
+    if rope not in _ROPES or (rope == "llama3" and not ARCHITECTURES[kind].factors):
         return f"rope_scaling of type {rope}"
     biased = [name for name in ("attention_bias", "mlp_bias") if content.get(name)]
     if biased:

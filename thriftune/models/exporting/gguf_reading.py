@@ -5,14 +5,14 @@ from what the file itself says: how text is split before BPE where it does not k
 sentencepiece's kind, the size of Qwen3's heads, and how positions are scaled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thriftune.models import gguf_file
 from thriftune.models.completeness import load_checked
 from thriftune.models.exporting import gguf_architectures as architectures
-from thriftune.models.exporting.gguf_vocabulary import BYTES, split_of
+from thriftune.models.exporting.gguf_vocabulary import BYTES, NORMAL, split_of
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,15 @@ class GgufFile:
         """The tokens that end an answer: EOS, and what ends a turn where that is another."""
         named = (self.value(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
         return tuple(dict.fromkeys(int(number) for number in named if number is not None))
+
+    def plain_text(self, tokens: Sequence[int]) -> list[int]:
+        """Of some tokens, those that are neither control tokens nor a user's, but like any other.
+
+        Args:
+            tokens: Token ids.
+        """
+        kinds = self.value("tokenizer.ggml.token_type", [])
+        return [token for token in tokens if kinds[token : token + 1] in ([], [NORMAL])]
 
     def config(self, like: "PretrainedConfig") -> "PretrainedConfig":
         """The configuration in the file, as transformers reads it, with what that leaves out.

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BYTES, PIECES = "gpt2", "llama"  # tokenizer.ggml.model
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
+NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 _OF_A_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# The token at which llama.cpp ends an answer where a file names none (llama-vocab.cpp): of bytes, of sentencepiece's.
+_EOS_IF_NONE = {False: 11, True: 2}
 _SPACE = "\u2581"
 # How text is split before BPE, by llama.cpp's name (llama-vocab.cpp): the steps, and whether a token of the vocabulary
 # is taken whole without its merges. `split` stands for the expression that transformers has under the same name.
@@ -72,12 +74,17 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", rows: int) -> Vocabulary
     Raises:
         ExportError: It is of a kind that a GGUF file cannot hold, or has more tokens than the embedding has rows.
     """
-    content = _content_of(tokenizer)
+    content = content_of(tokenizer)
+    if not content:
+        raise _refused(tokenizer, "is a slow one, without a tokenizer.json")
     model = content["model"]
     if model.get("type") != "BPE":
         raise _refused(tokenizer, f"is of kind {model.get('type')}")
     tokens = _tokens(tokenizer, model["vocab"], rows)
-    is_pieces = bool(model.get("byte_fallback"))
+    is_pieces = is_of_pieces(tokenizer)
+    if tokenizer.eos_token_id is None:
+        token = tokens[_EOS_IF_NONE[is_pieces]]
+        raise _refused(tokenizer, f"has no EOS (llama.cpp would end an answer at its default, here {token!r})")
     split = _pieces_split(content, tokenizer) if is_pieces else _bytes_split(content, tokenizer)
     pairs = [pair.split(" ", 1) if isinstance(pair, str) else list(pair) for pair in model["merges"]]
     return Vocabulary(
@@ -113,17 +120,25 @@ def split_of(name: str) -> tuple[Any, bool]:
     return (made[0] if len(made) == 1 else pre_tokenizers.Sequence(made)), is_whole
 
 
-def _content_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """The tokenizer as it works now, as in a tokenizer.json.
+def content_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """The tokenizer as it works now, as in a tokenizer.json; empty for a slow one, which has no such form.
 
-    Raises:
-        ExportError: It is one without such a form.
+    Args:
+        tokenizer: A tokenizer.
     """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise _refused(tokenizer, "is a slow one, without a tokenizer.json")
-    content: dict[str, Any] = json.loads(backend.to_str())
+    content: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
     return content
+
+
+def is_of_pieces(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer is of sentencepiece's kind.
+
+    Args:
+        tokenizer: A tokenizer.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    return bool(getattr(getattr(backend, "model", None), "byte_fallback", False))
 
 
 def _refused(tokenizer: "PreTrainedTokenizerBase", reason: str) -> ExportError:
@@ -158,7 +173,7 @@ def _types(
         elif number in special:
             found.append(_CONTROL if special[number] else _USER)
         else:
-            found.append(_BYTE if is_pieces and _OF_A_BYTE.fullmatch(token) else _NORMAL)
+            found.append(_BYTE if is_pieces and _OF_A_BYTE.fullmatch(token) else NORMAL)
     return found
 
 

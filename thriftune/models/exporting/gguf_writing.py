@@ -27,6 +27,7 @@ TYPES = ("f16", "q8_0", "q4_0")
 _PART_BYTES = 1 << 26  # of a tensor in 32 bits, at a time
 _TOO_LARGE = 65520  # the first number that fp16 rounds to infinity
 _BLOCK = 32  # weights that share a scale in q8_0 and q4_0
+_HEAD = "lm_head.weight"
 _OUTER = ("token_embd.weight", "output.weight")
 
 
@@ -44,8 +45,10 @@ class _Written:
 
     def tofile(self, file: IO[bytes]) -> None:
         """Write it."""
-        for part in self.parts:
-            part.tofile(file)
+        import numpy as np
+
+        for part in self.parts:  # numpy's own tofile does not say that it is the disk that is full
+            file.write(np.ascontiguousarray(part).data)
 
 
 def write(model_dir: Path, directory: Path, kind: str, name: str) -> list[str]:
@@ -80,10 +83,33 @@ def write(model_dir: Path, directory: Path, kind: str, name: str) -> list[str]:
         architectures.write_settings(writer, config)
         _write_vocabulary(writer, vocabulary)
         with StoredTensors(model_dir) as tensors:
+            require_one_head(tensors, config)
             remarks = _write_tensors(writer, tensors, config, kind)
         return [*remarks, *_unsaid(config, tokenizer)]
     finally:
         writer.close()
+
+
+def require_one_head(tensors: StoredTensors, config: "PretrainedConfig") -> None:
+    """Refuse a model with a head of its own, if its config.json says that the head is the embedding.
+
+    transformers then goes by the files; a GGUF file without a head has the embedding for one.
+
+    Args:
+        tensors: The model's weights.
+        config: Its configuration.
+
+    Raises:
+        ExportError: It is such a model.
+    """
+    import torch
+
+    if _HEAD not in tensors or not config.tie_word_embeddings:
+        return
+    embeddings = [name for name in tensors if name != _HEAD and tensors.shapes[name] == tensors.shapes[_HEAD]]
+    if not any(torch.equal(tensors.get(_HEAD), tensors.get(name)) for name in embeddings):
+        message = f"has a {_HEAD} that is not its embedding, but tie_word_embeddings: true in its config.json."
+        raise ExportError.single(architectures.FIELD, "gguf", message, "Set tie_word_embeddings: false there.")
 
 
 def _unsaid(config: "PretrainedConfig", tokenizer: Any) -> Iterator[str]:
@@ -91,6 +117,9 @@ def _unsaid(config: "PretrainedConfig", tokenizer: Any) -> Iterator[str]:
     window = getattr(config, "sliding_window", None)
     if window and config.model_type == "mistral" and window < config.max_position_embeddings:
         yield f"llama.cpp lets every token see all before it, and not {window:,} alone: longer texts differ."
+    taking = [token.content for token in tokenizer.added_tokens_decoder.values() if token.lstrip or token.rstrip]
+    if taking:
+        yield f"llama.cpp keeps the white space beside {', '.join(taking)}, which the tokenizer takes away."
     if isinstance(tokenizer.chat_template, dict) and len(tokenizer.chat_template) > 1:
         others = ", ".join(sorted({*tokenizer.chat_template} - {"default"}))
         yield f"of several chat templates only the default one is in the file, and not {others}."
@@ -136,7 +165,7 @@ def _write_tensors(writer: Any, tensors: StoredTensors, config: "PretrainedConfi
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if factors is not None:
-        writer.write_tensor_data(factors)
+        writer.write_tensor_data(_Written(factors.nbytes, iter([factors])))
     for name, known in names.items():
         order = architectures.row_order(known, tensors.shapes[name][0], config)
         writer.write_tensor_data(_Written(sizes[name], _parts(tensors, name, order, chosen[name])))

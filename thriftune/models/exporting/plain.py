@@ -11,13 +11,18 @@ from thriftune.errors import ExportError
 from thriftune.hardware import Precision, torch_dtype
 from thriftune.models.exporting.gguf_architectures import FIELD
 from thriftune.models.exporting.tensors import StoredTensors
-from thriftune.models.weight_files import INDEX, SINGLE
+from thriftune.models.files import TEMPLATES, UNWANTED, is_wanted
+from thriftune.models.weight_files import SINGLE
 from thriftune.models.weight_writer import Entry, aligned, write_file, write_index
 
 if TYPE_CHECKING:
     import torch
 
 _CONFIG = "config.json"
+# A GGUF file beside the weights would be taken for the export.
+_NOT_COPIED = (*UNWANTED, "*.safetensors", "*.index.json", "*.gguf", "*.h5", "*.msgpack", artifacts.MANIFEST)
+# Keys about the weights as they were: the older name of their type, and a file of another name than the usual.
+_OF_THE_FILES = ("torch_dtype", "transformers_weights")
 
 
 def write(model_dir: Path, directory: Path, precision: Precision, shard_bytes: int) -> list[str]:
@@ -39,7 +44,7 @@ def write(model_dir: Path, directory: Path, precision: Precision, shard_bytes: i
     with StoredTensors(model_dir) as tensors:
         files = _files(tensors, dtype, shard_bytes)
         for file, entries in files.items():
-            write_file(directory / file, entries, lambda name: _cast(name, tensors.get(name), dtype))
+            write_file(directory / file, entries, lambda name: _cast(name, tensors.get(name), precision))
     if list(files) != [SINGLE]:
         write_index(directory, files)
     copy_others(model_dir, directory, {"dtype": str(dtype).removeprefix("torch.")})
@@ -64,7 +69,7 @@ def _files(tensors: StoredTensors, dtype: "torch.dtype", shard_bytes: int) -> di
 
 
 def copy_others(model_dir: Path, directory: Path, changes: Mapping[str, Any]) -> None:
-    """Copy everything of a model but its weights and its manifest.
+    """Copy everything of a model but its weights, in whatever form, and its manifest.
 
     Args:
         model_dir: Model directory.
@@ -72,15 +77,18 @@ def copy_others(model_dir: Path, directory: Path, changes: Mapping[str, Any]) ->
         changes: What takes the place of keys of its config.json.
     """
     for file in sorted(model_dir.iterdir()):
-        if file.is_file() and file.suffix != ".safetensors" and file.name not in (INDEX, artifacts.MANIFEST):
+        if file.is_file() and is_wanted(file.name, ("*",), _NOT_COPIED):
             shutil.copyfile(file, directory / file.name)
+    if (model_dir / TEMPLATES).is_dir():
+        shutil.copytree(model_dir / TEMPLATES, directory / TEMPLATES, dirs_exist_ok=True)
     content = json.loads((model_dir / _CONFIG).read_text(encoding="utf-8"))
-    content.pop("torch_dtype", None)  # the key's older name
+    for name in _OF_THE_FILES:
+        content.pop(name, None)
     (directory / _CONFIG).write_text(json.dumps({**content, **changes}, indent=2) + "\n", encoding="utf-8")
 
 
-def _cast(name: str, tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-    """A tensor in another type, if it holds weights.
+def _cast(name: str, tensor: "torch.Tensor", precision: Precision) -> "torch.Tensor":
+    """A tensor in another precision, if it holds weights.
 
     Raises:
         ExportError: A weight is too large for it.
@@ -89,9 +97,9 @@ def _cast(name: str, tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Ten
 
     if not tensor.is_floating_point():
         return tensor
-    cast = tensor.to(dtype)
+    cast = tensor.to(torch_dtype(precision))
     if not cast.isfinite().all() and tensor.isfinite().all():
-        kind, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
-        message = f"{name} has a weight of {tensor.abs().max():.3g}, and the largest number in {kind} is {most:g}."
-        raise ExportError.single(FIELD, kind, message, "Use bf16 or fp32.")
+        largest, most = tensor.abs().max(), torch.finfo(cast.dtype).max
+        message = f"{name} has a weight of {largest:.3g}, and the largest number in {precision} is {most:g}."
+        raise ExportError.single(FIELD, precision, message, "Use bf16 or fp32.")
     return cast

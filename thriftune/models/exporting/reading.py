@@ -1,6 +1,6 @@
 """An export as it will be read: its tokenizer, chat template, stop tokens, settings, weights, and the model itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +36,13 @@ class Candidate(Protocol):
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Its tokenizer."""
+
+    def plain_text(self, tokens: Sequence[int]) -> list[int]:
+        """Of some added tokens, those that are held as text like any other.
+
+        Args:
+            tokens: Token ids.
+        """
 
     def config(self, like: "PretrainedConfig") -> "PretrainedConfig":
         """Its configuration.
@@ -99,6 +106,14 @@ class InGguf:
         """Its tokenizer."""
         return self._file.tokenizer()
 
+    def plain_text(self, tokens: Sequence[int]) -> list[int]:
+        """Of some added tokens, those that are held as text like any other.
+
+        Args:
+            tokens: Token ids.
+        """
+        return self._file.plain_text(tokens)
+
     def config(self, like: "PretrainedConfig") -> "PretrainedConfig":
         """Its configuration.
 
@@ -161,6 +176,14 @@ class InDirectory:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Its tokenizer."""
         return load_tokenizer(self.directory, trust_remote_code=self._trust)
+
+    def plain_text(self, tokens: Sequence[int]) -> list[int]:
+        """None: what its tokenizer makes of each shows it.
+
+        Args:
+            tokens: Token ids.
+        """
+        return []
 
     def config(self, like: "PretrainedConfig") -> "PretrainedConfig":
         """Its configuration.
