@@ -5,19 +5,17 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from thriftune import damage
 from thriftune.config import ModelConfig
 from thriftune.config.benchmark_run import problem_of_name
-from thriftune.errors import AdapterError, ConfigError, ModelSourceError
+from thriftune.errors import AdapterError, ConfigError
+from thriftune.inference.usable import require_usable
 from thriftune.models import architecture as architectures
 from thriftune.models import classifier, lineage
 from thriftune.models import config_json as model_config
-from thriftune.models.adapter_weights import config_of, require_fit, shapes_in
-from thriftune.models.completeness import ADAPTER_CONFIG, require_no_adapter
-from thriftune.models.files import ADAPTER_FILES, files_of
+from thriftune.models.adapter_weights import config_of
+from thriftune.models.completeness import ADAPTER_CONFIG
 from thriftune.models.mixed_batch import alone, changes_base
 from thriftune.models.positions import table_length
-from thriftune.models.weight_files import Folder
 
 _PREFIXES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE")
 _BASE, _ADAPTERS = "--base", "--adapters"
@@ -64,21 +62,12 @@ def require_servable(model_dir: Path, adapters: Mapping[str, Path]) -> int | Non
     Raises:
         UserError: It is damaged, a classifier, no model, or the adapter is of another base.
     """
-    files_of(model_dir, _BASE, ModelSourceError)
-    damage.require_undamaged(model_dir, _BASE, ModelSourceError, content=True)
-    require_no_adapter(model_dir, _BASE)
-    classifier.require_language(model_dir, _BASE)
-    content = model_config.read(ModelConfig(source=str(model_dir)), token=None)
-    architecture = architectures.from_content(content, str(model_dir))
-    for name, place in adapters.items():
-        field = f"{_ADAPTERS} {name}"
-        files_of(place, field, AdapterError, ADAPTER_FILES, ())
-        damage.require_undamaged(place, field, AdapterError, content=True)
-        classifier.require_language(place, field)
-        require_fit(architecture, place, shapes_in(Folder(place), field, place), field, place)
-        lineage.require_lineage(place, model_dir, field)
+    require_usable(model_dir, adapters, fields=(_BASE, _ADAPTERS))
+    for name, place in adapters.items():  # again, as it also says where nothing tells
+        lineage.require_lineage(place, model_dir, f"{_ADAPTERS} {name}")
     require_on_one_base(adapters)
-    return table_length(architecture.skeleton)
+    content = model_config.read(ModelConfig(source=str(model_dir)), token=None)
+    return table_length(architectures.from_content(content, str(model_dir)).skeleton)
 
 
 def require_on_one_base(adapters: Mapping[str, Path]) -> None:
