@@ -2,10 +2,12 @@
 
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from flytekit import Deck, current_context
+from flytekit import Deck, FlyteContextManager, current_context
+from flytekit.core.data_persistence import FileAccessProvider
 
 from tasks import settings
 from thriftune import artifacts
@@ -69,7 +71,20 @@ def publish_deck(name: str, page: str) -> None:
     decks[:] = [deck for deck in decks if deck.name != name]
     show_deck(name, page)
     if current_context().enable_deck:  # flytekit's map tasks have none, and it warns each time
-        Deck.publish()
+        try:
+            _publish()
+        except OSError as error:  # the run continues without the page
+            logger.warning("The page %s could not be shown: %s", name, error)
+
+
+def _publish() -> None:
+    """Publish the decks, and remove the file that flytekit leaves each time: in a week they would be gigabytes."""
+    context = FlyteContextManager.current_context()
+    usual = context.file_access
+    with tempfile.TemporaryDirectory(prefix="thriftune-deck-") as folder:
+        access = FileAccessProvider(folder, usual.raw_output_prefix, usual.data_config)
+        with FlyteContextManager.with_context(context.with_file_access(access)):
+            Deck.publish()
 
 
 def show(what: str, run_name: str, page: str, content: str = "") -> None:
